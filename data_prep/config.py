@@ -1,0 +1,224 @@
+"""The `data` and `prep` sections of a spec."""
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from data_prep.section import BARE_NAME, Count, Fraction, Section, Seed
+
+Colour = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
+
+
+class ProfileFolders(Section):
+    """One folder of photos per person below `root/images/`, and a table with one row per folder (column `path`)."""
+
+    layout: Literal["profile_folders"] = "profile_folders"
+    root: str
+    table: str = "train.csv"
+
+
+class ClassFolders(Section):
+    """`root/images/<class>/<photo>`, no table. The folder is the column `folder`."""
+
+    layout: Literal["class_folders"] = "class_folders"
+    root: str
+
+
+class Table(Section):
+    """A CSV or Parquet table with one row per photo and a path column, relative to `root/images/`."""
+
+    layout: Literal["table"] = "table"
+    root: str
+    table: str
+    path: str = "path"
+
+
+Source = Annotated[ProfileFolders | ClassFolders | Table, Field(discriminator="layout")]
+
+
+class TestTable(Section):
+    """A separate test set: photos below `root/images/`, named by the column `id` of the table."""
+
+    __test__ = False  # the name is the field's word, not a test class for pytest
+
+    root: str
+    table: str = "info.csv"
+    id: str = "ImageID"
+    label: str | None = None
+    group: str | None = None
+    public: Fraction | None = None
+
+
+class TestHoldOut(Section):
+    """A test set taken out of the source by group."""
+
+    __test__ = False
+
+    hold_out: Fraction
+    public: Fraction | None = None
+
+
+Patterns = dict[str, str | list[str]]
+
+
+class StemLabel(Section):
+    """A label read from the file's stem: class name -> shell pattern(s)."""
+
+    source: Literal["stem"] = Field("stem", alias="from")
+    classes: Annotated[Patterns, Field(min_length=2)]
+
+
+class _ValueLabel(Section):
+    classes: Annotated[list[str], Field(min_length=2)] | None = None
+    bins: Annotated[list[float], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if (self.classes is None) == (self.bins is None):
+            raise ValueError("needs either classes (a list of values) or bins (a list of borders), not both")
+        return self
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: list[str] | None) -> list[str] | None:
+        if classes and len(set(classes)) < len(classes):
+            raise ValueError(f"classes must differ, found {classes}")
+        return classes
+
+    @field_validator("bins")
+    @classmethod
+    def _ascending(cls, bins: list[float] | None) -> list[float] | None:
+        if bins and any(a >= b for a, b in zip(bins, bins[1:], strict=False)):
+            raise ValueError(f"bins must ascend, found {bins}")
+        return bins
+
+
+class ColumnLabel(_ValueLabel):
+    """A label read from a column of the table: listed values, or bins of a number (left-closed)."""
+
+    source: Literal["column"] = Field("column", alias="from")
+    column: str
+
+
+class FolderLabel(_ValueLabel):
+    """A label read from a part of the folder's name, cut at `separator` (parts count from 0)."""
+
+    source: Literal["folder"] = Field("folder", alias="from")
+    part: Annotated[int, Field(ge=0)] = 0
+    separator: str = "_"
+
+
+Label = Annotated[StemLabel | ColumnLabel | FolderLabel, Field(discriminator="source")]
+
+
+class Split(Section):
+    """How labelled samples become train and val, and how folds are dealt."""
+
+    strategy: Literal["random", "profile", "balanced_profile"] = "balanced_profile"
+    val: Fraction = 0.2
+    seed: Seed = 0
+
+
+class Data(Section):
+    """Where the photos are, what their labels mean, and who must never be on both sides."""
+
+    source: Source
+    test: TestTable | TestHoldOut | None = None
+    labels: Annotated[dict[str, Label], Field(min_length=1)]
+    group: str
+    exclude: list[dict[str, Any]] = []
+    split: Split = Split()
+
+    @field_validator("labels")
+    @classmethod
+    def _plain_names(cls, labels: dict[str, Any]) -> dict[str, Any]:
+        for name in labels:
+            if not name.isidentifier():
+                raise ValueError(f"a label's name must be letters, digits and underscores, found {name!r}")
+        return labels
+
+    @field_validator("exclude")
+    @classmethod
+    def _rules(cls, rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for rule in rules:
+            for column, wanted in rule.items():
+                _check_rule(column, wanted)
+        return rules
+
+
+def _check_rule(column: str, wanted: Any) -> None:
+    """Raise unless a rule is [low, high] (inclusive), a list of values, a value, or {not: value(s)}."""
+    form = f"exclude.{column}: must be [low, high], a list of values, a value, or {{not: value}}"
+    if isinstance(wanted, dict):
+        if set(wanted) != {"not"} or isinstance(wanted["not"], dict):
+            raise ValueError(f"{form}, found {wanted}")
+    elif isinstance(wanted, list):
+        numbers = [isinstance(value, int | float) and not isinstance(value, bool) for value in wanted]
+        if not wanted or (any(numbers) and (not all(numbers) or len(wanted) != 2 or wanted[0] > wanted[1])):
+            raise ValueError(f"{form}, found {wanted}")
+
+
+class RemoveBackground(Section):
+    """Replace everything but the person by one colour (rembg)."""
+
+    name: Literal["remove_background"] = "remove_background"
+    model: Literal["u2netp", "u2net"] = "u2netp"
+    fill: Colour = [0, 0, 0]
+
+
+class CropFace(Section):
+    """Crop to the largest central face (DeepFace), widened by `margin` of its size on every side."""
+
+    name: Literal["crop_face"] = "crop_face"
+    detector: str = "fastmtcnn"
+    margin: Annotated[float, Field(ge=0, le=2)] = 0.25
+    on_missing: Literal["center", "keep", "drop"] = "center"
+
+
+class CenterCrop(Section):
+    """Cut the largest central square, or a central `size` x `size` square."""
+
+    name: Literal["center_crop"] = "center_crop"
+    size: Annotated[int, Field(ge=8, le=2048)] | None = None
+
+
+class KeepAspect(Section):
+    """Pad to a square with one colour, so that a later resize keeps the shape of what it shows."""
+
+    name: Literal["keep_aspect"] = "keep_aspect"
+    fill: Colour = [0, 0, 0]
+
+
+class Resize(Section):
+    """Resize to `size` x `size` pixels, antialiased."""
+
+    name: Literal["resize"] = "resize"
+    size: Annotated[int, Field(ge=8, le=2048)]
+
+
+Step = Annotated[
+    Annotated[RemoveBackground | CropFace | CenterCrop | KeepAspect | Resize, Field(discriminator="name")], BARE_NAME
+]
+
+
+class Prep(Section):
+    """The steps that turn a photo into a training sample, in the user's order."""
+
+    steps: Annotated[list[Step], Field(min_length=1)] = [Resize(size=128)]
+
+    @model_validator(mode="after")
+    def _ends_square(self) -> Self:
+        if not isinstance(self.steps[-1], Resize):
+            raise ValueError(f"the last step must be resize, so that all samples have one size; found {self.steps[-1].name}")
+        return self
+
+    @property
+    def size(self) -> int:
+        """Side of a prepared sample in pixels."""
+        last = self.steps[-1]
+        assert isinstance(last, Resize)  # holds by validation
+        return last.size
+
+
+__all__ = ["Count", "Data", "Label", "Prep", "Source", "Split", "Step"]

@@ -1,0 +1,55 @@
+"""The base of every configuration section: closed, frozen, strictly typed."""
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+_HOW = "how"
+
+
+class Section(BaseModel):
+    """A part of a spec. Unknown keys, loose types, NaN and infinities are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        populate_by_name=False,
+        serialize_by_alias=True,
+    )
+
+
+def how(default: Any = ..., **settings: Any) -> Any:
+    """Declare a field that says only how to run, and so stays out of every key."""
+    return Field(default, json_schema_extra={_HOW: True}, **settings)
+
+
+def identity(section: BaseModel) -> dict[str, Any]:
+    """Return the fields of a section that decide its result, defaults included, as JSON values."""
+    dumped: dict[str, Any] = section.model_dump(mode="json", by_alias=True)
+    for name, field in type(section).model_fields.items():
+        alias = field.alias or name
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get(_HOW):
+            dumped.pop(alias)
+        elif isinstance(value := getattr(section, name), BaseModel):
+            dumped[alias] = identity(value)
+    return dumped
+
+
+def _bare_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+BARE_NAME = BeforeValidator(_bare_name, json_schema_input_type=str | dict[str, Any])
+"""Lets a bare string s stand for {name: s}, the short form that every named component has."""
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy, torch and Python's random all accept as a seed."""

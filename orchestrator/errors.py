@@ -1,0 +1,17 @@
+"""Errors that end a command with a message instead of a traceback."""
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user can put right. The text says what was required, what was found, what to do.
+
+    `exit_code` is 2 for a bad spec or usage, 1 for an environment that lacks something or a stage that failed.
+    """
+
+    exit_code = 1
+
+
+class SpecError(UserError):
+    """A spec or a command line that cannot be run."""
+
+    exit_code = 2

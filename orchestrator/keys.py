@@ -1,0 +1,31 @@
+"""Content keys: the sha256 of canonical JSON."""
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+
+def canonical(value: Any) -> str:
+    """Write JSON in its one canonical form: sorted keys, no spaces, UTF-8.
+
+    Raises:
+        ValueError: a NaN or an infinity stands in it; neither equals itself across JSON readers.
+        TypeError: something is not a JSON value.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 of a JSON value in canonical form, 64 hex digits."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def stage_key(kind: str, version: int, params: Any, inputs: dict[str, str]) -> str:
+    """Return the key of an artifact: what it is, how it is made, and the keys of what it is made from."""
+    return digest({"kind": kind, "version": version, "params": params, "inputs": inputs})
+
+
+def setting_id(resolved: Any) -> str:
+    """Return the short name of a setting: the first 8 hex digits of the hash of its data, prep and train."""
+    return digest(resolved)[:8]

@@ -1,0 +1,98 @@
+"""Schemas of the Parquet files of a run (the contract's section 6), and how they are written."""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
+
+TRIAL_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("trial_id", _TEXT),
+    ("setting", _TEXT),
+    ("variant", _TEXT),
+    ("phase", _TEXT),  # search | confirm
+    ("seed", _INT),
+    ("fold", _INT),  # null in search
+    ("status", _TEXT),  # COMPLETE | PRUNED | FAILED
+    ("params", _TEXT),  # the sampled values as JSON
+    ("epochs", _INT),
+    ("wall_s", _FLOAT),
+    ("val_accuracy", _FLOAT),  # of the best epoch, like all val_ columns
+    ("val_macro_f1", _FLOAT),
+    ("val_loss", _FLOAT),
+    ("checkpoint", _TEXT),  # relative to the store; null unless COMPLETE
+    ("error", _TEXT),
+]
+"""One row per trial. `val_macro_f1_<label>` columns follow, one per label of the schema."""
+
+CURVE_FIELDS: list[tuple[str, pa.DataType]] = [("trial_id", _TEXT), ("epoch", _INT)]
+"""One row per trial and epoch (from 1). One float64 column per reported metric follows."""
+
+PREDICTIONS = pa.schema(
+    [
+        ("trial_id", _TEXT),
+        ("setting", _TEXT),
+        ("variant", _TEXT),
+        ("seed", _INT),
+        ("fold", _INT),
+        ("sample_id", _TEXT),
+        ("split", _TEXT),  # val | oof | test
+        ("target", _INT),  # single-label code; null for test, always
+        ("pred", _INT),
+        ("probs", pa.list_(pa.float32())),  # (n_classes,)
+    ]
+)
+
+TEST_LABELS = pa.schema([("sample_id", _TEXT), ("label", _INT)])
+
+VOTE_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("sample_id", _TEXT),
+    ("ImageID", _TEXT),
+    ("pred", _INT),
+    ("votes", _INT),  # members that voted for pred; 0 for a quarantined photo
+    ("tie", pa.bool_()),
+    ("outcome", _TEXT),  # voted | tie | quarantined: <reason>
+]
+"""One row per test photo, in the test table's order. `pred_<setting>` columns follow, one per member."""
+
+
+def trials_schema(labels: Iterable[str]) -> pa.Schema:
+    """Return the schema of trials.parquet for these label names."""
+    return pa.schema([*TRIAL_FIELDS, *((f"val_macro_f1_{name}", _FLOAT) for name in labels)])
+
+
+def curves_schema(metrics: Iterable[str]) -> pa.Schema:
+    """Return the schema of curves.parquet for these metric names."""
+    return pa.schema([*CURVE_FIELDS, *((name, _FLOAT) for name in metrics)])
+
+
+def votes_schema(settings: Iterable[str]) -> pa.Schema:
+    """Return the schema of votes.parquet for these members, in rank order."""
+    return pa.schema([*VOTE_FIELDS, *((f"pred_{setting}", _INT) for setting in settings)])
+
+
+def from_rows(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Build a table from dicts; a missing column is null, an unknown one an error."""
+    found = list(rows)
+    known = set(schema.names)
+    for row in found:
+        if extra := set(row) - known:
+            raise ValueError(f"columns {sorted(extra)} are not in the schema {sorted(known)}")
+    return pa.Table.from_pylist([dict(row) for row in found], schema=schema)
+
+
+def write(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file beside its place and rename it there."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, beside)
+    beside.replace(path)
+
+
+def read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read one Parquet file, without memory-mapping so that it may be replaced meanwhile."""
+    return pq.read_table(path, columns=columns, memory_map=False)

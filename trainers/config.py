@@ -1,0 +1,234 @@
+"""The `train` section of a spec: everything that decides what one training does. Imports no torch."""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from data_prep.section import BARE_NAME, Count, Fraction, Positive, Probability, Section
+
+_DURATION = r"^[1-9][0-9]* (epochs?|steps?)$"
+DurationText = Annotated[str, StringConstraints(pattern=_DURATION)]
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training, in epochs or in steps."""
+
+    n: int
+    unit: Literal["epochs", "steps"]
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        """Read '10 epochs' or '500 steps'."""
+        if not re.match(_DURATION, text):
+            raise ValueError(f"a duration must read like '10 epochs' or '500 steps', found {text!r}")
+        number, unit = text.split()
+        return cls(int(number), "epochs" if unit.startswith("epoch") else "steps")
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Convert to optimizer updates."""
+        return self.n * steps_per_epoch if self.unit == "epochs" else self.n
+
+    def epochs(self, steps_per_epoch: int) -> int:
+        """Convert to epochs, rounded up: a begun epoch is evaluated too."""
+        return self.n if self.unit == "epochs" else -(-self.n // steps_per_epoch)
+
+
+class SingleHead(Section):
+    """Model A: one linear layer over the joint classes, or over one label alone (`labels: [age]`)."""
+
+    name: Literal["single"] = "single"
+    labels: Annotated[list[str], Field(min_length=1)] | None = None
+
+
+class ShallowHead(Section):
+    """Model B: one linear layer per label."""
+
+    name: Literal["shallow"] = "shallow"
+
+
+class DeepHead(Section):
+    """Model C: per label, features -> hidden, BatchNorm, ReLU, Dropout -> classes."""
+
+    name: Literal["deep"] = "deep"
+    hidden: Annotated[int, Field(ge=1, le=8192)] = 512
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+
+Head = Annotated[Annotated[SingleHead | ShallowHead | DeepHead, Field(discriminator="name")], BARE_NAME]
+
+
+class Model(Section):
+    """A timm backbone and a head."""
+
+    backbone: str = "tf_efficientnet_lite0"
+    pretrained: bool = True
+    head: Head = SingleHead()
+
+
+class _Loss(Section):
+    weights: dict[str, Positive] = {}
+
+
+class Focal(_Loss):
+    """Focal loss, (1 - p)^gamma * cross entropy (Lin et al. 2017, eq. 4)."""
+
+    name: Literal["focal"] = "focal"
+    gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
+
+
+class CrossEntropy(_Loss):
+    """Cross entropy."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+
+
+class LabelSmoothing(_Loss):
+    """Cross entropy against smoothed targets (Szegedy et al. 2016)."""
+
+    name: Literal["label_smoothing"] = "label_smoothing"
+    smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
+class SoftF1(_Loss):
+    """One minus the macro F1 of the batch's probabilities."""
+
+    name: Literal["f1"] = "f1"
+
+
+Loss = Annotated[Annotated[Focal | CrossEntropy | LabelSmoothing | SoftF1, Field(discriminator="name")], BARE_NAME]
+
+
+class _Optimizer(Section):
+    lr: Annotated[float, Field(gt=0, le=1e6)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+
+
+class Adam(_Optimizer):
+    """Adam with L2 regularisation."""
+
+    name: Literal["adam"] = "adam"
+
+
+class AdamW(_Optimizer):
+    """Adam with decoupled weight decay."""
+
+    name: Literal["adamw"] = "adamw"
+
+
+class SGD(_Optimizer):
+    """Stochastic gradient descent with Nesterov momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+
+Optimizer = Annotated[Annotated[Adam | AdamW | SGD, Field(discriminator="name")], BARE_NAME]
+
+
+class ReduceOnPlateau(Section):
+    """Multiply the learning rate by `factor` after `patience` epochs without a better val macro F1."""
+
+    name: Literal["reduce_on_plateau"] = "reduce_on_plateau"
+    patience: Annotated[int, Field(ge=0)] = 5
+    factor: Fraction = 0.1
+
+
+class Cosine(Section):
+    """Linear warm-up, then half a cosine to zero, per step."""
+
+    name: Literal["cosine"] = "cosine"
+    warmup: DurationText | None = None
+
+
+class StepDecay(Section):
+    """Multiply the learning rate by `factor` every `every` epochs."""
+
+    name: Literal["step"] = "step"
+    every: Count = 10
+    factor: Fraction = 0.1
+
+
+class Constant(Section):
+    """A constant learning rate."""
+
+    name: Literal["none"] = "none"
+
+
+Schedule = Annotated[
+    Annotated[ReduceOnPlateau | Cosine | StepDecay | Constant, Field(discriminator="name")], BARE_NAME
+]
+
+
+class NoCutMix(Section):
+    """No CutMix."""
+
+    name: Literal["none"] = "none"
+
+
+class RandomCutMix(Section):
+    """A random box of another sample (Yun et al. 2019); lambda ~ Beta(alpha, alpha)."""
+
+    name: Literal["random"] = "random"
+    p: Probability = 0.5
+    alpha: Positive = 1.0
+
+
+class HalfCutMix(Section):
+    """The right half of another sample, targets half and half."""
+
+    name: Literal["half"] = "half"
+    p: Probability = 0.5
+
+
+CutMix = Annotated[Annotated[NoCutMix | RandomCutMix | HalfCutMix, Field(discriminator="name")], BARE_NAME]
+
+
+class NoMixUp(Section):
+    """No MixUp."""
+
+    name: Literal["none"] = "none"
+
+
+class OnlineMixUp(Section):
+    """Convex combinations of a batch with its permutation (Zhang et al. 2018); lambda ~ Beta(alpha, alpha)."""
+
+    name: Literal["online"] = "online"
+    alpha: Positive = 0.2
+
+
+MixUp = Annotated[Annotated[NoMixUp | OnlineMixUp, Field(discriminator="name")], BARE_NAME]
+
+
+class Augment(Section):
+    """What happens to a training sample. Validation and test samples are never augmented."""
+
+    policy: Literal["none", "basic", "strong", "contest"] | list[dict[str, Any]] = "basic"
+    cutmix: CutMix = NoCutMix()
+    mixup: MixUp = NoMixUp()
+
+
+class Train(Section):
+    """One training, from ImageNet weights to the best epoch."""
+
+    model: Model = Model()
+    loss: Loss = Focal()
+    optimizer: Optimizer = Adam()
+    schedule: Schedule = ReduceOnPlateau()
+    augment: Augment = Augment()
+    balance: Literal["none", "weighted_sampler", "class_weights"] = "none"
+    duration: DurationText = "10 epochs"
+    batch_size: Annotated[int, Field(ge=2, le=65536)] = 32
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+
+    @model_validator(mode="after")
+    def _weights_need_branches(self) -> Self:
+        if self.loss.weights and self.model.head.name == "single":
+            raise ValueError(
+                "loss.weights weighs the branches of a head; head 'single' has none; remove loss.weights or use head "
+                "'shallow' or 'deep'"
+            )
+        return self
