@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from data_prep.section import BARE_NAME, Count, Fraction, Section, Seed
+from data_prep.section import BARE_NAME, Count, Fraction, Section, Seed, how
 
 Colour = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
 
@@ -14,7 +14,7 @@ class ProfileFolders(Section):
     """One folder of photos per person below `root/images/`, and a table with one row per folder (column `path`)."""
 
     layout: Literal["profile_folders"] = "profile_folders"
-    root: str
+    root: str = how()  # the fingerprint of its files identifies it, wherever it lies
     table: str = "train.csv"
 
 
@@ -22,14 +22,14 @@ class ClassFolders(Section):
     """`root/images/<class>/<photo>`, no table. The folder is the column `folder`."""
 
     layout: Literal["class_folders"] = "class_folders"
-    root: str
+    root: str = how()  # the fingerprint of its files identifies it, wherever it lies
 
 
 class Table(Section):
     """A CSV or Parquet table with one row per photo and a path column, relative to `root/images/`."""
 
     layout: Literal["table"] = "table"
-    root: str
+    root: str = how()  # the fingerprint of its files identifies it, wherever it lies
     table: str
     path: str = "path"
 
@@ -42,7 +42,7 @@ class TestTable(Section):
 
     __test__ = False  # the name is the field's word, not a test class for pytest
 
-    root: str
+    root: str = how()  # the fingerprint of its files identifies it, wherever it lies
     table: str = "info.csv"
     id: str = "ImageID"
     label: str | None = None
