@@ -1,0 +1,54 @@
+# Two commands: `make quickstart` (the main job on sample data) and `make test` (every test a CPU can run).
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+SAMPLE := data/sample
+.DEFAULT_GOAL := help
+.PHONY: help setup weights quickstart smoke check test fast bench campaign clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+# The stamp is newer than what it was made from, so a second `make setup` does nothing.
+setup: $(VENV)/.stamp  ## create .venv and install the pinned dependencies
+$(VENV)/.stamp: pyproject.toml constraints.txt requirements-no-deps.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is required, $(PYTHON) was not found; install it or set PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { apt-get update -qq && apt-get install -y -qq python3.11-venv; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps --requirement requirements-no-deps.txt
+	@touch $@
+
+weights: setup  ## fetch and verify the model weights the quickstart needs
+	$(BIN)/python -m orchestrator weights u2netp fastmtcnn tf_efficientnet_lite0
+
+$(SAMPLE)/.complete: data_prep/synthetic.py | setup
+	rm -rf $(SAMPLE)
+	$(BIN)/python -m data_prep.synthetic --out $(SAMPLE) --people 96 --seed 0
+	@touch $@
+
+quickstart: weights $(SAMPLE)/.complete  ## run the main job on sample data, from nothing to a report
+	$(BIN)/python -m orchestrator submit experiments/quickstart.yaml
+
+smoke: weights $(SAMPLE)/.complete  ## run the smallest experiment through the whole path
+	$(BIN)/python -m orchestrator submit experiments/smoke.yaml
+
+check: setup  ## lint, types, import rules, fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -m "not ray and not models and not slow and not gpu and not browser"
+
+fast: setup  ## fast tests alone
+	$(BIN)/python -m pytest -q -m "not ray and not models and not slow and not gpu and not browser"
+
+test: weights  ## every test tier that a CPU can run
+	$(BIN)/python -m pytest -q -m "not gpu" --durations=15
+
+bench: weights  ## measure against what a user would do instead; ONLY=name runs one
+	$(BIN)/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY)) --out bench.json
+
+clean:  ## remove the environment and the sample data
+	rm -rf $(VENV) $(SAMPLE)

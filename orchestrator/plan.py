@@ -1,0 +1,198 @@
+"""What a spec would run: stages, keys, what is cached and why, how much it may cost.
+
+Planning reads manifests and folder listings only, so that it answers at once and imports nothing heavy.
+"""
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from data_prep.fingerprint import fingerprint
+from data_prep.labels import Schema
+from data_prep.section import identity
+from data_prep.steps import steps_identity
+from orchestrator.errors import SpecError
+from orchestrator.keys import digest, stage_key
+from orchestrator.runs import RunPaths
+from orchestrator.space import grid_size
+from orchestrator.spec import Arm, Experiment
+from orchestrator.store import Artifact, Store
+
+STAGES = ("catalog", "audit", "split", "prepare", "search", "confirm", "hypotheses", "select", "vote", "report")
+VERSIONS = {name: 1 for name in (*STAGES, "shard", "rows", "trial")}
+"""Raise one by hand when the meaning of its stage changes; what was made before is then made again."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage before it runs: its expected outcome (CACHED or WOULD_RUN), and why."""
+
+    name: str
+    outcome: str
+    why: str
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything `plan` prints and `submit` follows."""
+
+    run_id: str
+    run_key: str
+    files: str  # fingerprint of the data roots
+    stages: tuple[PlannedStage, ...]
+    trials: dict[str, int]  # phase -> number of trainings at most
+    n_photos: int | None  # None until the catalog is known
+    n_to_prepare: int | None
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of plan.json."""
+        return asdict(self)
+
+
+class Keys:
+    """The keys of an experiment's stages; those below the catalog need its content."""
+
+    def __init__(self, experiment: Experiment, files: str) -> None:
+        self.experiment = experiment
+        self.files = files
+        self.schema = Schema.of(experiment.spec.data.labels)
+
+    @property
+    def run(self) -> str:
+        return digest({"spec": self.experiment.identity(), "versions": VERSIONS, "files": self.files})
+
+    @property
+    def catalog(self) -> str:
+        data = identity(self.experiment.spec.data)
+        params = {name: data[name] for name in ("source", "test", "labels", "group")}
+        if params["test"]:
+            # which column holds the labels, and who may see them, changes no row of the catalog
+            params["test"] = {k: v for k, v in params["test"].items() if k not in {"label", "public"}}
+        return stage_key("catalog", VERSIONS["catalog"], params, {"files": self.files})
+
+    def split(self, arm: Arm, content: str) -> str:
+        confirm = self.experiment.spec.confirm
+        params = {"split": identity(arm.data.split), "exclude": arm.data.exclude, "folds": confirm.folds if confirm else None}
+        return stage_key("split", VERSIONS["split"], params, {"catalog": content})
+
+    def audit(self, content: str) -> str:
+        inputs = {f"split/{name}": self.split(arm, content) for name, arm in self.experiment.arms.items()}
+        return stage_key("audit", VERSIONS["audit"], {}, {"catalog": content, **inputs})
+
+    def prepare(self, arm: Arm, photos: str) -> str:
+        return stage_key("prepare", VERSIONS["prepare"], steps_identity(arm.prep), {"photos": photos})
+
+    def rows(self, prepare: str) -> str:
+        return stage_key("rows", VERSIONS["rows"], {}, {"prepare": prepare})
+
+    def _inputs(self, catalog: Artifact) -> dict[str, str]:
+        inputs = {}
+        for name, arm in self.experiment.arms.items():
+            inputs[f"split/{name}"] = self.split(arm, catalog.result["content"])
+            inputs[f"prepare/{name}"] = self.prepare(arm, catalog.result["photos"])
+        return inputs
+
+    def search(self, catalog: Artifact) -> str:
+        spec = self.experiment.spec
+        params = {
+            "seed": spec.seed,
+            "search": identity(spec.search) if spec.search else None,
+            "train": {name: identity(arm.train) for name, arm in self.experiment.arms.items()},
+            "trial": VERSIONS["trial"],
+        }
+        return stage_key("search", VERSIONS["search"], params, self._inputs(catalog))
+
+    def confirm(self, catalog: Artifact, finalists: list[str]) -> str:
+        spec = self.experiment.spec
+        params = {
+            "confirm": identity(spec.confirm) if spec.confirm else None,
+            "finalists": sorted(finalists),
+            "trial": VERSIONS["trial"],
+        }
+        return stage_key("confirm", VERSIONS["confirm"], params, self._inputs(catalog))
+
+
+def make_plan(experiment: Experiment, store: Store) -> Plan:
+    """Work out what would run.
+
+    Raises:
+        SpecError: a data root or table is missing.
+    """
+    try:
+        files = fingerprint(experiment.spec.data, experiment.base)
+    except (OSError, ValueError) as error:
+        raise SpecError(str(error)) from None
+    keys = Keys(experiment, files)
+    run_id = f"{experiment.spec.name}-{keys.run[:8]}"
+    finished = (RunPaths(store.root / "runs" / run_id).read_json("summary") or {}).get("state") == "SUCCEEDED"
+    stages, n_photos, n_to_prepare = _stages(keys, store, finished)
+    return Plan(run_id, keys.run, files, stages, n_trials(experiment), n_photos, n_to_prepare, _notes(experiment))
+
+
+def n_trials(experiment: Experiment) -> dict[str, int]:
+    """Return the largest number of trainings per phase."""
+    spec, n_variants = experiment.spec, len(experiment.arms)
+    per_variant = spec.search.trials if spec.search else 1
+    if spec.search and spec.search.sampler == "grid":
+        per_variant = min(per_variant, grid_size(spec.search.space))
+    trials = {"search": per_variant * n_variants}
+    if spec.confirm:
+        n_finalists = min(max(spec.confirm.finalists, n_variants), trials["search"])
+        trials["confirm"] = n_finalists * len(spec.confirm.seeds) * spec.confirm.folds
+    return trials
+
+
+def _notes(experiment: Experiment) -> tuple[str, ...]:
+    spec = experiment.spec
+    notes = []
+    if spec.data.split.strategy == "random":
+        notes.append("split random puts photos of one person on both sides; its scores are too good (audit.json says how far)")
+    if spec.data.test is None:
+        notes.append("no data.test: no vote and no submission")
+    return tuple(notes)
+
+
+def _stages(keys: Keys, store: Store, finished: bool) -> tuple[tuple[PlannedStage, ...], int | None, int | None]:
+    planned: list[PlannedStage] = []
+
+    def add(name: str, cached: bool, key: str | None, why: str) -> None:
+        outcome = "CACHED" if cached or finished else "WOULD_RUN"
+        planned.append(PlannedStage(name, outcome, "this run has finished" if finished else why, key))
+
+    catalog = store.find("catalog", keys.catalog)
+    add("catalog", catalog is not None, keys.catalog, "these files and labels were read before" if catalog
+        else "files, labels or groups are new or changed")
+    if catalog is None:
+        for name in STAGES[1:]:
+            add(name, False, None, "waits for the catalog")
+        return tuple(planned), None, None
+    content, arms = catalog.result["content"], keys.experiment.arms
+    audit = keys.audit(content)
+    splits = {name: keys.split(arm, content) for name, arm in arms.items()}
+    prepares = {name: keys.prepare(arm, catalog.result["photos"]) for name, arm in arms.items()}
+    missing_splits = [name for name, key in splits.items() if not store.find("split", key)]
+    missing_preps = [name for name, key in prepares.items() if not store.find("prepare", key)]
+    add("audit", store.find("audit", audit) is not None, audit,
+        "data and splits are unchanged" if store.find("audit", audit) else "data or splits changed")
+    add("split", not missing_splits, digest(splits), "splits are unchanged" if not missing_splits
+        else f"new split for {', '.join(missing_splits)}")
+    add("prepare", not missing_preps, digest(prepares), "photos and steps are unchanged" if not missing_preps
+        else f"photos, steps or weights changed for {', '.join(missing_preps)}")
+    search_key = keys.search(catalog)
+    search = store.find("search", search_key)
+    add("search", search is not None, search_key, "the same trials on the same data were finished" if search
+        else "settings, data or splits are new; finished trials are reused one by one")
+    confirm_key, confirm = None, None
+    if search is not None and keys.experiment.spec.confirm:
+        confirm_key = keys.confirm(catalog, search.result["finalists"].get(str(keys.experiment.spec.confirm.finalists), []))
+        confirm = store.find("confirm", confirm_key)
+    add("confirm", confirm is not None or keys.experiment.spec.confirm is None, confirm_key,
+        "confirm: null" if keys.experiment.spec.confirm is None else
+        "the same finalists were confirmed before" if confirm else "waits for the finalists of the search")
+    for name in STAGES[6:]:
+        add(name, False, None, "quick, made anew for each run")
+    n_photos = catalog.result["n_ok"]
+    distinct = {prepares[name] for name in missing_preps}
+    return tuple(planned), n_photos, n_photos * len(distinct)
