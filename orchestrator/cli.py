@@ -1,0 +1,253 @@
+"""The command line: parse, call, print. Everything heavy is imported by the command that needs it."""
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator import __version__
+from orchestrator.errors import SpecError, UserError
+
+EXIT_INTERRUPTED = 130
+
+
+class Commands(click.Group):
+    """Turns errors that a user can put right into a message and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            click.echo(str(error), err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted; the run can be continued: submit the same spec again, or `resume latest`", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:  # noqa: BLE001 - the last line of defense: a sentence instead of a traceback
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            text = f"{type(error).__name__}: {error}; run again with `python -m orchestrator --debug ...` for the traceback"
+            click.echo(text, err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="orchestrator")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def main(*, debug: bool) -> None:
+    """Run image-classification experiments from declarative specs, and end with an ensemble that can be trusted."""
+    del debug  # read from the context by Commands
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    del number, frame
+    raise KeyboardInterrupt
+
+
+SPEC = click.argument("spec", type=click.Path(path_type=Path))
+RUN = click.argument("run")
+SET = click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a value of the spec; recorded.")
+STORE = click.option("--store", type=click.Path(path_type=Path, file_okay=False), default=None,
+                     help="Folder of artifacts and runs.  [default: $ORCHESTRATOR_STORE or ./runs-store]")
+FORMAT = click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+
+
+def _store(folder: Path | None) -> Any:
+    from orchestrator.runs import default_store  # noqa: PLC0415
+    from orchestrator.store import Store  # noqa: PLC0415
+
+    return Store((folder or default_store()).resolve())
+
+
+def _read(spec: Path, overrides: tuple[str, ...] = ()) -> Any:
+    from orchestrator.spec import read  # noqa: PLC0415
+
+    return read(spec, list(overrides))
+
+
+@main.command()
+@SPEC
+@SET
+def check(spec: Path, overrides: tuple[str, ...]) -> None:
+    """Say everything that is wrong with a spec, with line and column."""
+    experiment = _read(spec, overrides)
+    click.echo(f"{spec}: valid; {len(experiment.arms)} variant(s): {', '.join(experiment.arms)}", err=True)
+
+
+@main.command()
+@SPEC
+@SET
+@STORE
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) -> None:
+    """Show what would run, what is cached and why, how many trials, and what it may cost."""
+    from orchestrator.plan import make_plan  # noqa: PLC0415
+    from orchestrator.views import plan_lines  # noqa: PLC0415
+
+    made = make_plan(_read(spec, overrides), _store(store))
+    click.echo(json.dumps(made.to_json(), indent=1) if form == "json" else "\n".join(plan_lines(made)))
+
+
+@main.command()
+@SPEC
+@SET
+@STORE
+@click.option("--address", default=None, envvar="RAY_ADDRESS", help="Ray cluster to attach to; a local one is started otherwise.")
+@click.option("--insecure", is_flag=True, help="Attach to another machine's cluster without a token.")
+@click.option("--detach", is_flag=True, help="Run in the background and print the run's id.")
+@click.option("--smoke", is_flag=True, help="Send one step of every variant through the whole path first.")
+@click.option("--allow-download", is_flag=True, help="Let missing model weights be fetched.")
+def submit(spec: Path, overrides: tuple[str, ...], store: Path | None, *, address: str | None, insecure: bool,
+           detach: bool, smoke: bool, allow_download: bool) -> None:
+    """Check, plan, run and report an experiment; go on with it if it was interrupted."""
+    from orchestrator.execute import Options, submit as execute  # noqa: PLC0415
+
+    experiment = _read(spec, overrides)
+    if detach:
+        from orchestrator.execute import detach as start_detached  # noqa: PLC0415
+
+        click.echo(start_detached(experiment, _store(store), sys.argv[1:]))
+        return
+    options = Options(address=address, insecure=insecure, smoke=smoke, allow_download=allow_download)
+    sys.exit(execute(experiment, _store(store), options))
+
+
+@main.command()
+@RUN
+@STORE
+@click.option("--address", default=None, envvar="RAY_ADDRESS")
+@click.option("--insecure", is_flag=True)
+def resume(run: str, store: Path | None, *, address: str | None, insecure: bool) -> None:
+    """Go on with an interrupted run as it was resolved, whatever its spec says now."""
+    from orchestrator.execute import Options, resume as execute  # noqa: PLC0415
+    from orchestrator.runs import find_run  # noqa: PLC0415
+
+    home = _store(store)
+    sys.exit(execute(find_run(home.root, run), home, Options(address=address, insecure=insecure)))
+
+
+@main.command()
+@STORE
+def runs(store: Path | None) -> None:
+    """List the runs of a store, the latest first."""
+    from orchestrator.runs import all_runs, state_of  # noqa: PLC0415
+
+    for run in all_runs(_store(store).root):
+        state = state_of(run)
+        click.echo(f"{run.run_id:<40} {state['state']:<12} {state['wall_s']:>8.0f} s")
+
+
+@main.command()
+@RUN
+@STORE
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def status(run: str, store: Path | None, form: str) -> None:
+    """Show stages, trials and the best so far of a run, live or finished."""
+    from orchestrator.results import status_view  # noqa: PLC0415
+    from orchestrator.runs import find_run  # noqa: PLC0415
+
+    view = status_view(find_run(_store(store).root, run).root)
+    if form == "json":
+        click.echo(json.dumps(view, indent=1))
+    else:
+        from orchestrator.views import status_lines  # noqa: PLC0415
+
+        click.echo("\n".join(status_lines(view)))
+
+
+@main.command()
+@RUN
+@STORE
+@FORMAT
+def results(run: str, store: Path | None, form: str) -> None:
+    """Print the trials and the ensemble of a run."""
+    from orchestrator.results import render_results  # noqa: PLC0415
+    from orchestrator.runs import find_run  # noqa: PLC0415
+
+    click.echo(render_results(find_run(_store(store).root, run).root, form), nl=False)
+
+
+@main.command()
+@RUN
+@STORE
+def report(run: str, store: Path | None) -> None:
+    """Write the HTML report of a run again and print its path."""
+    from orchestrator.report import build  # noqa: PLC0415
+    from orchestrator.runs import find_run  # noqa: PLC0415
+
+    click.echo(build(find_run(_store(store).root, run).root))
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of a spec, for editors."""
+    from orchestrator.spec import schema as make  # noqa: PLC0415
+
+    click.echo(json.dumps(make(), indent=1))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Write here instead of standard output.")
+def init(folder: Path, out: Path | None) -> None:
+    """Print a starter spec for the photos in a folder."""
+    from orchestrator.starter import starter_spec  # noqa: PLC0415
+
+    text = starter_spec(folder, (out.resolve().parent if out else Path.cwd()))
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    if out.exists():
+        raise SpecError(f"{out}: a new file was required, it exists; choose another name")
+    out.write_text(text, encoding="utf-8")
+    click.echo(f"wrote {out}; next: python -m orchestrator check {out}", err=True)
+
+
+@main.command()
+@RUN
+@click.argument("photos", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="CSV to write: ImageID, ans.")
+@STORE
+def predict(run: str, photos: Path, out: Path, store: Path | None) -> None:
+    """Answer a folder of photos with a run's ensemble, through the preparation it was trained with."""
+    from orchestrator.predict import predict_folder  # noqa: PLC0415
+    from orchestrator.runs import find_run  # noqa: PLC0415
+
+    home = _store(store)
+    counts = predict_folder(find_run(home.root, run), home, photos, out)
+    click.echo(f"wrote {out}: {counts['answered']} photos answered, {counts['quarantined']} quarantined", err=True)
+
+
+@main.command()
+@click.argument("names", nargs=-1)
+def weights(names: tuple[str, ...]) -> None:
+    """Fetch and verify model weights; without NAMES, all that this service knows."""
+    from data_prep.weights import fetch_all, known  # noqa: PLC0415
+
+    unknown = sorted(set(names) - set(known()))
+    if unknown:
+        raise SpecError(f"weights {', '.join(unknown)}: required names out of {', '.join(known())}")
+    for name, path in fetch_all(list(names) or None).items():
+        click.echo(f"{name}\t{path}")
+
+
+@main.command()
+def doctor() -> None:
+    """Say what this machine has and lacks; exit 1 if something needed is missing."""
+    from orchestrator.doctor import examine  # noqa: PLC0415
+
+    lines, healthy = examine()
+    click.echo("\n".join(lines))
+    sys.exit(0 if healthy else 1)
+
+
