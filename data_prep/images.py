@@ -1,0 +1,109 @@
+"""Photos as bytes and as arrays: checked before they are decoded, upright and RGB afterwards."""
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps
+
+MAX_BYTES = 64 * 2**20
+MAX_PIXELS = 50_000_000
+"""A 12,000 x 12,000 PNG of 410 kB decodes to 1.4 GB; the limit is read from the header, before any decoding."""
+FORMATS = ("JPEG", "PNG", "WEBP")
+JPEG_QUALITY = 95
+
+RGB = NDArray[np.uint8]  # (H, W, 3)
+
+
+class PhotoError(ValueError):
+    """A photo that cannot be used; the text is the reason that the catalog states."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a photo says of itself before it is decoded."""
+
+    width: int
+    height: int
+    format: str
+
+
+def read_header(photo: bytes) -> Header:
+    """Read a photo's size and format without decoding it.
+
+    Raises:
+        PhotoError: empty, too large, no image, or of a format that is not allowed.
+    """
+    if not photo:
+        raise PhotoError("empty file")
+    if len(photo) > MAX_BYTES:
+        raise PhotoError(f"too large: {len(photo)} bytes, at most {MAX_BYTES}")
+    with _opened(photo) as image:
+        return Header(image.width, image.height, str(image.format))
+
+
+def decode(photo: bytes, *, fill: tuple[int, int, int] = (0, 0, 0), near: int | None = None) -> RGB:
+    """Decode a photo upright (EXIF orientation applied) into RGB.
+
+    Args:
+        photo: the file's bytes.
+        fill: what transparent pixels are laid over.
+        near: a JPEG may be decoded at half, a quarter or an eighth of its size, if both sides stay above this.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        PhotoError: as `read_header`, or the data is truncated or broken.
+    """
+    read_header(photo)
+    with _opened(photo) as image:
+        if near is not None and image.format == "JPEG":
+            image.draft("RGB", (near, near))
+        try:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return np.ascontiguousarray(np.asarray(_to_rgb(upright, fill)))
+        except OSError as error:
+            raise PhotoError("truncated" if "truncated" in str(error) else f"broken: {error}") from None
+        except (ValueError, SyntaxError, IndexError, TypeError, MemoryError, OverflowError) as error:
+            raise PhotoError(f"broken: {error}") from None
+
+
+def encode(pixels: RGB) -> bytes:
+    """Encode RGB pixels (H, W, 3) uint8 as JPEG; the same pixels give the same bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def _opened(photo: bytes) -> ImageFile.ImageFile:
+    try:
+        with warnings.catch_warnings():
+            # our own limit stands below; Pillow's warning would only be printed
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(photo), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise PhotoError(f"too large: {error}") from None
+    except (OSError, ValueError, SyntaxError, IndexError, TypeError, OverflowError):
+        raise PhotoError("not an image (JPEG, PNG or WebP)") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise PhotoError(f"too large: {image.width}x{image.height} pixels, at most {MAX_PIXELS}")
+    return image
+
+
+def _to_rgb(image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel: keep the upper eight
+        array = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if array.max(initial=0) > 255 else 255.0  # noqa: PLR2004
+        image = Image.fromarray((array * (255.0 / top)).clip(0, 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        over = image.convert("RGBA")
+        canvas = Image.new("RGBA", over.size, (*fill, 255))
+        return Image.alpha_composite(canvas, over).convert("RGB")
+    return image.convert("RGB")
