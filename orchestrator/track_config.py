@@ -1,0 +1,24 @@
+"""The `track` section of a spec: where a run's ledger is mirrored to."""
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import StringConstraints
+
+from data_prep.section import Section
+
+Mode = Literal["offline", "online", "disabled"]
+
+
+class Wandb(Section):
+    """One W&B run per trial, grouped by run. Offline ones stay in the run's folder until `wandb sync`."""
+
+    project: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+    mode: Mode = "offline"
+
+
+class Track(Section):
+    """What mirrors a run. The Optuna journal `study.log` is always written."""
+
+    wandb: Wandb | None = None
+    tensorboard: bool = False
