@@ -184,7 +184,7 @@ def prepare(context: Context) -> Done:
 
 def _prepare_one(context: Context, key: str, prep: Any) -> tuple[int, int]:
     from data_prep.pool import ShardTask, prepare_shards  # noqa: PLC0415
-    from data_prep.shards import shard_name, write_index  # noqa: PLC0415
+    from data_prep.shards import n_shards_for, shard_name, write_index  # noqa: PLC0415
 
     steps, share = steps_identity(prep), context.experiment.spec.resources.per_prep_worker
     wanted, donors = _shard_rows(context), _donors(context, steps)
@@ -214,7 +214,7 @@ def _prepare_one(context: Context, key: str, prep: Any) -> tuple[int, int]:
             shard = context.store.get("shard", keys[number])
             link(shard.file("shard.parquet"), draft.path / shard_name(number))
             quarantined |= shard.result["quarantined"]
-        write_index(draft.path, steps=steps, size=prep.size)
+        write_index(draft.path, n_shards=n_shards_for(sum(map(len, wanted.values()))), steps=steps, size=prep.size)
         draft.result |= {"n_shards": len(wanted), "quarantined": quarantined, "n_prepared": prepared, "n_copied": copied}
     return prepared, copied
 
