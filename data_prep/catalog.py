@@ -1,48 +1,34 @@
-"""The catalog: one row per photo, with its hash, size, labels, group, and whether it can be read."""
+"""The catalog: one row per photo, with its hash, size, labels, group, and whether it can be used."""
+
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from data_prep.config import ClassFolders, Data, ProfileFolders, TestHoldOut, TestTable
-from data_prep.errors import DataError
-from data_prep.images import MAX_BYTES, PhotoError, decode, read_header
-from data_prep.labels import Schema, label_code
+from data_prep.config import Data, TestHoldOut, TestTable
+from data_prep.errors import DataError, some
+from data_prep.inspection import OK, Facts, inspect_chunk
+from data_prep.labels import Schema, read_codes
+from data_prep.sources import Columns, Listing, images_of, list_source, list_test, read_table, refusal
+from data_prep.split import deal_share
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 CHUNK = 64
-_NAMED = 3
-OWN = ("sample_id", "path", "group", "label", "sha256", "width", "height", "status")
+"""Photos per task: 0.2 s of decoding at 384 x 512, so that a task's fixed cost is small beside it."""
+_OWN = ("sample_id", "path", "group", "label", "sha256", "width", "height", "status")
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+_REAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?(e[+-]?[0-9]{1,2})?", re.IGNORECASE)
+_HOLD_OUT_SEED = 0
+"""The test set is chosen once for a data set: another split.seed must not show the test photos to a training."""
 
 MapChunks = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A photo before it is read: its id, its place below `images/`, and its row of the table."""
-
-    sample_id: str
-    relative: str
-    row: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What reading a photo once tells."""
-
-    sha256: str | None
-    width: int | None
-    height: int | None
-    status: str
 
 
 def build_catalog(
@@ -53,298 +39,283 @@ def build_catalog(
     Args:
         data: the spec's section.
         base: the folder that roots are relative to.
-        map_chunks: maps a function over chunks of paths, in order; the place for a cluster.
-        progress: told how many photos are read.
+        map_chunks: maps a picklable function over chunks of photos, results in order; the place for a cluster.
+        progress: told how many photos are read, and of how many.
 
     Returns:
-        Columns sample_id, path, group, the table's own, label_<name>, label, sha256, width, height, status ("ok" or
-        the reason of the quarantine). Test rows have no labels.
+        sample_id, path (POSIX, below the spec's folder), group, the table's own columns, label_<name>, label, sha256,
+        width and height (pixels, upright), status ("ok" or the reason of the quarantine). Test and quarantined rows
+        have null labels; test rows nothing of the table. A table's column whose name is taken above is `table_<name>`.
 
     Raises:
-        DataError: paths, labels or groups are not as the spec says.
+        DataError: a path, label or group is not as the spec says, or a class has no usable training photo.
     """
-    photos = sorted((*_source_photos(data, base), *_test_photos(data, base)), key=lambda photo: photo.sample_id)
-    _refuse_duplicates(photos)
-    paths = [str(photo_path(data, base, photo.sample_id)) for photo in photos]
-    facts: list[Facts] = []
-    for chunk in map_chunks(inspect_chunk, [paths[at : at + CHUNK] for at in range(0, len(paths), CHUNK)]):
-        facts.extend(chunk)
-        if progress:
-            progress(len(facts), f"of {len(paths)} photos")
     schema = Schema.of(data.labels)
-    rows = _rows(data, schema, photos, facts)
-    held = _held_out(data, schema, rows) if isinstance(data.test, TestHoldOut) else set()
-    rows = [_as_test(row, schema) if row["group"] in held and row["sample_id"].startswith("train/") else row for row in rows]
-    rows.sort(key=lambda row: row["sample_id"])
-    _refuse_empty(rows, schema)
-    return _table(rows, schema)
+    source = list_source(data.source, base)
+    known = [at for at, problem in enumerate(source.refusals) if problem is None]
+    if not known:
+        raise DataError(
+            "data.source", f"training photos were required, found none that may be opened: {some(_reasons(source))}"
+        )
+    groups, codes = _groups(data, source), _codes(data, source, known)
+    held = _held_out(data, groups, codes, known)
+    test = list_test(data.test, base) if isinstance(data.test, TestTable) else Listing([], [], {"group": []})
+
+    n_source = len(source.relatives)
+    ids = [_sample_id("test" if held[at] else "train", relative) for at, relative in enumerate(source.relatives)]
+    ids += [_sample_id("test", relative) for relative in test.relatives]
+    order = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
+    facts = _inspect_all(data, base, source, test, order, map_chunks, progress)
+
+    statuses = np.array([fact.status == OK for fact in facts])  # in sorted order, like all that follows
+    is_source = order < n_source
+    rows = np.where(is_source, order, 0)  # a row of the source; meaningless for a test table's
+    train = is_source & ~np.concatenate([held, np.ones(len(test.relatives), dtype=bool)])[order]
+    labels = np.where((train & statuses)[:, None], codes[rows], -1)
+    _refuse_missing(
+        labels[train & statuses], schema, [fact.status for fact, at in zip(facts, train, strict=True) if at]
+    )
+
+    roots = {"source": data.source.root, "test": data.test.root if isinstance(data.test, TestTable) else ""}
+    relatives = [*source.relatives, *test.relatives]
+    all_groups = [*groups, *(_text(group) for group in test.columns["group"])]
+    columns: dict[str, pa.Array] = {
+        "sample_id": pa.array([ids[at] for at in order], pa.string()),
+        "path": pa.array(
+            [_path(roots["source" if at < n_source else "test"], relatives[at]) for at in order], pa.string()
+        ),
+        "group": pa.array([all_groups[at] for at in order], pa.string()),
+    }
+    for name, values in _own_columns(data, source, schema).items():
+        columns[name] = _typed([values[at] if shown else None for at, shown in zip(rows, train, strict=True)])
+    unknown = labels[:, 0] < 0
+    for column, name in enumerate(schema.names):
+        columns[f"label_{name}"] = pa.array(labels[:, column], pa.int64(), mask=unknown)
+    columns["label"] = pa.array(np.where(unknown, 0, schema.encode(np.maximum(labels, 0))), pa.int64(), mask=unknown)
+    columns["sha256"] = pa.array([fact.sha256 for fact in facts], pa.string())
+    columns["width"] = pa.array([fact.width for fact in facts], pa.int64())
+    columns["height"] = pa.array([fact.height for fact in facts], pa.int64())
+    columns["status"] = pa.array([fact.status for fact in facts], pa.string())
+    return pa.table(columns)
 
 
 def photo_path(data: Data, base: Path, sample_id: str) -> Path:
-    """Return where a sample's photo lies.
+    """Return where a sample's photo lies. Links below the root were resolved and checked when the catalog was made.
 
     Raises:
         DataError: the id leads out of the data root.
     """
     side, _, relative = sample_id.partition("/")
-    test = data.test if side == "test" and isinstance(data.test, TestTable) else None
-    images = (base / (test.root if test else data.source.root) / "images").resolve()
-    place = images / relative
-    if not _is_safe(relative) or not place.resolve().is_relative_to(images):
-        raise DataError(f"data.{'test' if test else 'source'}", f"{relative!r} leads out of {images}; photos must lie below it")
-    return place
-
-
-def inspect_chunk(paths: list[str]) -> list[Facts]:
-    """Read photos one after another; a broken one is a fact, not an error."""
-    return [inspect(Path(path)) for path in paths]
-
-
-def inspect(path: Path) -> Facts:
-    """Hash and fully decode one photo."""
-    try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            return Facts(None, None, None, f"too large: {size} bytes, at most {MAX_BYTES}")
-        photo = path.read_bytes()
-    except OSError as error:
-        return Facts(None, None, None, f"unreadable: {error.strerror}")
-    sha256 = hashlib.sha256(photo).hexdigest()
-    width = height = None
-    try:
-        header = read_header(photo)
-        width, height = header.width, header.height
-        decode(photo)
-    except PhotoError as error:
-        return Facts(sha256, width, height, str(error))
-    return Facts(sha256, width, height, "ok")
+    section = data.test if side == "test" and isinstance(data.test, TestTable) else data.source
+    if problem := refusal(relative):
+        raise DataError("data.source" if section is data.source else "data.test", f"{sample_id!r}: {problem}")
+    return base / section.root / "images" / relative
 
 
 def content_hash(catalog: pa.Table) -> str:
-    """Return the hash of all that splits, training and selection read from a catalog; file times are no part of it."""
+    """Return the hash of all that later stages read: ids, groups, columns, labels, photo hashes, sizes, states.
+
+    Where the photos lie and when they were written is no part of it.
+    """
     sha = hashlib.sha256()
-    for row in catalog.to_pylist():
-        sha.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "surrogateescape"))
+    for name in sorted(set(catalog.column_names) - {"path"}):
+        values = json.dumps(
+            [name, catalog[name].to_pylist()], ensure_ascii=False, separators=(",", ":"), allow_nan=False
+        )
+        sha.update(values.encode())
     return sha.hexdigest()
 
 
 def photos_hash(catalog: pa.Table) -> str:
     """Return the hash of what preparation reads: ids and bytes of the usable photos."""
-    sha = hashlib.sha256()
-    columns = (catalog[name].to_pylist() for name in ("sample_id", "sha256", "status"))
-    for sample, digest, status in zip(*columns, strict=True):
-        if status == "ok":
-            sha.update(f"{sample}|{digest}\n".encode("utf-8", "surrogateescape"))
-    return sha.hexdigest()
+    usable = catalog.filter(pc.equal(catalog["status"], OK))
+    pairs = [usable["sample_id"].to_pylist(), usable["sha256"].to_pylist()]
+    return hashlib.sha256(json.dumps(pairs, ensure_ascii=False).encode()).hexdigest()
 
 
 def test_labels(data: Data, base: Path, catalog: pa.Table) -> pa.Table | None:
     """Read the test set's labels: the one place that does. None where the spec names none.
 
     Returns:
-        sample_id, label (single code) for every test photo.
+        sample_id, label (single code) for every test photo, quarantined ones too, in the catalog's order.
 
     Raises:
         DataError: a label is missing or no class.
     """
     schema = Schema.of(data.labels)
     ids = [sample for sample in catalog["sample_id"].to_pylist() if sample.startswith("test/")]
-    if isinstance(data.test, TestTable) and data.test.label:
-        answers = _table_answers(data.test, base, schema)
-    elif isinstance(data.test, TestHoldOut):
-        rows = {f"test/{photo.relative}": photo for photo in _source_photos(data, base)}
-        answers = {sample: _codes(data, schema, rows[sample])[1] for sample in ids}
+    if isinstance(data.test, TestHoldOut):
+        source = list_source(data.source, base)
+        wanted, held = set(ids), _test_ids(source)
+        kept = source.where(lambda at: held[at] in wanted)
+        codes = np.array(read_codes(data.labels, kept.relatives, kept.columns), dtype=np.int64).T
+        answers = dict(zip(_test_ids(kept), schema.encode(codes).tolist(), strict=True))
+    elif isinstance(data.test, TestTable) and data.test.label:
+        answers = _answers(data.test, base, schema)
     else:
         return None
-    labels = [answers[sample] for sample in ids]
-    return pa.table({"sample_id": pa.array(ids, pa.string()), "label": pa.array(labels, pa.int64())})
-
-
-test_labels.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever its name says
-
-
-def test_order(data: Data, base: Path, catalog: pa.Table) -> list[tuple[str, str]]:
-    """Return (sample_id, ImageID) of the test photos in the order of their table."""
-    if isinstance(data.test, TestTable):
-        return [(f"test/{row[data.test.id]}", str(row[data.test.id])) for row in _read_table(data.test, base, "test")]
-    return [(sample, sample.partition("/")[2]) for sample in catalog["sample_id"].to_pylist() if sample.startswith("test/")]
-
-
-test_order.__test__ = False  # type: ignore[attr-defined]
-
-
-def _table_answers(test: TestTable, base: Path, schema: Schema) -> dict[str, int]:
-    answers = {}
-    for row in _read_table(test, base, "test"):
-        text = str(row.get(test.label or ""))
-        if not text.isdecimal() or int(text) >= schema.n_classes:
-            raise DataError("data.test.label", f"a class from 0 to {schema.n_classes - 1} was required in column "
-                            f"{test.label!r}, found {text!r} for {row[test.id]}")
-        answers[f"test/{row[test.id]}"] = int(text)
-    return answers
-
-
-def _source_photos(data: Data, base: Path) -> Iterator[Photo]:
-    source = data.source
-    images = base / source.root / "images"
-    if isinstance(source, ClassFolders):
-        for folder in sorted(path for path in images.iterdir() if path.is_dir() and not path.name.startswith(".")):
-            for name in _photos_in(folder):
-                relative = f"{folder.name}/{name}"
-                yield Photo(f"train/{relative}", relative, {"folder": folder.name, "sample_id": f"train/{relative}"})
-        return
-    for row in _read_table(source, base, "source"):
-        place = str(row.get(getattr(source, "path", "path")) or "")
-        if not _is_safe(place):
-            raise DataError("data.source.table", f"a path below {images} was required, found {place!r}")
-        if isinstance(source, ProfileFolders):
-            folder = images / place
-            if not folder.is_dir() or not folder.resolve().is_relative_to(images.resolve()):
-                raise DataError("data.source.table", f"folder {folder} was required by the table, found none inside the root")
-            for name in _photos_in(folder):
-                yield Photo(f"train/{place}/{name}", f"{place}/{name}", row)
-        else:
-            yield Photo(f"train/{place}", place, row)
-
-
-def _test_photos(data: Data, base: Path) -> Iterator[Photo]:
-    """List the test photos. Of their table only the id and the group column are read."""
-    if not isinstance(data.test, TestTable):
-        return
-    for row in _read_table(data.test, base, "test"):
-        if data.test.id not in row:
-            raise DataError("data.test.id", f"column {data.test.id!r} was required, found {', '.join(row)}")
-        place = str(row[data.test.id])
-        if not _is_safe(place):
-            raise DataError("data.test.table", f"a path below images/ was required, found {place!r}")
-        kept = {"group": row.get(data.test.group)} if data.test.group else {}
-        yield Photo(f"test/{place}", place, kept)
-
-
-def _photos_in(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith("."))
-
-
-def _is_safe(place: str) -> bool:
-    parts = place.split("/")
-    return bool(place) and "\0" not in place and "\\" not in place and ":" not in parts[0] and not any(
-        part in {"", ".", "..", "~"} for part in parts
+    return pa.table(
+        {"sample_id": pa.array(ids, pa.string()), "label": pa.array([answers[sample] for sample in ids], pa.int64())}
     )
 
 
-def _read_table(section: Any, base: Path, side: str) -> list[dict[str, Any]]:
-    path = base / section.root / section.table
-    if path.suffix == ".parquet":
-        rows: list[dict[str, Any]] = pq.read_table(path, memory_map=False).to_pylist()
-        return rows
-    with path.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle)
-        rows = []
-        for row in reader:
-            if None in row or None in row.values():
-                raise DataError(f"data.{side}.table", f"{path}:{reader.line_num}: {len(reader.fieldnames or [])} columns "
-                                f"were required, found another number")
-            rows.append(dict(row))
-    return rows
+def test_order(data: Data, base: Path, catalog: pa.Table) -> list[tuple[str, str]]:
+    """Return (sample_id, ImageID) of the test photos in the order of their table, or of the catalog without one."""
+    if isinstance(data.test, TestTable):
+        listing = list_test(data.test, base)
+        return list(zip(_test_ids(listing), map(str, listing.columns["ImageID"]), strict=True))
+    return [
+        (sample, sample.partition("/")[2]) for sample in catalog["sample_id"].to_pylist() if sample.startswith("test/")
+    ]
 
 
-def _refuse_duplicates(photos: list[Photo]) -> None:
-    twice = sorted({a.sample_id for a, b in zip(photos, photos[1:], strict=False) if a.sample_id == b.sample_id})
-    if twice:
-        raise DataError("data", f"every photo must be named once, found twice: {', '.join(twice[:_NAMED])}")
+# neither is a test, whatever their names say
+test_labels.__test__ = False  # type: ignore[attr-defined]
+test_order.__test__ = False  # type: ignore[attr-defined]
 
 
-def _codes(data: Data, schema: Schema, photo: Photo) -> tuple[list[int], int] | list[str]:
-    codes, faults = [], []
-    for name, rule in data.labels.items():
-        code = label_code(name, rule, photo.sample_id, photo.row)
-        if isinstance(code, str):
-            faults.append(f"{name}: {code}")
+def _answers(test: TestTable, base: Path, schema: Schema) -> dict[str, int]:
+    where, column = "data.test.label", str(test.label)
+    columns = read_table(base / test.root / test.table, where, [test.id, column])
+    if column not in columns:
+        raise DataError(where, f"a column {column!r} was required in {test.table}, found none of that name")
+    named = {schema.class_name(label): label for label in range(schema.n_classes)}
+    named |= {str(label): label for label in range(schema.n_classes)}
+    answers, faults = {}, []
+    for sample, value in zip(_test_ids(list_test(test, base)), columns[column], strict=True):
+        if (label := named.get(str(value))) is None:
+            faults.append(f"{sample}: {value!r}")
         else:
-            codes.append(code)
-    return faults or (codes, schema.encode(codes))
-
-
-def _rows(data: Data, schema: Schema, photos: list[Photo], facts: list[Facts]) -> list[dict[str, Any]]:
-    rows, faults = [], []
-    for photo, fact in zip(photos, facts, strict=True):
-        row: dict[str, Any] = {"sample_id": photo.sample_id, "path": photo.relative}
-        if photo.sample_id.startswith("train/"):
-            row |= {name: value for name, value in photo.row.items() if name not in OWN and not name.startswith("label_")}
-            row["group"] = _group(data, photo)
-            coded = _codes(data, schema, photo)
-            if isinstance(coded, list):
-                faults.append(f"{photo.sample_id} ({'; '.join(coded)})")
-            elif fact.status == "ok":
-                row |= {f"label_{name}": code for name, code in zip(schema.names, coded[0], strict=True)}
-                row["label"] = coded[1]
-        else:
-            row["group"] = photo.row.get("group")
-        rows.append(row | {"sha256": fact.sha256, "width": fact.width, "height": fact.height, "status": fact.status})
+            answers[sample] = label
     if faults:
-        raise DataError("data.labels", f"every sample needs exactly one class per label, {len(faults)} have not: "
-                        f"{', '.join(faults[:_NAMED])}; widen the label's rule or remove the photos")
-    return rows
+        raise DataError(
+            where,
+            f"a class from 0 to {schema.n_classes - 1} (or its name, such as {schema.class_name(0)!r}) was "
+            f"required for every photo, {len(faults)} have none: {some(faults)}. Correct them, or leave out {where}",
+        )
+    return answers
 
 
-def _group(data: Data, photo: Photo) -> str:
+def _test_ids(listing: Listing) -> list[str]:
+    return [_sample_id("test", relative) for relative in listing.relatives]
+
+
+def _sample_id(side: str, relative: str) -> str:
+    return f"{side}/{relative}".replace("\0", "\\0")
+
+
+def _path(root: str, relative: str) -> str:
+    return f"{PurePosixPath(Path(root).as_posix(), 'images')}/{relative}".replace("\0", "\\0")
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _reasons(source: Listing) -> list[str]:
+    return [
+        f"{relative!r}: {problem}"
+        for relative, problem in zip(source.relatives, source.refusals, strict=True)
+        if problem
+    ]
+
+
+def _groups(data: Data, source: Listing) -> list[str]:
+    """Read the group of every source photo. `sample_id` stands for every photo its own."""
     if data.group == "sample_id":
-        return photo.sample_id
-    if data.group not in photo.row:
-        raise DataError("data.group", f"column {data.group!r} was required, found {', '.join(photo.row)}")
-    return str(photo.row[data.group])
+        return list(source.relatives)
+    if data.group not in source.columns:
+        raise DataError(
+            "data.group",
+            f"a column of the source was required, found {data.group!r}; "
+            f"columns are {', '.join(source.columns)} (sample_id: every photo is its own group)",
+        )
+    groups = [_text(value) for value in source.columns[data.group]]
+    if empty := [relative for relative, group in zip(source.relatives, groups, strict=True) if not group]:
+        raise DataError(
+            "data.group", f"a value of {data.group} was required for every photo, {len(empty)} have none: {some(empty)}"
+        )
+    return [str(group) for group in groups]
 
 
-def _held_out(data: Data, schema: Schema, rows: list[dict[str, Any]]) -> set[str]:
-    from data_prep.split import deal  # noqa: PLC0415 - split imports nothing of this module
-
-    usable = [row for row in rows if row["sample_id"].startswith("train/") and row["status"] == "ok"]
-    fraction = data.test.hold_out if isinstance(data.test, TestHoldOut) else 0.0
-    codes = [[row[f"label_{name}"] for name in schema.names] for row in usable]
-    groups = [row["group"] for row in usable]
-    return {group for group, chosen in deal(groups, codes, fraction, "hold_out", data.split.seed).items() if chosen}
+def _codes(data: Data, source: Listing, known: list[int]) -> np.ndarray:
+    """Read the labels of all photos that may be opened: (n_photos, n_labels) int64, -1 for the others."""
+    kept = source.where(set(known).__contains__)
+    codes = np.full((len(source.relatives), len(data.labels)), -1, dtype=np.int64)
+    codes[known] = np.array(read_codes(data.labels, kept.relatives, kept.columns), dtype=np.int64).T
+    return codes
 
 
-def _as_test(row: dict[str, Any], schema: Schema) -> dict[str, Any]:
-    """Turn a held-out source row into a test row: nothing that tells its labels stays."""
-    kept = {name: row[name] for name in OWN if name in row and name not in {"sample_id", "label"}}
-    return kept | {"sample_id": "test/" + row["sample_id"].partition("/")[2]}
+def _held_out(data: Data, groups: Sequence[str], codes: np.ndarray, known: list[int]) -> np.ndarray:
+    """Choose the groups that become the test set, balanced like a split."""
+    held = np.zeros(len(groups), dtype=bool)
+    if not isinstance(data.test, TestHoldOut):
+        return held
+    share, own = data.test.hold_out, [groups[at] for at in known]
+    held[known] = deal_share(
+        own, codes[known], share, seed=_HOLD_OUT_SEED, purpose="hold_out", where="data.test.hold_out"
+    )
+    return held
 
 
-def _refuse_empty(rows: list[dict[str, Any]], schema: Schema) -> None:
-    present: dict[str, set[int]] = {name: set() for name in schema.names}
-    for row in rows:
-        for name in schema.names:
-            if row.get(f"label_{name}") is not None:
-                present[name].add(row[f"label_{name}"])
-    for name, classes in schema.classes.items():
-        lost = [text for code, text in enumerate(classes) if code not in present[name]]
-        if lost:
-            raise DataError(f"data.labels.{name}", f"readable training photos of every class were required, found none of {', '.join(lost)}")
+def _inspect_all(
+    data: Data,
+    base: Path,
+    source: Listing,
+    test: Listing,
+    order: np.ndarray,
+    map_chunks: MapChunks,
+    progress: Callable[[int, str], None] | None,
+) -> list[Facts]:
+    n_source = len(source.relatives)
+    here = images_of(data.source, base)
+    there = images_of(data.test, base) if isinstance(data.test, TestTable) else here
+    relatives, refusals = [*source.relatives, *test.relatives], [*source.refusals, *test.refusals]
+    facts = [Facts(None, None, None, str(refusals[at])) for at in order]
+    todo = [place for place, at in enumerate(order) if refusals[at] is None]
+    places = [(here if order[place] < n_source else there, relatives[order[place]]) for place in todo]
+    done = 0
+    for chunk in map_chunks(inspect_chunk, [places[at : at + CHUNK] for at in range(0, len(places), CHUNK)]):
+        for fact in chunk:
+            facts[todo[done]] = fact
+            done += 1
+        if progress:
+            progress(done, f"of {len(places)} photos")
+    return facts
 
 
-def _table(rows: list[dict[str, Any]], schema: Schema) -> pa.Table:
-    extra = sorted({name for row in rows for name in row} - {*OWN, *(f"label_{name}" for name in schema.names)})
-    columns: dict[str, pa.Array] = {}
-    for name in ("sample_id", "path", "group"):
-        columns[name] = pa.array([row.get(name) for row in rows], pa.string())
-    for name in extra:
-        columns[name] = _typed([row.get(name) for row in rows])
-    for name in (*(f"label_{label}" for label in schema.names), "label"):
-        columns[name] = pa.array([row.get(name) for row in rows], pa.int64())
-    columns["sha256"] = pa.array([row["sha256"] for row in rows], pa.string())
-    for name in ("width", "height"):
-        columns[name] = pa.array([row[name] for row in rows], pa.int64())
-    columns["status"] = pa.array([row["status"] for row in rows], pa.string())
-    return pa.table(columns)
+def _own_columns(data: Data, source: Listing, schema: Schema) -> Columns:
+    """Keep the table's columns; the one that names photos is replaced by `path`, the group's by `group`."""
+    taken = {*_OWN, *(f"label_{name}" for name in schema.names)}
+    dropped = {"path", "sample_id", *(["group"] if data.group == "group" else [])}
+    return {
+        f"table_{name}" if name in taken else name: values
+        for name, values in source.columns.items()
+        if name not in dropped
+    }
+
+
+def _refuse_missing(codes: np.ndarray, schema: Schema, statuses: list[str]) -> None:
+    if not len(codes):
+        raise DataError(
+            "data.source",
+            f"usable training photos were required, found none among {len(statuses)}: {some(sorted(set(statuses)))}",
+        )
+    for column, (name, classes) in enumerate(schema.classes.items()):
+        there = set(np.unique(codes[:, column]).tolist())
+        if lost := [text for code, text in enumerate(classes) if code not in there]:
+            raise DataError(
+                f"data.labels.{name}",
+                f"a usable training photo of every class was required, found none of "
+                f"{some(lost)}. Add photos, or take the class out of the rule",
+            )
 
 
 def _typed(values: list[Any]) -> pa.Array:
-    """Store a table's own column as whole numbers, numbers or text, whichever holds all its values."""
-    for kind, convert in ((pa.int64(), int), (pa.float64(), float)):
-        try:
-            numbers = [None if value in (None, "") else convert(value) for value in values]
-        except (TypeError, ValueError):
-            continue
-        if not any(isinstance(value, str) and len(value) > 1 and value[0] == "0" and value.isdecimal() for value in values):
-            return pa.array(numbers, kind)
-    return pa.array([None if value is None else str(value) for value in values], pa.string())
+    """Store a column as whole numbers, numbers or text, whichever holds all its values; 007 stays text."""
+    clean = [None if value != value else value for value in values]  # noqa: PLR0124 - a NaN of a Parquet table
+    known = {str(value).lower() if isinstance(value, bool) else str(value) for value in clean if value is not None}
+    for kind, convert, form in ((pa.int64(), int, _WHOLE), (pa.float64(), float, _REAL)):
+        if known and all(form.fullmatch(text) for text in known):
+            return pa.array([None if value is None else convert(value) for value in clean], kind)
+    return pa.array([str(value).lower() if isinstance(value, bool) else _text(value) for value in clean], pa.string())

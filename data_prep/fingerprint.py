@@ -1,4 +1,5 @@
 """A cheap identity of the data roots: names, sizes and times of the files, and the tables' bytes."""
+
 from __future__ import annotations
 
 import hashlib
@@ -6,12 +7,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.config import Data, TestTable
+from data_prep.config import ClassFolders, Data, ProfileFolders, Table, TestTable
 from data_prep.errors import DataError
+
+Side = ProfileFolders | ClassFolders | Table | TestTable
 
 
 def fingerprint(data: Data, base: Path) -> str:
     """Return 64 hex digits that change when a file below a root's `images/` or a table changes.
+
+    Where the roots lie is no part of it. No photo is opened: 20,000 files take 0.2 s.
 
     Args:
         data: the spec's section.
@@ -23,21 +28,30 @@ def fingerprint(data: Data, base: Path) -> str:
     sha = hashlib.sha256()
     for side, section in sides(data):
         root = base / section.root
+        if not root.is_dir():
+            raise DataError(
+                f"data.{side}.root", f"a folder was required, found nothing at {root}; roots are relative to {base}"
+            )
         if not (root / "images").is_dir():
             raise DataError(f"data.{side}.root", f"photos below {root / 'images'} were required, found no such folder")
         for line in sorted(_walk(root / "images", "")):
-            sha.update(f"{side}|{line}\n".encode("utf-8", "surrogateescape"))
-        if table := getattr(section, "table", None):
+            sha.update(
+                f"{side}\0{line}\0".encode("utf-8", "surrogateescape")
+            )  # no name holds a NUL: nothing can run together
+        if not isinstance(section, ClassFolders):
             try:
-                sha.update((root / table).read_bytes())
+                table = (root / section.table).read_bytes()
             except OSError as error:
-                raise DataError(f"data.{side}.table", f"{root / table} cannot be read: {error.strerror}") from None
+                raise DataError(
+                    f"data.{side}.table", f"{root / section.table} cannot be read: {error.strerror}"
+                ) from None
+            sha.update(f"{side}\0table\0{hashlib.sha256(table).hexdigest()}\0".encode())
     return sha.hexdigest()
 
 
-def sides(data: Data) -> list[tuple[str, object]]:
+def sides(data: Data) -> list[tuple[str, Side]]:
     """Return the sections of a spec that have a data root, by the name of their key."""
-    found: list[tuple[str, object]] = [("source", data.source)]
+    found: list[tuple[str, Side]] = [("source", data.source)]
     if isinstance(data.test, TestTable):
         found.append(("test", data.test))
     return found
@@ -46,8 +60,11 @@ def sides(data: Data) -> list[tuple[str, object]]:
 def _walk(folder: Path | str, prefix: str) -> Iterator[str]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
+            if entry.is_dir(follow_symlinks=False):  # a linked folder is one line, so that loops end
                 yield from _walk(entry.path, f"{prefix}{entry.name}/")
-            else:
+                continue
+            try:
+                facts = entry.stat()
+            except OSError:  # a link to nothing
                 facts = entry.stat(follow_symlinks=False)
-                yield f"{prefix}{entry.name}|{facts.st_size}|{facts.st_mtime_ns}"
+            yield f"{prefix}{entry.name}\0{facts.st_size}\0{facts.st_mtime_ns}"
