@@ -254,7 +254,7 @@ def _warnings(facts: dict[str, Any], schema: Schema) -> list[dict[str, Any]]:
             [f"{name}: {n}" for name, n in least],
             "train.balance: weighted_sampler, or train.loss: focal",
         )
-    if facts["n_groups"] == facts["n_usable"] - facts["n_test"] > 0:
+    if facts["n_groups"] == sum(facts["classes"].values()):
         warn(
             "no_groups",
             "every photo is its own group: nothing keeps photos of one subject on one side",

@@ -65,7 +65,7 @@ def build_catalog(
     ids = [_sample_id("test" if held[at] else "train", relative) for at, relative in enumerate(source.relatives)]
     ids += [_sample_id("test", relative) for relative in test.relatives]
     order = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
-    facts = _inspect_all(data, base, source, test, order, map_chunks, progress)
+    facts = _inspect_all(data, base, source, test, order, map_chunks=map_chunks, progress=progress)
 
     statuses = np.array([fact.status == OK for fact in facts])  # in sorted order, like all that follows
     is_source = order < n_source
@@ -264,6 +264,7 @@ def _inspect_all(
     source: Listing,
     test: Listing,
     order: np.ndarray,
+    *,
     map_chunks: MapChunks,
     progress: Callable[[int, str], None] | None,
 ) -> list[Facts]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def class_names(label: Label) -> list[str]:
     if label.classes is not None:
         return list(label.classes)
     bins = label.bins or []
-    return [f"<{bins[0]:g}", *(_between(a, b) for a, b in zip(bins, bins[1:], strict=False)), f">={bins[-1]:g}"]
+    return [f"<{bins[0]:g}", *(_between(a, b) for a, b in itertools.pairwise(bins)), f">={bins[-1]:g}"]
 
 
 def code_of(label: Label, value: Any) -> int | str:
@@ -164,8 +165,8 @@ def _codes(name: str, label: Label, relatives: Sequence[str], columns: Mapping[s
     if faults:
         raise DataError(
             f"data.labels.{name}",
-            f"exactly one class per photo was required under the rule {_rule(label)}; {len(faults)} of {len(relatives)} have not: "
-            f"{some(faults)}. Widen or narrow the rule, or take those photos out of the folder",
+            f"exactly one class per photo was required under the rule {_rule(label)}; {len(faults)} of {len(relatives)} "
+            f"have not: {some(faults)}. Widen or narrow the rule, or take those photos out of the folder",
         )
     return codes
 

@@ -22,7 +22,7 @@ Source = ProfileFolders | ClassFolders | Table
 
 @dataclass(frozen=True)
 class Listing:
-    """Photos as columns: their POSIX paths below `images/`, why some must not be opened, and what a table says of them."""
+    """Photos as columns: POSIX paths below `images/`, why some must not be opened, and what a table says of them."""
 
     relatives: list[str]
     refusals: list[str | None]
@@ -44,7 +44,7 @@ def list_source(source: Source, base: Path) -> Listing:
         DataError: a table, column, folder or photo is missing, or two photos have one name.
     """
     images = images_of(source, base)
-    if not os.path.isdir(images):
+    if not Path(images).is_dir():
         raise DataError("data.source.root", f"photos below {images} were required, found no such folder")
     if isinstance(source, ClassFolders):
         listing = _class_folders(images)

@@ -1,0 +1,166 @@
+"""Confusions, per-class scores and agreement, from targets and predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One class per sample beside the truth, and how many members stood behind it."""
+
+    sample_ids: list[str]
+    targets: Ints  # (N,)
+    preds: Ints  # (N,)
+    votes: Ints  # (N,) members that voted for `preds`
+    member_preds: Ints  # (M, N), -1 where a member did not answer
+
+
+def confusion(targets: Ints, preds: Ints, n_classes: int) -> Ints:
+    """Count targets (rows) against predictions (columns).
+
+    Args:
+        targets: (N,) in 0..n_classes-1.
+        preds: (N,) in 0..n_classes-1.
+        n_classes: size of the square.
+
+    Returns:
+        (n_classes, n_classes) counts.
+    """
+    flat = np.bincount(targets * n_classes + preds, minlength=n_classes * n_classes)
+    return flat.reshape(n_classes, n_classes).astype(np.int64)
+
+
+def class_scores(counts: Ints) -> dict[str, Floats]:
+    """Return precision, recall and F1 per class of a confusion matrix; 0 where nothing was predicted or right."""
+    right = np.diag(counts).astype(np.float64)
+    support, predicted = counts.sum(axis=1), counts.sum(axis=0)
+    return {
+        "precision": right / np.maximum(predicted, 1),
+        "recall": right / np.maximum(support, 1),
+        "f1": 2 * right / np.maximum(support + predicted, 1),
+    }
+
+
+def macro_f1(counts: Ints) -> float:
+    """Return macro F1 over the classes that are present in the targets."""
+    present = counts.sum(axis=1) > 0
+    return float(class_scores(counts)["f1"][present].mean()) if present.any() else float("nan")
+
+
+def accuracy(counts: Ints) -> float:
+    """Return the share on the diagonal."""
+    return float(np.trace(counts) / max(1, counts.sum()))
+
+
+def marginal(counts: Ints, sizes: tuple[int, ...], position: int) -> Ints:
+    """Sum a confusion over the single code into that of one label.
+
+    Args:
+        counts: (n_classes, n_classes).
+        sizes: classes per label; their product is n_classes.
+        position: which label.
+    """
+    n = len(sizes)
+    cube = counts.reshape(*sizes, *sizes)
+    kept = (position, n + position)
+    return cube.sum(axis=tuple(axis for axis in range(2 * n) if axis not in kept))
+
+
+def oof_answers(predictions: pa.Table, members: list[str], rule: str, n_classes: int) -> Answers | None:
+    """Vote on out-of-fold predictions.
+
+    A member's class is the argmax of its mean probability over the checkpoints that held the sample out; a hard
+    vote's tie goes to the class with the highest summed probability, then to the better-ranked member. Samples
+    that not every member predicted are left out.
+
+    Args:
+        predictions: setting, sample_id, target, probs; out-of-fold rows.
+        members: settings in rank order.
+        rule: hard or soft.
+        n_classes: length of a probability vector.
+
+    Returns:
+        The answers, or None where there are no rows or the members answer other classes.
+    """
+    means: list[dict[str, Floats]] = []
+    targets: dict[str, int] = {}
+    for member in members:
+        rows = predictions.filter(pa.compute.equal(predictions["setting"], member)).combine_chunks()
+        lengths = set(pa.compute.list_value_length(rows["probs"]).to_pylist())
+        if lengths != {n_classes}:
+            return None
+        probs = rows["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, n_classes)
+        ids, place = np.unique(np.array(rows["sample_id"].to_pylist(), dtype=object), return_inverse=True)
+        total = np.zeros((len(ids), n_classes))
+        np.add.at(total, place, probs.astype(np.float64))
+        mean = total / np.bincount(place)[:, None]
+        means.append(dict(zip(ids.tolist(), mean, strict=True)))
+        targets |= dict(zip(rows["sample_id"].to_pylist(), rows["target"].to_pylist(), strict=True))
+    shared = sorted(set(targets).intersection(*means)) if means else []
+    shared = [sample for sample in shared if targets[sample] is not None]
+    if not shared:
+        return None
+    stacked = np.array([[mean[sample] for sample in shared] for mean in means])  # (M, N, C)
+    member_preds = stacked.argmax(axis=2)
+    preds, votes = cast(stacked, rule)
+    return Answers(shared, np.array([targets[sample] for sample in shared], dtype=np.int64), preds, votes, member_preds)
+
+
+def cast(probs: Floats, rule: str) -> tuple[Ints, Ints]:
+    """Vote.
+
+    Args:
+        probs: (M, N, C), members in rank order.
+        rule: hard or soft.
+
+    Returns:
+        (N,) classes and (N,) number of members that chose them.
+    """
+    n_members, n_samples, n_classes = probs.shape
+    choices = probs.argmax(axis=2)  # (M, N)
+    ballots = np.zeros((n_samples, n_classes), dtype=np.int64)
+    for choice in choices:
+        ballots[np.arange(n_samples), choice] += 1
+    summed = probs.sum(axis=0)
+    best_rank = np.full((n_samples, n_classes), n_members)
+    for rank in reversed(range(n_members)):
+        best_rank[np.arange(n_samples), choices[rank]] = rank
+    first = np.zeros_like(ballots) if rule == "soft" else ballots
+    # the last key of lexsort weighs most
+    preds = np.array([np.lexsort((best_rank[i], -summed[i], -first[i]))[0] for i in range(n_samples)], dtype=np.int64)
+    return preds, ballots[np.arange(n_samples), preds]
+
+
+def test_answers(votes: pa.Table, test_labels: pa.Table) -> Answers | None:
+    """Join the vote on the test set with its labels, by sample id."""
+    known = dict(zip(test_labels["sample_id"].to_pylist(), test_labels["label"].to_pylist(), strict=True))
+    rows = [row for row in votes.to_pylist() if known.get(row["sample_id"]) is not None and row["pred"] is not None]
+    if not rows:
+        return None
+    members = [name for name in votes.column_names if name.startswith("pred_")]
+    return Answers(
+        [row["sample_id"] for row in rows],
+        np.array([known[row["sample_id"]] for row in rows], dtype=np.int64),
+        np.array([row["pred"] for row in rows], dtype=np.int64),
+        np.array([row["votes"] or 0 for row in rows], dtype=np.int64),
+        np.array([[-1 if row[name] is None else row[name] for row in rows] for name in members], dtype=np.int64),
+    )
+
+
+def agreement(member_preds: Ints) -> Floats:
+    """Return the (M, M) shares of samples on which two members gave the same class, of those both answered."""
+    n = len(member_preds)
+    shares = np.eye(n)
+    for a in range(n):
+        for b in range(n):
+            both = (member_preds[a] >= 0) & (member_preds[b] >= 0)
+            shares[a, b] = float((member_preds[a] == member_preds[b])[both].mean()) if both.any() else float("nan")
+    return shares

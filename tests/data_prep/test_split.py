@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep.config import Split
+from data_prep.errors import DataError
+from data_prep.labels import Schema
+from data_prep.split import assign, deal_folds, deal_share, excluded, inner_part, strata
+
+SCHEMA = Schema({"mask": ["on", "off"], "sex": ["m", "f"], "age": ["<30", "30-59", ">=60"]})
+GROUPED = st.sampled_from(["profile", "balanced_profile"])
+
+
+def catalog_of(people: list[tuple[int, int]], n_photos: int = 2, n_test: int = 1) -> pa.Table:
+    """One group per (sex, age) with photos that alternate between mask on and off; sorted like a catalog."""
+    rows = []
+    for number, (sex, age) in enumerate(people):
+        for photo in range(n_photos):
+            codes = (photo % 2, sex, age)
+            rows.append({"sample_id": f"train/p{number:04d}/{photo}.jpg", "group": f"p{number:04d}", "years": 20 + 20 * age,
+                         "race": ("x", "y")[number % 2], "label": SCHEMA.encode(codes), "status": "ok",
+                         **{f"label_{name}": code for name, code in zip(SCHEMA.names, codes, strict=True)}})  # fmt: skip
+    rows += [{"sample_id": f"test/{at}.jpg", "status": "ok"} for at in range(n_test)]
+    names = list(rows[0])
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+
+def every_cell(n: int = 4) -> list[tuple[int, int]]:
+    return [(sex, age) for sex in range(2) for age in range(3) for _ in range(n)]
+
+
+PEOPLE = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2)), max_size=40).map(lambda extra: every_cell() + extra)
+ASKED = st.builds(Split, strategy=GROUPED, val=st.floats(0.05, 0.6), seed=st.integers(0, 2**32 - 1))
+
+
+def sides(table: pa.Table, column: str) -> dict[str, set]:
+    found = defaultdict(set)
+    for row in table.to_pylist():
+        if row["label"] is not None:
+            found[row["group"]].add(row[column])
+    return found
+
+
+def tried(*arguments) -> pa.Table | None:
+    """Some seeds put all people of a class into val; that is refused, and no law is about it."""
+    try:
+        return assign(*arguments)
+    except DataError:
+        return None
+
+
+@settings(max_examples=40, deadline=None)
+@given(PEOPLE, ASKED, st.integers(2, 6))
+def test_no_group_stands_on_two_sides_of_a_split_or_a_fold(people, split, n_folds):
+    table = tried(catalog_of(people), SCHEMA, split, [], n_folds)
+    if table is not None:
+        assert all(len(found) == 1 for column in ("role", "fold") for found in sides(table, column).values())
+
+
+@settings(max_examples=40, deadline=None)
+@given(PEOPLE, ASKED, st.integers(2, 6), st.data())
+def test_no_group_stands_on_two_sides_of_an_inner_part(people, split, n_folds, data):
+    table = tried(catalog_of(people), SCHEMA, split, [], n_folds)
+    if table is None:
+        return
+    fold = data.draw(st.integers(0, n_folds - 1))
+    train, val = inner_part(table, fold, split, SCHEMA)
+    group = dict(zip(table["sample_id"].to_pylist(), table["group"].to_pylist(), strict=True))
+    held_out = {row["sample_id"] for row in table.to_pylist() if row["fold"] == fold}
+    assert not {group[sample] for sample in train} & {group[sample] for sample in val}
+    assert not held_out & {*train, *val}
+    labelled = {row["sample_id"] for row in table.to_pylist() if row["fold"] is not None}
+    assert labelled - held_out == {*train, *val}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=120),
+    st.floats(0.01, 0.99),
+    st.integers(2, 10),
+    st.integers(0, 2**32 - 1),
+)
+def test_every_stratum_is_within_one_group_of_ideal(people, share, n_folds, seed):
+    groups, codes = [f"g{at}" for at in range(len(people))], np.array(people, dtype=np.int64)
+    chosen = deal_share(groups, codes, share, seed=seed, purpose="val")
+    total, in_stratum = Counter(people), Counter(person for person, out in zip(people, chosen, strict=True) if out)
+    assert all(abs(in_stratum[stratum] - n * share) < 1 + 1e-4 for stratum, n in total.items())
+    assert 0 < in_stratum.total() < len(people)
+    assert abs(in_stratum.total() - len(people) * share) < 1  # the totals balance too
+    if n_folds <= len(people):
+        folds = Counter(zip(people, deal_folds(groups, codes, n_folds, seed=seed).tolist(), strict=True))
+        assert all(abs(folds[stratum, fold] - n / n_folds) < 1 for stratum, n in total.items() for fold in range(n_folds))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.randoms(use_true_random=False), st.sampled_from(["random", "profile", "balanced_profile"]))
+def test_the_order_of_rows_changes_nothing(random, strategy):
+    table, split = catalog_of(every_cell()), Split(strategy=strategy, val=0.3, seed=3)
+    shuffled = table.take(random.sample(range(len(table)), len(table)))
+    first, second = (assign(rows, SCHEMA, split, [], 4) for rows in (table, shuffled))
+    assert first.sort_by("sample_id").equals(second.sort_by("sample_id"))
+    assert [set(part) for part in inner_part(first, 1, split, SCHEMA)] == [set(part) for part in inner_part(second, 1, split, SCHEMA)]
+
+
+GOLDEN = {}
+
+
+@pytest.mark.parametrize("strategy", ["random", "profile", "balanced_profile"])
+def test_a_split_is_the_same_on_every_machine_and_version(strategy):
+    table = assign(catalog_of(every_cell(2), n_test=0), SCHEMA, Split(strategy=strategy, val=0.25, seed=1), [], 3)
+    letters = {"train": "t", "val": "v"}
+    roles = "".join(letters[role] for role in table["role"].to_pylist())
+    assert GOLDEN[strategy] == (roles, "".join(map(str, table["fold"].to_pylist())))
+
+
+def test_the_seed_decides():
+    table = catalog_of(every_cell(6))
+    splits = {json.dumps(assign(table, SCHEMA, Split(val=0.3, seed=seed), [], None)["role"].to_pylist()) for seed in range(5)}
+    assert 5 == len(splits)
+
+
+def test_random_splits_photos_and_so_people():
+    table = assign(catalog_of(every_cell(), n_photos=6), SCHEMA, Split(strategy="random", val=0.5), [], 2)
+    assert any(len(found) == 2 for found in sides(table, "role").values())
+    assert {"train": 72, "val": 72, "test": 1} == Counter(table["role"].to_pylist())
+
+
+def test_quarantined_photos_have_no_row_and_test_photos_no_fold():
+    table = catalog_of(every_cell(), n_test=3)
+    status = ["truncated" if at in {0, len(table) - 1} else "ok" for at in range(len(table))]
+    folds = assign(table.set_column(table.column_names.index("status"), "status", [status]), SCHEMA, Split(), [], 3)
+    assert len(table) - 2 == len(folds)
+    assert [("test/0.jpg", "test", None, None), ("test/1.jpg", "test", None, None)] == [
+        (row["sample_id"], row["role"], row["fold"], row["label"]) for row in folds.to_pylist()[-2:]
+    ]
+
+
+def test_exclusions_keep_arms_paired_and_spare_the_test_set():
+    table, split = catalog_of(every_cell(6), n_test=2), Split(val=0.3)
+    plain = assign(table, SCHEMA, split, [], 3).to_pylist()
+    fewer = assign(table, SCHEMA, split, [{"race": "x"}], 3).to_pylist()
+    for before, after, race in zip(plain, fewer, table["race"].to_pylist(), strict=True):
+        gone = race == "x"
+        assert ("excluded" if gone else before["role"], None if gone else before["fold"]) == (after["role"], after["fold"])
+    assert ["test", "test"] == [row["role"] for row in fewer[-2:]]
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        ({"years": [20, 40]}, {60}),
+        ({"years": [21, 59]}, {20, 60}),
+        ({"years": 40}, {20, 60}),
+        ({"years": {"not": 40}}, {40}),
+        ({"years": {"not": [30, 60]}}, {40, 60}),
+        ({"race": "x", "years": [40, 60]}, {20, 40, 60}),
+        ({"race": ["x", "y"]}, set()),
+        ({"race": {"not": ["x", "y"]}}, {20, 40, 60}),
+        ({"age": ["<30", ">=60"]}, {40}),
+        ({"sex": "m", "race": {"not": "x"}}, {20, 40, 60}),
+    ],
+)
+def test_rules_take_out_what_they_name(rule, kept):
+    table = catalog_of(every_cell(2), n_test=0)
+    assert kept == {years for years, out in zip(table["years"].to_pylist(), excluded(table, SCHEMA, [rule]), strict=True) if not out}
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ({"ages": [1, 2]}, r"data\.exclude\[0\]\.ages: .*found 'ages'; there are .*years, race"),
+        ({"race": [1, 2]}, "range fits columns of numbers"),
+        ({"years": ["forty"]}, "holds numbers, found"),
+        ({"label": 3}, "found 'label'"),
+    ],
+)
+def test_rules_about_nothing_are_refused(rule, text):
+    with pytest.raises(DataError, match=text):
+        assign(catalog_of(every_cell()), SCHEMA, Split(), [rule], None)
+
+
+@pytest.mark.parametrize("rule", [{"age": ">=60"}, {"years": [60, 60]}])
+def test_a_class_without_training_photos_is_named(rule):
+    with pytest.raises(DataError, match="every class of age.*found none of >=60"):
+        assign(catalog_of(every_cell()), SCHEMA, Split(), [rule], None)
+
+
+def test_too_few_groups_are_refused():
+    with pytest.raises(DataError, match="at least one group per fold.*found 6 groups for 7 folds"):
+        assign(catalog_of(every_cell(1)), SCHEMA, Split(val=0.1, strategy="profile", seed=2), [], 7)
+    with pytest.raises(DataError, match="at least 2 groups"):
+        deal_share(["a", "a"], np.zeros((2, 1), dtype=np.int64), 0.5, seed=0, purpose="val")
+
+
+def test_only_labels_constant_in_every_group_make_strata():
+    names, inverse, kept = strata(["b", "a", "b"], np.array([[0, 1], [1, 0], [0, 2]]))
+    assert (["a", "b"], [1, 0, 1], [[1], [0]]) == (names, inverse.tolist(), kept.tolist())
+
+
+def test_a_hundred_thousand_rows_are_split_in_seconds():
+    n = 100_000
+    codes = np.random.default_rng(0).integers(0, [2, 3], size=(n // 10, 2)).repeat(10, axis=0)
+    labels = SCHEMA.encode(np.column_stack([np.arange(n) % 2, codes]))
+    table = pa.table({"sample_id": [f"train/{at:06d}" for at in range(n)], "group": [f"{at // 10:05d}" for at in range(n)],
+                      "label": labels, "status": ["ok"] * n})  # fmt: skip
+    folds = assign(table, SCHEMA, Split(), [], 5)
+    assert {"train": 80_000, "val": 20_000} == Counter(folds["role"].to_pylist())
+    assert 64 == len(hashlib.sha256(json.dumps(folds["fold"].to_pylist()).encode()).hexdigest())
