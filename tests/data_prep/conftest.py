@@ -18,7 +18,7 @@ AGE = {"from": "column", "column": "age", "bins": [30, 60]}
 def jpeg(number: int, size: tuple[int, int] = (8, 12)) -> bytes:
     """A photo whose colour tells its number."""
     buffer = io.BytesIO()
-    Image.new("RGB", size, (number % 256, number // 256 % 256, 99)).save(buffer, "JPEG")
+    Image.new("RGB", size, (number * 16 % 256, number // 16 * 8 % 256, 99)).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
@@ -37,12 +37,15 @@ class Contest:
         self.base, self.images = base, base / "train/images"
         ages = (22, 41, 60)
         self.people = [
-            {"id": f"{at:06d}", "gender": ("male", "female")[at % 2], "race": "x", "age": ages[at // 2 % 3]} for at in range(12)
+            {"id": f"{at:06d}", "gender": ("male", "female")[at % 2], "race": "x", "age": ages[at // 2 % 3]}
+            for at in range(12)
         ]
         for at, person in enumerate(self.people):
             person["path"] = f"{person['id']}_{person['gender']}_x_{person['age']}"
             for number, stem in enumerate(STEMS):
-                self.photo(f"train/images/{person['path']}/{stem}{('.jpg', '.PNG', '.jpeg', '.JPG')[at % 4]}", 10 * at + number)
+                self.photo(
+                    f"train/images/{person['path']}/{stem}{('.jpg', '.PNG', '.jpeg', '.JPG')[at % 4]}", 10 * at + number
+                )
         self.tests = [{"ImageID": f"{name}.jpg", "ans": at} for at, name in enumerate("cabfed")]
         for at, row in enumerate(self.tests):
             self.photo(f"eval/images/{row['ImageID']}", 1000 + at)

@@ -39,7 +39,9 @@ def test_every_change_of_files_changes_it(contest, change):
     assert first != fingerprint(data, contest.base)
 
 
-@pytest.mark.parametrize(("lost", "where"), [("train", "source.root"), ("eval/images", "test.root"), ("eval/info.csv", "test.table")])
+@pytest.mark.parametrize(
+    ("lost", "where"), [("train", "source.root"), ("eval/images", "test.root"), ("eval/info.csv", "test.table")]
+)
 def test_a_missing_root_or_table_is_named(contest, lost, where):
     path = contest.base / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -56,4 +58,6 @@ def test_a_loop_of_links_ends(contest):
 
 def test_planning_imports_nothing_heavy():
     code = "import sys, data_prep.fingerprint, data_prep.labels; print([m for m in ('numpy', 'pyarrow', 'PIL') if m in sys.modules])"
-    assert "[]" == subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert (
+        "[]" == subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    )

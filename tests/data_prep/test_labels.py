@@ -12,7 +12,9 @@ from data_prep.config import Label
 from data_prep.errors import DataError
 from data_prep.labels import Schema, class_names, code_of, read_codes
 
-CONTEST = Schema({"mask": ["wear", "incorrect", "not_wear"], "gender": ["male", "female"], "age": ["<30", "30-59", ">=60"]})
+CONTEST = Schema(
+    {"mask": ["wear", "incorrect", "not_wear"], "gender": ["male", "female"], "age": ["<30", "30-59", ">=60"]}
+)
 label = TypeAdapter(Label).validate_python
 SIZES = st.lists(st.integers(1, 7), min_size=1, max_size=5)
 
@@ -48,7 +50,12 @@ def test_codes_out_of_range_are_refused(codes):
 
 @pytest.mark.parametrize(
     ("bins", "names"),
-    [([30, 60], ["<30", "30-59", ">=60"]), ([30], ["<30", ">=30"]), ([30, 31], ["<30", "30", ">=31"]), ([0.5, 1], ["<0.5", "0.5-<1", ">=1"])],
+    [
+        ([30, 60], ["<30", "30-59", ">=60"]),
+        ([30], ["<30", ">=30"]),
+        ([30, 31], ["<30", "30", ">=31"]),
+        ([0.5, 1], ["<0.5", "0.5-<1", ">=1"]),
+    ],
 )
 def test_bins_are_named_by_what_they_hold(bins, names):
     assert names == class_names(label({"from": "column", "column": "age", "bins": bins}))
@@ -71,13 +78,17 @@ def test_codes_come_from_stems_folders_and_columns():
         "tone": label({"from": "folder", "part": 2, "separator": "_", "bins": [5]}),
         "safe": label({"from": "column", "column": "safe", "classes": ["false", "true"]}),
     }
-    found = read_codes(rules, ["deep/1_female_4/mask.x.JPG", "2_male_5/m7.png", "2_male_5/normal"], {"safe": [True, False, "true"]})
+    found = read_codes(
+        rules, ["deep/1_female_4/mask.x.JPG", "2_male_5/m7.png", "2_male_5/normal"], {"safe": [True, False, "true"]}
+    )
     assert [[0, 0, 1], [1, 0, 0], [0, 1, 1], [1, 0, 1]] == found
 
 
 def test_photos_without_a_class_are_named_with_the_rule():
     rule = {"mask": label({"from": "stem", "classes": {"on": "mask*", "off": "normal"}})}
-    with pytest.raises(DataError, match=r"data\.labels\.mask: .*on: mask\*.*4 of 5.*p/a\.jpg.*p/b.*p/c.*and 1 more") as raised:
+    with pytest.raises(
+        DataError, match=r"data\.labels\.mask: .*on: mask\*.*4 of 5.*p/a\.jpg.*p/b.*p/c.*and 1 more"
+    ) as raised:
         read_codes(rule, ["p/a.jpg", "p/b.jpg", "p/c.jpg", "p/d.jpg", "p/mask1.jpg"], {})
     assert "p/d" not in str(raised.value)
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import hashlib
 import json
+import time
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -97,7 +97,9 @@ def test_every_stratum_is_within_one_group_of_ideal(people, share, n_folds, seed
     assert abs(in_stratum.total() - len(people) * share) < 1  # the totals balance too
     if n_folds <= len(people):
         folds = Counter(zip(people, deal_folds(groups, codes, n_folds, seed=seed).tolist(), strict=True))
-        assert all(abs(folds[stratum, fold] - n / n_folds) < 1 for stratum, n in total.items() for fold in range(n_folds))
+        assert all(
+            abs(folds[stratum, fold] - n / n_folds) < 1 for stratum, n in total.items() for fold in range(n_folds)
+        )
 
 
 @settings(max_examples=20, deadline=None)
@@ -107,10 +109,17 @@ def test_the_order_of_rows_changes_nothing(random, strategy):
     shuffled = table.take(random.sample(range(len(table)), len(table)))
     first, second = (assign(rows, SCHEMA, split, [], 4) for rows in (table, shuffled))
     assert first.sort_by("sample_id").equals(second.sort_by("sample_id"))
-    assert [set(part) for part in inner_part(first, 1, split, SCHEMA)] == [set(part) for part in inner_part(second, 1, split, SCHEMA)]
+    assert [set(part) for part in inner_part(first, 1, split, SCHEMA)] == [
+        set(part) for part in inner_part(second, 1, split, SCHEMA)
+    ]
 
 
-GOLDEN = {}
+# roles and folds of 12 people x 2 photos; balanced_profile was worked out by a second, loop-only program too
+GOLDEN = {
+    "random": ("tttvttvttvttvtvtttttttvt", "221200200201011122111002"),
+    "profile": ("ttttvvttttvvttvvtttttttt", "110000220000221111222211"),
+    "balanced_profile": ("ttvvttttvvttttttvvtttttt", "001122002211001100221122"),
+}
 
 
 @pytest.mark.parametrize("strategy", ["random", "profile", "balanced_profile"])
@@ -123,7 +132,9 @@ def test_a_split_is_the_same_on_every_machine_and_version(strategy):
 
 def test_the_seed_decides():
     table = catalog_of(every_cell(6))
-    splits = {json.dumps(assign(table, SCHEMA, Split(val=0.3, seed=seed), [], None)["role"].to_pylist()) for seed in range(5)}
+    splits = {
+        json.dumps(assign(table, SCHEMA, Split(val=0.3, seed=seed), [], None)["role"].to_pylist()) for seed in range(5)
+    }
     assert 5 == len(splits)
 
 
@@ -149,7 +160,10 @@ def test_exclusions_keep_arms_paired_and_spare_the_test_set():
     fewer = assign(table, SCHEMA, split, [{"race": "x"}], 3).to_pylist()
     for before, after, race in zip(plain, fewer, table["race"].to_pylist(), strict=True):
         gone = race == "x"
-        assert ("excluded" if gone else before["role"], None if gone else before["fold"]) == (after["role"], after["fold"])
+        assert ("excluded" if gone else before["role"], None if gone else before["fold"]) == (
+            after["role"],
+            after["fold"],
+        )
     assert ["test", "test"] == [row["role"] for row in fewer[-2:]]
 
 
@@ -170,7 +184,9 @@ def test_exclusions_keep_arms_paired_and_spare_the_test_set():
 )
 def test_rules_take_out_what_they_name(rule, kept):
     table = catalog_of(every_cell(2), n_test=0)
-    assert kept == {years for years, out in zip(table["years"].to_pylist(), excluded(table, SCHEMA, [rule]), strict=True) if not out}
+    assert kept == {
+        years for years, out in zip(table["years"].to_pylist(), excluded(table, SCHEMA, [rule]), strict=True) if not out
+    }
 
 
 @pytest.mark.parametrize(
@@ -211,6 +227,8 @@ def test_a_hundred_thousand_rows_are_split_in_seconds():
     labels = SCHEMA.encode(np.column_stack([np.arange(n) % 2, codes]))
     table = pa.table({"sample_id": [f"train/{at:06d}" for at in range(n)], "group": [f"{at // 10:05d}" for at in range(n)],
                       "label": labels, "status": ["ok"] * n})  # fmt: skip
+    began = time.perf_counter()
     folds = assign(table, SCHEMA, Split(), [], 5)
+    assert time.perf_counter() - began < 10  # 0.3 s on a quiet core
     assert {"train": 80_000, "val": 20_000} == Counter(folds["role"].to_pylist())
-    assert 64 == len(hashlib.sha256(json.dumps(folds["fold"].to_pylist()).encode()).hexdigest())
+    assert dict.fromkeys(range(5), 20_000) == Counter(folds["fold"].to_pylist())
