@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from PIL import JpegImagePlugin, PngImagePlugin
 
-from data_prep.images import MAX_BYTES, MAX_PIXELS, PhotoError, decode
+from data_prep.images import FORMATS, MAX_BYTES, MAX_PIXELS, PhotoError, decode
 
 OK = "ok"
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
@@ -60,10 +60,9 @@ def inspect(images: str, relative: str) -> Facts:
 def examine(photo: bytes) -> Facts:
     """Hash and decode the bytes of a photo."""
     sha256 = hashlib.sha256(photo).hexdigest()
-    if not photo:
-        return Facts(sha256, None, None, "empty file")
-    if (kind := format_of(photo)) not in {"JPEG", "PNG", "WEBP"}:
-        return Facts(sha256, None, None, f"not allowed: {kind} (only JPEG, PNG and WebP)" if kind else "not an image")
+    if (kind := format_of(photo)) not in FORMATS:
+        named = f"not allowed: {kind} (only JPEG, PNG and WebP)" if kind else "not an image"
+        return Facts(sha256, None, None, named if photo else "empty file")
     broken = "truncated" if _is_cut(photo, kind) else "broken"
     try:
         width, height = _header(photo, kind)

@@ -165,7 +165,7 @@ def _codes(name: str, label: Label, relatives: Sequence[str], columns: Mapping[s
     if faults:
         raise DataError(
             f"data.labels.{name}",
-            f"exactly one class per photo was required under the rule {_rule(label)}; {len(faults)} of {len(relatives)} "
+            f"one class per photo was required under the rule {_rule(label)}; {len(faults)} of {len(relatives)} "
             f"have not: {some(faults)}. Widen or narrow the rule, or take those photos out of the folder",
         )
     return codes

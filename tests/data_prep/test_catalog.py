@@ -314,7 +314,7 @@ def test_missing_and_repeated_test_photos_are_named(contest):
         build_catalog(contest.data(), contest.base)
     contest.tests = contest.tests[:6] + contest.tests[:2]
     contest.save()
-    with pytest.raises(DataError, match="2 stand twice: 'c.jpg' and 'c.jpg'"):
+    with pytest.raises(DataError, match=r"2 stand twice: 'c\.jpg' and 'c\.jpg'"):
         build_catalog(contest.data(), contest.base)
 
 

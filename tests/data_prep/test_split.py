@@ -205,12 +205,12 @@ def test_rules_about_nothing_are_refused(rule, text):
 
 @pytest.mark.parametrize("rule", [{"age": ">=60"}, {"years": [60, 60]}])
 def test_a_class_without_training_photos_is_named(rule):
-    with pytest.raises(DataError, match="every class of age.*found none of >=60"):
+    with pytest.raises(DataError, match=r"every class of age.*found none of >=60"):
         assign(catalog_of(every_cell()), SCHEMA, Split(), [rule], None)
 
 
 def test_too_few_groups_are_refused():
-    with pytest.raises(DataError, match="at least one group per fold.*found 6 groups for 7 folds"):
+    with pytest.raises(DataError, match=r"at least one group per fold.*found 6 groups for 7 folds"):
         assign(catalog_of(every_cell(1)), SCHEMA, Split(val=0.1, strategy="profile", seed=2), [], 7)
     with pytest.raises(DataError, match="at least 2 groups"):
         deal_share(["a", "a"], np.zeros((2, 1), dtype=np.int64), 0.5, seed=0, purpose="val")
