@@ -6,7 +6,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
@@ -21,6 +21,7 @@ from orchestrator.track_config import Track
 from trainers.backbones import known_backbones
 from trainers.config import Train
 
+M = TypeVar("M", bound=BaseModel)
 VARIANT_PATHS = ("data.exclude", "data.split", "prep", "train")
 _MAX_ASSIGNMENTS = 256
 
@@ -164,7 +165,7 @@ def _parse_set(text: str) -> tuple[str, Any]:
     return path.strip(), YAML(typ="safe", pure=True).load(value)
 
 
-def _validate[M: BaseModel](
+def _validate(
     model: type[M], data: Any, document: Document, problems: list[Problem], under: Path_ = (), prefix: str = ""
 ) -> M | None:
     try:

@@ -1,0 +1,60 @@
+"""Hypotheses: claims of a spec, judged on out-of-fold predictions that both arms made."""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+METRICS = ("macro_f1", "accuracy")
+_CLAIM = re.compile(r"^\s*(\S+)\s*>\s*(\S+)(?:\s+on\s+(\S+))?\s*$")
+ALPHA = 0.10
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`better` is claimed to score higher than `worse`."""
+
+    better: str
+    worse: str
+    metric: str = "macro_f1"
+
+
+def parse(text: str) -> Claim:
+    """Read 'a > b' or 'a > b on accuracy'.
+
+    Raises:
+        ValueError: it reads otherwise, or names an unknown metric.
+    """
+    match = _CLAIM.match(text)
+    if match is None:
+        raise ValueError(f"a claim reads like 'half > none' or 'half > none on accuracy', found {text!r}")
+    better, worse, metric = match[1], match[2], match[3] or "macro_f1"
+    if metric not in METRICS:
+        raise ValueError(f"a metric out of {', '.join(METRICS)} was required, found {metric!r} in {text!r}")
+    return Claim(better, worse, metric)
+
+
+def judge(claims: list[str], arms: dict[str, Any], *, seed: int) -> list[dict[str, Any]]:
+    """Judge all claims of a file.
+
+    Args:
+        claims: as the spec states them.
+        arms: variant -> its best finalist's out-of-fold predictions (`orchestrator.stats.Oof`).
+        seed: of the bootstrap and the permutations.
+
+    Returns:
+        The rows of hypotheses.json, in the order of the claims: supported or refuted where the p value after Holm's
+        correction is below 0.10, by sign; undecided otherwise.
+    """
+    from orchestrator.stats import holm, paired_difference  # noqa: PLC0415
+
+    rows = []
+    for text in claims:
+        claim = parse(text)
+        found = paired_difference(arms[claim.better], arms[claim.worse], metric=claim.metric, seed=seed)
+        rows.append({"claim": text, "metric": claim.metric, **found})
+    for row, adjusted in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
+        row["p_adjusted"] = adjusted
+        decided = adjusted < ALPHA
+        row["verdict"] = ("supported" if row["difference"] > 0 else "refuted") if decided else "undecided"
+    return rows

@@ -1,0 +1,142 @@
+"""The truth of a run: an append-only file of events, and the pure function that replays it."""
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+EVENTS, LOCK = "events.jsonl", "driver.lock"
+
+
+class LedgerLocked(RuntimeError):  # noqa: N818 - says what is the case
+    """Another process drives this run."""
+
+
+@dataclass
+class TrialState:
+    """A trial as its events tell it."""
+
+    trial_id: str
+    facts: dict[str, Any]  # of trial_started: phase, variant, number, setting, params, seed, fold, key
+    reports: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch -> metrics
+    status: str | None = None  # COMPLETE, PRUNED, FAILED; None while it has not ended
+    end: dict[str, Any] = field(default_factory=dict)  # of trial_ended
+
+    @property
+    def phase(self) -> str:
+        return str(self.facts["phase"])
+
+
+@dataclass
+class State:
+    """A run as its events tell it."""
+
+    trials: dict[str, TrialState] = field(default_factory=dict)  # in the order they were started
+    stages: dict[str, str] = field(default_factory=dict)
+    state: str = "RUNNING"
+
+
+def replay(events: Iterable[dict[str, Any]]) -> State:
+    """Rebuild a run from its events. Pure: the same events give the same state."""
+    run = State()
+    for event in events:
+        kind = event["event"]
+        if kind == "trial_started":
+            run.trials.setdefault(event["trial_id"], TrialState(event["trial_id"], _payload(event)))
+        elif kind == "report" and event["trial_id"] in run.trials:
+            run.trials[event["trial_id"]].reports[event["epoch"]] = event["metrics"]
+        elif kind == "trial_ended" and event["trial_id"] in run.trials:
+            trial = run.trials[event["trial_id"]]
+            trial.status, trial.end = event["status"], _payload(event)
+        elif kind == "stage":
+            run.stages[event["stage"]] = event["outcome"]
+        elif kind == "run_ended":
+            run.state = event["state"]
+        elif kind in {"run_started", "run_resumed"}:
+            run.state = "RUNNING"
+    return run
+
+
+def _payload(event: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in event.items() if name not in {"n", "time", "event"}}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Read events; a last line that is not whole yet is left out."""
+    return _parse(path.read_bytes())[0]
+
+
+def _parse(raw: bytes) -> tuple[list[dict[str, Any]], int]:
+    """Return the whole events and how many bytes they take."""
+    events: list[dict[str, Any]] = []
+    end = 0
+    for line in raw.splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+        end += len(line)
+    return events, end
+
+
+def is_live(run: Path) -> bool:
+    """Say whether a process drives this run; the lock dies with its owner, however that ends."""
+    try:
+        with (run / LOCK).open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+class Ledger:
+    """The one writer of a run's events. Use it in a `with` block; entering takes the run's lock."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.events: list[dict[str, Any]] = []
+        self._lock: IO[bytes] | None = None
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Ledger:
+        self._lock = (self.run / LOCK).open("ab")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise LedgerLocked(f"run {self.run.name} is driven by another process") from None
+        path = self.run / EVENTS
+        raw = path.read_bytes() if path.exists() else b""
+        self.events, whole = _parse(raw)
+        self._file = path.open("r+b" if path.exists() else "w+b")
+        self._file.truncate(whole)  # a torn last line is what the killed driver was writing
+        self._file.seek(whole)
+        if whole < len(raw):
+            self.append("repaired", commit=True, lost_bytes=len(raw) - whole)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._file:
+            self._file.close()
+        if self._lock:
+            self._lock.close()
+
+    def append(self, event: str, *, commit: bool = False, **fields: Any) -> None:
+        """Write one event; with `commit` it is on the disk when this returns."""
+        if self._file is None:
+            raise RuntimeError("the ledger is not open")
+        record = {"n": len(self.events), "time": time.time(), "event": event, **fields}
+        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        if commit:
+            os.fsync(self._file.fileno())
+        self.events.append(record)
