@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 _HOW = "how"
 
@@ -44,8 +45,20 @@ def _bare_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-BARE_NAME = BeforeValidator(_bare_name, json_schema_input_type=str | dict[str, Any])
-"""Lets a bare string s stand for {name: s}, the short form that every named component has."""
+class _BareName:
+    """Lets a bare string s stand for {name: s}, and says so in the JSON Schema."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(_bare_name, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        inner = handler(schema["schema"])  # type: ignore[typeddict-item]
+        names = sorted(inner.get("discriminator", {}).get("mapping", {}))
+        return {"anyOf": [{"type": "string", **({"enum": names} if names else {})}, inner]}
+
+
+BARE_NAME = _BareName()
+"""The short form that every named component has."""
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]

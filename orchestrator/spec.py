@@ -241,8 +241,16 @@ def _fields_at(loc: tuple[str | int, ...], model: type[BaseModel]) -> list[str]:
     root = model.model_json_schema(by_alias=True)
     nodes = [root]
     for part in loc:
-        nodes = [child for node in nodes for child in _children(node, part, root)] or nodes
+        children = [child for node in nodes for child in _children(node, part, root)]
+        tagged = [node for node in nodes if _tag(node) == part]
+        nodes = children or tagged or nodes
     return sorted({name for node in nodes for name in node.get("properties", {})})
+
+
+def _tag(node: dict[str, Any]) -> Any:
+    """Return the value that tells a member of a union from the others."""
+    properties = node.get("properties", {})
+    return next((properties[key]["const"] for key in ("name", "layout", "from") if "const" in properties.get(key, {})), None)
 
 
 def _children(node: dict[str, Any], part: str | int, root: dict[str, Any]) -> list[dict[str, Any]]:
