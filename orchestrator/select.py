@@ -1,0 +1,111 @@
+"""Which finalists vote: ranked by rules that look at out-of-fold predictions only."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from orchestrator.errors import UserError
+from orchestrator.stats import Oof, interval, recalls, total_variation
+
+ROBUST_RULE = (
+    "lower end of the 90 % interval of out-of-fold macro F1, rounded to 0.01; then worst-class recall; then total "
+    "variation distance between predicted and true class shares; then parameter count; then setting"
+)
+
+
+def finalists(ranking: Sequence[tuple[str, str, float]], n: int, variants: Sequence[str]) -> list[str]:
+    """Return the settings to confirm: the best n of the run, and at least one per variant.
+
+    Where n is smaller than the number of variants, every variant still gets its best one.
+
+    Args:
+        ranking: (setting, variant, score), any order; a setting may stand twice and counts by its best score.
+        n: how many.
+        variants: all of the spec's.
+    """
+    best: dict[str, tuple[float, str]] = {}
+    for setting, variant, score in ranking:
+        if setting not in best or score > best[setting][0]:
+            best[setting] = (score, variant)
+    ordered = sorted(best, key=lambda setting: (-best[setting][0], setting))
+    first = {variant: next((s for s in ordered if best[s][1] == variant), None) for variant in variants}
+    chosen = [setting for setting in first.values() if setting]
+    for setting in ordered:
+        if len(chosen) >= n:
+            break
+        if setting not in chosen:
+            chosen.append(setting)
+    return sorted(chosen, key=ordered.index)
+
+
+def oof_of(predictions: pa.Table, setting: str, groups: Mapping[str, str], strata: Mapping[str, str], n_classes: int) -> Oof:
+    """Return a setting's out-of-fold predictions: one row per seed over the samples that all its seeds held out.
+
+    Raises:
+        UserError: it has none, or answers over other classes.
+    """
+    rows = [row for row in predictions.to_pylist() if row["setting"] == setting and row["split"] == "oof"]
+    by_seed: dict[int, dict[str, tuple[int, int]]] = {}
+    for row in rows:
+        if len(row["probs"]) != n_classes:
+            raise UserError(f"setting {setting}: predictions over {n_classes} classes were required, found {len(row['probs'])}")
+        by_seed.setdefault(row["seed"], {})[row["sample_id"]] = (row["target"], row["pred"])
+    if not by_seed:
+        raise UserError(f"setting {setting}: out-of-fold predictions were required, found none")
+    shared = sorted(set.intersection(*(set(found) for found in by_seed.values())))
+    first = by_seed[min(by_seed)]
+    return Oof(shared, np.array([first[s][0] for s in shared], np.int64),
+               np.array([[by_seed[seed][s][1] for s in shared] for seed in sorted(by_seed)], np.int64),
+               [groups[s] for s in shared], [strata[s] for s in shared], n_classes)
+
+
+def candidate(setting: str, variant: str, oof: Oof, *, search_score: float | None, n_params: int, seed: int) -> dict[str, Any]:
+    """Return the numbers behind a choice."""
+    bounds = interval(oof, seed=seed)
+    flat_targets, flat_preds = np.tile(oof.targets, len(oof.preds)), oof.preds.ravel()
+    per_class = recalls(flat_targets, flat_preds, oof.n_classes)
+    return {
+        "setting": setting, "variant": variant, "oof_macro_f1": bounds.estimate, "low": bounds.low, "high": bounds.high,
+        "low_rounded": round(bounds.low, 2), "oof_accuracy": float(np.mean(flat_targets == flat_preds)),
+        "worst_class": min(per_class, key=lambda k: (per_class[k], k)), "worst_class_recall": min(per_class.values()),
+        "total_variation": total_variation(flat_targets, flat_preds, oof.n_classes), "n_params": n_params,
+        "search_score": search_score, "n_groups": bounds.n_groups, "n_samples": bounds.n_samples, "n_seeds": len(oof.preds),
+    }
+
+
+def rank(candidates: Sequence[dict[str, Any]], policy: str | list[str]) -> list[dict[str, Any]]:
+    """Return candidates in the order of a policy, best first."""
+    if policy == "robust":
+        return sorted(candidates, key=lambda c: (-c["low_rounded"], -c["worst_class_recall"], c["total_variation"],
+                                                 c["n_params"], c["setting"]))
+    if policy == "validation":
+        return sorted(candidates, key=lambda c: (-(c["search_score"] or 0.0), c["setting"]))
+    if isinstance(policy, list):
+        wanted = [c for c in candidates if c["variant"] in policy]
+        return sorted(wanted, key=lambda c: (policy.index(c["variant"]), -(c["search_score"] or 0.0), c["setting"]))
+    raise UserError(f"select.policy {policy}: required robust, validation or a list of variants")
+
+
+def choose(candidates: Sequence[dict[str, Any]], policy: str | list[str], n: int) -> dict[str, Any]:
+    """Return selection.json without the ensemble's scores: every candidate, its rank, and the members.
+
+    An explicit list takes the best finalist of each variant that it names.
+    """
+    ranked = rank(candidates, policy)
+    if isinstance(policy, list):
+        firsts = {c["variant"]: c for c in reversed(ranked)}
+        members = [firsts[name]["setting"] for name in policy if name in firsts]
+    else:
+        members = [c["setting"] for c in ranked[:n]]
+    rows = []
+    for place, found in enumerate(ranked, 1):
+        chosen = found["setting"] in members
+        reason = f"rank {place} of {len(ranked)} by {policy if isinstance(policy, str) else 'the list'}"
+        rows.append({**found, "rank": place, "chosen": chosen, "reason": reason})
+    wanted = len(policy) if isinstance(policy, list) else n
+    short = f"{len(members)} members instead of {wanted}: there are no more candidates" if len(members) < wanted else None
+    rule = ROBUST_RULE if policy == "robust" else "search score" if policy == "validation" else "the spec's order"
+    return {"policy": policy, "rule": rule, "level": 0.9, "members": members, "candidates": rows, "short_of": short}

@@ -1,0 +1,204 @@
+"""Statistics of predictions: macro F1, bootstrap over groups, paired tests, Holm. NumPy only, all seeded.
+
+Every statistic here is a function of three counts per class: hits, answers and targets. Counts of groups add up, so a
+resample of groups is one product of a weight matrix with the groups' counts.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+LEVEL = 0.90
+N_RESAMPLES = 2000
+N_PERMUTATIONS = 5000
+_EXACT_GROUPS = 12  # 2^12 sign patterns are fewer than the random ones
+
+
+@dataclass(frozen=True)
+class Oof:
+    """Predictions of one arm on samples that were held out.
+
+    `preds` is (S, N): one row per seed; `groups` None means that samples stand alone.
+    """
+
+    sample_ids: list[str]
+    targets: Ints  # (N,)
+    preds: Ints  # (S, N)
+    groups: list[str] | None
+    strata: list[str] | None  # (N,) constant within a group; resampling keeps their sizes
+    n_classes: int
+
+    def take(self, at: Ints) -> Oof:
+        """Return the samples at some places."""
+        return Oof([self.sample_ids[i] for i in at], self.targets[at], self.preds[:, at],
+                   [self.groups[i] for i in at] if self.groups else None,
+                   [self.strata[i] for i in at] if self.strata else None, self.n_classes)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its bootstrap interval."""
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+    n_groups: int
+    n_samples: int
+    too_narrow: bool  # samples of one person were resampled as if they were independent
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+def counts(targets: Ints, preds: Ints, owners: Ints, n_owners: int, n_classes: int) -> Floats:
+    """Return per owner the hits, answers and targets of every class: (n_owners, 3, n_classes)."""
+    out = np.zeros((n_owners, 3, n_classes))
+    hit = targets == preds
+    np.add.at(out[:, 0], (owners[hit], targets[hit]), 1)
+    np.add.at(out[:, 1], (owners, preds), 1)
+    np.add.at(out[:, 2], (owners, targets), 1)
+    return out
+
+
+def score(tallies: Floats, metric: str) -> Floats:
+    """Return a metric of tallies (..., 3, C): macro F1 over the classes present in the targets, or accuracy."""
+    hits, answers, targets = tallies[..., 0, :], tallies[..., 1, :], tallies[..., 2, :]
+    if metric == "accuracy":
+        return np.asarray(hits.sum(-1) / np.maximum(targets.sum(-1), 1))
+    present = targets > 0
+    f1 = 2 * hits / np.maximum(answers + targets, 1)
+    return np.asarray((f1 * present).sum(-1) / np.maximum(present.sum(-1), 1))
+
+
+def macro_f1(targets: Ints, preds: Ints, n_classes: int) -> float:
+    """Return macro F1 over the classes present in the targets, 0 to 1."""
+    zeros = np.zeros(len(targets), np.int64)
+    return float(score(counts(targets, preds, zeros, 1, n_classes), "macro_f1")[0])
+
+
+def recalls(targets: Ints, preds: Ints, n_classes: int) -> dict[int, float]:
+    """Return the recall of every class present in the targets."""
+    return {int(k): float(np.mean(preds[targets == k] == k)) for k in range(n_classes) if np.any(targets == k)}
+
+
+def total_variation(targets: Ints, preds: Ints, n_classes: int) -> float:
+    """Return half the summed difference of the true and the predicted class shares, 0 to 1."""
+    true, found = (np.bincount(values, minlength=n_classes) / max(len(values), 1) for values in (targets, preds))
+    return float(np.abs(true - found).sum() / 2)
+
+
+def interval(oof: Oof, *, metric: str = "macro_f1", seed: int, n: int = N_RESAMPLES, level: float = LEVEL) -> Interval:
+    """Return a metric, averaged over seeds, with its percentile interval by resampling groups within strata.
+
+    Source: Efron and Tibshirani 1993, chapters 8 and 13; the cluster bootstrap.
+    """
+    owners, strata = _owners(oof)
+    tallies = _seed_counts(oof, owners, len(strata))
+    estimate = float(np.mean([score(one.sum(0), metric) for one in tallies]))
+    weights = _resample(strata, n, np.random.default_rng(seed))
+    draws = np.mean([score(np.tensordot(weights, one, 1), metric) for one in tallies], axis=0)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(estimate, float(low), float(high), level, len(strata), len(oof.targets), oof.groups is None)
+
+
+def paired_difference(a: Oof, b: Oof, *, metric: str = "macro_f1", seed: int) -> dict[str, Any]:
+    """Compare two arms on the samples that both predicted.
+
+    Returns:
+        difference (a minus b), low and high (90 %), p_value (two-sided, by swapping the two arms' predictions per
+        group), n_groups, n_samples.
+
+    Raises:
+        ValueError: they have no sample in common, or disagree on a target.
+    """
+    a, b = _common(a, b)
+    owners, strata = _owners(a)
+    n_groups, rng = len(strata), np.random.default_rng(seed)
+    ta, tb = _seed_counts(a, owners, n_groups), _seed_counts(b, owners, n_groups)
+
+    def mean_score(weights: Floats, tallies: list[Floats]) -> Floats:
+        return np.asarray(np.mean([score(np.tensordot(weights, one, 1), metric) for one in tallies], axis=0))
+
+    weights = _resample(strata, N_RESAMPLES, rng)
+    draws = mean_score(weights, ta) - mean_score(weights, tb)
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    ones = np.ones((1, n_groups))
+    difference = float((mean_score(ones, ta) - mean_score(ones, tb))[0])
+    swap, exact = _swaps(n_groups, rng)
+    pairs = list(zip(_pad(ta, len(tb)), _pad(tb, len(ta)), strict=True))
+    under = np.mean([
+        score(np.tensordot(1 - swap, x, 1) + np.tensordot(swap, y, 1), metric)
+        - score(np.tensordot(swap, x, 1) + np.tensordot(1 - swap, y, 1), metric)
+        for x, y in pairs
+    ], axis=0)
+    beyond = int(np.sum(np.abs(under) >= abs(difference) - 1e-12))
+    p_value = beyond / len(swap) if exact else (beyond + 1) / (len(swap) + 1)
+    return {"difference": difference, "low": float(low), "high": float(high), "p_value": float(p_value),
+            "n_groups": n_groups, "n_samples": len(a.targets)}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p values adjusted for testing a family (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[at]))
+        adjusted[at] = running
+    return adjusted
+
+
+def _owners(oof: Oof) -> tuple[Ints, list[str]]:
+    """Number the groups; return the number of every sample's group, and every group's stratum."""
+    names = oof.groups if oof.groups is not None else oof.sample_ids
+    number: dict[str, int] = {}
+    owners = np.array([number.setdefault(name, len(number)) for name in names], np.int64)
+    strata = [""] * len(number)
+    for at, owner in enumerate(owners):
+        strata[owner] = oof.strata[at] if oof.strata else ""
+    return owners, strata
+
+
+def _seed_counts(oof: Oof, owners: Ints, n_groups: int) -> list[Floats]:
+    return [counts(oof.targets, preds, owners, n_groups, oof.n_classes) for preds in oof.preds]
+
+
+def _pad(tallies: list[Floats], n: int) -> list[Floats]:
+    """Repeat seeds where one arm has fewer, so that each stands beside one of the other."""
+    return [tallies[at % len(tallies)] for at in range(max(n, len(tallies)))]
+
+
+def _resample(strata: list[str], n: int, rng: np.random.Generator) -> Floats:
+    """Return how often each group is drawn in each of n resamples, (n, G); every stratum keeps its size."""
+    weights = np.zeros((n, len(strata)))
+    names = np.array(strata)
+    for stratum in sorted(set(strata)):
+        members = np.flatnonzero(names == stratum)
+        weights[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n)
+    return weights
+
+
+def _swaps(n_groups: int, rng: np.random.Generator) -> tuple[Floats, bool]:
+    if n_groups <= _EXACT_GROUPS:
+        patterns = (np.arange(2**n_groups)[:, None] >> np.arange(n_groups)) & 1
+        return patterns.astype(float), True
+    return rng.integers(0, 2, (N_PERMUTATIONS, n_groups)).astype(float), False
+
+
+def _common(a: Oof, b: Oof) -> tuple[Oof, Oof]:
+    place = {sample: at for at, sample in enumerate(b.sample_ids)}
+    pairs = [(at, place[sample]) for at, sample in enumerate(a.sample_ids) if sample in place]
+    if not pairs:
+        raise ValueError("two arms need samples that both predicted, found none")
+    ia, ib = (np.array(side, np.int64) for side in zip(*pairs, strict=True))
+    a, b = a.take(ia), b.take(ib)
+    if not np.array_equal(a.targets, b.targets):
+        raise ValueError("two arms disagree on the class of a sample; they were trained on different labels")
+    return a, b
