@@ -165,6 +165,7 @@ def _drive(
     tracker = track.start(paths.root, experiment.spec.track)
     outcomes: dict[str, str] = {}
     state, code = "FAILED", 1
+    context: stages.Context | None = None
     try:
         with connect(options.address, insecure=options.insecure) as cluster:
             if cluster.dashboard_url:
@@ -180,7 +181,8 @@ def _drive(
         raise
     finally:
         ledger.append("run_ended", commit=True, state=state)
-        _write_summary(paths, ledger, outcomes, state, spent_s + time.monotonic() - began)
+        _write_summary(paths, ledger, outcomes, state, spent_s + time.monotonic() - began,
+                       context.n_quarantined() if context else 0)
         missing = tracker.finish(_TRACKER_WAIT_S if state == "SUCCEEDED" else 2.0)
         if missing:
             reporter.say(f"tracking: {missing}")
@@ -229,7 +231,9 @@ def _require_weights(experiment: Experiment, *, allow_download: bool) -> None:
                             f"weights {name}` or submit with --allow-download")
 
 
-def _write_summary(paths: RunPaths, ledger: Ledger, outcomes: dict[str, str], state: str, wall_s: float) -> None:
+def _write_summary(
+    paths: RunPaths, ledger: Ledger, outcomes: dict[str, str], state: str, wall_s: float, n_quarantined: int
+) -> None:
     replayed = replay(ledger.events)
     counts = {"complete": 0, "pruned": 0, "failed": 0}
     for trial in replayed.trials.values():
@@ -238,7 +242,7 @@ def _write_summary(paths: RunPaths, ledger: Ledger, outcomes: dict[str, str], st
     selection = paths.read_json("selection") or {}
     write_json(paths.summary, {
         "run_id": paths.run_id, "state": state, "stages": {name: outcomes.get(name, "BLOCKED") for name in STAGES},
-        "trials": counts, "quarantined": finals.n_quarantined(ledger.events), "best": finals.best_trial(replayed),
+        "trials": counts, "quarantined": n_quarantined, "best": finals.best_trial(replayed),
         "members": selection.get("members", []), "wall_s": round(wall_s, 1),
     })
 

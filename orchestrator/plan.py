@@ -154,6 +154,13 @@ def _notes(experiment: Experiment) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _finalists(experiment: Experiment, search: Artifact) -> list[str]:
+    from orchestrator.select import finalists  # noqa: PLC0415 - NumPy, needed only where a search is cached
+
+    ranking = [(setting, variant, score) for setting, variant, score in search.result["ranking"]]
+    return finalists(ranking, experiment.spec.confirm.finalists if experiment.spec.confirm else 0, list(experiment.arms))
+
+
 def _stages(keys: Keys, store: Store, finished: bool) -> tuple[tuple[PlannedStage, ...], int | None, int | None]:
     planned: list[PlannedStage] = []
 
@@ -186,7 +193,7 @@ def _stages(keys: Keys, store: Store, finished: bool) -> tuple[tuple[PlannedStag
         else "settings, data or splits are new; finished trials are reused one by one")
     confirm_key, confirm = None, None
     if search is not None and keys.experiment.spec.confirm:
-        confirm_key = keys.confirm(catalog, search.result["finalists"].get(str(keys.experiment.spec.confirm.finalists), []))
+        confirm_key = keys.confirm(catalog, _finalists(keys.experiment, search))
         confirm = store.find("confirm", confirm_key)
     add("confirm", confirm is not None or keys.experiment.spec.confirm is None, confirm_key,
         "confirm: null" if keys.experiment.spec.confirm is None else

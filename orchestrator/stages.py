@@ -52,6 +52,11 @@ class Context:
             raise UserError("the catalog was required and has not been made")
         return self.catalog
 
+    def n_quarantined(self) -> int:
+        """Count the photos that could not be read or prepared."""
+        lost = set(self.catalog.result["quarantined"]) if self.catalog else set()
+        return len(lost.union(*(artifact.result["quarantined"] for artifact in self.prepared.values())))
+
     def catalog_table(self) -> pa.Table:
         return tables.read(self.require_catalog().file("catalog.parquet"))
 
