@@ -60,7 +60,7 @@ def connect(address: str | None, *, insecure: bool = False, num_cpus: int | None
         if address:
             context = ray.init(address=address, **quiet)
         else:
-            context = ray.init(num_cpus=num_cpus, include_dashboard=dashboard, dashboard_host="127.0.0.1",
+            context = ray.init(address="local", num_cpus=num_cpus, include_dashboard=dashboard, dashboard_host="127.0.0.1",
                                object_store_memory=_OBJECT_STORE_BYTES, **quiet)
     except Exception as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
