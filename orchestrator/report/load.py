@@ -146,10 +146,16 @@ def dicts(value: Any) -> list[dict[str, Any]]:
     return [item for item in listed(value) if isinstance(item, dict)]
 
 
-def estimate(value: Any) -> dict[str, Any] | None:
-    """Return {estimate, low, high, ...} where it holds an estimate, else None."""
-    found = mapping(value)
-    return found if number(found.get("estimate")) is not None else None
+def ensemble_scores(selection: dict[str, Any], side: str) -> dict[str, dict[str, Any]]:
+    """Return metric -> {estimate, low, high, ...} of the ensemble, out of fold ("oof") or on the test set ("test").
+
+    Empty where there is none. A metric without an interval, such as macro F1 of one label, has its estimate alone.
+    """
+    found = mapping(mapping(selection.get("ensemble")).get(side))
+    if number(found.get("estimate")) is not None:
+        found = {"macro_f1": found}
+    scores = {name: value if isinstance(value, dict) else {"estimate": value} for name, value in found.items()}
+    return {name: value for name, value in scores.items() if number(value.get("estimate")) is not None}
 
 
 def _yaml(path: Path) -> Any:

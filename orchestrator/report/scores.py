@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from orchestrator import vote as voting
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -77,9 +80,8 @@ def marginal(counts: Ints, sizes: tuple[int, ...], position: int) -> Ints:
 def oof_answers(predictions: pa.Table, members: list[str], rule: str, n_classes: int) -> Answers | None:
     """Vote on out-of-fold predictions.
 
-    A member's class is the argmax of its mean probability over the checkpoints that held the sample out; a hard
-    vote's tie goes to the class with the highest summed probability, then to the better-ranked member. Samples
-    that not every member predicted are left out.
+    A member's class is the argmax of its mean probability over the checkpoints that held the sample out; the vote
+    is `orchestrator.vote.cast`. Samples that not every member predicted are left out.
 
     Args:
         predictions: setting, sample_id, target, probs; out-of-fold rows.
@@ -93,8 +95,8 @@ def oof_answers(predictions: pa.Table, members: list[str], rule: str, n_classes:
     means: list[dict[str, Floats]] = []
     targets: dict[str, int] = {}
     for member in members:
-        rows = predictions.filter(pa.compute.equal(predictions["setting"], member)).combine_chunks()
-        lengths = set(pa.compute.list_value_length(rows["probs"]).to_pylist())
+        rows = predictions.filter(pc.equal(predictions["setting"], member)).combine_chunks()
+        lengths = set(pc.list_value_length(rows["probs"]).to_pylist())
         if lengths != {n_classes}:
             return None
         probs = rows["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, n_classes)
@@ -108,38 +110,13 @@ def oof_answers(predictions: pa.Table, members: list[str], rule: str, n_classes:
     shared = [sample for sample in shared if targets[sample] is not None]
     if not shared:
         return None
-    stacked = np.array([[mean[sample] for sample in shared] for mean in means])  # (M, N, C)
-    member_preds = stacked.argmax(axis=2)
-    preds, votes = cast(stacked, rule)
-    return Answers(shared, np.array([targets[sample] for sample in shared], dtype=np.int64), preds, votes, member_preds)
+    stacked = [np.array([mean[sample] for sample in shared], dtype=np.float32) for mean in means]  # M x (N, C)
+    member_preds = np.stack([one.argmax(axis=1) for one in stacked]).astype(np.int64)
+    cast = voting.cast(member_preds, stacked, rule)
+    return Answers(shared, np.array([targets[one] for one in shared], dtype=np.int64), cast.pred, cast.votes, member_preds)
 
 
-def cast(probs: Floats, rule: str) -> tuple[Ints, Ints]:
-    """Vote.
-
-    Args:
-        probs: (M, N, C), members in rank order.
-        rule: hard or soft.
-
-    Returns:
-        (N,) classes and (N,) number of members that chose them.
-    """
-    n_members, n_samples, n_classes = probs.shape
-    choices = probs.argmax(axis=2)  # (M, N)
-    ballots = np.zeros((n_samples, n_classes), dtype=np.int64)
-    for choice in choices:
-        ballots[np.arange(n_samples), choice] += 1
-    summed = probs.sum(axis=0)
-    best_rank = np.full((n_samples, n_classes), n_members)
-    for rank in reversed(range(n_members)):
-        best_rank[np.arange(n_samples), choices[rank]] = rank
-    first = np.zeros_like(ballots) if rule == "soft" else ballots
-    # the last key of lexsort weighs most
-    preds = np.array([np.lexsort((best_rank[i], -summed[i], -first[i]))[0] for i in range(n_samples)], dtype=np.int64)
-    return preds, ballots[np.arange(n_samples), preds]
-
-
-def test_answers(votes: pa.Table, test_labels: pa.Table) -> Answers | None:
+def labelled_answers(votes: pa.Table, test_labels: pa.Table) -> Answers | None:
     """Join the vote on the test set with its labels, by sample id."""
     known = dict(zip(test_labels["sample_id"].to_pylist(), test_labels["label"].to_pylist(), strict=True))
     rows = [row for row in votes.to_pylist() if known.get(row["sample_id"]) is not None and row["pred"] is not None]

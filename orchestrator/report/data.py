@@ -1,0 +1,104 @@
+"""What the models saw and how they were run: distributions, preparation, provenance."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from typing import Any
+
+from orchestrator.report import charts
+from orchestrator.report.load import Run, mapping, number
+from orchestrator.report.overview import stage_outcomes
+
+_ROLES = ("train", "val", "test", "excluded")
+_MAX_CLASSES = 30
+
+
+def distributions(run: Run) -> dict[str, Any]:
+    """Return how many photos of each class stand in each role, once for variants that share it."""
+    if run.folds is None:
+        return {"sets": [], "known": False}
+    truth: dict[str, int] = {}
+    if run.test_labels is not None:
+        truth = dict(zip(run.test_labels["sample_id"].to_pylist(), run.test_labels["label"].to_pylist(), strict=True))
+    counts: dict[str, Counter[tuple[str, int | None]]] = defaultdict(Counter)
+    groups: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    columns = (run.folds[name].to_pylist() for name in ("variant", "sample_id", "group", "label", "role"))
+    for variant, sample, group, label, role in zip(*columns, strict=True):
+        counts[variant][role, truth.get(sample) if role == "test" else label] += 1
+        if group is not None:
+            groups[variant][role].add(group)
+    alike: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for variant, found in counts.items():
+        alike[tuple(sorted(found.items(), key=str))].append(variant)
+    sets = [
+        {"variants": names, "roles": _roles(counts[names[0]], groups[names[0]]), "plots": _plots(run, counts[names[0]])}
+        for names in alike.values()
+    ]
+    return {"sets": sets, "known": True, "legend": [(role, f"c{at}") for at, role in enumerate(_ROLES)],
+            "facts": [(text, run.audit.get(name)) for name, text in (("n_photos", "photos"), ("n_usable", "usable"), ("n_groups", "labelled groups"), ("n_test", "test photos")) if number(run.audit.get(name)) is not None]}  # fmt: skip
+
+
+def _roles(found: Counter[tuple[str, int | None]], groups: dict[str, set[str]]) -> list[dict[str, Any]]:
+    totals = {role: sum(n for (one, _), n in found.items() if one == role) for role in _ROLES}
+    return [{"role": role, "n": n, "n_groups": len(groups[role]) or None} for role, n in totals.items() if n]
+
+
+def _plots(run: Run, found: Counter[tuple[str, int | None]]) -> list[tuple[str, Any]]:
+    if run.schema is None:
+        return []
+    plots = []
+    for at, (label, names) in enumerate(run.schema.classes.items()):
+        if len(names) > _MAX_CLASSES:
+            continue
+        per_role: dict[str, Counter[int]] = defaultdict(Counter)
+        for (role, code), n in found.items():
+            if code is not None and 0 <= code < run.schema.n_classes:
+                per_role[role][run.schema.decode(code)[at]] += n
+        roles = [role for role in _ROLES if per_role[role]]
+        rows = [
+            (name, [charts.Bar(per_role[role][code] / per_role[role].total(), f"{per_role[role][code] / per_role[role].total():.0%} ({per_role[role][code]})",
+                               _ROLES.index(role)) for role in roles])
+            for code, name in enumerate(names)
+        ]  # fmt: skip
+        plots.append((label, charts.bars(rows, title=f"Shares of {label} by role")))
+    return plots
+
+
+def preparation(run: Run) -> dict[str, Any]:
+    """Return the steps, how many photos were prepared or copied, and the rates that prep.json states."""
+    steps = [mapping(step) for step in mapping(run.resolved.get("prep")).get("steps") or [] if isinstance(step, dict)]
+    shards = [event for event in run.events if event.get("event") == "shard"]
+    facts = [
+        ("photos prepared in this run", sum(int(number(event.get("n_prepared")) or 0) for event in shards)),
+        ("photos copied from earlier shards", sum(int(number(event.get("n_copied")) or 0) for event in shards)),
+    ]
+    rates = [(name, value) for name, value in run.prep.items() if isinstance(value, int | float | str)]
+    tables = [
+        (name, [(str(key), value) for key, value in mapping(one).items() if isinstance(value, int | float | str)])
+        for name, one in run.prep.items()
+        if isinstance(one, dict)
+    ]
+    named = [(str(step.get("name")), ", ".join(f"{key} {_text(value)}" for key, value in step.items() if key != "name")) for step in steps]
+    return {"steps": named, "facts": facts if shards else [], "rates": rates, "tables": tables}
+
+
+def provenance(run: Run) -> dict[str, Any]:
+    """Return stages, versions, overrides and the resolved spec."""
+    start = run.started()
+    outcomes = stage_outcomes(run)
+    starts = sum(event.get("event") in {"run_started", "run_resumed"} for event in run.events)
+    return {
+        "stages": list(outcomes.values()),
+        "packages": sorted(mapping(start.get("packages")).items()),
+        "commit": start.get("git_commit"),
+        "key": start.get("key"),
+        "overrides": [(name, _text(value)) for name, value in mapping(start.get("overrides")).items()],
+        "n_starts": starts,
+        "n_deaths": sum(event.get("event") == "worker_died" for event in run.events),
+        "spec": run.resolved_text,
+    }
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
