@@ -4,11 +4,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger import read, replay
 
+_CANDIDATE = ("", "rank", "variant", "setting", "oof_macro_f1", "low", "high", "worst_recall", "search_score", "n_params")
+_WORDS = {"", "trial_id", "variant", "phase", "setting", "status", "params", "score"}
 _SHOWN = ("trial_id", "variant", "phase", "seed", "fold", "status", "epochs", "val_macro_f1", "val_accuracy", "params")
 
 
@@ -19,7 +22,7 @@ def trials_view(run: Path) -> list[dict[str, Any]]:
         return []
     from orchestrator import tables  # noqa: PLC0415
 
-    rows: list[dict[str, Any]] = tables.read(path).to_pylist()
+    rows = [{name: _finite(value) for name, value in row.items()} for row in tables.read(path).to_pylist()]
     return sorted(rows, key=lambda row: (row["phase"] != "search", -(row["val_macro_f1"] or -1.0), row["trial_id"]))
 
 
@@ -27,45 +30,87 @@ def render_results(run: Path, form: str) -> str:
     """Return the trials and the ensemble as a table, CSV or JSON."""
     rows = trials_view(run)
     if form == "json":
-        return json.dumps({"run_id": run.name, "trials": rows, "ensemble": ensemble(run), "hypotheses": _json(run / "hypotheses.json")}, indent=1) + "\n"
+        view = {"run_id": run.name, "trials": rows, "candidates": _candidates(run), "ensemble": ensemble(run),
+                "hypotheses": _json(run / "hypotheses.json")}  # fmt: skip
+        return json.dumps(view, indent=1, allow_nan=False) + "\n"
     if form == "csv":
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]) if rows else list(_SHOWN), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue()
-    return _table(rows)
+    return _tables(run, rows)
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _tables(run: Path, rows: list[dict[str, Any]]) -> str:
+    """Draw trials, candidates and the ensemble's scores, those that there are."""
+    parts = []
+    if rows:
+        parts.append(_table("trials", _SHOWN, [[_cell(name, row[name]) for name in _SHOWN] for row in rows]))
+    if candidates := _candidates(run):
+        parts.append(_table("candidates, * votes", _CANDIDATE, [_candidate_cells(one) for one in candidates]))
+    if scores := _score_rows(ensemble(run) or {}):
+        parts.append(_table("ensemble", ("score", "estimate", "90 % interval", "groups", "photos"), scores))
+    return "\n".join(parts) if parts else f"run {run.name}: no trial has ended yet\n"
+
+
+def _table(title: str, names: tuple[str, ...], rows: list[list[str]]) -> str:
     from rich import box  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415 - a cell as text is never read as markup
 
     out = io.StringIO()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in _SHOWN:
-        table.add_column(name.replace("val_", ""), justify="left" if name in {"trial_id", "variant", "phase", "status", "params"} else "right",
-                         no_wrap=name != "params")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        table.add_column(name.replace("val_", ""), justify="left" if name in _WORDS else "right", no_wrap=name != "params")
     for row in rows:
-        table.add_row(*(_cell(name, row[name]) for name in _SHOWN))
+        table.add_row(*map(Text, row))
     Console(file=out, width=150, highlight=False, markup=False).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _candidate_cells(one: dict[str, Any]) -> list[str]:
+    mark = "*" if one.get("chosen") else ""
+    names = ("rank", "variant", "setting", "oof_macro_f1", "low", "high", "worst_class_recall", "search_score", "n_params")
+    return [mark, *(_cell(name, one.get(name)) for name in names)]
+
+
+def _score_rows(found: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for side, title in (("oof", "out-of-fold"), ("test", "test")):
+        for metric, value in (found.get(side) or {}).items():
+            score = value if isinstance(value, dict) else {"estimate": value}
+            span = f"{_cell('', score['low'])} to {_cell('', score['high'])}" if score.get("low") is not None else ""
+            narrow = bool(score.get("too_narrow"))
+            groups = "" if narrow else str(score.get("n_groups") or "")
+            rows.append([f"{title} {metric}", _cell("", score.get("estimate")), span + (" (too narrow)" if narrow else ""), groups,
+                         str(score.get("n_samples") or "")])  # fmt: skip
+    return rows
 
 
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return "-"
     if name == "params":
-        return ", ".join(f"{path.rsplit('.', 2)[-2]}.{path.rsplit('.', 1)[-1]}={item:.3g}" if isinstance(item, float)
-                         else f"{path.rsplit('.', 2)[-2]}.{path.rsplit('.', 1)[-1]}={item}" for path, item in json.loads(value).items())
+        params = json.loads(value)
+        return ", ".join(f"{_short(path)}={item:.3g}" if isinstance(item, float) else f"{_short(path)}={item}" for path, item in params.items())
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _short(path: str) -> str:
+    return ".".join(path.split(".")[-2:])
+
+
+def _candidates(run: Path) -> list[dict[str, Any]]:
+    found = _json(run / "selection.json")
+    return list(found.get("candidates") or []) if isinstance(found, dict) else []
 
 
 def ensemble(run: Path) -> dict[str, Any] | None:
     """Return the members and the ensemble's scores, or None before there are any."""
     found = _json(run / "selection.json")
-    return {"members": found["members"], **found["ensemble"]} if found else None
+    return {"members": found["members"], **(found.get("ensemble") or {})} if isinstance(found, dict) and found.get("members") else None
 
 
 def ensemble_lines(run: Path) -> list[str]:
@@ -75,15 +120,16 @@ def ensemble_lines(run: Path) -> list[str]:
         return ["no ensemble yet"]
     lines = [f"ensemble of {len(found['members'])}: {', '.join(found['members'])}"]
     for name, title in (("oof", "out-of-fold"), ("test", "test")):
-        if scores := found.get(name):
-            f1, accuracy = scores["macro_f1"], scores["accuracy"]
-            lines.append(f"{title:<12} macro F1 {_span(f1)}, accuracy {_span(accuracy)}; n {f1['n_samples']} photos, "
-                         + ("photos resampled: too narrow" if f1["too_narrow"] else f"{f1['n_groups']} groups"))
+        scores = found.get(name) or {}
+        if f1 := scores.get("macro_f1"):
+            accuracy = f", accuracy {_span(scores['accuracy'])}" if scores.get("accuracy") else ""
+            lines.append(f"{title:<12} macro F1 {_span(f1)}{accuracy}; n {f1.get('n_samples', '?')} photos, "
+                         + ("photos resampled: too narrow" if f1.get("too_narrow") else f"{f1.get('n_groups', '?')} groups"))
     if not found.get("test"):
         lines.append("no test labels: no test score")
     for row in _json(run / "hypotheses.json") or []:
         lines.append(f"{row['claim']}: {row['verdict']} ({row['metric']} {row['difference']:+.3f}, 90 % interval {row['low']:+.3f} to "
-                     f"{row['high']:+.3f}, p {row['p_adjusted']:.3f}, {row['n_groups']} groups)")
+                     f"{row['high']:+.3f}, p {row.get('p_adjusted', row['p_value']):.3f}, {row['n_groups']} groups)")
     return lines
 
 
@@ -116,5 +162,14 @@ def status_view(run: Path) -> dict[str, Any]:
     }
 
 
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinities; a score that is none is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """Read a JSON file; None where it is missing or torn."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    except (FileNotFoundError, ValueError):
+        return None

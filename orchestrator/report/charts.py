@@ -40,6 +40,7 @@ class Axis:
     name: str
     positions: list[float | None]
     ticks: list[tuple[float, str]]
+    words: bool = False  # categories, not numbers
 
 
 def tag(name: str, body: object = "", **attributes: object) -> Markup:
@@ -81,6 +82,13 @@ def nice_ticks(low: float, high: float, n: int = 5) -> list[float]:
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return the decimal logarithms of round numbers in 10^low..10^high: decades, or 1, 2, 5 in a short range."""
+    steps = (1,) if high - low >= 2 else (1, 2, 5) if high - low >= 0.7 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    found = [math.log10(step) + decade for decade in range(math.floor(low), math.floor(high) + 1) for step in steps]
+    return [tick for tick in found if low - 1e-9 <= tick <= high + 1e-9]
 
 
 def interval(
@@ -130,7 +138,7 @@ def scale_axis(scale: tuple[float, float], width: float = 190) -> Markup:
 
 
 def lines(
-    series: Sequence[Series], x_label: str, y_label: str, *, title: str, width: float = 520, height: float = 280
+    series: Sequence[Series], x_label: str, y_label: str, *, title: str, width: float = 360, height: float = 240
 ) -> Markup:
     """Draw lines over epochs; strong ones on top, every line with its name as a tooltip."""
     points = [point for one in series for point in one.points]
@@ -165,16 +173,16 @@ def lines(
     return svg(width, height, body, title, wide=True)
 
 
-def bars(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str, width: float = 340) -> Markup:
+def bars(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str, width: float = 340, left: float = 96) -> Markup:
     """Draw groups of horizontal bars, one group per class."""
-    left, row, gap = 96.0, 11.0, 9.0
+    row, gap = 11.0, 9.0
     widest = max((bar.share for _, found in groups for bar in found), default=0.0) or 1.0
     room = width - left - 92
     body: list[object] = []
     y = 2.0
     for name, found in groups:
         middle = y + row * len(found) / 2
-        body.append(tag("text", join([shorten(name, 15), tag("title", name)]), x=left - 8, y=middle + 4, class_="axis", text_anchor="end"))
+        body.append(tag("text", join([shorten(name, int(left / 6.3)), tag("title", name)]), x=left - 8, y=middle + 4, class_="axis", text_anchor="end"))
         for bar in found:
             length = bar.share / widest * room
             body.append(tag("rect", x=left, y=y, width=max(length, 0.6), height=row - 2, rx=1, class_=f"fill {_color(bar.color)}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from data_prep.labels import Schema
 from orchestrator import tables
+from orchestrator.report import scores
 
 T = TypeVar("T")
 
@@ -49,6 +51,22 @@ class Run:
     def candidates(self) -> list[dict[str, Any]]:
         """The confirmed settings, best first."""
         return dicts(self.selection.get("candidates"))
+
+    @property
+    def rule(self) -> str:
+        """How the members vote: hard or soft."""
+        stated = mapping(self.selection.get("vote")).get("rule") or mapping(self.resolved.get("vote")).get("rule")
+        return str(stated or "hard")
+
+    @functools.cached_property
+    def answers(self) -> dict[str, scores.Answers]:
+        """The vote beside the truth, out of fold ("oof") and on the test set ("test"), as far as it is known."""
+        found: dict[str, scores.Answers | None] = {}
+        if self.predictions is not None and self.members and self.schema is not None:
+            found["oof"] = scores.oof_answers(self.predictions, self.members, self.rule, self.schema.n_classes)
+        if self.votes is not None and self.test_labels is not None:
+            found["test"] = scores.labelled_answers(self.votes, self.test_labels)
+        return {side: one for side, one in found.items() if one is not None}
 
     def started(self) -> dict[str, Any]:
         """Return the facts of the latest start: git commit, packages, overrides."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.report import charts, scores
-from orchestrator.report.load import Run, mapping, number
+from orchestrator.report.load import Run, ensemble_scores, mapping, number
 from orchestrator.report.overview import last_line, parameters
 
 _MAX_MATRIX = 40
@@ -19,18 +19,7 @@ _MAX_ROWS = 1000
 _MAX_PARALLEL = 300
 _MAX_SLICES = 12
 _MISMATCH = 0.002
-
-
-def answers(run: Run) -> list[tuple[str, scores.Answers]]:
-    """Return the vote out of fold and on the test set, as far as targets are known."""
-    found: list[tuple[str, scores.Answers | None]] = []
-    n_classes = run.schema.n_classes if run.schema else 0
-    if run.predictions is not None and run.members and n_classes:
-        rule = str(mapping(run.selection.get("vote")).get("rule") or mapping(run.resolved.get("vote")).get("rule") or "hard")
-        found.append(("Out of fold", scores.oof_answers(run.predictions, run.members, rule, n_classes)))
-    if run.votes is not None and run.test_labels is not None:
-        found.append(("Test set", scores.labelled_answers(run.votes, run.test_labels)))
-    return [(name, one) for name, one in found if one is not None]
+TITLES = {"oof": "Out of fold", "test": "Test set"}
 
 
 def confusion(run: Run) -> dict[str, Any]:
@@ -39,7 +28,8 @@ def confusion(run: Run) -> dict[str, Any]:
         return {"sides": []}
     schema = run.schema
     sides = []
-    for name, found in answers(run):
+    for side, found in run.answers.items():
+        name = TITLES[side]
         counts = scores.confusion(found.targets, found.preds, schema.n_classes)
         per_label = [
             (label, charts.matrix(scores.marginal(counts, schema.sizes, at).tolist(), names, title=f"{name}: confusion of {label}", cell=46))
@@ -66,9 +56,8 @@ def classes(run: Run) -> dict[str, Any]:
     """Return F1, recall, precision and support per class, out of fold and on the test set."""
     if run.schema is None:
         return {"rows": [], "sides": []}
-    sides = answers(run)
     n_classes = run.schema.n_classes
-    tables = [scores.confusion(found.targets, found.preds, n_classes) for _, found in sides]
+    tables = [scores.confusion(found.targets, found.preds, n_classes) for found in run.answers.values()]
     measured = [scores.class_scores(counts) for counts in tables]
     rows = []
     for label in range(n_classes):
@@ -79,27 +68,24 @@ def classes(run: Run) -> dict[str, Any]:
         if any(cell["support"] for cell in cells):
             rows.append({"name": run.schema.class_name(label), "cells": [cell if cell["support"] else None for cell in cells]})
     totals = [{"macro_f1": scores.macro_f1(counts), "accuracy": scores.accuracy(counts), "n": int(counts.sum())} for counts in tables]
-    return {"rows": rows, "sides": [name for name, _ in sides], "totals": totals, "mismatch": _mismatch(run, sides, totals)}
+    return {"rows": rows, "sides": [TITLES[side] for side in run.answers], "totals": totals, "mismatch": _mismatch(run, totals)}
 
 
-def _mismatch(run: Run, sides: list[tuple[str, scores.Answers]], totals: list[dict[str, Any]]) -> list[str]:
+def _mismatch(run: Run, totals: list[dict[str, Any]]) -> list[str]:
     """Say where the numbers of this page and of selection.json differ."""
-    from orchestrator.report.load import ensemble_scores  # noqa: PLC0415
-
     found = []
-    for (name, _), total in zip(sides, totals, strict=True):
-        stated = ensemble_scores(run.selection, "oof" if name == "Out of fold" else "test").get("macro_f1", {}).get("estimate")
-        value = number(stated)
+    for side, total in zip(run.answers, totals, strict=True):
+        value = number(ensemble_scores(run.selection, side).get("macro_f1", {}).get("estimate"))
         if value is not None and abs(value - total["macro_f1"]) > _MISMATCH:
-            found.append(f"{name}: selection.json says macro F1 {value:.3f}, the predictions give {total['macro_f1']:.3f}")
+            found.append(f"{TITLES[side]}: selection.json says macro F1 {value:.3f}, the predictions give {total['macro_f1']:.3f}")
     return found
 
 
 def agreement(run: Run) -> dict[str, Any]:
     """Return how often members agree, and how right the vote is by its number of votes."""
     sides = []
-    for name, found in answers(run):
-        n_members = len(found.member_preds)
+    for side, found in run.answers.items():
+        name, n_members = TITLES[side], len(found.member_preds)
         by_votes = []
         for votes in range(n_members, -1, -1):
             at = found.votes == votes
@@ -138,8 +124,8 @@ def search(run: Run) -> dict[str, Any]:
     axes = sorted(axes, key=lambda axis: -(strengths[axis.name] or 0.0))
     slices = [
         charts.scatter(
-            [(position, row["score"], colors[str(row["trial"]["variant"])], title)
-             for position, row, title in zip(axis.positions, rows, titles, strict=True) if position is not None],
+            [(position + (_jitter(at) if axis.words else 0.0), row["score"], colors[str(row["trial"]["variant"])], title)
+             for at, (position, row, title) in enumerate(zip(axis.positions, rows, titles, strict=True)) if position is not None],
             axis.ticks, axis.name, scale,
         )
         for axis in axes[:_MAX_SLICES]
@@ -152,8 +138,13 @@ def search(run: Run) -> dict[str, Any]:
     bars = [
         (axis.name, [charts.Bar(strengths[axis.name] or 0.0, f"{strengths[axis.name] or 0.0:.0%}", 0)]) for axis in axes
     ]
-    return {"n": len(rows), "n_shown": len(ends[cut]), "plot": plot, "slices": slices, "strength": charts.bars(bars, title="Share of the variance of the score that one setting explains", width=420),
+    return {"n": len(rows), "n_shown": len(ends[cut]), "plot": plot, "slices": slices, "strength": charts.bars(bars, title="Share of the variance of the score that one setting explains", width=460, left=190),
             "legend": _legend(colors)}  # fmt: skip
+
+
+def _jitter(at: int) -> float:
+    """Spread points of equal words a little: the golden ratio's multiples never lie close together."""
+    return 0.05 * ((at * 0.618034) % 1 - 0.5)
 
 
 def _axis(name: str, values: list[Any], *, log: bool) -> charts.Axis | None:
@@ -166,17 +157,14 @@ def _axis(name: str, values: list[Any], *, log: bool) -> charts.Axis | None:
         low, high = turn(min(numbers)), turn(max(numbers))
         if high <= low:
             return None
-        ticks = nice = charts.nice_ticks(low, high, 5)
-        if log:
-            decades = [tick for tick in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)]
-            ticks = [float(tick) for tick in decades] if len(decades) > 1 else nice
-        labels = [((tick - low) / (high - low), f"{10**tick:.2g}" if log else f"{tick:g}") for tick in ticks]
+        ticks = charts.log_ticks(low, high) if log else charts.nice_ticks(low, high, 5)
+        labels = [((tick - low) / (high - low), f"{10**tick:.4g}" if log else f"{tick:g}") for tick in ticks]
         return charts.Axis(name, [None if value is None else (turn(value) - low) / (high - low) for value in values], labels)
     words = sorted({str(value) for value in known})
     if len(words) < 2:
         return None
     place = {word: at / (len(words) - 1) for at, word in enumerate(words)}
-    return charts.Axis(name, [None if value is None else place[str(value)] for value in values], [(at, word) for word, at in place.items()])
+    return charts.Axis(name, [None if value is None else place[str(value)] for value in values], [(at, word) for word, at in place.items()], words=True)
 
 
 def association(positions: list[float | None], ends: list[float], n_bins: int = 4) -> float | None:

@@ -89,7 +89,8 @@ def result(run: Run) -> dict[str, Any]:
         "labels": label_scores(run, oof, test),
         "members": members,
         "policy": run.selection.get("policy"),
-        "rule": mapping(run.selection.get("vote")).get("rule") or mapping(run.resolved.get("vote")).get("rule") or "hard",
+        "rule": run.rule,
+        "n_candidates": len(run.candidates),
         "level": number(run.selection.get("level")) or 0.9,
         "gain": estimate - best if estimate is not None and best else None,
         "best_member": best or None,
@@ -164,7 +165,7 @@ def _about_the_data(run: Run) -> list[dict[str, Any]]:
     for warning in dicts(run.audit.get("warnings")):
         n = number(warning.get("n"))
         what = str(warning.get("what"))
-        text = f"{n:.0f} {what}" if n is not None and what[:1].islower() and what.startswith(("photos", "equal photos")) else what
+        text = f"{what}: {n:.0f}" if n is not None and what.startswith(("photos", "equal photos")) else what
         found.append(_worry("warn", text, str(warning.get("do") or ""), [example(one) for one in listed(warning.get("examples"))]))
     if run.audit and not dicts(run.audit.get("warnings")):
         leaks = {name: share for name, share in mapping(run.audit.get("leak")).items() if number(share)}
