@@ -25,7 +25,7 @@ weights: setup  ## fetch and verify the model weights the quickstart needs
 
 $(SAMPLE)/.complete: data_prep/synthetic.py | setup
 	rm -rf $(SAMPLE)
-	$(BIN)/python -m data_prep.synthetic --out $(SAMPLE) --people 96 --seed 0
+	$(BIN)/python -m data_prep.synthetic --out $(SAMPLE) --people 60 --seed 0
 	@touch $@
 
 quickstart: weights $(SAMPLE)/.complete  ## run the main job on sample data, from nothing to a report

@@ -31,10 +31,10 @@ _SS = 2  # supersampling: drawn twice as large and reduced, so that edges are sm
 _MIN_TRAIN, _MIN_EVAL = 4, 2  # people per gender x age cell
 _CELLS = [(gender, age) for gender in ("male", "female") for age in range(3)]
 _SHARES = (0.145, 0.108, 0.022, 0.194, 0.216, 0.029)  # of people in the contest, by gender x age group
-_SKIN = ((244, 208, 177), (232, 190, 160), (215, 165, 130), (180, 125, 90), (140, 90, 62), (105, 68, 48))
+_SKIN = ((244, 208, 177), (232, 190, 160), (215, 165, 130), (196, 144, 110), (168, 118, 88), (140, 96, 72))
 _HAIR = ((28, 22, 20), (52, 36, 26), (88, 58, 36), (120, 82, 48), (160, 118, 70), (96, 44, 28))
 _CLOTHES = ((40, 52, 84), (120, 36, 44), (58, 92, 70), (200, 200, 205), (30, 30, 34), (170, 140, 96), (88, 74, 120))
-_MASKS = ((238, 240, 242), (150, 190, 222), (40, 42, 48), (232, 184, 190), (132, 176, 150), (90, 110, 160))
+_MASKS = ((238, 240, 242), (150, 190, 222), (70, 74, 84), (232, 184, 190), (132, 176, 150), (90, 110, 160))
 
 RGB = NDArray[np.uint8]
 Point = tuple[float, float]
@@ -111,10 +111,11 @@ def make_person(number: int, gender: str, age_group: int, seed: int) -> Person:
     age = (int(rng.choice([18, 19, 20, 21, 22, 23, 24, 25, 29])), int(rng.choice([30, 36, 41, 45, 48, 50, 52, 54, 56, 57, 58, 59])), 60)[age_group]
     old = np.clip((0.08, 0.45, 0.9)[age_group] + (age - 45) / 200 * (age_group == 1) + rng.normal(0, 0.1), 0, 1)
     gray = np.clip((old - 0.42) * 1.9 + rng.normal(0, 0.13), 0, 1)
-    base = np.array(_HAIR[rng.integers(len(_HAIR))], float)
+    skin = int(rng.integers(len(_SKIN)))
+    base = np.array(_HAIR[rng.integers(len(_HAIR) if skin < 3 else 3)], float)  # noqa: PLR2004 - dark skin, dark hair
     hair = base * (1 - gray) + np.array((205, 203, 200)) * gray
     return Person(
-        id=f"{number:06}", gender=gender, age=age, skin=_SKIN[rng.integers(len(_SKIN))], hair=_color(hair),
+        id=f"{number:06}", gender=gender, age=age, skin=_SKIN[skin], hair=_color(hair),
         hair_length=float(np.clip(rng.normal(0.75 if female else 0.15, 0.2), 0, 1)),
         recede=float(np.clip((0 if female else 0.75) * old + rng.normal(-0.15, 0.15), 0, 1)),
         wrinkles=float(np.clip(old * 1.15 - 0.15 + rng.normal(0, 0.07), 0, 1)),
@@ -215,7 +216,7 @@ class _Canvas:
         ImageDraw.Draw(mask).line(local, fill=255, width=max(1, round(thick * self.unit)), joint="curve")
         self._paint(mask, box, color, blur, alpha)
 
-    def lighting(self, light: float, depth: float = 0.28) -> NDArray[np.float64]:
+    def lighting(self, light: float, depth: float = 0.38) -> NDArray[np.float64]:
         """Shade a ball the size of the head, lit from the upper left (light < 0) or right."""
         y, x = np.mgrid[: self.image.height, : self.image.width].astype(float)
         x, y = (x - self.center[0]) / (1.25 * self.unit), (y - self.center[1]) / (1.6 * self.unit)
@@ -313,7 +314,7 @@ def _head(c: _Canvas, p: Person, skin: NDArray[np.float64], light: float, rng: n
 def _features(c: _Canvas, p: Person, skin: NDArray[np.float64], rng: np.random.Generator) -> None:
     dark = skin * 0.5
     iris = np.array(((70, 46, 30), (88, 110, 120), (72, 90, 60), (46, 32, 24))[rng.integers(4)])
-    gaze, open_ = rng.normal(0, 0.02), rng.uniform(0.085, 0.115)
+    gaze, open_ = rng.normal(0, 0.02), rng.uniform(0.1, 0.13)
     for side in (-1, 1):
         x = side * 0.42
         c.ellipse((x, -0.1), (0.27, 0.2), skin * 0.72, blur=0.08, alpha=0.65)
@@ -326,7 +327,10 @@ def _features(c: _Canvas, p: Person, skin: NDArray[np.float64], rng: np.random.G
         arch = -0.42 - 0.04 * (1 - p.brow)
         brow = np.array(p.hair) * 0.8
         c.line([(x - side * 0.24, arch + 0.08), (x + side * 0.02, arch), (x + side * 0.29, arch + 0.07)], brow, 0.05 + 0.08 * p.brow, blur=0.022, alpha=0.9)
-    c.polygon([(-0.06, -0.1), (0.06, -0.1), (0.15, 0.42), (0, 0.5), (-0.15, 0.42)], skin * 1.08, blur=0.07, alpha=0.7)
+    c.polygon([(-0.06, -0.1), (0.06, -0.1), (0.15, 0.42), (0, 0.5), (-0.15, 0.42)], skin * 1.16, blur=0.06, alpha=0.8)
+    c.ellipse((0.05, -0.72), (0.4, 0.2), skin * 1.14, blur=0.16, alpha=0.6)
+    for side in (-1, 1):
+        c.line([(side * 0.13, -0.16), (side * 0.11, 0.05), (side * 0.17, 0.34)], skin * 0.66, 0.05, blur=0.05, alpha=0.55)
     c.line([(0.09, -0.1), (0.14, 0.25), (0.2, 0.4)], skin * 0.7, 0.05, blur=0.04, alpha=0.7)
     c.ellipse((0, 0.45), (0.2, 0.075), skin * 0.7, blur=0.04, alpha=0.75)
     for side in (-1, 1):
@@ -367,7 +371,7 @@ def _mask(c: _Canvas, photo: str, rng: np.random.Generator) -> None:
     """Put a mask on: over nose and mouth, or wrongly (below the nose, on the chin, over the eyes)."""
     worn = photo != "incorrect_mask"
     how = "worn" if worn else str(rng.choice(["nose", "chin", "eyes"], p=[0.5, 0.35, 0.15]))
-    top, bottom, side_top, wide = {"worn": (0.2, 1.46, 0.3, 0.96), "nose": (0.6, 1.5, 0.55, 0.94), "chin": (1.02, 1.62, 0.86, 0.86), "eyes": (-0.42, 0.34, -0.3, 1.0)}[how]
+    top, bottom, side_top, wide = {"worn": (0.26, 1.46, 0.36, 0.95), "nose": (0.6, 1.5, 0.55, 0.94), "chin": (1.02, 1.62, 0.86, 0.86), "eyes": (-0.42, 0.34, -0.3, 1.0)}[how]
     color = np.array(_MASKS[rng.integers(len(_MASKS))], float) * rng.uniform(0.92, 1.04)
     middle = (top + bottom) / 2
     for side in (-1, 1):
@@ -377,6 +381,8 @@ def _mask(c: _Canvas, photo: str, rng: np.random.Generator) -> None:
              (wide * 0.92, middle + 0.15), (0.62, bottom - 0.16), (0, bottom), (-0.62, bottom - 0.16), (-wide * 0.92, middle + 0.15)]
     shade = c.lighting(rng.uniform(-0.5, 0.5), 0.2) * (1 + 0.02 * _texture(*c.image.size, rng, (2 * _SS,)))
     c.polygon(_smooth(shape, 2), color, blur=0.012, solid=True, shade=shade)
+    c.polygon([(-0.1, top), (0.1, top), (0.24, middle), (0, middle + 0.2), (-0.24, middle)], color * 1.12, blur=0.09, alpha=0.7)
+    c.ellipse((0, middle + 0.05), (0.34, 0.12), color * 0.84, blur=0.08, alpha=0.5)
     for share in rng.permutation([0.3, 0.5, 0.7])[: rng.integers(2, 4)]:
         y = side_top + (bottom - side_top) * share
         c.line([(-wide * 0.84, y), (0, y + 0.07), (wide * 0.84, y)], color * 0.8, 0.03, blur=0.02, alpha=0.8)
