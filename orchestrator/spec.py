@@ -123,12 +123,13 @@ class Experiment:
         return setting_id(identity(arm)), arm
 
 
-def read(path: Path, overrides: list[str] | None = None) -> Experiment:
+def read(path: Path, overrides: list[str] | None = None, *, check_roots: bool = True) -> Experiment:
     """Read, override and check a spec file.
 
     Args:
         path: the YAML file.
         overrides: `--set` texts, "path=value".
+        check_roots: whether the data must be there; `predict` needs only what was learned from it.
 
     Raises:
         DocumentError: with every problem that was found, at its line and column.
@@ -145,7 +146,8 @@ def read(path: Path, overrides: list[str] | None = None) -> Experiment:
         _check_backbones(spec, arms, document, problems)
         _check_names(spec, arms, document, problems)
         _check_space(spec, arms, document, problems)
-        _check_roots(spec, base, document, problems)
+        if check_roots:
+            _check_roots(spec, base, document, problems)
     if problems or spec is None:
         raise DocumentError(path, problems, document.lines)
     return Experiment(spec, arms, base, changes, "\n".join(document.lines) + "\n")

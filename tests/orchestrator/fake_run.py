@@ -12,7 +12,9 @@ from ruamel.yaml import YAML
 from data_prep.labels import Schema
 from orchestrator import tables
 
-SCHEMA = Schema({"mask": ["wear", "incorrect", "not_wear"], "gender": ["male", "female"], "age": ["<30", "30-59", ">=60"]})
+SCHEMA = Schema(
+    {"mask": ["wear", "incorrect", "not_wear"], "gender": ["male", "female"], "age": ["<30", "30-59", ">=60"]}
+)
 LABELS = {
     "mask": {"from": "stem", "classes": {"wear": "mask*", "incorrect": "incorrect_mask", "not_wear": "normal"}},
     "gender": {"from": "column", "column": "gender", "classes": ["male", "female"]},
@@ -34,7 +36,9 @@ def write_run(root: Path, *, seed: int = 0, n_people: int = 48, test_labels: boo
     schema = tables.trials_schema(SCHEMA.names)
     tables.write(tables.from_rows(trials, schema), root / "trials.parquet")
     _write(root, "curves.parquet", _curves(rng, trials))
-    predictions = [row for rank, setting in enumerate(SETTINGS) for row in _oof(rng, photos, setting, VARIANTS[rank % 3], rank)]
+    predictions = [
+        row for rank, setting in enumerate(SETTINGS) for row in _oof(rng, photos, setting, VARIANTS[rank % 3], rank)
+    ]
     tables.write(pa.Table.from_pylist(predictions, tables.PREDICTIONS), root / "predictions.parquet")
     members = list(SETTINGS[:3])
     votes = _votes(rng, test, members)
@@ -42,7 +46,9 @@ def write_run(root: Path, *, seed: int = 0, n_people: int = 48, test_labels: boo
     if test_labels:
         rows = [{"sample_id": photo["sample_id"], "label": photo["label"]} for photo in test]
         tables.write(pa.Table.from_pylist(rows, tables.TEST_LABELS), root / "test_labels.parquet")
-    _write_json(root, "selection.json", _selection(predictions, members, n_people, (test, votes) if test_labels else None))
+    _write_json(
+        root, "selection.json", _selection(predictions, members, n_people, (test, votes) if test_labels else None)
+    )
     _write_json(root, "hypotheses.json", _hypotheses(n_people))
     _write_json(root, "audit.json", _audit(photos, test))
     _write_json(root, "plan.json", {"run_id": root.name, "stages": []})
@@ -90,7 +96,9 @@ def _folds(rng: np.random.Generator, photos: list[dict], test: list[dict]) -> li
             if variant == "half-cutmix" and person % 7 == 1:
                 role = "excluded"
             rows.append({"variant": variant, **photo, "role": role, "fold": person % 3})
-        rows += [{"variant": variant, **photo, "label": None, "group": None, "role": "test", "fold": None} for photo in test]
+        rows += [
+            {"variant": variant, **photo, "label": None, "group": None, "role": "test", "fold": None} for photo in test
+        ]
     return rows
 
 
@@ -105,13 +113,24 @@ def _trials(rng: np.random.Generator) -> list[dict]:
         if head == "deep":
             params["train.model.head.hidden"] = int(2 ** rng.uniform(7, 10))
         status = "FAILED" if index == 37 else "PRUNED" if index % 8 == 7 else "COMPLETE"
-        score = 0.62 - 0.08 * (np.log10(params["train.optimizer.lr"]) + 3.5) ** 2 - 0.05 * (head == "single") + rng.normal(0, 0.02)
-        rows.append(_trial(rng, f"search-{setting}", setting, variant, "search", 42, None, status, max(float(score), 0.03), params))
+        score = (
+            0.62
+            - 0.08 * (np.log10(params["train.optimizer.lr"]) + 3.5) ** 2
+            - 0.05 * (head == "single")
+            + rng.normal(0, 0.02)
+        )
+        rows.append(
+            _trial(
+                rng, f"search-{setting}", setting, variant, "search", 42, None, status, max(float(score), 0.03), params
+            )
+        )
     for rank, setting in enumerate(SETTINGS):
         for seed in (0, 1):
             for fold in range(3):
                 trial_id, score = f"confirm-{setting}-s{seed}-f{fold}", 0.6 - 0.02 * rank + float(rng.normal(0, 0.02))
-                rows.append(_trial(rng, trial_id, setting, VARIANTS[rank % 3], "confirm", seed, fold, "COMPLETE", score, {}))
+                rows.append(
+                    _trial(rng, trial_id, setting, VARIANTS[rank % 3], "confirm", seed, fold, "COMPLETE", score, {})
+                )
     return rows
 
 
@@ -169,7 +188,12 @@ def _votes(rng: np.random.Generator, test: list[dict], members: list[str]) -> li
         rows.append({"sample_id": photo["sample_id"], "ImageID": photo["sample_id"][5:], "pred": pred, "votes": preds.count(pred),
                      "tie": tie, "outcome": "tie" if tie else "voted",
                      **{f"pred_{member}": one for member, one in zip(members, preds, strict=True)}})  # fmt: skip
-    rows[-1] |= {"votes": 0, "tie": False, "outcome": "quarantined: truncated", **{f"pred_{member}": None for member in members}}
+    rows[-1] |= {
+        "votes": 0,
+        "tie": False,
+        "outcome": "quarantined: truncated",
+        **{f"pred_{member}": None for member in members},
+    }
     return rows
 
 
@@ -182,7 +206,9 @@ def reference_vote(predictions: list[dict], members: list[str]) -> dict[str, int
     for sample in sorted({sample for sample, _ in probs}):
         means = [np.mean(probs[sample, member], axis=0) for member in members]
         picks = [int(mean.argmax()) for mean in means]
-        answers[sample] = min(set(picks), key=lambda c: (-picks.count(c), -sum(mean[c] for mean in means), picks.index(c)))
+        answers[sample] = min(
+            set(picks), key=lambda c: (-picks.count(c), -sum(mean[c] for mean in means), picks.index(c))
+        )
     return answers
 
 
@@ -195,7 +221,9 @@ def reference_macro_f1(targets: list[int], preds: list[int]) -> float:
     return sum(scores) / len(scores)
 
 
-def _selection(predictions: list[dict], members: list[str], n_people: int, test: tuple[list[dict], list[dict]] | None) -> dict:
+def _selection(
+    predictions: list[dict], members: list[str], n_people: int, test: tuple[list[dict], list[dict]] | None
+) -> dict:
     candidates = []
     for rank, setting in enumerate(SETTINGS):
         estimate, chosen = 0.74 - 0.025 * rank, setting in members
@@ -216,7 +244,14 @@ def _selection(predictions: list[dict], members: list[str], n_people: int, test:
     if test is not None:
         labels = {photo["sample_id"]: photo["label"] for photo in test[0]}
         estimate = reference_macro_f1([labels[row["sample_id"]] for row in test[1]], [row["pred"] for row in test[1]])
-        score = {"estimate": estimate, "low": estimate - 0.06, "high": estimate + 0.05, **rest, "too_narrow": True, "n_samples": len(labels)}
+        score = {
+            "estimate": estimate,
+            "low": estimate - 0.06,
+            "high": estimate + 0.05,
+            **rest,
+            "too_narrow": True,
+            "n_samples": len(labels),
+        }
         scores = {"macro_f1": score, "accuracy": {**score, "estimate": 0.7012}, "macro_f1_age": 0.6}
     return {"policy": "robust", "rule": "lower end of the 90 % interval", "level": 0.9, "members": members, "candidates": candidates,
             "short_of": None, "vote": {"rule": "hard", "tie": "highest summed probability"}, "ensemble": {"oof": oof, "test": scores}}  # fmt: skip
@@ -225,14 +260,44 @@ def _selection(predictions: list[dict], members: list[str], n_people: int, test:
 def _hypotheses(n_people: int) -> list[dict]:
     shared = {"metric": "macro_f1", "n_groups": n_people}
     return [
-        {**shared, "claim": "half-cutmix > single", "difference": 0.042, "low": 0.012, "high": 0.071, "p_value": 0.021, "p_adjusted": 0.063, "verdict": "supported"},
-        {**shared, "claim": "shallow > single", "difference": 0.004, "low": -0.021, "high": 0.03, "p_value": 0.81, "p_adjusted": 0.81, "verdict": "undecided"},
-        {**shared, "claim": "shallow > half-cutmix", "difference": -0.038, "low": -0.066, "high": -0.01, "p_value": 0.03, "p_adjusted": 0.063, "verdict": "refuted"},
+        {
+            **shared,
+            "claim": "half-cutmix > single",
+            "difference": 0.042,
+            "low": 0.012,
+            "high": 0.071,
+            "p_value": 0.021,
+            "p_adjusted": 0.063,
+            "verdict": "supported",
+        },
+        {
+            **shared,
+            "claim": "shallow > single",
+            "difference": 0.004,
+            "low": -0.021,
+            "high": 0.03,
+            "p_value": 0.81,
+            "p_adjusted": 0.81,
+            "verdict": "undecided",
+        },
+        {
+            **shared,
+            "claim": "shallow > half-cutmix",
+            "difference": -0.038,
+            "low": -0.066,
+            "high": -0.01,
+            "p_value": 0.03,
+            "p_adjusted": 0.063,
+            "verdict": "refuted",
+        },
     ]
 
 
 def _audit(photos: list[dict], test: list[dict]) -> dict:
-    quarantined = [{"sample_id": HOSTILE, "reason": "truncated"}, {"sample_id": "test/x.jpg", "reason": "not a JPEG, PNG or WebP photo"}]
+    quarantined = [
+        {"sample_id": HOSTILE, "reason": "truncated"},
+        {"sample_id": "test/x.jpg", "reason": "not a JPEG, PNG or WebP photo"},
+    ]
     none = {"n": 0, "examples": []}
     return {
         "n_photos": len(photos) + len(test), "n_usable": len(photos) + len(test) - 2, "n_test": len(test), "n_groups": len(photos) // 7,
@@ -262,14 +327,31 @@ def _write_events(root: Path, trials: list[dict]) -> None:
              "packages": {"torch": "2.14.1", "ray": "2.60.0"}, "labels": SCHEMA.classes}  # fmt: skip
     events = [{"event": "run_started", "time": began, **facts}]
     for number, name in enumerate(STAGES):
-        events.append({"event": "stage", "time": began + 60.0 * number, "stage": name, "outcome": "SUCCEEDED", "wall_s": 61.5, "note": f"{name} <ok>"})
+        events.append(
+            {
+                "event": "stage",
+                "time": began + 60.0 * number,
+                "stage": name,
+                "outcome": "SUCCEEDED",
+                "wall_s": 61.5,
+                "note": f"{name} <ok>",
+            }
+        )
     for trial in trials:
         facts = {key: trial[key] for key in ("trial_id", "variant", "setting", "phase", "seed", "fold")}
         end = {key: trial[key] for key in ("trial_id", "status", "epochs", "wall_s", "error")}
         metrics = None if trial["val_macro_f1"] is None else {"val_macro_f1": trial["val_macro_f1"]}
         events.append({"event": "trial_started", "time": began + 300.0, **facts, "params": {}})
         if metrics:
-            events.append({"event": "report", "time": began + 310.0, "trial_id": trial["trial_id"], "epoch": 1, "metrics": metrics})
+            events.append(
+                {
+                    "event": "report",
+                    "time": began + 310.0,
+                    "trial_id": trial["trial_id"],
+                    "epoch": 1,
+                    "metrics": metrics,
+                }
+            )
         events.append({"event": "trial_ended", "time": began + 320.0, **end, "metrics": metrics})
     events.append({"event": "run_ended", "time": began + 754.2, "state": "SUCCEEDED"})
     (root / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")

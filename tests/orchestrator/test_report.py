@@ -1,0 +1,242 @@
+"""The report: it says what the run's files say, survives what they lack, and hides nothing behind a name."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.report import build, charts, page, scores
+from orchestrator.report.load import load
+from orchestrator.report.models import association
+from tests.orchestrator.fake_run import HOSTILE, SCHEMA, SETTINGS, reference_macro_f1, reference_vote, write_run
+
+FILES = ("summary.json", "selection.json", "hypotheses.json", "audit.json", "plan.json", "resolved.yaml", "events.jsonl", "trials.parquet",
+         "curves.parquet", "folds.parquet", "predictions.parquet", "votes.parquet", "test_labels.parquet")  # fmt: skip
+VOID = {"meta", "rect", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Collects visible text, tags and attributes, and checks that elements close in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.feed(html)
+        self.close()
+        assert [] == self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in {"script", "style"}:
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.text))
+
+    def values(self, name: str) -> list[str | None]:
+        return [value for _, attribute, value in self.attributes if attribute == name]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("store") / "runs" / "masks-1a2b3c4d")
+
+
+@pytest.fixture(scope="module")
+def html(run):
+    return build(run).read_text(encoding="utf-8")
+
+
+def copy_without(run: Path, place: Path, *names: str) -> Path:
+    place.mkdir(parents=True)
+    for path in run.iterdir():
+        if path.is_file() and path.name not in names:
+            (place / path.name).write_bytes(path.read_bytes())
+    return place
+
+
+def test_elements_nest_and_ids_are_unique(html):
+    found = Page(html)
+    ids = found.values("id")
+    assert len(ids) == len(set(ids))
+    assert {link.removeprefix("#") for link in found.values("href")} <= set(ids)
+    assert "could not be drawn" not in found.words
+
+
+def test_headline_numbers_come_from_selection_json(run, html):
+    selection = json.loads((run / "selection.json").read_text())
+    words = Page(html).words
+    for side in ("oof", "test"):
+        score = selection["ensemble"][side]["macro_f1"]
+        assert f"{score['estimate']:.3f}" in words
+        assert f"90 % interval {score['low']:.3f} to {score['high']:.3f}" in words
+    assert "48 groups (id), 336 photos" in words
+    assert "too narrow" in words
+    assert all(setting in words for setting in selection["members"])
+
+
+def test_scores_per_class_equal_a_slow_vote_over_the_same_predictions(run):
+    members = list(SETTINGS[:3])
+    rows = [row for row in pq.read_table(run / "predictions.parquet").to_pylist() if row["setting"] in members]
+    targets = {row["sample_id"]: row["target"] for row in rows}
+    expected = reference_vote(rows, members)
+    found = load(run).answers["oof"]
+    assert expected == dict(zip(found.sample_ids, found.preds.tolist(), strict=True))
+    counts = scores.confusion(found.targets, found.preds, SCHEMA.n_classes)
+    assert reference_macro_f1([targets[s] for s in expected], list(expected.values())) == pytest.approx(
+        scores.macro_f1(counts)
+    )
+
+
+def test_test_scores_are_joined_by_id_not_by_position(run):
+    shuffled = pq.read_table(run / "test_labels.parquet")
+    shuffled = shuffled.take(np.random.default_rng(3).permutation(len(shuffled)))
+    a, b = load(run).answers["test"], scores.labelled_answers(pq.read_table(run / "votes.parquet"), shuffled)
+    assert a.targets.tolist() == b.targets.tolist()
+
+
+def test_a_difference_between_selection_and_predictions_is_said(run, tmp_path):
+    copy = copy_without(run, tmp_path / "changed")
+    selection = json.loads((copy / "selection.json").read_text())
+    selection["ensemble"]["oof"]["macro_f1"]["estimate"] = 0.111
+    (copy / "selection.json").write_text(json.dumps(selection))
+    assert "selection.json says macro F1 0.111, the predictions give" in Page(build(copy).read_text()).words
+
+
+def test_hostile_names_are_text_and_never_markup(run, html):
+    assert "<script>alert" not in html
+    assert HOSTILE.encode() not in html.encode()
+    assert "\u202e" not in html
+    found = Page(html)
+    assert "\\u202e" in found.words
+    assert '<script>alert("x")</script>' in found.words
+    assert "<b>at</b>" not in html
+    assert "loss is nan <b>at</b> lr 0.01" in found.words
+    assert 1 == html.count("<script")
+
+
+def test_lone_surrogates_of_file_names_do_not_break_the_page(run, tmp_path):
+    copy = copy_without(run, tmp_path / "surrogates")
+    audit = {
+        "warnings": [
+            {"what": "photos cannot be read \udcff\x00", "n": 1, "examples": ["train/\udcff\x1b.jpg"], "do": ""}
+        ]
+    }
+    (copy / "audit.json").write_text(json.dumps(audit))
+    found = Page(build(copy).read_text(encoding="utf-8"))
+    assert "train/\\udcff\\u001b.jpg" in found.words
+
+
+def test_nothing_is_loaded_from_elsewhere(html):
+    found = Page(html)
+    assert [] == found.values("src")
+    assert all(link.startswith("#") for link in found.values("href"))
+    assert "url(" not in html
+    assert "@import" not in html
+    policy = next(value for value in found.values("content") if "default-src" in value)
+    assert "default-src 'none'" in policy
+    assert "sha256-" in policy
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_gives_a_sentence(run, tmp_path, name):
+    words = Page(build(copy_without(run, tmp_path / "less", name)).read_text(encoding="utf-8")).words
+    assert "could not be drawn" not in words
+    if name == "test_labels.parquet":
+        assert "could not be read" not in words
+    elif name not in {"summary.json", "plan.json"}:
+        assert name in words
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_torn_file_gives_a_sentence(run, tmp_path, name):
+    copy = copy_without(run, tmp_path / "torn")
+    raw = (copy / name).read_bytes()
+    (copy / name).write_bytes(raw[: len(raw) // 2])
+    words = Page(build(copy).read_text(encoding="utf-8")).words
+    assert "could not be drawn" not in words
+    if name.endswith((".parquet", ".json")) and name != "plan.json":
+        assert f"{name} could not be read" in words
+
+
+def test_an_empty_folder_gives_a_page(tmp_path):
+    words = Page(build(tmp_path).read_text(encoding="utf-8")).words
+    assert "could not be drawn" not in words
+    assert "No trials" in words
+    assert "RUNNING" in words
+
+
+@pytest.mark.parametrize(
+    "value", [None, [], "x", 3, {"members": "x", "candidates": [1, {}], "ensemble": {"oof": [], "test": 4}}]
+)
+def test_a_selection_of_another_shape_is_survived(run, tmp_path, value):
+    copy = copy_without(run, tmp_path / "odd")
+    (copy / "selection.json").write_text(json.dumps(value))
+    assert "could not be drawn" not in build(copy).read_text(encoding="utf-8")
+
+
+def test_without_test_labels_there_is_no_test_score(tmp_path):
+    words = Page(build(write_run(tmp_path / "run", test_labels=False)).read_text(encoding="utf-8")).words
+    assert "No test labels: no test score" in words
+    assert "on the test set it reached" not in words
+
+
+def test_the_state_is_told_before_the_summary_is_written(run, tmp_path):
+    copy = copy_without(run, tmp_path / "live", "summary.json")
+    assert "SUCCEEDED" == page.overview.state(load(copy))
+    with (copy / "events.jsonl").open("a") as ledger:
+        ledger.write(json.dumps({"event": "stage", "stage": "vote", "outcome": "FAILED", "note": "disk full"}) + "\n")
+    assert "FAILED" == page.overview.state(load(copy))
+
+
+def test_every_trial_and_candidate_is_listed(run, html):
+    words = Page(html).words
+    trials = pq.read_table(run / "trials.parquet")["trial_id"].to_pylist()
+    assert [] == [name for name in (*trials, *SETTINGS) if name not in words]
+
+
+def test_confusion_of_one_label_is_the_sum_over_the_others():
+    targets, preds = np.array([0, 5, 17, 3]), np.array([1, 5, 0, 6])
+    counts = scores.confusion(targets, preds, SCHEMA.n_classes)
+    ages = scores.marginal(counts, SCHEMA.sizes, 2)
+    codes = [(SCHEMA.decode(t)[2], SCHEMA.decode(p)[2]) for t, p in zip(targets.tolist(), preds.tolist(), strict=True)]
+    assert [[codes.count((i, j)) for j in range(3)] for i in range(3)] == ages.tolist()
+
+
+def test_association_is_one_where_a_setting_decides_and_near_zero_where_not():
+    rng = np.random.default_rng(0)
+    positions = [0.0, 1.0] * 200
+    assert pytest.approx(1.0) == association(positions, positions)
+    assert association(positions, rng.normal(size=400).tolist()) < 0.03
+    assert association([0.5] * 4, [1.0, 2.0, 3.0, 4.0]) is None
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-0.07, 0.07), (1.0, 1.0), (0.512, 0.537), (3, 20000)])
+def test_ticks_are_few_and_inside(low, high):
+    ticks = charts.nice_ticks(low, high, 5)
+    assert 1 <= len(ticks) <= 7
+    assert all(low <= tick <= high for tick in ticks)
+
+
+def test_two_builds_of_one_run_are_equal(run, html):
+    assert html == build(run).read_text(encoding="utf-8")
