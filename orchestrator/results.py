@@ -1,4 +1,5 @@
 """What came out of a run, as tables for people and for programs."""
+
 from __future__ import annotations
 
 import csv
@@ -10,7 +11,18 @@ from typing import Any
 
 from orchestrator.ledger import read, replay
 
-_CANDIDATE = ("", "rank", "variant", "setting", "oof_macro_f1", "low", "high", "worst_recall", "search_score", "n_params")
+_CANDIDATE = (
+    "",
+    "rank",
+    "variant",
+    "setting",
+    "oof_macro_f1",
+    "low",
+    "high",
+    "worst_recall",
+    "search_score",
+    "n_params",
+)
 _WORDS = {"", "trial_id", "variant", "phase", "setting", "status", "params", "score"}
 _SHOWN = ("trial_id", "variant", "phase", "seed", "fold", "status", "epochs", "val_macro_f1", "val_accuracy", "params")
 
@@ -63,7 +75,9 @@ def _table(title: str, names: tuple[str, ...], rows: list[list[str]]) -> str:
     out = io.StringIO()
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
-        table.add_column(name.replace("val_", ""), justify="left" if name in _WORDS else "right", no_wrap=name != "params")
+        table.add_column(
+            name.replace("val_", ""), justify="left" if name in _WORDS else "right", no_wrap=name != "params"
+        )
     for row in rows:
         table.add_row(*map(Text, row))
     Console(file=out, width=150, highlight=False, markup=False).print(table)
@@ -72,7 +86,17 @@ def _table(title: str, names: tuple[str, ...], rows: list[list[str]]) -> str:
 
 def _candidate_cells(one: dict[str, Any]) -> list[str]:
     mark = "*" if one.get("chosen") else ""
-    names = ("rank", "variant", "setting", "oof_macro_f1", "low", "high", "worst_class_recall", "search_score", "n_params")
+    names = (
+        "rank",
+        "variant",
+        "setting",
+        "oof_macro_f1",
+        "low",
+        "high",
+        "worst_class_recall",
+        "search_score",
+        "n_params",
+    )
     return [mark, *(_cell(name, one.get(name)) for name in names)]
 
 
@@ -84,8 +108,9 @@ def _score_rows(found: dict[str, Any]) -> list[list[str]]:
             span = f"{_cell('', score['low'])} to {_cell('', score['high'])}" if score.get("low") is not None else ""
             narrow = bool(score.get("too_narrow"))
             groups = "" if narrow else str(score.get("n_groups") or "")
-            rows.append([f"{title} {metric}", _cell("", score.get("estimate")), span + (" (too narrow)" if narrow else ""), groups,
-                         str(score.get("n_samples") or "")])  # fmt: skip
+            span += " (too narrow)" if narrow else ""
+            photos = str(score.get("n_samples") or "")
+            rows.append([f"{title} {metric}", _cell("", score.get("estimate")), span, groups, photos])
     return rows
 
 
@@ -94,7 +119,10 @@ def _cell(name: str, value: Any) -> str:
         return "-"
     if name == "params":
         params = json.loads(value)
-        return ", ".join(f"{_short(path)}={item:.3g}" if isinstance(item, float) else f"{_short(path)}={item}" for path, item in params.items())
+        return ", ".join(
+            f"{_short(path)}={item:.3g}" if isinstance(item, float) else f"{_short(path)}={item}"
+            for path, item in params.items()
+        )
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
@@ -110,7 +138,11 @@ def _candidates(run: Path) -> list[dict[str, Any]]:
 def ensemble(run: Path) -> dict[str, Any] | None:
     """Return the members and the ensemble's scores, or None before there are any."""
     found = _json(run / "selection.json")
-    return {"members": found["members"], **(found.get("ensemble") or {})} if isinstance(found, dict) and found.get("members") else None
+    return (
+        {"members": found["members"], **(found.get("ensemble") or {})}
+        if isinstance(found, dict) and found.get("members")
+        else None
+    )
 
 
 def ensemble_lines(run: Path) -> list[str]:
@@ -123,13 +155,17 @@ def ensemble_lines(run: Path) -> list[str]:
         scores = found.get(name) or {}
         if f1 := scores.get("macro_f1"):
             accuracy = f", accuracy {_span(scores['accuracy'])}" if scores.get("accuracy") else ""
-            lines.append(f"{title:<12} macro F1 {_span(f1)}{accuracy}; n {f1.get('n_samples', '?')} photos, "
-                         + ("photos resampled: too narrow" if f1.get("too_narrow") else f"{f1.get('n_groups', '?')} groups"))
+            lines.append(
+                f"{title:<12} macro F1 {_span(f1)}{accuracy}; n {f1.get('n_samples', '?')} photos, "
+                + ("photos resampled: too narrow" if f1.get("too_narrow") else f"{f1.get('n_groups', '?')} groups")
+            )
     if not found.get("test"):
         lines.append("no test labels: no test score")
     for row in _json(run / "hypotheses.json") or []:
-        lines.append(f"{row['claim']}: {row['verdict']} ({row['metric']} {row['difference']:+.3f}, 90 % interval {row['low']:+.3f} to "
-                     f"{row['high']:+.3f}, p {row.get('p_adjusted', row['p_value']):.3f}, {row['n_groups']} groups)")
+        span = f"90 % interval {row['low']:+.3f} to {row['high']:+.3f}"
+        p_value = row.get("p_adjusted", row["p_value"])
+        told = f"{row['metric']} {row['difference']:+.3f}, {span}, p {p_value:.3f}, {row['n_groups']} groups"
+        lines.append(f"{row['claim']}: {row['verdict']} ({told})")
     return lines
 
 
@@ -156,9 +192,17 @@ def status_view(run: Path) -> dict[str, Any]:
     best = max(scored, key=lambda t: max(m["val_macro_f1"] for m in t.reports.values()), default=None)
     facts = state_of(RunPaths(run))
     return {
-        "run_id": run.name, "state": facts["state"], "wall_s": facts["wall_s"], "stages": list(last.values()), "trials": counts,
-        "best": best and {"trial_id": best.trial_id, "variant": best.facts["variant"],
-                          "val_macro_f1": max(m["val_macro_f1"] for m in best.reports.values())},
+        "run_id": run.name,
+        "state": facts["state"],
+        "wall_s": facts["wall_s"],
+        "stages": list(last.values()),
+        "trials": counts,
+        "best": best
+        and {
+            "trial_id": best.trial_id,
+            "variant": best.facts["variant"],
+            "val_macro_f1": max(m["val_macro_f1"] for m in best.reports.values()),
+        },
     }
 
 

@@ -12,6 +12,7 @@ N_COLORS = 8
 """Classes c0..c7 of style.css: the Okabe-Ito palette. Series beyond them repeat it with dashes."""
 
 _TAG = Markup("<{name}{attributes}>{body}</{name}>")
+_TICK_ROOM = 0.2  # of an axis 250 px wide, for a label of five digits
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ def tag(name: str, body: object = "", **attributes: object) -> Markup:
         for key, value in attributes.items()
         if value is not None
     )
-    return _TAG.format(name=Markup(name), attributes=text, body=escape(body))
+    return _TAG.format(
+        name=Markup(name),  # noqa: S704 - names of elements stand in this file
+        attributes=text,
+        body=escape(body),
+    )
 
 
 def join(parts: Sequence[object]) -> Markup:
@@ -144,7 +149,7 @@ def lines(
     points = [point for one in series for point in one.points]
     if not points:
         return Markup("")
-    left, right, top, bottom = 46.0, 12.0, 10.0, 36.0
+    left, right, top, bottom = 54.0, 12.0, 10.0, 36.0
     x_low, x_high = min(p[0] for p in points), max(p[0] for p in points)
     y_low, y_high = _padded(min(p[1] for p in points), max(p[1] for p in points))
 
@@ -158,18 +163,34 @@ def lines(
         y = place((x_low, tick))[1]
         body.append(tag("line", x1=left, x2=width - right, y1=y, y2=y, class_="grid"))
         body.append(tag("text", f"{tick:g}", x=left - 6, y=y + 3.5, class_="tick", text_anchor="end"))
-    for tick in _whole_ticks(x_low, x_high):
-        body.append(tag("text", f"{tick:g}", x=place((tick, y_low))[0], y=height - bottom + 15, class_="tick", text_anchor="middle"))
+    foot = height - bottom + 15
+    body += [
+        tag("text", f"{tick:g}", x=place((tick, y_low))[0], y=foot, class_="tick", text_anchor="middle")
+        for tick in _whole_ticks(x_low, x_high)
+    ]
     body.append(tag("text", x_label, x=(left + width - right) / 2, y=height - 4, class_="axis", text_anchor="middle"))
     middle = (top + height - bottom) / 2
-    body.append(tag("text", y_label, x=11, y=middle, class_="axis", text_anchor="middle", transform=f"rotate(-90 11 {middle:g})"))
+    body.append(
+        tag(
+            "text", y_label, x=11, y=middle, class_="axis", text_anchor="middle", transform=f"rotate(-90 11 {middle:g})"
+        )
+    )
     for one in sorted(series, key=lambda item: item.strong):
         placed = [place(point) for point in one.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
         style = f"line {_color(one.color)}{' strong' if one.strong else ''}"
         body.append(tag("polyline", tag("title", one.name), points=path, class_=style))
         if len(placed) == 1 or one.strong:
-            body.append(tag("circle", tag("title", one.name), cx=placed[-1][0], cy=placed[-1][1], r=3, class_=f"dot {_color(one.color)}"))
+            body.append(
+                tag(
+                    "circle",
+                    tag("title", one.name),
+                    cx=placed[-1][0],
+                    cy=placed[-1][1],
+                    r=3,
+                    class_=f"dot {_color(one.color)}",
+                )
+            )
     return svg(width, height, body, title, wide=True)
 
 
@@ -182,10 +203,29 @@ def bars(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str, width: floa
     y = 2.0
     for name, found in groups:
         middle = y + row * len(found) / 2
-        body.append(tag("text", join([shorten(name, int(left / 6.3)), tag("title", name)]), x=left - 8, y=middle + 4, class_="axis", text_anchor="end"))
+        body.append(
+            tag(
+                "text",
+                join([shorten(name, int(left / 6.3)), tag("title", name)]),
+                x=left - 8,
+                y=middle + 4,
+                class_="axis",
+                text_anchor="end",
+            )
+        )
         for bar in found:
             length = bar.share / widest * room
-            body.append(tag("rect", x=left, y=y, width=max(length, 0.6), height=row - 2, rx=1, class_=f"fill {_color(bar.color)}"))
+            body.append(
+                tag(
+                    "rect",
+                    x=left,
+                    y=y,
+                    width=max(length, 0.6),
+                    height=row - 2,
+                    rx=1,
+                    class_=f"fill {_color(bar.color)}",
+                )
+            )
             body.append(tag("text", bar.text, x=left + length + 5, y=y + row - 3.2, class_="tick"))
             y += row
         y += gap
@@ -203,9 +243,27 @@ def matrix(
     body: list[object] = []
     for i, name in enumerate(names):
         y = top + (i + 0.5) * cell
-        body.append(tag("text", join([shorten(name, 22), tag("title", name)]), x=room - 6, y=y + 3.5, class_="axis", text_anchor="end"))
+        body.append(
+            tag(
+                "text",
+                join([shorten(name, 22), tag("title", name)]),
+                x=room - 6,
+                y=y + 3.5,
+                class_="axis",
+                text_anchor="end",
+            )
+        )
         x = room + (i + 0.5) * cell
-        body.append(tag("text", join([shorten(name, 22), tag("title", name)]), x=x, y=top - 6, class_="axis", transform=f"rotate(-45 {x:g} {top - 6:g})"))
+        body.append(
+            tag(
+                "text",
+                join([shorten(name, 22), tag("title", name)]),
+                x=x,
+                y=top - 6,
+                class_="axis",
+                transform=f"rotate(-45 {x:g} {top - 6:g})",
+            )
+        )
         total = sum(counts[i]) or 1.0
         for j in range(n):
             value = counts[i][j]
@@ -214,10 +272,30 @@ def matrix(
             text = f"{value:.2f}" if as_share else f"{value:.0f}"
             note = f"{name} → {names[j]}: {text}" + ("" if as_share else f" ({share:.0%} of the row)")
             x0, y0 = room + j * cell, top + i * cell
-            body.append(tag("rect", tag("title", note), x=x0 + 0.5, y=y0 + 0.5, width=cell - 1, height=cell - 1, class_="heat", fill_opacity=f"{0.04 + 0.96 * share:.3f}"))
+            body.append(
+                tag(
+                    "rect",
+                    tag("title", note),
+                    x=x0 + 0.5,
+                    y=y0 + 0.5,
+                    width=cell - 1,
+                    height=cell - 1,
+                    class_="heat",
+                    fill_opacity=f"{0.04 + 0.96 * share:.3f}",
+                )
+            )
             if value or as_share:
                 tone = "on-heat" if share > 0.5 else "off-heat"
-                body.append(tag("text", text, x=x0 + cell / 2, y=y0 + cell / 2 + 3.5, class_=f"tick {tone}", text_anchor="middle"))
+                body.append(
+                    tag(
+                        "text",
+                        text,
+                        x=x0 + cell / 2,
+                        y=y0 + cell / 2 + 3.5,
+                        class_=f"tick {tone}",
+                        text_anchor="middle",
+                    )
+                )
             if i == j:
                 body.append(tag("rect", x=x0 + 0.5, y=y0 + 0.5, width=cell - 1, height=cell - 1, class_="diagonal"))
     return svg(width, height, body, title)
@@ -225,7 +303,8 @@ def matrix(
 
 def parallel(axes: Sequence[Axis], scores: Sequence[float], names: Sequence[str], *, title: str) -> Markup:
     """Draw one line per trial across its settings; the best tenth is strong, the stronger the better."""
-    step, top, bottom, side = 128.0, 34.0, 16.0, 64.0
+    step, top, bottom, side = 150.0, 34.0, 38.0, 64.0
+    absent = -0.14  # below the pole: the setting does not apply to the trial
     width, height = 2 * side + step * (len(axes) - 1), 270.0
 
     def place(axis: int, position: float) -> tuple[float, float]:
@@ -236,33 +315,37 @@ def parallel(axes: Sequence[Axis], scores: Sequence[float], names: Sequence[str]
     body: list[object] = []
     for rank, row in enumerate(order):
         best = rank >= len(order) - n_best
-        runs: list[list[str]] = [[]]
-        for index, axis in enumerate(axes):
-            position = axis.positions[row]
-            if position is None:
-                runs.append([])
-            else:
-                runs[-1].append("{:.1f},{:.1f}".format(*place(index, position)))
+        positions = [axis.positions[row] for axis in axes]
+        path = " ".join(
+            "{:.1f},{:.1f}".format(*place(at, absent if one is None else one)) for at, one in enumerate(positions)
+        )
         opacity = None if best else f"{0.15 + 0.45 * rank / max(1, len(order)):.2f}"
-        style = "line strong c3" if best else "line c0"
-        body += [
-            tag("polyline", tag("title", names[row]), points=" ".join(run), class_=style, stroke_opacity=opacity)
-            for run in runs
-            if len(run) > 1
-        ]
+        body.append(
+            tag(
+                "polyline",
+                tag("title", names[row]),
+                points=path,
+                class_="line strong c3" if best else "line c0",
+                stroke_opacity=opacity,
+            )
+        )
     for index, axis in enumerate(axes):
         x, y = place(index, 0.0)
         body.append(tag("line", x1=x, x2=x, y1=top, y2=y, class_="pole"))
         text = join([shorten(axis.name, 19), tag("title", axis.name)])
         body.append(tag("text", text, x=x, y=16, class_="axis", text_anchor="middle"))
-        for position, label in axis.ticks:
+        ticks = [*axis.ticks, (absent, "not used")] if None in axis.positions else axis.ticks
+        for position, label in ticks:
             spot = place(index, position)
             body.append(tag("text", shorten(label, 12), x=spot[0] + 6, y=spot[1] + 3.5, class_="tick halo"))
     return svg(width, height, body, title, wide=True)
 
 
 def scatter(
-    points: Sequence[tuple[float, float, int, str]], ticks: Sequence[tuple[float, str]], name: str, scale: tuple[float, float]
+    points: Sequence[tuple[float, float, int, str]],
+    ticks: Sequence[tuple[float, str]],
+    name: str,
+    scale: tuple[float, float],
 ) -> Markup:
     """Draw score against one setting.
 
@@ -276,20 +359,44 @@ def scatter(
 
     def place(position: float, score: float) -> tuple[float, float]:
         up = (score - scale[0]) / ((scale[1] - scale[0]) or 1.0)
-        return left + position * (width - left - right), height - bottom - up * (height - top - bottom)
+        return left + (0.04 + 0.92 * position) * (width - left - right), height - bottom - up * (height - top - bottom)
 
     body: list[object] = []
     for tick in nice_ticks(*scale, 4):
         y = place(0, tick)[1]
         body.append(tag("line", x1=left, x2=width - right, y1=y, y2=y, class_="grid"))
-        body.append(tag("text", f"{tick:g}", x=left - 5, y=y + 3.5, class_="tick", text_anchor="end"))
+        body.append(tag("text", f"{tick:g}", x=left - 6, y=y + 3.5, class_="tick", text_anchor="end"))
+    last = -1.0
     for position, text in ticks:
+        if position - last < _TICK_ROOM:
+            continue
+        last = position
         anchor = "start" if position < 0.1 else "end" if position > 0.9 else "middle"
-        body.append(tag("text", shorten(text, 12), x=place(position, scale[0])[0], y=height - bottom + 15, class_="tick", text_anchor=anchor))
-    body.append(tag("text", join([shorten(name, 34), tag("title", name)]), x=(left + width - right) / 2, y=height - 6, class_="axis", text_anchor="middle"))
+        body.append(
+            tag(
+                "text",
+                shorten(text, 12),
+                x=place(position, scale[0])[0],
+                y=height - bottom + 15,
+                class_="tick",
+                text_anchor=anchor,
+            )
+        )
+    body.append(
+        tag(
+            "text",
+            join([shorten(name, 34), tag("title", name)]),
+            x=(left + width - right) / 2,
+            y=height - 6,
+            class_="axis",
+            text_anchor="middle",
+        )
+    )
     for position, score, color, note in points:
         x, y = place(position, score)
-        body.append(tag("circle", tag("title", note), cx=x, cy=y, r=3.2, class_=f"dot {_color(color)}", fill_opacity="0.75"))
+        body.append(
+            tag("circle", tag("title", note), cx=x, cy=y, r=3.2, class_=f"dot {_color(color)}", fill_opacity="0.75")
+        )
     return svg(width, height, body, f"score against {name}")
 
 

@@ -35,8 +35,21 @@ def distributions(run: Run) -> dict[str, Any]:
         {"variants": names, "roles": _roles(counts[names[0]], groups[names[0]]), "plots": _plots(run, counts[names[0]])}
         for names in alike.values()
     ]
-    return {"sets": sets, "known": True, "legend": [(role, f"c{at}") for at, role in enumerate(_ROLES)],
-            "facts": [(text, run.audit.get(name)) for name, text in (("n_photos", "photos"), ("n_usable", "usable"), ("n_groups", "labelled groups"), ("n_test", "test photos")) if number(run.audit.get(name)) is not None]}  # fmt: skip
+    return {
+        "sets": sets,
+        "known": True,
+        "legend": [(role, f"c{at}") for at, role in enumerate(_ROLES)],
+        "facts": [
+            (text, run.audit.get(name))
+            for name, text in (
+                ("n_photos", "photos"),
+                ("n_usable", "usable"),
+                ("n_groups", "labelled groups"),
+                ("n_test", "test photos"),
+            )
+            if number(run.audit.get(name)) is not None
+        ],
+    }
 
 
 def _roles(found: Counter[tuple[str, int | None]], groups: dict[str, set[str]]) -> list[dict[str, Any]]:
@@ -57,10 +70,19 @@ def _plots(run: Run, found: Counter[tuple[str, int | None]]) -> list[tuple[str, 
                 per_role[role][run.schema.decode(code)[at]] += n
         roles = [role for role in _ROLES if per_role[role]]
         rows = [
-            (name, [charts.Bar(per_role[role][code] / per_role[role].total(), f"{per_role[role][code] / per_role[role].total():.0%} ({per_role[role][code]})",
-                               _ROLES.index(role)) for role in roles])
+            (
+                name,
+                [
+                    charts.Bar(
+                        per_role[role][code] / per_role[role].total(),
+                        f"{per_role[role][code] / per_role[role].total():.0%} ({per_role[role][code]})",
+                        _ROLES.index(role),
+                    )
+                    for role in roles
+                ],
+            )
             for code, name in enumerate(names)
-        ]  # fmt: skip
+        ]
         plots.append((label, charts.bars(rows, title=f"Shares of {label} by role")))
     return plots
 
@@ -79,7 +101,10 @@ def preparation(run: Run) -> dict[str, Any]:
         for name, one in run.prep.items()
         if isinstance(one, dict)
     ]
-    named = [(str(step.get("name")), ", ".join(f"{key} {_text(value)}" for key, value in step.items() if key != "name")) for step in steps]
+    named = [
+        (str(step.get("name")), ", ".join(f"{key} {_text(value)}" for key, value in step.items() if key != "name"))
+        for step in steps
+    ]
     return {"steps": named, "facts": facts if shards else [], "rates": rates, "tables": tables}
 
 

@@ -95,10 +95,13 @@ def load(root: Path) -> Run:
             return how(path)
         except Exception as error:  # noqa: BLE001 - a torn file must not cost the rest of the page
             first = (str(error).splitlines() or [""])[0]
-            broken.append(f"{name} could not be read ({type(error).__name__}: {first}); submit the run again to rewrite it")
+            broken.append(
+                f"{name} could not be read ({type(error).__name__}: {first}); submit the run again to rewrite it"
+            )
             return empty
 
-    events = read("events.jsonl", read_events, [])
+    no_events: list[dict[str, Any]] = []
+    events = read("events.jsonl", read_events, no_events)
     resolved = mapping(read("resolved.yaml", _yaml, {}))
     selection = mapping(read("selection.json", read_json, {}))
     members = {str(member) for member in listed(selection.get("members"))}
@@ -110,7 +113,9 @@ def load(root: Path) -> Run:
         audit=mapping(read("audit.json", read_json, {})),
         prep=mapping(read("prep.json", read_json, {}, needed=False)),
         resolved=resolved,
-        resolved_text=read("resolved.yaml", lambda path: path.read_text(encoding="utf-8", errors="replace"), "", needed=False),
+        resolved_text=read(
+            "resolved.yaml", lambda path: path.read_text(encoding="utf-8", errors="replace"), "", needed=False
+        ),
         events=events,
         schema=_schema(resolved, events),
         trials=read("trials.parquet", lambda path: tables.read(path).to_pylist(), None),

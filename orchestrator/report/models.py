@@ -19,6 +19,7 @@ _MAX_ROWS = 1000
 _MAX_PARALLEL = 300
 _MAX_SLICES = 12
 _MISMATCH = 0.002
+_CURVES = {"val_macro_f1": "val macro F1", "val_loss": "val loss", "train_loss": "train loss"}
 TITLES = {"oof": "Out of fold", "test": "Test set"}
 
 
@@ -32,7 +33,15 @@ def confusion(run: Run) -> dict[str, Any]:
         name = TITLES[side]
         counts = scores.confusion(found.targets, found.preds, schema.n_classes)
         per_label = [
-            (label, charts.matrix(scores.marginal(counts, schema.sizes, at).tolist(), names, title=f"{name}: confusion of {label}", cell=46))
+            (
+                label,
+                charts.matrix(
+                    scores.marginal(counts, schema.sizes, at).tolist(),
+                    names,
+                    title=f"{name}: confusion of {label}",
+                    cell=46,
+                ),
+            )
             for at, (label, names) in enumerate(schema.classes.items())
             if len(names) <= _MAX_MATRIX
         ]
@@ -41,14 +50,33 @@ def confusion(run: Run) -> dict[str, Any]:
         top = np.argsort(-wrong, axis=None, kind="stable")[:_N_CONFUSIONS]
         pairs = [divmod(int(at), schema.n_classes) for at in top]
         mistakes = [
-            {"true": schema.class_name(i), "found": schema.class_name(j), "n": int(wrong[i, j]), "share": float(wrong[i, j] / counts[i].sum())}
+            {
+                "true": schema.class_name(i),
+                "found": schema.class_name(j),
+                "n": int(wrong[i, j]),
+                "share": float(wrong[i, j] / counts[i].sum()),
+            }
             for i, j in pairs
             if wrong[i, j]
         ]
         full = ""
         if len(schema.classes) > 1 and schema.n_classes <= _MAX_MATRIX:
-            full = charts.matrix(counts.tolist(), [schema.class_name(k) for k in range(schema.n_classes)], title=f"{name}: confusion of all classes", cell=30)
-        sides.append({"name": name, "per_label": per_label, "mistakes": mistakes, "full": full, "n": len(found.targets), "n_wrong": int(wrong.sum())})
+            full = charts.matrix(
+                counts.tolist(),
+                [schema.class_name(k) for k in range(schema.n_classes)],
+                title=f"{name}: confusion of all classes",
+                cell=30,
+            )
+        sides.append(
+            {
+                "name": name,
+                "per_label": per_label,
+                "mistakes": mistakes,
+                "full": full,
+                "n": len(found.targets),
+                "n_wrong": int(wrong.sum()),
+            }
+        )
     return {"sides": sides}
 
 
@@ -66,9 +94,19 @@ def classes(run: Run) -> dict[str, Any]:
             for counts, one in zip(tables, measured, strict=True)
         ]
         if any(cell["support"] for cell in cells):
-            rows.append({"name": run.schema.class_name(label), "cells": [cell if cell["support"] else None for cell in cells]})
-    totals = [{"macro_f1": scores.macro_f1(counts), "accuracy": scores.accuracy(counts), "n": int(counts.sum())} for counts in tables]
-    return {"rows": rows, "sides": [TITLES[side] for side in run.answers], "totals": totals, "mismatch": _mismatch(run, totals)}
+            rows.append(
+                {"name": run.schema.class_name(label), "cells": [cell if cell["support"] else None for cell in cells]}
+            )
+    totals = [
+        {"macro_f1": scores.macro_f1(counts), "accuracy": scores.accuracy(counts), "n": int(counts.sum())}
+        for counts in tables
+    ]
+    return {
+        "rows": rows,
+        "sides": [TITLES[side] for side in run.answers],
+        "totals": totals,
+        "mismatch": _mismatch(run, totals),
+    }
 
 
 def _mismatch(run: Run, totals: list[dict[str, Any]]) -> list[str]:
@@ -77,7 +115,8 @@ def _mismatch(run: Run, totals: list[dict[str, Any]]) -> list[str]:
     for side, total in zip(run.answers, totals, strict=True):
         value = number(ensemble_scores(run.selection, side).get("macro_f1", {}).get("estimate"))
         if value is not None and abs(value - total["macro_f1"]) > _MISMATCH:
-            found.append(f"{TITLES[side]}: selection.json says macro F1 {value:.3f}, the predictions give {total['macro_f1']:.3f}")
+            given = total["macro_f1"]
+            found.append(f"{TITLES[side]}: selection.json says macro F1 {value:.3f}, the predictions give {given:.3f}")
     return found
 
 
@@ -92,19 +131,35 @@ def agreement(run: Run) -> dict[str, Any]:
             if at.any():
                 right = float((found.preds == found.targets)[at].mean())
                 by_votes.append({"votes": votes, "n": int(at.sum()), "share": float(at.mean()), "right": right})
-        names = [f"{place}. {setting}" for place, setting in enumerate(run.members, 1)] if len(run.members) == n_members else [str(i + 1) for i in range(n_members)]
-        plot = charts.matrix(scores.agreement(found.member_preds).tolist(), names, title=f"{name}: shares of equal answers", cell=46, as_share=True)
-        sides.append({"name": name, "by_votes": by_votes, "plot": plot if n_members > 1 else "", "n_members": n_members})
+        names = (
+            [f"{place}. {setting}" for place, setting in enumerate(run.members, 1)]
+            if len(run.members) == n_members
+            else [str(i + 1) for i in range(n_members)]
+        )
+        plot = charts.matrix(
+            scores.agreement(found.member_preds).tolist(),
+            names,
+            title=f"{name}: shares of equal answers",
+            cell=46,
+            as_share=True,
+        )
+        sides.append(
+            {"name": name, "by_votes": by_votes, "plot": plot if n_members > 1 else "", "n_members": n_members}
+        )
     outcomes: dict[str, int] = defaultdict(int)
     if run.votes is not None:
         for outcome in run.votes["outcome"].to_pylist():
             outcomes[str(outcome)] += 1
-    return {"sides": sides, "outcomes": sorted(outcomes.items(), key=lambda item: -item[1]), "n_test": sum(outcomes.values())}
+    return {
+        "sides": sides,
+        "outcomes": sorted(outcomes.items(), key=lambda item: -item[1]),
+        "n_test": sum(outcomes.values()),
+    }
 
 
 def search(run: Run) -> dict[str, Any]:
     """Return plots of score against settings, of the trials that have both."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for trial in run.trials or []:
         score, params = number(trial.get("val_macro_f1")), parameters(trial)
         if trial.get("phase") == "search" and score is not None and params:
@@ -112,34 +167,59 @@ def search(run: Run) -> dict[str, Any]:
     if len(rows) < 2:
         return {"n": len(rows)}
     rows = sorted(rows, key=lambda row: -row["score"])
-    logs = {path.removeprefix("train.") for path, one in mapping(mapping(run.resolved.get("search")).get("space")).items() if mapping(one).get("log")}
+    logs = {
+        path.removeprefix("train.")
+        for path, one in mapping(mapping(run.resolved.get("search")).get("space")).items()
+        if mapping(one).get("log")
+    }
     names = sorted({name for row in rows for name in row["params"]})
-    axes = [axis for name in names if (axis := _axis(name, [row["params"].get(name) for row in rows], log=name in logs))]
+    axes = [
+        axis for name in names if (axis := _axis(name, [row["params"].get(name) for row in rows], log=name in logs))
+    ]
     colors = {variant: at for at, variant in enumerate(sorted({str(row["trial"]["variant"]) for row in rows}))}
-    titles = [f"{row['score']:.3f} {row['trial']['variant']} {row['trial']['trial_id']}: {_short(row['params'])}" for row in rows]
+    titles = [
+        f"{row['score']:.3f} {row['trial']['variant']} {row['trial']['trial_id']}: {_short(row['params'])}"
+        for row in rows
+    ]
     ends = [row["score"] for row in rows]
     room = 0.06 * (max(ends) - min(ends)) or 0.05
     scale = (min(ends) - room, max(ends) + room)
     strengths = {axis.name: association(axis.positions, ends) for axis in axes}
     axes = sorted(axes, key=lambda axis: -(strengths[axis.name] or 0.0))
-    slices = [
-        charts.scatter(
-            [(position + (_jitter(at) if axis.words else 0.0), row["score"], colors[str(row["trial"]["variant"])], title)
-             for at, (position, row, title) in enumerate(zip(axis.positions, rows, titles, strict=True)) if position is not None],
-            axis.ticks, axis.name, scale,
-        )
-        for axis in axes[:_MAX_SLICES]
-    ]  # fmt: skip
+    slices = []
+    for axis in axes[:_MAX_SLICES]:
+        points = [
+            (
+                position + (_jitter(at) if axis.words else 0.0),
+                ends[at],
+                colors[str(rows[at]["trial"]["variant"])],
+                titles[at],
+            )
+            for at, position in enumerate(axis.positions)
+            if position is not None
+        ]
+        slices.append(charts.scatter(points, axis.ticks, axis.name, scale))
     score_axis = _axis("val macro F1", ends, log=False)
     drawn = [*axes[: _MAX_SLICES - 1], *([score_axis] if score_axis else [])]
     cut = slice(0, _MAX_PARALLEL)
     shown = [charts.Axis(axis.name, axis.positions[cut], axis.ticks) for axis in drawn]
-    plot = charts.parallel(shown, ends[cut], titles[cut], title="Settings of the trials and their score") if len(shown) > 1 else ""
+    plot = (
+        charts.parallel(shown, ends[cut], titles[cut], title="Settings of the trials and their score")
+        if len(shown) > 1
+        else ""
+    )
     bars = [
         (axis.name, [charts.Bar(strengths[axis.name] or 0.0, f"{strengths[axis.name] or 0.0:.0%}", 0)]) for axis in axes
     ]
-    return {"n": len(rows), "n_shown": len(ends[cut]), "plot": plot, "slices": slices, "strength": charts.bars(bars, title="Share of the variance of the score that one setting explains", width=460, left=190),
-            "legend": _legend(colors)}  # fmt: skip
+    title = "Share of the variance of the score that one setting explains"
+    return {
+        "n": len(rows),
+        "n_shown": len(ends[cut]),
+        "plot": plot,
+        "slices": slices,
+        "strength": charts.bars(bars, title=title, width=460, left=190),
+        "legend": _legend(colors),
+    }
 
 
 def _jitter(at: int) -> float:
@@ -159,12 +239,19 @@ def _axis(name: str, values: list[Any], *, log: bool) -> charts.Axis | None:
             return None
         ticks = charts.log_ticks(low, high) if log else charts.nice_ticks(low, high, 5)
         labels = [((tick - low) / (high - low), f"{10**tick:.4g}" if log else f"{tick:g}") for tick in ticks]
-        return charts.Axis(name, [None if value is None else (turn(value) - low) / (high - low) for value in values], labels)
+        return charts.Axis(
+            name, [None if value is None else (turn(value) - low) / (high - low) for value in values], labels
+        )
     words = sorted({str(value) for value in known})
     if len(words) < 2:
         return None
     place = {word: at / (len(words) - 1) for at, word in enumerate(words)}
-    return charts.Axis(name, [None if value is None else place[str(value)] for value in values], [(at, word) for word, at in place.items()], words=True)
+    return charts.Axis(
+        name,
+        [None if value is None else place[str(value)] for value in values],
+        [(at, word) for word, at in place.items()],
+        words=True,
+    )
 
 
 def association(positions: list[float | None], ends: list[float], n_bins: int = 4) -> float | None:
@@ -185,7 +272,11 @@ def association(positions: list[float | None], ends: list[float], n_bins: int = 
         return None
     scored = np.array([score for _, score in pairs])
     total = float(((scored - scored.mean()) ** 2).sum())
-    within = sum(float(((scored[at] - scored[at].mean()) ** 2).sum()) for group in set(owners) for at in [np.array(owners) == group])
+    within = sum(
+        float(((scored[at] - scored[at].mean()) ** 2).sum())
+        for group in set(owners)
+        for at in [np.array(owners) == group]
+    )
     return max(0.0, 1 - (within / (n - n_groups)) / (total / (n - 1))) if total > 0 else None
 
 
@@ -203,19 +294,26 @@ def curves(run: Run) -> dict[str, Any]:
         ids = [name for name in rows if facts[name].get("phase") == phase]
         ids = sorted(ids, key=lambda name: -(number(facts[name].get("val_macro_f1")) or -1.0))
         kept, best = ids[:_MAX_LINES], set(ids[:1])
-        plots = [
-            charts.lines([series for name in kept if (series := _series(name, rows[name], metric, facts[name], colors, name in best)).points],
-                         "epoch", text, title=f"{title}: {text} by epoch")
-            for metric, text in (("val_macro_f1", "val macro F1"), ("val_loss", "val loss"), ("train_loss", "train loss"))
-        ]  # fmt: skip
+        plots = []
+        for metric, text in _CURVES.items():
+            series = [
+                charts.Series(
+                    f"{facts[name]['variant']} {name}", points, colors[str(facts[name]["variant"])], name in best
+                )
+                for name in kept
+                if (points := _points(rows[name], metric))
+            ]
+            plots.append(charts.lines(series, "epoch", text, title=f"{title}: {text} by epoch"))
         if any(plots):
-            panels.append({"title": title, "plots": [plot for plot in plots if plot], "n": len(ids), "n_shown": len(kept)})
+            panels.append(
+                {"title": title, "plots": [plot for plot in plots if plot], "n": len(ids), "n_shown": len(kept)}
+            )
     return {"panels": panels, "legend": _legend(colors)}
 
 
-def _series(name: str, rows: list[dict[str, Any]], metric: str, trial: dict[str, Any], colors: dict[str, int], strong: bool) -> charts.Series:
-    points = [(float(row["epoch"]), value) for row in sorted(rows, key=lambda row: row["epoch"]) if (value := number(row.get(metric))) is not None]
-    return charts.Series(f"{trial.get('variant')} {name}", points, colors[str(trial["variant"])], strong)
+def _points(rows: list[dict[str, Any]], metric: str) -> list[tuple[float, float]]:
+    found = [(float(row["epoch"]), number(row.get(metric))) for row in sorted(rows, key=lambda row: row["epoch"])]
+    return [(epoch, value) for epoch, value in found if value is not None]
 
 
 def trials(run: Run) -> dict[str, Any]:
@@ -224,14 +322,23 @@ def trials(run: Run) -> dict[str, Any]:
     order = {"search": 0, "confirm": 1}
     found = sorted(
         run.trials or [],
-        key=lambda one: (order.get(str(one.get("phase")), 2), -(number(one.get("val_macro_f1")) or -1.0), str(one.get("trial_id"))),
+        key=lambda one: (
+            order.get(str(one.get("phase")), 2),
+            -(number(one.get("val_macro_f1")) or -1.0),
+            str(one.get("trial_id")),
+        ),
     )
     members = set(run.members)
     rows = [
-        {**one, "member": one.get("setting") in members, "settings": _short(parameters(one)), "cause": last_line(one.get("error")),
-         "by_label": [one.get(f"val_macro_f1_{label}") for label in labels]}
+        {
+            **one,
+            "member": one.get("setting") in members,
+            "settings": _short(parameters(one)),
+            "cause": last_line(one.get("error")),
+            "by_label": [one.get(f"val_macro_f1_{label}") for label in labels],
+        }
         for one in found[:_MAX_ROWS]
-    ]  # fmt: skip
+    ]
     counts: dict[str, int] = defaultdict(int)
     for one in found:
         counts[str(one.get("status"))] += 1
@@ -239,8 +346,13 @@ def trials(run: Run) -> dict[str, Any]:
 
 
 def _short(params: dict[str, Any]) -> str:
-    return " · ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in sorted(params.items()))
+    return " · ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in sorted(params.items())
+    )
 
 
 def _legend(colors: dict[str, int]) -> list[tuple[str, str]]:
-    return [(name, f"c{at % charts.N_COLORS}" + (" dashed" if at >= charts.N_COLORS else "")) for name, at in colors.items()]
+    return [
+        (name, f"c{at % charts.N_COLORS}" + (" dashed" if at >= charts.N_COLORS else "")) for name, at in colors.items()
+    ]

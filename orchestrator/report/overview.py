@@ -74,7 +74,9 @@ def result(run: Run) -> dict[str, Any]:
         for place, setting in enumerate(run.members, 1)
     ]
     scores = [oof.get("macro_f1", {}), test.get("macro_f1", {})]
-    ends = [end for score in scores for name in ("low", "high", "estimate") if (end := number(score.get(name))) is not None]
+    ends = [
+        end for score in scores for name in ("low", "high", "estimate") if (end := number(score.get(name))) is not None
+    ]
     scale = (max(0.0, min(ends) - 0.05), min(1.0, max(ends) + 0.05)) if ends else (0.0, 1.0)
     best = max((number(member.get("oof_macro_f1")) or 0.0 for member in members), default=0.0)
     estimate = number(oof.get("macro_f1", {}).get("estimate"))
@@ -90,6 +92,7 @@ def result(run: Run) -> dict[str, Any]:
         "members": members,
         "policy": run.selection.get("policy"),
         "rule": run.rule,
+        "group": mapping(run.resolved.get("data")).get("group"),
         "n_candidates": len(run.candidates),
         "level": number(run.selection.get("level")) or 0.9,
         "gain": estimate - best if estimate is not None and best else None,
@@ -121,16 +124,35 @@ def _worry(level: str, what: str, do: str = "", examples: list[str] | None = Non
 def _about_the_run(run: Run) -> list[dict[str, Any]]:
     found = [_worry("bad", sentence) for sentence in run.broken]
     if run.missing:
-        found.append(_worry("warn", f"files of the run are missing: {', '.join(run.missing)}", "submit the run again; what is done is reused"))
+        found.append(
+            _worry(
+                "warn",
+                f"files of the run are missing: {', '.join(run.missing)}",
+                "submit the run again; what is done is reused",
+            )
+        )
     if state(run) not in {"SUCCEEDED", "RUNNING"}:
-        notes = [f"{name}: {event.get('note') or ''}" for name, event in stage_outcomes(run).items() if event.get("outcome") == "FAILED"]
-        found.append(_worry("bad", f"the run is {state(run)}; what stands here may be incomplete", "submit it again; finished work is reused", notes))
+        notes = [
+            f"{name}: {event.get('note') or ''}"
+            for name, event in stage_outcomes(run).items()
+            if event.get("outcome") == "FAILED"
+        ]
+        found.append(
+            _worry(
+                "bad",
+                f"the run is {state(run)}; what stands here may be incomplete",
+                "submit it again; finished work is reused",
+                notes,
+            )
+        )
     trials = run.trials or []
     failed = [trial for trial in trials if trial.get("status") == "FAILED"]
     if failed:
         level = "warn" if len(failed) > _NOTABLE_FAILURES * len(trials) else "info"
         examples = [f"{trial.get('trial_id')}: {last_line(trial.get('error'))}" for trial in failed]
-        found.append(_worry(level, f"{len(failed)} of {len(trials)} trials failed", "see the table of trials", examples))
+        found.append(
+            _worry(level, f"{len(failed)} of {len(trials)} trials failed", "see the table of trials", examples)
+        )
     return found
 
 
@@ -139,24 +161,54 @@ def _about_the_result(run: Run) -> list[dict[str, Any]]:
     oof, test = (ensemble_scores(run.selection, side).get("macro_f1", {}) for side in ("oof", "test"))
     low, n_groups, score = number(oof.get("low")), number(oof.get("n_groups")), number(test.get("estimate"))
     if run.selection.get("policy") == "leaderboard":
-        found.append(_worry("bad", "the members were chosen by looking at the public half of the test set", "select: {policy: robust}"))
+        found.append(
+            _worry(
+                "bad",
+                "the members were chosen by looking at the public half of the test set",
+                "select: {policy: robust}",
+            )
+        )
     if run.selection.get("short_of"):
         found.append(_worry("warn", str(run.selection["short_of"])))
     if low is not None and score is not None and score < low:
-        found.append(_worry("warn", f"the test score {score:.3f} lies below the whole out-of-fold interval (from {low:.3f}): the test "
-                            "photos are harder than the training photos, or differ from them",
-                            "trust the test score for photos like the test set"))  # fmt: skip
+        found.append(
+            _worry(
+                "warn",
+                f"the test score {score:.3f} lies below the whole out-of-fold interval (from {low:.3f}): the test "
+                "photos are harder than the training photos, or differ from them",
+                "trust the test score for photos like the test set",
+            )
+        )
     if number(test.get("estimate")) is not None and test.get("too_narrow"):
-        found.append(_worry("info", "the test interval is too narrow: the test table names no groups, so photos of one person counted as "
-                            "independent", "data.test.group: <column>"))  # fmt: skip
+        found.append(
+            _worry(
+                "info",
+                "the test interval is too narrow: the test table names no groups, so photos of one person counted as "
+                "independent",
+                "data.test.group: <column>",
+            )
+        )
     if n_groups is not None and n_groups < _FEW_GROUPS:
-        found.append(_worry("warn", f"the interval rests on {n_groups:.0f} groups only; it may be too narrow", "add people, not photos"))
+        found.append(
+            _worry(
+                "warn",
+                f"the interval rests on {n_groups:.0f} groups only; it may be too narrow",
+                "add people, not photos",
+            )
+        )
     worst = [c for c in run.candidates if c.get("chosen") and number(c.get("worst_class_recall")) == 0.0]
     if worst:
-        names = sorted({run.class_name(int(c["worst_class"])) for c in worst if number(c.get("worst_class")) is not None})
+        names = sorted(
+            {run.class_name(int(c["worst_class"])) for c in worst if number(c.get("worst_class")) is not None}
+        )
         named = f" ({', '.join(names)})" if names else ""
-        found.append(_worry("warn", f"{len(worst)} of {len(run.members)} members never get one class right{named}",
-                            "more photos of it, train.balance: weighted_sampler, or train.loss: focal"))  # fmt: skip
+        found.append(
+            _worry(
+                "warn",
+                f"{len(worst)} of {len(run.members)} members never get one class right{named}",
+                "more photos of it, train.balance: weighted_sampler, or train.loss: focal",
+            )
+        )
     return found
 
 
@@ -166,11 +218,21 @@ def _about_the_data(run: Run) -> list[dict[str, Any]]:
         n = number(warning.get("n"))
         what = str(warning.get("what"))
         text = f"{what}: {n:.0f}" if n is not None and what.startswith(("photos", "equal photos")) else what
-        found.append(_worry("warn", text, str(warning.get("do") or ""), [example(one) for one in listed(warning.get("examples"))]))
+        found.append(
+            _worry(
+                "warn", text, str(warning.get("do") or ""), [example(one) for one in listed(warning.get("examples"))]
+            )
+        )
     if run.audit and not dicts(run.audit.get("warnings")):
         leaks = {name: share for name, share in mapping(run.audit.get("leak")).items() if number(share)}
-        found += [_worry("bad", f"variant {name}: {share:.0%} of the validation photos show somebody who is in training too",
-                         "data.split: {strategy: balanced_profile}") for name, share in leaks.items()]  # fmt: skip
+        found += [
+            _worry(
+                "bad",
+                f"variant {name}: {share:.0%} of the validation photos show somebody who is in training too",
+                "data.split: {strategy: balanced_profile}",
+            )
+            for name, share in leaks.items()
+        ]
     return found
 
 
@@ -193,33 +255,68 @@ def hypotheses(run: Run) -> dict[str, Any]:
     ends = [end for row in rows for name in ("low", "high", "difference") if (end := number(row.get(name))) is not None]
     reach = max((abs(end) for end in ends), default=0.0) * 1.1 or 0.1
     shown = [
-        {**row, "plot": _interval({**row, "estimate": row.get("difference")}, (-reach, reach), mark=0.0, strong=row.get("verdict") != "undecided"),
-         "p": row.get("p_adjusted", row.get("p_value"))}
+        {
+            **row,
+            "plot": _interval(
+                {**row, "estimate": row.get("difference")},
+                (-reach, reach),
+                mark=0.0,
+                strong=row.get("verdict") != "undecided",
+            ),
+            "p": row.get("p_adjusted", row.get("p_value")),
+        }
         for row in rows
-    ]  # fmt: skip
-    return {"rows": shown, "axis": charts.scale_axis((-reach, reach)) if ends else "", "known": run.hypotheses is not None}
+    ]
+    return {
+        "rows": shown,
+        "axis": charts.scale_axis((-reach, reach)) if ends else "",
+        "known": run.hypotheses is not None,
+    }
 
 
 def selection(run: Run) -> dict[str, Any]:
     """Return every candidate with its interval on one scale, and why it votes or does not."""
-    ends = [end for row in run.candidates for name in ("low", "high", "oof_macro_f1") if (end := number(row.get(name))) is not None]
+    ends = [
+        end
+        for row in run.candidates
+        for name in ("low", "high", "oof_macro_f1")
+        if (end := number(row.get(name))) is not None
+    ]
     spread = (max(ends) - min(ends)) * 0.05 + 0.005 if ends else 0.0
     scale = (min(ends) - spread, max(ends) + spread) if ends else (0.0, 1.0)
     rows = []
     for candidate in run.candidates:
         search, oof = number(candidate.get("search_score")), number(candidate.get("oof_macro_f1"))
         worst = number(candidate.get("worst_class"))
-        rows.append({
-            **candidate,
-            "plot": _interval({**candidate, "estimate": candidate.get("oof_macro_f1")}, scale, strong=bool(candidate.get("chosen"))),
-            "optimism": search - oof if search is not None and oof is not None else None,
-            "worst_name": run.class_name(int(worst)) if worst is not None else None,
-        })  # fmt: skip
-    return {"rows": rows, "axis": charts.scale_axis(scale) if ends else "", "policy": run.selection.get("policy"),
-            "rule": run.selection.get("rule"), "known": bool(run.selection)}  # fmt: skip
+        rows.append(
+            {
+                **candidate,
+                "plot": _interval(
+                    {**candidate, "estimate": candidate.get("oof_macro_f1")},
+                    scale,
+                    strong=bool(candidate.get("chosen")),
+                ),
+                "optimism": search - oof if search is not None and oof is not None else None,
+                "worst_name": run.class_name(int(worst)) if worst is not None else None,
+            }
+        )
+    return {
+        "rows": rows,
+        "axis": charts.scale_axis(scale) if ends else "",
+        "policy": run.selection.get("policy"),
+        "rule": run.selection.get("rule"),
+        "known": bool(run.selection),
+    }
 
 
-def _interval(value: dict[str, Any] | None, scale: tuple[float, float], *, strong: bool, mark: float | None = None, width: float = 190) -> object:
+def _interval(
+    value: dict[str, Any] | None,
+    scale: tuple[float, float],
+    *,
+    strong: bool,
+    mark: float | None = None,
+    width: float = 190,
+) -> object:
     ends = [number((value or {}).get(name)) for name in ("low", "estimate", "high")]
     if ends[1] is None:
         return ""

@@ -70,9 +70,9 @@ def _draw(macro: Any, view: Callable[[Run], dict[str, Any]], run: Run) -> Markup
     try:
         return Markup(macro(view(run))).strip()  # noqa: S704 - the macro escapes what it shows
     except Exception as error:  # noqa: BLE001
-        return Markup('<p class="note">This part could not be drawn ({}: {}); the files of the run hold the numbers.</p>').format(
-            type(error).__name__, error
-        )
+        return Markup(
+            '<p class="note">This part could not be drawn ({}: {}); the files of the run hold the numbers.</p>'
+        ).format(type(error).__name__, error)
 
 
 @functools.cache
@@ -85,7 +85,14 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=visible,
     )
-    environment.filters |= {"num": num, "percent": percent, "duration": duration, "count": count, "signed": signed}
+    environment.filters |= {
+        "num": num,
+        "percent": percent,
+        "duration": duration,
+        "count": count,
+        "signed": signed,
+        "p_value": p_value,
+    }
     return environment
 
 
@@ -98,7 +105,8 @@ def visible(value: Any) -> Any:
     if all(char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cf", "Cs"} for char in value):
         return value
     spelled = "".join(
-        char if char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cf", "Cs"} else f"\\u{ord(char):04x}" for char in value
+        char if char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cf", "Cs"} else f"\\u{ord(char):04x}"
+        for char in value
     )
     return escape(spelled)
 
@@ -113,6 +121,12 @@ def signed(value: Any, digits: int = 3) -> str:
     """Format a difference with its sign."""
     found = number(value)
     return "–" if found is None else f"{found:+.{digits}f}".replace("-", "−")
+
+
+def p_value(value: Any) -> str:
+    """Format a p value; no p is 0."""
+    found = number(value)
+    return "<0.001" if found is not None and found < 0.001 else num(found)
 
 
 def percent(value: Any, digits: int = 0) -> str:

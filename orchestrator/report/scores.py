@@ -113,7 +113,9 @@ def oof_answers(predictions: pa.Table, members: list[str], rule: str, n_classes:
     stacked = [np.array([mean[sample] for sample in shared], dtype=np.float32) for mean in means]  # M x (N, C)
     member_preds = np.stack([one.argmax(axis=1) for one in stacked]).astype(np.int64)
     cast = voting.cast(member_preds, stacked, rule)
-    return Answers(shared, np.array([targets[one] for one in shared], dtype=np.int64), cast.pred, cast.votes, member_preds)
+    return Answers(
+        shared, np.array([targets[one] for one in shared], dtype=np.int64), cast.pred, cast.votes, member_preds
+    )
 
 
 def labelled_answers(votes: pa.Table, test_labels: pa.Table) -> Answers | None:

@@ -119,25 +119,22 @@ def _trials(rng: np.random.Generator) -> list[dict]:
             - 0.05 * (head == "single")
             + rng.normal(0, 0.02)
         )
-        rows.append(
-            _trial(
-                rng, f"search-{setting}", setting, variant, "search", 42, None, status, max(float(score), 0.03), params
-            )
-        )
+        rows.append(_trial(rng, max(float(score), 0.03), params, trial_id=f"search-{setting}", setting=setting, variant=variant,
+                           phase="search", seed=42, fold=None, status=status))  # fmt: skip
     for rank, setting in enumerate(SETTINGS):
         for seed in (0, 1):
             for fold in range(3):
                 trial_id, score = f"confirm-{setting}-s{seed}-f{fold}", 0.6 - 0.02 * rank + float(rng.normal(0, 0.02))
-                rows.append(
-                    _trial(rng, trial_id, setting, VARIANTS[rank % 3], "confirm", seed, fold, "COMPLETE", score, {})
-                )
+                rows.append(_trial(rng, score, {}, trial_id=trial_id, setting=setting, variant=VARIANTS[rank % 3], phase="confirm",
+                                   seed=seed, fold=fold, status="COMPLETE"))  # fmt: skip
     return rows
 
 
-def _trial(rng, trial_id, setting, variant, phase, seed, fold, status, score, params) -> dict:
+def _trial(rng, score, params, **facts) -> dict:
+    status, trial_id = facts["status"], facts["trial_id"]
     failed = status == "FAILED"
     return {
-        "trial_id": trial_id, "setting": setting, "variant": variant, "phase": phase, "seed": seed, "fold": fold, "status": status,
+        **facts,
         "params": json.dumps(params), "epochs": 3 if status == "PRUNED" else 1 if failed else 10, "wall_s": float(rng.uniform(5, 30)),
         "val_accuracy": None if failed else score + 0.1, "val_macro_f1": None if failed else score,
         "val_loss": None if failed else 2.2 - 2 * score,
