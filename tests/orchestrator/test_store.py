@@ -1,0 +1,56 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.errors import UserError
+from orchestrator.keys import canonical, digest
+from orchestrator.store import Store
+
+
+def make(store, text="x"):
+    with store.draft("thing", "k" * 64, params={"a": 1}, inputs={}) as draft:
+        (draft.path / "file.txt").write_text(text)
+        draft.result["n"] = 3
+
+
+def test_an_artifact_is_there_when_its_manifest_is(tmp_path):
+    store = Store(tmp_path)
+    with pytest.raises(ZeroDivisionError), store.draft("thing", "k" * 64, params={}, inputs={}):
+        raise ZeroDivisionError
+    assert store.find("thing", "k" * 64) is None
+    make(store)
+    found = store.get("thing", "k" * 64)
+    assert ("x", 3) == (found.file("file.txt").read_text(), found.result["n"])
+    assert {"files", "wall_s", "host", "git_commit", "packages"} <= set(found.manifest)
+    (found.path / "manifest.json").unlink()
+    assert store.find("thing", "k" * 64) is None
+
+
+def test_the_loser_of_a_race_drops_its_own(tmp_path):
+    store = Store(tmp_path)
+    with store.draft("thing", "k" * 64, params={}, inputs={}) as draft:
+        (draft.path / "file.txt").write_text("late")
+        make(store, "early")
+    assert "early" == store.get("thing", "k" * 64).file("file.txt").read_text()
+    assert ["k" * 64] == [path.name for path in (tmp_path / "thing").iterdir()]
+
+
+def test_a_flipped_byte_is_refused_with_what_to_do(tmp_path):
+    store = Store(tmp_path)
+    make(store)
+    (tmp_path / "thing" / ("k" * 64) / "file.txt").write_text("y")
+    with pytest.raises(UserError, match=r"sha256 is .* the manifest says .*delete .* and submit again"):
+        store.get("thing", "k" * 64).file("file.txt")
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()))
+def test_a_key_does_not_depend_on_the_order_of_a_dict(value):
+    assert digest(value) == digest(dict(reversed(value.items())))
+    assert value == json.loads(canonical(value))
+
+
+def test_a_number_that_is_none_has_no_key():
+    with pytest.raises(ValueError, match="Out of range"):
+        digest({"a": float("nan")})
