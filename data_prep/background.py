@@ -1,4 +1,5 @@
 """The adapter of rembg: from a photo to the share of each pixel that belongs to the person."""
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,5 @@
 """The `data` and `prep` sections of a spec."""
+
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
@@ -210,7 +211,9 @@ class Prep(Section):
     @model_validator(mode="after")
     def _ends_square(self) -> Self:
         if not isinstance(self.steps[-1], Resize):
-            raise ValueError(f"the last step must be resize, so that all samples have one size; found {self.steps[-1].name}")
+            raise ValueError(
+                f"the last step must be resize, so that all samples have one size; found {self.steps[-1].name}"
+            )
         return self
 
     @property

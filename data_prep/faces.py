@@ -1,4 +1,5 @@
 """The adapter of DeepFace: from a photo to the box of its main face."""
+
 from __future__ import annotations
 
 import contextlib
@@ -45,8 +46,13 @@ def main_face(deepface: Any, backend: str, photo: RGB) -> Face | None:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = deepface.extract_faces(photo[..., ::-1].copy(), detector_backend=backend, align=False,
-                                       enforce_detection=False, normalize_face=False)
+        found = deepface.extract_faces(
+            photo[..., ::-1].copy(),
+            detector_backend=backend,
+            align=False,
+            enforce_detection=False,
+            normalize_face=False,
+        )
     height, width = photo.shape[:2]
     faces = []
     for item in found:

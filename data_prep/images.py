@@ -1,4 +1,5 @@
 """Photos as bytes and as arrays: checked before they are decoded, upright and RGB afterwards."""
+
 from __future__ import annotations
 
 import io
@@ -100,7 +101,7 @@ def _to_rgb(image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
         return image
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel: keep the upper eight
         array = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if array.max(initial=0) > 255 else 255.0  # noqa: PLR2004
+        top = 65535.0 if array.max(initial=0) > 255 else 255.0
         image = Image.fromarray((array * (255.0 / top)).clip(0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         over = image.convert("RGBA")

@@ -1,4 +1,5 @@
 """The actor pool: one warm preparation per worker, one shard the unit of work and of retry."""
+
 from __future__ import annotations
 
 import hashlib
@@ -63,12 +64,27 @@ def make_shard(task: ShardTask, preparation: Callable[..., Any], work_dir: Path)
         except Exception as error:  # noqa: BLE001 - one photo that a library chokes on must not cost the shard
             quarantined.append((sample, f"{type(error).__name__}: {error}"))
             continue
-        rows.append({"sample_id": sample, "sha256": sha256, "image": made.image, "face_box": made.face_box,
-                     "face_confidence": made.face_confidence, "mask_area": made.mask_area, "outcome": made.outcome})
+        rows.append(
+            {
+                "sample_id": sample,
+                "sha256": sha256,
+                "image": made.image,
+                "face_box": made.face_box,
+                "face_confidence": made.face_confidence,
+                "mask_area": made.mask_area,
+                "outcome": made.outcome,
+            }
+        )
     path = work_dir / f"shard-{task.number:05}.parquet"
     write_shard(path, rows)
-    return ShardResult(task, path, n_prepared, len(rows) + len(quarantined) - n_prepared - len(task.avoid), quarantined,
-                       time.perf_counter() - began)
+    return ShardResult(
+        task,
+        path,
+        n_prepared,
+        len(rows) + len(quarantined) - n_prepared - len(task.avoid),
+        quarantined,
+        time.perf_counter() - began,
+    )
 
 
 def _copies(donors: list[Path], wanted: set[str]) -> dict[str, dict[str, Any]]:
@@ -102,7 +118,13 @@ def real_preparation(prep: Prep, threads: int) -> Preparation:
 
 
 def prepare_shards(
-    tasks: list[ShardTask], prep: Prep, work_dir: Path, *, n_workers: int, cpus: float, gpus: float = 0,
+    tasks: list[ShardTask],
+    prep: Prep,
+    work_dir: Path,
+    *,
+    n_workers: int,
+    cpus: float,
+    gpus: float = 0,
     make: Callable[[Prep, int], Any] = real_preparation,
 ) -> Iterator[ShardResult]:
     """Make shards on a pool of Ray actors and yield each as it is finished, in any order.

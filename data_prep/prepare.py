@@ -1,4 +1,5 @@
 """From a photo's bytes to a prepared sample: the one path for training, validation, test and `predict`."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -67,7 +68,9 @@ class Preparation:
         pixels = decode(photo)
         for step in self._run:
             pixels = step(pixels, notes)
-        return Prepared(encode(pixels), notes.face_box, notes.face_confidence, notes.mask_area, "; ".join(notes.outcomes) or "ok")
+        return Prepared(
+            encode(pixels), notes.face_box, notes.face_confidence, notes.mask_area, "; ".join(notes.outcomes) or "ok"
+        )
 
 
 _Run = Callable[[RGB, _Notes], RGB]

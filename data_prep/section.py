@@ -1,4 +1,5 @@
 """The base of every configuration section: closed, frozen, strictly typed."""
+
 from __future__ import annotations
 
 from typing import Annotated, Any

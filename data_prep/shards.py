@@ -1,4 +1,5 @@
 """Prepared samples in Parquet shards, an index written last, and one memory-mapped array for training."""
+
 from __future__ import annotations
 
 import hashlib
@@ -87,8 +88,14 @@ def write_shard(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         # photos are compressed already; statistics of them would only be large
-        pq.write_table(table, beside, row_group_size=ROW_GROUP, compression={"image": "none", "sample_id": "zstd"},
-                       use_dictionary=False, write_statistics=["sample_id"])
+        pq.write_table(
+            table,
+            beside,
+            row_group_size=ROW_GROUP,
+            compression={"image": "none", "sample_id": "zstd"},
+            use_dictionary=False,
+            write_statistics=["sample_id"],
+        )
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -104,7 +111,9 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
         found = pq.ParquetFile(path, memory_map=False)
         physical = {field.name for field in found.schema_arrow}
         if physical != set(SCHEMA.names):
-            raise ShardError(f"{path}: columns {SCHEMA.names} were required, found {sorted(physical)}; delete it and submit again")
+            raise ShardError(
+                f"{path}: columns {SCHEMA.names} were required, found {sorted(physical)}; delete it and submit again"
+            )
         table = found.read(columns=columns)
         wanted = pa.schema([SCHEMA.field(name) for name in columns]) if columns else SCHEMA
         return table.select(wanted.names).cast(wanted)
@@ -115,7 +124,12 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
 def write_index(folder: Path, *, n_shards: int, size: int, steps: Any) -> None:
     """Write index.json over the shards of a folder: the last file, so a folder with one is whole."""
     shards = [
-        {"file": path.name, "sha256": _sha256(path), "size_bytes": path.stat().st_size, "n_rows": pq.read_metadata(path).num_rows}
+        {
+            "file": path.name,
+            "sha256": _sha256(path),
+            "size_bytes": path.stat().st_size,
+            "n_rows": pq.read_metadata(path).num_rows,
+        }
         for path in sorted(folder.glob("shard-*.parquet"))
     ]
     index = {"format_version": FORMAT_VERSION, "n_shards": n_shards, "size": size, "steps": steps, "shards": shards}
@@ -135,8 +149,10 @@ def read_index(folder: Path) -> Index:
     except (OSError, json.JSONDecodeError) as error:
         raise ShardError(f"{folder / INDEX}: an index was required, found: {error}; submit again") from None
     if (version := index.get("format_version")) != FORMAT_VERSION:
-        raise ShardError(f"{folder / INDEX}: format version {FORMAT_VERSION} was required, found {version!r}; "
-                         f"read it with the release that wrote it, or delete {folder} and submit again")
+        raise ShardError(
+            f"{folder / INDEX}: format version {FORMAT_VERSION} was required, found {version!r}; "
+            f"read it with the release that wrote it, or delete {folder} and submit again"
+        )
     return Index(index["n_shards"], index["size"], index["steps"], tuple(index["shards"]))
 
 
@@ -151,8 +167,10 @@ def read_shards(folder: Path, columns: list[str] | None = None) -> Iterator[pa.T
         if not path.is_file():
             raise ShardError(f"{path}: required by {INDEX}, found no such file; delete {folder} and submit again")
         if (found := _sha256(path)) != shard["sha256"]:
-            raise ShardError(f"{path}: sha256 is {found[:8]}.., {INDEX} says {shard['sha256'][:8]}..; "
-                             f"delete {folder} and submit again")
+            raise ShardError(
+                f"{path}: sha256 is {found[:8]}.., {INDEX} says {shard['sha256'][:8]}..; "
+                f"delete {folder} and submit again"
+            )
         yield read_shard(path, columns)
 
 
@@ -161,7 +179,9 @@ def memory_map(prepared: Path, out: Path) -> Rows:
     index = read_index(prepared)
     n_rows = sum(shard["n_rows"] for shard in index.shards)
     out.mkdir(parents=True, exist_ok=True)
-    images = np.lib.format.open_memmap(out / "rows.npy", mode="w+", dtype=np.uint8, shape=(n_rows, index.size, index.size, 3))
+    images = np.lib.format.open_memmap(
+        out / "rows.npy", mode="w+", dtype=np.uint8, shape=(n_rows, index.size, index.size, 3)
+    )
     ids: list[str] = []
     for table in read_shards(prepared, ["sample_id", "image"]):
         for sample, image in zip(table["sample_id"].to_pylist(), table["image"], strict=True):

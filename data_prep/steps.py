@@ -1,4 +1,5 @@
 """What identifies a preparation: the steps, their versions and their weights. Imports nothing heavy."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -16,10 +17,14 @@ def steps_identity(prep: Prep) -> list[Any]:
     """Return JSON that is equal exactly when two preparations give equal samples."""
     found: list[Any] = [ENCODING]
     for step in prep.steps:
-        weights = step.model if isinstance(step, RemoveBackground) else step.detector if isinstance(step, CropFace) else None
-        found.append({
-            "step": identity(step),
-            "version": VERSIONS[step.name],
-            "weights": hashes(weights) if weights in known() else weights,
-        })
+        weights = (
+            step.model if isinstance(step, RemoveBackground) else step.detector if isinstance(step, CropFace) else None
+        )
+        found.append(
+            {
+                "step": identity(step),
+                "version": VERSIONS[step.name],
+                "weights": hashes(weights) if weights in known() else weights,
+            }
+        )
     return found

@@ -6,6 +6,7 @@ Nobody in these pictures exists. Age shows in hair color, hairline, wrinkles and
 jaw, lips and beard; both overlap, as they do in people. All randomness comes from (seed, person, photo name), so the
 same arguments give the same bytes.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -60,8 +61,8 @@ class Person:
 
     @property
     def group(self) -> int:
-        """gender * 3 + age group."""
-        return (self.gender == "female") * 3 + (self.age >= 30) + (self.age >= 60)  # noqa: PLR2004 - the contest's borders
+        """Gender * 3 + age group."""
+        return (self.gender == "female") * 3 + (self.age >= 30) + (self.age >= 60)
 
     @property
     def folder(self) -> str:
@@ -90,8 +91,10 @@ def cell_counts(n_people: int) -> list[tuple[int, int]]:
     """
     least = (_MIN_TRAIN + _MIN_EVAL) * len(_CELLS)
     if n_people < least:
-        raise ValueError(f"--people: at least {least} are required ({_MIN_TRAIN} in train and {_MIN_EVAL} in eval per gender x age "
-                         f"cell), found {n_people}; ask for more")
+        raise ValueError(
+            f"--people: at least {least} are required ({_MIN_TRAIN} in train and {_MIN_EVAL} in eval per gender x age "
+            f"cell), found {n_people}; ask for more"
+        )
     extra = n_people - least
     ideal = [share / sum(_SHARES) * extra for share in _SHARES]
     counts = [int(value) for value in ideal]
@@ -108,21 +111,30 @@ def make_person(number: int, gender: str, age_group: int, seed: int) -> Person:
     """Draw the traits of one person from overlapping distributions."""
     rng = rng_for(seed, "person", number)
     female = gender == "female"
-    age = (int(rng.choice([18, 19, 20, 21, 22, 23, 24, 25, 29])), int(rng.choice([30, 36, 41, 45, 48, 50, 52, 54, 56, 57, 58, 59])), 60)[age_group]
+    age = (
+        int(rng.choice([18, 19, 20, 21, 22, 23, 24, 25, 29])),
+        int(rng.choice([30, 36, 41, 45, 48, 50, 52, 54, 56, 57, 58, 59])),
+        60,
+    )[age_group]
     old = np.clip((0.08, 0.45, 0.9)[age_group] + (age - 45) / 200 * (age_group == 1) + rng.normal(0, 0.1), 0, 1)
     gray = np.clip((old - 0.42) * 1.9 + rng.normal(0, 0.13), 0, 1)
     skin = int(rng.integers(len(_SKIN)))
-    base = np.array(_HAIR[rng.integers(len(_HAIR) if skin < 3 else 3)], float)  # noqa: PLR2004 - dark skin, dark hair
+    base = np.array(_HAIR[rng.integers(len(_HAIR) if skin < 3 else 3)], float)
     hair = base * (1 - gray) + np.array((205, 203, 200)) * gray
     return Person(
-        id=f"{number:06}", gender=gender, age=age, skin=_SKIN[skin], hair=_color(hair),
+        id=f"{number:06}",
+        gender=gender,
+        age=age,
+        skin=_SKIN[skin],
+        hair=_color(hair),
         hair_length=float(np.clip(rng.normal(0.75 if female else 0.15, 0.2), 0, 1)),
         recede=float(np.clip((0 if female else 0.75) * old + rng.normal(-0.15, 0.15), 0, 1)),
         wrinkles=float(np.clip(old * 1.15 - 0.15 + rng.normal(0, 0.07), 0, 1)),
         jaw=float(np.clip(rng.normal(0.3 if female else 0.7, 0.16) + 0.15 * old, 0, 1)),
         brow=float(np.clip(rng.normal(0.3 if female else 0.7, 0.18), 0, 1)),
         beard=float(np.clip(rng.normal(-0.3 if female else 0.35, 0.3), 0, 1) * (not female)),
-        lips=float(np.clip(rng.normal(0.75 if female else 0.25, 0.18), 0, 1)), clothes=_CLOTHES[rng.integers(len(_CLOTHES))],
+        lips=float(np.clip(rng.normal(0.75 if female else 0.25, 0.18), 0, 1)),
+        clothes=_CLOTHES[rng.integers(len(_CLOTHES))],
     )
 
 
@@ -139,7 +151,9 @@ def people_of(n_people: int, seed: int) -> tuple[list[Person], list[Person]]:
 
 
 # -- drawing -----------------------------------------------------------------------------------------------------------
-def draw(person: Person, photo: str, seed: int, size: tuple[int, int]) -> tuple[RGB, NDArray[np.bool_], tuple[float, float, float, float]]:
+def draw(
+    person: Person, photo: str, seed: int, size: tuple[int, int]
+) -> tuple[RGB, NDArray[np.bool_], tuple[float, float, float, float]]:
     """Draw one photo.
 
     Returns:
@@ -174,10 +188,21 @@ class _Canvas:
 
     def at(self, point: Point) -> Point:
         x, y = point
-        return (self.center[0] + self.unit * (x * self.cos - y * self.sin), self.center[1] + self.unit * (x * self.sin + y * self.cos))
+        return (
+            self.center[0] + self.unit * (x * self.cos - y * self.sin),
+            self.center[1] + self.unit * (x * self.sin + y * self.cos),
+        )
 
-    def polygon(self, points: list[Point], color: object, *, blur: float = 0.0, alpha: float = 1.0, solid: bool = False,
-                shade: NDArray[np.float64] | None = None) -> None:
+    def polygon(
+        self,
+        points: list[Point],
+        color: object,
+        *,
+        blur: float = 0.0,
+        alpha: float = 1.0,
+        solid: bool = False,
+        shade: NDArray[np.float64] | None = None,
+    ) -> None:
         """Fill a polygon, its edge softened by `blur` half head widths; `solid` ones belong to the silhouette."""
         placed = [self.at(point) for point in points]
         box, local = self._region(placed, blur)
@@ -200,14 +225,18 @@ class _Canvas:
         box = (left, top, max(right, left + 1), max(bottom, top + 1))
         return box, [(x - left, y - top) for x, y in placed]
 
-    def _paint(self, mask: Image.Image, box: tuple[int, int, int, int], paint: object, blur: float, alpha: float) -> None:
+    def _paint(
+        self, mask: Image.Image, box: tuple[int, int, int, int], paint: object, blur: float, alpha: float
+    ) -> None:
         if blur:
             mask = mask.filter(ImageFilter.GaussianBlur(blur * self.unit))
         if alpha < 1:
             mask = mask.point(lambda value: int(value * alpha))
         self.image.paste(paint if isinstance(paint, Image.Image) else _color(paint), box, mask)
 
-    def ellipse(self, middle: Point, radii: Point, color: object, *, blur: float = 0.0, alpha: float = 1.0, solid: bool = False) -> None:
+    def ellipse(
+        self, middle: Point, radii: Point, color: object, *, blur: float = 0.0, alpha: float = 1.0, solid: bool = False
+    ) -> None:
         self.polygon(_oval(middle, radii), color, blur=blur, alpha=alpha, solid=solid)
 
     def line(self, points: list[Point], color: object, thick: float, *, blur: float = 0.02, alpha: float = 1.0) -> None:
@@ -262,11 +291,25 @@ def _background(width: int, height: int, rng: np.random.Generator) -> RGB:
 
 
 def _hair_back(c: _Canvas, p: Person, rng: np.random.Generator) -> None:
-    if p.hair_length > 0.4:  # noqa: PLR2004
+    if p.hair_length > 0.4:
         low = 0.4 + 1.9 * p.hair_length
         wide = 1.2 + 0.12 * rng.random()
-        c.polygon([(-wide * 0.85, -0.9), (0, -1.52), (wide * 0.85, -0.9), (wide, 0.2), (wide * 1.02, low), (0.5, low + 0.1), (-0.5, low + 0.1),
-                   (-wide * 1.02, low), (-wide, 0.2)], np.array(p.hair) * 0.75, blur=0.03, solid=True)
+        c.polygon(
+            [
+                (-wide * 0.85, -0.9),
+                (0, -1.52),
+                (wide * 0.85, -0.9),
+                (wide, 0.2),
+                (wide * 1.02, low),
+                (0.5, low + 0.1),
+                (-0.5, low + 0.1),
+                (-wide * 1.02, low),
+                (-wide, 0.2),
+            ],
+            np.array(p.hair) * 0.75,
+            blur=0.03,
+            solid=True,
+        )
 
 
 def _body(c: _Canvas, p: Person, skin: NDArray[np.float64], rng: np.random.Generator) -> None:
@@ -274,10 +317,31 @@ def _body(c: _Canvas, p: Person, skin: NDArray[np.float64], rng: np.random.Gener
     cloth = np.array(p.clothes, float) * rng.uniform(0.9, 1.1)
     fabric = 1 + 0.07 * _texture(*c.image.size, rng, (2 * _SS, 8 * _SS, 40 * _SS))
     neck = 0.52 + 0.12 * p.jaw
-    c.polygon([(-neck, 0.8), (neck, 0.8), (neck + 0.1, 2.2), (0.2, 2.75), (-0.2, 2.75), (-neck - 0.1, 2.2)], skin * 0.82, blur=0.02, solid=True)
+    c.polygon(
+        [(-neck, 0.8), (neck, 0.8), (neck + 0.1, 2.2), (0.2, 2.75), (-0.2, 2.75), (-neck - 0.1, 2.2)],
+        skin * 0.82,
+        blur=0.02,
+        solid=True,
+    )
     c.ellipse((0, 1.42), (neck, 0.35), skin * 0.62, blur=0.12, alpha=0.6)
-    c.polygon([(-neck - 0.1, 1.75), (-1.2, 2.0), (-broad, 2.45), (-broad - 0.25, 6), (broad + 0.25, 6), (broad, 2.45), (1.2, 2.0),
-               (neck + 0.1, 1.75), (0.25, 2.35), (-0.25, 2.35)], cloth, blur=0.02, solid=True, shade=fabric)
+    c.polygon(
+        [
+            (-neck - 0.1, 1.75),
+            (-1.2, 2.0),
+            (-broad, 2.45),
+            (-broad - 0.25, 6),
+            (broad + 0.25, 6),
+            (broad, 2.45),
+            (1.2, 2.0),
+            (neck + 0.1, 1.75),
+            (0.25, 2.35),
+            (-0.25, 2.35),
+        ],
+        cloth,
+        blur=0.02,
+        solid=True,
+        shade=fabric,
+    )
     c.line([(-neck - 0.1, 1.75), (-0.25, 2.4), (0, 2.7)], cloth * 0.6, 0.06)
     c.line([(neck + 0.1, 1.75), (0.25, 2.4), (0, 2.7)], cloth * 0.6, 0.06)
 
@@ -286,15 +350,32 @@ def _outline(p: Person) -> list[Point]:
     """Return the contour of a face, forehead to chin; a broad jaw is squarer, an old one sags."""
     sag = 0.1 * p.wrinkles
     jaw = 0.6 + 0.2 * p.jaw + sag
-    half = [(0.0, -1.3), (0.45, -1.24), (0.78, -1.0), (0.95, -0.6), (1.0, -0.1), (0.97, 0.35), (0.9, 0.72), (jaw, 1.08 + sag / 2), (0.34, 1.36), (0.0, 1.42)]
+    half = [
+        (0.0, -1.3),
+        (0.45, -1.24),
+        (0.78, -1.0),
+        (0.95, -0.6),
+        (1.0, -0.1),
+        (0.97, 0.35),
+        (0.9, 0.72),
+        (jaw, 1.08 + sag / 2),
+        (0.34, 1.36),
+        (0.0, 1.42),
+    ]
     return _smooth(half + [(-x, y) for x, y in reversed(half[1:-1])])
 
 
 def _smooth(points: list[Point], rounds: int = 3) -> list[Point]:
     """Round a closed polygon (Chaikin 1974)."""
     for _ in range(rounds):
-        points = [q for a, b in zip(points, points[1:] + points[:1], strict=True)
-                  for q in ((0.75 * a[0] + 0.25 * b[0], 0.75 * a[1] + 0.25 * b[1]), (0.25 * a[0] + 0.75 * b[0], 0.25 * a[1] + 0.75 * b[1]))]
+        points = [
+            q
+            for a, b in zip(points, points[1:] + points[:1], strict=True)
+            for q in (
+                (0.75 * a[0] + 0.25 * b[0], 0.75 * a[1] + 0.25 * b[1]),
+                (0.25 * a[0] + 0.75 * b[0], 0.25 * a[1] + 0.75 * b[1]),
+            )
+        ]
     return points
 
 
@@ -306,8 +387,21 @@ def _head(c: _Canvas, p: Person, skin: NDArray[np.float64], light: float, rng: n
     c.polygon(_outline(p), skin, blur=0.015, solid=True, shade=c.lighting(light) * pores)
     for side in (-1, 1):
         c.ellipse((side * 0.55, 0.42), (0.28, 0.2), skin * np.array((1.05, 0.86, 0.82)), blur=0.12, alpha=0.45)
-    if p.beard > 0.15:  # noqa: PLR2004
-        jaw = [(-0.9, 0.35), (-0.62, 0.62), (-0.3, 0.56), (0, 0.6), (0.3, 0.56), (0.62, 0.62), (0.9, 0.35), (0.78, 0.95), (0.36, 1.36), (0, 1.43), (-0.36, 1.36), (-0.78, 0.95)]
+    if p.beard > 0.15:
+        jaw = [
+            (-0.9, 0.35),
+            (-0.62, 0.62),
+            (-0.3, 0.56),
+            (0, 0.6),
+            (0.3, 0.56),
+            (0.62, 0.62),
+            (0.9, 0.35),
+            (0.78, 0.95),
+            (0.36, 1.36),
+            (0, 1.43),
+            (-0.36, 1.36),
+            (-0.78, 0.95),
+        ]
         c.polygon(_smooth(jaw, 2), np.array(p.hair) * 0.9, blur=0.06, alpha=min(0.9, 0.25 + p.beard))
 
 
@@ -318,32 +412,73 @@ def _features(c: _Canvas, p: Person, skin: NDArray[np.float64], rng: np.random.G
     for side in (-1, 1):
         x = side * 0.42
         c.ellipse((x, -0.1), (0.27, 0.2), skin * 0.72, blur=0.08, alpha=0.65)
-        c.polygon(_smooth([(x - 0.22, -0.08), (x - 0.08, -0.08 - open_), (x + 0.1, -0.08 - open_), (x + 0.22, -0.08), (x, -0.08 + open_)], 2), (240, 238, 234), blur=0.01)
+        c.polygon(
+            _smooth(
+                [
+                    (x - 0.22, -0.08),
+                    (x - 0.08, -0.08 - open_),
+                    (x + 0.1, -0.08 - open_),
+                    (x + 0.22, -0.08),
+                    (x, -0.08 + open_),
+                ],
+                2,
+            ),
+            (240, 238, 234),
+            blur=0.01,
+        )
         c.ellipse((x + gaze, -0.09), (0.095, 0.1), iris, blur=0.01)
         c.ellipse((x + gaze, -0.09), (0.045, 0.048), (12, 10, 10), blur=0.006)
         c.ellipse((x + gaze + 0.03, -0.125), (0.022, 0.022), (255, 255, 255), blur=0.004)
-        c.line([(x - 0.24, -0.07), (x - 0.09, -0.1 - open_), (x + 0.09, -0.1 - open_), (x + 0.24, -0.07)], (26, 20, 18), 0.045 + 0.03 * p.lips, blur=0.012)
+        c.line(
+            [(x - 0.24, -0.07), (x - 0.09, -0.1 - open_), (x + 0.09, -0.1 - open_), (x + 0.24, -0.07)],
+            (26, 20, 18),
+            0.045 + 0.03 * p.lips,
+            blur=0.012,
+        )
         c.line([(x - 0.2, -0.05), (x, -0.06 + open_), (x + 0.2, -0.05)], dark, 0.02, alpha=0.6)
         arch = -0.42 - 0.04 * (1 - p.brow)
         brow = np.array(p.hair) * 0.8
-        c.line([(x - side * 0.24, arch + 0.08), (x + side * 0.02, arch), (x + side * 0.29, arch + 0.07)], brow, 0.05 + 0.08 * p.brow, blur=0.022, alpha=0.9)
+        c.line(
+            [(x - side * 0.24, arch + 0.08), (x + side * 0.02, arch), (x + side * 0.29, arch + 0.07)],
+            brow,
+            0.05 + 0.08 * p.brow,
+            blur=0.022,
+            alpha=0.9,
+        )
     c.polygon([(-0.06, -0.1), (0.06, -0.1), (0.15, 0.42), (0, 0.5), (-0.15, 0.42)], skin * 1.16, blur=0.06, alpha=0.8)
     c.ellipse((0.05, -0.72), (0.4, 0.2), skin * 1.14, blur=0.16, alpha=0.6)
     for side in (-1, 1):
-        c.line([(side * 0.13, -0.16), (side * 0.11, 0.05), (side * 0.17, 0.34)], skin * 0.66, 0.05, blur=0.05, alpha=0.55)
+        c.line(
+            [(side * 0.13, -0.16), (side * 0.11, 0.05), (side * 0.17, 0.34)], skin * 0.66, 0.05, blur=0.05, alpha=0.55
+        )
     c.line([(0.09, -0.1), (0.14, 0.25), (0.2, 0.4)], skin * 0.7, 0.05, blur=0.04, alpha=0.7)
     c.ellipse((0, 0.45), (0.2, 0.075), skin * 0.7, blur=0.04, alpha=0.75)
     for side in (-1, 1):
         c.ellipse((side * 0.1, 0.46), (0.05, 0.032), skin * 0.32, blur=0.012)
     smile, full = rng.uniform(0.0, 0.06), 0.055 + 0.05 * p.lips
     lip = skin * np.array((0.86, 0.52, 0.5)) * (1 - p.lips * 0.2) + np.array((40, 0, 5)) * p.lips
-    c.polygon(_smooth([(-0.34, 0.8 - smile), (-0.1, 0.8 - full), (0, 0.82 - full), (0.1, 0.8 - full), (0.34, 0.8 - smile), (0.14, 0.83 + full), (-0.14, 0.83 + full)], 2), lip, blur=0.015)
+    c.polygon(
+        _smooth(
+            [
+                (-0.34, 0.8 - smile),
+                (-0.1, 0.8 - full),
+                (0, 0.82 - full),
+                (0.1, 0.8 - full),
+                (0.34, 0.8 - smile),
+                (0.14, 0.83 + full),
+                (-0.14, 0.83 + full),
+            ],
+            2,
+        ),
+        lip,
+        blur=0.015,
+    )
     c.line([(-0.33, 0.8 - smile), (0, 0.82), (0.33, 0.8 - smile)], lip * 0.45, 0.03, blur=0.012)
     _wrinkles(c, p, skin, rng)
 
 
 def _wrinkles(c: _Canvas, p: Person, skin: NDArray[np.float64], rng: np.random.Generator) -> None:
-    if p.wrinkles < 0.12:  # noqa: PLR2004
+    if p.wrinkles < 0.12:
         return
     line, strong = skin * 0.56, min(1.0, 0.25 + 0.85 * p.wrinkles)
     for row in range(int(1 + 3.2 * p.wrinkles)):
@@ -362,8 +497,27 @@ def _hair_top(c: _Canvas, p: Person, rng: np.random.Generator) -> None:
     strands = 1 + 0.16 * _texture(*c.image.size, rng, (2 * _SS, 6 * _SS))
     side = 0.1 + 0.5 * p.hair_length - 0.35 * p.recede
     part = rng.uniform(-0.3, 0.3)
-    outer = [(-1.06, side), (-1.12, -0.5), (-0.92, -1.15), (-0.4, -1.5), (0.1, -1.56), (0.5, -1.47), (0.95, -1.12), (1.12, -0.5), (1.06, side)]
-    inner = [(0.93, side - 0.05), (0.92, -0.45), (0.7, line + 0.05), (part + 0.2, line - 0.06), (part, line - 0.1), (-0.65, line + 0.04), (-0.92, -0.45), (-0.93, side - 0.05)]
+    outer = [
+        (-1.06, side),
+        (-1.12, -0.5),
+        (-0.92, -1.15),
+        (-0.4, -1.5),
+        (0.1, -1.56),
+        (0.5, -1.47),
+        (0.95, -1.12),
+        (1.12, -0.5),
+        (1.06, side),
+    ]
+    inner = [
+        (0.93, side - 0.05),
+        (0.92, -0.45),
+        (0.7, line + 0.05),
+        (part + 0.2, line - 0.06),
+        (part, line - 0.1),
+        (-0.65, line + 0.04),
+        (-0.92, -0.45),
+        (-0.93, side - 0.05),
+    ]
     c.polygon(_smooth(outer + inner, 2), p.hair, blur=0.022, solid=True, shade=strands)
 
 
@@ -371,29 +525,57 @@ def _mask(c: _Canvas, photo: str, rng: np.random.Generator) -> None:
     """Put a mask on: over nose and mouth, or wrongly (below the nose, on the chin, over the eyes)."""
     worn = photo != "incorrect_mask"
     how = "worn" if worn else str(rng.choice(["nose", "chin", "eyes"], p=[0.5, 0.35, 0.15]))
-    top, bottom, side_top, wide = {"worn": (0.26, 1.46, 0.36, 0.95), "nose": (0.6, 1.5, 0.55, 0.94), "chin": (1.02, 1.62, 0.86, 0.86), "eyes": (-0.42, 0.34, -0.3, 1.0)}[how]
+    top, bottom, side_top, wide = {
+        "worn": (0.26, 1.46, 0.36, 0.95),
+        "nose": (0.6, 1.5, 0.55, 0.94),
+        "chin": (1.02, 1.62, 0.86, 0.86),
+        "eyes": (-0.42, 0.34, -0.3, 1.0),
+    }[how]
     color = np.array(_MASKS[rng.integers(len(_MASKS))], float) * rng.uniform(0.92, 1.04)
     middle = (top + bottom) / 2
     for side in (-1, 1):
         c.line([(side * wide, side_top + 0.05), (side * 1.06, -0.12)], (236, 236, 236), 0.035, blur=0.012)
         c.line([(side * wide * 0.9, bottom - 0.3), (side * 1.07, 0.12)], (236, 236, 236), 0.035, blur=0.012)
-    shape = [(-wide, side_top), (-0.5, (top + side_top) / 2), (0, top - 0.06), (0.5, (top + side_top) / 2), (wide, side_top),
-             (wide * 0.92, middle + 0.15), (0.62, bottom - 0.16), (0, bottom), (-0.62, bottom - 0.16), (-wide * 0.92, middle + 0.15)]
+    shape = [
+        (-wide, side_top),
+        (-0.5, (top + side_top) / 2),
+        (0, top - 0.06),
+        (0.5, (top + side_top) / 2),
+        (wide, side_top),
+        (wide * 0.92, middle + 0.15),
+        (0.62, bottom - 0.16),
+        (0, bottom),
+        (-0.62, bottom - 0.16),
+        (-wide * 0.92, middle + 0.15),
+    ]
     shade = c.lighting(rng.uniform(-0.5, 0.5), 0.2) * (1 + 0.02 * _texture(*c.image.size, rng, (2 * _SS,)))
     c.polygon(_smooth(shape, 2), color, blur=0.012, solid=True, shade=shade)
-    c.polygon([(-0.1, top), (0.1, top), (0.24, middle), (0, middle + 0.2), (-0.24, middle)], color * 1.12, blur=0.09, alpha=0.7)
+    c.polygon(
+        [(-0.1, top), (0.1, top), (0.24, middle), (0, middle + 0.2), (-0.24, middle)],
+        color * 1.12,
+        blur=0.09,
+        alpha=0.7,
+    )
     c.ellipse((0, middle + 0.05), (0.34, 0.12), color * 0.84, blur=0.08, alpha=0.5)
     for share in rng.permutation([0.3, 0.5, 0.7])[: rng.integers(2, 4)]:
         y = side_top + (bottom - side_top) * share
         c.line([(-wide * 0.84, y), (0, y + 0.07), (wide * 0.84, y)], color * 0.8, 0.03, blur=0.02, alpha=0.8)
-    c.line([(-0.5, (top + side_top) / 2 + 0.05), (0, top), (0.5, (top + side_top) / 2 + 0.05)], color * 0.72, 0.04, blur=0.02, alpha=0.7)
+    c.line(
+        [(-0.5, (top + side_top) / 2 + 0.05), (0, top), (0.5, (top + side_top) / 2 + 0.05)],
+        color * 0.72,
+        0.04,
+        blur=0.02,
+        alpha=0.7,
+    )
 
 
-def _finish(c: _Canvas, size: tuple[int, int], rng: np.random.Generator) -> tuple[RGB, NDArray[np.bool_], tuple[float, float, float, float]]:
+def _finish(
+    c: _Canvas, size: tuple[int, int], rng: np.random.Generator
+) -> tuple[RGB, NDArray[np.bool_], tuple[float, float, float, float]]:
     small = np.asarray(c.image.resize(size, Image.Resampling.BOX), float)
     small = (small - 128) * rng.uniform(0.9, 1.08) + 128 + rng.uniform(-10, 12)
     small = small * rng.normal(1.0, 0.025, 3) + rng.normal(0, rng.uniform(1.0, 3.5), small.shape)
-    shape = np.asarray(c.shape.resize(size, Image.Resampling.BOX)) > 127  # noqa: PLR2004 - half covered
+    shape = np.asarray(c.shape.resize(size, Image.Resampling.BOX)) > 127
     corners = np.array([c.at(point) for point in ((-1.0, -0.85), (1.0, -0.85), (1.0, 1.42), (-1.0, 1.42))]) / _SS
     (x0, y0), (x1, y1) = corners.min(0), corners.max(0)
     return np.clip(small, 0, 255).astype(np.uint8), shape, (float(x0), float(y0), float(x1), float(y1))
@@ -411,7 +593,9 @@ def _write_person(person: Person, *, side: str, out: Path, seed: int, size: tupl
         packed = io.BytesIO()
         Image.fromarray(shape).save(packed, "PNG")
         state = {"incorrect_mask": 1, "normal": 2}.get(photo, 0)
-        rows.append({"path": place, "face_box": list(box), "silhouette": packed.getvalue(), "answer": state * 6 + person.group})
+        rows.append(
+            {"path": place, "face_box": list(box), "silhouette": packed.getvalue(), "answer": state * 6 + person.group}
+        )
     return rows
 
 
@@ -432,8 +616,14 @@ def build(out: Path, n_people: int, *, seed: int = 0, size: tuple[int, int] = (1
             rows += found
             if done % 20 == 0 or done == len(tasks):
                 sys.stderr.write(f"drew {done} of {len(tasks)} people\n")
-    _write_csv(out / "train" / "train.csv", ["id", "gender", "race", "age", "path"], [[p.id, p.gender, "drawn", p.age, p.folder] for p in train])
-    answers = sorted([Path(str(row["path"])).name, row["answer"]] for row in rows if str(row["path"]).startswith("eval/"))
+    _write_csv(
+        out / "train" / "train.csv",
+        ["id", "gender", "race", "age", "path"],
+        [[p.id, p.gender, "drawn", p.age, p.folder] for p in train],
+    )
+    answers = sorted(
+        [Path(str(row["path"])).name, row["answer"]] for row in rows if str(row["path"]).startswith("eval/")
+    )
     _write_csv(out / "eval" / "info.csv", ["ImageID", "ans"], answers)
     pq.write_table(pa.Table.from_pylist([{k: v for k, v in row.items() if k != "answer"} for row in rows]), out / TRUTH)
 
@@ -450,12 +640,15 @@ def _write_csv(path: Path, head: list[str], rows: list[list[object]]) -> None:
 def read_truth(root: Path) -> list[Truth]:
     """Read what is known of every photo of a drawn data set."""
     rows = pq.read_table(root / TRUTH, memory_map=False).to_pylist()
-    return [Truth(row["path"], tuple(row["face_box"]), np.asarray(Image.open(io.BytesIO(row["silhouette"])))) for row in rows]
+    return [
+        Truth(row["path"], tuple(row["face_box"]), np.asarray(Image.open(io.BytesIO(row["silhouette"]))))
+        for row in rows
+    ]
 
 
 def _size(text: str) -> tuple[int, int]:
     parts = text.split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and 48 <= int(part) <= 1024 for part in parts):  # noqa: PLR2004
+    if len(parts) != 2 or not all(part.isdecimal() and 48 <= int(part) <= 1024 for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, both from 48 to 1024")
     return int(parts[0]), int(parts[1])
 

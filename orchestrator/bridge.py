@@ -3,6 +3,7 @@
 One bridge serves one phase. It proposes trials in a fixed order: what the ledger says has ended (told again, so that
 Tune's folder holds every trial), what a killed driver left in flight, then new ones.
 """
+
 from __future__ import annotations
 
 import statistics
@@ -71,9 +72,15 @@ class Bridge:
     """The state of one phase, driven by Tune's calls and written to the ledger."""
 
     def __init__(
-        self, ledger: Ledger, phase: str, proposals: Iterator[tuple[TrialSpec, Any] | None], *,
-        rungs: dict[str, Rungs] | None = None, tell: Callable[[Any, str, dict[int, dict[str, float]]], None] | None = None,
-        resume: Callable[[TrialState], tuple[TrialSpec, Any]] | None = None, progress: Callable[[int, str], None] | None = None,
+        self,
+        ledger: Ledger,
+        phase: str,
+        proposals: Iterator[tuple[TrialSpec, Any] | None],
+        *,
+        rungs: dict[str, Rungs] | None = None,
+        tell: Callable[[Any, str, dict[int, dict[str, float]]], None] | None = None,
+        resume: Callable[[TrialState], tuple[TrialSpec, Any]] | None = None,
+        progress: Callable[[int, str], None] | None = None,
     ) -> None:
         """Start from what the ledger knows of this phase.
 
@@ -146,8 +153,12 @@ class Bridge:
                 status, error = "FAILED", "ended without a report; a trainer reports after every epoch"
             trial.status = status
             trial.end = {
-                "status": status, "epochs": len(trial.reports), "wall_s": round(time.monotonic() - live.began, 3),
-                "metrics": best, "checkpoint": f"trial/{live.spec.key}" if status == "COMPLETE" else None, "error": error,
+                "status": status,
+                "epochs": len(trial.reports),
+                "wall_s": round(time.monotonic() - live.began, 3),
+                "metrics": best,
+                "checkpoint": f"trial/{live.spec.key}" if status == "COMPLETE" else None,
+                "error": error,
             }
             self.ledger.append("trial_ended", commit=True, trial_id=trial_id, **trial.end)
         if self.tell and live.asked is not None:

@@ -1,4 +1,5 @@
 """The command line: parse, call, print. Everything heavy is imported by the command that needs it."""
+
 from __future__ import annotations
 
 import json
@@ -28,7 +29,9 @@ class Commands(click.Group):
             click.echo(str(error), err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("interrupted; the run can be continued: submit the same spec again, or `resume latest`", err=True)
+            click.echo(
+                "interrupted; the run can be continued: submit the same spec again, or `resume latest`", err=True
+            )
             ctx.exit(EXIT_INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
@@ -56,10 +59,18 @@ def _interrupt(number: int, frame: Any) -> None:
 
 SPEC = click.argument("spec", type=click.Path(path_type=Path))
 RUN = click.argument("run")
-SET = click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a value of the spec; recorded.")
-STORE = click.option("--store", type=click.Path(path_type=Path, file_okay=False), default=None,
-                     help="Folder of artifacts and runs.  [default: $ORCHESTRATOR_STORE or ./runs-store]")
-FORMAT = click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+SET = click.option(
+    "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a value of the spec; recorded."
+)
+STORE = click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Folder of artifacts and runs.  [default: $ORCHESTRATOR_STORE or ./runs-store]",
+)
+FORMAT = click.option(
+    "--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True
+)
 
 
 def _store(folder: Path | None) -> Any:
@@ -102,15 +113,27 @@ def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) 
 @SPEC
 @SET
 @STORE
-@click.option("--address", default=None, envvar="RAY_ADDRESS", help="Ray cluster to attach to; a local one is started otherwise.")
+@click.option(
+    "--address", default=None, envvar="RAY_ADDRESS", help="Ray cluster to attach to; a local one is started otherwise."
+)
 @click.option("--insecure", is_flag=True, help="Attach to another machine's cluster without a token.")
 @click.option("--detach", is_flag=True, help="Run in the background and print the run's id.")
 @click.option("--smoke", is_flag=True, help="Send one step of every variant through the whole path first.")
 @click.option("--allow-download", is_flag=True, help="Let missing model weights be fetched.")
-def submit(spec: Path, overrides: tuple[str, ...], store: Path | None, *, address: str | None, insecure: bool,
-           detach: bool, smoke: bool, allow_download: bool) -> None:
+def submit(
+    spec: Path,
+    overrides: tuple[str, ...],
+    store: Path | None,
+    *,
+    address: str | None,
+    insecure: bool,
+    detach: bool,
+    smoke: bool,
+    allow_download: bool,
+) -> None:
     """Check, plan, run and report an experiment; go on with it if it was interrupted."""
-    from orchestrator.execute import Options, submit as execute  # noqa: PLC0415
+    from orchestrator.execute import Options  # noqa: PLC0415
+    from orchestrator.execute import submit as execute
 
     experiment = _read(spec, overrides)
     if detach:
@@ -129,7 +152,8 @@ def submit(spec: Path, overrides: tuple[str, ...], store: Path | None, *, addres
 @click.option("--insecure", is_flag=True)
 def resume(run: str, store: Path | None, *, address: str | None, insecure: bool) -> None:
     """Go on with an interrupted run as it was resolved, whatever its spec says now."""
-    from orchestrator.execute import Options, resume as execute  # noqa: PLC0415
+    from orchestrator.execute import Options  # noqa: PLC0415
+    from orchestrator.execute import resume as execute
     from orchestrator.runs import find_run  # noqa: PLC0415
 
     home = _store(store)
@@ -249,5 +273,3 @@ def doctor() -> None:
     lines, healthy = examine()
     click.echo("\n".join(lines))
     sys.exit(0 if healthy else 1)
-
-

@@ -1,4 +1,5 @@
 """The adapter of the Ray cluster: start a local one or attach to a running one, safely and quietly."""
+
 from __future__ import annotations
 
 import logging
@@ -32,8 +33,10 @@ class Cluster:
         """
         for name, wanted in (("CPU", cpu), ("GPU", gpu)):
             if wanted > self.resources.get(name, 0.0):
-                raise SpecError(f"resources: {name.lower()}: {wanted:g} was asked for, the cluster has {self.resources.get(name, 0.0):g}; "
-                                f"lower resources.per_trial or per_prep_worker")
+                raise SpecError(
+                    f"resources: {name.lower()}: {wanted:g} was asked for, the cluster has {self.resources.get(name, 0.0):g}; "
+                    f"lower resources.per_trial or per_prep_worker"
+                )
 
 
 def local_gpus() -> int:
@@ -46,7 +49,9 @@ def local_gpus() -> int:
 
 
 @contextmanager
-def connect(address: str | None, *, insecure: bool = False, num_cpus: int | None = None, dashboard: bool = True) -> Iterator[Cluster]:
+def connect(
+    address: str | None, *, insecure: bool = False, num_cpus: int | None = None, dashboard: bool = True
+) -> Iterator[Cluster]:
     """Attach to the cluster at an address, or start a local one that ends with the block.
 
     Raises:
@@ -60,12 +65,20 @@ def connect(address: str | None, *, insecure: bool = False, num_cpus: int | None
         if address:
             context = ray.init(address=address, **quiet)
         else:
-            context = ray.init(address="local", num_cpus=num_cpus, include_dashboard=dashboard, dashboard_host="127.0.0.1",
-                               object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+            context = ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                object_store_memory=_OBJECT_STORE_BYTES,
+                **quiet,
+            )
     except Exception as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
-        raise UserError(f"{where} was required and could not be reached: {_brief(error)}; "
-                        "check the address, that Ray's versions are equal, and the token (RAY_AUTH_TOKEN_PATH)") from None
+        raise UserError(
+            f"{where} was required and could not be reached: {_brief(error)}; "
+            "check the address, that Ray's versions are equal, and the token (RAY_AUTH_TOKEN_PATH)"
+        ) from None
     try:
         url = context.dashboard_url
         yield Cluster(f"http://{url}" if url else None, ray.cluster_resources(), local=address is None)
@@ -84,8 +97,10 @@ def _prepare_environment(address: str | None, *, insecure: bool) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([here, *filter(None, paths)])
     token = _has_token()
     if address and not address.removeprefix("ray://").startswith(_LOOPBACK) and not token and not insecure:
-        raise SpecError(f"--address {address}: a token is required for another machine's cluster, found none; set "
-                        "RAY_AUTH_TOKEN_PATH, or say --insecure where the network is trusted")
+        raise SpecError(
+            f"--address {address}: a token is required for another machine's cluster, found none; set "
+            "RAY_AUTH_TOKEN_PATH, or say --insecure where the network is trusted"
+        )
     if address is None and not token:
         _make_token(Path.home() / ".ray" / "auth_token")
         token = True
@@ -94,7 +109,11 @@ def _prepare_environment(address: str | None, *, insecure: bool) -> None:
 
 
 def _has_token() -> bool:
-    return bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or (Path.home() / ".ray" / "auth_token").is_file())
+    return bool(
+        os.environ.get("RAY_AUTH_TOKEN")
+        or os.environ.get("RAY_AUTH_TOKEN_PATH")
+        or (Path.home() / ".ray" / "auth_token").is_file()
+    )
 
 
 def _make_token(path: Path) -> None:

@@ -1,4 +1,5 @@
 """What this machine has and lacks."""
+
 from __future__ import annotations
 
 import os
@@ -9,8 +10,22 @@ from pathlib import Path
 
 FLOORS = {"ray": (2, 56), "torch": (2, 6), "pyarrow": (14, 0, 1), "pillow": (12, 3), "rembg": (2, 0, 75)}
 """Versions below have known holes."""
-_NEEDED = ("ray", "torch", "torchvision", "timm", "albumentations", "rembg", "deepface", "optuna", "wandb", "pyarrow",
-           "pydantic", "onnxruntime", "facenet-pytorch", "pillow")
+_NEEDED = (
+    "ray",
+    "torch",
+    "torchvision",
+    "timm",
+    "albumentations",
+    "rembg",
+    "deepface",
+    "optuna",
+    "wandb",
+    "pyarrow",
+    "pydantic",
+    "onnxruntime",
+    "facenet-pytorch",
+    "pillow",
+)
 _MIN_FREE_GIB = 2.0
 
 

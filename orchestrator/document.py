@@ -3,6 +3,7 @@
 Only what a spec needs is accepted: one document of mappings, lists and YAML 1.2 scalars. Aliases, tags, duplicate
 keys, deep nesting and large files are refused before anything is built from them.
 """
+
 from __future__ import annotations
 
 import re
@@ -90,7 +91,9 @@ def load(path: Path) -> Document:
     except YAMLError as error:
         raise DocumentError(path, [Problem(1, 1, f"required YAML, found: {error}")], lines) from None
     if node is None:
-        raise DocumentError(path, [Problem(1, 1, "required a spec, found an empty file; `init FOLDER` writes one")], lines)
+        raise DocumentError(
+            path, [Problem(1, 1, "required a spec, found an empty file; `init FOLDER` writes one")], lines
+        )
     if not isinstance(node, MappingNode):
         kind = "a list" if isinstance(node, SequenceNode) else "a single value"
         raise DocumentError(path, [Problem(1, 1, f"required a mapping (key: value) at the top, found {kind}")], lines)
@@ -112,7 +115,9 @@ def _read(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")  # a byte order mark is harmless, so it is dropped
     except UnicodeDecodeError as error:
-        raise DocumentError(path, [Problem(0, 0, f"required UTF-8 text, found byte {error.object[error.start]:#04x} at {error.start}")]) from None
+        raise DocumentError(
+            path, [Problem(0, 0, f"required UTF-8 text, found byte {error.object[error.start]:#04x} at {error.start}")]
+        ) from None
     except OSError as error:
         raise DocumentError(path, [Problem(0, 0, f"cannot be read: {error.strerror}")]) from None
 

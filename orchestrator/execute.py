@@ -1,4 +1,5 @@
 """Run a plan: one driver per run, stage after stage, every outcome in the ledger."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -85,7 +86,9 @@ def resume(paths: RunPaths, store: Store, options: Options) -> int:
         UserError: it is live.
     """
     if is_live(paths.root):
-        raise UserError(f"run {paths.run_id}: a stopped run was required, it is live; follow it with `status {paths.run_id}`")
+        raise UserError(
+            f"run {paths.run_id}: a stopped run was required, it is live; follow it with `status {paths.run_id}`"
+        )
     if not paths.resolved.is_file():
         raise UserError(f"run {paths.run_id}: {paths.resolved} was required, found none; submit the spec again")
     experiment = dataclasses.replace(read_spec(paths.resolved), text=paths.spec.read_text(encoding="utf-8"))
@@ -123,7 +126,9 @@ def _refuse_missing_gpus(experiment: Experiment, options: Options) -> None:
     cpus = os.cpu_count() or 1
     wanted_cpus = max(resources.per_trial.cpu, resources.per_prep_worker.cpu)
     if options.address is None and wanted_cpus > cpus:
-        raise SpecError(f"resources: cpu: {wanted_cpus:g} was asked for, this machine has {cpus} cores; set cpu: {cpus} or less")
+        raise SpecError(
+            f"resources: cpu: {wanted_cpus:g} was asked for, this machine has {cpus} cores; set cpu: {cpus} or less"
+        )
 
 
 def _smoke(experiment: Experiment, store: Store, options: Options, reporter: Reporter) -> int:
@@ -144,7 +149,13 @@ def _smoke(experiment: Experiment, store: Store, options: Options, reporter: Rep
 
 
 def _drive(
-    experiment: Experiment, store: Store, plan: Plan, paths: RunPaths, ledger: Ledger, options: Options, reporter: Reporter
+    experiment: Experiment,
+    store: Store,
+    plan: Plan,
+    paths: RunPaths,
+    ledger: Ledger,
+    options: Options,
+    reporter: Reporter,
 ) -> int:
     from orchestrator import track  # noqa: PLC0415
     from orchestrator.cluster import connect  # noqa: PLC0415
@@ -157,8 +168,14 @@ def _drive(
     dump_yaml(experiment.resolved(), paths.resolved)
     write_json(paths.plan, plan.to_json())
     resources = experiment.spec.resources
-    facts = {"run_id": plan.run_id, "key": plan.run_key, "git_commit": git_commit(), "packages": packages(),
-             "overrides": experiment.overrides, "labels": {n: list(c) for n, c in Keys(experiment, plan.files).schema.classes.items()}}
+    facts = {
+        "run_id": plan.run_id,
+        "key": plan.run_key,
+        "git_commit": git_commit(),
+        "packages": packages(),
+        "overrides": experiment.overrides,
+        "labels": {n: list(c) for n, c in Keys(experiment, plan.files).schema.classes.items()},
+    }
     ledger.append("run_resumed" if earlier.trials or earlier.stages else "run_started", commit=True, **facts)
     reporter.say(f"run [bold]{plan.run_id}[/]  in {paths.root}")
     _require_weights(experiment, allow_download=options.allow_download)
@@ -170,10 +187,20 @@ def _drive(
         with connect(options.address, insecure=options.insecure) as cluster:
             if cluster.dashboard_url:
                 reporter.say(f"dashboard {cluster.dashboard_url}")
-            cluster.require(cpu=max(resources.per_trial.cpu, resources.per_prep_worker.cpu),
-                            gpu=max(resources.per_trial.gpu, resources.per_prep_worker.gpu))
-            context = stages.Context(experiment, Keys(experiment, plan.files), store, paths, ledger, reporter,
-                                     cpus=cluster.resources.get("CPU", 1.0), gpus=cluster.resources.get("GPU", 0.0))
+            cluster.require(
+                cpu=max(resources.per_trial.cpu, resources.per_prep_worker.cpu),
+                gpu=max(resources.per_trial.gpu, resources.per_prep_worker.gpu),
+            )
+            context = stages.Context(
+                experiment,
+                Keys(experiment, plan.files),
+                store,
+                paths,
+                ledger,
+                reporter,
+                cpus=cluster.resources.get("CPU", 1.0),
+                gpus=cluster.resources.get("GPU", 0.0),
+            )
             failed = _run_stages(context, outcomes)
         state, code = ("FAILED", 1) if failed else ("SUCCEEDED", 0)
     except KeyboardInterrupt:
@@ -181,8 +208,14 @@ def _drive(
         raise
     finally:
         ledger.append("run_ended", commit=True, state=state)
-        _write_summary(paths, ledger, outcomes, state, spent_s + time.monotonic() - began,
-                       context.n_quarantined() if context else 0)
+        _write_summary(
+            paths,
+            ledger,
+            outcomes,
+            state,
+            spent_s + time.monotonic() - began,
+            context.n_quarantined() if context else 0,
+        )
         missing = tracker.finish(_TRACKER_WAIT_S if state == "SUCCEEDED" else 2.0)
         if missing:
             reporter.say(f"tracking: {missing}")
@@ -227,8 +260,10 @@ def _require_weights(experiment: Experiment, *, allow_download: bool) -> None:
         if allow_download:
             fetch(name)
         elif local(name) is None:
-            raise UserError(f"weights {name}: a verified file was required, found none; run `python -m orchestrator "
-                            f"weights {name}` or submit with --allow-download")
+            raise UserError(
+                f"weights {name}: a verified file was required, found none; run `python -m orchestrator "
+                f"weights {name}` or submit with --allow-download"
+            )
 
 
 def _write_summary(
@@ -240,11 +275,19 @@ def _write_summary(
         if trial.status:
             counts[trial.status.lower()] += 1
     selection = paths.read_json("selection") or {}
-    write_json(paths.summary, {
-        "run_id": paths.run_id, "state": state, "stages": {name: outcomes.get(name, "BLOCKED") for name in STAGES},
-        "trials": counts, "quarantined": n_quarantined, "best": finals.best_trial(replayed),
-        "members": selection.get("members", []), "wall_s": round(wall_s, 1),
-    })
+    write_json(
+        paths.summary,
+        {
+            "run_id": paths.run_id,
+            "state": state,
+            "stages": {name: outcomes.get(name, "BLOCKED") for name in STAGES},
+            "trials": counts,
+            "quarantined": n_quarantined,
+            "best": finals.best_trial(replayed),
+            "members": selection.get("members", []),
+            "wall_s": round(wall_s, 1),
+        },
+    )
 
 
 def _say_results(paths: RunPaths, reporter: Reporter) -> None:

@@ -1,4 +1,5 @@
 """The bodies of the later stages: search, confirm, hypotheses, select, vote, report."""
+
 from __future__ import annotations
 
 import shutil
@@ -10,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.section import identity
-from orchestrator import stats, tables
 from orchestrator import select as selection
+from orchestrator import stats, tables
 from orchestrator import vote as voting
 from orchestrator.bridge import OBJECTIVE, Bridge
 from orchestrator.errors import UserError
@@ -41,26 +42,56 @@ def _parts_file(context: Context, variant: str, fold: int | None) -> Path:
     else:
         train, val = inner_part(folds, fold, context.experiment.arms[variant].data.split, schema)
         parts = {**dict.fromkeys(train, "train"), **dict.fromkeys(val, "val")}
-        parts |= {sample: "holdout" for sample, row in rows.items() if row["fold"] == fold and row["role"] in {"train", "val"}}
+        parts |= {
+            sample: "holdout" for sample, row in rows.items() if row["fold"] == fold and row["role"] in {"train", "val"}
+        }
     samples = sorted(parts)
     codes = [schema.decode(rows[sample]["label"]) for sample in samples]
-    columns: dict[str, Any] = {"sample_id": pa.array(samples, pa.string()), "part": [parts[sample] for sample in samples]}
-    columns |= {f"label_{name}": pa.array([int(code[at]) for code in codes], pa.int64()) for at, name in enumerate(schema.names)}
+    columns: dict[str, Any] = {
+        "sample_id": pa.array(samples, pa.string()),
+        "part": [parts[sample] for sample in samples],
+    }
+    columns |= {
+        f"label_{name}": pa.array([int(code[at]) for code in codes], pa.int64()) for at, name in enumerate(schema.names)
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     tables.write(pa.table(columns), path)
     return path
 
 
-def _trial(context: Context, trial_id: str, phase: str, variant: str, point: dict[str, Any], seed: int, fold: int | None) -> TrialSpec:
+def _trial(
+    context: Context, trial_id: str, phase: str, variant: str, point: dict[str, Any], seed: int, fold: int | None
+) -> TrialSpec:
     setting, arm = context.experiment.setting(variant, point)
-    parts, sizes = _parts_file(context, variant, fold), dict(zip(context.schema.names, context.schema.sizes, strict=True))
+    parts, sizes = (
+        _parts_file(context, variant, fold),
+        dict(zip(context.schema.names, context.schema.sizes, strict=True)),
+    )
     train = arm.train.model_dump(mode="json", by_alias=True)
-    key = stage_key("trial", VERSIONS["trial"], {"train": identity(arm.train), "seed": seed, "labels": sizes, "fold": fold},
-                    {"prepare": context.prepared[variant].key, "parts": file_sha256(parts)})
+    key = stage_key(
+        "trial",
+        VERSIONS["trial"],
+        {"train": identity(arm.train), "seed": seed, "labels": sizes, "fold": fold},
+        {"prepare": context.prepared[variant].key, "parts": file_sha256(parts)},
+    )
     share = context.experiment.spec.resources.per_trial
-    return TrialSpec(trial_id, setting, variant, phase, seed, fold, point, train, key, str(context.store.root),
-                     str(context.rows[variant].path), str(parts), sizes, threads=max(1, int(share.cpu)),
-                     device="cuda" if share.gpu else "cpu")
+    return TrialSpec(
+        trial_id,
+        setting,
+        variant,
+        phase,
+        seed,
+        fold,
+        point,
+        train,
+        key,
+        str(context.store.root),
+        str(context.rows[variant].path),
+        str(parts),
+        sizes,
+        threads=max(1, int(share.cpu)),
+        device="cuda" if share.gpu else "cpu",
+    )
 
 
 def _run(context: Context, bridge: Bridge, phase: str) -> None:
@@ -98,7 +129,11 @@ def _keep(context: Context, kind: str, key: str, result: dict[str, Any]) -> None
     if context.store.find(kind, key):
         return
     names = {trial.trial_id for trial in _phase(context, kind)}
-    events = [e for e in context.ledger.events if e["event"] in {"trial_started", "report", "trial_ended"} and e["trial_id"] in names]
+    events = [
+        e
+        for e in context.ledger.events
+        if e["event"] in {"trial_started", "report", "trial_ended"} and e["trial_id"] in names
+    ]
     with context.store.draft(kind, key, params={}, inputs={}) as draft:
         text = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
         (draft.path / "events.jsonl").write_text(text, encoding="utf-8")
@@ -123,10 +158,21 @@ def search(context: Context) -> Done:
     spec, key = context.experiment.spec, context.keys.search(context.require_catalog())
     reused = _reuse(context, "search", key)
     if not reused:
-        def make(trial_id: str, variant: str, point: dict[str, Any]) -> TrialSpec:
-            return _trial(context, f"s-{trial_id}" if not trial_id.startswith("s-") else trial_id, "search", variant, point, spec.seed, None)
 
-        studies = Studies(context.paths.run_id, spec.search or Search(trials=1), list(context.experiment.arms), spec.seed, make)
+        def make(trial_id: str, variant: str, point: dict[str, Any]) -> TrialSpec:
+            return _trial(
+                context,
+                f"s-{trial_id}" if not trial_id.startswith("s-") else trial_id,
+                "search",
+                variant,
+                point,
+                spec.seed,
+                None,
+            )
+
+        studies = Studies(
+            context.paths.run_id, spec.search or Search(trials=1), list(context.experiment.arms), spec.seed, make
+        )
         with context.reporter.task("search", studies.budget() * len(studies.variants)) as advance:
             durations = {name: arm.train.duration for name, arm in context.experiment.arms.items()}
             _run(context, search_bridge(studies, context.ledger, durations, advance), "search")
@@ -134,13 +180,17 @@ def search(context: Context) -> Done:
     _write_tables(context)
     if not any(trial.status == "COMPLETE" for trial in trials):
         causes = sorted({str(trial.end.get("error")) for trial in trials})
-        raise UserError(f"search: at least one finished trial was required, all {len(trials)} failed: {'; '.join(causes[:3])}")
+        raise UserError(
+            f"search: at least one finished trial was required, all {len(trials)} failed: {'; '.join(causes[:3])}"
+        )
     _keep(context, "search", key, {"ranking": [list(row) for row in _ranking(trials)]})
     return Done("CACHED" if reused else "SUCCEEDED", _note(trials))
 
 
 def _ranking(trials: list[TrialState]) -> list[tuple[str, str, float]]:
-    return [(t.facts["setting"], t.facts["variant"], t.end["metrics"][OBJECTIVE]) for t in trials if t.status == "COMPLETE"]
+    return [
+        (t.facts["setting"], t.facts["variant"], t.end["metrics"][OBJECTIVE]) for t in trials if t.status == "COMPLETE"
+    ]
 
 
 # -- confirm -----------------------------------------------------------------------------------------------------------
@@ -159,13 +209,20 @@ def confirm(context: Context) -> Done:
     if not reused:
         specs = [
             _trial(context, f"c-{setting}-s{seed}-f{fold}", "confirm", *points[setting], seed, fold)
-            for setting in chosen for seed in wanted.seeds for fold in range(wanted.folds)
+            for setting in chosen
+            for seed in wanted.seeds
+            for fold in range(wanted.folds)
         ]
         by_id = {spec.trial_id: spec for spec in specs}
         known = {trial.trial_id for trial in _phase(context, "confirm")}
         with context.reporter.task("confirm", len(specs)) as advance:
-            bridge = Bridge(context.ledger, "confirm", ((spec, None) for spec in specs if spec.trial_id not in known),
-                            resume=lambda trial: (by_id[trial.trial_id], None), progress=advance)
+            bridge = Bridge(
+                context.ledger,
+                "confirm",
+                ((spec, None) for spec in specs if spec.trial_id not in known),
+                resume=lambda trial: (by_id[trial.trial_id], None),
+                progress=advance,
+            )
             _run(context, bridge, "confirm")
     trials = _phase(context, "confirm")
     _write_tables(context)
@@ -212,7 +269,9 @@ def _complete_settings(context: Context) -> dict[str, str]:
     by_setting: dict[str, list[TrialState]] = {}
     for trial in _phase(context, "confirm"):
         by_setting.setdefault(trial.facts["setting"], []).append(trial)
-    return {s: found[0].facts["variant"] for s, found in by_setting.items() if all(t.status == "COMPLETE" for t in found)}
+    return {
+        s: found[0].facts["variant"] for s, found in by_setting.items() if all(t.status == "COMPLETE" for t in found)
+    }
 
 
 def _arms(context: Context) -> dict[str, stats.Oof]:
@@ -249,10 +308,16 @@ def hypotheses(context: Context) -> Done:
         for claim in map(parse, claims):
             for side in (claim.better, claim.worse):
                 if side not in best:
-                    raise UserError(f"hypotheses: out-of-fold predictions of {side!r} over all labels were required, found none")
-            same = identity(context.experiment.arms[claim.better].data.split) == identity(context.experiment.arms[claim.worse].data.split)
+                    raise UserError(
+                        f"hypotheses: out-of-fold predictions of {side!r} over all labels were required, found none"
+                    )
+            same = identity(context.experiment.arms[claim.better].data.split) == identity(
+                context.experiment.arms[claim.worse].data.split
+            )
             if not same and splits[claim.better] != splits[claim.worse]:
-                raise UserError(f"hypotheses: {claim.better!r} and {claim.worse!r} are split differently, so nothing pairs them")
+                raise UserError(
+                    f"hypotheses: {claim.better!r} and {claim.worse!r} are split differently, so nothing pairs them"
+                )
         rows = judge(claims, best, seed=context.experiment.spec.seed)
     write_json(context.paths.hypotheses, rows)
     return Done("SUCCEEDED", "; ".join(f"{row['claim']}: {row['verdict']}" for row in rows))
@@ -265,7 +330,14 @@ def select(context: Context) -> Done:
     if not arms:
         raise UserError("select: finalists with out-of-fold predictions over all labels were required, found none")
     found = [
-        selection.candidate(setting, variants[setting], oof, search_score=scores.get(setting), n_params=_n_params(context, setting), seed=spec.seed)
+        selection.candidate(
+            setting,
+            variants[setting],
+            oof,
+            search_score=scores.get(setting),
+            n_params=_n_params(context, setting),
+            seed=spec.seed,
+        )
         for setting, oof in sorted(arms.items())
     ]
     chosen = selection.choose(found, spec.select.policy, spec.select.members)
@@ -273,8 +345,11 @@ def select(context: Context) -> Done:
     chosen["ensemble"] = {"oof": _oof_vote(context, chosen["members"]), "test": None}
     write_json(context.paths.selection, chosen)
     bounds = chosen["ensemble"]["oof"]["macro_f1"]
-    return Done("SUCCEEDED", f"{len(chosen['members'])} members, out-of-fold macro F1 {bounds['estimate']:.3f} "
-                             f"({bounds['low']:.3f}-{bounds['high']:.3f})")
+    return Done(
+        "SUCCEEDED",
+        f"{len(chosen['members'])} members, out-of-fold macro F1 {bounds['estimate']:.3f} "
+        f"({bounds['low']:.3f}-{bounds['high']:.3f})",
+    )
 
 
 def _n_params(context: Context, setting: str) -> int:
@@ -302,15 +377,21 @@ def _oof_vote(context: Context, members: list[str]) -> dict[str, Any]:
     votes = voting.cast(preds, probs, context.experiment.spec.vote.rule)
     groups, strata = _sides(context)
     truth = np.array([targets[sample] for sample in ids], np.int64)
-    oof = stats.Oof(ids, truth, votes.pred[None], [groups[s] for s in ids], [strata[s] for s in ids], context.schema.n_classes)
+    oof = stats.Oof(
+        ids, truth, votes.pred[None], [groups[s] for s in ids], [strata[s] for s in ids], context.schema.n_classes
+    )
     return _scores(context, oof)
 
 
 def _scores(context: Context, oof: stats.Oof) -> dict[str, Any]:
     """Return macro F1 and accuracy with intervals, and macro F1 per label."""
     seed = context.experiment.spec.seed
-    found: dict[str, Any] = {metric: stats.interval(oof, metric=metric, seed=seed).to_json() for metric in ("macro_f1", "accuracy")}
-    codes = [np.array([context.schema.decode(int(label)) for label in labels]) for labels in (oof.targets, oof.preds[0])]
+    found: dict[str, Any] = {
+        metric: stats.interval(oof, metric=metric, seed=seed).to_json() for metric in ("macro_f1", "accuracy")
+    }
+    codes = [
+        np.array([context.schema.decode(int(label)) for label in labels]) for labels in (oof.targets, oof.preds[0])
+    ]
     for at, (name, size) in enumerate(zip(context.schema.names, context.schema.sizes, strict=True)):
         found[f"macro_f1_{name}"] = stats.macro_f1(codes[0][:, at], codes[1][:, at], size)
     return found
@@ -341,7 +422,12 @@ def vote(context: Context) -> Done:
     readable = [sample for sample, _ in order if sample not in quarantined]
     members: dict[str, tuple[list[str], Any]] = {}
     rows: list[dict[str, Any]] = []
-    checkpoints = [(t, context.store.get("trial", t.facts["key"])) for s in chosen["members"] for t in _phase(context, "confirm") if t.facts["setting"] == s]
+    checkpoints = [
+        (t, context.store.get("trial", t.facts["key"]))
+        for s in chosen["members"]
+        for t in _phase(context, "confirm")
+        if t.facts["setting"] == s
+    ]
     jobs = []
     for trial, artifact in checkpoints:
         artifact.file("weights.safetensors")  # checks its hash
@@ -349,7 +435,9 @@ def vote(context: Context) -> Done:
         index = open_rows(Path(folder)).index
         jobs.append((str(artifact.path), folder, [index[sample] for sample in readable]))
     with context.reporter.task("vote", len(jobs)) as advance:
-        for done, ((trial, _), probs) in enumerate(zip(checkpoints, ray_map(_predict_checkpoint, jobs), strict=True), 1):
+        for done, ((trial, _), probs) in enumerate(
+            zip(checkpoints, ray_map(_predict_checkpoint, jobs), strict=True), 1
+        ):
             setting = trial.facts["setting"]
             names, total = members.get(setting, (readable, 0))
             members[setting] = (names, total + probs)
@@ -359,7 +447,9 @@ def vote(context: Context) -> Done:
     means = {s: (names, total / share[s]) for s, (names, total) in members.items()}
     known = [row for row in tables.read(context.paths.predictions).to_pylist() if row["split"] != "test"]
     tables.write(tables.from_rows([*known, *rows], tables.PREDICTIONS), context.paths.predictions)
-    table = voting.vote_table(order, means, quarantined=quarantined, majority=majority_class(context), rule=context.experiment.spec.vote.rule)
+    table = voting.vote_table(
+        order, means, quarantined=quarantined, majority=majority_class(context), rule=context.experiment.spec.vote.rule
+    )
     tables.write(table, context.paths.votes)
     context.paths.submission.write_text(voting.submission(table), encoding="utf-8")
     labels = test_labels(data, base, context.catalog_table())
@@ -369,14 +459,27 @@ def vote(context: Context) -> Done:
     chosen["ensemble"]["test"] = _test_scores(context, table, labels)
     write_json(context.paths.selection, chosen)
     bounds = chosen["ensemble"]["test"]["macro_f1"]
-    return Done("SUCCEEDED", f"{len(table)} photos, test macro F1 {bounds['estimate']:.3f} ({bounds['low']:.3f}-{bounds['high']:.3f})")
+    return Done(
+        "SUCCEEDED",
+        f"{len(table)} photos, test macro F1 {bounds['estimate']:.3f} ({bounds['low']:.3f}-{bounds['high']:.3f})",
+    )
 
 
 def _test_rows(trial: TrialState, samples: list[str], probs: Any) -> list[dict[str, Any]]:
     facts = trial.facts
     return [
-        {"trial_id": trial.trial_id, "setting": facts["setting"], "variant": facts["variant"], "seed": facts["seed"],
-         "fold": facts["fold"], "sample_id": sample, "split": "test", "target": None, "pred": int(one.argmax()), "probs": one.tolist()}
+        {
+            "trial_id": trial.trial_id,
+            "setting": facts["setting"],
+            "variant": facts["variant"],
+            "seed": facts["seed"],
+            "fold": facts["fold"],
+            "sample_id": sample,
+            "split": "test",
+            "target": None,
+            "pred": int(one.argmax()),
+            "probs": one.tolist(),
+        }
         for sample, one in zip(samples, probs, strict=True)
     ]
 
@@ -396,8 +499,14 @@ def _test_scores(context: Context, table: pa.Table, labels: pa.Table) -> dict[st
     groups = {row["sample_id"]: row["group"] for row in context.catalog_table().to_pylist()}
     named = [groups[row["sample_id"]] for row in rows]
     known = all(name is not None for name in named)
-    oof = stats.Oof([row["sample_id"] for row in rows], np.array([truth[row["sample_id"]] for row in rows], np.int64),
-                    np.array([[row["pred"] for row in rows]], np.int64), named if known else None, None, context.schema.n_classes)
+    oof = stats.Oof(
+        [row["sample_id"] for row in rows],
+        np.array([truth[row["sample_id"]] for row in rows], np.int64),
+        np.array([[row["pred"] for row in rows]], np.int64),
+        named if known else None,
+        None,
+        context.schema.n_classes,
+    )
     return _scores(context, oof)
 
 
@@ -419,19 +528,26 @@ def trials_table(state: State, labels: Iterable[str]) -> pa.Table:
         if trial.status is None:
             continue
         best = trial.end.get("metrics") or {}
-        rows.append({
-            **{name: trial.facts[name] for name in ("setting", "variant", "phase", "seed", "fold")},
-            "trial_id": trial.trial_id, "params": json.dumps(trial.facts["params"], sort_keys=True),
-            **{name: trial.end.get(name) for name in ("status", "epochs", "wall_s", "checkpoint", "error")},
-            **{name: value for name, value in best.items() if name in schema.names},
-        })
+        rows.append(
+            {
+                **{name: trial.facts[name] for name in ("setting", "variant", "phase", "seed", "fold")},
+                "trial_id": trial.trial_id,
+                "params": json.dumps(trial.facts["params"], sort_keys=True),
+                **{name: trial.end.get(name) for name in ("status", "epochs", "wall_s", "checkpoint", "error")},
+                **{name: value for name, value in best.items() if name in schema.names},
+            }
+        )
     return tables.from_rows(rows, schema)
 
 
 def curves_table(state: State) -> pa.Table:
     """Return curves.parquet from what the ledger tells."""
     metrics = sorted({name for trial in state.trials.values() for one in trial.reports.values() for name in one})
-    rows = [{"trial_id": t.trial_id, "epoch": epoch, **found} for t in state.trials.values() for epoch, found in sorted(t.reports.items())]
+    rows = [
+        {"trial_id": t.trial_id, "epoch": epoch, **found}
+        for t in state.trials.values()
+        for epoch, found in sorted(t.reports.items())
+    ]
     return tables.from_rows(rows, tables.curves_schema(metrics))
 
 
@@ -441,4 +557,9 @@ def best_trial(state: State) -> dict[str, Any] | None:
     if not done:
         return None
     top = max(done, key=lambda t: t.end["metrics"][OBJECTIVE])
-    return {"trial_id": top.trial_id, "setting": top.facts["setting"], "variant": top.facts["variant"], OBJECTIVE: top.end["metrics"][OBJECTIVE]}
+    return {
+        "trial_id": top.trial_id,
+        "setting": top.facts["setting"],
+        "variant": top.facts["variant"],
+        OBJECTIVE: top.end["metrics"][OBJECTIVE],
+    }

@@ -1,4 +1,5 @@
 """Hypotheses: claims of a spec, judged on out-of-fold predictions that both arms made."""
+
 from __future__ import annotations
 
 import re

@@ -1,4 +1,5 @@
 """Content keys: the sha256 of canonical JSON."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,4 +1,5 @@
 """The truth of a run: an append-only file of events, and the pure function that replays it."""
+
 from __future__ import annotations
 
 import fcntl

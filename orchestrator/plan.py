@@ -2,6 +2,7 @@
 
 Planning reads manifests and folder listings only, so that it answers at once and imports nothing heavy.
 """
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from orchestrator.spec import Arm, Experiment
 from orchestrator.store import Artifact, Store
 
 STAGES = ("catalog", "audit", "split", "prepare", "search", "confirm", "hypotheses", "select", "vote", "report")
-VERSIONS = {name: 1 for name in (*STAGES, "shard", "rows", "trial")}
+VERSIONS = dict.fromkeys((*STAGES, "shard", "rows", "trial"), 1)
 """Raise one by hand when the meaning of its stage changes; what was made before is then made again."""
 
 
@@ -74,7 +75,11 @@ class Keys:
 
     def split(self, arm: Arm, content: str) -> str:
         confirm = self.experiment.spec.confirm
-        params = {"split": identity(arm.data.split), "exclude": arm.data.exclude, "folds": confirm.folds if confirm else None}
+        params = {
+            "split": identity(arm.data.split),
+            "exclude": arm.data.exclude,
+            "folds": confirm.folds if confirm else None,
+        }
         return stage_key("split", VERSIONS["split"], params, {"catalog": content})
 
     def audit(self, content: str) -> str:
@@ -148,7 +153,9 @@ def _notes(experiment: Experiment) -> tuple[str, ...]:
     spec = experiment.spec
     notes = []
     if spec.data.split.strategy == "random":
-        notes.append("split random puts photos of one person on both sides; its scores are too good (audit.json says how far)")
+        notes.append(
+            "split random puts photos of one person on both sides; its scores are too good (audit.json says how far)"
+        )
     if spec.data.test is None:
         notes.append("no data.test: no vote and no submission")
     return tuple(notes)
@@ -158,7 +165,9 @@ def _finalists(experiment: Experiment, search: Artifact) -> list[str]:
     from orchestrator.select import finalists  # noqa: PLC0415 - NumPy, needed only where a search is cached
 
     ranking = [(setting, variant, score) for setting, variant, score in search.result["ranking"]]
-    return finalists(ranking, experiment.spec.confirm.finalists if experiment.spec.confirm else 0, list(experiment.arms))
+    return finalists(
+        ranking, experiment.spec.confirm.finalists if experiment.spec.confirm else 0, list(experiment.arms)
+    )
 
 
 def _stages(keys: Keys, store: Store, finished: bool) -> tuple[tuple[PlannedStage, ...], int | None, int | None]:
@@ -169,8 +178,12 @@ def _stages(keys: Keys, store: Store, finished: bool) -> tuple[tuple[PlannedStag
         planned.append(PlannedStage(name, outcome, "this run has finished" if finished else why, key))
 
     catalog = store.find("catalog", keys.catalog)
-    add("catalog", catalog is not None, keys.catalog, "these files and labels were read before" if catalog
-        else "files, labels or groups are new or changed")
+    add(
+        "catalog",
+        catalog is not None,
+        keys.catalog,
+        "these files and labels were read before" if catalog else "files, labels or groups are new or changed",
+    )
     if catalog is None:
         for name in STAGES[1:]:
             add(name, False, None, "waits for the catalog")
@@ -181,23 +194,50 @@ def _stages(keys: Keys, store: Store, finished: bool) -> tuple[tuple[PlannedStag
     prepares = {name: keys.prepare(arm, catalog.result["photos"]) for name, arm in arms.items()}
     missing_splits = [name for name, key in splits.items() if not store.find("split", key)]
     missing_preps = [name for name, key in prepares.items() if not store.find("prepare", key)]
-    add("audit", store.find("audit", audit) is not None, audit,
-        "data and splits are unchanged" if store.find("audit", audit) else "data or splits changed")
-    add("split", not missing_splits, digest(splits), "splits are unchanged" if not missing_splits
-        else f"new split for {', '.join(missing_splits)}")
-    add("prepare", not missing_preps, digest(prepares), "photos and steps are unchanged" if not missing_preps
-        else f"photos, steps or weights changed for {', '.join(missing_preps)}")
+    add(
+        "audit",
+        store.find("audit", audit) is not None,
+        audit,
+        "data and splits are unchanged" if store.find("audit", audit) else "data or splits changed",
+    )
+    add(
+        "split",
+        not missing_splits,
+        digest(splits),
+        "splits are unchanged" if not missing_splits else f"new split for {', '.join(missing_splits)}",
+    )
+    add(
+        "prepare",
+        not missing_preps,
+        digest(prepares),
+        "photos and steps are unchanged"
+        if not missing_preps
+        else f"photos, steps or weights changed for {', '.join(missing_preps)}",
+    )
     search_key = keys.search(catalog)
     search = store.find("search", search_key)
-    add("search", search is not None, search_key, "the same trials on the same data were finished" if search
-        else "settings, data or splits are new; finished trials are reused one by one")
+    add(
+        "search",
+        search is not None,
+        search_key,
+        "the same trials on the same data were finished"
+        if search
+        else "settings, data or splits are new; finished trials are reused one by one",
+    )
     confirm_key, confirm = None, None
     if search is not None and keys.experiment.spec.confirm:
         confirm_key = keys.confirm(catalog, _finalists(keys.experiment, search))
         confirm = store.find("confirm", confirm_key)
-    add("confirm", confirm is not None or keys.experiment.spec.confirm is None, confirm_key,
-        "confirm: null" if keys.experiment.spec.confirm is None else
-        "the same finalists were confirmed before" if confirm else "waits for the finalists of the search")
+    add(
+        "confirm",
+        confirm is not None or keys.experiment.spec.confirm is None,
+        confirm_key,
+        "confirm: null"
+        if keys.experiment.spec.confirm is None
+        else "the same finalists were confirmed before"
+        if confirm
+        else "waits for the finalists of the search",
+    )
     for name in STAGES[6:]:
         add(name, False, None, "quick, made anew for each run")
     n_photos = catalog.result["n_ok"]

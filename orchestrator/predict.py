@@ -1,4 +1,5 @@
 """Answer a folder of photos with a run's ensemble, through the preparation it was trained with."""
+
 from __future__ import annotations
 
 import os
@@ -28,12 +29,18 @@ def predict_folder(paths: RunPaths, store: Store, photos: Path, out: Path) -> di
     """
     selection = paths.read_json("selection")
     if not selection:
-        raise UserError(f"run {paths.run_id}: an ensemble was required, the run has none yet; see `status {paths.run_id}`")
+        raise UserError(
+            f"run {paths.run_id}: an ensemble was required, the run has none yet; see `status {paths.run_id}`"
+        )
     found = sorted(path for path in photos.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
     if not found:
         raise UserError(f"{photos}: photos ({', '.join(EXTENSIONS)}) were required, found none")
     experiment = read(paths.resolved, check_roots=False)
-    trials = [row for row in tables.read(paths.trials).to_pylist() if row["phase"] == "confirm" and row["status"] == "COMPLETE"]
+    trials = [
+        row
+        for row in tables.read(paths.trials).to_pylist()
+        if row["phase"] == "confirm" and row["status"] == "COMPLETE"
+    ]
     reporter = Reporter()
     members, quarantined = _members(experiment, store, selection["members"], trials, found, photos, reporter)
     order = [(path.relative_to(photos).as_posix(),) * 2 for path in found]
@@ -52,7 +59,13 @@ def _majority(paths: RunPaths) -> int:
 
 
 def _members(
-    experiment: Experiment, store: Store, settings: list[str], trials: list[dict[str, Any]], found: list[Path], root: Path, reporter: Reporter
+    experiment: Experiment,
+    store: Store,
+    settings: list[str],
+    trials: list[dict[str, Any]],
+    found: list[Path],
+    root: Path,
+    reporter: Reporter,
 ) -> tuple[dict[str, tuple[list[str], Any]], dict[str, str]]:
     """Return per member the ids it answered and its mean probabilities, and the photos that nobody can read."""
     from trainers.predict import load, predict  # noqa: PLC0415
@@ -103,5 +116,3 @@ def _prepare(prep: Any, found: list[Path], root: Path, reporter: Reporter) -> tu
     if not ids:
         raise UserError(f"{root}: readable photos were required, found none: {next(iter(lost.values()))}")
     return ids, np.stack(images), lost
-
-

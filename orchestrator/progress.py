@@ -1,4 +1,5 @@
 """What a person sees while a run goes on: bars on a terminal, plain lines elsewhere, always on stderr."""
+
 from __future__ import annotations
 
 import time
@@ -9,8 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _LINE_EVERY_S = 10.0
-SYMBOLS = {"SUCCEEDED": "[green]✔[/]", "CACHED": "[cyan]=[/]", "FAILED": "[red]✘[/]", "BLOCKED": "[yellow]·[/]",
-           "WOULD_RUN": "[blue]>[/]"}
+SYMBOLS = {
+    "SUCCEEDED": "[green]✔[/]",
+    "CACHED": "[cyan]=[/]",
+    "FAILED": "[red]✘[/]",
+    "BLOCKED": "[yellow]·[/]",
+    "WOULD_RUN": "[blue]>[/]",
+}
 
 Advance = Callable[[int, str], None]
 """Takes how many are done in all and a short note."""
@@ -40,8 +46,14 @@ class Reporter:
             yield from self._lines(title, total)
 
     def _bar(self, title: str, total: int | None) -> Iterator[Advance]:
-        columns = (TextColumn("  {task.description:<11}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}"))
+        columns = (
+            TextColumn("  {task.description:<11}"),
+            BarColumn(30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+        )
         with Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task(title, total=total, note="")
             yield lambda done, note="": bar.update(task, completed=done, note=note)

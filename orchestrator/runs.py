@@ -1,4 +1,5 @@
 """Run folders: every file name of a run in one place, and how a run is found."""
+
 from __future__ import annotations
 
 import json
@@ -76,7 +77,9 @@ _FILES = {
 def all_runs(store: Path) -> list[RunPaths]:
     """Return the runs of a store, the latest started first."""
     folder = store / "runs"
-    found = [RunPaths(path) for path in folder.iterdir() if (path / "events.jsonl").is_file()] if folder.is_dir() else []
+    found = (
+        [RunPaths(path) for path in folder.iterdir() if (path / "events.jsonl").is_file()] if folder.is_dir() else []
+    )
     return sorted(found, key=lambda run: -run.resolved.stat().st_mtime if run.resolved.exists() else 0)
 
 
@@ -88,7 +91,9 @@ def find_run(store: Path, name: str) -> RunPaths:
     """
     runs = all_runs(store)
     if not runs:
-        raise SpecError(f"{store}: a store with runs was required, found none; name another with --store or submit a spec")
+        raise SpecError(
+            f"{store}: a store with runs was required, found none; name another with --store or submit a spec"
+        )
     if name == "latest":
         return runs[0]
     exact = [run for run in runs if run.run_id == name]

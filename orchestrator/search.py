@@ -1,4 +1,5 @@
 """The search: per variant one Optuna study, all variants in one Tune experiment."""
+
 from __future__ import annotations
 
 import json
@@ -34,7 +35,8 @@ class Studies:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.grid = grid(self.search.space) if self.search.sampler == "grid" else None
         self.studies = {
-            name: optuna.create_study(study_name=f"{self.run_id}/{name}", direction="maximize") for name in self.variants
+            name: optuna.create_study(study_name=f"{self.run_id}/{name}", direction="maximize")
+            for name in self.variants
         }
         self.asked = dict.fromkeys(self.variants, 0)
 
@@ -104,7 +106,9 @@ class Studies:
             yield self.make_spec(trial_id, variant, json.loads(json.dumps(point))), (variant, asked)
 
 
-def search_bridge(studies: Studies, ledger: Any, durations: dict[str, str], progress: Callable[[int, str], None]) -> Bridge:
+def search_bridge(
+    studies: Studies, ledger: Any, durations: dict[str, str], progress: Callable[[int, str], None]
+) -> Bridge:
     """Return the bridge of a search.
 
     Args:
@@ -114,7 +118,9 @@ def search_bridge(studies: Studies, ledger: Any, durations: dict[str, str], prog
         progress: told how many trials have ended.
     """
     rungs = {name: Rungs(studies.search.scheduler, _max_epochs(durations[name])) for name in studies.variants}
-    return Bridge(ledger, "search", studies.proposals(), rungs=rungs, tell=studies.tell, resume=studies.resume, progress=progress)
+    return Bridge(
+        ledger, "search", studies.proposals(), rungs=rungs, tell=studies.tell, resume=studies.resume, progress=progress
+    )
 
 
 def _max_epochs(duration: str) -> int:

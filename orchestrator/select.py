@@ -1,4 +1,5 @@
 """Which finalists vote: ranked by rules that look at out-of-fold predictions only."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,9 @@ def finalists(ranking: Sequence[tuple[str, str, float]], n: int, variants: Seque
     return sorted(chosen, key=ordered.index)
 
 
-def oof_of(predictions: pa.Table, setting: str, groups: Mapping[str, str], strata: Mapping[str, str], n_classes: int) -> Oof:
+def oof_of(
+    predictions: pa.Table, setting: str, groups: Mapping[str, str], strata: Mapping[str, str], n_classes: int
+) -> Oof:
     """Return a setting's out-of-fold predictions: one row per seed over the samples that all its seeds held out.
 
     Raises:
@@ -51,36 +54,63 @@ def oof_of(predictions: pa.Table, setting: str, groups: Mapping[str, str], strat
     by_seed: dict[int, dict[str, tuple[int, int]]] = {}
     for row in rows:
         if len(row["probs"]) != n_classes:
-            raise UserError(f"setting {setting}: predictions over {n_classes} classes were required, found {len(row['probs'])}")
+            raise UserError(
+                f"setting {setting}: predictions over {n_classes} classes were required, found {len(row['probs'])}"
+            )
         by_seed.setdefault(row["seed"], {})[row["sample_id"]] = (row["target"], row["pred"])
     if not by_seed:
         raise UserError(f"setting {setting}: out-of-fold predictions were required, found none")
     shared = sorted(set.intersection(*(set(found) for found in by_seed.values())))
     first = by_seed[min(by_seed)]
-    return Oof(shared, np.array([first[s][0] for s in shared], np.int64),
-               np.array([[by_seed[seed][s][1] for s in shared] for seed in sorted(by_seed)], np.int64),
-               [groups[s] for s in shared], [strata[s] for s in shared], n_classes)
+    return Oof(
+        shared,
+        np.array([first[s][0] for s in shared], np.int64),
+        np.array([[by_seed[seed][s][1] for s in shared] for seed in sorted(by_seed)], np.int64),
+        [groups[s] for s in shared],
+        [strata[s] for s in shared],
+        n_classes,
+    )
 
 
-def candidate(setting: str, variant: str, oof: Oof, *, search_score: float | None, n_params: int, seed: int) -> dict[str, Any]:
+def candidate(
+    setting: str, variant: str, oof: Oof, *, search_score: float | None, n_params: int, seed: int
+) -> dict[str, Any]:
     """Return the numbers behind a choice."""
     bounds = interval(oof, seed=seed)
     flat_targets, flat_preds = np.tile(oof.targets, len(oof.preds)), oof.preds.ravel()
     per_class = recalls(flat_targets, flat_preds, oof.n_classes)
     return {
-        "setting": setting, "variant": variant, "oof_macro_f1": bounds.estimate, "low": bounds.low, "high": bounds.high,
-        "low_rounded": round(bounds.low, 2), "oof_accuracy": float(np.mean(flat_targets == flat_preds)),
-        "worst_class": min(per_class, key=lambda k: (per_class[k], k)), "worst_class_recall": min(per_class.values()),
-        "total_variation": total_variation(flat_targets, flat_preds, oof.n_classes), "n_params": n_params,
-        "search_score": search_score, "n_groups": bounds.n_groups, "n_samples": bounds.n_samples, "n_seeds": len(oof.preds),
+        "setting": setting,
+        "variant": variant,
+        "oof_macro_f1": bounds.estimate,
+        "low": bounds.low,
+        "high": bounds.high,
+        "low_rounded": round(bounds.low, 2),
+        "oof_accuracy": float(np.mean(flat_targets == flat_preds)),
+        "worst_class": min(per_class, key=lambda k: (per_class[k], k)),
+        "worst_class_recall": min(per_class.values()),
+        "total_variation": total_variation(flat_targets, flat_preds, oof.n_classes),
+        "n_params": n_params,
+        "search_score": search_score,
+        "n_groups": bounds.n_groups,
+        "n_samples": bounds.n_samples,
+        "n_seeds": len(oof.preds),
     }
 
 
 def rank(candidates: Sequence[dict[str, Any]], policy: str | list[str]) -> list[dict[str, Any]]:
     """Return candidates in the order of a policy, best first."""
     if policy == "robust":
-        return sorted(candidates, key=lambda c: (-c["low_rounded"], -c["worst_class_recall"], c["total_variation"],
-                                                 c["n_params"], c["setting"]))
+        return sorted(
+            candidates,
+            key=lambda c: (
+                -c["low_rounded"],
+                -c["worst_class_recall"],
+                c["total_variation"],
+                c["n_params"],
+                c["setting"],
+            ),
+        )
     if policy == "validation":
         return sorted(candidates, key=lambda c: (-(c["search_score"] or 0.0), c["setting"]))
     if isinstance(policy, list):
@@ -106,6 +136,8 @@ def choose(candidates: Sequence[dict[str, Any]], policy: str | list[str], n: int
         reason = f"rank {place} of {len(ranked)} by {policy if isinstance(policy, str) else 'the list'}"
         rows.append({**found, "rank": place, "chosen": chosen, "reason": reason})
     wanted = len(policy) if isinstance(policy, list) else n
-    short = f"{len(members)} members instead of {wanted}: there are no more candidates" if len(members) < wanted else None
+    short = (
+        f"{len(members)} members instead of {wanted}: there are no more candidates" if len(members) < wanted else None
+    )
     rule = ROBUST_RULE if policy == "robust" else "search score" if policy == "validation" else "the spec's order"
     return {"policy": policy, "rule": rule, "level": 0.9, "members": members, "candidates": rows, "short_of": short}

@@ -1,4 +1,5 @@
 """Search spaces: declared in the spec, checked, sampled define-by-run, applied to a spec. Imports nothing heavy."""
+
 from __future__ import annotations
 
 import itertools
@@ -154,7 +155,9 @@ def order(space: dict[str, Any]) -> list[str]:
     for path in waiting:
         for other, wanted in space[path].when.items():
             if other not in space:
-                raise ValueError(f"{path}: when names {other!r}, which is not in the space; the space has {', '.join(space)}")
+                raise ValueError(
+                    f"{path}: when names {other!r}, which is not in the space; the space has {', '.join(space)}"
+                )
             entry = space[other]
             if isinstance(entry, Choice):
                 for value in wanted if isinstance(wanted, list) else [wanted]:

@@ -1,4 +1,5 @@
 """The experiment spec: one file, checked whole before any work."""
+
 from __future__ import annotations
 
 import difflib
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
 from data_prep.config import Data, Prep, TestTable
-from data_prep.section import BARE_NAME, Section, Seed, how, identity
+from data_prep.section import Section, Seed, how, identity
 from orchestrator.document import Document, DocumentError, Path_, Problem, load
 from orchestrator.errors import SpecError
 from orchestrator.hypotheses import parse as parse_claim
@@ -212,10 +213,7 @@ def _real_path(loc: tuple[str | int, ...], data: Any) -> tuple[Path_, Any]:
     here, parent = data, data
     for index, part in enumerate(loc):
         last = index == len(loc) - 1
-        if isinstance(here, dict) and part in here:
-            parent, here = here, here[part]
-            path.append(part)
-        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+        if (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int) and part < len(here)):
             parent, here = here, here[part]
             path.append(part)
         elif last and isinstance(here, dict) and isinstance(part, str) and not _is_tag(part):
@@ -252,7 +250,9 @@ def _fields_at(loc: tuple[str | int, ...], model: type[BaseModel]) -> list[str]:
 def _tag(node: dict[str, Any]) -> Any:
     """Return the value that tells a member of a union from the others."""
     properties = node.get("properties", {})
-    return next((properties[key]["const"] for key in ("name", "layout", "from") if "const" in properties.get(key, {})), None)
+    return next(
+        (properties[key]["const"] for key in ("name", "layout", "from") if "const" in properties.get(key, {})), None
+    )
 
 
 def _children(node: dict[str, Any], part: str | int, root: dict[str, Any]) -> list[dict[str, Any]]:
@@ -302,7 +302,9 @@ def _arms(spec: Spec, document: Document, problems: list[Problem]) -> dict[str, 
             if not any(path == allowed or path.startswith(allowed + ".") for allowed in VARIANT_PATHS):
                 wrong = True
                 mark = document.where(("variants", name, path), key=True)
-                problems.append(Problem(*mark, f"variants.{name}: may override {', '.join(VARIANT_PATHS)}; found {path!r}"))
+                problems.append(
+                    Problem(*mark, f"variants.{name}: may override {', '.join(VARIANT_PATHS)}; found {path!r}")
+                )
         under: Path_ = ("variants", name)
         if not wrong:
             if len(changes) == 1:
@@ -344,28 +346,55 @@ def _check_names(spec: Spec, arms: dict[str, Arm], document: Document, problems:
             continue
         for arm in (parsed.better, parsed.worse):
             if arm not in variants:
-                problems.append(Problem(*mark, f"hypotheses: no variant {arm!r} in {claim!r}; variants are "
-                                               f"{', '.join(variants)}{_nearest(arm, variants)}"))
+                problems.append(
+                    Problem(
+                        *mark,
+                        f"hypotheses: no variant {arm!r} in {claim!r}; variants are "
+                        f"{', '.join(variants)}{_nearest(arm, variants)}",
+                    )
+                )
     if spec.hypotheses and spec.confirm is None:
-        problems.append(Problem(*document.where(("hypotheses",)), "hypotheses are judged on confirm's out-of-fold "
-                                "predictions; remove confirm: null"))
+        problems.append(
+            Problem(
+                *document.where(("hypotheses",)),
+                "hypotheses are judged on confirm's out-of-fold predictions; remove confirm: null",
+            )
+        )
     if isinstance(spec.select.policy, list):
         for name in spec.select.policy:
             if name not in variants:
-                problems.append(Problem(*document.where(("select", "policy")), f"select.policy: no variant {name!r}; "
-                                        f"variants are {', '.join(variants)}{_nearest(name, variants)}"))
+                problems.append(
+                    Problem(
+                        *document.where(("select", "policy")),
+                        f"select.policy: no variant {name!r}; "
+                        f"variants are {', '.join(variants)}{_nearest(name, variants)}",
+                    )
+                )
     for arm in arms.values():
         head_labels = getattr(arm.train.model.head, "labels", None) or []
-        for where, names in ((("train", "loss", "weights"), arm.train.loss.weights), (("train", "model", "head"), head_labels)):
+        for where, names in (
+            (("train", "loss", "weights"), arm.train.loss.weights),
+            (("train", "model", "head"), head_labels),
+        ):
             for name in names:
                 if name not in labels:
-                    problems.append(Problem(*document.where(where), f"{'.'.join(where)}: no label {name!r}; labels are "
-                                            f"{', '.join(labels)}{_nearest(name, labels)}"))
+                    problems.append(
+                        Problem(
+                            *document.where(where),
+                            f"{'.'.join(where)}: no label {name!r}; labels are "
+                            f"{', '.join(labels)}{_nearest(name, labels)}",
+                        )
+                    )
     if isinstance(spec.select.policy, str) and spec.select.policy == "leaderboard":
         test = spec.data.test
         if test is None or test.public is None:
-            problems.append(Problem(*document.where(("select", "policy")), "select.policy leaderboard sees the public "
-                                    "half of the test set only; set data.test.public, such as 0.5"))
+            problems.append(
+                Problem(
+                    *document.where(("select", "policy")),
+                    "select.policy leaderboard sees the public "
+                    "half of the test set only; set data.test.public, such as 0.5",
+                )
+            )
 
 
 def _check_space(spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]) -> None:
@@ -410,8 +439,13 @@ def _check_roots(spec: Spec, base: Path, document: Document, problems: list[Prob
         root = base / section.root
         if not root.is_dir():
             mark = document.where(("data", side, "root"))
-            problems.append(Problem(*mark, f"data.{side}.root: required a folder, found none at {root}; a root is "
-                                           f"relative to the spec's folder"))
+            problems.append(
+                Problem(
+                    *mark,
+                    f"data.{side}.root: required a folder, found none at {root}; a root is "
+                    f"relative to the spec's folder",
+                )
+            )
         elif (table := getattr(section, "table", None)) and not (root / table).is_file():
             mark = document.where(("data", side, "table"))
             problems.append(Problem(*mark, f"data.{side}.table: required a file, found none at {root / table}"))

@@ -1,4 +1,5 @@
 """The bodies of the stages: each finds its artifact or makes it, and leaves the run's files behind."""
+
 from __future__ import annotations
 
 import json
@@ -207,11 +208,25 @@ def _prepare_one(context: Context, key: str, prep: Any) -> tuple[int, int]:
             number = result.task.number
             with context.store.draft("shard", keys[number], params={"steps": steps}, inputs={}) as draft:
                 shutil.move(result.path, draft.path / "shard.parquet")
-                draft.result |= {"n_rows": len(result.task.rows), "n_prepared": result.n_prepared,
-                                 "n_copied": result.n_copied, "quarantined": dict(result.quarantined)}
-            context.ledger.append("shard", commit=True, number=number, key=keys[number],
-                                  n_prepared=result.n_prepared, n_copied=result.n_copied)
-            prepared, copied, done = prepared + result.n_prepared, copied + result.n_copied, done + len(result.task.rows)
+                draft.result |= {
+                    "n_rows": len(result.task.rows),
+                    "n_prepared": result.n_prepared,
+                    "n_copied": result.n_copied,
+                    "quarantined": dict(result.quarantined),
+                }
+            context.ledger.append(
+                "shard",
+                commit=True,
+                number=number,
+                key=keys[number],
+                n_prepared=result.n_prepared,
+                n_copied=result.n_copied,
+            )
+            prepared, copied, done = (
+                prepared + result.n_prepared,
+                copied + result.n_copied,
+                done + len(result.task.rows),
+            )
             advance(done, f"{len(result.quarantined)} quarantined" if result.quarantined else "")
     with context.store.draft("prepare", key, params={"steps": steps}, inputs={}) as draft:
         quarantined: dict[str, str] = {}
@@ -220,7 +235,12 @@ def _prepare_one(context: Context, key: str, prep: Any) -> tuple[int, int]:
             link(shard.file("shard.parquet"), draft.path / shard_name(number))
             quarantined |= shard.result["quarantined"]
         write_index(draft.path, n_shards=n_shards_for(sum(map(len, wanted.values()))), steps=steps, size=prep.size)
-        draft.result |= {"n_shards": len(wanted), "quarantined": quarantined, "n_prepared": prepared, "n_copied": copied}
+        draft.result |= {
+            "n_shards": len(wanted),
+            "quarantined": quarantined,
+            "n_prepared": prepared,
+            "n_copied": copied,
+        }
     return prepared, copied
 
 

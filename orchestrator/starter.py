@@ -1,4 +1,5 @@
 """A starter spec for somebody's own photos."""
+
 from __future__ import annotations
 
 import csv
@@ -85,7 +86,9 @@ def _from_table(table: Path, root: str) -> str:
         patterns = ", ".join(f"{_identifier(stem)}: {_quote(stem)}" for stem in stems)
         labels.insert(0, f"    photo: {{from: stem, classes: {{{patterns}}}}}   # group the stems that mean the same")
     if not labels:
-        raise SpecError(f"{table}: a column with 2 to {_MAX_CLASSES} values or with numbers was required, found {', '.join(columns)}")
+        raise SpecError(
+            f"{table}: a column with 2 to {_MAX_CLASSES} values or with numbers was required, found {', '.join(columns)}"
+        )
     where = "" if profiles else f", path: {path}"
     own = group or "sample_id"
     return (
@@ -98,7 +101,7 @@ def _from_table(table: Path, root: str) -> str:
 
 def _label(name: str, rows: list[dict[str, str]]) -> str | None:
     values = sorted({row[name] for row in rows if row[name]})
-    if not 2 <= len(values):
+    if not len(values) >= 2:
         return None
     try:
         numbers = sorted(float(row[name]) for row in rows if row[name])

@@ -3,6 +3,7 @@
 Every statistic here is a function of three counts per class: hits, answers and targets. Counts of groups add up, so a
 resample of groups is one product of a weight matrix with the groups' counts.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -36,9 +37,14 @@ class Oof:
 
     def take(self, at: Ints) -> Oof:
         """Return the samples at some places."""
-        return Oof([self.sample_ids[i] for i in at], self.targets[at], self.preds[:, at],
-                   [self.groups[i] for i in at] if self.groups else None,
-                   [self.strata[i] for i in at] if self.strata else None, self.n_classes)
+        return Oof(
+            [self.sample_ids[i] for i in at],
+            self.targets[at],
+            self.preds[:, at],
+            [self.groups[i] for i in at] if self.groups else None,
+            [self.strata[i] for i in at] if self.strata else None,
+            self.n_classes,
+        )
 
 
 @dataclass(frozen=True)
@@ -134,15 +140,24 @@ def paired_difference(a: Oof, b: Oof, *, metric: str = "macro_f1", seed: int) ->
     difference = float((mean_score(ones, ta) - mean_score(ones, tb))[0])
     swap, exact = _swaps(n_groups, rng)
     pairs = list(zip(_pad(ta, len(tb)), _pad(tb, len(ta)), strict=True))
-    under = np.mean([
-        score(np.tensordot(1 - swap, x, 1) + np.tensordot(swap, y, 1), metric)
-        - score(np.tensordot(swap, x, 1) + np.tensordot(1 - swap, y, 1), metric)
-        for x, y in pairs
-    ], axis=0)
+    under = np.mean(
+        [
+            score(np.tensordot(1 - swap, x, 1) + np.tensordot(swap, y, 1), metric)
+            - score(np.tensordot(swap, x, 1) + np.tensordot(1 - swap, y, 1), metric)
+            for x, y in pairs
+        ],
+        axis=0,
+    )
     beyond = int(np.sum(np.abs(under) >= abs(difference) - 1e-12))
     p_value = beyond / len(swap) if exact else (beyond + 1) / (len(swap) + 1)
-    return {"difference": difference, "low": float(low), "high": float(high), "p_value": float(p_value),
-            "n_groups": n_groups, "n_samples": len(a.targets)}
+    return {
+        "difference": difference,
+        "low": float(low),
+        "high": float(high),
+        "p_value": float(p_value),
+        "n_groups": n_groups,
+        "n_samples": len(a.targets),
+    }
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

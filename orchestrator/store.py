@@ -1,4 +1,5 @@
 """The content-addressed store: `<store>/<kind>/<key>/`, complete when its manifest.json stands."""
+
 from __future__ import annotations
 
 import hashlib
@@ -20,8 +21,21 @@ from typing import Any
 from orchestrator.errors import UserError
 
 MANIFEST = "manifest.json"
-_PACKAGES = ("ray", "optuna", "torch", "timm", "albumentations", "rembg", "deepface", "onnxruntime", "numpy",
-             "opencv-contrib-python-headless", "pillow", "pyarrow", "pydantic")
+_PACKAGES = (
+    "ray",
+    "optuna",
+    "torch",
+    "timm",
+    "albumentations",
+    "rembg",
+    "deepface",
+    "onnxruntime",
+    "numpy",
+    "opencv-contrib-python-headless",
+    "pillow",
+    "pyarrow",
+    "pydantic",
+)
 
 
 @dataclass(frozen=True)
@@ -115,9 +129,17 @@ class Store:
         try:
             yield draft
             manifest = {
-                "kind": kind, "key": key, "params": params, "inputs": inputs, "result": draft.result,
-                "files": _file_facts(beside), "wall_s": round(time.perf_counter() - started, 3),
-                "finished": time.time(), "host": platform.node(), "git_commit": git_commit(), "packages": packages(),
+                "kind": kind,
+                "key": key,
+                "params": params,
+                "inputs": inputs,
+                "result": draft.result,
+                "files": _file_facts(beside),
+                "wall_s": round(time.perf_counter() - started, 3),
+                "finished": time.time(),
+                "host": platform.node(),
+                "git_commit": git_commit(),
+                "packages": packages(),
             }
             write_json(beside / MANIFEST, manifest)
             self._publish(beside, home / key)

@@ -1,4 +1,5 @@
 """Schemas of the Parquet files of a run (the contract's section 6), and how they are written."""
+
 from __future__ import annotations
 
 import os

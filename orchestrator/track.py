@@ -2,6 +2,7 @@
 
 It can block and fail nothing: the driver starts it, waits a little for it at the end, and goes on without it.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -41,7 +42,9 @@ class Tracker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            return f"stopped after {timeout_s:.0f} s before everything was mirrored; details in {self.run / 'track.log'}"
+            return (
+                f"stopped after {timeout_s:.0f} s before everything was mirrored; details in {self.run / 'track.log'}"
+            )
         return None if code == 0 else f"failed, details in {self.run / 'track.log'}"
 
 
@@ -49,8 +52,13 @@ def start(run: Path, settings: Any) -> Tracker:
     """Start the mirror of a run."""
     del settings  # it reads resolved.yaml itself
     with (run / "track.log").open("ab") as log:
-        process = subprocess.Popen([sys.executable, "-m", "orchestrator.track", str(run)], stdout=log, stderr=log,
-                                   stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.track", str(run)],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     return Tracker(process, run)
 
 
@@ -66,7 +74,9 @@ def main(run: Path, parent: int) -> None:
     wandb = track.get("wandb")
     if wandb and wandb["mode"] != "disabled":
         # its own thread, so that a slow service holds up nothing else
-        lines.append(threading.Thread(target=_follow, args=(run, [lambda trial: _wandb(run, wandb, trial)], parent, run / _DONE)))
+        lines.append(
+            threading.Thread(target=_follow, args=(run, [lambda trial: _wandb(run, wandb, trial)], parent, run / _DONE))
+        )
     for line in lines:
         line.start()
     for line in lines:
@@ -119,18 +129,25 @@ class Journal:
             return
         variant = trial.facts["variant"]
         if variant not in self.studies:
-            self.studies[variant] = optuna.create_study(storage=self.storage, study_name=f"{self.run.name}/{variant}", direction="maximize")
+            self.studies[variant] = optuna.create_study(
+                storage=self.storage, study_name=f"{self.run.name}/{variant}", direction="maximize"
+            )
         known = {path: value for path, value in trial.facts["params"].items() if path in self.search.space}
         params, distributions = {}, {}
         for path, value in known.items():
             params[path], distributions[path] = _stored(self.search.space[path], value)
         scores = {epoch: metrics["val_macro_f1"] for epoch, metrics in trial.reports.items()}
         state = {"COMPLETE": State.COMPLETE, "PRUNED": State.PRUNED}.get(str(trial.status), State.FAIL)
-        self.studies[variant].add_trial(optuna.trial.create_trial(
-            state=state, params=params, distributions=distributions, intermediate_values=scores,
-            value=max(scores.values()) if state in {State.COMPLETE, State.PRUNED} and scores else None,
-            user_attrs={"trial_id": trial.trial_id},
-        ))
+        self.studies[variant].add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                params=params,
+                distributions=distributions,
+                intermediate_values=scores,
+                value=max(scores.values()) if state in {State.COMPLETE, State.PRUNED} and scores else None,
+                user_attrs={"trial_id": trial.trial_id},
+            )
+        )
 
 
 def _stored(entry: Any, value: Any) -> tuple[Any, Any]:
@@ -139,7 +156,9 @@ def _stored(entry: Any, value: Any) -> tuple[Any, Any]:
 
     if isinstance(entry, Choice):
         texts = [item if isinstance(item, str | int | float | bool) else json.dumps(item) for item in entry.choice]
-        return (value if isinstance(value, str | int | float | bool) else json.dumps(value)), d.CategoricalDistribution(texts)
+        return (value if isinstance(value, str | int | float | bool) else json.dumps(value)), d.CategoricalDistribution(
+            texts
+        )
     if hasattr(entry, "int_"):
         return value, d.IntDistribution(*entry.int_, log=entry.log, step=entry.step or 1)
     return value, d.FloatDistribution(*entry.float_, log=entry.log, step=entry.step)
@@ -163,11 +182,29 @@ def _wandb(run: Path, settings: dict[str, Any], trial: TrialState) -> None:
 
     name = hashlib.sha256(f"{run.name}/{trial.trial_id}".encode()).hexdigest()[:16]
     config = {key: trial.facts.get(key) for key in ("variant", "phase", "setting", "seed", "fold", "params", "train")}
-    quiet = wandb.Settings(console="off", disable_code=True, disable_git=True, silent=True, x_disable_stats=True,
-                           x_disable_meta=True, x_disable_machine_info=True, init_timeout=10)
+    quiet = wandb.Settings(
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        silent=True,
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        init_timeout=10,
+    )
     try:
-        one = wandb.init(project=settings["project"], mode=settings["mode"], id=name, name=trial.trial_id, group=run.name,
-                         config=config, dir=str(run), settings=quiet, reinit="finish_previous", resume="allow" if settings["mode"] == "online" else None)
+        one = wandb.init(
+            project=settings["project"],
+            mode=settings["mode"],
+            id=name,
+            name=trial.trial_id,
+            group=run.name,
+            config=config,
+            dir=str(run),
+            settings=quiet,
+            reinit="finish_previous",
+            resume="allow" if settings["mode"] == "online" else None,
+        )
     except Exception as error:  # noqa: BLE001 - whatever the service does, the run goes on
         sys.stderr.write(f"W&B: {type(error).__name__}; going on offline, later: wandb sync {run / 'wandb'}\n")
         settings["mode"] = "offline"

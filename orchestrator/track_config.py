@@ -1,4 +1,5 @@
 """The `track` section of a spec: where a run's ledger is mirrored to."""
+
 from __future__ import annotations
 
 from typing import Annotated, Literal

@@ -1,4 +1,5 @@
 """One trial on a worker: rows and parts in, an artifact of the store out."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -62,13 +63,24 @@ def run_trial(spec: TrialSpec, report: Report) -> Artifact:
         targets[at] = codes
     task = Task(rows.images, targets, rows.sample_ids, spec.label_sizes, parts["train"][0], parts["val"][0])
     work = store.work_dir("trial", spec.key)
-    result = train(Train.model_validate(spec.train), task, seed=spec.seed, report=report, work_dir=work,
-                   device=spec.device, threads=spec.threads)
-    with store.draft("trial", spec.key, params={"train": spec.train, "seed": spec.seed, "fold": spec.fold}, inputs={}) as draft:
+    result = train(
+        Train.model_validate(spec.train),
+        task,
+        seed=spec.seed,
+        report=report,
+        work_dir=work,
+        device=spec.device,
+        threads=spec.threads,
+    )
+    with store.draft(
+        "trial", spec.key, params={"train": spec.train, "seed": spec.seed, "fold": spec.fold}, inputs={}
+    ) as draft:
         for name in ("weights.safetensors", "model.json"):
             (draft.path / name).write_bytes((work / name).read_bytes())
-        tables.write(_predictions(spec, work, rows, parts["holdout" if spec.phase == "confirm" else "val"]),
-                     draft.path / "predictions.parquet")
+        tables.write(
+            _predictions(spec, work, rows, parts["holdout" if spec.phase == "confirm" else "val"]),
+            draft.path / "predictions.parquet",
+        )
         write_json(draft.path / "result.json", {"spec": spec.to_json(), "history": result.history})
         draft.result |= {"history": result.history, "best_epoch": result.best_epoch}
     return store.get("trial", spec.key)
@@ -98,9 +110,18 @@ def _predictions(spec: TrialSpec, work: Path, rows: Any, part: tuple[Any, Any]) 
     probs = predict(model, rows.images[at], device=spec.device)
     return tables.from_rows(
         (
-            {"trial_id": spec.trial_id, "setting": spec.setting, "variant": spec.variant, "seed": spec.seed,
-             "fold": spec.fold, "sample_id": rows.sample_ids[row], "split": "oof" if spec.phase == "confirm" else "val",
-             "target": int(target[i]), "pred": int(probs[i].argmax()), "probs": probs[i].tolist()}
+            {
+                "trial_id": spec.trial_id,
+                "setting": spec.setting,
+                "variant": spec.variant,
+                "seed": spec.seed,
+                "fold": spec.fold,
+                "sample_id": rows.sample_ids[row],
+                "split": "oof" if spec.phase == "confirm" else "val",
+                "target": int(target[i]),
+                "pred": int(probs[i].argmax()),
+                "probs": probs[i].tolist(),
+            }
             for i, row in enumerate(at)
         ),
         tables.PREDICTIONS,

@@ -1,4 +1,5 @@
 """The adapter of Ray Tune: runs what a bridge proposes, and leaves a folder that any Tune user can open."""
+
 from __future__ import annotations
 
 import os
@@ -36,7 +37,9 @@ def trainable(config: dict[str, Any]) -> None:
     run_trial(TrialSpec(**config["spec"]), report)
 
 
-def run(bridge: Bridge, folder: Path, *, cpu: float, gpu: float, max_concurrent: int, function: Any = trainable) -> None:
+def run(
+    bridge: Bridge, folder: Path, *, cpu: float, gpu: float, max_concurrent: int, function: Any = trainable
+) -> None:
     """Run all trials of a bridge as one Tune experiment in `folder`, which is made anew.
 
     A run that is gone on with tells Tune of its ended trials again, so nothing of an older folder is needed.
@@ -83,7 +86,11 @@ def run(bridge: Bridge, folder: Path, *, cpu: float, gpu: float, max_concurrent:
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             if "epoch" not in result or "val_macro_f1" not in result:
                 return str(TrialScheduler.CONTINUE)
-            metrics = {name: float(value) for name, value in result.items() if name.startswith(("val_", "train_")) or name in {"lr", "epoch_s"}}
+            metrics = {
+                name: float(value)
+                for name, value in result.items()
+                if name.startswith(("val_", "train_")) or name in {"lr", "epoch_s"}
+            }
             stops = bridge.heard(_name(trial), int(result["epoch"]), metrics)
             return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
@@ -112,11 +119,20 @@ def run(bridge: Bridge, folder: Path, *, cpu: float, gpu: float, max_concurrent:
         tune.Tuner(
             tune.with_resources(function, {"cpu": cpu, "gpu": gpu}),
             tune_config=tune.TuneConfig(
-                search_alg=Proposals(), scheduler=Decisions(), num_samples=-1, max_concurrent_trials=max_concurrent,
-                reuse_actors=True, trial_name_creator=_label, trial_dirname_creator=_label,
+                search_alg=Proposals(),
+                scheduler=Decisions(),
+                num_samples=-1,
+                max_concurrent_trials=max_concurrent,
+                reuse_actors=True,
+                trial_name_creator=_label,
+                trial_dirname_creator=_label,
             ),
-            run_config=tune.RunConfig(name=folder.name, storage_path=str(folder.parent.resolve()), verbose=0,
-                                      failure_config=tune.FailureConfig(max_failures=0)),
+            run_config=tune.RunConfig(
+                name=folder.name,
+                storage_path=str(folder.parent.resolve()),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
         ).fit()
 
 

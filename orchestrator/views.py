@@ -1,4 +1,5 @@
 """Plans and states as lines of text."""
+
 from __future__ import annotations
 
 from typing import Any

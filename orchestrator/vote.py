@@ -1,4 +1,5 @@
 """The vote: each member one class per photo, joined by id, ties by a stated rule."""
+
 from __future__ import annotations
 
 import csv
@@ -88,8 +89,12 @@ def align(ids: Sequence[str], member: str, found: Mapping[str, Any] | Sequence[s
 
 
 def vote_table(
-    order: Sequence[tuple[str, str]], members: Mapping[str, tuple[list[str], Floats]], *, quarantined: Mapping[str, str],
-    majority: int, rule: str,
+    order: Sequence[tuple[str, str]],
+    members: Mapping[str, tuple[list[str], Floats]],
+    *,
+    quarantined: Mapping[str, str],
+    majority: int,
+    rule: str,
 ) -> pa.Table:
     """Vote on the test photos.
 
@@ -111,15 +116,29 @@ def vote_table(
     rows = []
     for sample, image in order:
         if (reason := quarantined.get(sample)) is not None:
-            rows.append({"sample_id": sample, "ImageID": image, "pred": majority, "votes": 0, "tie": False,
-                         "outcome": f"quarantined: {reason}"})
+            rows.append(
+                {
+                    "sample_id": sample,
+                    "ImageID": image,
+                    "pred": majority,
+                    "votes": 0,
+                    "tie": False,
+                    "outcome": f"quarantined: {reason}",
+                }
+            )
             continue
         at = place[sample]
-        rows.append({
-            "sample_id": sample, "ImageID": image, "pred": int(votes.pred[at]), "votes": int(votes.votes[at]),
-            "tie": bool(votes.tie[at]), "outcome": "tie" if votes.tie[at] else "voted",
-            **{f"pred_{setting}": int(preds[m, at]) for m, setting in enumerate(members)},
-        })
+        rows.append(
+            {
+                "sample_id": sample,
+                "ImageID": image,
+                "pred": int(votes.pred[at]),
+                "votes": int(votes.votes[at]),
+                "tie": bool(votes.tie[at]),
+                "outcome": "tie" if votes.tie[at] else "voted",
+                **{f"pred_{setting}": int(preds[m, at]) for m, setting in enumerate(members)},
+            }
+        )
     return tables.from_rows(rows, tables.votes_schema(members))
 
 

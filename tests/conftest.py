@@ -1,4 +1,5 @@
 """What several test folders share: a small drawn data set, and runs of the command line."""
+
 import os
 import re
 import shutil
@@ -37,8 +38,15 @@ class Workplace:
         return {**os.environ, "PYTHONPATH": str(ROOT), "ORCHESTRATOR_STORE": str(self.root / "store"), "COLUMNS": "200"}
 
     def run(self, *arguments, timeout=400):
-        return subprocess.run(self.command(*arguments), cwd=self.root, env=self.environment, capture_output=True, text=True,
-                              timeout=timeout, check=False)
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.root,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
 
     def submit(self, *arguments):
         """Submit the spec; return (exit code, stage -> outcome, standard error)."""
@@ -65,6 +73,8 @@ def workplace(tmp_path, drawn):
     """A fresh folder with the drawn data and the smoke experiment, quick enough for a test."""
     shutil.copytree(drawn, tmp_path / "data/sample")
     (tmp_path / "experiments").mkdir()
-    text = (ROOT / "experiments/smoke.yaml").read_text().replace("wandb: {project: masks, mode: offline}", "wandb: null")
+    text = (
+        (ROOT / "experiments/smoke.yaml").read_text().replace("wandb: {project: masks, mode: offline}", "wandb: null")
+    )
     (tmp_path / "experiments/spec.yaml").write_text(text)
     return Workplace(tmp_path)

@@ -1,4 +1,5 @@
 """The whole path on a real local cluster: a spec goes in, an ensemble comes out, and nothing is done twice."""
+
 import json
 import os
 import signal
@@ -14,12 +15,39 @@ from orchestrator.ledger import read
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-FILES = ["spec.yaml", "resolved.yaml", "plan.json", "events.jsonl", "audit.json", "selection.json", "hypotheses.json", "submission.csv",
-         "summary.json", "report/index.html", "study.log", "test_labels.parquet", "tune/search", "tune/confirm"]
+FILES = [
+    "spec.yaml",
+    "resolved.yaml",
+    "plan.json",
+    "events.jsonl",
+    "audit.json",
+    "selection.json",
+    "hypotheses.json",
+    "submission.csv",
+    "summary.json",
+    "report/index.html",
+    "study.log",
+    "test_labels.parquet",
+    "tune/search",
+    "tune/confirm",
+]
 COLUMNS = {
-    "trials.parquet": [name for name, _ in tables.TRIAL_FIELDS], "curves.parquet": ["trial_id", "epoch", "val_macro_f1"],
-    "catalog.parquet": ["sample_id", "path", "group", "age", "label_mask", "label", "sha256", "width", "height", "status"],
-    "folds.parquet": ["variant", "sample_id", "group", "label", "role", "fold"], "predictions.parquet": tables.PREDICTIONS.names,
+    "trials.parquet": [name for name, _ in tables.TRIAL_FIELDS],
+    "curves.parquet": ["trial_id", "epoch", "val_macro_f1"],
+    "catalog.parquet": [
+        "sample_id",
+        "path",
+        "group",
+        "age",
+        "label_mask",
+        "label",
+        "sha256",
+        "width",
+        "height",
+        "status",
+    ],
+    "folds.parquet": ["variant", "sample_id", "group", "label", "role", "fold"],
+    "predictions.parquet": tables.PREDICTIONS.names,
     "votes.parquet": [name for name, _ in tables.VOTE_FIELDS],
 }
 
@@ -34,17 +62,19 @@ def n_prepared(run):
 
 def test_a_spec_goes_in_and_every_file_of_the_contract_comes_out_and_nothing_is_done_twice(workplace):
     code, outcomes, said = workplace.submit()
-    assert 0 == code, said
+    assert code == 0, said
     assert {"SUCCEEDED"} == set(outcomes.values())
     (run,) = workplace.runs()
-    assert [] == [name for name in FILES if not (run / name).exists()]
+    assert [name for name in FILES if not (run / name).exists()] == []
     for name, columns in COLUMNS.items():
         assert set(columns) <= set(pq.read_schema(run / name).names), name
     summary = json.loads((run / "summary.json").read_text())
-    assert ({"complete": 8, "pruned": 0, "failed": 0}, 0) == (summary["trials"], summary["quarantined"])
+    assert (summary["trials"], summary["quarantined"]) == ({"complete": 8, "pruned": 0, "failed": 0}, 0)
     test_rows = [row for row in tables.read(run / "predictions.parquet").to_pylist() if row["split"] == "test"]
     assert {None} == {row["target"] for row in test_rows}
-    assert tables.read(run / "votes.parquet")["ImageID"].to_pylist() == [line.split(",")[0] for line in (run / "submission.csv").read_text().split()[1:]]
+    assert tables.read(run / "votes.parquet")["ImageID"].to_pylist() == [
+        line.split(",")[0] for line in (run / "submission.csv").read_text().split()[1:]
+    ]
     # again: at once, all cached
     began = time.monotonic()
     code, outcomes, _ = workplace.submit()
@@ -54,31 +84,55 @@ def test_a_spec_goes_in_and_every_file_of_the_contract_comes_out_and_nothing_is_
     workplace.change(("tensorboard: true}", "tensorboard: false}\nresources: {per_trial: {cpu: 2}, max_concurrent: 1}"))
     assert (0, {"CACHED"}) == (lambda done: (done[0], set(done[1].values())))(workplace.submit())
     # the answers of `predict` are the stored ones
-    done = workplace.run("predict", "latest", workplace.root / "data/sample/eval/images", "--out", workplace.root / "out.csv")
-    assert 0 == done.returncode, done.stderr
-    assert sorted((run / "submission.csv").read_text().split()) == sorted((workplace.root / "out.csv").read_text().split())
-    for command in (("status", "latest"), ("results", "latest", "--format", "json"), ("report", run.name[:8]), ("runs",)):
+    done = workplace.run(
+        "predict", "latest", workplace.root / "data/sample/eval/images", "--out", workplace.root / "out.csv"
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted((run / "submission.csv").read_text().split()) == sorted(
+        (workplace.root / "out.csv").read_text().split()
+    )
+    for command in (
+        ("status", "latest"),
+        ("results", "latest", "--format", "json"),
+        ("report", run.name[:8]),
+        ("runs",),
+    ):
         shown = workplace.run(*command)
-        assert (0, True) == (shown.returncode, bool(shown.stdout)), shown.stderr
+        assert (shown.returncode, bool(shown.stdout)) == (0, True), shown.stderr
     # another split: neither catalog nor prepare
     workplace.change(("val: 0.25, seed: 0", "val: 0.25, seed: 1"))
     code, outcomes, said = workplace.submit()
-    assert (0, "CACHED", "CACHED", "SUCCEEDED") == (code, outcomes["catalog"], outcomes["prepare"], outcomes["split"]), said
+    assert (
+        code,
+        outcomes["catalog"],
+        outcomes["prepare"],
+        outcomes["split"],
+    ) == (0, "CACHED", "CACHED", "SUCCEEDED"), said
     # a new photo: one preparation
     person = sorted((workplace.root / "data/sample/train/images").iterdir())[0]
     (person / "mask6.jpg").write_bytes((person / "mask1.jpg").read_bytes() + b"\0")
     code, outcomes, said = workplace.submit()
-    assert (0, 1) == (code, n_prepared(workplace.runs()[-1])), said
+    assert (code, n_prepared(workplace.runs()[-1])) == (0, 1), said
     # other steps: all of them
     workplace.change(("size: 32", "size: 40"))
     code, outcomes, said = workplace.submit()
-    assert (0, "CACHED", "SUCCEEDED", 253) == (code, outcomes["catalog"], outcomes["prepare"], n_prepared(workplace.runs()[-1])), said
+    assert (
+        code,
+        outcomes["catalog"],
+        outcomes["prepare"],
+        n_prepared(workplace.runs()[-1]),
+    ) == (0, "CACHED", "SUCCEEDED", 253), said
 
 
 def kill_when(workplace, ready):
     """Start a submit and kill its driver with SIGKILL when its run folder is as wanted."""
-    driver = subprocess.Popen(workplace.command("submit", workplace.spec), cwd=workplace.root, env=workplace.environment,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen(
+        workplace.command("submit", workplace.spec),
+        cwd=workplace.root,
+        env=workplace.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     until = time.monotonic() + 200
     while time.monotonic() < until and driver.poll() is None:
         if (workplace.root / "store/runs").is_dir() and workplace.runs() and ready(workplace.runs()[0]):
@@ -95,14 +149,14 @@ def test_killed_in_search_it_goes_on_and_no_finished_trial_is_trained_again(work
     (run,) = workplace.runs()
     before = {event["trial_id"]: event for event in events(run, "trial_ended")}
     code, _, said = workplace.submit()
-    assert 0 == code, said
+    assert code == 0, said
     ended = events(run, "trial_ended")
     assert {1} == set(Counter(event["trial_id"] for event in ended).values())
     assert all(before[event["trial_id"]] == event for event in ended if event["trial_id"] in before)
-    assert 8 + 4 == len(ended)
+    assert len(ended) == 8 + 4
     from ray.tune import ExperimentAnalysis
 
-    assert 8 == len(ExperimentAnalysis(str(run / "tune/search")).dataframe())
+    assert len(ExperimentAnalysis(str(run / "tune/search")).dataframe()) == 8
 
 
 def test_killed_in_prepare_it_goes_on_and_no_shard_is_made_twice(workplace, monkeypatch):
@@ -110,7 +164,7 @@ def test_killed_in_prepare_it_goes_on_and_no_shard_is_made_twice(workplace, monk
     kill_when(workplace, lambda run: (run / "events.jsonl").exists() and len(events(run, "shard")) >= 1)
     (run,) = workplace.runs()
     code, _, said = workplace.submit()
-    assert 0 == code, said
+    assert code == 0, said
     made = [event["number"] for event in events(run, "shard")]
     assert sorted(set(made)) == sorted(made)
 
@@ -122,20 +176,23 @@ def test_corrupt_photos_are_counted_and_the_run_finishes(workplace):
     test_photo = sorted((workplace.root / "data/sample/eval/images").iterdir())[0]
     test_photo.write_bytes(b"")
     code, _, said = workplace.submit()
-    assert 0 == code, said
+    assert code == 0, said
     (run,) = workplace.runs()
     audit, summary = (json.loads((run / name).read_text()) for name in ("audit.json", "summary.json"))
-    assert (3, 3) == (audit["n_quarantined"], summary["quarantined"])
+    assert (audit["n_quarantined"], summary["quarantined"]) == (3, 3)
     row = next(row for row in tables.read(run / "votes.parquet").to_pylist() if row["ImageID"] == test_photo.name)
-    assert (0, "quarantined: empty file") == (row["votes"], row["outcome"])
+    assert (row["votes"], row["outcome"]) == (0, "quarantined: empty file")
 
 
 def test_poisoned_test_labels_change_nothing_before_the_vote(workplace):
-    assert 0 == workplace.submit()[0]
+    assert workplace.submit()[0] == 0
     table = workplace.root / "data/sample/eval/info.csv"
     lines = table.read_text().split()
-    table.write_text("\n".join([lines[0], *(f"{line.split(',')[0]},{(int(line.split(',')[1]) + 7) % 18}" for line in lines[1:])]) + "\n")
-    assert 0 == workplace.submit()[0]
+    table.write_text(
+        "\n".join([lines[0], *(f"{line.split(',')[0]},{(int(line.split(',')[1]) + 7) % 18}" for line in lines[1:])])
+        + "\n"
+    )
+    assert workplace.submit()[0] == 0
     first, second = workplace.runs()
     chosen = [json.loads((run / "selection.json").read_text()) for run in (first, second)]
     assert chosen[0]["ensemble"]["test"] != chosen[1]["ensemble"]["test"]

@@ -1,4 +1,5 @@
 """Augmentation through albumentations: named policies, or a list of its operations."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -13,8 +14,10 @@ Photo = NDArray[np.uint8]  # (H, W, 3)
 
 POLICIES: dict[str, list[dict[str, Any]]] = {
     "none": [],
-    "basic": [{"name": "HorizontalFlip", "p": 0.5}, {"name": "Affine", "translate_percent": 0.06, "scale": [0.9, 1.1],
-                                                     "rotate": [-10, 10], "p": 0.7}],
+    "basic": [
+        {"name": "HorizontalFlip", "p": 0.5},
+        {"name": "Affine", "translate_percent": 0.06, "scale": [0.9, 1.1], "rotate": [-10, 10], "p": 0.7},
+    ],
     "strong": [
         {"name": "HorizontalFlip", "p": 0.5},
         {"name": "Affine", "translate_percent": 0.1, "scale": [0.8, 1.2], "rotate": [-20, 20], "p": 0.8},

@@ -1,4 +1,5 @@
 """The names of timm's models, read without importing timm (which takes four seconds)."""
+
 from __future__ import annotations
 
 import re

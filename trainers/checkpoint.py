@@ -1,4 +1,5 @@
 """Files of a training: a resumable state, and the best weights with what is needed to rebuild the model."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,5 @@
 """The training loop, to be read from top to bottom."""
+
 from __future__ import annotations
 
 import time
@@ -41,7 +42,14 @@ class Result:
 
 
 def train(
-    config: Train, task: Task, *, seed: int, report: Report, work_dir: Path, device: str = "cpu", threads: int | None = None
+    config: Train,
+    task: Task,
+    *,
+    seed: int,
+    report: Report,
+    work_dir: Path,
+    device: str = "cpu",
+    threads: int | None = None,
 ) -> Result:
     """Train one classifier and leave the weights of its best epoch in `work_dir`.
 
@@ -67,7 +75,10 @@ def train(
     model = build(config.model, task.label_sizes).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(config.optimizer, model.parameters())
     targets = {name: task.codes_of(labels) for name, labels in model.head.branches.items()}
-    losses = {name: branch_loss(config.loss, _class_weights(config, codes[task.train], device)) for name, codes in targets.items()}
+    losses = {
+        name: branch_loss(config.loss, _class_weights(config, codes[task.train], device))
+        for name, codes in targets.items()
+    }
     precision = _precision(config, model, task, device)
     scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
     augmented = augment.build(config.augment.policy)
@@ -99,8 +110,14 @@ def train(
                 break
             x = _to_tensor(_photos(task, rows, augmented, seed, epoch))
             mixed = mix(x, config.augment, rng)
-            lr = lr_at(config.schedule, config.optimizer.lr, step=step, steps_per_epoch=steps_per_epoch, n_steps=n_steps,
-                       cuts=plateau.cuts)
+            lr = lr_at(
+                config.schedule,
+                config.optimizer.lr,
+                step=step,
+                steps_per_epoch=steps_per_epoch,
+                n_steps=n_steps,
+                cuts=plateau.cuts,
+            )
             for group in optimizer.param_groups:
                 group["lr"] = lr
             with _autocast(device, precision):
@@ -108,23 +125,36 @@ def train(
             loss = total_loss(logits, _mixed_targets(targets, rows, mixed, device), losses, config.loss.weights)
             if not torch.isfinite(loss):
                 named = ", ".join(task.sample_ids[row] for row in rows[:5])
-                raise TrainingDiverged(f"loss is {loss.item()} at step {step}, lr {lr:g}, samples {named}, ...; lower the learning rate")
+                raise TrainingDiverged(
+                    f"loss is {loss.item()} at step {step}, lr {lr:g}, samples {named}, ...; lower the learning rate"
+                )
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
             total, seen, step = total + loss.item() * len(rows), seen + len(rows), step + 1
-        metrics = {"train_loss": total / max(seen, 1), "lr": lr, **evaluate(model, task, targets, losses, config, device)}
+        metrics = {
+            "train_loss": total / max(seen, 1),
+            "lr": lr,
+            **evaluate(model, task, targets, losses, config, device),
+        }
         metrics["epoch_s"] = time.perf_counter() - began
         plateau.see(metrics["val_macro_f1"], getattr(config.schedule, "patience", 0))
         history.append(metrics)
         if best_epoch(history) == epoch:
             checkpoint.save_weights(work_dir, model.state_dict(), describe(config, task, model, precision))
         # the state is on the disk before anybody hears of the epoch
-        checkpoint.save_state(work_dir, {
-            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-            "plateau": [plateau.best, plateau.waited, plateau.cuts], "history": history, "step": step,
-        })
+        checkpoint.save_state(
+            work_dir,
+            {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(),
+                "plateau": [plateau.best, plateau.waited, plateau.cuts],
+                "history": history,
+                "step": step,
+            },
+        )
         report(epoch, metrics)
     best = best_epoch(history)
     return Result(len(history), best, history[best - 1], history)
@@ -137,7 +167,12 @@ def best_epoch(history: list[dict[str, float]]) -> int:
 
 @torch.no_grad()
 def evaluate(
-    model: Classifier, task: Task, targets: dict[str, NDArray[np.int64]], losses: dict[str, Any], config: Train, device: str
+    model: Classifier,
+    task: Task,
+    targets: dict[str, NDArray[np.int64]],
+    losses: dict[str, Any],
+    config: Train,
+    device: str,
 ) -> dict[str, float]:
     """Score the val part: never augmented, no batch dropped, the loss averaged over samples."""
     model.eval()
@@ -152,7 +187,11 @@ def evaluate(
     answered = tuple(label for labels in model.head.branches.values() for label in labels)
     target, pred = task.codes_of(answered)[task.val], np.concatenate(preds)
     sizes = tuple(task.label_sizes[name] for name in answered)
-    scores = {"val_loss": total / len(task.val), "val_accuracy": accuracy(target, pred), "val_macro_f1": macro_f1(target, pred)}
+    scores = {
+        "val_loss": total / len(task.val),
+        "val_accuracy": accuracy(target, pred),
+        "val_macro_f1": macro_f1(target, pred),
+    }
     for at, name in enumerate(answered):
         scores[f"val_macro_f1_{name}"] = macro_f1(split_class(target, sizes)[:, at], split_class(pred, sizes)[:, at])
     return scores
@@ -175,7 +214,9 @@ def _photos(task: Task, rows: NDArray[np.int64], augmented: Any, seed: int, epoc
     photos = np.asarray(task.images[rows])
     if augmented is None:
         return photos
-    return np.stack([augmented(photo, augment.sample_seed(seed, epoch, int(row))) for photo, row in zip(photos, rows, strict=True)])
+    return np.stack(
+        [augmented(photo, augment.sample_seed(seed, epoch, int(row))) for photo, row in zip(photos, rows, strict=True)]
+    )
 
 
 def _to_tensor(photos: NDArray[np.uint8]) -> Tensor:
@@ -204,7 +245,7 @@ def _class_weights(config: Train, codes: NDArray[np.int64], device: str) -> Tens
 
 def _autocast(device: str, precision: str) -> Any:
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device_type=device.split(":")[0], dtype=dtype, enabled=precision != "fp32")
+    return torch.autocast(device_type=device.split(":", maxsplit=1)[0], dtype=dtype, enabled=precision != "fp32")
 
 
 def _precision(config: Train, model: Classifier, task: Task, device: str) -> str:

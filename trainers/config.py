@@ -1,4 +1,5 @@
 """The `train` section of a spec: everything that decides what one training does. Imports no torch."""
+
 from __future__ import annotations
 
 import re
@@ -158,9 +159,7 @@ class Constant(Section):
     name: Literal["none"] = "none"
 
 
-Schedule = Annotated[
-    Annotated[ReduceOnPlateau | Cosine | StepDecay | Constant, Field(discriminator="name")], BARE_NAME
-]
+Schedule = Annotated[Annotated[ReduceOnPlateau | Cosine | StepDecay | Constant, Field(discriminator="name")], BARE_NAME]
 
 
 class NoCutMix(Section):

@@ -1,4 +1,5 @@
 """What one training sees: rows of a memory-mapped array, targets, and which rows are for what."""
+
 from __future__ import annotations
 
 import hashlib

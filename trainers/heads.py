@@ -1,4 +1,5 @@
 """Heads: from a backbone's features to logits, one tensor per branch."""
+
 from __future__ import annotations
 
 import math
@@ -45,14 +46,21 @@ def _deep(head: DeepHead, n_features: int, sizes: Mapping[str, int]) -> Branches
 
     def branch(k: int) -> nn.Module:
         return nn.Sequential(
-            nn.Linear(n_features, head.hidden), nn.BatchNorm1d(head.hidden), nn.ReLU(),
-            nn.Dropout(head.dropout), nn.Linear(head.hidden, k),
+            nn.Linear(n_features, head.hidden),
+            nn.BatchNorm1d(head.hidden),
+            nn.ReLU(),
+            nn.Dropout(head.dropout),
+            nn.Linear(head.hidden, k),
         )
 
     return Branches({n: (n,) for n in sizes}, {n: branch(k) for n, k in sizes.items()})
 
 
-HEADS: dict[str, Callable[[Any, int, Mapping[str, int]], Branches]] = {"single": _single, "shallow": _shallow, "deep": _deep}
+HEADS: dict[str, Callable[[Any, int, Mapping[str, int]], Branches]] = {
+    "single": _single,
+    "shallow": _shallow,
+    "deep": _deep,
+}
 
 
 def joint_log_probs(logits: Mapping[str, Tensor], branches: Mapping[str, tuple[str, ...]]) -> Tensor:

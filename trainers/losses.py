@@ -1,4 +1,5 @@
 """Losses of one branch against mixed targets."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -64,15 +65,21 @@ def _per_sample(config: Any) -> PerSample:
     if isinstance(config, Focal):
         return lambda logits, target: focal(logits, target, config.gamma)
     if isinstance(config, LabelSmoothing):
-        return lambda logits, target: F.cross_entropy(logits, target, reduction="none", label_smoothing=config.smoothing)
+        return lambda logits, target: F.cross_entropy(
+            logits, target, reduction="none", label_smoothing=config.smoothing
+        )
     if isinstance(config, CrossEntropy):
         return lambda logits, target: F.cross_entropy(logits, target, reduction="none")
     raise ValueError(f"unknown loss {config}")
 
 
 def total_loss(
-    logits: Mapping[str, Tensor], targets: Mapping[str, Targets], losses: Mapping[str, Callable[[Tensor, Targets], Tensor]],
+    logits: Mapping[str, Tensor],
+    targets: Mapping[str, Targets],
+    losses: Mapping[str, Callable[[Tensor, Targets], Tensor]],
     weights: Mapping[str, float],
 ) -> Tensor:
     """Sum the branches' losses, each by its weight (1 where none is given)."""
-    return torch.stack([weights.get(name, 1.0) * losses[name](logits[name].float(), targets[name]) for name in logits]).sum()
+    return torch.stack(
+        [weights.get(name, 1.0) * losses[name](logits[name].float(), targets[name]) for name in logits]
+    ).sum()

@@ -1,4 +1,5 @@
 """Metrics of predicted classes, in NumPy."""
+
 from __future__ import annotations
 
 import numpy as np

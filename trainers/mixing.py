@@ -1,4 +1,5 @@
 """CutMix and MixUp on a batch: photos mixed, targets mixed exactly."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -73,7 +74,9 @@ def mix(x: Tensor, config: Augment, rng: np.random.Generator) -> MixedBatch:
         partner = torch.from_numpy(rng.permutation(len(x)))
         if isinstance(cutmix, HalfCutMix):
             return half_cutmix(x, partner)
-        return random_cutmix(x, partner, float(rng.beta(cutmix.alpha, cutmix.alpha)), (float(rng.random()), float(rng.random())))
+        return random_cutmix(
+            x, partner, float(rng.beta(cutmix.alpha, cutmix.alpha)), (float(rng.random()), float(rng.random()))
+        )
     if isinstance(config.mixup, OnlineMixUp):
         partner = torch.from_numpy(rng.permutation(len(x)))
         return mixup(x, partner, float(rng.beta(config.mixup.alpha, config.mixup.alpha)))

@@ -1,4 +1,5 @@
 """Backbone and head as one module that eats uint8 photos."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -79,6 +80,8 @@ def _load_by_order(backbone: nn.Module, path: Path) -> None:
     renamed = {}
     for (name, want), value in zip(ours.items(), values, strict=False):
         if want.shape != value.shape:
-            raise WeightsUnavailable(f"{path}: {name} of shape {tuple(want.shape)} was required, found {tuple(value.shape)}")
+            raise WeightsUnavailable(
+                f"{path}: {name} of shape {tuple(want.shape)} was required, found {tuple(value.shape)}"
+            )
         renamed[name] = value
     backbone.load_state_dict(renamed, strict=True)

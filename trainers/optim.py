@@ -1,4 +1,5 @@
 """Optimizers and learning-rate schedules. A schedule is a pure function wherever it can be."""
+
 from __future__ import annotations
 
 import math
@@ -14,8 +15,13 @@ from trainers.config import SGD, AdamW, Cosine, Duration, ReduceOnPlateau, StepD
 def make_optimizer(config: Any, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Build the optimizer that the spec names."""
     if isinstance(config, SGD):
-        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0,
-                               weight_decay=config.weight_decay)
+        return torch.optim.SGD(
+            parameters,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+            weight_decay=config.weight_decay,
+        )
     kind = torch.optim.AdamW if isinstance(config, AdamW) else torch.optim.Adam
     return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
 

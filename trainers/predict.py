@@ -1,4 +1,5 @@
 """Probabilities out of stored weights."""
+
 from __future__ import annotations
 
 from pathlib import Path

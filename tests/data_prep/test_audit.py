@@ -28,20 +28,20 @@ def said(facts: dict) -> list[str]:
 
 def test_photos_are_counted_per_label_class_and_role(contest):
     facts = audited(contest, "profile")
-    assert (54, 54, 6, 12) == tuple(facts[name] for name in ("n_photos", "n_usable", "n_test", "n_groups"))
-    assert {"wear": 24, "incorrect": 12, "not_wear": 12} == facts["counts"]["mask"]
-    assert (4, 18, 0, 2.0) == (
+    assert tuple(facts[name] for name in ("n_photos", "n_usable", "n_test", "n_groups")) == (54, 54, 6, 12)
+    assert facts["counts"]["mask"] == {"wear": 24, "incorrect": 12, "not_wear": 12}
+    assert (
         facts["classes"]["wear/male/<30"],
         len(facts["classes"]),
         facts["n_classes_missing"],
         facts["imbalance"],
-    )
-    assert ["gender", "age"] == facts["group_labels"]
-    assert [{"width": 8, "height": 12, "n": 54}] == facts["sizes"]
+    ) == (4, 18, 0, 2.0)
+    assert facts["group_labels"] == ["gender", "age"]
+    assert facts["sizes"] == [{"width": 8, "height": 12, "n": 54}]
     variant = facts["variants"]["profile"]
-    assert {"train": 24, "val": 24, "test": 6} == variant["roles"]
-    assert {"train": 6, "val": 6, "test": 0} == variant["groups"]
-    assert {"0": 24, "1": 24} == variant["folds"]
+    assert variant["roles"] == {"train": 24, "val": 24, "test": 6}
+    assert variant["groups"] == {"train": 6, "val": 6, "test": 0}
+    assert variant["folds"] == {"0": 24, "1": 24}
     assert facts["counts"]["age"] == {
         name: sum(part["age"][name] for part in variant["counts"].values()) for name in facts["counts"]["age"]
     }
@@ -51,15 +51,15 @@ def test_the_leak_of_a_split_is_a_number():
     folds = pa.table(
         {"role": ["train", "train", "val", "val", "val", "val", "test"], "group": ["a", "b", "a", "c", "d", "e", None]}
     )
-    assert 0.25 == leak(folds)
+    assert leak(folds) == 0.25
 
 
 def test_only_random_leaks(contest):
     facts = audited(contest, "random", "profile", "balanced_profile")
     assert facts["leak"]["random"] > 0.5
-    assert [0, 0] == [facts["leak"][name] for name in ("profile", "balanced_profile")]
+    assert [facts["leak"][name] for name in ("profile", "balanced_profile")] == [0, 0]
     leaks = [warning for warning in facts["warnings"] if "groups that are in training too" in warning["what"]]
-    assert ["data.split.strategy: balanced_profile"] == [warning["do"] for warning in leaks]
+    assert [warning["do"] for warning in leaks] == ["data.split.strategy: balanced_profile"]
     assert round(facts["leak"]["random"] * 24) == leaks[0]["n"]
 
 
@@ -70,7 +70,7 @@ def test_corrupt_photos_are_listed_with_their_reasons(contest):
     expected = [{"sample_id": "test/b.jpg", "reason": "empty file"},
                 {"sample_id": "train/000000_male_x_22/mask1.jpg", "reason": "not an image"}]  # fmt: skip
     assert (2, 52, expected) == (facts["n_quarantined"], facts["n_usable"], facts["quarantined"])
-    assert {"empty file": 1, "not an image": 1} == facts["reasons"]
+    assert facts["reasons"] == {"empty file": 1, "not an image": 1}
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_a_group_on_both_sides_of_the_test_set_is_named(contest):
     contest.tests = [row | {"who": "000003" if at == 0 else f"t{at}"} for at, row in enumerate(contest.tests)]
     contest.save()
     facts = audited(contest, test={"root": "eval", "group": "who"})
-    assert ["000003"] == facts["test_groups_in_train"]
-    assert "groups stand both in the training and in the test set" == said(facts)[0]
+    assert facts["test_groups_in_train"] == ["000003"]
+    assert said(facts)[0] == "groups stand both in the training and in the test set"
 
 
 def test_warnings_come_worst_first_and_say_what_to_do(contest):
@@ -120,9 +120,9 @@ def test_a_class_that_a_fold_leaves_without_training_is_named(contest):
     contest.save()
     facts = audited(contest, "profile")
     gone = facts["variants"]["profile"]["folds_without"]
-    assert ["age >=60"] == [label for labels in gone.values() for label in labels]
+    assert [label for labels in gone.values() for label in labels] == ["age >=60"]
     assert any("without a training photo when a fold is held out" in what for what in said(facts))
 
 
 def test_clean_data_has_no_warnings(contest):
-    assert [] == audited(contest, "balanced_profile")["warnings"]
+    assert audited(contest, "balanced_profile")["warnings"] == []

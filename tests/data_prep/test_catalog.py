@@ -87,7 +87,7 @@ def test_a_photo_is_judged_by_its_bytes(name):
 
 
 def test_a_turned_photo_has_the_size_that_people_see():
-    assert (48, 64, "ok") == (examine(rotated()).width, examine(rotated()).height, examine(rotated()).status)
+    assert (examine(rotated()).width, examine(rotated()).height, examine(rotated()).status) == (48, 64, "ok")
 
 
 def test_a_true_bomb_costs_no_memory():
@@ -99,7 +99,7 @@ def test_a_true_bomb_costs_no_memory():
             "print(s, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)")  # fmt: skip
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     status, grown_mib = out.rsplit(maxsplit=1)
-    assert "too large: 12000x12000" == status
+    assert status == "too large: 12000x12000"
     assert int(grown_mib) < 100
 
 
@@ -118,7 +118,7 @@ def test_pipes_folders_and_files_that_are_gone_are_never_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
     found = [inspect(str(tmp_path), name).status for name in ("pipe.jpg", "folder.jpg", "gone.jpg")]
-    assert ["not a file", "not a file", "unreadable: No such file or directory"] == found
+    assert found == ["not a file", "not a file", "unreadable: No such file or directory"]
 
 
 # catalog
@@ -128,7 +128,7 @@ def test_a_contest_folder_becomes_one_row_per_photo(contest):
     table = build_catalog(contest.data(), contest.base)
     ids = table["sample_id"].to_pylist()
     assert sorted(ids) == ids
-    assert 12 * 4 + 6 == len(set(ids))
+    assert len(set(ids)) == 12 * 4 + 6
     row = next(row for row in table.to_pylist() if row["sample_id"] == "train/000003_female_x_41/incorrect_mask.JPG")
     expected = {"group": "000003", "id": "000003", "age": 41, "label_mask": 1, "label_gender": 1, "label_age": 1, "label": 10,
                 "width": 8, "height": 12, "status": "ok", "path": "train/images/000003_female_x_41/incorrect_mask.JPG"}  # fmt: skip
@@ -153,7 +153,7 @@ def test_labels_of_the_test_set_are_read_by_one_function_only(contest, monkeypat
         module, "read_table", lambda path, where, keep=None: kept.append(keep) or read(path, where, keep)
     )
     first = build_catalog(contest.data(), contest.base)
-    assert [] == kept
+    assert kept == []
     contest.tests = [row | {"ans": "poison"} for row in contest.tests]
     contest.save()
     poisoned = build_catalog(contest.data(), contest.base)
@@ -178,7 +178,7 @@ def test_answers_may_be_class_names(contest):
     contest.tests = [row | {"ans": "wear/female/>=60"} for row in contest.tests]
     contest.save()
     table = build_catalog(contest.data(), contest.base)
-    assert [5] * 6 == module.test_labels(contest.data(), contest.base, table)["label"].to_pylist()
+    assert module.test_labels(contest.data(), contest.base, table)["label"].to_pylist() == [5] * 6
 
 
 def test_neither_order_of_rows_nor_place_nor_time_is_in_the_hash(contest, tmp_path):
@@ -205,7 +205,7 @@ def test_chunks_may_run_elsewhere_and_progress_is_told(contest):
         contest.data(), contest.base, map_chunks=through_pickle, progress=lambda done, note: told.append((done, note))
     )
     assert build_catalog(contest.data(), contest.base).equals(far)
-    assert (54, "of 54 photos") == told[-1]
+    assert told[-1] == (54, "of 54 photos")
 
 
 def test_corrupt_photos_are_quarantined_and_the_rest_goes_on(contest):
@@ -213,10 +213,10 @@ def test_corrupt_photos_are_quarantined_and_the_rest_goes_on(contest):
     for place, content in broken.items():
         (contest.base / place).write_bytes(content)
     table = build_catalog(contest.data(), contest.base)
-    assert {"train/000000_male_x_22/mask1.jpg": ("not an image", None), "test/a.jpg": ("empty file", None)} == {
+    assert {
         row["sample_id"]: (row["status"], row["label"]) for row in table.to_pylist() if row["status"] != "ok"
-    }
-    assert 6 == len(module.test_labels(contest.data(), contest.base, table))
+    } == {"train/000000_male_x_22/mask1.jpg": ("not an image", None), "test/a.jpg": ("empty file", None)}
+    assert len(module.test_labels(contest.data(), contest.base, table)) == 6
 
 
 def test_names_of_all_kinds_are_photos_like_others(contest):
@@ -235,10 +235,10 @@ def test_names_that_are_not_utf8_are_refused_and_listed(contest):
     Path(os.fsdecode(folder + b"/mask\xff.jpg")).write_bytes(b"")
     table = build_catalog(contest.data(), contest.base)
     row = next(row for row in table.to_pylist() if row["status"] != "ok")
-    assert ("train/000000_male_x_22/mask\\xff.jpg", "refused: the name is not UTF-8") == (
+    assert (
         row["sample_id"],
         row["status"],
-    )
+    ) == ("train/000000_male_x_22/mask\\xff.jpg", "refused: the name is not UTF-8")
 
 
 # paths
@@ -378,9 +378,9 @@ def test_class_folders_need_no_table(tmp_path, contest):
         source={"layout": "class_folders", "root": "plants"}, labels=labels, group="sample_id", test=None
     )
     table = build_catalog(data, contest.base)
-    assert ["train/elm/1.jpeg", "train/elm/3.jpeg", "train/elm/5.jpeg"] == table["sample_id"].to_pylist()[:3]
-    assert ([0] * 3 + [1] * 3, ["elm"] * 3 + ["oak"] * 3) == (table["label"].to_pylist(), table["folder"].to_pylist())
-    assert 6 == len(set(table["group"].to_pylist()))
+    assert table["sample_id"].to_pylist()[:3] == ["train/elm/1.jpeg", "train/elm/3.jpeg", "train/elm/5.jpeg"]
+    assert (table["label"].to_pylist(), table["folder"].to_pylist()) == ([0] * 3 + [1] * 3, ["elm"] * 3 + ["oak"] * 3)
+    assert len(set(table["group"].to_pylist())) == 6
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -398,8 +398,8 @@ def test_a_table_names_photos_and_keeps_its_columns(contest, kind):
     labels = {"class": {"from": "column", "column": "label", "classes": ["x", "y"]}}
     source = {"layout": "table", "root": "flat", "table": f"t.{kind}", "path": "file"}
     table = build_catalog(contest.data(source=source, labels=labels, group="who", test=None), contest.base)
-    assert ["01", "02", "03", "03"] == table["group"].to_pylist()
-    assert (["x", "y", "x", "y"], [0, 1, 0, 1]) == (table["table_label"].to_pylist(), table["label"].to_pylist())
+    assert table["group"].to_pylist() == ["01", "02", "03", "03"]
+    assert (table["table_label"].to_pylist(), table["label"].to_pylist()) == (["x", "y", "x", "y"], [0, 1, 0, 1])
     assert (pa.int64(), pa.float64(), pa.string()) == (table["n"].type, table["share"].type, table["who"].type)
 
 
@@ -408,7 +408,7 @@ def test_held_out_photos_hide_their_labels_and_keep_their_group(contest):
     table = build_catalog(data, contest.base)
     test = [row for row in table.to_pylist() if row["sample_id"].startswith("test/")]
     groups = {row["group"] for row in test}
-    assert 3 == len(groups)
+    assert len(groups) == 3
     assert not groups & {row["group"] for row in table.to_pylist() if row["sample_id"].startswith("train/")}
     hidden = ["id", "gender", "race", "age", "label_mask", "label_gender", "label_age", "label"]
     assert {None} == {row[name] for row in test for name in hidden}

@@ -53,11 +53,11 @@ def test_a_missing_root_or_table_is_named(contest, lost, where):
 def test_a_loop_of_links_ends(contest):
     (contest.images / "loop").symlink_to(contest.images, target_is_directory=True)
     (contest.images / "nothing.jpg").symlink_to(contest.base / "gone")
-    assert 64 == len(fingerprint(contest.data(), contest.base))
+    assert len(fingerprint(contest.data(), contest.base)) == 64
 
 
 def test_planning_imports_nothing_heavy():
     code = "import sys, data_prep.fingerprint, data_prep.labels; print([m for m in ('numpy', 'pyarrow', 'PIL') if m in sys.modules])"
     assert (
-        "[]" == subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

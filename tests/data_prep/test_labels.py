@@ -25,8 +25,8 @@ def of_sizes(sizes: list[int]) -> Schema:
 
 def test_the_contest_code_is_mask_6_gender_3_age():
     assert 2 * 6 + 1 * 3 + 2 == CONTEST.encode([2, 1, 2]) == CONTEST.n_classes - 1
-    assert (1, 0, 2) == CONTEST.decode(8)
-    assert "incorrect/male/>=60" == CONTEST.class_name(8)
+    assert CONTEST.decode(8) == (1, 0, 2)
+    assert CONTEST.class_name(8) == "incorrect/male/>=60"
 
 
 @given(SIZES)
@@ -81,7 +81,7 @@ def test_codes_come_from_stems_folders_and_columns():
     found = read_codes(
         rules, ["deep/1_female_4/mask.x.JPG", "2_male_5/m7.png", "2_male_5/normal"], {"safe": [True, False, "true"]}
     )
-    assert [[0, 0, 1], [1, 0, 0], [0, 1, 1], [1, 0, 1]] == found
+    assert found == [[0, 0, 1], [1, 0, 0], [0, 1, 1], [1, 0, 1]]
 
 
 def test_photos_without_a_class_are_named_with_the_rule():

@@ -135,13 +135,13 @@ def test_the_seed_decides():
     splits = {
         json.dumps(assign(table, SCHEMA, Split(val=0.3, seed=seed), [], None)["role"].to_pylist()) for seed in range(5)
     }
-    assert 5 == len(splits)
+    assert len(splits) == 5
 
 
 def test_random_splits_photos_and_so_people():
     table = assign(catalog_of(every_cell(), n_photos=6), SCHEMA, Split(strategy="random", val=0.5), [], 2)
     assert any(len(found) == 2 for found in sides(table, "role").values())
-    assert {"train": 72, "val": 72, "test": 1} == Counter(table["role"].to_pylist())
+    assert Counter(table["role"].to_pylist()) == {"train": 72, "val": 72, "test": 1}
 
 
 def test_quarantined_photos_have_no_row_and_test_photos_no_fold():
@@ -149,9 +149,9 @@ def test_quarantined_photos_have_no_row_and_test_photos_no_fold():
     status = ["truncated" if at in {0, len(table) - 1} else "ok" for at in range(len(table))]
     folds = assign(table.set_column(table.column_names.index("status"), "status", [status]), SCHEMA, Split(), [], 3)
     assert len(table) - 2 == len(folds)
-    assert [("test/0.jpg", "test", None, None), ("test/1.jpg", "test", None, None)] == [
+    assert [
         (row["sample_id"], row["role"], row["fold"], row["label"]) for row in folds.to_pylist()[-2:]
-    ]
+    ] == [("test/0.jpg", "test", None, None), ("test/1.jpg", "test", None, None)]
 
 
 def test_exclusions_keep_arms_paired_and_spare_the_test_set():
@@ -164,7 +164,7 @@ def test_exclusions_keep_arms_paired_and_spare_the_test_set():
             after["role"],
             after["fold"],
         )
-    assert ["test", "test"] == [row["role"] for row in fewer[-2:]]
+    assert [row["role"] for row in fewer[-2:]] == ["test", "test"]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_too_few_groups_are_refused():
 
 def test_only_labels_constant_in_every_group_make_strata():
     names, inverse, kept = strata(["b", "a", "b"], np.array([[0, 1], [1, 0], [0, 2]]))
-    assert (["a", "b"], [1, 0, 1], [[1], [0]]) == (names, inverse.tolist(), kept.tolist())
+    assert (names, inverse.tolist(), kept.tolist()) == (["a", "b"], [1, 0, 1], [[1], [0]])
 
 
 def test_a_hundred_thousand_rows_are_split_in_seconds():
@@ -230,5 +230,5 @@ def test_a_hundred_thousand_rows_are_split_in_seconds():
     began = time.perf_counter()
     folds = assign(table, SCHEMA, Split(), [], 5)
     assert time.perf_counter() - began < 10  # 0.3 s on a quiet core
-    assert {"train": 80_000, "val": 20_000} == Counter(folds["role"].to_pylist())
+    assert Counter(folds["role"].to_pylist()) == {"train": 80_000, "val": 20_000}
     assert dict.fromkeys(range(5), 20_000) == Counter(folds["fold"].to_pylist())

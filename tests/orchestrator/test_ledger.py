@@ -2,7 +2,16 @@ import pytest
 
 from orchestrator.ledger import Ledger, LedgerLocked, is_live, read, replay
 
-STARTED = {"phase": "search", "variant": "a", "setting": "s", "params": {}, "seed": 0, "fold": None, "key": "k", "number": 0}
+STARTED = {
+    "phase": "search",
+    "variant": "a",
+    "setting": "s",
+    "params": {},
+    "seed": 0,
+    "fold": None,
+    "key": "k",
+    "number": 0,
+}
 
 
 def test_a_torn_last_line_is_dropped_and_what_was_committed_stays(tmp_path):
@@ -12,8 +21,8 @@ def test_a_torn_last_line_is_dropped_and_what_was_committed_stays(tmp_path):
     path = tmp_path / "events.jsonl"
     path.write_bytes(path.read_bytes()[:-7])
     with Ledger(tmp_path) as ledger:
-        assert ["trial_started", "repaired"] == [event["event"] for event in ledger.events]
-    assert [0, 1] == [event["n"] for event in read(path)]
+        assert [event["event"] for event in ledger.events] == ["trial_started", "repaired"]
+    assert [event["n"] for event in read(path)] == [0, 1]
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 3))
@@ -23,7 +32,7 @@ def test_a_file_cut_anywhere_replays_to_a_prefix(tmp_path, cut):
             ledger.append("trial_started", trial_id=f"t{number}", **STARTED)
     path = tmp_path / "events.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
-    assert ["t0", "t1"] == list(replay(read(path)).trials)
+    assert list(replay(read(path)).trials) == ["t0", "t1"]
 
 
 def test_one_driver_at_a_time_and_the_lock_dies_with_it(tmp_path):
@@ -44,6 +53,6 @@ def test_replay_tells_what_happened(tmp_path):
         ledger.append("stage", stage="search", outcome="SUCCEEDED")
         ledger.append("run_ended", state="SUCCEEDED")
     state = replay(ledger.events)
-    assert ("PRUNED", {1: {"val_macro_f1": 0.5}}) == (state.trials["t"].status, state.trials["t"].reports)
-    assert ({"search": "SUCCEEDED"}, "SUCCEEDED") == (state.stages, state.state)
+    assert (state.trials["t"].status, state.trials["t"].reports) == ("PRUNED", {1: {"val_macro_f1": 0.5}})
+    assert (state.stages, state.state) == ({"search": "SUCCEEDED"}, "SUCCEEDED")
     assert state == replay(ledger.events)

@@ -31,7 +31,7 @@ class Page(HTMLParser):
         self.attributes: list[tuple[str, str, str | None]] = []
         self.feed(html)
         self.close()
-        assert [] == self.open
+        assert self.open == []
 
     def handle_starttag(self, tag, attrs):
         self.attributes += [(tag, name, value) for name, value in attrs]
@@ -132,7 +132,7 @@ def test_hostile_names_are_text_and_never_markup(run, html):
     assert '<script>alert("x")</script>' in found.words
     assert "<b>at</b>" not in html
     assert "loss is nan <b>at</b> lr 0.01" in found.words
-    assert 1 == html.count("<script")
+    assert html.count("<script") == 1
 
 
 def test_lone_surrogates_of_file_names_do_not_break_the_page(run, tmp_path):
@@ -149,7 +149,7 @@ def test_lone_surrogates_of_file_names_do_not_break_the_page(run, tmp_path):
 
 def test_nothing_is_loaded_from_elsewhere(html):
     found = Page(html)
-    assert [] == found.values("src")
+    assert found.values("src") == []
     assert all(link.startswith("#") for link in found.values("href"))
     assert "url(" not in html
     assert "@import" not in html
@@ -203,16 +203,16 @@ def test_without_test_labels_there_is_no_test_score(tmp_path):
 
 def test_the_state_is_told_before_the_summary_is_written(run, tmp_path):
     copy = copy_without(run, tmp_path / "live", "summary.json")
-    assert "SUCCEEDED" == page.overview.state(load(copy))
+    assert page.overview.state(load(copy)) == "SUCCEEDED"
     with (copy / "events.jsonl").open("a") as ledger:
         ledger.write(json.dumps({"event": "stage", "stage": "vote", "outcome": "FAILED", "note": "disk full"}) + "\n")
-    assert "FAILED" == page.overview.state(load(copy))
+    assert page.overview.state(load(copy)) == "FAILED"
 
 
 def test_every_trial_and_candidate_is_listed(run, html):
     words = Page(html).words
     trials = pq.read_table(run / "trials.parquet")["trial_id"].to_pylist()
-    assert [] == [name for name in (*trials, *SETTINGS) if name not in words]
+    assert [name for name in (*trials, *SETTINGS) if name not in words] == []
 
 
 def test_confusion_of_one_label_is_the_sum_over_the_others():

@@ -24,7 +24,7 @@ def run(tmp_path_factory):
 def test_trials_are_all_there_with_search_first_and_best_first(run):
     rows = trials_view(run)
     assert len(pq.read_table(run / "trials.parquet")) == len(rows)
-    assert ["search"] * 38 + ["confirm"] * 30 == [row["phase"] for row in rows]
+    assert [row["phase"] for row in rows] == ["search"] * 38 + ["confirm"] * 30
     scored = [row["val_macro_f1"] for row in rows[:38] if row["val_macro_f1"] is not None]
     assert sorted(scored, reverse=True) == scored
 
@@ -44,13 +44,13 @@ def test_json_holds_ensemble_candidates_and_hypotheses(run):
     assert selection["ensemble"]["oof"] == view["ensemble"]["oof"]
     assert selection["members"] == view["ensemble"]["members"]
     assert list(SETTINGS) == [candidate["setting"] for candidate in view["candidates"]]
-    assert 3 == len(view["hypotheses"])
+    assert len(view["hypotheses"]) == 3
 
 
 def test_table_shows_every_trial_and_the_score_with_its_interval(run):
     text = render_results(run, "table")
     score = json.loads((run / "selection.json").read_text())["ensemble"]["oof"]["macro_f1"]
-    assert [] == [row["trial_id"] for row in trials_view(run) if row["trial_id"] not in text]
+    assert [row["trial_id"] for row in trials_view(run) if row["trial_id"] not in text] == []
     assert f"{score['estimate']:.3f}" in text
     assert f"{score['low']:.3f} to {score['high']:.3f}" in text
 
@@ -60,7 +60,7 @@ def test_scores_that_are_no_numbers_are_null_in_json(tmp_path):
            "val_macro_f1": float("nan"), "val_loss": float("inf")}  # fmt: skip
     tables.write(tables.from_rows([row], tables.trials_schema(SCHEMA.names)), tmp_path / "trials.parquet")
     found = json.loads(render_results(tmp_path, "json"), parse_constant=pytest.fail)["trials"][0]
-    assert (None, None) == (found["val_macro_f1"], found["val_loss"])
+    assert (found["val_macro_f1"], found["val_loss"]) == (None, None)
     assert "[red]a" in render_results(tmp_path, "table")
 
 
@@ -75,24 +75,24 @@ def test_lines_say_how_sure_the_score_is(run, tmp_path):
 @pytest.mark.parametrize("form", ["table", "csv", "json"])
 def test_a_run_without_results_has_empty_ones(tmp_path, form):
     assert render_results(tmp_path, form)
-    assert [] == trials_view(tmp_path)
-    assert ["no ensemble yet"] == ensemble_lines(tmp_path)
+    assert trials_view(tmp_path) == []
+    assert ensemble_lines(tmp_path) == ["no ensemble yet"]
 
 
 def test_torn_selection_is_no_ensemble(run, tmp_path):
     (tmp_path / "selection.json").write_text('{"members": ["a1b2')
-    assert ["no ensemble yet"] == ensemble_lines(tmp_path)
+    assert ensemble_lines(tmp_path) == ["no ensemble yet"]
 
 
 def test_status_leaves_out_a_torn_last_line(run, tmp_path):
     raw = (run / "events.jsonl").read_bytes()
     (tmp_path / "events.jsonl").write_bytes(raw[:-20])
     view = status_view(tmp_path)
-    assert {"COMPLETE": 63, "PRUNED": 4, "FAILED": 1} == view["trials"]
-    assert "INTERRUPTED" == view["state"]
+    assert view["trials"] == {"COMPLETE": 63, "PRUNED": 4, "FAILED": 1}
+    assert view["state"] == "INTERRUPTED"
     best = max(row["val_macro_f1"] or 0.0 for row in trials_view(run) if row["phase"] == "search")
     assert best == view["best"]["val_macro_f1"]
-    assert 10 == len(view["stages"])
+    assert len(view["stages"]) == 10
 
 
 def test_status_counts_what_runs(tmp_path):
@@ -103,8 +103,8 @@ def test_status_counts_what_runs(tmp_path):
     ]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     view = status_view(tmp_path)
-    assert {"RUNNING": 1} == view["trials"]
-    assert {"trial_id": "s-a-0000", "variant": "a", "val_macro_f1": 0.25} == view["best"]
+    assert view["trials"] == {"RUNNING": 1}
+    assert view["best"] == {"trial_id": "s-a-0000", "variant": "a", "val_macro_f1": 0.25}
 
 
 def test_status_imports_nothing_heavy(run):
@@ -113,4 +113,4 @@ def test_status_imports_nothing_heavy(run):
         "print([name for name in ('torch', 'ray', 'pandas', 'pyarrow', 'numpy', 'rich') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
-    assert "[]" == found.stdout.strip()
+    assert found.stdout.strip() == "[]"

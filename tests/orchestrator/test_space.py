@@ -6,21 +6,31 @@ from pydantic import ValidationError
 
 from orchestrator.space import Search, apply, assignments, grid, order, suggest
 
-HEADS = {"train.h.name": {"choice": ["single", "deep"]}, "train.h.hidden": {"int": [8, 64], "log": True, "when": {"train.h.name": "deep"}},
-         "train.h.drop": {"float": [0.0, 0.5], "when": {"train.h.name": ["deep"], "train.h.hidden": [8, 16, 32, 64]}}}
+HEADS = {
+    "train.h.name": {"choice": ["single", "deep"]},
+    "train.h.hidden": {"int": [8, 64], "log": True, "when": {"train.h.name": "deep"}},
+    "train.h.drop": {"float": [0.0, 0.5], "when": {"train.h.name": ["deep"], "train.h.hidden": [8, 16, 32, 64]}},
+}
 
 
 def space(entries):
     return Search.model_validate({"space": entries}).space
 
 
-@pytest.mark.parametrize(("entries", "message"), [
-    ({"a": {"int": [3, 2]}}, "low <= high"), ({"a": {"float": [0.0, 1.0], "log": True}}, "begins above 0"),
-    ({"a": {"choice": []}}, "at least 1"), ({"a": {"float": [0.0, 1.0], "step": 0.0}}, "step above 0"),
-    ({"a": {"choice": [1], "when": {"b": 1}}}, "not in the space"), ({"a": {"choice": [1, 1]}}, "must differ"),
-    ({"a": {"choice": [1], "when": {"b": 9}}, "b": {"choice": [1]}}, "none of"), ({"a": {"low": 1}}, "one of choice, int, float"),
-    ({"a": {"choice": [1], "when": {"b": 1}}, "b": {"choice": [1], "when": {"a": 1}}}, "circles"),
-])
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"a": {"int": [3, 2]}}, "low <= high"),
+        ({"a": {"float": [0.0, 1.0], "log": True}}, "begins above 0"),
+        ({"a": {"choice": []}}, "at least 1"),
+        ({"a": {"float": [0.0, 1.0], "step": 0.0}}, "step above 0"),
+        ({"a": {"choice": [1], "when": {"b": 1}}}, "not in the space"),
+        ({"a": {"choice": [1, 1]}}, "must differ"),
+        ({"a": {"choice": [1], "when": {"b": 9}}, "b": {"choice": [1]}}, "none of"),
+        ({"a": {"low": 1}}, "one of choice, int, float"),
+        ({"a": {"choice": [1], "when": {"b": 1}}, "b": {"choice": [1], "when": {"a": 1}}}, "circles"),
+    ],
+)
 def test_a_space_that_makes_no_sense_is_refused(entries, message):
     with pytest.raises(ValidationError, match=message):
         space(entries)
@@ -28,7 +38,7 @@ def test_a_space_that_makes_no_sense_is_refused(entries, message):
 
 def test_conditions_come_first_and_decide():
     heads = space(dict(reversed(HEADS.items())))
-    assert "train.h.name" == order(heads)[0]
+    assert order(heads)[0] == "train.h.name"
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     points = [suggest(study.ask(), heads) for _ in range(40)]
     assert {"single", "deep"} == {point["train.h.name"] for point in points}
@@ -37,7 +47,7 @@ def test_conditions_come_first_and_decide():
 
 def test_a_grid_lists_conditional_points_once():
     points = grid(space({"h": {"choice": ["a", "b"]}, "k": {"int": [1, 3], "when": {"h": "b"}}}))
-    assert [{"h": "a"}, {"h": "b", "k": 1}, {"h": "b", "k": 2}, {"h": "b", "k": 3}] == points
+    assert points == [{"h": "a"}, {"h": "b", "k": 1}, {"h": "b", "k": 2}, {"h": "b", "k": 3}]
 
 
 def test_assignments_touch_every_corner():
@@ -48,7 +58,7 @@ def test_assignments_touch_every_corner():
 
 def test_another_name_is_another_component():
     base = {"train": {"head": {"name": "deep", "hidden": 8}, "loss": "focal"}}
-    assert {"name": "single"} == apply(base, {"train.head.name": "single"})["train"]["head"]
-    assert {"name": "deep", "hidden": 9} == apply(base, {"train.head.hidden": 9})["train"]["head"]
-    assert {"name": "focal", "gamma": 1} == apply(base, {"train.loss.gamma": 1})["train"]["loss"]
-    assert {"name": "deep", "hidden": 8} == base["train"]["head"]
+    assert apply(base, {"train.head.name": "single"})["train"]["head"] == {"name": "single"}
+    assert apply(base, {"train.head.hidden": 9})["train"]["head"] == {"name": "deep", "hidden": 9}
+    assert apply(base, {"train.loss.gamma": 1})["train"]["loss"] == {"name": "focal", "gamma": 1}
+    assert base["train"]["head"] == {"name": "deep", "hidden": 8}

@@ -33,21 +33,54 @@ def write(tmp_path):
 
 BROKEN = {
     "unknown key": ((("seed: 42", "sead: 42"),), r"spec.yaml:5:1: sead: unknown key 'sead'.*did you mean 'seed'"),
-    "misspelt key": ((("lr: 1.0e-3, weight", "learn_rate: 1, weight"),), r":23:27: train.optimizer.learn_rate: optimizer 'adam' does not use"),
-    "duplicate key": ((("batch_size: 32", "batch_size: 32\n  batch_size: 64"),), r":28:3: key 'batch_size' stands twice, first in line 27"),
-    "wrong type": ((("batch_size: 32", "batch_size: '32'"),), r":27:15: train.batch_size: required a valid integer, found '32'"),
-    "bad range": ((("batch_size: 32", "batch_size: 0"),), r":27:15: train.batch_size: required greater than or equal to 2, found 0"),
-    "unknown variant in a hypothesis": ((('"half_cutmix > plain"', '"half > plain"'),), r":31:14: hypotheses: no variant 'half'"),
-    "space path that does not exist": ((("train.optimizer.lr: {", "train.optimizer.lrx: {"),), r":39:5: train.optimizer.lrx: optimizer 'adam' does not use 'lrx'"),
-    "setting its component does not use": ((("loss: focal", "loss: {name: focal, smoothing: 0.1}"),), r":22:23: train.loss.smoothing: loss 'focal' does not use"),
-    "conditional setting without its condition": (((", when: {train.model.head.name: deep}", ""),), r":38:5: train.model.head.hidden: head 's\w+' does not use 'hidden'"),
+    "misspelt key": (
+        (("lr: 1.0e-3, weight", "learn_rate: 1, weight"),),
+        r":23:27: train.optimizer.learn_rate: optimizer 'adam' does not use",
+    ),
+    "duplicate key": (
+        (("batch_size: 32", "batch_size: 32\n  batch_size: 64"),),
+        r":28:3: key 'batch_size' stands twice, first in line 27",
+    ),
+    "wrong type": (
+        (("batch_size: 32", "batch_size: '32'"),),
+        r":27:15: train.batch_size: required a valid integer, found '32'",
+    ),
+    "bad range": (
+        (("batch_size: 32", "batch_size: 0"),),
+        r":27:15: train.batch_size: required greater than or equal to 2, found 0",
+    ),
+    "unknown variant in a hypothesis": (
+        (('"half_cutmix > plain"', '"half > plain"'),),
+        r":31:14: hypotheses: no variant 'half'",
+    ),
+    "space path that does not exist": (
+        (("train.optimizer.lr: {", "train.optimizer.lrx: {"),),
+        r":39:5: train.optimizer.lrx: optimizer 'adam' does not use 'lrx'",
+    ),
+    "setting its component does not use": (
+        (("loss: focal", "loss: {name: focal, smoothing: 0.1}"),),
+        r":22:23: train.loss.smoothing: loss 'focal' does not use",
+    ),
+    "conditional setting without its condition": (
+        ((", when: {train.model.head.name: deep}", ""),),
+        r":38:5: train.model.head.hidden: head 's\w+' does not use 'hidden'",
+    ),
     "alias bomb": ((("seed: 42", "seed: &a [1,1]\nb: [*a, *a]"),), r":5:7: anchors and aliases"),
-    "missing data folder": ((("../data/sample/train", "../data/nope"),), r":7:43: data.source.root: required a folder, found none at"),
+    "missing data folder": (
+        (("../data/sample/train", "../data/nope"),),
+        r":7:43: data.source.root: required a folder, found none at",
+    ),
     "tab": ((("  test: {root", "\ttest: {root"),), r":8:\d: not valid YAML: found a tab"),
-    "misspelt backbone": ((("tf_efficientnet_lite0", "tf_efficientnet_lite9"),), r":21:21: train.model.backbone: timm has no model 'tf_efficientnet_lite9'; nearest"),
+    "misspelt backbone": (
+        (("tf_efficientnet_lite0", "tf_efficientnet_lite9"),),
+        r":21:21: train.model.backbone: timm has no model 'tf_efficientnet_lite9'; nearest",
+    ),
     "not a number": ((("lr: 1.0e-3", "lr: .nan"),), r":23:31: a finite number was required, found .nan"),
     "tag": ((("seed: 42", "seed: !!python/object:os.system x"),), r":5:7: tags are not part of a spec"),
-    "unknown label": ((("loss: focal", "loss: {name: focal, weights: {agee: 2}}"), ("head: single", "head: deep")), r"no label 'agee'.*did you mean 'age'"),
+    "unknown label": (
+        (("loss: focal", "loss: {name: focal, weights: {agee: 2}}"), ("head: single", "head: deep")),
+        r"no label 'agee'.*did you mean 'age'",
+    ),
 }
 
 
@@ -73,23 +106,26 @@ def test_ten_thousand_levels_are_refused_without_recursion(write):
 def test_all_problems_are_told_at_once(write):
     with pytest.raises(DocumentError) as caught:
         read(write(("batch_size: 32", "batch_size: 0"), ("seed: 42", "sead: 42")))
-    assert 2 == len(caught.value.problems)
+    assert len(caught.value.problems) == 2
 
 
 def test_settings_of_a_point_replace_the_component_they_name(write):
     experiment = read(write())
     _, arm = experiment.setting("plain", {"train.model.head.name": "deep", "train.model.head.hidden": 200})
-    assert ("deep", 200) == (arm.train.model.head.name, arm.train.model.head.hidden)
+    assert (arm.train.model.head.name, arm.train.model.head.hidden) == ("deep", 200)
 
 
 def test_an_override_is_recorded_and_used(write):
     experiment = read(write(), ["train.optimizer.lr=3e-4"])
-    assert (3e-4, {"train.optimizer.lr": 3e-4}) == (experiment.spec.train.optimizer.lr, experiment.overrides)
+    assert (experiment.spec.train.optimizer.lr, experiment.overrides) == (3e-4, {"train.optimizer.lr": 3e-4})
 
 
 def test_how_to_run_is_no_part_of_the_identity(write):
     plain = read(write()).identity()
-    assert plain == read(write(("per_trial: {cpu: 1}", "per_trial: {cpu: 2}"), ("mode: offline", "mode: disabled"))).identity()
+    assert (
+        plain
+        == read(write(("per_trial: {cpu: 1}", "per_trial: {cpu: 2}"), ("mode: offline", "mode: disabled"))).identity()
+    )
     assert plain != read(write(("seed: 42", "seed: 43"))).identity()
 
 
@@ -99,26 +135,37 @@ def test_every_experiment_reads(write):
 
 
 def test_the_schema_names_both_forms_of_a_component():
-    assert {"type": "string", "enum": ["deep", "shallow", "single"]} in schema()["$defs"]["Model"]["properties"]["head"]["anyOf"]
+    assert {"type": "string", "enum": ["deep", "shallow", "single"]} in schema()["$defs"]["Model"]["properties"][
+        "head"
+    ]["anyOf"]
 
 
 def run(*arguments, cwd, **environment):
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, check=False)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        check=False,
+    )
 
 
 def test_check_exits_two_and_imports_nothing_heavy(write, tmp_path):
     bad = run("-m", "orchestrator", "check", str(write(("seed: 42", "sead: 42"))), cwd=tmp_path)
-    assert (2, "") == (bad.returncode, bad.stdout)
+    assert (bad.returncode, bad.stdout) == (2, "")
     good = run("-X", "importtime", "-m", "orchestrator", "check", str(write()), cwd=tmp_path)
-    assert 0 == good.returncode
+    assert good.returncode == 0
     heavy = {"torch", "ray", "timm", "optuna", "rembg", "deepface", "pandas", "wandb"}
-    assert not heavy & {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in good.stderr.splitlines() if "import time:" in line}
+    assert not heavy & {
+        line.rsplit("|", 1)[-1].strip().split(".")[0] for line in good.stderr.splitlines() if "import time:" in line
+    }
 
 
 def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(write, tmp_path):
     spec = write(("per_trial: {cpu: 1}", "per_trial: {cpu: 1, gpu: 1}"))
     refused = run("-m", "orchestrator", "submit", str(spec), cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
-    assert 2 == refused.returncode
+    assert refused.returncode == 2
     assert "gpu: 1 was asked for, this machine has 0 GPU(s)" in refused.stderr
     assert not (tmp_path / "runs-store").exists()

@@ -22,7 +22,7 @@ def test_an_artifact_is_there_when_its_manifest_is(tmp_path):
     assert store.find("thing", "k" * 64) is None
     make(store)
     found = store.get("thing", "k" * 64)
-    assert ("x", 3) == (found.file("file.txt").read_text(), found.result["n"])
+    assert (found.file("file.txt").read_text(), found.result["n"]) == ("x", 3)
     assert {"files", "wall_s", "host", "git_commit", "packages"} <= set(found.manifest)
     (found.path / "manifest.json").unlink()
     assert store.find("thing", "k" * 64) is None
@@ -33,8 +33,8 @@ def test_the_loser_of_a_race_drops_its_own(tmp_path):
     with store.draft("thing", "k" * 64, params={}, inputs={}) as draft:
         (draft.path / "file.txt").write_text("late")
         make(store, "early")
-    assert "early" == store.get("thing", "k" * 64).file("file.txt").read_text()
-    assert ["k" * 64] == [path.name for path in (tmp_path / "thing").iterdir()]
+    assert store.get("thing", "k" * 64).file("file.txt").read_text() == "early"
+    assert [path.name for path in (tmp_path / "thing").iterdir()] == ["k" * 64]
 
 
 def test_a_flipped_byte_is_refused_with_what_to_do(tmp_path):

@@ -45,7 +45,7 @@ def test_one_member_is_that_member():
 def test_a_tie_of_equal_sums_goes_to_the_better_ranked_member():
     probs = [np.array([[0.2, 0.8]], np.float32), np.array([[0.8, 0.2]], np.float32)]
     votes = cast(np.array([[1], [0]]), probs)
-    assert ([1], [1], [True]) == (votes.pred.tolist(), votes.votes.tolist(), votes.tie.tolist())
+    assert (votes.pred.tolist(), votes.votes.tolist(), votes.tie.tolist()) == ([1], [1], [True])
 
 
 ORDER = [("test/b", "b"), ("test/a", "a"), ("test/c", "c")]
@@ -59,15 +59,19 @@ def table(names, **settings):
 def test_rows_are_joined_by_id_and_answered_in_the_order_of_the_table():
     probs = probabilities(1, 1, 3, 3)[0]
     found = table(["test/c", "test/a", "test/b"])
-    assert ["b", "a", "c"] == found["ImageID"].to_pylist()
+    assert found["ImageID"].to_pylist() == ["b", "a", "c"]
     assert [int(probs[at].argmax()) for at in (2, 1, 0)] == found["pred"].to_pylist()
     assert submission(found).startswith("ImageID,ans\nb,")
 
 
-@pytest.mark.parametrize(("names", "message"), [
-    (["test/a", "test/b"], "1 missing: test/c"), (["test/a", "test/b", "test/c", "test/x"], "1 not asked for: test/x"),
-    (["test/a", "test/b", "test/c", "test/a"], "1 twice: test/a"),
-])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["test/a", "test/b"], "1 missing: test/c"),
+        (["test/a", "test/b", "test/c", "test/x"], "1 not asked for: test/x"),
+        (["test/a", "test/b", "test/c", "test/a"], "1 twice: test/a"),
+    ],
+)
 def test_rows_that_do_not_fit_are_refused_by_name(names, message):
     with pytest.raises(UserError, match=message):
         table(names)
@@ -75,4 +79,4 @@ def test_rows_that_do_not_fit_are_refused_by_name(names, message):
 
 def test_a_photo_that_nobody_can_read_gets_the_majority_class_and_no_votes():
     row = table(["test/a", "test/b"], quarantined={"test/c": "truncated"}).to_pylist()[2]
-    assert (2, 0, "quarantined: truncated", None) == (row["pred"], row["votes"], row["outcome"], row["pred_m"])
+    assert (row["pred"], row["votes"], row["outcome"], row["pred_m"]) == (2, 0, "quarantined: truncated", None)
