@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -48,7 +49,6 @@ class TestTable(Section):
     id: str = "ImageID"
     label: str | None = None
     group: str | None = None
-    public: Fraction | None = None
 
 
 class TestHoldOut(Section):
@@ -57,7 +57,6 @@ class TestHoldOut(Section):
     __test__ = False
 
     hold_out: Fraction
-    public: Fraction | None = None
 
 
 Patterns = dict[str, str | list[str]]
@@ -90,7 +89,7 @@ class _ValueLabel(Section):
     @field_validator("bins")
     @classmethod
     def _ascending(cls, bins: list[float] | None) -> list[float] | None:
-        if bins and any(a >= b for a, b in zip(bins, bins[1:], strict=False)):
+        if bins and any(a >= b for a, b in pairwise(bins)):
             raise ValueError(f"bins must ascend, found {bins}")
         return bins
 
@@ -220,7 +219,7 @@ class Prep(Section):
     def size(self) -> int:
         """Side of a prepared sample in pixels."""
         last = self.steps[-1]
-        assert isinstance(last, Resize)  # holds by validation
+        assert isinstance(last, Resize)  # noqa: S101 - holds by validation
         return last.size
 
 

@@ -75,11 +75,11 @@ def make_shard(task: ShardTask, preparation: Callable[..., Any], work_dir: Path)
                 "outcome": made.outcome,
             }
         )
-    path = work_dir / f"shard-{task.number:05}.parquet"
-    write_shard(path, rows)
+    place = work_dir / f"shard-{task.number:05}.parquet"
+    write_shard(place, rows)
     return ShardResult(
         task,
-        path,
+        place,
         n_prepared,
         len(rows) + len(quarantined) - n_prepared - len(task.avoid),
         quarantined,

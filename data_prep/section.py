@@ -53,7 +53,7 @@ class _BareName:
         return core_schema.no_info_before_validator_function(_bare_name, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        inner = handler(schema["schema"])  # type: ignore[typeddict-item]
+        inner = handler(schema["schema"])
         names = sorted(inner.get("discriminator", {}).get("mapping", {}))
         return {"anyOf": [{"type": "string", **({"enum": names} if names else {})}, inner]}
 

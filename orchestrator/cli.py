@@ -81,7 +81,7 @@ def _store(folder: Path | None) -> Any:
 
 
 def _read(spec: Path, overrides: tuple[str, ...] = ()) -> Any:
-    from orchestrator.spec import read  # noqa: PLC0415
+    from orchestrator.reader import read  # noqa: PLC0415
 
     return read(spec, list(overrides))
 
@@ -133,7 +133,7 @@ def submit(
 ) -> None:
     """Check, plan, run and report an experiment; go on with it if it was interrupted."""
     from orchestrator.execute import Options  # noqa: PLC0415
-    from orchestrator.execute import submit as execute
+    from orchestrator.execute import submit as execute  # noqa: PLC0415
 
     experiment = _read(spec, overrides)
     if detach:
@@ -153,7 +153,7 @@ def submit(
 def resume(run: str, store: Path | None, *, address: str | None, insecure: bool) -> None:
     """Go on with an interrupted run as it was resolved, whatever its spec says now."""
     from orchestrator.execute import Options  # noqa: PLC0415
-    from orchestrator.execute import resume as execute
+    from orchestrator.execute import resume as execute  # noqa: PLC0415
     from orchestrator.runs import find_run  # noqa: PLC0415
 
     home = _store(store)

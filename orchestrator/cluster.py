@@ -73,7 +73,7 @@ def connect(
                 object_store_memory=_OBJECT_STORE_BYTES,
                 **quiet,
             )
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - Ray raises a dozen kinds, all mean that there is no cluster
         where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
         raise UserError(
             f"{where} was required and could not be reached: {_brief(error)}; "

@@ -16,14 +16,14 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from orchestrator import finals, stages
+from orchestrator import finals, phases, stages
 from orchestrator.errors import SpecError, UserError
 from orchestrator.ledger import Ledger, LedgerLocked, is_live, read, replay
 from orchestrator.plan import STAGES, Keys, Plan, make_plan
 from orchestrator.progress import Reporter
+from orchestrator.reader import read as read_spec
 from orchestrator.runs import RunPaths
 from orchestrator.spec import Experiment
-from orchestrator.spec import read as read_spec
 from orchestrator.store import Store, git_commit, packages, write_json
 
 _TRACKER_WAIT_S = 30.0
@@ -34,8 +34,8 @@ BODIES: dict[str, Callable[[stages.Context], stages.Done]] = {
     "split": stages.split,
     "audit": stages.audit,
     "prepare": stages.prepare,
-    "search": finals.search,
-    "confirm": finals.confirm,
+    "search": phases.search,
+    "confirm": phases.confirm,
     "hypotheses": finals.hypotheses,
     "select": finals.select,
     "vote": finals.vote,
@@ -251,7 +251,7 @@ def _require_weights(experiment: Experiment, *, allow_download: bool) -> None:
     """Find and verify every weight file before Ray starts."""
     from data_prep.weights import fetch, known, local  # noqa: PLC0415
 
-    wanted = set()
+    wanted: set[str] = set()
     for arm in experiment.arms.values():
         wanted |= {step.model for step in arm.prep.steps if step.name == "remove_background"}
         wanted |= {step.detector for step in arm.prep.steps if step.name == "crop_face"}
@@ -283,7 +283,7 @@ def _write_summary(
             "stages": {name: outcomes.get(name, "BLOCKED") for name in STAGES},
             "trials": counts,
             "quarantined": n_quarantined,
-            "best": finals.best_trial(replayed),
+            "best": phases.best_trial(replayed),
             "members": selection.get("members", []),
             "wall_s": round(wall_s, 1),
         },

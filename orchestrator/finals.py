@@ -1,8 +1,7 @@
-"""The bodies of the later stages: search, confirm, hypotheses, select, vote, report."""
+"""The stages that judge: hypotheses, select, vote and report. Only vote and report see test labels."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,244 +13,13 @@ from data_prep.section import identity
 from orchestrator import select as selection
 from orchestrator import stats, tables
 from orchestrator import vote as voting
-from orchestrator.bridge import OBJECTIVE, Bridge
 from orchestrator.errors import UserError
-from orchestrator.keys import stage_key
-from orchestrator.ledger import State, TrialState, replay
-from orchestrator.plan import VERSIONS
-from orchestrator.search import Studies, search_bridge
-from orchestrator.space import Search
-from orchestrator.stages import Context, Done, majority_class
-from orchestrator.store import file_sha256, write_json
-from orchestrator.trial import TrialSpec
+from orchestrator.ledger import TrialState
+from orchestrator.phases import phase_trials, ranking
+from orchestrator.stages import Context, Done, load_json, majority_class, ray_map
+from orchestrator.store import write_json
 
 
-# -- trials ------------------------------------------------------------------------------------------------------------
-def _parts_file(context: Context, variant: str, fold: int | None) -> Path:
-    """Write which sample is for what in one training: train and val, or the inner parts and the held-out fold."""
-    from data_prep.split import inner_part  # noqa: PLC0415
-
-    key, schema = context.folds[variant].key, context.schema
-    path = context.paths.parts / f"{key[:12]}-{'search' if fold is None else f'fold{fold}'}.parquet"
-    if path.is_file():
-        return path
-    folds = tables.read(context.folds[variant].file("folds.parquet"))
-    rows = {row["sample_id"]: row for row in folds.to_pylist()}
-    if fold is None:
-        parts = {sample: row["role"] for sample, row in rows.items() if row["role"] in {"train", "val"}}
-    else:
-        train, val = inner_part(folds, fold, context.experiment.arms[variant].data.split, schema)
-        parts = {**dict.fromkeys(train, "train"), **dict.fromkeys(val, "val")}
-        parts |= {
-            sample: "holdout" for sample, row in rows.items() if row["fold"] == fold and row["role"] in {"train", "val"}
-        }
-    samples = sorted(parts)
-    codes = [schema.decode(rows[sample]["label"]) for sample in samples]
-    columns: dict[str, Any] = {
-        "sample_id": pa.array(samples, pa.string()),
-        "part": [parts[sample] for sample in samples],
-    }
-    columns |= {
-        f"label_{name}": pa.array([int(code[at]) for code in codes], pa.int64()) for at, name in enumerate(schema.names)
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tables.write(pa.table(columns), path)
-    return path
-
-
-def _trial(
-    context: Context, trial_id: str, phase: str, variant: str, point: dict[str, Any], seed: int, fold: int | None
-) -> TrialSpec:
-    setting, arm = context.experiment.setting(variant, point)
-    parts, sizes = (
-        _parts_file(context, variant, fold),
-        dict(zip(context.schema.names, context.schema.sizes, strict=True)),
-    )
-    train = arm.train.model_dump(mode="json", by_alias=True)
-    key = stage_key(
-        "trial",
-        VERSIONS["trial"],
-        {"train": identity(arm.train), "seed": seed, "labels": sizes, "fold": fold},
-        {"prepare": context.prepared[variant].key, "parts": file_sha256(parts)},
-    )
-    share = context.experiment.spec.resources.per_trial
-    return TrialSpec(
-        trial_id,
-        setting,
-        variant,
-        phase,
-        seed,
-        fold,
-        point,
-        train,
-        key,
-        str(context.store.root),
-        str(context.rows[variant].path),
-        str(parts),
-        sizes,
-        threads=max(1, int(share.cpu)),
-        device="cuda" if share.gpu else "cpu",
-    )
-
-
-def _run(context: Context, bridge: Bridge, phase: str) -> None:
-    from orchestrator.tuning import run  # noqa: PLC0415
-
-    resources = context.experiment.spec.resources
-    share = resources.per_trial
-    fit = int(min(context.cpus / share.cpu, context.gpus / share.gpu if share.gpu else np.inf))
-    concurrent = max(1, fit if resources.max_concurrent == "auto" else min(fit, resources.max_concurrent))
-    run(bridge, context.paths.tune / phase, cpu=share.cpu, gpu=share.gpu, max_concurrent=concurrent)
-
-
-def _phase(context: Context, phase: str) -> list[TrialState]:
-    return [trial for trial in replay(context.ledger.events).trials.values() if trial.phase == phase]
-
-
-def _reuse(context: Context, kind: str, key: str) -> bool:
-    """Take a finished phase out of the store: its events into the ledger, its Tune folder into the run."""
-    found = context.store.find(kind, key)
-    if found is None or _phase(context, kind):
-        return False
-    from orchestrator.ledger import read  # noqa: PLC0415
-
-    for event in read(found.file("events.jsonl")):
-        context.ledger.append(event.pop("event"), **{k: v for k, v in event.items() if k not in {"n", "time"}})
-    shutil.rmtree(context.paths.tune / kind, ignore_errors=True)
-    shutil.copytree(found.path / "tune", context.paths.tune / kind)
-    return True
-
-
-def _keep(context: Context, kind: str, key: str, result: dict[str, Any]) -> None:
-    """Put a finished phase into the store, for the next run that asks for the same."""
-    import json  # noqa: PLC0415
-
-    if context.store.find(kind, key):
-        return
-    names = {trial.trial_id for trial in _phase(context, kind)}
-    events = [
-        e
-        for e in context.ledger.events
-        if e["event"] in {"trial_started", "report", "trial_ended"} and e["trial_id"] in names
-    ]
-    with context.store.draft(kind, key, params={}, inputs={}) as draft:
-        text = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
-        (draft.path / "events.jsonl").write_text(text, encoding="utf-8")
-        shutil.copytree(context.paths.tune / kind, draft.path / "tune")
-        draft.result |= result
-
-
-def _note(trials: list[TrialState]) -> str:
-    counted = {name: sum(trial.status == name for trial in trials) for name in ("COMPLETE", "PRUNED", "FAILED")}
-    return ", ".join(f"{n} {name.lower()}" for name, n in counted.items() if n)
-
-
-def _write_tables(context: Context) -> None:
-    state = replay(context.ledger.events)
-    tables.write(trials_table(state, context.schema.names), context.paths.trials)
-    tables.write(curves_table(state), context.paths.curves)
-
-
-# -- search ------------------------------------------------------------------------------------------------------------
-def search(context: Context) -> Done:
-    """Try settings: one trial each, on role train, scored on role val."""
-    spec, key = context.experiment.spec, context.keys.search(context.require_catalog())
-    reused = _reuse(context, "search", key)
-    if not reused:
-
-        def make(trial_id: str, variant: str, point: dict[str, Any]) -> TrialSpec:
-            return _trial(
-                context,
-                f"s-{trial_id}" if not trial_id.startswith("s-") else trial_id,
-                "search",
-                variant,
-                point,
-                spec.seed,
-                None,
-            )
-
-        studies = Studies(
-            context.paths.run_id, spec.search or Search(trials=1), list(context.experiment.arms), spec.seed, make
-        )
-        with context.reporter.task("search", studies.budget() * len(studies.variants)) as advance:
-            durations = {name: arm.train.duration for name, arm in context.experiment.arms.items()}
-            _run(context, search_bridge(studies, context.ledger, durations, advance), "search")
-    trials = _phase(context, "search")
-    _write_tables(context)
-    if not any(trial.status == "COMPLETE" for trial in trials):
-        causes = sorted({str(trial.end.get("error")) for trial in trials})
-        raise UserError(
-            f"search: at least one finished trial was required, all {len(trials)} failed: {'; '.join(causes[:3])}"
-        )
-    _keep(context, "search", key, {"ranking": [list(row) for row in _ranking(trials)]})
-    return Done("CACHED" if reused else "SUCCEEDED", _note(trials))
-
-
-def _ranking(trials: list[TrialState]) -> list[tuple[str, str, float]]:
-    return [
-        (t.facts["setting"], t.facts["variant"], t.end["metrics"][OBJECTIVE]) for t in trials if t.status == "COMPLETE"
-    ]
-
-
-# -- confirm -----------------------------------------------------------------------------------------------------------
-def confirm(context: Context) -> Done:
-    """Train the finalists again over seeds and folds, each blind to its fold."""
-    wanted = context.experiment.spec.confirm
-    context.paths.tune.joinpath("confirm").mkdir(parents=True, exist_ok=True)
-    if wanted is None:
-        _collect(context)
-        return Done("SUCCEEDED", "confirm: null")
-    found = _phase(context, "search")
-    chosen = selection.finalists(_ranking(found), wanted.finalists, list(context.experiment.arms))
-    points = {t.facts["setting"]: (t.facts["variant"], t.facts["params"]) for t in found if t.status == "COMPLETE"}
-    key = context.keys.confirm(context.require_catalog(), chosen)
-    reused = _reuse(context, "confirm", key)
-    if not reused:
-        specs = [
-            _trial(context, f"c-{setting}-s{seed}-f{fold}", "confirm", *points[setting], seed, fold)
-            for setting in chosen
-            for seed in wanted.seeds
-            for fold in range(wanted.folds)
-        ]
-        by_id = {spec.trial_id: spec for spec in specs}
-        known = {trial.trial_id for trial in _phase(context, "confirm")}
-        with context.reporter.task("confirm", len(specs)) as advance:
-            bridge = Bridge(
-                context.ledger,
-                "confirm",
-                ((spec, None) for spec in specs if spec.trial_id not in known),
-                resume=lambda trial: (by_id[trial.trial_id], None),
-                progress=advance,
-            )
-            _run(context, bridge, "confirm")
-    trials = _phase(context, "confirm")
-    _write_tables(context)
-    _collect(context)
-    if not any(trial.status == "COMPLETE" for trial in trials):
-        raise UserError(f"confirm: at least one finished trial was required, all {len(trials)} failed; see `results`")
-    _keep(context, "confirm", key, {})
-    return Done("CACHED" if reused else "SUCCEEDED", _note(trials))
-
-
-def _collect(context: Context) -> None:
-    """Gather the predictions of all finished trials."""
-    parts = []
-    for trial in replay(context.ledger.events).trials.values():
-        if trial.status == "COMPLETE":
-            table = tables.read(context.store.get("trial", trial.facts["key"]).file("predictions.parquet"))
-            parts.append(_renamed(table, trial))
-    tables.write(pa.concat_tables(parts) if parts else tables.PREDICTIONS.empty_table(), context.paths.predictions)
-
-
-def _renamed(table: pa.Table, trial: TrialState) -> pa.Table:
-    """Give a trial's predictions the names they have in this run; the artifact may come from another one."""
-    for name in ("trial_id", "setting", "variant"):
-        value = trial.trial_id if name == "trial_id" else trial.facts[name]
-        table = table.set_column(table.schema.get_field_index(name), name, pa.array([value] * len(table), pa.string()))
-    return table.cast(tables.PREDICTIONS)
-
-
-# -- judging -----------------------------------------------------------------------------------------------------------
 def _sides(context: Context) -> tuple[dict[str, str], dict[str, str]]:
     """Return the group of every sample, and the stratum of its group: the labels constant within groups."""
     from data_prep.split import strata  # noqa: PLC0415
@@ -264,11 +32,26 @@ def _sides(context: Context) -> tuple[dict[str, str], dict[str, str]]:
     return {row["sample_id"]: row["group"] for row in rows}, {row["sample_id"]: by_group[row["group"]] for row in rows}
 
 
-def _complete_settings(context: Context) -> dict[str, str]:
-    """Return setting -> variant of the finalists whose every confirm trial finished."""
+def _judged(context: Context) -> tuple[str, str]:
+    """Return the phase and the predictions that choices rest on: search and val where nothing is confirmed."""
+    return ("confirm", "oof") if context.experiment.spec.confirm else ("search", "val")
+
+
+def _checkpoints(context: Context) -> dict[str, list[TrialState]]:
+    """Return setting -> the trials whose checkpoints answer for it. In search, its first finished one does."""
+    phase, _ = _judged(context)
     by_setting: dict[str, list[TrialState]] = {}
-    for trial in _phase(context, "confirm"):
+    for trial in phase_trials(context, phase):
         by_setting.setdefault(trial.facts["setting"], []).append(trial)
+    if phase == "confirm":
+        return by_setting
+    done = {s: [t for t in found if t.status == "COMPLETE"][:1] for s, found in by_setting.items()}
+    return {setting: found for setting, found in done.items() if found}
+
+
+def _complete_settings(context: Context) -> dict[str, str]:
+    """Return setting -> variant of the candidates whose every trial finished."""
+    by_setting = _checkpoints(context)
     return {
         s: found[0].facts["variant"] for s, found in by_setting.items() if all(t.status == "COMPLETE" for t in found)
     }
@@ -281,7 +64,9 @@ def _arms(context: Context) -> dict[str, stats.Oof]:
     found = {}
     for setting in _complete_settings(context):
         try:
-            found[setting] = selection.oof_of(predictions, setting, groups, strata, context.schema.n_classes)
+            found[setting] = selection.oof_of(
+                predictions, setting, groups, strata, context.schema.n_classes, split=_judged(context)[1]
+            )
         except UserError:
             continue
     return found
@@ -289,7 +74,7 @@ def _arms(context: Context) -> dict[str, stats.Oof]:
 
 def _search_scores(context: Context) -> dict[str, float]:
     scores: dict[str, float] = {}
-    for setting, _, score in _ranking(_phase(context, "search")):
+    for setting, _, score in ranking(phase_trials(context, "search")):
         scores[setting] = max(score, scores.get(setting, 0.0))
     return scores
 
@@ -342,27 +127,26 @@ def select(context: Context) -> Done:
     ]
     chosen = selection.choose(found, spec.select.policy, spec.select.members)
     chosen["vote"] = {"rule": spec.vote.rule, "tie": voting.TIE_RULE}
-    chosen["ensemble"] = {"oof": _oof_vote(context, chosen["members"]), "test": None}
+    rests_on = _judged(context)[1]
+    chosen["ensemble"] = {"oof": None, rests_on: _oof_vote(context, chosen["members"]), "test": None}
     write_json(context.paths.selection, chosen)
-    bounds = chosen["ensemble"]["oof"]["macro_f1"]
+    bounds = chosen["ensemble"][rests_on]["macro_f1"]
     return Done(
         "SUCCEEDED",
-        f"{len(chosen['members'])} members, out-of-fold macro F1 {bounds['estimate']:.3f} "
+        f"{len(chosen['members'])} members, {'out-of-fold' if rests_on == 'oof' else 'validation'} macro F1 {bounds['estimate']:.3f} "
         f"({bounds['low']:.3f}-{bounds['high']:.3f})",
     )
 
 
 def _n_params(context: Context, setting: str) -> int:
-    from orchestrator.stages import load_json  # noqa: PLC0415
-
-    trial = next(t for t in _phase(context, "confirm") if t.facts["setting"] == setting)
+    trial = _checkpoints(context)[setting][0]
     return int(load_json(context.store.get("trial", trial.facts["key"]).path / "model.json")["n_params"])
 
 
 def _oof_vote(context: Context, members: list[str]) -> dict[str, Any]:
     """Return the headline: the members' vote on samples that each of their checkpoints held out."""
     ids, targets, probs = None, {}, []
-    rows = [row for row in tables.read(context.paths.predictions).to_pylist() if row["split"] == "oof"]
+    rows = [row for row in tables.read(context.paths.predictions).to_pylist() if row["split"] == _judged(context)[1]]
     means = []
     for setting in members:
         total: dict[str, Any] = {}
@@ -397,7 +181,6 @@ def _scores(context: Context, oof: stats.Oof) -> dict[str, Any]:
     return found
 
 
-# -- vote --------------------------------------------------------------------------------------------------------------
 def _predict_checkpoint(job: tuple[str, str, list[int]]) -> Any:
     """Predict some rows with one checkpoint; runs as a Ray task."""
     from data_prep.shards import open_rows  # noqa: PLC0415
@@ -411,7 +194,6 @@ def vote(context: Context) -> Done:
     """Let the members vote on the test photos; only here are the test labels opened."""
     from data_prep.catalog import test_labels, test_order  # noqa: PLC0415
     from data_prep.shards import open_rows  # noqa: PLC0415
-    from orchestrator.stages import load_json, ray_map  # noqa: PLC0415
 
     data, base = context.experiment.spec.data, context.experiment.base
     if data.test is None:
@@ -423,10 +205,7 @@ def vote(context: Context) -> Done:
     members: dict[str, tuple[list[str], Any]] = {}
     rows: list[dict[str, Any]] = []
     checkpoints = [
-        (t, context.store.get("trial", t.facts["key"]))
-        for s in chosen["members"]
-        for t in _phase(context, "confirm")
-        if t.facts["setting"] == s
+        (t, context.store.get("trial", t.facts["key"])) for s in chosen["members"] for t in _checkpoints(context)[s]
     ]
     jobs = []
     for trial, artifact in checkpoints:
@@ -515,51 +294,3 @@ def report(context: Context) -> Done:
     from orchestrator.report import build  # noqa: PLC0415
 
     return Done("SUCCEEDED", str(build(context.paths.root)))
-
-
-# -- tables and summaries ------------------------------------------------------------------------------------------------
-def trials_table(state: State, labels: Iterable[str]) -> pa.Table:
-    """Return trials.parquet from what the ledger tells."""
-    import json  # noqa: PLC0415
-
-    schema = tables.trials_schema(labels)
-    rows = []
-    for trial in state.trials.values():
-        if trial.status is None:
-            continue
-        best = trial.end.get("metrics") or {}
-        rows.append(
-            {
-                **{name: trial.facts[name] for name in ("setting", "variant", "phase", "seed", "fold")},
-                "trial_id": trial.trial_id,
-                "params": json.dumps(trial.facts["params"], sort_keys=True),
-                **{name: trial.end.get(name) for name in ("status", "epochs", "wall_s", "checkpoint", "error")},
-                **{name: value for name, value in best.items() if name in schema.names},
-            }
-        )
-    return tables.from_rows(rows, schema)
-
-
-def curves_table(state: State) -> pa.Table:
-    """Return curves.parquet from what the ledger tells."""
-    metrics = sorted({name for trial in state.trials.values() for one in trial.reports.values() for name in one})
-    rows = [
-        {"trial_id": t.trial_id, "epoch": epoch, **found}
-        for t in state.trials.values()
-        for epoch, found in sorted(t.reports.items())
-    ]
-    return tables.from_rows(rows, tables.curves_schema(metrics))
-
-
-def best_trial(state: State) -> dict[str, Any] | None:
-    """Return the best search trial so far."""
-    done = [t for t in state.trials.values() if t.phase == "search" and t.end.get("metrics")]
-    if not done:
-        return None
-    top = max(done, key=lambda t: t.end["metrics"][OBJECTIVE])
-    return {
-        "trial_id": top.trial_id,
-        "setting": top.facts["setting"],
-        "variant": top.facts["variant"],
-        OBJECTIVE: top.end["metrics"][OBJECTIVE],
-    }

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 EVENTS, LOCK = "events.jsonl", "driver.lock"
 
@@ -108,7 +108,7 @@ class Ledger:
         self._lock: IO[bytes] | None = None
         self._file: IO[bytes] | None = None
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> Self:
         self._lock = (self.run / LOCK).open("ab")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

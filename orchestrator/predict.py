@@ -12,8 +12,9 @@ from orchestrator import tables
 from orchestrator import vote as voting
 from orchestrator.errors import UserError
 from orchestrator.progress import Reporter
+from orchestrator.reader import read
 from orchestrator.runs import RunPaths
-from orchestrator.spec import Experiment, read
+from orchestrator.spec import Experiment
 from orchestrator.store import Store
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
@@ -36,10 +37,9 @@ def predict_folder(paths: RunPaths, store: Store, photos: Path, out: Path) -> di
     if not found:
         raise UserError(f"{photos}: photos ({', '.join(EXTENSIONS)}) were required, found none")
     experiment = read(paths.resolved, check_roots=False)
+    phase = "confirm" if experiment.spec.confirm else "search"
     trials = [
-        row
-        for row in tables.read(paths.trials).to_pylist()
-        if row["phase"] == "confirm" and row["status"] == "COMPLETE"
+        row for row in tables.read(paths.trials).to_pylist() if row["phase"] == phase and row["status"] == "COMPLETE"
     ]
     reporter = Reporter()
     members, quarantined = _members(experiment, store, selection["members"], trials, found, photos, reporter)

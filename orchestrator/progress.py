@@ -56,7 +56,11 @@ class Reporter:
         )
         with Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task(title, total=total, note="")
-            yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+            def advance(done: int, note: str = "") -> None:
+                bar.update(task, completed=done, note=note)
+
+            yield advance
 
     def _lines(self, title: str, total: int | None) -> Iterator[Advance]:
         began = last = time.monotonic()

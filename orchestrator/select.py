@@ -43,14 +43,20 @@ def finalists(ranking: Sequence[tuple[str, str, float]], n: int, variants: Seque
 
 
 def oof_of(
-    predictions: pa.Table, setting: str, groups: Mapping[str, str], strata: Mapping[str, str], n_classes: int
+    predictions: pa.Table,
+    setting: str,
+    groups: Mapping[str, str],
+    strata: Mapping[str, str],
+    n_classes: int,
+    *,
+    split: str = "oof",
 ) -> Oof:
     """Return a setting's out-of-fold predictions: one row per seed over the samples that all its seeds held out.
 
     Raises:
         UserError: it has none, or answers over other classes.
     """
-    rows = [row for row in predictions.to_pylist() if row["setting"] == setting and row["split"] == "oof"]
+    rows = [row for row in predictions.to_pylist() if row["setting"] == setting and row["split"] == split]
     by_seed: dict[int, dict[str, tuple[int, int]]] = {}
     for row in rows:
         if len(row["probs"]) != n_classes:

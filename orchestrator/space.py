@@ -59,7 +59,7 @@ class IntRange(_Range):
 
     @model_validator(mode="after")
     def _valid(self) -> Self:
-        self._check(*self.int_, self.step)
+        self._check(self.int_[0], self.int_[1], self.step)
         return self
 
     def corners(self) -> list[Any]:
@@ -74,7 +74,7 @@ class FloatRange(_Range):
 
     @model_validator(mode="after")
     def _valid(self) -> Self:
-        self._check(*self.float_, self.step)
+        self._check(self.float_[0], self.float_[1], self.step)
         return self
 
     def corners(self) -> list[Any]:
@@ -88,7 +88,7 @@ def _entry(value: Any) -> Any:
     """Choose the model by its key, so that a fault is told about one form and not about three."""
     if not isinstance(value, dict):
         return value
-    kinds = {"choice": Choice, "int": IntRange, "float": FloatRange}
+    kinds: dict[str, type[Section]] = {"choice": Choice, "int": IntRange, "float": FloatRange}
     named = [key for key in kinds if key in value]
     if len(named) != 1:
         raise ValueError(f"one of choice, int, float was required, found {', '.join(value) or 'nothing'}")

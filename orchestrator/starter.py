@@ -43,10 +43,7 @@ def starter_spec(folder: Path, base: Path) -> str:
     root = os.path.relpath(folder.resolve(), base.resolve())
     tables = sorted(path for path in folder.iterdir() if path.suffix == ".csv")
     name = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-") or "experiment"
-    if tables:
-        head = _from_table(tables[0], root)
-    else:
-        head = _from_folders(images, root)
+    head = _from_table(tables[0], root) if tables else _from_folders(images, root)
     n_labels = head.count("from:")
     second = "  shallow: {train.model.head: shallow}\n" if n_labels > 1 else "  cutmix: {train.augment.cutmix: half}\n"
     top = f"# Question: what can be read from these photos?\n# Command:  python -m orchestrator submit THIS_FILE\nname: {name}\nseed: 42\n"

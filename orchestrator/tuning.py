@@ -48,7 +48,7 @@ def run(
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: PLC0415
     from ray.tune.search import Searcher  # noqa: PLC0415
 
-    class Proposals(Searcher):  # type: ignore[misc]
+    class Proposals(Searcher):
         """Hands out what the bridge proposes."""
 
         def __init__(self) -> None:
@@ -80,7 +80,7 @@ def run(
         def __reduce__(self) -> Any:
             return (object, ())  # what Tune pickles of it is never read
 
-    class Decisions(FIFOScheduler):  # type: ignore[misc]
+    class Decisions(FIFOScheduler):
         """Passes reports and endings to the bridge."""
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:

@@ -41,7 +41,7 @@ class Result:
     history: list[dict[str, float]]
 
 
-def train(
+def train(  # noqa: PLR0915 - one loop, to be read from top to bottom
     config: Train,
     task: Task,
     *,
@@ -72,7 +72,7 @@ def train(
         torch.set_num_threads(threads)
     # -- model ------------------------------------------------------------------------------------------------------
     torch.manual_seed(seed_of(seed, "init"))
-    model = build(config.model, task.label_sizes).to(device, memory_format=torch.channels_last)
+    model = build(config.model, task.label_sizes).to(device).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(config.optimizer, model.parameters())
     targets = {name: task.codes_of(labels) for name, labels in model.head.branches.items()}
     losses = {

@@ -18,6 +18,8 @@ class Branches(nn.Module):
     `branches` says what each one answers: the names of the labels whose joint class it gives.
     """
 
+    branches: dict[str, tuple[str, ...]]
+
     def __init__(self, branches: Mapping[str, tuple[str, ...]], layers: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.branches = dict(branches)

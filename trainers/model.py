@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data_prep.weights import fetch, known
 from trainers.config import Model
-from trainers.heads import HEADS
+from trainers.heads import HEADS, Branches
 
 
 class WeightsUnavailable(RuntimeError):  # noqa: N818 - says what is the case
@@ -23,8 +23,9 @@ class Classifier(nn.Module):
 
     mean: Tensor
     std: Tensor
+    head: Branches
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, backbone: nn.Module, head: Branches, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -58,7 +59,7 @@ def build(model: Model, label_sizes: Mapping[str, int], *, pretrained: bool | No
         backbone = timm.create_model(model.backbone, pretrained=wanted and not from_registry, num_classes=0)
     except RuntimeError as error:
         raise ValueError(f"train.model.backbone: {error}") from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever the hub's client raises
         raise WeightsUnavailable(
             f"weights of {model.backbone} were required, the hub could not be reached ({type(error).__name__}); "
             "set train.model.pretrained: false, use tf_efficientnet_lite0, or fill the hub's cache where there is internet"

@@ -213,9 +213,10 @@ def test_corrupt_photos_are_quarantined_and_the_rest_goes_on(contest):
     for place, content in broken.items():
         (contest.base / place).write_bytes(content)
     table = build_catalog(contest.data(), contest.base)
-    assert {
-        row["sample_id"]: (row["status"], row["label"]) for row in table.to_pylist() if row["status"] != "ok"
-    } == {"train/000000_male_x_22/mask1.jpg": ("not an image", None), "test/a.jpg": ("empty file", None)}
+    assert {row["sample_id"]: (row["status"], row["label"]) for row in table.to_pylist() if row["status"] != "ok"} == {
+        "train/000000_male_x_22/mask1.jpg": ("not an image", None),
+        "test/a.jpg": ("empty file", None),
+    }
     assert len(module.test_labels(contest.data(), contest.base, table)) == 6
 
 

@@ -149,9 +149,10 @@ def test_quarantined_photos_have_no_row_and_test_photos_no_fold():
     status = ["truncated" if at in {0, len(table) - 1} else "ok" for at in range(len(table))]
     folds = assign(table.set_column(table.column_names.index("status"), "status", [status]), SCHEMA, Split(), [], 3)
     assert len(table) - 2 == len(folds)
-    assert [
-        (row["sample_id"], row["role"], row["fold"], row["label"]) for row in folds.to_pylist()[-2:]
-    ] == [("test/0.jpg", "test", None, None), ("test/1.jpg", "test", None, None)]
+    assert [(row["sample_id"], row["role"], row["fold"], row["label"]) for row in folds.to_pylist()[-2:]] == [
+        ("test/0.jpg", "test", None, None),
+        ("test/1.jpg", "test", None, None),
+    ]
 
 
 def test_exclusions_keep_arms_paired_and_spare_the_test_set():

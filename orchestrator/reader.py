@@ -1,0 +1,197 @@
+"""Reading a spec file: the whole of it is checked before any work, and all problems are told at once."""
+
+from __future__ import annotations
+
+import difflib
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_prep.config import TestTable
+from orchestrator.document import Document, DocumentError, Path_, Problem, load
+from orchestrator.errors import SpecError
+from orchestrator.hypotheses import parse as parse_claim
+from orchestrator.problems import nearest, validate
+from orchestrator.space import apply, assignments
+from orchestrator.spec import Arm, Experiment, Spec
+from trainers.backbones import known_backbones
+from trainers.config import SingleHead
+
+VARIANT_PATHS = ("data.exclude", "data.split", "prep", "train")
+_MAX_ASSIGNMENTS = 256
+
+
+def read(path: Path, overrides: list[str] | None = None, *, check_roots: bool = True) -> Experiment:
+    """Read, override and check a spec file.
+
+    Args:
+        path: the YAML file.
+        overrides: `--set` texts, "path=value".
+        check_roots: whether the data must be there; `predict` needs only what was learned from it.
+
+    Raises:
+        DocumentError: with every problem that was found, at its line and column.
+    """
+    document = load(path)
+    changes = dict(_parse_set(text) for text in overrides or [])
+    data = apply(document.data, changes) if changes else document.data
+    problems: list[Problem] = []
+    spec = validate(Spec, data, document, problems)
+    arms: dict[str, Arm] = {}
+    base = path.resolve().parent
+    if spec is not None:
+        arms = _arms(spec, document, problems)
+        _check_backbones(spec, arms, document, problems)
+        _check_names(spec, arms, document, problems)
+        _check_space(spec, arms, document, problems)
+        if check_roots:
+            _check_roots(spec, base, document, problems)
+    if problems or spec is None:
+        raise DocumentError(path, problems, document.lines)
+    return Experiment(spec, arms, base, changes, "\n".join(document.lines) + "\n")
+
+
+def _parse_set(text: str) -> tuple[str, Any]:
+    path, separator, value = text.partition("=")
+    if not separator or not path.strip():
+        raise SpecError(f"--set {text}: required path=value, such as train.optimizer.lr=3e-4")
+    from ruamel.yaml import YAML  # noqa: PLC0415 - the one place that reads a lone value
+
+    return path.strip(), YAML(typ="safe", pure=True).load(value)
+
+
+def _arms(spec: Spec, document: Document, problems: list[Problem]) -> dict[str, Arm]:
+    base = Arm(data=spec.data, prep=spec.prep, train=spec.train).model_dump(mode="json", by_alias=True)
+    arms = {}
+    for name, changes in spec.variants.items():
+        wrong = False
+        for path in changes:
+            if not any(path == allowed or path.startswith(allowed + ".") for allowed in VARIANT_PATHS):
+                wrong = True
+                mark = document.where(("variants", name, path), key=True)
+                problems.append(
+                    Problem(*mark, f"variants.{name}: may override {', '.join(VARIANT_PATHS)}; found {path!r}")
+                )
+        under: Path_ = ("variants", name)
+        if not wrong:
+            if len(changes) == 1:
+                under = (*under, next(iter(changes)))
+            arm = validate(Arm, apply(base, changes), document, problems, under, f"variants.{name}: ")
+            if arm is not None:
+                arms[name] = arm
+    return arms
+
+
+def _check_backbones(spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]) -> None:
+    wanted = {arm.train.model.backbone for arm in arms.values()}
+    paths: dict[str, Path_] = {spec.train.model.backbone: ("train", "model", "backbone")}
+    for name, changes in spec.variants.items():
+        for path in changes:
+            paths.setdefault(arms[name].train.model.backbone if name in arms else "", ("variants", name, path))
+    entry = spec.search.space.get("train.model.backbone") if spec.search else None
+    for choice in getattr(entry, "choice", None) or []:
+        wanted.add(str(choice))
+        paths.setdefault(str(choice), ("search", "space", "train.model.backbone", "choice"))
+    known = set(known_backbones())
+    for backbone in sorted(wanted):
+        if known and backbone.split(".")[0] not in known:
+            close = difflib.get_close_matches(backbone, known, n=3, cutoff=0.5)
+            near = f"; nearest: {', '.join(close)}" if close else ""
+            mark = document.where(paths.get(backbone, ("train",)))
+            problems.append(Problem(*mark, f"train.model.backbone: timm has no model {backbone!r}{near}"))
+
+
+def _check_names(spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]) -> None:
+    """Check what refers to something else in the spec: claims, member lists, labels."""
+    variants, labels = list(spec.variants), list(spec.data.labels)
+
+    def refuse(where: Path_, text: str) -> None:
+        problems.append(Problem(*document.where(where), text))
+
+    for at, text in enumerate(spec.hypotheses):
+        _check_claim(text, variants, lambda why, at=at: refuse(("hypotheses", at), f"hypotheses: {why}"))  # type: ignore[misc]
+    if spec.hypotheses and spec.confirm is None:
+        refuse(("hypotheses",), "hypotheses are judged on confirm's out-of-fold predictions; remove confirm: null")
+    for name in spec.select.policy if isinstance(spec.select.policy, list) else []:
+        if name not in variants:
+            known = f"variants are {', '.join(variants)}{nearest(name, variants)}"
+            refuse(("select", "policy"), f"select.policy: no variant {name!r}; {known}")
+    for arm in arms.values():
+        for where, names in _label_names(arm):
+            for name in names:
+                if name not in labels:
+                    known = f"labels are {', '.join(labels)}{nearest(name, labels)}"
+                    refuse(where, f"{'.'.join(map(str, where))}: no label {name!r}; {known}")
+
+
+def _check_claim(text: str, variants: list[str], refuse: Callable[[str], None]) -> None:
+    try:
+        claim = parse_claim(text)
+    except ValueError as error:
+        refuse(str(error))
+        return
+    for side in (claim.better, claim.worse):
+        if side not in variants:
+            refuse(f"no variant {side!r} in {text!r}; variants are {', '.join(variants)}{nearest(side, variants)}")
+
+
+def _label_names(arm: Arm) -> list[tuple[Path_, list[str]]]:
+    """Return where an arm names labels, and which."""
+    head = arm.train.model.head
+    own = head.labels or [] if isinstance(head, SingleHead) else []
+    return [(("train", "loss", "weights"), list(arm.train.loss.weights)), (("train", "model", "head"), own)]
+
+
+def _check_space(spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]) -> None:
+    """Try the space's corners on every variant: paths must exist, values must fit, no setting may go unused."""
+    if spec.search is None or not spec.search.space:
+        return
+    for path in spec.search.space:
+        if not path.startswith("train."):
+            mark = document.where(("search", "space", path), key=True)
+            problems.append(Problem(*mark, f"search.space: paths begin with train., found {path!r}"))
+            return
+    points = assignments(spec.search.space, limit=_MAX_ASSIGNMENTS, rng=random.Random(0))  # noqa: S311 - no secret
+    seen: set[str] = set()
+    for arm in arms.values():
+        base = arm.model_dump(mode="json", by_alias=True)
+        for point in points:
+            found: list[Problem] = []
+            validate(Arm, apply(base, point), document, found, ("search", "space"), "search.space: ")
+            for problem in found:
+                if problem.text not in seen:
+                    seen.add(problem.text)
+                    line, column = _space_mark(problem.text, spec.search.space, document)
+                    problems.append(Problem(line, column, problem.text))
+
+
+def _space_mark(text: str, space: dict[str, Any], document: Document) -> tuple[int, int]:
+    for path in sorted(space, key=len, reverse=True):
+        if path in text:
+            return document.where(("search", "space", path), key=True)
+    parts = {path: path.rsplit(".", 1)[0] for path in space}
+    for path, parent in sorted(parts.items(), key=lambda item: -len(item[1])):
+        if parent in text:
+            return document.where(("search", "space", path), key=True)
+    return document.where(("search", "space"))
+
+
+def _check_roots(spec: Spec, base: Path, document: Document, problems: list[Problem]) -> None:
+    sides: list[tuple[str, Any]] = [("source", spec.data.source)]
+    if isinstance(spec.data.test, TestTable):
+        sides.append(("test", spec.data.test))
+    for side, section in sides:
+        root = base / section.root
+        if not root.is_dir():
+            mark = document.where(("data", side, "root"))
+            problems.append(
+                Problem(
+                    *mark,
+                    f"data.{side}.root: required a folder, found none at {root}; a root is "
+                    f"relative to the spec's folder",
+                )
+            )
+        elif (table := getattr(section, "table", None)) and not (root / table).is_file():
+            mark = document.where(("data", side, "table"))
+            problems.append(Problem(*mark, f"data.{side}.table: required a file, found none at {root / table}"))
