@@ -210,9 +210,8 @@ class Prep(Section):
     @model_validator(mode="after")
     def _ends_square(self) -> Self:
         if not isinstance(self.steps[-1], Resize):
-            raise ValueError(
-                f"the last step must be resize, so that all samples have one size; found {self.steps[-1].name}"
-            )
+            last = self.steps[-1].name
+            raise ValueError(f"the last step must be resize, for samples of one size; found {last}")  # noqa: TRY004
         return self
 
     @property
