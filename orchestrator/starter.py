@@ -80,8 +80,14 @@ def _from_table(table: Path, root: str) -> str:
     labels = [line for name in columns if name not in {path, group} if (line := _label(name, rows))]
     if profiles:
         stems = sorted({photo.stem for row in rows[:5] for photo in (images / row[path]).iterdir() if _is_photo(photo)})
-        patterns = ", ".join(f"{_identifier(stem)}: {_quote(stem)}" for stem in stems)
-        labels.insert(0, f"    photo: {{from: stem, classes: {{{patterns}}}}}   # group the stems that mean the same")
+        alike: dict[str, list[str]] = {}
+        for stem in stems:
+            alike.setdefault(stem.rstrip("0123456789") or stem, []).append(stem)
+        patterns = ", ".join(
+            f"{_identifier(name)}: {_quote(name + '*' if len(found) > 1 else found[0])}" for name, found in alike.items()
+        )
+        if len(alike) > 1:
+            labels.insert(0, f"    photo: {{from: stem, classes: {{{patterns}}}}}   # check which stems mean the same")
     if not labels:
         raise SpecError(
             f"{table}: a column with 2 to {_MAX_CLASSES} values or with numbers was required, found {', '.join(columns)}"
