@@ -84,7 +84,8 @@ def _from_table(table: Path, root: str) -> str:
         for stem in stems:
             alike.setdefault(stem.rstrip("0123456789") or stem, []).append(stem)
         patterns = ", ".join(
-            f"{_identifier(name)}: {_quote(name + '*' if len(found) > 1 else found[0])}" for name, found in alike.items()
+            f"{_identifier(name)}: {_quote(name + '*' if len(found) > 1 else found[0])}"
+            for name, found in alike.items()
         )
         if len(alike) > 1:
             labels.insert(0, f"    photo: {{from: stem, classes: {{{patterns}}}}}   # check which stems mean the same")

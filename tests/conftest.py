@@ -68,6 +68,12 @@ def drawn(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def new_workplace():
+    """Make a workplace in a folder of one's own."""
+    return Workplace
+
+
 @pytest.fixture
 def workplace(tmp_path, drawn):
     """A fresh folder with the drawn data and the smoke experiment, quick enough for a test."""

@@ -1,4 +1,5 @@
 """The container files, as far as they can be judged without an engine."""
+
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ def test_the_dockerfile_passes_its_linter():
 def test_the_dockerfile_has_both_targets_and_runs_as_nobody_special():
     text = (FOLDER / "Dockerfile").read_text()
     assert {"cpu", "gpu"} == {line.split(" AS ")[1] for line in text.splitlines() if line.startswith("FROM")}
-    assert text.rstrip().endswith("USER runner")
+    assert text.rstrip().endswith("USER 1000")
 
 
 def test_the_cluster_shows_its_dashboard_to_this_host_only_and_holds_no_secret():

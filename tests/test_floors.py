@@ -1,4 +1,5 @@
 """The installed packages: above the versions with known holes, and at peace with each other."""
+
 import re
 import subprocess
 import sys
@@ -22,7 +23,11 @@ def test_the_two_packages_that_own_one_cv2_are_equal():
 def test_the_one_known_complaint_of_pip_is_the_only_one():
     done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
     complaints = [line for line in done.stdout.splitlines() if line and line != "No broken requirements found."]
-    assert [] == [line for line in complaints if not re.match(r"facenet-pytorch 2\.6\.0 has requirement (numpy|Pillow|torch|torchvision)<", line)]
+    assert [] == [
+        line
+        for line in complaints
+        if not re.match(r"facenet-pytorch 2\.6\.0 has requirement (numpy|Pillow|torch|torchvision)<", line)
+    ]
 
 
 def test_the_ray_dashboard_is_installed():

@@ -1,7 +1,10 @@
 """Learning is real: the quickstart beats guessing by far, and shuffled labels teach nothing."""
+
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +18,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.models, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, new_workplace):
     """The quickstart's folder, run once."""
-    from conftest import Workplace
-
-    work = Workplace(tmp_path_factory.mktemp("learning"))
+    work = new_workplace(tmp_path_factory.mktemp("learning"))
     build(work.root / "data/sample", 60, jobs=2)
     (work.root / "experiments").mkdir()
     shutil.copy(ROOT / "experiments/quickstart.yaml", work.spec)
@@ -44,18 +45,29 @@ def test_shuffled_labels_teach_nothing(place):
     """Each photo keeps its person and gets the three labels of a random other one; prepared photos are reused."""
     root = place.root / "data/sample/train"
     people = list(csv.DictReader((root / "train.csv").open()))
-    rows = [(f"{person['path']}/{photo.name}", person["id"], photo.stem.rstrip("12345"), person["gender"], person["age"])
-            for person in people for photo in sorted((root / "images" / person["path"]).iterdir())]
+    rows = [
+        (f"{person['path']}/{photo.name}", person["id"], photo.stem.rstrip("12345"), person["gender"], person["age"])
+        for person in people
+        for photo in sorted((root / "images" / person["path"]).iterdir())
+    ]
     order = np.random.default_rng(0).permutation(len(rows))
     with (root / "shuffled.csv").open("w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(["path", "id", "mask", "gender", "age"])
         writer.writerows([*row[:2], *rows[other][2:]] for row, other in zip(rows, order, strict=True))
     place.change(
-        ("{layout: profile_folders, root: ../data/sample/train, table: train.csv}", "{layout: table, root: ../data/sample/train, table: shuffled.csv}"),
-        ('{from: stem, classes: {wear: "mask*", incorrect: "incorrect_mask", not_wear: "normal"}}',
-         "{from: column, column: mask, classes: [mask, incorrect_mask, normal]}"),
-        ("trials: 4", "trials: 1"), ("finalists: 3", "finalists: 2"), ("members: 3", "members: 2"), ("duration: 6 epochs", "duration: 3 epochs"),
+        (
+            "{layout: profile_folders, root: ../data/sample/train, table: train.csv}",
+            "{layout: table, root: ../data/sample/train, table: shuffled.csv}",
+        ),
+        (
+            '{from: stem, classes: {wear: "mask*", incorrect: "incorrect_mask", not_wear: "normal"}}',
+            "{from: column, column: mask, classes: [mask, incorrect_mask, normal]}",
+        ),
+        ("trials: 4", "trials: 1"),
+        ("finalists: 3", "finalists: 2"),
+        ("members: 3", "members: 2"),
+        ("duration: 6 epochs", "duration: 3 epochs"),
         ("name: quickstart", "name: shuffled"),
     )
     code, outcomes, said = place.submit()
@@ -64,18 +76,25 @@ def test_shuffled_labels_teach_nothing(place):
 
 
 @pytest.mark.skipif(not (DATA / "build.py").is_file(), reason="the real portraits are not beside this checkout")
-def test_the_same_path_runs_on_real_portraits(tmp_path):
-    import subprocess
-    import sys
-
-    from conftest import Workplace
-
-    work = Workplace(tmp_path)
+def test_the_same_path_runs_on_real_portraits(tmp_path, new_workplace):
+    work = new_workplace(tmp_path)
     (tmp_path / "experiments").mkdir()
     text = (ROOT / "experiments/portraits.yaml").read_text()
     work.spec.write_text(text.replace("duration: 5 epochs", "duration: 2 epochs").replace("folds: 3", "folds: 2"))
-    subprocess.run([sys.executable, DATA / "build.py", "--people", "36", "--size", "192x256", "--out", tmp_path / "data/portraits"],
-                   check=True, capture_output=True)
+    subprocess.run(
+        [
+            sys.executable,
+            DATA / "build.py",
+            "--people",
+            "36",
+            "--size",
+            "192x256",
+            "--out",
+            tmp_path / "data/portraits",
+        ],
+        check=True,
+        capture_output=True,
+    )
     code, _, said = work.submit()
     assert 0 == code, said
     assert ensemble(work)["test"]["macro_f1"]["n_samples"] > 50

@@ -1,4 +1,5 @@
 """Two Ray nodes on this machine, a token between them, and the smoke experiment on both."""
+
 import os
 import secrets
 import socket
@@ -26,18 +27,31 @@ def nodes(tmp_path):
     token = tmp_path / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0",
-                   "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+    }
     port = free_port()
     before = set(psutil.pids())
     common = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
     try:
-        for where in (["--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false"], [f"--address=127.0.0.1:{port}"]):
-            subprocess.run([RAY, "start", *where, *common], env=environment, check=True, capture_output=True, timeout=120)
+        for where in (
+            ["--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false"],
+            [f"--address=127.0.0.1:{port}"],
+        ):
+            subprocess.run(
+                [RAY, "start", *where, *common], env=environment, check=True, capture_output=True, timeout=120
+            )
         yield f"127.0.0.1:{port}", environment
     finally:
-        ours = [process for process in psutil.process_iter(["pid", "cmdline"])
-                if process.pid not in before and "ray" in " ".join(process.info["cmdline"] or [])]
+        ours = [
+            process
+            for process in psutil.process_iter(["pid", "cmdline"])
+            if process.pid not in before and "ray" in " ".join(process.info["cmdline"] or [])
+        ]
         for process in ours:
             process.kill()
         psutil.wait_procs(ours, timeout=10)
@@ -48,13 +62,27 @@ def test_the_smoke_experiment_runs_on_two_nodes_and_a_wrong_token_is_refused(nod
     wrong = tmp_path / "wrong"
     wrong.write_text(secret := secrets.token_hex(32))
     command = workplace.command("submit", workplace.spec, "--address", address)
-    refused = subprocess.run(command, cwd=workplace.root, env={**workplace.environment, **environment, "RAY_AUTH_TOKEN_PATH": str(wrong)},
-                             capture_output=True, text=True, timeout=200, check=False)
+    refused = subprocess.run(
+        command,
+        cwd=workplace.root,
+        env={**workplace.environment, **environment, "RAY_AUTH_TOKEN_PATH": str(wrong)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert 1 == refused.returncode
     assert "could not be reached" in refused.stderr
     assert secret not in refused.stderr
-    done = subprocess.run(command, cwd=workplace.root, env={**workplace.environment, **environment}, capture_output=True,
-                          text=True, timeout=400, check=False)
+    done = subprocess.run(
+        command,
+        cwd=workplace.root,
+        env={**workplace.environment, **environment},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
     assert 0 == done.returncode, done.stderr
     time.sleep(0.1)
     hosts = nodes_used(address, environment)
@@ -63,7 +91,11 @@ def test_the_smoke_experiment_runs_on_two_nodes_and_a_wrong_token_is_refused(nod
 
 def nodes_used(address, environment):
     """Count the nodes of the cluster that are alive, asked through the same adapter."""
-    code = ("import ray; from orchestrator.cluster import connect\n"
-            f"with connect({address!r}) as cluster: print(len([n for n in ray.nodes() if n['Alive']]))")
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100, check=True)
+    code = (
+        "import ray; from orchestrator.cluster import connect\n"
+        f"with connect({address!r}) as cluster: print(len([n for n in ray.nodes() if n['Alive']]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100, check=True
+    )
     return int(done.stdout.split()[-1])

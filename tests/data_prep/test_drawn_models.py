@@ -1,4 +1,5 @@
 """The drawn sample data through the real rembg and the real DeepFace, against the known truth."""
+
 import numpy as np
 import pytest
 
@@ -23,7 +24,13 @@ def seen(tmp_path_factory):
         person = mask > 127 if mask is not None else np.zeros_like(truth.silhouette)
         iou = (person & truth.silhouette).sum() / (person | truth.silhouette).sum()
         cut = background.lay_over(photo, mask, [0, 0, 0]) if mask is not None else photo
-        rows.append((truth.path, iou, *(on_face(faces.main_face(detector, "fastmtcnn", one), truth.face_box) for one in (photo, cut))))
+        rows.append(
+            (
+                truth.path,
+                iou,
+                *(on_face(faces.main_face(detector, "fastmtcnn", one), truth.face_box) for one in (photo, cut)),
+            )
+        )
     return rows
 
 

@@ -45,8 +45,10 @@ def test_every_cell_has_four_people_in_train_and_two_in_eval(n_people):
 
 def test_too_few_people_and_a_full_folder_are_refused(tmp_path, capsys):
     (tmp_path / "x").write_text("")
-    for arguments, message in ((["--people", "35", "--out", str(tmp_path / "n")], "at least 36 are required"),
-                               (["--people", "36", "--out", str(tmp_path)], "a new or empty folder was required")):
+    for arguments, message in (
+        (["--people", "35", "--out", str(tmp_path / "n")], "at least 36 are required"),
+        (["--people", "36", "--out", str(tmp_path)], "a new or empty folder was required"),
+    ):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert 2 == caught.value.code
