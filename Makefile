@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := data/sample
 .DEFAULT_GOAL := help
-.PHONY: help setup weights quickstart smoke check test fast bench campaign clean
+.PHONY: help setup weights quickstart smoke check test fast bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20

