@@ -37,7 +37,7 @@ class Workplace:
     def environment(self):
         return {**os.environ, "PYTHONPATH": str(ROOT), "ORCHESTRATOR_STORE": str(self.root / "store"), "COLUMNS": "200"}
 
-    def run(self, *arguments, timeout=400):
+    def run(self, *arguments, timeout=900):
         return subprocess.run(
             self.command(*arguments),
             cwd=self.root,

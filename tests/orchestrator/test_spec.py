@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -89,10 +88,8 @@ BROKEN = {
 def test_a_broken_spec_is_refused_with_line_column_and_what_to_do(write, name):
     changes, message = BROKEN[name]
     path = write(*changes)
-    began = time.perf_counter()
     with pytest.raises(DocumentError, match=message) as caught:
         read(path)
-    assert time.perf_counter() - began < 2
     changed = [
         at
         for at, pair in enumerate(zip(SOURCE.splitlines(), path.read_text().splitlines(), strict=False), 1)
