@@ -87,10 +87,9 @@ def make_person(number: int, gender: str, age_group: int, seed: int) -> Person:
     )
 
 
-# fmt: off  - tables of coordinates, one shape a line
-def draw(
-    person: Person, photo: str, seed: int, size: tuple[int, int]
-) -> tuple[RGB, NDArray[np.bool_], tuple[float, float, float, float]]:
+# tables of coordinates, one shape a line
+# fmt: off
+def draw(person: Person, photo: str, seed: int, size: tuple[int, int]) -> tuple[RGB, NDArray[np.bool_], tuple[float, float, float, float]]:
     """Draw one photo.
 
     Returns:
@@ -125,10 +124,7 @@ class _Canvas:
 
     def at(self, point: Point) -> Point:
         x, y = point
-        return (
-            self.center[0] + self.unit * (x * self.cos - y * self.sin),
-            self.center[1] + self.unit * (x * self.sin + y * self.cos),
-        )
+        return (self.center[0] + self.unit * (x * self.cos - y * self.sin), self.center[1] + self.unit * (x * self.sin + y * self.cos))
 
     def polygon(
         self,
@@ -162,18 +158,14 @@ class _Canvas:
         box = (left, top, max(right, left + 1), max(bottom, top + 1))
         return box, [(x - left, y - top) for x, y in placed]
 
-    def _paint(
-        self, mask: Image.Image, box: tuple[int, int, int, int], paint: object, blur: float, alpha: float
-    ) -> None:
+    def _paint(self, mask: Image.Image, box: tuple[int, int, int, int], paint: object, blur: float, alpha: float) -> None:
         if blur:
             mask = mask.filter(ImageFilter.GaussianBlur(blur * self.unit))
         if alpha < 1:
             mask = mask.point(lambda value: int(value * alpha))
         self.image.paste(paint if isinstance(paint, Image.Image) else _color(paint), box, mask)
 
-    def ellipse(
-        self, middle: Point, radii: Point, color: object, *, blur: float = 0.0, alpha: float = 1.0, solid: bool = False
-    ) -> None:
+    def ellipse(self, middle: Point, radii: Point, color: object, *, blur: float = 0.0, alpha: float = 1.0, solid: bool = False) -> None:
         self.polygon(_oval(middle, radii), color, blur=blur, alpha=alpha, solid=solid)
 
     def line(self, points: list[Point], color: object, thick: float, *, blur: float = 0.02, alpha: float = 1.0) -> None:
@@ -233,15 +225,8 @@ def _hair_back(c: _Canvas, p: Person, rng: np.random.Generator) -> None:
         wide = 1.2 + 0.12 * rng.random()
         c.polygon(
             [
-                (-wide * 0.85, -0.9),
-                (0, -1.52),
-                (wide * 0.85, -0.9),
-                (wide, 0.2),
-                (wide * 1.02, low),
-                (0.5, low + 0.1),
-                (-0.5, low + 0.1),
-                (-wide * 1.02, low),
-                (-wide, 0.2),
+                (-wide * 0.85, -0.9), (0, -1.52), (wide * 0.85, -0.9), (wide, 0.2), (wide * 1.02, low),
+                (0.5, low + 0.1), (-0.5, low + 0.1), (-wide * 1.02, low), (-wide, 0.2),
             ],
             np.array(p.hair) * 0.75,
             blur=0.03,
@@ -255,24 +240,13 @@ def _body(c: _Canvas, p: Person, skin: NDArray[np.float64], rng: np.random.Gener
     fabric = 1 + 0.07 * _texture(*c.image.size, rng, (2 * _SS, 8 * _SS, 40 * _SS))
     neck = 0.52 + 0.12 * p.jaw
     c.polygon(
-        [(-neck, 0.8), (neck, 0.8), (neck + 0.1, 2.2), (0.2, 2.75), (-0.2, 2.75), (-neck - 0.1, 2.2)],
-        skin * 0.82,
-        blur=0.02,
-        solid=True,
+        [(-neck, 0.8), (neck, 0.8), (neck + 0.1, 2.2), (0.2, 2.75), (-0.2, 2.75), (-neck - 0.1, 2.2)], skin * 0.82, blur=0.02, solid=True
     )
     c.ellipse((0, 1.42), (neck, 0.35), skin * 0.62, blur=0.12, alpha=0.6)
     c.polygon(
         [
-            (-neck - 0.1, 1.75),
-            (-1.2, 2.0),
-            (-broad, 2.45),
-            (-broad - 0.25, 6),
-            (broad + 0.25, 6),
-            (broad, 2.45),
-            (1.2, 2.0),
-            (neck + 0.1, 1.75),
-            (0.25, 2.35),
-            (-0.25, 2.35),
+            (-neck - 0.1, 1.75), (-1.2, 2.0), (-broad, 2.45), (-broad - 0.25, 6), (broad + 0.25, 6), (broad, 2.45),
+            (1.2, 2.0), (neck + 0.1, 1.75), (0.25, 2.35), (-0.25, 2.35),
         ],
         cloth,
         blur=0.02,
@@ -288,16 +262,8 @@ def _outline(p: Person) -> list[Point]:
     sag = 0.1 * p.wrinkles
     jaw = 0.6 + 0.2 * p.jaw + sag
     half = [
-        (0.0, -1.3),
-        (0.45, -1.24),
-        (0.78, -1.0),
-        (0.95, -0.6),
-        (1.0, -0.1),
-        (0.97, 0.35),
-        (0.9, 0.72),
-        (jaw, 1.08 + sag / 2),
-        (0.34, 1.36),
-        (0.0, 1.42),
+        (0.0, -1.3), (0.45, -1.24), (0.78, -1.0), (0.95, -0.6), (1.0, -0.1), (0.97, 0.35), (0.9, 0.72),
+        (jaw, 1.08 + sag / 2), (0.34, 1.36), (0.0, 1.42),
     ]
     return _smooth(half + [(-x, y) for x, y in reversed(half[1:-1])])
 
@@ -308,10 +274,7 @@ def _smooth(points: list[Point], rounds: int = 3) -> list[Point]:
         points = [
             q
             for a, b in zip(points, points[1:] + points[:1], strict=True)
-            for q in (
-                (0.75 * a[0] + 0.25 * b[0], 0.75 * a[1] + 0.25 * b[1]),
-                (0.25 * a[0] + 0.75 * b[0], 0.25 * a[1] + 0.75 * b[1]),
-            )
+            for q in ((0.75 * a[0] + 0.25 * b[0], 0.75 * a[1] + 0.25 * b[1]), (0.25 * a[0] + 0.75 * b[0], 0.25 * a[1] + 0.75 * b[1]))
         ]
     return points
 
@@ -326,18 +289,8 @@ def _head(c: _Canvas, p: Person, skin: NDArray[np.float64], light: float, rng: n
         c.ellipse((side * 0.55, 0.42), (0.28, 0.2), skin * np.array((1.05, 0.86, 0.82)), blur=0.12, alpha=0.45)
     if p.beard > 0.15:
         jaw = [
-            (-0.9, 0.35),
-            (-0.62, 0.62),
-            (-0.3, 0.56),
-            (0, 0.6),
-            (0.3, 0.56),
-            (0.62, 0.62),
-            (0.9, 0.35),
-            (0.78, 0.95),
-            (0.36, 1.36),
-            (0, 1.43),
-            (-0.36, 1.36),
-            (-0.78, 0.95),
+            (-0.9, 0.35), (-0.62, 0.62), (-0.3, 0.56), (0, 0.6), (0.3, 0.56), (0.62, 0.62), (0.9, 0.35), (0.78, 0.95),
+            (0.36, 1.36), (0, 1.43), (-0.36, 1.36), (-0.78, 0.95),
         ]
         c.polygon(_smooth(jaw, 2), np.array(p.hair) * 0.9, blur=0.06, alpha=min(0.9, 0.25 + p.beard))
 
@@ -350,16 +303,7 @@ def _features(c: _Canvas, p: Person, skin: NDArray[np.float64], rng: np.random.G
         x = side * 0.42
         c.ellipse((x, -0.1), (0.27, 0.2), skin * 0.72, blur=0.08, alpha=0.65)
         c.polygon(
-            _smooth(
-                [
-                    (x - 0.22, -0.08),
-                    (x - 0.08, -0.08 - open_),
-                    (x + 0.1, -0.08 - open_),
-                    (x + 0.22, -0.08),
-                    (x, -0.08 + open_),
-                ],
-                2,
-            ),
+            _smooth([(x - 0.22, -0.08), (x - 0.08, -0.08 - open_), (x + 0.1, -0.08 - open_), (x + 0.22, -0.08), (x, -0.08 + open_)], 2),
             (240, 238, 234),
             blur=0.01,
         )
@@ -385,9 +329,7 @@ def _features(c: _Canvas, p: Person, skin: NDArray[np.float64], rng: np.random.G
     c.polygon([(-0.06, -0.1), (0.06, -0.1), (0.15, 0.42), (0, 0.5), (-0.15, 0.42)], skin * 1.16, blur=0.06, alpha=0.8)
     c.ellipse((0.05, -0.72), (0.4, 0.2), skin * 1.14, blur=0.16, alpha=0.6)
     for side in (-1, 1):
-        c.line(
-            [(side * 0.13, -0.16), (side * 0.11, 0.05), (side * 0.17, 0.34)], skin * 0.66, 0.05, blur=0.05, alpha=0.55
-        )
+        c.line([(side * 0.13, -0.16), (side * 0.11, 0.05), (side * 0.17, 0.34)], skin * 0.66, 0.05, blur=0.05, alpha=0.55)
     c.line([(0.09, -0.1), (0.14, 0.25), (0.2, 0.4)], skin * 0.7, 0.05, blur=0.04, alpha=0.7)
     c.ellipse((0, 0.45), (0.2, 0.075), skin * 0.7, blur=0.04, alpha=0.75)
     for side in (-1, 1):
@@ -397,13 +339,8 @@ def _features(c: _Canvas, p: Person, skin: NDArray[np.float64], rng: np.random.G
     c.polygon(
         _smooth(
             [
-                (-0.34, 0.8 - smile),
-                (-0.1, 0.8 - full),
-                (0, 0.82 - full),
-                (0.1, 0.8 - full),
-                (0.34, 0.8 - smile),
-                (0.14, 0.83 + full),
-                (-0.14, 0.83 + full),
+                (-0.34, 0.8 - smile), (-0.1, 0.8 - full), (0, 0.82 - full), (0.1, 0.8 - full), (0.34, 0.8 - smile),
+                (0.14, 0.83 + full), (-0.14, 0.83 + full),
             ],
             2,
         ),
@@ -435,25 +372,12 @@ def _hair_top(c: _Canvas, p: Person, rng: np.random.Generator) -> None:
     side = 0.1 + 0.5 * p.hair_length - 0.35 * p.recede
     part = rng.uniform(-0.3, 0.3)
     outer = [
-        (-1.06, side),
-        (-1.12, -0.5),
-        (-0.92, -1.15),
-        (-0.4, -1.5),
-        (0.1, -1.56),
-        (0.5, -1.47),
-        (0.95, -1.12),
-        (1.12, -0.5),
-        (1.06, side),
+        (-1.06, side), (-1.12, -0.5), (-0.92, -1.15), (-0.4, -1.5), (0.1, -1.56), (0.5, -1.47), (0.95, -1.12),
+        (1.12, -0.5), (1.06, side),
     ]
     inner = [
-        (0.93, side - 0.05),
-        (0.92, -0.45),
-        (0.7, line + 0.05),
-        (part + 0.2, line - 0.06),
-        (part, line - 0.1),
-        (-0.65, line + 0.04),
-        (-0.92, -0.45),
-        (-0.93, side - 0.05),
+        (0.93, side - 0.05), (0.92, -0.45), (0.7, line + 0.05), (part + 0.2, line - 0.06), (part, line - 0.1),
+        (-0.65, line + 0.04), (-0.92, -0.45), (-0.93, side - 0.05),
     ]
     c.polygon(_smooth(outer + inner, 2), p.hair, blur=0.022, solid=True, shade=strands)
 
@@ -474,36 +398,18 @@ def _mask(c: _Canvas, photo: str, rng: np.random.Generator) -> None:
         c.line([(side * wide, side_top + 0.05), (side * 1.06, -0.12)], (236, 236, 236), 0.035, blur=0.012)
         c.line([(side * wide * 0.9, bottom - 0.3), (side * 1.07, 0.12)], (236, 236, 236), 0.035, blur=0.012)
     shape = [
-        (-wide, side_top),
-        (-0.5, (top + side_top) / 2),
-        (0, top - 0.06),
-        (0.5, (top + side_top) / 2),
-        (wide, side_top),
-        (wide * 0.92, middle + 0.15),
-        (0.62, bottom - 0.16),
-        (0, bottom),
-        (-0.62, bottom - 0.16),
+        (-wide, side_top), (-0.5, (top + side_top) / 2), (0, top - 0.06), (0.5, (top + side_top) / 2),
+        (wide, side_top), (wide * 0.92, middle + 0.15), (0.62, bottom - 0.16), (0, bottom), (-0.62, bottom - 0.16),
         (-wide * 0.92, middle + 0.15),
     ]
     shade = c.lighting(rng.uniform(-0.5, 0.5), 0.2) * (1 + 0.02 * _texture(*c.image.size, rng, (2 * _SS,)))
     c.polygon(_smooth(shape, 2), color, blur=0.012, solid=True, shade=shade)
-    c.polygon(
-        [(-0.1, top), (0.1, top), (0.24, middle), (0, middle + 0.2), (-0.24, middle)],
-        color * 1.12,
-        blur=0.09,
-        alpha=0.7,
-    )
+    c.polygon([(-0.1, top), (0.1, top), (0.24, middle), (0, middle + 0.2), (-0.24, middle)], color * 1.12, blur=0.09, alpha=0.7)
     c.ellipse((0, middle + 0.05), (0.34, 0.12), color * 0.84, blur=0.08, alpha=0.5)
     for share in rng.permutation([0.3, 0.5, 0.7])[: rng.integers(2, 4)]:
         y = side_top + (bottom - side_top) * share
         c.line([(-wide * 0.84, y), (0, y + 0.07), (wide * 0.84, y)], color * 0.8, 0.03, blur=0.02, alpha=0.8)
-    c.line(
-        [(-0.5, (top + side_top) / 2 + 0.05), (0, top), (0.5, (top + side_top) / 2 + 0.05)],
-        color * 0.72,
-        0.04,
-        blur=0.02,
-        alpha=0.7,
-    )
+    c.line([(-0.5, (top + side_top) / 2 + 0.05), (0, top), (0.5, (top + side_top) / 2 + 0.05)], color * 0.72, 0.04, blur=0.02, alpha=0.7)
 
 
 def _finish(
