@@ -12,6 +12,7 @@ from data_prep.fingerprint import fingerprint
 from data_prep.labels import Schema
 from data_prep.section import identity
 from data_prep.steps import steps_identity
+from orchestrator.cost import training_s
 from orchestrator.errors import SpecError
 from orchestrator.keys import digest, stage_key
 from orchestrator.runs import RunPaths
@@ -45,6 +46,7 @@ class Plan:
     trials: dict[str, int]  # phase -> number of trainings at most
     n_photos: int | None  # None until the catalog is known
     n_to_prepare: int | None
+    training_s: float | None  # estimate, one trial after another; None where no trial like it ran in this store
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -133,7 +135,14 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
     run_id = f"{experiment.spec.name}-{keys.run[:8]}"
     finished = (RunPaths(store.root / "runs" / run_id).read_json("summary") or {}).get("state") == "SUCCEEDED"
     stages, n_photos, n_to_prepare = _stages(keys, store, finished)
-    return Plan(run_id, keys.run, files, stages, n_trials(experiment), n_photos, n_to_prepare, _notes(experiment))
+    trials = n_trials(experiment)
+    cost = training_s(experiment, store, sum(trials.values()))
+    notes = _notes(experiment)
+    if cost:
+        notes = (*notes, f"training time is judged by {cost[1]} earlier trial(s) with this backbone; size counts too")
+    return Plan(
+        run_id, keys.run, files, stages, trials, n_photos, n_to_prepare, round(cost[0], 1) if cost else None, notes
+    )
 
 
 def n_trials(experiment: Experiment) -> dict[str, int]:

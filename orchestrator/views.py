@@ -17,6 +17,8 @@ def plan_lines(plan: Plan) -> list[str]:
         lines.append("photos to prepare: known when the catalog has been read")
     else:
         lines.append(f"photos to prepare at most: {plan.n_to_prepare} of {plan.n_photos} (unchanged ones are copied)")
+    if plan.training_s is not None:
+        lines.append(f"training at most: about {plan.training_s / 60:.0f} min, less by as many trials as run at once")
     lines += [f"note: {note}" for note in plan.notes]
     return lines
 
