@@ -74,8 +74,10 @@ class Task:
 
     def photos(self, rows: Ints) -> NDArray[np.uint8]:
         """Gather photos, (B, H, W, 3) uint8, a copy; a made one is A/2 + B/2."""
+        if not len(self.pairs):
+            return np.take(np.asarray(self.images), rows, axis=0)
         first, second = self.parents(rows)
-        photos: NDArray[np.uint8] = np.asarray(self.images[first])
+        photos = np.take(np.asarray(self.images), first, axis=0)
         if (made := first != second).any():
             total = photos[made].astype(np.uint16) + self.images[second[made]]
             photos[made] = total // 2
@@ -83,9 +85,9 @@ class Task:
 
     def targets_of(self, codes: Ints, rows: Ints) -> Targets:
         """Return the targets of rows: one part each, two where pairs exist."""
-        first, second = self.parents(rows)
         if not len(self.pairs):
-            return Targets(torch.from_numpy(codes[first])[:, None], torch.ones(len(rows), 1))
+            return Targets(torch.from_numpy(codes[rows])[:, None], torch.ones(len(rows), 1))
+        first, second = self.parents(rows)
         half = torch.from_numpy(np.where(first == second, 1.0, 0.5).astype(np.float32))
         return Targets(torch.from_numpy(np.stack([codes[first], codes[second]], 1)), torch.stack([half, 1 - half], 1))
 
