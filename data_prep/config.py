@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from data_prep.section import BARE_NAME, Count, Fraction, Section, Seed, how
+from data_prep.section import BARE_NAME, Count, Fraction, Section, Seed, check_rule, how
 
 Colour = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
 
@@ -143,20 +143,8 @@ class Data(Section):
     def _rules(cls, rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for rule in rules:
             for column, wanted in rule.items():
-                _check_rule(column, wanted)
+                check_rule(f"exclude.{column}", wanted)
         return rules
-
-
-def _check_rule(column: str, wanted: Any) -> None:
-    """Raise unless a rule is [low, high] (inclusive), a list of values, a value, or {not: value(s)}."""
-    form = f"exclude.{column}: must be [low, high], a list of values, a value, or {{not: value}}"
-    if isinstance(wanted, dict):
-        if set(wanted) != {"not"} or isinstance(wanted["not"], dict):
-            raise ValueError(f"{form}, found {wanted}")
-    elif isinstance(wanted, list):
-        numbers = [isinstance(value, int | float) and not isinstance(value, bool) for value in wanted]
-        if not wanted or (any(numbers) and (not all(numbers) or len(wanted) != 2 or wanted[0] > wanted[1])):
-            raise ValueError(f"{form}, found {wanted}")
 
 
 class RemoveBackground(Section):

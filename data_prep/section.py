@@ -67,3 +67,19 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What NumPy, torch and Python's random all accept as a seed."""
+
+
+def check_rule(where: str, wanted: Any) -> None:
+    """Raise unless a rule about a column is [low, high] (inclusive), a list of values, a value, or {not: value(s)}.
+
+    Raises:
+        ValueError: it is something else; the text begins with `where`.
+    """
+    form = f"{where}: must be [low, high], a list of values, a value, or {{not: value}}"
+    if isinstance(wanted, dict):
+        if set(wanted) != {"not"} or isinstance(wanted["not"], dict):
+            raise ValueError(f"{form}, found {wanted}")
+    elif isinstance(wanted, list):
+        numbers = [isinstance(value, int | float) and not isinstance(value, bool) for value in wanted]
+        if not wanted or (any(numbers) and (not all(numbers) or len(wanted) != 2 or wanted[0] > wanted[1])):
+            raise ValueError(f"{form}, found {wanted}")

@@ -170,8 +170,10 @@ def strata(groups: Sequence[str], codes: Ints) -> tuple[list[str], Ints, Ints]:
     return names, inverse, first[:, constant]
 
 
-def excluded(table: pa.Table, schema: Schema, rules: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
-    """Say which samples a list of rules takes out: (n_samples,) bool.
+def excluded(
+    table: pa.Table, schema: Schema, rules: Sequence[Mapping[str, Any]], where: str = "data.exclude"
+) -> NDArray[np.bool_]:
+    """Say which samples a list of rules takes out: (n_samples,) bool. `where` is the spec's entry, for messages.
 
     Raises:
         DataError: a column is unknown, or a rule compares numbers with text.
@@ -180,9 +182,21 @@ def excluded(table: pa.Table, schema: Schema, rules: Sequence[Mapping[str, Any]]
     for number, rule in enumerate(rules):
         fits = np.ones(len(table), dtype=bool)
         for column, wanted in rule.items():
-            fits &= _fits(table, schema, column, wanted, f"data.exclude[{number}].{column}")
+            fits &= _fits(table, schema, column, wanted, f"{where}[{number}].{column}")
         out |= fits & bool(rule)
     return out
+
+
+def cells(table: pa.Table, schema: Schema, columns: Sequence[str], where: str) -> Ints:
+    """Number the samples so that equal numbers mean equal values in all columns (or labels): (n_samples,) int64.
+
+    Raises:
+        DataError: a column is unknown.
+    """
+    values = [_values(table, schema, column, where)[0] for column in columns]
+    numbers: dict[tuple[Any, ...], int] = {}
+    rows = zip(*values, strict=True) if columns else [()] * len(table)
+    return np.array([numbers.setdefault(tuple(row), len(numbers)) for row in rows], np.int64)
 
 
 def _fits(table: pa.Table, schema: Schema, column: str, wanted: Any, where: str) -> NDArray[np.bool_]:

@@ -168,14 +168,30 @@ class Bridge:
             scores = [other.end["metrics"][OBJECTIVE] for other in self.known.values() if other.end.get("metrics")]
             self.progress(self.n_ended, f"best {max(scores):.3f}" if scores else "")
 
-    def died(self, trial_id: str, error: str) -> None:
-        """Take in that a trial's worker died: it is tried again, a few times."""
+    def died(self, trial_id: str, error: str, *, memory: bool = False) -> None:
+        """Take in that a trial's worker died: it is tried again, a few times.
+
+        One that was killed because the host's memory ran out is tried once more, with half the micro-batch: unchanged
+        it would only be killed again.
+        """
         live = self.live.get(trial_id)
         if live is None:
             return
-        if live.deaths + 1 > _MAX_DEATHS:
+        spec = live.spec
+        if memory:
+            whole = spec.micro_batch or spec.train.get("micro_batch") or spec.train["batch_size"]
+            if spec.micro_batch is not None or whole < 4:
+                self.ended(
+                    trial_id,
+                    "FAILED",
+                    f"out of memory: its worker was killed with {whole} photos at once; use a smaller "
+                    f"train.batch_size, photo size or backbone, or fewer trials at once ({error})",
+                )
+                return
+            spec = replace(spec, micro_batch=whole // 2)
+        elif live.deaths + 1 > _MAX_DEATHS:
             self.ended(trial_id, "FAILED", f"its worker died {live.deaths + 1} times: {error}")
             return
-        self.ledger.append("worker_died", commit=True, trial_id=trial_id, error=error)
+        self.ledger.append("worker_died", commit=True, trial_id=trial_id, error=error, micro_batch=spec.micro_batch)
         del self.live[trial_id]
-        self.retries.append(replace(live, deaths=live.deaths + 1))
+        self.retries.append(replace(live, spec=spec, deaths=live.deaths + 1))

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_prep.section import identity
-from data_prep.split import inner_part
+from data_prep.split import cells, excluded, inner_part
 from orchestrator import select as selection
 from orchestrator import tables
 from orchestrator.bridge import OBJECTIVE, Bridge
 from orchestrator.errors import UserError
-from orchestrator.keys import stage_key
+from orchestrator.keys import digest, stage_key
 from orchestrator.ledger import State, TrialState, read, replay
 from orchestrator.plan import VERSIONS
 from orchestrator.search import Studies, search_bridge
-from orchestrator.space import Search
+from orchestrator.space import Confirm, Search
+from orchestrator.spec import Arm, Experiment
 from orchestrator.stages import Context, Done
 from orchestrator.store import file_sha256
 from orchestrator.trial import TrialSpec
+from trainers.config import FrozenDeepHead, NoMixUp, OfflineMixUp, OnlineMixUp, Train
 
 
 def _parts_file(context: Context, variant: str, fold: int | None) -> Path:
@@ -57,20 +61,60 @@ def _parts_file(context: Context, variant: str, fold: int | None) -> Path:
     return path
 
 
+def _mixable_file(context: Context, train: Train) -> Path | None:
+    """Write which samples MixUp may mix, and with which; None where it does not ask.
+
+    Raises:
+        DataError: the spec names a column that the table does not have.
+    """
+    mixup = train.augment.mixup
+    if isinstance(mixup, NoMixUp) or (isinstance(mixup, OnlineMixUp) and not mixup.only):
+        return None
+    within = mixup.within if isinstance(mixup, OfflineMixUp) else []
+    path = context.paths.parts / f"mixable-{digest([context.require_catalog().key, mixup.only, within])[:12]}.parquet"
+    if path.is_file():
+        return path
+    table, schema, where = context.catalog_table(), context.schema, "train.augment.mixup"
+    table = table.filter(pc.is_valid(table["label"]))
+    fits = excluded(table, schema, [mixup.only], f"{where}.only") if mixup.only else np.ones(len(table), bool)
+    columns = {
+        "sample_id": table["sample_id"],
+        "fits": pa.array(fits),
+        "within": pa.array(cells(table, schema, within, f"{where}.within")),
+        "group": table["group"].combine_chunks().dictionary_encode().indices.cast(pa.int64()).fill_null(-1),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tables.write(pa.table(columns), path)
+    return path
+
+
 def _trial(
-    context: Context, trial_id: str, phase: str, variant: str, point: dict[str, Any], seed: int, fold: int | None
+    context: Context,
+    trial_id: str,
+    phase: str,
+    variant: str,
+    point: dict[str, Any],
+    seed: int,
+    fold: int | None,
+    source: str | None = None,
 ) -> TrialSpec:
+    """Describe one trial. `source` is the key of the trial that head frozen_deep stands on."""
     setting, arm = context.experiment.setting(variant, point)
     parts, sizes = (
         _parts_file(context, variant, fold),
         dict(zip(context.schema.names, context.schema.sizes, strict=True)),
     )
+    mixable = _mixable_file(context, arm.train)
+    inputs = {"prepare": context.prepared[variant].key, "parts": file_sha256(parts)}
+    inputs |= {"mixable": file_sha256(mixable)} if mixable else {}
+    inputs |= {"source": source} if source else {}
     train = arm.train.model_dump(mode="json", by_alias=True)
+    train["precision"] = _precision(context, arm)
     key = stage_key(
         "trial",
         VERSIONS["trial"],
         {"train": identity(arm.train), "seed": seed, "labels": sizes, "fold": fold},
-        {"prepare": context.prepared[variant].key, "parts": file_sha256(parts)},
+        inputs,
     )
     share = context.experiment.spec.resources.per_trial
     return TrialSpec(
@@ -89,7 +133,72 @@ def _trial(
         sizes,
         threads=max(1, int(share.cpu)),
         device="cuda" if share.gpu else "cpu",
+        inputs=inputs,
+        mixable=str(mixable) if mixable else None,
+        source=source,
     )
+
+
+def _precision(context: Context, arm: Arm) -> str:
+    """Return an arm's precision. `auto` is probed once per run, backbone and size, and stands in the ledger."""
+    if arm.train.precision != "auto":
+        return arm.train.precision
+    share = context.experiment.spec.resources.per_trial
+    device, model = "cuda" if share.gpu else "cpu", arm.train.model
+    asked = {"backbone": model.backbone, "size": arm.prep.size, "device": device}
+    for event in context.ledger.events:
+        if event["event"] == "precision" and all(event[name] == value for name, value in asked.items()):
+            return str(event["chosen"])
+    seconds = _probe(context, arm, device)
+    chosen = min(seconds, key=lambda name: seconds[name])
+    context.ledger.append("precision", commit=True, **asked, seconds=seconds, chosen=chosen)
+    return chosen
+
+
+def _probe(context: Context, arm: Arm, device: str) -> dict[str, float]:
+    """Time a few steps where trials run."""
+    import ray  # noqa: PLC0415
+
+    def run() -> dict[str, float]:
+        from trainers.precision import probe  # noqa: PLC0415
+
+        return probe(
+            arm.train.model,
+            dict(zip(schema.names, schema.sizes, strict=True)),
+            size=arm.prep.size,
+            batch_size=arm.train.micro_batch or arm.train.batch_size,
+            device=device,
+            threads=max(1, int(share.cpu)),
+        )
+
+    share, schema = context.experiment.spec.resources.per_trial, context.schema
+    found: dict[str, float] = ray.get(ray.remote(num_cpus=share.cpu, num_gpus=share.gpu)(run).remote())
+    return found
+
+
+def _before_trials(context: Context) -> None:
+    """Do what must not wait for a trial: refuse unknown columns, and probe precisions while all cores are free."""
+    space = context.experiment.spec.search.space if context.experiment.spec.search else {}
+    paths = [path for path in ("train.model.backbone", "train.precision") if path in space]
+    points = [
+        dict(zip(paths, values, strict=True)) for values in itertools.product(*(space[p].corners() for p in paths))
+    ]
+    for variant, arm in context.experiment.arms.items():
+        _mixable_file(context, arm.train)
+        for point in points:
+            _precision(context, context.experiment.setting(variant, point)[1])
+
+
+def sources(experiment: Experiment) -> dict[str, str]:
+    """Return variant -> the variant whose feature map it stands on, for those with head frozen_deep."""
+    heads = {name: arm.train.model.head for name, arm in experiment.arms.items()}
+    return {name: head.source for name, head in heads.items() if isinstance(head, FrozenDeepHead)}
+
+
+def _best_of(context: Context, variant: str) -> TrialState | None:
+    """Return the best finished search trial of a variant, ordered as finalists are."""
+    done = [t for t in phase_trials(context, "search") if t.facts["variant"] == variant and t.status == "COMPLETE"]
+    return min(done, key=lambda t: (-t.end["metrics"][OBJECTIVE], t.facts["setting"]), default=None)
 
 
 def _run(context: Context, bridge: Bridge, phase: str) -> None:
@@ -152,8 +261,10 @@ def search(context: Context) -> Done:
     spec, key = context.experiment.spec, context.keys.search(context.require_catalog())
     reused = _reuse(context, "search", key)
     if not reused:
+        stands_on = sources(context.experiment)
 
         def make(trial_id: str, variant: str, point: dict[str, Any]) -> TrialSpec:
+            best = _best_of(context, stands_on[variant]) if variant in stands_on else None
             return _trial(
                 context,
                 f"s-{trial_id}" if not trial_id.startswith("s-") else trial_id,
@@ -162,10 +273,17 @@ def search(context: Context) -> Done:
                 point,
                 spec.seed,
                 None,
+                source=best.facts["key"] if best else None,
             )
 
+        _before_trials(context)
         studies = Studies(
-            context.paths.run_id, spec.search or Search(trials=1), list(context.experiment.arms), spec.seed, make
+            context.paths.run_id,
+            spec.search or Search(trials=1),
+            list(context.experiment.arms),
+            spec.seed,
+            make,
+            stands_on,
         )
         with context.reporter.task("search", studies.budget() * len(studies.variants)) as advance:
             durations = {name: arm.train.duration for name, arm in context.experiment.arms.items()}
@@ -201,19 +319,15 @@ def confirm(context: Context) -> Done:
     key = context.keys.confirm(context.require_catalog(), chosen)
     reused = _reuse(context, "confirm", key)
     if not reused:
-        specs = [
-            _trial(context, f"c-{setting}-s{seed}-f{fold}", "confirm", *points[setting], seed, fold)
-            for setting in chosen
-            for seed in wanted.seeds
-            for fold in range(wanted.folds)
-        ]
+        _before_trials(context)
+        specs = _confirm_trials(context, wanted, {setting: points[setting] for setting in chosen})
         by_id = {spec.trial_id: spec for spec in specs}
         known = {trial.trial_id for trial in phase_trials(context, "confirm")}
         with context.reporter.task("confirm", len(specs)) as advance:
             bridge = Bridge(
                 context.ledger,
                 "confirm",
-                ((spec, None) for spec in specs if spec.trial_id not in known),
+                _in_order([spec for spec in specs if spec.trial_id not in known], lambda: bridge.known),
                 resume=lambda trial: (by_id[trial.trial_id], None),
                 progress=advance,
             )
@@ -225,6 +339,41 @@ def confirm(context: Context) -> Done:
         raise UserError(f"confirm: at least one finished trial was required, all {len(trials)} failed; see `results`")
     _keep(context, "confirm", key, {})
     return Done("CACHED" if reused else "SUCCEEDED", _note(trials))
+
+
+def _confirm_trials(
+    context: Context, wanted: Confirm, points: dict[str, tuple[str, dict[str, Any]]]
+) -> list[TrialSpec]:
+    """Describe the trials of confirm: settings x seeds x folds, a source's before those that stand on it.
+
+    Head frozen_deep stands on its source's best setting at the same seed and fold. That one is always a finalist,
+    because every variant has its best setting among them.
+    """
+    stands_on, keys, specs = sources(context.experiment), dict[tuple[str, int, int], str](), []
+    for setting, (variant, point) in sorted(points.items(), key=lambda item: item[1][0] in stands_on):
+        best = _best_of(context, stands_on[variant]) if variant in stands_on else None
+        for seed, fold in itertools.product(wanted.seeds, range(wanted.folds)):
+            source = keys.get((best.facts["setting"], seed, fold)) if best else None
+            trial_id = f"c-{setting}-s{seed}-f{fold}"
+            specs.append(_trial(context, trial_id, "confirm", variant, point, seed, fold, source=source))
+            keys[setting, seed, fold] = specs[-1].key
+    return specs
+
+
+def _in_order(
+    specs: list[TrialSpec], known: Callable[[], dict[str, TrialState]]
+) -> Iterator[tuple[TrialSpec, None] | None]:
+    """Propose each trial once what it stands on has ended; None where all that are left wait."""
+    waiting = list(specs)
+    while waiting:
+        open_ = {trial.facts["key"] for trial in known().values() if trial.status is None}
+        open_ |= {spec.key for spec in waiting}
+        ready = next((spec for spec in waiting if spec.source not in open_), None)
+        if ready is None:
+            yield None
+            continue
+        waiting.remove(ready)
+        yield ready, None
 
 
 def _collect(context: Context) -> None:

@@ -19,9 +19,10 @@ from orchestrator.runs import RunPaths
 from orchestrator.space import grid_size
 from orchestrator.spec import Arm, Experiment
 from orchestrator.store import Artifact, Store
+from trainers.config import remarks
 
 STAGES = ("catalog", "audit", "split", "prepare", "search", "confirm", "hypotheses", "select", "vote", "report")
-VERSIONS = dict.fromkeys((*STAGES, "shard", "rows", "trial"), 1)
+VERSIONS = dict.fromkeys((*STAGES, "shard", "rows", "features"), 1) | {"trial": 2}
 """Raise one by hand when the meaning of its stage changes; what was made before is then made again."""
 
 
@@ -165,6 +166,7 @@ def _notes(experiment: Experiment) -> tuple[str, ...]:
         notes.append(
             "split random puts photos of one person on both sides; its scores are too good (audit.json says how far)"
         )
+    notes += [f"variant {name}: {why}" for name, arm in experiment.arms.items() for why in remarks(arm.train)]
     if spec.data.test is None:
         notes.append("no data.test: no vote and no submission")
     return tuple(notes)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.config import TestTable
+from data_prep.labels import Schema
 from orchestrator.document import Document, DocumentError, Path_, Problem, load
 from orchestrator.errors import SpecError
 from orchestrator.hypotheses import parse as parse_claim
@@ -16,7 +17,7 @@ from orchestrator.problems import nearest, validate
 from orchestrator.space import apply, assignments
 from orchestrator.spec import Arm, Experiment, Spec
 from trainers.backbones import known_backbones
-from trainers.config import SingleHead
+from trainers.config import FrozenDeepHead, SingleHead
 
 VARIANT_PATHS = ("data.exclude", "data.split", "prep", "train")
 _MAX_ASSIGNMENTS = 256
@@ -44,6 +45,7 @@ def read(path: Path, overrides: list[str] | None = None, *, check_roots: bool = 
         arms = _arms(spec, document, problems)
         _check_backbones(spec, arms, document, problems)
         _check_names(spec, arms, document, problems)
+        _check_frozen(spec, arms, document, problems)
         _check_space(spec, arms, document, problems)
         if check_roots:
             _check_roots(spec, base, document, problems)
@@ -118,11 +120,21 @@ def _check_names(spec: Spec, arms: dict[str, Arm], document: Document, problems:
             known = f"variants are {', '.join(variants)}{nearest(name, variants)}"
             refuse(("select", "policy"), f"select.policy: no variant {name!r}; {known}")
     for arm in arms.values():
+        _check_alpha(arm, spec, document, problems)
         for where, names in _label_names(arm):
             for name in names:
                 if name not in labels:
                     known = f"labels are {', '.join(labels)}{nearest(name, labels)}"
                     refuse(where, f"{'.'.join(map(str, where))}: no label {name!r}; {known}")
+
+
+def _check_alpha(arm: Arm, spec: Spec, document: Document, problems: list[Problem]) -> None:
+    sizes = dict(zip(spec.data.labels, Schema.of(spec.data.labels).sizes, strict=True))
+    for name, numbers in _alphas(arm).items():
+        if name in sizes and len(numbers) != sizes[name]:
+            mark = document.where(("train", "loss", "alpha", name))
+            wanted = f"{sizes[name]} numbers were required, one per class, found {len(numbers)}"
+            problems.append(Problem(*mark, f"train.loss.alpha.{name}: {wanted}"))
 
 
 def _check_claim(text: str, variants: list[str], refuse: Callable[[str], None]) -> None:
@@ -140,7 +152,62 @@ def _label_names(arm: Arm) -> list[tuple[Path_, list[str]]]:
     """Return where an arm names labels, and which."""
     head = arm.train.model.head
     own = head.labels or [] if isinstance(head, SingleHead) else []
-    return [(("train", "loss", "weights"), list(arm.train.loss.weights)), (("train", "model", "head"), own)]
+    return [
+        (("train", "loss", "weights"), list(arm.train.loss.weights)),
+        (("train", "loss", "alpha"), list(_alphas(arm))),
+        (("train", "model", "head"), own),
+    ]
+
+
+def _alphas(arm: Arm) -> dict[str, list[float]]:
+    alpha = getattr(arm.train.loss, "alpha", None)
+    return alpha if isinstance(alpha, dict) else {}
+
+
+def _check_frozen(spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]) -> None:
+    """Check that head frozen_deep stands in a variant, on another one that sees the same photos."""
+    space = spec.search.space if spec.search else {}
+    if isinstance(spec.train.model.head, FrozenDeepHead):
+        text = "train.model.head: frozen_deep stands on another variant, so it stands in a variant only"
+        problems.append(Problem(*document.where(("train", "model", "head")), f"{text}; move it there"))
+        return
+    for path in ("train.model.head", "train.model.head.name"):
+        named = [c.get("name") if isinstance(c, dict) else c for c in getattr(space.get(path), "choice", [])]
+        if "frozen_deep" in named:
+            mark = document.where(("search", "space", path), key=True)
+            problems.append(Problem(*mark, f"search.space.{path}: frozen_deep stands in a variant, never in the space"))
+    for name, arm in arms.items():
+        head = arm.train.model.head
+        if not isinstance(head, FrozenDeepHead):
+            continue
+        own = document.where(("variants", name))
+        for path in ("train.model.head", "train.model.head.name", "train.model.backbone"):
+            if path in space:
+                text = (
+                    f"{path}: may not be searched beside variant {name!r}, whose head frozen_deep rests on one backbone"
+                )
+                problems.append(Problem(*document.where(("search", "space", path), key=True), f"search.space.{text}"))
+        if (why := _bad_source(name, head.source, arms, list(spec.variants))) is not None:
+            problems.append(Problem(*own, f"variants.{name}: head frozen_deep, from: {why}"))
+
+
+def _bad_source(name: str, source: str, arms: dict[str, Arm], variants: list[str]) -> str | None:
+    if source not in variants or source == name:
+        others = [other for other in variants if other != name]
+        return f"another variant was required ({', '.join(others)}), found {source!r}{nearest(source, others)}"
+    if source not in arms:
+        return None  # its own problem is told
+    one, other = arms[name], arms[source]
+    if isinstance(other.train.model.head, FrozenDeepHead):
+        return f"a variant that trains its backbone was required, {source!r} is frozen_deep itself"
+    pairs = {
+        "prep": (one.prep, other.prep),
+        "data.split": (one.data.split, other.data.split),
+        "data.exclude": (one.data.exclude, other.data.exclude),
+        "train.model.backbone": (one.train.model.backbone, other.train.model.backbone),
+    }
+    differ = [path for path, (left, right) in pairs.items() if left != right]
+    return f"{source!r} must have the same {', '.join(differ)}, found another" if differ else None
 
 
 def _check_space(spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]) -> None:

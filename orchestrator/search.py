@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.bridge import OBJECTIVE, Bridge, Rungs
@@ -28,6 +28,7 @@ class Studies:
     variants: list[str]
     seed: int
     make_spec: MakeSpec
+    sources: dict[str, str] = field(default_factory=dict)  # variant -> the variant that must have ended before
 
     def __post_init__(self) -> None:
         import optuna  # noqa: PLC0415
@@ -39,6 +40,7 @@ class Studies:
             for name in self.variants
         }
         self.asked = dict.fromkeys(self.variants, 0)
+        self.ended = dict.fromkeys(self.variants, 0)
 
     def budget(self) -> int:
         """Return how many trials a variant gets."""
@@ -84,6 +86,7 @@ class Studies:
         from optuna.trial import TrialState as State  # noqa: PLC0415
 
         variant, trial = asked
+        self.ended[variant] += 1
         for epoch, metrics in sorted(reports.items()):
             trial.report(metrics[OBJECTIVE], epoch)
         if status == "COMPLETE":
@@ -98,9 +101,15 @@ class Studies:
         return self.make_spec(trial.trial_id, variant, point), (variant, asked)
 
     def proposals(self) -> Iterator[tuple[TrialSpec, Any] | None]:
-        """Yield new trials, variant after variant, until each has had its budget."""
-        while any(self.asked[name] < self.budget() for name in self.variants):
-            variant = min(self.variants, key=lambda name: (self.asked[name], self.variants.index(name)))
+        """Yield new trials, variant after variant, until each has had its budget; None where all wait for sources."""
+        while left := [name for name in self.variants if self.asked[name] < self.budget()]:
+            ready = [
+                name for name in left if self.ended.get(self.sources.get(name, ""), self.budget()) >= self.budget()
+            ]
+            if not ready:
+                yield None
+                continue
+            variant = min(ready, key=lambda name: (self.asked[name], self.variants.index(name)))
             trial_id = f"{variant}-{self.asked[variant]:04}"
             asked, point = self.ask(variant)
             yield self.make_spec(trial_id, variant, json.loads(json.dumps(point))), (variant, asked)

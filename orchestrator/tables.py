@@ -49,6 +49,9 @@ PREDICTIONS = pa.schema(
     ]
 )
 
+MIXED = pa.schema([("sample_id", _TEXT), ("parent_a", _TEXT), ("parent_b", _TEXT), ("weight_a", _FLOAT)])
+"""mixed.parquet of a trial: the extra training samples of offline MixUp. The rest of the weight is parent_b's."""
+
 TEST_LABELS = pa.schema([("sample_id", _TEXT), ("label", _INT)])
 
 VOTE_FIELDS: list[tuple[str, pa.DataType]] = [

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from orchestrator import tables
+from orchestrator.errors import UserError
+from orchestrator.keys import stage_key
+from orchestrator.plan import VERSIONS
 from orchestrator.store import Artifact, Store, write_json
 
 Report = Callable[[int, dict[str, float]], None]
@@ -34,6 +38,10 @@ class TrialSpec:
     label_sizes: dict[str, int]
     threads: int = 1
     device: str = "cpu"
+    inputs: dict[str, str] = field(default_factory=dict)  # name -> key or sha256 of what the trial is made of
+    mixable: str | None = None  # Parquet: sample_id, fits, within, group; where MixUp asks who may be mixed
+    source: str | None = None  # key of the trial whose feature map head frozen_deep stands on
+    micro_batch: int | None = None  # after its worker was killed for memory; part of no key, said in the result
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -44,6 +52,9 @@ def run_trial(spec: TrialSpec, report: Report) -> Artifact:
     """Train one trial, or find it finished in the store and tell its epochs again.
 
     The held-out fold of a confirm trial is predicted once, at the end; its labels never reach the training.
+
+    Raises:
+        UserError: head frozen_deep has no source, or one that was trained on other parts.
     """
     store = Store(Path(spec.store))
     if (found := store.find("trial", spec.key)) is not None:
@@ -61,7 +72,15 @@ def run_trial(spec: TrialSpec, report: Report) -> Artifact:
     for name in ("train", "val"):
         at, codes = parts[name]
         targets[at] = codes
-    task = Task(rows.images, targets, rows.sample_ids, spec.label_sizes, parts["train"][0], parts["val"][0])
+    task = Task(
+        rows.images,
+        targets,
+        rows.sample_ids,
+        spec.label_sizes,
+        parts["train"][0],
+        parts["val"][0],
+        mixable=_mixable(spec, rows.index),
+    )
     work = store.work_dir("trial", spec.key)
     result = train(
         Train.model_validate(spec.train),
@@ -71,19 +90,95 @@ def run_trial(spec: TrialSpec, report: Report) -> Artifact:
         work_dir=work,
         device=spec.device,
         threads=spec.threads,
+        source=_source_weights(spec, store),
+        keep=partial(_keep_features, store, spec.inputs.get("prepare", spec.rows)),
+        micro_batch=spec.micro_batch,
     )
-    with store.draft(
-        "trial", spec.key, params={"train": spec.train, "seed": spec.seed, "fold": spec.fold}, inputs={}
-    ) as draft:
+    params = {"train": spec.train, "seed": spec.seed, "fold": spec.fold}
+    with store.draft("trial", spec.key, params=params, inputs=spec.inputs) as draft:
         for name in ("weights.safetensors", "model.json"):
             (draft.path / name).write_bytes((work / name).read_bytes())
         tables.write(
             _predictions(spec, work, rows, parts["holdout" if spec.phase == "confirm" else "val"]),
             draft.path / "predictions.parquet",
         )
+        if len(result.pairs):
+            tables.write(_mixed(rows, result.pairs), draft.path / "mixed.parquet")
         write_json(draft.path / "result.json", {"spec": spec.to_json(), "history": result.history})
-        draft.result |= {"history": result.history, "best_epoch": result.best_epoch}
+        draft.result |= {
+            "history": result.history,
+            "best_epoch": result.best_epoch,
+            "micro_batch": result.micro_batch,
+        }
     return store.get("trial", spec.key)
+
+
+def _source_weights(spec: TrialSpec, store: Store) -> dict[str, Any] | None:
+    """Return the weights that head frozen_deep stands on, after a look at where they come from.
+
+    Raises:
+        UserError: there is none, or its seed, fold, parts or photos differ from this trial's: its feature map would
+            have seen what this trial is scored on.
+    """
+    if spec.train["model"]["head"]["name"] != "frozen_deep":
+        return None
+    variant = spec.train["model"]["head"]["from"]
+    found = store.find("trial", spec.source) if spec.source else None
+    if found is None:
+        raise UserError(f"head frozen_deep: a finished trial of {variant} was required, found none; see why it failed")
+    own = {"seed": spec.seed, "fold": spec.fold, **{name: spec.inputs.get(name) for name in ("parts", "prepare")}}
+    theirs = {
+        **{name: found.manifest["params"].get(name) for name in ("seed", "fold")},
+        **{name: found.manifest["inputs"].get(name) for name in ("parts", "prepare")},
+    }
+    if wrong := [name for name, value in own.items() if value != theirs[name]]:
+        told = "; ".join(f"{name} {own[name]} was required, found {theirs[name]}" for name in wrong)
+        raise UserError(f"head frozen_deep: its source {spec.source} was trained on other data: {told}")
+    from trainers.checkpoint import load_weights  # noqa: PLC0415
+
+    found.file("weights.safetensors")
+    return dict(load_weights(found.path)[0])
+
+
+def _keep_features(store: Store, photos: str, identity: dict[str, object], compute: Callable[[], Any]) -> Any:
+    """Find features in the store or put them there, once per node however many trials ask; map them read-only."""
+    from filelock import FileLock  # noqa: PLC0415
+
+    key = stage_key("features", VERSIONS["features"], identity, {"photos": photos})
+    if store.find("features", key) is None:
+        folder = store.work_dir("features", key)
+        with FileLock(folder.with_suffix(".lock")):
+            if store.find("features", key) is None:
+                with store.draft("features", key, params=identity, inputs={"photos": photos}) as draft:
+                    np.save(draft.path / "features.npy", compute())
+    return np.load(store.get("features", key).path / "features.npy", mmap_mode="r")
+
+
+def _mixable(spec: TrialSpec, index: Mapping[str, int]) -> Any:
+    """Return what MixUp may mix, by row, or None where it does not ask."""
+    if spec.mixable is None:
+        return None
+    from trainers.data import Mixable  # noqa: PLC0415
+
+    table = [row for row in tables.read(Path(spec.mixable)).to_pylist() if row["sample_id"] in index]
+    at = [index[row["sample_id"]] for row in table]
+    fits, within, group = np.zeros(len(index), np.bool_), np.zeros(len(index), np.int64), np.zeros(len(index), np.int64)
+    fits[at] = [row["fits"] for row in table]
+    within[at] = [row["within"] for row in table]
+    group[at] = [row["group"] for row in table]
+    return Mixable(fits, within, group)
+
+
+def _mixed(rows: Any, pairs: Any) -> Any:
+    """Return the extra samples of offline MixUp as rows, each with both parents."""
+    ids = rows.sample_ids
+    return tables.from_rows(
+        (
+            {"sample_id": f"mixup/{at}", "parent_a": ids[a], "parent_b": ids[b], "weight_a": 0.5}
+            for at, (a, b) in enumerate(pairs.tolist())
+        ),
+        tables.MIXED,
+    )
 
 
 def _parts(spec: TrialSpec, index: Mapping[str, int]) -> dict[str, tuple[Any, Any]]:
@@ -107,7 +202,7 @@ def _predictions(spec: TrialSpec, work: Path, rows: Any, part: tuple[Any, Any]) 
     answered = [label for labels in model.head.branches.values() for label in labels]
     columns = [list(spec.label_sizes).index(name) for name in answered]
     target = joint_class(codes[:, columns], tuple(spec.label_sizes[name] for name in answered))
-    probs = predict(model, rows.images[at], device=spec.device)
+    probs = predict(model, rows.images, at, device=spec.device)
     return tables.from_rows(
         (
             {

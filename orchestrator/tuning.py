@@ -101,7 +101,7 @@ def run(
             cause = trial.get_error()
             text = _reason(cause)
             if _is_death(cause):
-                bridge.died(_name(trial), text)
+                bridge.died(_name(trial), text, memory=_is_out_of_memory(cause))
             else:
                 bridge.ended(_name(trial), "FAILED", text)
 
@@ -149,6 +149,13 @@ def _is_death(error: Any) -> bool:
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError  # noqa: PLC0415
 
     return isinstance(error, RayActorError | NodeDiedError | OutOfMemoryError)
+
+
+def _is_out_of_memory(error: Any) -> bool:
+    """Say whether Ray killed the worker because the host's memory ran out."""
+    from ray.exceptions import OutOfMemoryError  # noqa: PLC0415
+
+    return isinstance(error, OutOfMemoryError)
 
 
 def _reason(error: Any) -> str:

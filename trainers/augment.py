@@ -1,7 +1,9 @@
-"""Augmentation through albumentations: named policies, or a list of its operations."""
+"""Augmentation: named policies, or a list of albumentations' operations. A flip alone needs no albumentations."""
 
 from __future__ import annotations
 
+import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,9 @@ from numpy.typing import NDArray
 
 from trainers.data import seed_of
 
-Photo = NDArray[np.uint8]  # (H, W, 3)
+Photos = NDArray[np.uint8]  # (B, H, W, 3)
+Seeds = NDArray[np.uint64]  # (B,)
+Augmentation = Callable[[Photos, Seeds], Photos]
 
 POLICIES: dict[str, list[dict[str, Any]]] = {
     "none": [],
@@ -30,8 +34,10 @@ POLICIES: dict[str, list[dict[str, Any]]] = {
 """`contest` is what the team had: flip and random erasing (Zhong et al. 2020)."""
 
 
-def build(policy: str | list[dict[str, Any]]) -> Callable[[Photo, int], Photo] | None:
-    """Return a function (photo, seed) -> photo, or None where nothing is to be done.
+def build(policy: str | list[dict[str, Any]]) -> Augmentation | None:
+    """Return a function (photos, seeds) -> photos that may write over them, or None where nothing is to be done.
+
+    What happens to a photo depends on the photo and its seed alone, whatever the batch or the thread.
 
     Raises:
         ValueError: albumentations has no such operation, or it does not take these settings.
@@ -39,28 +45,69 @@ def build(policy: str | list[dict[str, Any]]) -> Callable[[Photo, int], Photo] |
     ops = POLICIES[policy] if isinstance(policy, str) else policy
     if not ops:
         return None
-    import albumentations  # noqa: PLC0415 - takes a second
+    if len(ops) == 1 and ops[0]["name"] == "HorizontalFlip":
+        return _flip(float(ops[0].get("p", 0.5)))
+    _Composed(ops)  # fails here and not in a thread
+    own = threading.local()
 
-    steps = []
-    for op in ops:
-        settings = {name: tuple(v) if isinstance(v, list) else v for name, v in op.items() if name != "name"}
-        kind = getattr(albumentations, str(op.get("name")), None)
-        if kind is None:
-            raise ValueError(f"train.augment.policy: albumentations has no operation {op.get('name')!r}")
-        try:
-            steps.append(kind(**settings))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"train.augment.policy: {op['name']} does not take {settings}: {error}") from None
-    compose = albumentations.Compose(steps)
-
-    def run(photo: Photo, seed: int) -> Photo:
-        compose.set_random_seed(seed)
-        out: Photo = compose(image=photo)["image"]
-        return out
+    def run(photos: Photos, seeds: Seeds) -> Photos:
+        if not hasattr(own, "composed"):
+            own.composed = _Composed(ops)
+        for at, seed in enumerate(seeds.tolist()):
+            photos[at] = own.composed(photos[at], seed)
+        return photos
 
     return run
 
 
-def sample_seed(seed: int, epoch: int, row: int) -> int:
-    """Derive the seed of one sample, whoever loads it."""
-    return seed_of(seed, "augment", epoch, row)
+def sample_seeds(seed: int, epoch: int, rows: NDArray[np.int64]) -> Seeds:
+    """Derive the seeds of samples from (seed, epoch, row), whoever loads them and with which others.
+
+    The finalizer of SplitMix64 (Steele et al. 2014, fig. 18) over row * golden ratio + key.
+    """
+    with np.errstate(over="ignore"):
+        z = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed_of(seed, "augment", epoch) << 32)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _flip(p: float) -> Augmentation:
+    def run(photos: Photos, seeds: Seeds) -> Photos:
+        flipped = (seeds >> np.uint64(11)).astype(np.float64) * 2.0**-53 < p
+        photos[flipped] = photos[flipped, :, ::-1]
+        return photos
+
+    return run
+
+
+class _Composed:
+    """albumentations' Compose over one pair of generators that is set anew for each photo.
+
+    Its own set_random_seed makes two generators per operation, which costs as much as a small operation itself.
+    """
+
+    def __init__(self, ops: list[dict[str, Any]]) -> None:
+        import albumentations  # noqa: PLC0415 - takes a second
+
+        steps = []
+        for op in ops:
+            settings = {name: tuple(v) if isinstance(v, list) else v for name, v in op.items() if name != "name"}
+            kind = getattr(albumentations, str(op.get("name")), None)
+            if kind is None:
+                raise ValueError(f"train.augment.policy: albumentations has no operation {op.get('name')!r}")
+            try:
+                steps.append(kind(**settings))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"train.augment.policy: {op['name']} does not take {settings}: {error}") from None
+        self._bits = np.random.PCG64(0)
+        self._python = random.Random(0)  # noqa: S311 - no secret
+        self._compose = albumentations.Compose(steps)
+        self._compose.set_random_state(np.random.Generator(self._bits), self._python)
+
+    def __call__(self, photo: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+        state: Any = {"state": seed << 64 | seed, "inc": 1}
+        self._bits.state = {"bit_generator": "PCG64", "state": state, "has_uint32": 0, "uinteger": 0}
+        self._python.seed(seed)
+        out: NDArray[np.uint8] = self._compose(image=photo)["image"]
+        return out

@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from data_prep.section import BARE_NAME, Count, Fraction, Positive, Probability, Section
+from data_prep.section import BARE_NAME, Count, Fraction, Positive, Probability, Section, check_rule
+from trainers.operations import check_operation
 
 _DURATION = r"^[1-9][0-9]* (epochs?|steps?)$"
 DurationText = Annotated[str, StringConstraints(pattern=_DURATION)]
@@ -45,21 +46,52 @@ class SingleHead(Section):
     labels: Annotated[list[str], Field(min_length=1)] | None = None
 
 
-class ShallowHead(Section):
+Width = Annotated[int, Field(ge=1, le=8192)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+Activation = Literal["relu", "leaky_relu", "gelu", "silu"]
+
+
+class _Branches(Section):
+    joint: Literal["free", "existing"] = "free"
+    """How branches join into one class: any combination, or those alone that the training part has."""
+
+
+class ShallowHead(_Branches):
     """Model B: one linear layer per label."""
 
     name: Literal["shallow"] = "shallow"
 
 
-class DeepHead(Section):
-    """Model C: per label, features -> hidden, BatchNorm, ReLU, Dropout -> classes."""
+class DeepHead(_Branches):
+    """Model C: per label, features -> hidden, BatchNorm, activation, Dropout -> classes."""
 
     name: Literal["deep"] = "deep"
-    hidden: Annotated[int, Field(ge=1, le=8192)] = 512
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    hidden: Width = 512
+    activation: Activation = "relu"
+    dropout: Dropout = 0.5
 
 
-Head = Annotated[Annotated[SingleHead | ShallowHead | DeepHead, Field(discriminator="name")], BARE_NAME]
+class FrozenDeepHead(_Branches):
+    """Model A+C: the feature map of a trained variant, frozen; features -> projection, then deep branches."""
+
+    name: Literal["frozen_deep"] = "frozen_deep"
+    source: str = Field(alias="from")
+    projection: Width = 512
+    hidden: Width = 256
+    activation: Activation = "relu"
+    dropout: Dropout = 0.5
+
+
+Head = Annotated[
+    Annotated[SingleHead | ShallowHead | DeepHead | FrozenDeepHead, Field(discriminator="name")], BARE_NAME
+]
+
+
+class Frozen(Section):
+    """The backbone stays as it is, in eval mode. Its features are computed once per photo and view, and kept."""
+
+    views: Annotated[int, Field(ge=1, le=64)] = 4
+    """How many augmented versions of a training photo there are; epoch e sees number (e - 1) mod views."""
 
 
 class Model(Section):
@@ -68,6 +100,12 @@ class Model(Section):
     backbone: str = "tf_efficientnet_lite0"
     pretrained: bool = True
     head: Head = SingleHead()
+    frozen: Frozen | None = None
+
+    @property
+    def freeze(self) -> Frozen | None:
+        """How the backbone is frozen; head frozen_deep always freezes it."""
+        return self.frozen or (Frozen() if isinstance(self.head, FrozenDeepHead) else None)
 
 
 class _Loss(Section):
@@ -75,10 +113,15 @@ class _Loss(Section):
 
 
 class Focal(_Loss):
-    """Focal loss, (1 - p)^gamma * cross entropy (Lin et al. 2017, eq. 4)."""
+    """Focal loss, -alpha (1 - p)^gamma log p (Lin et al. 2017, eq. 5).
+
+    `alpha` is one number, or per label one number for each of its classes; a joint class has the product of its
+    labels' numbers.
+    """
 
     name: Literal["focal"] = "focal"
     gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
+    alpha: Positive | dict[str, Annotated[list[Positive], Field(min_length=2)]] | None = None
 
 
 class CrossEntropy(_Loss):
@@ -192,14 +235,44 @@ class NoMixUp(Section):
     name: Literal["none"] = "none"
 
 
-class OnlineMixUp(Section):
-    """Convex combinations of a batch with its permutation (Zhang et al. 2018); lambda ~ Beta(alpha, alpha)."""
+Rule = dict[str, Any]
+"""As in `data.exclude`: column -> [low, high], a list of values, a value, or {not: value}; all must fit."""
+
+
+class _MixUp(Section):
+    only: Rule = {}
+
+    @field_validator("only")
+    @classmethod
+    def _rule(cls, only: Rule) -> Rule:
+        for column, wanted in only.items():
+            check_rule(f"only.{column}", wanted)
+        return only
+
+
+class OnlineMixUp(_MixUp):
+    """Convex combinations of a batch with its permutation (Zhang et al. 2018); lambda ~ Beta(alpha, alpha).
+
+    With `only`, the samples that fit the rule are mixed among themselves.
+    """
 
     name: Literal["online"] = "online"
     alpha: Positive = 0.2
 
 
-MixUp = Annotated[Annotated[NoMixUp | OnlineMixUp, Field(discriminator="name")], BARE_NAME]
+class OfflineMixUp(_MixUp):
+    """Extra training samples, each half one photo and half one of another group, made after the split.
+
+    Both parents fit `only`, and are equal in every column of `within`. `ratio` is the number of extra samples per
+    sample that fits.
+    """
+
+    name: Literal["offline"] = "offline"
+    within: list[str] = []
+    ratio: Annotated[float, Field(gt=0, le=10)] = 1.0
+
+
+MixUp = Annotated[Annotated[NoMixUp | OnlineMixUp | OfflineMixUp, Field(discriminator="name")], BARE_NAME]
 
 
 class Augment(Section):
@@ -208,6 +281,13 @@ class Augment(Section):
     policy: Literal["none", "basic", "strong", "contest"] | list[dict[str, Any]] = "basic"
     cutmix: CutMix = NoCutMix()
     mixup: MixUp = NoMixUp()
+
+    @field_validator("policy")
+    @classmethod
+    def _known(cls, policy: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+        for op in policy if isinstance(policy, list) else []:
+            check_operation(op)
+        return policy
 
 
 class Train(Section):
@@ -221,6 +301,12 @@ class Train(Section):
     balance: Literal["none", "weighted_sampler", "class_weights"] = "none"
     duration: DurationText = "10 epochs"
     batch_size: Annotated[int, Field(ge=2, le=65536)] = 32
+    micro_batch: Annotated[int, Field(ge=2, le=65536)] | None = None
+    """Photos that go through the model at once; gradients add up to a whole batch. BatchNorm sees the micro-batch."""
+    clip_norm: Positive | None = None
+    """Largest norm of the gradient of all parameters (Pascanu et al. 2013)."""
+    early_stop: Count | None = None
+    """Epochs without a better val macro F1 after which a training ends."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
 
     @model_validator(mode="after")
@@ -228,6 +314,24 @@ class Train(Section):
         if self.loss.weights and self.model.head.name == "single":
             raise ValueError(
                 "loss.weights weighs the branches of a head; head 'single' has none; remove loss.weights or use head "
-                "'shallow' or 'deep'"
+                "'shallow', 'deep' or 'frozen_deep'"
             )
         return self
+
+
+def remarks(train: Train) -> list[str]:
+    """Return what is allowed and rarely wanted, each with its reason."""
+    augment, found = train.augment, []
+    if isinstance(augment.mixup, OfflineMixUp) and (
+        augment.policy not in ("none", []) or not isinstance(augment.cutmix, NoCutMix)
+    ):
+        found.append(
+            "offline mixup is combined with other augmentation; a blend of two people that is cut or bent again "
+            "resembles neither, and the effect of the extra samples cannot be told from the rest; "
+            "set train.augment.policy: none and cutmix: none"
+        )
+    if train.model.freeze and (not isinstance(augment.cutmix, NoCutMix) or not isinstance(augment.mixup, NoMixUp)):
+        found.append(
+            "a frozen backbone's features cannot be kept where photos are mixed: every epoch computes them anew"
+        )
+    return found

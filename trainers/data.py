@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from trainers.losses import Targets
 from trainers.metrics import joint_class
 
 Ints = NDArray[np.int64]
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclass(frozen=True)
+class Mixable:
+    """What MixUp needs to know of every row."""
+
+    fits: NDArray[np.bool_]  # (N,) whether it may be mixed
+    within: Ints  # (N,) mixed only with rows of the same number
+    group: Ints  # (N,) never mixed offline with a row of the same number
+
+
+def _no_pairs() -> Ints:
+    return np.zeros((0, 2), np.int64)
 
 
 @dataclass(frozen=True)
@@ -23,8 +42,10 @@ class Task:
     targets: Ints  # (N, L), one code per label
     sample_ids: list[str]
     label_sizes: Mapping[str, int]  # name -> number of classes; the order gives the joint class
-    train: Ints  # row numbers
+    train: Ints  # row numbers; from N on they are made of `pairs`
     val: Ints
+    mixable: Mixable | None = None
+    pairs: Ints = field(default_factory=_no_pairs)  # (M, 2) parents of row N + m, half and half
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -34,10 +55,47 @@ class Task:
     def n_classes(self) -> int:
         return math.prod(self.sizes)
 
+    def with_pairs(self, pairs: Ints) -> Task:
+        """Add one training row per pair of parents. The photo is made when it is read, not stored."""
+        made = len(self.images) + np.arange(len(pairs))
+        return replace(self, pairs=pairs, train=np.concatenate([self.train, made]))
+
     def codes_of(self, labels: tuple[str, ...]) -> Ints:
-        """Return the joint class over some of the labels for every row, (N,)."""
+        """Return the joint class over some of the labels for every row of the array, (N,)."""
         columns = [list(self.label_sizes).index(name) for name in labels]
         return joint_class(self.targets[:, columns], tuple(self.label_sizes[name] for name in labels))
+
+    def parents(self, rows: Ints) -> tuple[Ints, Ints]:
+        """Return both parents of each row, (B,) and (B,); a photo is its own twice."""
+        first, second = rows.copy(), rows.copy()
+        made = rows >= len(self.images)
+        first[made], second[made] = self.pairs[rows[made] - len(self.images)].T
+        return first, second
+
+    def photos(self, rows: Ints) -> NDArray[np.uint8]:
+        """Gather photos, (B, H, W, 3) uint8, a copy; a made one is A/2 + B/2."""
+        if not len(self.pairs):
+            return np.take(np.asarray(self.images), rows, axis=0)
+        first, second = self.parents(rows)
+        photos = np.take(np.asarray(self.images), first, axis=0)
+        if (made := first != second).any():
+            total = photos[made].astype(np.uint16) + self.images[second[made]]
+            photos[made] = total // 2
+        return photos
+
+    def targets_of(self, codes: Ints, rows: Ints) -> Targets:
+        """Return the targets of rows: one part each, two where pairs exist."""
+        if not len(self.pairs):
+            return Targets(torch.from_numpy(codes[rows])[:, None], torch.ones(len(rows), 1))
+        first, second = self.parents(rows)
+        half = torch.from_numpy(np.where(first == second, 1.0, 0.5).astype(np.float32))
+        return Targets(torch.from_numpy(np.stack([codes[first], codes[second]], 1)), torch.stack([half, 1 - half], 1))
+
+    def name(self, row: int) -> str:
+        """Return the sample id of a row; a made one is named by its parents."""
+        if row < len(self.sample_ids):
+            return self.sample_ids[row]
+        return "+".join(self.sample_ids[parent] for parent in self.pairs[row - len(self.images)])
 
 
 def seed_of(*parts: object) -> int:
@@ -48,12 +106,13 @@ def seed_of(*parts: object) -> int:
 def epoch_order(task: Task, *, seed: int, epoch: int, balance: str) -> Ints:
     """Return the rows of one epoch in order: a pure function of (task, seed, epoch).
 
-    With `weighted_sampler`, rows are drawn with replacement, every joint class equally often on average.
+    With `weighted_sampler`, rows are drawn with replacement, every joint class equally often on average. A made row
+    counts as its first parent's class.
     """
     rng = np.random.default_rng(seed_of(seed, "order", epoch))
     if balance != "weighted_sampler":
         return rng.permutation(task.train)
-    classes = task.codes_of(tuple(task.label_sizes))[task.train]
+    classes = task.codes_of(tuple(task.label_sizes))[task.parents(task.train)[0]]
     counts = np.bincount(classes, minlength=task.n_classes)
     weights = 1.0 / counts[classes]
     return rng.choice(task.train, size=len(task.train), p=weights / weights.sum())
@@ -66,3 +125,18 @@ def batches(order: Ints, size: int, *, drop_single: bool = False) -> Iterator[In
         cuts.pop()
     for start, end in zip(cuts, [*cuts[1:], len(order)], strict=True):
         yield order[start:end]
+
+
+def ahead(function: Callable[[T], U], items: Iterable[T], n_threads: int) -> Iterator[U]:
+    """Map a pure function over items in order, on threads that work ahead; on none, here and one by one."""
+    if n_threads < 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(n_threads) as pool:
+        waiting: list[Future[U]] = []
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * n_threads:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainers.config import DeepHead, ShallowHead, SingleHead
+from trainers.config import DeepHead, FrozenDeepHead, ShallowHead, SingleHead
 
 
 class Branches(nn.Module):
@@ -19,15 +19,39 @@ class Branches(nn.Module):
     """
 
     branches: dict[str, tuple[str, ...]]
+    exists: Tensor | None
 
-    def __init__(self, branches: Mapping[str, tuple[str, ...]], layers: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self,
+        branches: Mapping[str, tuple[str, ...]],
+        layers: Mapping[str, nn.Module],
+        *,
+        trunk: nn.Module | None = None,
+        n_existing: int | None = None,
+    ) -> None:
+        """Hold the layers.
+
+        Args:
+            branches: name -> labels.
+            layers: name -> what maps features to the branch's logits.
+            trunk: what features pass before the branches.
+            n_existing: the number of joint classes, where joining is restricted to those that exist.
+        """
         super().__init__()
         self.branches = dict(branches)
+        self.trunk = trunk or nn.Identity()
         self.layers = nn.ModuleDict(layers)
+        # a buffer, so that it travels with the weights
+        self.register_buffer("exists", torch.ones(n_existing, dtype=torch.bool) if n_existing else None)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Map (B, F) features to {branch: (B, k) logits}."""
-        return {name: layer(features) for name, layer in self.layers.items()}
+        shared = self.trunk(features)
+        return {name: layer(shared) for name, layer in self.layers.items()}
+
+    def log_probs(self, logits: Mapping[str, Tensor]) -> Tensor:
+        """Join branches into log probabilities over the joint class, (B, n_classes), as the head was told to."""
+        return joint_log_probs(logits, self.branches, self.exists)
 
 
 def _single(head: SingleHead, n_features: int, sizes: Mapping[str, int]) -> Branches:
@@ -39,36 +63,62 @@ def _single(head: SingleHead, n_features: int, sizes: Mapping[str, int]) -> Bran
 
 def _shallow(head: ShallowHead, n_features: int, sizes: Mapping[str, int]) -> Branches:
     """Model B: one linear layer per label."""
-    del head
-    return Branches({n: (n,) for n in sizes}, {n: nn.Linear(n_features, k) for n, k in sizes.items()})
+    return _per_label(head, sizes, lambda k: nn.Linear(n_features, k))
 
 
 def _deep(head: DeepHead, n_features: int, sizes: Mapping[str, int]) -> Branches:
-    """Model C: per label features -> hidden, BatchNorm, ReLU, Dropout -> k."""
+    """Model C: per label features -> hidden, BatchNorm, activation, Dropout -> k."""
+    return _per_label(head, sizes, lambda k: _deep_branch(head, n_features, k))
 
-    def branch(k: int) -> nn.Module:
-        return nn.Sequential(
-            nn.Linear(n_features, head.hidden),
-            nn.BatchNorm1d(head.hidden),
-            nn.ReLU(),
-            nn.Dropout(head.dropout),
-            nn.Linear(head.hidden, k),
-        )
 
-    return Branches({n: (n,) for n in sizes}, {n: branch(k) for n, k in sizes.items()})
+def _frozen_deep(head: FrozenDeepHead, n_features: int, sizes: Mapping[str, int]) -> Branches:
+    """Model A+C: features -> projection; per label projection -> hidden, BatchNorm, activation, Dropout -> k."""
+    projection = nn.Linear(n_features, head.projection)
+    return _per_label(head, sizes, lambda k: _deep_branch(head, head.projection, k), trunk=projection)
+
+
+def _per_label(
+    head: Any, sizes: Mapping[str, int], layer: Callable[[int], nn.Module], *, trunk: nn.Module | None = None
+) -> Branches:
+    n_existing = math.prod(sizes.values()) if head.joint == "existing" else None
+    layers = {name: layer(k) for name, k in sizes.items()}
+    return Branches({name: (name,) for name in sizes}, layers, trunk=trunk, n_existing=n_existing)
+
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+
+
+def _deep_branch(head: DeepHead | FrozenDeepHead, n_features: int, k: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(n_features, head.hidden),
+        nn.BatchNorm1d(head.hidden),
+        _ACTIVATIONS[head.activation](),
+        nn.Dropout(head.dropout),
+        nn.Linear(head.hidden, k),
+    )
 
 
 HEADS: dict[str, Callable[[Any, int, Mapping[str, int]], Branches]] = {
     "single": _single,
     "shallow": _shallow,
     "deep": _deep,
+    "frozen_deep": _frozen_deep,
 }
 
 
-def joint_log_probs(logits: Mapping[str, Tensor], branches: Mapping[str, tuple[str, ...]]) -> Tensor:
+def joint_log_probs(
+    logits: Mapping[str, Tensor], branches: Mapping[str, tuple[str, ...]], exists: Tensor | None = None
+) -> Tensor:
     """Join branches into log probabilities over the joint class: (B, n_classes), the first label weighing most.
 
-    Branches are taken as independent, so a joint probability is the product of theirs.
+    Branches are taken as independent, so a joint probability is the product of theirs, and the best joint class is
+    that of the best class per label. With `exists`, (n_classes,) bool, the others have probability 0 and the rest is
+    normalized again; then the best joint class may differ from the best per label.
     """
     total: Tensor | None = None
     for name in branches:
@@ -76,4 +126,4 @@ def joint_log_probs(logits: Mapping[str, Tensor], branches: Mapping[str, tuple[s
         total = one if total is None else (total[:, :, None] + one[:, None, :]).flatten(1)
     if total is None:
         raise ValueError("a head has at least one branch")
-    return total
+    return total if exists is None else torch.log_softmax(total.masked_fill(~exists, -torch.inf), dim=1)

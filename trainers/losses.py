@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +18,26 @@ PerSample = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets of a mixed batch: each sample is `weight` parts of `first` and the rest of `second`."""
+    """Targets of a mixed batch: a sample is several parts, each of one class. A plain sample has one part."""
 
-    first: Tensor  # (B,) int64
-    second: Tensor  # (B,) int64
-    weight: Tensor  # (B,) float, 1 where nothing was mixed
+    codes: Tensor  # (B, P) int64
+    weight: Tensor  # (B, P) float, each row sums to one
+
+    def to(self, device: str) -> Targets:
+        """Move to a device."""
+        return Targets(self.codes.to(device), self.weight.to(device))
+
+    def part(self, rows: slice) -> Targets:
+        """Return some samples."""
+        return Targets(self.codes[rows], self.weight[rows])
+
+    def mixed(self, partner: Tensor, weight: Tensor) -> Targets:
+        """Mix each sample with its partner, keeping the share `weight` (B,) of its own: twice as many parts."""
+        own = weight[:, None]
+        return Targets(
+            torch.cat([self.codes, self.codes[partner]], 1),
+            torch.cat([self.weight * own, self.weight[partner] * (1 - own)], 1),
+        )
 
 
 def focal(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
@@ -31,11 +47,13 @@ def focal(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
 
 
 def soft_f1(logits: Tensor, targets: Targets) -> Tensor:
-    """One minus the macro F1 of a batch's probabilities, over the classes in it: a scalar."""
+    """One minus the macro F1 of a batch's probabilities, over the classes in it: a scalar.
+
+    Counts are replaced by sums of probabilities: 2 sum(p y) / (sum(p) + sum(y)) per class, the soft Dice coefficient
+    of Milletari et al. 2016 without its squares.
+    """
     p = torch.softmax(logits, 1)
-    k = logits.shape[1]
-    weight = targets.weight[:, None]
-    y = weight * F.one_hot(targets.first, k) + (1 - weight) * F.one_hot(targets.second, k)
+    y = torch.zeros_like(p).scatter_add_(1, targets.codes, targets.weight.to(p.dtype))
     hit, present = (p * y).sum(0), y.sum(0) > 0
     f1 = 2 * hit / (p.sum(0) + y.sum(0)).clamp_min(1e-8)
     return 1.0 - f1[present].mean()
@@ -53,10 +71,11 @@ def branch_loss(config: Any, class_weights: Tensor | None) -> Callable[[Tensor, 
     per_sample = _per_sample(config)
 
     def loss(logits: Tensor, targets: Targets) -> Tensor:
-        a, b = per_sample(logits, targets.first), per_sample(logits, targets.second)
-        if class_weights is not None:
-            a, b = a * class_weights[targets.first], b * class_weights[targets.second]
-        return (targets.weight * a + (1 - targets.weight) * b).mean()
+        total = torch.zeros(len(logits), device=logits.device)
+        for codes, weight in zip(targets.codes.unbind(1), targets.weight.unbind(1), strict=True):
+            part = per_sample(logits, codes) * weight
+            total = total + (part if class_weights is None else part * class_weights[codes])
+        return total.mean()
 
     return loss
 
@@ -71,6 +90,26 @@ def _per_sample(config: Any) -> PerSample:
     if isinstance(config, CrossEntropy):
         return lambda logits, target: F.cross_entropy(logits, target, reduction="none")
     raise ValueError(f"unknown loss {config}")
+
+
+def alpha_of(config: Any, labels: tuple[str, ...], sizes: Mapping[str, int]) -> Tensor | None:
+    """Return the focal loss's alpha for each class of a branch, (k,), or None where there is none.
+
+    Args:
+        config: the spec's loss section.
+        labels: of the branch; a joint class has the product of its labels' numbers.
+        sizes: label name -> number of classes.
+    """
+    alpha = getattr(config, "alpha", None)
+    if alpha is None:
+        return None
+    if not isinstance(alpha, dict):
+        return torch.full((math.prod(sizes[name] for name in labels),), float(alpha))
+    joint = torch.ones(1)
+    for name in labels:
+        own = alpha.get(name, [1.0] * sizes[name])
+        joint = torch.outer(joint, torch.tensor(own)).flatten()
+    return joint
 
 
 def total_loss(

@@ -7,23 +7,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from trainers.config import Augment, HalfCutMix, OnlineMixUp, RandomCutMix
+from trainers.config import Augment, HalfCutMix, OfflineMixUp, OnlineMixUp, RandomCutMix
+from trainers.data import Ints, Mixable, seed_of
 
 
 @dataclass(frozen=True)
 class MixedBatch:
     """Photos, the partner of each sample, and how much of a sample is its own."""
 
-    x: Tensor  # (B, C, H, W) float
+    x: Tensor  # (B, C, H, W), float where photos are blended
     partner: Tensor  # (B,) int64
     weight: Tensor  # (B,) float in [0, 1]
-
-
-def unmixed(x: Tensor) -> MixedBatch:
-    """Return the batch as it is."""
-    return MixedBatch(x, torch.arange(len(x)), torch.ones(len(x)))
 
 
 def half_cutmix(x: Tensor, partner: Tensor) -> MixedBatch:
@@ -62,13 +59,23 @@ def random_cutmix(x: Tensor, partner: Tensor, lam: float, at: tuple[float, float
 
 
 def mixup(x: Tensor, partner: Tensor, lam: float) -> MixedBatch:
-    """Blend each photo with its partner's (Zhang et al. 2018, eq. 1)."""
+    """Blend each photo with its partner's (Zhang et al. 2018, eq. 1); a photo that is its own partner stays."""
     _check(x, partner)
-    return MixedBatch(lam * x + (1 - lam) * x[partner], partner, torch.full((len(x),), lam))
+    weight = torch.where(partner == torch.arange(len(x)), 1.0, lam)
+    return MixedBatch(torch.lerp(x[partner].float(), x.float(), weight.view(-1, 1, 1, 1)), partner, weight)
 
 
-def mix(x: Tensor, config: Augment, rng: np.random.Generator) -> MixedBatch:
-    """Mix a batch as the spec says; CutMix and MixUp never both."""
+def mix(
+    x: Tensor, config: Augment, rng: np.random.Generator, fits: NDArray[np.bool_] | None = None
+) -> MixedBatch | None:
+    """Mix a batch as the spec says, CutMix and MixUp never both; None where it stays as it is.
+
+    Args:
+        x: (B, C, H, W), not modified.
+        config: the spec's section.
+        rng: of this epoch.
+        fits: (B,) which samples online MixUp may mix; None for all.
+    """
     cutmix: Any = config.cutmix
     if isinstance(cutmix, HalfCutMix | RandomCutMix) and rng.random() < cutmix.p:
         partner = torch.from_numpy(rng.permutation(len(x)))
@@ -78,9 +85,40 @@ def mix(x: Tensor, config: Augment, rng: np.random.Generator) -> MixedBatch:
             x, partner, float(rng.beta(cutmix.alpha, cutmix.alpha)), (float(rng.random()), float(rng.random()))
         )
     if isinstance(config.mixup, OnlineMixUp):
-        partner = torch.from_numpy(rng.permutation(len(x)))
-        return mixup(x, partner, float(rng.beta(config.mixup.alpha, config.mixup.alpha)))
-    return unmixed(x)
+        order, chosen = np.arange(len(x)), np.flatnonzero(fits) if fits is not None else np.arange(len(x))
+        order[chosen] = rng.permutation(chosen)
+        return mixup(x, torch.from_numpy(order), float(rng.beta(config.mixup.alpha, config.mixup.alpha)))
+    return None
+
+
+def offline_pairs(config: OfflineMixUp, rows: Ints, mixable: Mixable, *, seed: int) -> Ints:
+    """Choose the parents of the extra samples: a pure function of its arguments.
+
+    Every row that fits is a first parent `ratio` times (of a broken part, some are). Its partner is drawn among the
+    rows that fit, have the same `within` and another group; a row without one is left out.
+
+    Args:
+        config: the spec's section.
+        rows: the training part; no other row can become a parent.
+        mixable: of all rows.
+        seed: of the trial.
+
+    Returns:
+        (M, 2) row numbers.
+    """
+    rng = np.random.default_rng(seed_of(seed, "offline mixup"))
+    fitting = np.sort(rows[mixable.fits[rows]])
+    whole, part = divmod(config.ratio, 1.0)
+    firsts = [rng.permutation(fitting) for _ in range(int(whole))]
+    firsts.append(rng.permutation(fitting)[: round(part * len(fitting))])
+    pairs = []
+    for first in np.concatenate(firsts).tolist():
+        others = fitting[
+            (mixable.within[fitting] == mixable.within[first]) & (mixable.group[fitting] != mixable.group[first])
+        ]
+        if len(others):
+            pairs.append((first, int(rng.choice(others))))
+    return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 def _check(x: Tensor, partner: Tensor) -> None:

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.benchmarks import training
+
 ROOT = Path(__file__).resolve().parents[2]
 REPEATS = 7
 
@@ -33,7 +35,17 @@ def check_latency():
     return "s", statistics.median(ours), statistics.median(baseline), REPEATS, "a fresh process each"
 
 
-BENCHMARKS = {"check_latency": check_latency}
+BENCHMARKS = {
+    "check_latency": check_latency,
+    "loop_vs_bare": training.loop_vs_bare,
+    "loop_vs_timm": training.loop_vs_timm,
+    "reader_vs_imagefolder_original": training.reader_vs_imagefolder_original,
+    "reader_vs_imagefolder_prepared": training.reader_vs_imagefolder_prepared,
+    "reader_vs_albumentations": training.reader_vs_albumentations,
+    "rows_vs_copy": training.rows_vs_copy,
+    "rows_memory": training.rows_memory,
+    "bank_vs_backbone": training.bank_vs_backbone,
+}
 
 
 def main():

@@ -142,9 +142,9 @@ def test_every_experiment_reads(write):
 
 
 def test_the_schema_names_both_forms_of_a_component():
-    assert {"type": "string", "enum": ["deep", "shallow", "single"]} in schema()["$defs"]["Model"]["properties"][
-        "head"
-    ]["anyOf"]
+    assert {"type": "string", "enum": ["deep", "frozen_deep", "shallow", "single"]} in schema()["$defs"]["Model"][
+        "properties"
+    ]["head"]["anyOf"]
 
 
 def run(*arguments, cwd, **environment):

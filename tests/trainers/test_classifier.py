@@ -1,10 +1,20 @@
 import numpy as np
 import pytest
+import torch
 
-from trainers.classifier import TrainingDiverged, train
-from trainers.config import Train
-from trainers.data import Task
+from trainers.classifier import OutOfMemory, TrainingDiverged, _Backward, train
+from trainers.config import Focal, Train
+from trainers.data import Mixable, Task
+from trainers.heads import Branches
+from trainers.losses import Targets, branch_loss
+from trainers.model import Classifier
 from trainers.predict import load, predict
+
+GOLDEN = 0.4388014912605286
+
+
+def quiet(epoch, metrics):
+    """Hear nothing."""
 
 
 def quick(head="single", **settings):
@@ -28,12 +38,13 @@ def task():
     for at, (color, light) in enumerate(codes):
         images[at, :, :, color] += np.uint8(200 if light else 90)
     rows = np.arange(120)
-    return Task(images, codes, [f"s{at}" for at in rows], {"color": 2, "light": 2}, rows[:90], rows[90:])
+    mixable = Mixable(codes[:, 1] == 0, codes[:, 0], rows // 2)
+    return Task(images, codes, [f"s{at}" for at in rows], {"color": 2, "light": 2}, rows[:90], rows[90:], mixable)
 
 
 @pytest.mark.parametrize("head", ["single", "shallow", "deep"])
 def test_every_head_learns_and_predicts_from_its_folder_what_it_validated(task, tmp_path, head):
-    result = train(quick(head), task, seed=1, report=lambda epoch, metrics: None, work_dir=tmp_path, threads=1)
+    result = train(quick(head), task, seed=1, report=quiet, work_dir=tmp_path, threads=1)
     assert result.metrics["val_macro_f1"] > 0.6  # chance is 0.25
     probs = predict(load(tmp_path), task.images[task.val])
     assert probs.shape == (30, 4)
@@ -48,7 +59,7 @@ class Killed(Exception):
 
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(task, tmp_path):
     config = quick(augment={"policy": "basic", "cutmix": "half"})
-    whole = train(config, task, seed=3, report=lambda *a: None, work_dir=_new(tmp_path / "a"), threads=1)
+    whole = train(config, task, seed=3, report=quiet, work_dir=_new(tmp_path / "a"), threads=1)
 
     def stop(epoch, metrics):
         if epoch == 2:
@@ -63,10 +74,105 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(task, tmp_path):
     assert (tmp_path / "a/weights.safetensors").read_bytes() == (tmp_path / "b/weights.safetensors").read_bytes()
 
 
+def test_stopped_inside_an_epoch_and_resumed_equals_uninterrupted(task, tmp_path, monkeypatch):
+    config = quick(augment={"policy": "none", "mixup": "offline"}, micro_batch=8, duration="3 epochs")
+    whole = train(config, task, seed=3, report=quiet, work_dir=_new(tmp_path / "a"), threads=1)
+    step, steps = torch.optim.Adam.step, []
+
+    def stop(self, *args):
+        steps.append(1)
+        if len(steps) == 11:  # of eight in an epoch
+            raise Killed
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", stop)
+    with pytest.raises(Killed):
+        train(config, task, seed=3, report=quiet, work_dir=_new(tmp_path / "b"), threads=1)
+    monkeypatch.undo()
+    again = train(config, task, seed=3, report=quiet, work_dir=tmp_path / "b", threads=1)
+    assert _scores(whole) == _scores(again)
+    assert (tmp_path / "a/weights.safetensors").read_bytes() == (tmp_path / "b/weights.safetensors").read_bytes()
+
+
+def test_five_steps_give_the_loss_they_always_gave(task, tmp_path):
+    """A change of the loop that is no change of meaning keeps this number; another one raises the trial's version."""
+    config = quick("deep", duration="5 steps", augment={"policy": "none", "cutmix": "half"}, clip_norm=1.0)
+    result = train(config, task, seed=11, report=quiet, work_dir=tmp_path, threads=1)
+    assert GOLDEN == pytest.approx(result.history[0]["train_loss"], rel=1e-4)
+
+
+def test_a_batch_in_micro_batches_has_the_gradient_of_the_whole(task):
+    torch.manual_seed(0)
+    net = Branches({"joint": ("color", "light")}, {"joint": torch.nn.Linear(8, 4)})
+    x, y = torch.randn(11, 8), Targets(torch.randint(0, 4, (11, 1)), torch.ones(11, 1))
+    found = []
+    for micro in (11, 4, 2):
+        net.zero_grad()
+        backward = _Backward(
+            net, {"joint": branch_loss(Focal(), None)}, {}, "cpu", "fp32", torch.amp.GradScaler("cpu", enabled=False)
+        )
+        found.append((backward(x, {"joint": y}, micro), net.layers["joint"].weight.grad.clone()))
+    for loss, gradient in found[1:]:
+        assert found[0][0] == pytest.approx(loss, rel=1e-6)
+        torch.testing.assert_close(found[0][1], gradient)
+
+
+def test_no_score_for_a_while_ends_the_training(task, tmp_path):
+    config = quick(early_stop=2, duration="30 epochs", optimizer={"name": "adam", "lr": 1e-9})
+    result = train(config, task, seed=0, report=quiet, work_dir=tmp_path, threads=1)
+    assert 2 == result.epochs - result.best_epoch
+    assert result.epochs < 30
+
+
+@pytest.fixture
+def small_memory(monkeypatch):
+    """A device that holds so many photos at once, and says so as CUDA does."""
+
+    def set_to(n_photos):
+        forward = Classifier.forward
+
+        def limited(self, x):
+            if self.training and len(x) > n_photos:
+                raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+            return forward(self, x)
+
+        monkeypatch.setattr(Classifier, "forward", limited)
+
+    return set_to
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(task, tmp_path, small_memory):
+    small_memory(6)
+    config = quick("shallow", batch_size=32, duration="2 epochs")
+    result = train(config, task, seed=1, report=quiet, work_dir=_new(tmp_path / "a"), threads=1)
+    assert 4 == result.micro_batch
+    assert [4, 4] == [epoch["train_micro_batch"] for epoch in result.history]
+    asked = quick("shallow", batch_size=32, duration="2 epochs", micro_batch=4)
+    again = train(asked, task, seed=1, report=quiet, work_dir=_new(tmp_path / "b"), threads=1)
+    assert result.history[0]["train_loss"] == pytest.approx(again.history[0]["train_loss"], rel=1e-3)
+
+
+def test_memory_for_not_even_two_photos_ends_the_training_cleanly(task, tmp_path, small_memory):
+    small_memory(1)
+    with pytest.raises(OutOfMemory, match="a micro-batch of 2 photos was tried"):
+        train(quick(), task, seed=1, report=quiet, work_dir=tmp_path, threads=1)
+
+
+def test_a_score_that_is_not_finite_names_the_samples(task, tmp_path, monkeypatch):
+    def broken(self, x):
+        logits = forward(self, x)
+        return logits if self.training else {name: value * float("nan") for name, value in logits.items()}
+
+    forward = Classifier.forward
+    monkeypatch.setattr(Classifier, "forward", broken)
+    with pytest.raises(TrainingDiverged, match=r"val loss is nan at step 6, lr 0\.003, samples s90, s91, .*s119"):
+        train(quick(), task, seed=1, report=quiet, work_dir=tmp_path, threads=1)
+
+
 def test_a_loss_that_is_not_finite_ends_the_training_with_its_place(task, tmp_path):
     config = quick(optimizer={"name": "sgd", "lr": 1e6})
     with pytest.raises(TrainingDiverged, match=r"step \d+, lr 1e\+06, samples s\d+"):
-        train(config, task, seed=0, report=lambda *a: None, work_dir=tmp_path, threads=1)
+        train(config, task, seed=0, report=quiet, work_dir=tmp_path, threads=1)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +184,11 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_its_place(task, tmp_pa
         {"augment": {"policy": "strong", "mixup": "online"}},
         {"augment": {"policy": "contest", "cutmix": {"name": "random", "p": 1.0}}},
         {"precision": "bf16"},
+        {"precision": "auto"},
+        {"micro_batch": 6, "clip_norm": 1.0},
+        {"augment": {"policy": "none", "mixup": "offline"}},
+        {"augment": {"policy": "none", "mixup": "offline", "cutmix": "half"}, "balance": "weighted_sampler"},
+        {"loss": {"name": "focal", "alpha": {"light": [1, 3]}}},
         {"schedule": {"name": "step", "every": 1}, "duration": "3 steps"},
     ],
 )
@@ -86,7 +197,7 @@ def test_every_setting_trains_to_finite_scores(task, tmp_path, settings):
         quick("shallow", **{"duration": "1 epochs", **settings}),
         task,
         seed=0,
-        report=lambda *a: None,
+        report=quiet,
         work_dir=tmp_path,
         threads=1,
     )

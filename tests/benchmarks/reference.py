@@ -1,0 +1,109 @@
+"""A run's test answers beside the data's own reference: frozen ImageNet features and one logistic regression per label.
+
+    python -m tests.benchmarks.reference DATA RUN [--people BUILD.PY]
+
+DATA is a folder that ../shared/data/build.py wrote (all people, 384x512, seed 0), RUN a finished run folder over it. The
+reference: features of tf_efficientnet_lite0 of a central square at 160 px, per label a logistic regression with balanced
+classes and C 0.01. With --people, the person of every test photo is found by the names that the build script gives, and
+people are resampled; without, photos are, and the interval is too narrow.
+"""
+
+import argparse
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from orchestrator import tables
+from orchestrator.stats import Oof, interval, paired_difference
+from trainers.config import Model
+from trainers.model import build
+from trainers.predict import as_tensor
+
+SIZES = (3, 2, 3)
+NAMES = ("normal", "incorrect_mask", *(f"mask{at}" for at in range(1, 6)))
+
+
+def features(paths):
+    model = build(Model(), {"one": 2}).to(memory_format=torch.channels_last).eval()
+    found = []
+    for start in range(0, len(paths), 64):
+        photos = []
+        for path in paths[start : start + 64]:
+            image = Image.open(path).convert("RGB")
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            square = image.crop((left, top, left + side, top + side))
+            photos.append(np.asarray(square.resize((160, 160), Image.Resampling.BILINEAR)))
+        with torch.no_grad():
+            found.append(model.features(as_tensor(np.stack(photos))).numpy())
+    return np.concatenate(found)
+
+
+def train_photos(root):
+    """Return paths and joint classes of the training photos."""
+    paths, classes = [], []
+    for person in csv.DictReader((root / "train.csv").open()):
+        age = int(np.digitize(int(person["age"]), [30, 60]))
+        for path in sorted((root / "images" / person["path"]).iterdir()):
+            mask = {"normal": 2, "incorrect_mask": 1}.get(path.stem, 0)
+            paths.append(path)
+            classes.append(np.ravel_multi_index((mask, person["gender"] == "female", age), SIZES))
+    return paths, np.array(classes, np.int64)
+
+
+def people_of(script):
+    """Return the person of every test photo's name, as the build script names them with seed 0."""
+    spec = importlib.util.spec_from_file_location("build", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    people = {row["person_id"] for row in csv.DictReader((script.parent / "portraits.csv").open())}
+    return {f"{module.digest(0, person, name, 'eval')}.jpg": person for person in people for name in NAMES}
+
+
+def oof(ids, targets, preds, people):
+    classes = np.stack(np.unravel_index(targets, SIZES), 1)
+    strata = [str(row[1:].tolist()) for row in classes]  # gender and age group are constant within a person
+    groups = [people[name] for name in ids] if people else None
+    return Oof(ids, targets, preds[None], groups, strata, 18)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--people", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    paths, classes = train_photos(args.data / "train")
+    test = list(csv.DictReader((args.data / "eval/info.csv").open()))
+    ids, targets = [row["ImageID"] for row in test], np.array([int(row["ans"]) for row in test], np.int64)
+    x, x_test = features(paths), features([args.data / "eval/images" / name for name in ids])
+    answers = []
+    for label, codes in enumerate(np.unravel_index(classes, SIZES)):
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000))
+        answers.append(probe.fit(x, codes).predict(x_test))
+        print(
+            f"reference, label {label}: accuracy {np.mean(answers[-1] == np.unravel_index(targets, SIZES)[label]):.3f}"
+        )
+    reference = np.ravel_multi_index(tuple(answers), SIZES).astype(np.int64)
+    votes = {row["ImageID"]: row["pred"] for row in tables.read(args.run / "votes.parquet").to_pylist()}
+    people = people_of(args.people) if args.people else None
+    ours = oof(ids, targets, np.array([votes[name] for name in ids], np.int64), people)
+    theirs = oof(ids, targets, reference, people)
+    for name, one in (("ours", ours), ("reference", theirs)):
+        for metric in ("macro_f1", "accuracy"):
+            print(name, metric, json.dumps(interval(one, metric=metric, seed=0).to_json()))
+    for metric in ("macro_f1", "accuracy"):
+        print("ours - reference", metric, json.dumps(paired_difference(ours, theirs, metric=metric, seed=0)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""A frozen feature map does not move, and its features are computed once."""
+
+import numpy as np
+import pytest
+import torch
+
+from trainers.bank import PLAIN, Bank, View
+from trainers.checkpoint import load_weights
+from trainers.classifier import train
+from trainers.config import Model, Train
+from trainers.data import Task
+from trainers.model import build
+
+SIZES = {"color": 2, "light": 2}
+
+
+def config(head, **settings):
+    return Train.model_validate(
+        {
+            "model": {
+                "backbone": "test_efficientnet",
+                "pretrained": False,
+                "head": head,
+                "frozen": settings.pop("frozen", None),
+            },
+            "optimizer": {"name": "adam", "lr": 3e-3},
+            "augment": {"policy": settings.pop("policy", "none"), "cutmix": settings.pop("cutmix", "none")},
+            "duration": "2 epochs",
+            "batch_size": 16,
+            **settings,
+        }
+    )
+
+
+A_C = {"name": "frozen_deep", "from": "A", "projection": 16, "hidden": 8}
+
+
+def quiet(epoch, metrics):
+    """Hear nothing."""
+
+
+@pytest.fixture(scope="module")
+def task():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 2, (60, 2))
+    images = rng.integers(0, 40, (60, 32, 32, 3), dtype=np.uint8)
+    images[np.arange(60), :, :, codes[:, 0]] += 150
+    rows = np.arange(60)
+    return Task(images, codes, [f"s{at}" for at in rows], SIZES, rows[:40], rows[40:])
+
+
+@pytest.fixture(scope="module")
+def source(task, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("A")
+    train(config("single", duration="3 epochs"), task, seed=1, report=quiet, work_dir=folder, threads=1)
+    return load_weights(folder)[0]
+
+
+@pytest.mark.parametrize("cutmix", ["none", "half"])  # through the bank, and through the backbone
+def test_a_frozen_feature_map_is_bitwise_unchanged_after_training_its_statistics_included(
+    task, source, tmp_path, cutmix
+):
+    train(config(A_C, cutmix=cutmix), task, seed=1, report=quiet, work_dir=tmp_path, threads=1, source=source)
+    after = load_weights(tmp_path)[0]
+    backbone = [name for name in source if name.startswith("backbone.")]
+    assert any("running_mean" in name for name in backbone)
+    for name in backbone:
+        assert torch.equal(source[name], after[name]), name
+
+
+def test_a_backbone_that_is_not_frozen_moves_with_its_statistics(task, source, tmp_path):
+    train(config("shallow"), task, seed=1, report=quiet, work_dir=tmp_path, threads=1)
+    after = load_weights(tmp_path)[0]
+    assert not any(torch.equal(source[name], after[name]) for name in source if name.endswith("bn1.running_mean"))
+
+
+def test_the_head_trains_to_the_same_scores_with_kept_features_and_without(task, source, tmp_path, monkeypatch):
+    results = []
+    for name in ("bank", "backbone"):
+        (tmp_path / name).mkdir()
+        if name == "backbone":
+            monkeypatch.setattr("trainers.classifier.NoMixUp", type("Nothing", (), {}))  # as if photos were mixed
+        results.append(
+            train(config(A_C), task, seed=1, report=quiet, work_dir=tmp_path / name, threads=1, source=source)
+        )
+    for one, other in zip(*(result.history for result in results), strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-3)
+
+
+def test_features_are_computed_once_per_weights_samples_and_view(task, source, tmp_path):
+    kept, n_computed = {}, []
+
+    def keep(identity, compute):
+        if (name := str(identity)) not in kept:
+            n_computed.append(identity["view"])
+            kept[name] = compute()
+        return kept[name]
+
+    for at, hidden in enumerate((8, 12)):  # two trials of a search over heads
+        (tmp_path / str(at)).mkdir()
+        head = A_C | {"hidden": hidden}
+        settings = {"policy": "basic", "frozen": {"views": 2}, "duration": "5 epochs"}
+        train(
+            config(head, **settings),
+            task,
+            seed=1,
+            report=quiet,
+            work_dir=tmp_path / str(at),
+            threads=1,
+            source=source,
+            keep=keep,
+        )
+    assert [[0, 1, "basic"], [None, 0, "none"], [1, 1, "basic"]] == n_computed
+
+
+def test_other_weights_samples_or_views_are_other_features(task):
+    seen = []
+
+    def keep(identity, compute):
+        seen.append(str(sorted(identity.items())))
+        return compute()
+
+    torch.manual_seed(0)
+    model = build(Model(backbone="test_efficientnet", pretrained=False), SIZES).eval()
+    views = [PLAIN, View(0, 1, "basic"), View(1, 1, "basic"), View(0, 2, "basic"), View(0, 1, "strong")]
+    for view in views:
+        Bank(model, task, None, keep)(task.train[:2], view)
+    fewer = Task(task.images, task.targets, task.sample_ids, SIZES, task.train[:5], task.val)
+    Bank(model, fewer, None, keep)(task.train[:2], PLAIN)
+    next(model.backbone.buffers()).add_(1)
+    Bank(model, task, None, keep)(task.train[:2], PLAIN)
+    assert len(views) + 2 == len(set(seen))
+
+
+def test_a_pretrained_backbone_may_be_frozen_below_any_head(task, tmp_path):
+    result = train(config("deep", frozen={"views": 1}), task, seed=1, report=quiet, work_dir=tmp_path, threads=1)
+    assert np.isfinite(result.metrics["val_loss"])
+
+
+def test_a_source_with_another_backbone_is_refused(task, source, tmp_path):
+    other = {name: value for name, value in source.items() if "bn1" not in name}
+    with pytest.raises(ValueError, match="the source's backbone must be the same"):
+        train(config(A_C), task, seed=1, report=quiet, work_dir=tmp_path, threads=1, source=other)

@@ -1,0 +1,93 @@
+"""What every loss keeps to, and that each equals its formula or a library's value."""
+
+import pytest
+import torch
+from sklearn.metrics import f1_score
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
+
+from trainers.config import CrossEntropy, Focal, LabelSmoothing, SoftF1, Train
+from trainers.losses import Targets, alpha_of, branch_loss, total_loss
+
+LOSSES = [Focal(), Focal(gamma=0.0), CrossEntropy(), LabelSmoothing(), SoftF1()]
+LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-1.0, 0.0, 3.0]])
+
+
+def whole(y):
+    return Targets(y[:, None], torch.ones(len(y), 1))
+
+
+@pytest.mark.parametrize("config", LOSSES, ids=lambda config: f"{config.name}{getattr(config, 'gamma', '')}")
+class TestConformance:
+    def test_it_is_a_finite_scalar_that_falls_when_the_answer_gets_better(self, config):
+        loss, y = branch_loss(config, None), torch.tensor([0, 1, 2])
+        right, wrong = torch.eye(3) * 4, torch.eye(3).roll(1, 0) * 4
+        assert () == tuple(loss(right, whole(y)).shape)
+        assert loss(right, whole(y)) < loss(torch.zeros(3, 3), whole(y)) < loss(wrong, whole(y))
+
+    def test_extreme_logits_give_finite_gradients(self, config):
+        logits = (torch.eye(3) * 200 - 100).roll(1, 0).requires_grad_()
+        branch_loss(config, None)(logits, whole(torch.tensor([0, 1, 2]))).backward()
+        assert torch.isfinite(logits.grad).all()
+
+    def test_a_mix_of_a_sample_with_itself_is_that_sample(self, config):
+        loss, y = branch_loss(config, None), torch.tensor([0, 2, 1])
+        mixed = whole(y).mixed(torch.arange(3), torch.tensor([0.3, 0.5, 1.0]))
+        torch.testing.assert_close(loss(LOGITS, whole(y)), loss(LOGITS, mixed))
+
+
+def test_losses_equal_their_formulas():
+    logits, y, z = LOGITS[:2], torch.tensor([0, 2]), torch.tensor([1, 2])
+    p = torch.softmax(logits, 1)
+    targets = Targets(torch.stack([y, z], 1), torch.tensor([[0.75, 0.25], [1.0, 0.0]]))
+
+    def focal(row, k):
+        return -((1 - p[row, k]) ** 2) * p[row, k].log()
+
+    wanted = (0.75 * focal(0, 0) + 0.25 * focal(0, 1) + focal(1, 2)) / 2
+    torch.testing.assert_close(wanted, branch_loss(Focal(), None)(logits, targets))
+
+
+def test_losses_equal_what_other_libraries_compute():
+    y = torch.tensor([0, 2, 1])
+    torch.testing.assert_close(F.cross_entropy(LOGITS, y), branch_loss(CrossEntropy(), None)(LOGITS, whole(y)))
+    torch.testing.assert_close(F.cross_entropy(LOGITS, y), branch_loss(Focal(gamma=0.0), None)(LOGITS, whole(y)))
+    torch.testing.assert_close(
+        LabelSmoothingCrossEntropy(0.1)(LOGITS, y), branch_loss(LabelSmoothing(), None)(LOGITS, whole(y))
+    )
+    mixed = whole(y).mixed(torch.tensor([1, 2, 0]), torch.tensor([0.7, 0.7, 0.7]))
+    soft = 0.7 * F.one_hot(y, 3) + 0.3 * F.one_hot(y[[1, 2, 0]], 3)
+    torch.testing.assert_close(SoftTargetCrossEntropy()(LOGITS, soft), branch_loss(CrossEntropy(), None)(LOGITS, mixed))
+
+
+def test_focal_of_two_classes_is_torchvisions():
+    logits, y = torch.tensor([[0.3, 1.2], [2.0, -1.0], [0.0, 0.1]]), torch.tensor([1, 1, 0])
+    theirs = sigmoid_focal_loss(logits[:, 1] - logits[:, 0], y.float(), alpha=-1, gamma=2, reduction="mean")
+    torch.testing.assert_close(theirs, branch_loss(Focal(), None)(logits, whole(y)))
+
+
+def test_soft_f1_of_certain_answers_is_scikit_learns():
+    pred, y = torch.tensor([0, 1, 2, 2, 1, 0]), torch.tensor([0, 1, 2, 1, 1, 2])
+    logits = F.one_hot(pred, 3).float() * 100
+    loss = branch_loss(SoftF1(), None)(logits, whole(y))
+    assert 1 - f1_score(y, pred, average="macro") == pytest.approx(loss.item(), abs=1e-6)
+
+
+def test_alpha_weighs_a_sample_by_its_class_and_a_joint_class_by_its_labels():
+    config = Train.model_validate({"loss": {"name": "focal", "alpha": {"age": [1, 2, 4], "gender": [1, 3]}}}).loss
+    sizes = {"gender": 2, "age": 3, "mask": 2}
+    assert [1, 2, 4] == alpha_of(config, ("age",), sizes).tolist()
+    assert [1, 1] == alpha_of(config, ("mask",), sizes).tolist()
+    assert [1, 2, 4, 3, 6, 12] == alpha_of(config, ("gender", "age"), sizes).tolist()
+    assert [0.25] * 6 == alpha_of(Focal(alpha=0.25), ("gender", "age"), sizes).tolist()
+    y = torch.tensor([2, 0, 1])
+    one = [branch_loss(config, None)(LOGITS[[at]], whole(y[[at]])) for at in range(3)]
+    wanted = (4 * one[0] + 1 * one[1] + 2 * one[2]) / 3
+    torch.testing.assert_close(wanted, branch_loss(config, torch.tensor([1.0, 2.0, 4.0]))(LOGITS, whole(y)))
+
+
+def test_branches_add_up_by_their_weights():
+    y, loss = whole(torch.tensor([0, 2, 1])), branch_loss(CrossEntropy(), None)
+    total = total_loss({"a": LOGITS, "b": -LOGITS}, {"a": y, "b": y}, {"a": loss, "b": loss}, {"b": 2.5})
+    torch.testing.assert_close(loss(LOGITS, y) + 2.5 * loss(-LOGITS, y), total)
