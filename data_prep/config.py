@@ -49,6 +49,7 @@ class TestTable(Section):
     id: str = "ImageID"
     label: str | None = None
     group: str | None = None
+    public: Fraction | None = None  # share of the test set that the policy `leaderboard` may look at
 
 
 class TestHoldOut(Section):
@@ -57,6 +58,7 @@ class TestHoldOut(Section):
     __test__ = False
 
     hold_out: Fraction
+    public: Fraction | None = None  # as above
 
 
 Patterns = dict[str, str | list[str]]

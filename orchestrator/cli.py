@@ -238,18 +238,63 @@ def init(folder: Path, out: Path | None) -> None:
 
 
 @main.command()
-@RUN
+@click.argument("run", metavar="RUN|BUNDLE")
 @click.argument("photos", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="CSV to write: ImageID, ans.")
 @STORE
 def predict(run: str, photos: Path, out: Path, store: Path | None) -> None:
-    """Answer a folder of photos with a run's ensemble, through the preparation it was trained with."""
+    """Answer a folder of photos with the ensemble of a run, or of a bundle (a folder or zip that `bundle` wrote).
+
+    The photos go through the preparation that the members were trained with. A bundle needs no store; each of its
+    files is checked before it is used.
+    """
+    from orchestrator import bundle, ensemble  # noqa: PLC0415
     from orchestrator.predict import predict_folder  # noqa: PLC0415
     from orchestrator.runs import find_run  # noqa: PLC0415
 
-    home = _store(store)
-    counts = predict_folder(find_run(home.root, run), home, photos, out)
+    if bundle.is_bundle(place := Path(run)):
+        with bundle.open_bundle(place) as found:
+            counts = predict_folder(found, photos, out)
+    else:
+        home = _store(store)
+        counts = predict_folder(ensemble.of_run(find_run(home.root, run), home), photos, out)
     click.echo(f"wrote {out}: {counts['answered']} photos answered, {counts['quarantined']} quarantined", err=True)
+
+
+@main.command()
+@RUN
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder, or new file ending in .zip.")
+@STORE
+def bundle(run: str, out: Path, store: Path | None) -> None:
+    """Write a run's ensemble as one folder or zip that `predict` can use anywhere, without the store."""
+    from orchestrator.bundle import write_bundle  # noqa: PLC0415
+    from orchestrator.runs import find_run  # noqa: PLC0415
+
+    home = _store(store)
+    facts = write_bundle(find_run(home.root, run), home, out)
+    click.echo(
+        f"wrote {out}: {facts['n_members']} members, {facts['n_checkpoints']} checkpoints, "
+        f"{facts['size_bytes'] / 1e6:.1f} MB; sha256 of its manifest {facts['manifest_sha256']}",
+        err=True,
+    )
+
+
+@main.command()
+@click.argument("first", metavar="RUN")
+@click.argument("second", metavar="RUN")
+@STORE
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def compare(first: str, second: str, store: Path | None, form: str) -> None:
+    """Compare the ensembles of two runs on the test photos that both answered, with the paired interval.
+
+    Where the spec names a public part, on the private one.
+    """
+    from orchestrator.compare import compare_lines, compare_runs  # noqa: PLC0415
+    from orchestrator.runs import find_run  # noqa: PLC0415
+
+    home = _store(store)
+    found = compare_runs(find_run(home.root, first), find_run(home.root, second))
+    click.echo(json.dumps(found, indent=1) if form == "json" else "\n".join(compare_lines(found)))
 
 
 @main.command()

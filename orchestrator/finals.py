@@ -1,35 +1,28 @@
-"""The stages that judge: hypotheses, select, vote and report. Only vote and report see test labels."""
+"""The stages that judge: hypotheses, select, vote and report.
+
+Only vote and report see test labels; select sees those of the public half where its policy is to peek.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from data_prep.section import identity
+from orchestrator import board, optimism, stats, tables
 from orchestrator import select as selection
-from orchestrator import stats, tables
 from orchestrator import vote as voting
 from orchestrator.errors import UserError
+from orchestrator.heldout import HeldOut, Sides, read_held_out, shared
 from orchestrator.ledger import TrialState
 from orchestrator.phases import phase_trials, ranking
-from orchestrator.stages import Context, Done, load_json, majority_class, ray_map
+from orchestrator.stages import Context, Done, load_json, majority_class
 from orchestrator.store import write_json
 
-
-def _sides(context: Context) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the group of every sample, and the stratum of its group: the labels constant within groups."""
-    from data_prep.split import strata  # noqa: PLC0415
-
-    rows = [row for row in context.catalog_table().to_pylist() if row["label"] is not None]
-    groups = [row["group"] for row in rows]
-    codes = np.array([[row[f"label_{name}"] for name in context.schema.names] for row in rows], np.int64)
-    names, _, constant = strata(groups, codes)
-    by_group = {name: str(row.tolist()) for name, row in zip(names, constant, strict=True)}
-    return {row["sample_id"]: row["group"] for row in rows}, {row["sample_id"]: by_group[row["group"]] for row in rows}
+_N_GREEDY = 200
+"""Resamples of a greedy choice: each tries every candidate for every vote."""
 
 
 def _judged(context: Context) -> tuple[str, str]:
@@ -57,19 +50,23 @@ def _complete_settings(context: Context) -> dict[str, str]:
     }
 
 
+def _held_out(context: Context) -> dict[str, HeldOut]:
+    """Return per finalist the predictions that choices rest on, those over other classes left out."""
+    found = read_held_out(context.paths.predictions, _judged(context)[1], context.schema.n_classes)
+    return {setting: found[setting] for setting in sorted(_complete_settings(context)) if setting in found}
+
+
+def _sides(context: Context) -> Sides:
+    return Sides.of(context.catalog_table(), context.schema.names)
+
+
 def _arms(context: Context) -> dict[str, stats.Oof]:
-    """Return per finalist its out-of-fold predictions, those over other classes left out."""
-    groups, strata = _sides(context)
-    predictions = tables.read(context.paths.predictions)
-    found = {}
-    for setting in _complete_settings(context):
-        try:
-            found[setting] = selection.oof_of(
-                predictions, setting, groups, strata, context.schema.n_classes, split=_judged(context)[1]
-            )
-        except UserError:
-            continue
-    return found
+    """Return per finalist its out-of-fold predictions with their groups."""
+    sides = _sides(context)
+    return {
+        setting: sides.oof(one.sample_ids, one.targets, one.preds, context.schema.n_classes)
+        for setting, one in _held_out(context).items()
+    }
 
 
 def _search_scores(context: Context) -> dict[str, float]:
@@ -109,26 +106,50 @@ def hypotheses(context: Context) -> Done:
 
 
 def select(context: Context) -> Done:
-    """Choose the members of the ensemble."""
+    """Choose the members of the ensemble, and say what their vote is worth."""
     spec, scores, variants = context.experiment.spec, _search_scores(context), _complete_settings(context)
-    arms = _arms(context)
-    if not arms:
+    found, sides, n_classes = _held_out(context), _sides(context), context.schema.n_classes
+    if not found:
         raise UserError("select: finalists with out-of-fold predictions over all labels were required, found none")
-    found = [
+    candidates = [
         selection.candidate(
             setting,
             variants[setting],
-            oof,
+            sides.oof(one.sample_ids, one.targets, one.preds, n_classes),
             search_score=scores.get(setting),
             n_params=_n_params(context, setting),
             seed=spec.seed,
         )
-        for setting, oof in sorted(arms.items())
+        for setting, one in found.items()
     ]
-    chosen = selection.choose(found, spec.select.policy, spec.select.members)
+    peeks = None
+    if spec.select.policy == "leaderboard":
+        candidates, peeks = _with_board(context, candidates)
+    robust = [c["setting"] for c in selection.rank(candidates, "robust")]
+    together = shared({setting: found[setting] for setting in robust})
+    pool = optimism.Pool(list(together.values()), _like(sides, together, n_classes), spec.vote.rule)
+    picks = None
+    if spec.select.policy == "diverse":
+        every = np.ones((1, len(pool.strata)))
+        picks = [robust[at] for at in optimism.greedy(pool, every, spec.select.members)[0]]
+    chosen = selection.choose(candidates, spec.select.policy, spec.select.members, picks)
+    if not chosen["members"]:
+        raise UserError(f"select: finalists that policy {spec.select.policy} may choose were required, found none")
+    chosen["peeks"] = peeks
     chosen["vote"] = {"rule": spec.vote.rule, "tie": voting.TIE_RULE}
     rests_on = _judged(context)[1]
-    chosen["ensemble"] = {"oof": None, rests_on: _oof_vote(context, chosen["members"]), "test": None}
+    members = shared({setting: found[setting] for setting in chosen["members"]})
+    chosen["ensemble"] = {
+        "oof": None,
+        rests_on: _vote_scores(context, sides, members, chosen["weights"]),
+        "test": None,
+        **_about_members(context, sides, members, chosen["weights"]),
+        "corrected": _corrected(context, pool, sum(chosen["weights"])),
+    }
+    chosen["winner"] = {
+        "setting": robust[int(np.argmax(pool.scores(np.ones((1, len(pool.strata))))[0]))],
+        **optimism.corrected(pool, optimism.best, 1, seed=spec.seed),
+    }
     write_json(context.paths.selection, chosen)
     bounds = chosen["ensemble"][rests_on]["macro_f1"]
     return Done(
@@ -138,159 +159,159 @@ def select(context: Context) -> Done:
     )
 
 
+def _with_board(context: Context, candidates: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Add the scores of a leaderboard to the candidates: typed in by hand, or seen on the public half."""
+    typed = context.experiment.spec.select.scores
+    if typed is not None:
+        return selection.give_scores(candidates, typed), {
+            "by": "scores typed into the spec",
+            "n_candidates": len(typed),
+        }
+    seen = board.read_board(context)
+    trials = [trial for c in candidates for trial in _checkpoints(context)[c["setting"]]]
+    shown = board.peek(context, seen, trials)
+    peeks = {"by": "the public half of the test set", "n_photos": len(seen.public), "n_candidates": len(candidates)}
+    return [{**c, "board_score": shown[c["setting"]]} for c in candidates], peeks
+
+
 def _n_params(context: Context, setting: str) -> int:
     trial = _checkpoints(context)[setting][0]
     return int(load_json(context.store.get("trial", trial.facts["key"]).path / "model.json")["n_params"])
 
 
-def _oof_vote(context: Context, members: list[str]) -> dict[str, Any]:
-    """Return the headline: the members' vote on samples that each of their checkpoints held out."""
-    ids, targets, probs = None, {}, []
-    rows = [row for row in tables.read(context.paths.predictions).to_pylist() if row["split"] == _judged(context)[1]]
-    means = []
-    for setting in members:
-        total: dict[str, Any] = {}
-        for row in rows:
-            if row["setting"] == setting:
-                total.setdefault(row["sample_id"], []).append(row["probs"])
-                targets[row["sample_id"]] = row["target"]
-        means.append({sample: np.mean(found, axis=0) for sample, found in total.items()})
-    ids = sorted(set.intersection(*(set(mean) for mean in means)))
-    probs = [np.array([mean[sample] for sample in ids], np.float32) for mean in means]
-    preds = np.stack([one.argmax(1) for one in probs]).astype(np.int64)
-    votes = voting.cast(preds, probs, context.experiment.spec.vote.rule)
-    groups, strata = _sides(context)
-    truth = np.array([targets[sample] for sample in ids], np.int64)
-    oof = stats.Oof(
-        ids, truth, votes.pred[None], [groups[s] for s in ids], [strata[s] for s in ids], context.schema.n_classes
-    )
-    return _scores(context, oof)
+def _like(sides: Sides, members: dict[str, HeldOut], n_classes: int, pred: stats.Ints | None = None) -> stats.Oof:
+    """Return the samples of some members with their groups, answered by `pred`."""
+    first = next(iter(members.values()))
+    return sides.oof(first.sample_ids, first.targets, first.preds if pred is None else pred[None], n_classes)
+
+
+def _cast(context: Context, members: dict[str, HeldOut], weights: list[int]) -> voting.Votes:
+    """Let members vote on samples that each of their checkpoints held out."""
+    arms = members.values()
+    return voting.cast([m.votes for m in arms], [m.probs for m in arms], context.experiment.spec.vote.rule, weights)
+
+
+def _vote_scores(context: Context, sides: Sides, members: dict[str, HeldOut], weights: list[int]) -> dict[str, Any]:
+    """Return the headline: the scores of the vote, and how far its mean probability can be believed."""
+    votes = _cast(context, members, weights)
+    oof = _like(sides, members, context.schema.n_classes, votes.pred)
+    mean = np.average([m.probs for m in members.values()], axis=0, weights=weights)
+    sure = mean[np.arange(len(votes.pred)), votes.pred]
+    return {
+        **_scores(context, oof),
+        "calibration_error": stats.calibration_error(sure, votes.pred == oof.targets),
+    }
+
+
+def _about_members(context: Context, sides: Sides, members: dict[str, HeldOut], weights: list[int]) -> dict[str, Any]:
+    """Return how often members agree, what each adds to the vote, and what the vote adds to the best of them."""
+    n_classes, seed, names = context.schema.n_classes, context.experiment.spec.seed, list(members)
+    whole = _like(sides, members, n_classes, _cast(context, members, weights).pred)
+    answers = np.stack([one.votes for one in members.values()])
+    alone = {name: _like(sides, members, n_classes, one.votes) for name, one in members.items()}
+    scores = {name: stats.macro_f1(one.targets, one.preds[0], n_classes) for name, one in alone.items()}
+    marginal = []
+    for at, name in enumerate(names):
+        others = {other: one for other, one in members.items() if other != name}
+        row: dict[str, Any] = {"setting": name, "votes": weights[at], "macro_f1": scores[name], "adds": None}
+        if others:
+            rest = _like(sides, others, n_classes, _cast(context, others, weights[:at] + weights[at + 1 :]).pred)
+            row["adds"] = stats.paired_difference(whole, rest, seed=seed)
+        marginal.append(row)
+    best = max(names, key=lambda name: (scores[name], -names.index(name)))
+    gain = {"over": best, **stats.paired_difference(whole, alone[best], seed=seed)} if len(names) > 1 else None
+    return {
+        "agreement": [[float(np.mean(a == b)) for b in answers] for a in answers],
+        "marginal": marginal,
+        "gain": gain,
+    }
+
+
+def _corrected(context: Context, pool: optimism.Pool, n: int) -> dict[str, Any] | None:
+    """Correct the vote's score for having been chosen on these very samples; None where nothing was chosen on them."""
+    policy, seed = context.experiment.spec.select.policy, context.experiment.spec.seed
+    if policy == "robust":
+        found = optimism.corrected(pool, optimism.best, n, seed=seed)
+        return {**found, "chosen_by": "macro F1 of the people in the bag, the best of them vote"}
+    if policy == "diverse":
+        found = optimism.corrected(pool, optimism.greedy, n, seed=seed, n_resamples=_N_GREEDY)
+        return {**found, "chosen_by": "the greedy choice, made anew on the people in the bag"}
+    return None
 
 
 def _scores(context: Context, oof: stats.Oof) -> dict[str, Any]:
-    """Return macro F1 and accuracy with intervals, and macro F1 per label."""
+    """Return macro F1 and accuracy with intervals, and macro F1 and accuracy per label."""
     seed = context.experiment.spec.seed
     found: dict[str, Any] = {
         metric: stats.interval(oof, metric=metric, seed=seed).to_json() for metric in ("macro_f1", "accuracy")
     }
-    codes = [
-        np.array([context.schema.decode(int(label)) for label in labels]) for labels in (oof.targets, oof.preds[0])
-    ]
+    truth, given = (context.schema.decode(labels) for labels in (oof.targets, oof.preds[0]))
     for at, (name, size) in enumerate(zip(context.schema.names, context.schema.sizes, strict=True)):
-        found[f"macro_f1_{name}"] = stats.macro_f1(codes[0][:, at], codes[1][:, at], size)
+        found[f"macro_f1_{name}"] = stats.macro_f1(truth[:, at], given[:, at], size)
+        found[f"accuracy_{name}"] = float(np.mean(truth[:, at] == given[:, at]))
     return found
 
 
-def _predict_checkpoint(job: tuple[str, str, list[int]]) -> Any:
-    """Predict some rows with one checkpoint; runs as a Ray task."""
-    from data_prep.shards import open_rows  # noqa: PLC0415
-    from trainers.predict import load, predict  # noqa: PLC0415
-
-    folder, rows, at = job
-    return predict(load(Path(folder)), open_rows(Path(rows)).images[np.array(at, np.int64)])
-
-
 def vote(context: Context) -> Done:
-    """Let the members vote on the test photos; only here are the test labels opened."""
-    from data_prep.catalog import test_labels, test_order  # noqa: PLC0415
-    from data_prep.shards import open_rows  # noqa: PLC0415
-
-    data, base = context.experiment.spec.data, context.experiment.base
-    if data.test is None:
+    """Let the members vote on the test photos; only here are the private labels opened."""
+    spec = context.experiment.spec
+    if spec.data.test is None:
         return Done("SUCCEEDED", "no test set")
     chosen = load_json(context.paths.selection)
-    order = test_order(data, base, context.catalog_table())
-    quarantined = _lost_test_photos(context, [sample for sample, _ in order])
-    readable = [sample for sample, _ in order if sample not in quarantined]
-    members: dict[str, tuple[list[str], Any]] = {}
-    rows: list[dict[str, Any]] = []
-    checkpoints = [
-        (t, context.store.get("trial", t.facts["key"])) for s in chosen["members"] for t in _checkpoints(context)[s]
-    ]
-    jobs = []
-    for trial, artifact in checkpoints:
-        artifact.file("weights.safetensors")  # checks its hash
-        folder = str(context.rows[trial.facts["variant"]].path)
-        index = open_rows(Path(folder)).index
-        jobs.append((str(artifact.path), folder, [index[sample] for sample in readable]))
-    with context.reporter.task("vote", len(jobs)) as advance:
-        for done, ((trial, _), probs) in enumerate(
-            zip(checkpoints, ray_map(_predict_checkpoint, jobs), strict=True), 1
-        ):
-            setting = trial.facts["setting"]
-            names, total = members.get(setting, (readable, 0))
-            members[setting] = (names, total + probs)
-            rows += _test_rows(trial, readable, probs)
-            advance(done, "checkpoints")
-    share = {s: sum(t.facts["setting"] == s for t, _ in checkpoints) for s in members}
-    means = {s: (names, total / share[s]) for s, (names, total) in members.items()}
-    known = [row for row in tables.read(context.paths.predictions).to_pylist() if row["split"] != "test"]
-    tables.write(tables.from_rows([*known, *rows], tables.PREDICTIONS), context.paths.predictions)
+    seen = board.read_board(context)
+    readable = [sample for sample, _ in seen.order if sample not in seen.lost]
+    trials = [trial for setting in chosen["members"] for trial in _checkpoints(context)[setting]]
+    members, found = board.answers(context, trials, readable)
+    known = tables.read(context.paths.predictions, filters=[("split", "!=", "test")]).cast(tables.PREDICTIONS)
+    tables.write(pa.concat_tables([known, board.prediction_table(found, readable)]), context.paths.predictions)
     table = voting.vote_table(
-        order, means, quarantined=quarantined, majority=majority_class(context), rule=context.experiment.spec.vote.rule
+        seen.order,
+        members,
+        quarantined=seen.lost,
+        majority=majority_class(context),
+        rule=spec.vote.rule,
+        weights=chosen["weights"],
     )
     tables.write(table, context.paths.votes)
     context.paths.submission.write_text(voting.submission(table), encoding="utf-8")
-    labels = test_labels(data, base, context.catalog_table())
+    labels = board.open_labels(context, seen, "whole", by="vote")
     if labels is None:
         return Done("SUCCEEDED", f"{len(table)} photos, no test labels")
-    tables.write(labels.cast(tables.TEST_LABELS), context.paths.test_labels)
-    chosen["ensemble"]["test"] = _test_scores(context, table, labels)
+    names = [sample for sample, _ in seen.order]
+    rows = {"sample_id": sorted(names), "label": [labels[sample] for sample in sorted(names)]}
+    tables.write(pa.table(rows, schema=tables.TEST_LABELS), context.paths.test_labels)
+    preds = dict(zip(table["sample_id"].to_pylist(), table["pred"].to_pylist(), strict=True))
+    for name, part in (("public", "public"), ("test", seen.judged)):
+        if part != "public" or seen.public:
+            chosen["ensemble"][name] = {
+                "part": part,
+                **_scores(context, board.scored(context, seen, part, preds, labels)),
+            }
+    if seen.public:
+        chosen["ensemble"]["board"] = board.board_rows(context, seen, members, table, labels)
     write_json(context.paths.selection, chosen)
     bounds = chosen["ensemble"]["test"]["macro_f1"]
+    half = "private half: " if seen.public else ""
     return Done(
         "SUCCEEDED",
-        f"{len(table)} photos, test macro F1 {bounds['estimate']:.3f} ({bounds['low']:.3f}-{bounds['high']:.3f})",
+        f"{len(table)} photos, {half}test macro F1 {bounds['estimate']:.3f} ({bounds['low']:.3f}-{bounds['high']:.3f})",
     )
-
-
-def _test_rows(trial: TrialState, samples: list[str], probs: Any) -> list[dict[str, Any]]:
-    facts = trial.facts
-    return [
-        {
-            "trial_id": trial.trial_id,
-            "setting": facts["setting"],
-            "variant": facts["variant"],
-            "seed": facts["seed"],
-            "fold": facts["fold"],
-            "sample_id": sample,
-            "split": "test",
-            "target": None,
-            "pred": int(one.argmax()),
-            "probs": one.tolist(),
-        }
-        for sample, one in zip(samples, probs, strict=True)
-    ]
-
-
-def _lost_test_photos(context: Context, samples: Iterable[str]) -> dict[str, str]:
-    """Return the test photos that nobody can read, by the catalog or by preparation, with the reason."""
-    lost = dict(context.require_catalog().result["quarantined"])
-    for artifact in context.prepared.values():
-        lost |= artifact.result["quarantined"]
-    return {sample: lost[sample] for sample in samples if sample in lost}
-
-
-def _test_scores(context: Context, table: pa.Table, labels: pa.Table) -> dict[str, Any]:
-    """Score the vote on the test set, once."""
-    truth = dict(zip(labels["sample_id"].to_pylist(), labels["label"].to_pylist(), strict=True))
-    rows = table.to_pylist()
-    groups = {row["sample_id"]: row["group"] for row in context.catalog_table().to_pylist()}
-    named = [groups[row["sample_id"]] for row in rows]
-    known = all(name is not None for name in named)
-    oof = stats.Oof(
-        [row["sample_id"] for row in rows],
-        np.array([truth[row["sample_id"]] for row in rows], np.int64),
-        np.array([[row["pred"] for row in rows]], np.int64),
-        named if known else None,
-        None,
-        context.schema.n_classes,
-    )
-    return _scores(context, oof)
 
 
 def report(context: Context) -> Done:
-    """Write the page."""
+    """Predict a few photos again through `predict`, write the certificate and the page.
+
+    Raises:
+        UserError: a member's answers through `predict` are not the stored ones. The page is written before.
+    """
+    from orchestrator.certificate import certify  # noqa: PLC0415
     from orchestrator.report import build  # noqa: PLC0415
 
-    return Done("SUCCEEDED", str(build(context.paths.root)))
+    made = certify(context)
+    page = build(context.paths.root)
+    if not made["check"]["equal"]:
+        raise UserError(
+            f"the answers of `predict` were required to equal the stored ones, found differences: "
+            f"{made['check']['why']}; do not use this ensemble, see {page}"
+        )
+    return Done("SUCCEEDED", str(page))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from orchestrator.power import needed
 
 METRICS = ("macro_f1", "accuracy")
 _CLAIM = re.compile(r"^\s*(\S+)\s*>\s*(\S+)(?:\s+on\s+(\S+))?\s*$")
@@ -45,7 +48,8 @@ def judge(claims: list[str], arms: dict[str, Any], *, seed: int) -> list[dict[st
 
     Returns:
         The rows of hypotheses.json, in the order of the claims: supported or refuted where the p value after Holm's
-        correction is below 0.10, by sign; undecided otherwise.
+        correction is below 0.10, by sign; undecided otherwise, and then `needs` says how many groups or seeds would
+        decide a difference of the size that was seen.
     """
     from orchestrator.stats import holm, paired_difference  # noqa: PLC0415
 
@@ -58,4 +62,19 @@ def judge(claims: list[str], arms: dict[str, Any], *, seed: int) -> list[dict[st
         row["p_adjusted"] = adjusted
         decided = adjusted < ALPHA
         row["verdict"] = ("supported" if row["difference"] > 0 else "refuted") if decided else "undecided"
+        errors = {name: row[name] for name in ("standard_error", "standard_error_one_seed", "n_groups", "n_seeds")}
+        row["needs"] = None if decided else needed(row["difference"], alpha=ALPHA / len(rows), **errors)
     return rows
+
+
+def needs_text(row: Mapping[str, Any]) -> str:
+    """Say what would decide an undecided claim; empty for a decided one."""
+    needs = row.get("needs") or {}
+    ways = [
+        f"{needs[name]} {what} in total"
+        for name, what in (("n_groups", "groups"), ("n_seeds", "seeds"))
+        if needs.get(name)
+    ]
+    if ways:
+        return f"if the difference is real, {' or '.join(ways)} would decide it"
+    return "the difference is too near to zero for any number to decide it" if needs else ""

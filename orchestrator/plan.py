@@ -73,7 +73,7 @@ class Keys:
         params = {name: data[name] for name in ("source", "test", "labels", "group")}
         if params["test"]:
             # which column holds the labels, and who may see them, changes no row of the catalog
-            params["test"] = {k: v for k, v in params["test"].items() if k != "label"}
+            params["test"] = {k: v for k, v in params["test"].items() if k not in {"label", "public"}}
         return stage_key("catalog", VERSIONS["catalog"], params, {"files": self.files})
 
     def split(self, arm: Arm, content: str) -> str:

@@ -1,111 +1,98 @@
-"""Answer a folder of photos with a run's ensemble, through the preparation it was trained with."""
+"""Answer photos with an ensemble, through the preparation it was trained with."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
-from orchestrator import tables
+from data_prep.config import Prep
 from orchestrator import vote as voting
+from orchestrator.ensemble import Ensemble
 from orchestrator.errors import UserError
 from orchestrator.progress import Reporter
-from orchestrator.reader import read
-from orchestrator.runs import RunPaths
-from orchestrator.spec import Experiment
-from orchestrator.store import Store
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
+Photos = Sequence[tuple[str, Path]]  # id and place
 
-def predict_folder(paths: RunPaths, store: Store, photos: Path, out: Path) -> dict[str, int]:
+
+def predict_folder(ensemble: Ensemble, photos: Path, out: Path) -> dict[str, int]:
     """Write ImageID (the path below `photos`) and ans for every photo of a folder.
 
     Photos that cannot be read get the majority class, like in the vote, and are counted.
 
     Raises:
-        UserError: the run has no ensemble, or the folder no photos.
+        UserError: the folder has no photos, or none that can be read.
     """
-    selection = paths.read_json("selection")
-    if not selection:
-        raise UserError(
-            f"run {paths.run_id}: an ensemble was required, the run has none yet; see `status {paths.run_id}`"
-        )
     found = sorted(path for path in photos.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
     if not found:
         raise UserError(f"{photos}: photos ({', '.join(EXTENSIONS)}) were required, found none")
-    experiment = read(paths.resolved, check_roots=False)
-    phase = "confirm" if experiment.spec.confirm else "search"
-    trials = [
-        row for row in tables.read(paths.trials).to_pylist() if row["phase"] == phase and row["status"] == "COMPLETE"
-    ]
-    reporter = Reporter()
-    members, quarantined = _members(experiment, store, selection["members"], trials, found, photos, reporter)
-    order = [(path.relative_to(photos).as_posix(),) * 2 for path in found]
-    rule = (selection.get("vote") or {}).get("rule", "hard")
-    votes = voting.vote_table(order, members, quarantined=quarantined, majority=_majority(paths), rule=rule)
+    votes = answer(ensemble, [(path.relative_to(photos).as_posix(), path) for path in found], Reporter())
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     beside.write_text(voting.submission(votes), encoding="utf-8")
     beside.replace(out)
-    return {"answered": len(found) - len(quarantined), "quarantined": len(quarantined)}
+    lost = sum(text.startswith("quarantined") for text in votes["outcome"].to_pylist())
+    return {"answered": len(found) - lost, "quarantined": lost}
 
 
-def _majority(paths: RunPaths) -> int:
-    labels = [label for label in tables.read(paths.catalog, ["label"])["label"].to_pylist() if label is not None]
-    values, counts = np.unique(labels, return_counts=True)
-    return int(values[counts.argmax()])
+def answer(ensemble: Ensemble, photos: Photos, reporter: Reporter) -> pa.Table:
+    """Let an ensemble vote on photos; returns the columns of votes.parquet, ImageID being the id given here.
 
-
-def _members(
-    experiment: Experiment,
-    store: Store,
-    settings: list[str],
-    trials: list[dict[str, Any]],
-    found: list[Path],
-    root: Path,
-    reporter: Reporter,
-) -> tuple[dict[str, tuple[list[str], Any]], dict[str, str]]:
-    """Return per member the ids it answered and its mean probabilities, and the photos that nobody can read."""
-    from trainers.predict import load, predict  # noqa: PLC0415
-
-    prepared: dict[str, tuple[list[str], Any, dict[str, str]]] = {}
+    Raises:
+        UserError: none of the photos can be read.
+    """
+    prepared: dict[str, tuple[list[str], NDArray[np.uint8], dict[str, str]]] = {}
     members: dict[str, tuple[list[str], Any]] = {}
     quarantined: dict[str, str] = {}
-    for setting in settings:
-        own = [row for row in trials if row["setting"] == setting]
-        variant = own[0]["variant"]
-        prep = experiment.arms[variant].prep
-        name = prep.model_dump_json()
+    for member in ensemble.members:
+        name = member.prep.model_dump_json()
         if name not in prepared:
-            prepared[name] = _prepare(prep, found, root, reporter)
+            prepared[name] = prepare_photos(member.prep, photos, reporter)
             quarantined |= prepared[name][2]
         ids, images, _ = prepared[name]
-        probs = []
-        for row in own:
-            artifact = store.get("trial", Path(row["checkpoint"]).name)
-            artifact.file("weights.safetensors")
-            probs.append(predict(load(artifact.path), images))
-        members[setting] = (ids, np.mean(probs, axis=0))
+        members[member.setting] = (ids, np.mean([probabilities(one, images) for one in member.checkpoints], axis=0))
     kept = {setting: _without(ids, probs, quarantined) for setting, (ids, probs) in members.items()}
-    return kept, quarantined
+    return voting.vote_table(
+        [(name, name) for name, _ in photos],
+        kept,
+        quarantined=quarantined,
+        majority=ensemble.majority,
+        rule=ensemble.rule,
+        weights=[member.votes for member in ensemble.members],
+    )
 
 
-def _without(ids: list[str], probs: Any, lost: dict[str, str]) -> tuple[list[str], Any]:
-    at = [place for place, name in enumerate(ids) if name not in lost]
-    return [ids[place] for place in at], probs[at]
+def probabilities(checkpoint: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return one checkpoint's probabilities (N, C) of prepared photos (N, H, W, 3)."""
+    from trainers.predict import load, predict  # noqa: PLC0415
+
+    return predict(load(checkpoint), images)
 
 
-def _prepare(prep: Any, found: list[Path], root: Path, reporter: Reporter) -> tuple[list[str], Any, dict[str, str]]:
+def prepare_photos(
+    prep: Prep, photos: Photos, reporter: Reporter | None = None
+) -> tuple[list[str], NDArray[np.uint8], dict[str, str]]:
+    """Prepare photos as training did.
+
+    Returns:
+        Ids of the readable ones, their samples (N, H, W, 3), and id -> reason of the others.
+
+    Raises:
+        UserError: none can be read.
+    """
     from data_prep.images import PhotoError, decode  # noqa: PLC0415
     from data_prep.prepare import Preparation  # noqa: PLC0415
 
     preparation = Preparation(prep, threads=os.cpu_count() or 1)
     ids, images, lost = [], [], {}
-    with reporter.task("prepare", len(found)) as advance:
-        for done, path in enumerate(found, 1):
-            name = path.relative_to(root).as_posix()
+    with (reporter or Reporter()).task("prepare", len(photos)) as advance:
+        for done, (name, path) in enumerate(photos, 1):
             try:
                 # encoded and decoded like a shard's sample, so that the answer equals the stored one
                 images.append(decode(preparation(path.read_bytes(), always=True).image))
@@ -114,5 +101,10 @@ def _prepare(prep: Any, found: list[Path], root: Path, reporter: Reporter) -> tu
                 lost[name] = str(error)
             advance(done, "")
     if not ids:
-        raise UserError(f"{root}: readable photos were required, found none: {next(iter(lost.values()))}")
+        raise UserError(f"readable photos were required, found none among {len(photos)}: {next(iter(lost.values()))}")
     return ids, np.stack(images), lost
+
+
+def _without(ids: list[str], probs: Any, lost: dict[str, str]) -> tuple[list[str], Any]:
+    at = [place for place, name in enumerate(ids) if name not in lost]
+    return [ids[place] for place in at], probs[at]

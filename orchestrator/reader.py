@@ -115,10 +115,11 @@ def _check_names(spec: Spec, arms: dict[str, Arm], document: Document, problems:
         _check_claim(text, variants, lambda why, at=at: refuse(("hypotheses", at), f"hypotheses: {why}"))  # type: ignore[misc]
     if spec.hypotheses and spec.confirm is None:
         refuse(("hypotheses",), "hypotheses are judged on confirm's out-of-fold predictions; remove confirm: null")
-    for name in spec.select.policy if isinstance(spec.select.policy, list) else []:
+    listed = spec.select.policy if isinstance(spec.select.policy, list) else []
+    for key, name in [("policy", name) for name in listed] + [("scores", name) for name in spec.select.scores or {}]:
         if name not in variants:
             known = f"variants are {', '.join(variants)}{nearest(name, variants)}"
-            refuse(("select", "policy"), f"select.policy: no variant {name!r}; {known}")
+            refuse(("select", key), f"select.{key}: no variant {name!r}; {known}")
     for arm in arms.values():
         _check_alpha(arm, spec, document, problems)
         for where, names in _label_names(arm):

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from orchestrator.hypotheses import needs_text
 from orchestrator.ledger import read, replay
 
 _CANDIDATE = (
@@ -102,8 +103,10 @@ def _candidate_cells(one: dict[str, Any]) -> list[str]:
 
 def _score_rows(found: dict[str, Any]) -> list[list[str]]:
     rows = []
-    for side, title in (("oof", "out-of-fold"), ("test", "test")):
+    for side, title in (("oof", "out-of-fold"), ("public", "public half"), ("test", "test")):
         for metric, value in (found.get(side) or {}).items():
+            if isinstance(value, str):
+                continue  # which part of the test set it is
             score = value if isinstance(value, dict) else {"estimate": value}
             span = f"{_cell('', score['low'])} to {_cell('', score['high'])}" if score.get("low") is not None else ""
             narrow = bool(score.get("too_narrow"))
@@ -151,21 +154,29 @@ def ensemble_lines(run: Path) -> list[str]:
     if found is None:
         return ["no ensemble yet"]
     lines = [f"ensemble of {len(found['members'])}: {', '.join(found['members'])}"]
-    for name, title in (("oof", "out-of-fold"), ("test", "test")):
+    for name, title in (("oof", "out-of-fold"), ("public", "public half"), ("test", "test")):
         scores = found.get(name) or {}
+        where = "private half" if scores.get("part") == "private" else title
         if f1 := scores.get("macro_f1"):
             accuracy = f", accuracy {_span(scores['accuracy'])}" if scores.get("accuracy") else ""
             lines.append(
-                f"{title:<12} macro F1 {_span(f1)}{accuracy}; n {f1.get('n_samples', '?')} photos, "
+                f"{where:<12} macro F1 {_span(f1)}{accuracy}; n {f1.get('n_samples', '?')} photos, "
                 + ("photos resampled: too narrow" if f1.get("too_narrow") else f"{f1.get('n_groups', '?')} groups")
             )
+    if (honest := found.get("corrected") or {}).get("estimate") is not None:
+        chosen = f"corrected for choosing among {honest['n_candidates']} candidates on these photos"
+        lines.append(f"{'out-of-fold':<12} macro F1 {_span(honest)}, {chosen}")
+    if gain := found.get("gain"):
+        told = f"{gain['difference']:+.3f}, 90 % interval {gain['low']:+.3f} to {gain['high']:+.3f}"
+        lines.append(f"the vote against its best member {gain['over']} alone: macro F1 {told}")
     if not found.get("test"):
         lines.append("no test labels: no test score")
     for row in _json(run / "hypotheses.json") or []:
         span = f"90 % interval {row['low']:+.3f} to {row['high']:+.3f}"
         p_value = row.get("p_adjusted", row["p_value"])
         told = f"{row['metric']} {row['difference']:+.3f}, {span}, p {p_value:.3f}, {row['n_groups']} groups"
-        lines.append(f"{row['claim']}: {row['verdict']} ({told})")
+        needs = f"; {text}" if (text := needs_text(row)) else ""
+        lines.append(f"{row['claim']}: {row['verdict']} ({told}{needs})")
     return lines
 
 

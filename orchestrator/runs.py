@@ -55,6 +55,7 @@ _FILES = {
     "events": "events.jsonl",
     "audit": "audit.json",
     "selection": "selection.json",
+    "certificate": "certificate.json",
     "hypotheses": "hypotheses.json",
     "submission": "submission.csv",
     "summary": "summary.json",

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from orchestrator.errors import UserError
 from orchestrator.stats import Oof, interval, recalls, total_variation
@@ -15,6 +14,13 @@ ROBUST_RULE = (
     "lower end of the 90 % interval of out-of-fold macro F1, rounded to 0.01; then worst-class recall; then total "
     "variation distance between predicted and true class shares; then parameter count; then setting"
 )
+RULES = {
+    "robust": ROBUST_RULE,
+    "validation": "search score",
+    "leaderboard": "macro F1 on the public half of the test set (a peek), or the scores given in the spec; then setting",
+    "diverse": "votes added one by one, each the candidate that lifts the out-of-fold vote's macro F1 most, with "
+    "replacement; equal gains, and the members' order, by robustness",
+}
 
 
 def finalists(ranking: Sequence[tuple[str, str, float]], n: int, variants: Sequence[str]) -> list[str]:
@@ -40,42 +46,6 @@ def finalists(ranking: Sequence[tuple[str, str, float]], n: int, variants: Seque
         if setting not in chosen:
             chosen.append(setting)
     return sorted(chosen, key=ordered.index)
-
-
-def oof_of(
-    predictions: pa.Table,
-    setting: str,
-    groups: Mapping[str, str],
-    strata: Mapping[str, str],
-    n_classes: int,
-    *,
-    split: str = "oof",
-) -> Oof:
-    """Return a setting's out-of-fold predictions: one row per seed over the samples that all its seeds held out.
-
-    Raises:
-        UserError: it has none, or answers over other classes.
-    """
-    rows = [row for row in predictions.to_pylist() if row["setting"] == setting and row["split"] == split]
-    by_seed: dict[int, dict[str, tuple[int, int]]] = {}
-    for row in rows:
-        if len(row["probs"]) != n_classes:
-            raise UserError(
-                f"setting {setting}: predictions over {n_classes} classes were required, found {len(row['probs'])}"
-            )
-        by_seed.setdefault(row["seed"], {})[row["sample_id"]] = (row["target"], row["pred"])
-    if not by_seed:
-        raise UserError(f"setting {setting}: out-of-fold predictions were required, found none")
-    shared = sorted(set.intersection(*(set(found) for found in by_seed.values())))
-    first = by_seed[min(by_seed)]
-    return Oof(
-        shared,
-        np.array([first[s][0] for s in shared], np.int64),
-        np.array([[by_seed[seed][s][1] for s in shared] for seed in sorted(by_seed)], np.int64),
-        [groups[s] for s in shared],
-        [strata[s] for s in shared],
-        n_classes,
-    )
 
 
 def candidate(
@@ -105,8 +75,11 @@ def candidate(
 
 
 def rank(candidates: Sequence[dict[str, Any]], policy: str | list[str]) -> list[dict[str, Any]]:
-    """Return candidates in the order of a policy, best first."""
-    if policy == "robust":
+    """Return candidates in the order of a policy, best first.
+
+    A leaderboard ranks by `board_score`; those that it has not scored come last, and do not vote.
+    """
+    if policy in {"robust", "diverse"}:
         return sorted(
             candidates,
             key=lambda c: (
@@ -119,31 +92,65 @@ def rank(candidates: Sequence[dict[str, Any]], policy: str | list[str]) -> list[
         )
     if policy == "validation":
         return sorted(candidates, key=lambda c: (-(c["search_score"] or 0.0), c["setting"]))
+    if policy == "leaderboard":
+        return sorted(candidates, key=lambda c: (c["board_score"] is None, -(c["board_score"] or 0.0), c["setting"]))
     if isinstance(policy, list):
         wanted = [c for c in candidates if c["variant"] in policy]
         return sorted(wanted, key=lambda c: (policy.index(c["variant"]), -(c["search_score"] or 0.0), c["setting"]))
-    raise UserError(f"select.policy {policy}: required robust, validation or a list of variants")
+    raise UserError(f"select.policy {policy}: required one of {', '.join(RULES)} or a list of variants")
 
 
-def choose(candidates: Sequence[dict[str, Any]], policy: str | list[str], n: int) -> dict[str, Any]:
+def give_scores(candidates: Sequence[dict[str, Any]], scores: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Give variants' scores of a leaderboard, typed in by hand, to the best finalist of each by its search score."""
+    best: dict[str, str] = {}
+    for one in rank(candidates, "validation"):
+        best.setdefault(one["variant"], one["setting"])
+    return [
+        {**one, "board_score": scores.get(one["variant"]) if best[one["variant"]] == one["setting"] else None}
+        for one in candidates
+    ]
+
+
+def choose(
+    candidates: Sequence[dict[str, Any]], policy: str | list[str], n: int, picks: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Return selection.json without the ensemble's scores: every candidate, its rank, and the members.
 
     An explicit list takes the best finalist of each variant that it names.
+
+    Args:
+        candidates: as `candidate` returns them.
+        policy: of the spec.
+        n: votes of the ensemble.
+        picks: of policy diverse, the settings it added one by one; one that stands twice has two votes.
     """
     ranked = rank(candidates, policy)
     if isinstance(policy, list):
         firsts = {c["variant"]: c for c in reversed(ranked)}
         members = [firsts[name]["setting"] for name in policy if name in firsts]
+    elif picks is not None:
+        members = [c["setting"] for c in ranked if c["setting"] in picks]
     else:
-        members = [c["setting"] for c in ranked[:n]]
+        members = [c["setting"] for c in ranked if policy != "leaderboard" or c["board_score"] is not None][:n]
+    weights = [list(picks).count(setting) for setting in members] if picks is not None else [1] * len(members)
     rows = []
     for place, found in enumerate(ranked, 1):
         chosen = found["setting"] in members
         reason = f"rank {place} of {len(ranked)} by {policy if isinstance(policy, str) else 'the list'}"
+        if picks is not None:
+            reason = f"added {list(picks).count(found['setting'])} times; rank {place} of {len(ranked)} by robustness"
         rows.append({**found, "rank": place, "chosen": chosen, "reason": reason})
     wanted = len(policy) if isinstance(policy, list) else n
     short = (
-        f"{len(members)} members instead of {wanted}: there are no more candidates" if len(members) < wanted else None
+        f"{len(members)} members instead of {wanted}: there are no more candidates" if sum(weights) < wanted else None
     )
-    rule = ROBUST_RULE if policy == "robust" else "search score" if policy == "validation" else "the spec's order"
-    return {"policy": policy, "rule": rule, "level": 0.9, "members": members, "candidates": rows, "short_of": short}
+    rule = RULES[policy] if isinstance(policy, str) else "the spec's order"
+    return {
+        "policy": policy,
+        "rule": rule,
+        "level": 0.9,
+        "members": members,
+        "weights": weights,
+        "candidates": rows,
+        "short_of": short,
+    }

@@ -23,8 +23,17 @@ VariantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_
 class Select(Section):
     """Which finalists vote."""
 
-    policy: Literal["robust", "validation"] | list[str] = "robust"
-    members: Annotated[int, Field(ge=1, le=100)] = 3
+    policy: Literal["robust", "validation", "leaderboard", "diverse"] | list[str] = "robust"
+    members: Annotated[int, Field(ge=1, le=100)] = 3  # votes of the ensemble; diverse may give one member several
+    scores: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = None  # a leaderboard's, typed in by hand
+
+    @model_validator(mode="after")
+    def _scores_are_of_a_board(self) -> Self:
+        if self.scores is not None and self.policy != "leaderboard":
+            raise ValueError("scores are used by policy leaderboard alone; remove scores or choose that policy")
+        if self.scores is not None and not self.scores:
+            raise ValueError("scores: at least one variant's score was required, found none")
+        return self
 
 
 class Vote(Section):
@@ -76,11 +85,24 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _robust_needs_confirm(self) -> Self:
-        if self.confirm is None and self.select.policy == "robust":
+        if self.confirm is None and self.select.policy in {"robust", "diverse"}:
             raise ValueError(
-                "select.policy robust rests on out-of-fold predictions, which confirm: null leaves out; "
+                f"select.policy {self.select.policy} rests on out-of-fold predictions, which confirm: null leaves out; "
                 "remove confirm: null or choose select.policy validation"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_board_needs_labels(self) -> Self:
+        test = self.data.test
+        if self.select.policy == "leaderboard" and self.select.scores is None:
+            if test is None or test.public is None or (isinstance(test, TestTable) and test.label is None):
+                raise ValueError(
+                    "select.policy leaderboard looks at the public half of a labelled test set; add data.test.public "
+                    "(and data.test.label), or type the board's scores into select.scores: {variant: 0.79}"
+                )
+        elif isinstance(test, TestTable) and test.public is not None and test.label is None:
+            raise ValueError("data.test.public divides labelled test sets; add data.test.label or remove public")
         return self
 
 

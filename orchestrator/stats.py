@@ -1,4 +1,4 @@
-"""Statistics of predictions: macro F1, bootstrap over groups, paired tests, Holm. NumPy only, all seeded.
+"""Statistics of predictions: macro F1, bootstrap over groups, paired tests, Holm. All seeded.
 
 Every statistic here is a function of three counts per class: hits, answers and targets. Counts of groups add up, so a
 resample of groups is one product of a weight matrix with the groups' counts.
@@ -84,6 +84,11 @@ def score(tallies: Floats, metric: str) -> Floats:
     return np.asarray((f1 * present).sum(-1) / np.maximum(present.sum(-1), 1))
 
 
+def weighted(weights: Floats, tallies: Floats, metric: str = "macro_f1") -> Floats:
+    """Return a metric of groups counted by weights: (n, G) times (G, 3, C) gives (n,)."""
+    return score(np.tensordot(weights, tallies, 1), metric)
+
+
 def macro_f1(targets: Ints, preds: Ints, n_classes: int) -> float:
     """Return macro F1 over the classes present in the targets, 0 to 1."""
     zeros = np.zeros(len(targets), np.int64)
@@ -93,6 +98,34 @@ def macro_f1(targets: Ints, preds: Ints, n_classes: int) -> float:
 def recalls(targets: Ints, preds: Ints, n_classes: int) -> dict[int, float]:
     """Return the recall of every class present in the targets."""
     return {int(k): float(np.mean(preds[targets == k] == k)) for k in range(n_classes) if np.any(targets == k)}
+
+
+def class_metrics(targets: Ints, preds: Ints, n_classes: int) -> list[dict[str, Any]]:
+    """Return precision, recall, F1 and number of samples of every class present in the targets."""
+    hits, answers, there = counts(targets, preds, np.zeros(len(targets), np.int64), 1, n_classes)[0]
+    return [
+        {
+            "class": int(k),
+            "n": int(there[k]),
+            "precision": float(hits[k] / max(answers[k], 1)),
+            "recall": float(hits[k] / there[k]),
+            "f1": float(2 * hits[k] / (answers[k] + there[k])),
+        }
+        for k in np.flatnonzero(there)
+    ]
+
+
+def calibration_error(confidences: Floats, correct: NDArray[np.bool_], n_bins: int = 15) -> float:
+    """Return the expected calibration error: how far confidence and accuracy lie apart, averaged over equal bins.
+
+    Args:
+        confidences: (N,) probability of the given answer, 0 to 1.
+        correct: (N,) whether it was right.
+        n_bins: of equal width; Guo et al. 2017 use 15.
+    """
+    place = np.minimum((confidences * n_bins).astype(np.int64), n_bins - 1)
+    sure, right = (np.bincount(place, weights=values, minlength=n_bins) for values in (confidences, correct))
+    return float(np.abs(sure - right).sum() / max(len(confidences), 1))
 
 
 def total_variation(targets: Ints, preds: Ints, n_classes: int) -> float:
@@ -106,11 +139,11 @@ def interval(oof: Oof, *, metric: str = "macro_f1", seed: int, n: int = N_RESAMP
 
     Source: Efron and Tibshirani 1993, chapters 8 and 13; the cluster bootstrap.
     """
-    owners, strata = _owners(oof)
+    owners, strata = owners_of(oof)
     tallies = _seed_counts(oof, owners, len(strata))
     estimate = float(np.mean([score(one.sum(0), metric) for one in tallies]))
-    weights = _resample(strata, n, np.random.default_rng(seed))
-    draws = np.mean([score(np.tensordot(weights, one, 1), metric) for one in tallies], axis=0)
+    weights = resample(strata, n, np.random.default_rng(seed))
+    draws = np.mean([weighted(weights, one, metric) for one in tallies], axis=0)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate, float(low), float(high), level, len(strata), len(oof.targets), oof.groups is None)
 
@@ -120,24 +153,27 @@ def paired_difference(a: Oof, b: Oof, *, metric: str = "macro_f1", seed: int) ->
 
     Returns:
         difference (a minus b), low and high (90 %), p_value (two-sided, by swapping the two arms' predictions per
-        group), n_groups, n_samples.
+        group), n_groups, n_samples, too_narrow (without groups), n_seeds, standard_error, standard_error_one_seed
+        (that of a single seed on average, null where there is one seed).
 
     Raises:
         ValueError: they have no sample in common, or disagree on a target.
     """
     a, b = _common(a, b)
-    owners, strata = _owners(a)
+    owners, strata = owners_of(a)
     n_groups, rng = len(strata), np.random.default_rng(seed)
     ta, tb = _seed_counts(a, owners, n_groups), _seed_counts(b, owners, n_groups)
 
-    def mean_score(weights: Floats, tallies: list[Floats]) -> Floats:
-        return np.asarray(np.mean([score(np.tensordot(weights, one, 1), metric) for one in tallies], axis=0))
+    def by_seed(weights: Floats, tallies: list[Floats]) -> Floats:
+        return np.stack([weighted(weights, one, metric) for one in tallies])
 
-    weights = _resample(strata, N_RESAMPLES, rng)
-    draws = mean_score(weights, ta) - mean_score(weights, tb)
+    weights, ones = resample(strata, N_RESAMPLES, rng), np.ones((1, n_groups))
+    drawn = [by_seed(weights, tallies) for tallies in (ta, tb)]
+    draws = drawn[0].mean(0) - drawn[1].mean(0)
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    ones = np.ones((1, n_groups))
-    difference = float((mean_score(ones, ta) - mean_score(ones, tb))[0])
+    difference = float((by_seed(ones, ta).mean(0) - by_seed(ones, tb).mean(0))[0])
+    n_seeds = min(len(ta), len(tb))
+    alone = np.sqrt(np.mean([np.var(x - y) for x, y in zip(*drawn, strict=False)])) if n_seeds > 1 else None
     swap, exact = _swaps(n_groups, rng)
     pairs = list(zip(_pad(ta, len(tb)), _pad(tb, len(ta)), strict=True))
     under = np.mean(
@@ -157,7 +193,32 @@ def paired_difference(a: Oof, b: Oof, *, metric: str = "macro_f1", seed: int) ->
         "p_value": float(p_value),
         "n_groups": n_groups,
         "n_samples": len(a.targets),
+        "too_narrow": a.groups is None,
+        "n_seeds": n_seeds,
+        "standard_error": float(draws.std()),
+        "standard_error_one_seed": None if alone is None else float(alone),
     }
+
+
+def owners_of(oof: Oof) -> tuple[Ints, list[str]]:
+    """Number the groups; return the number of every sample's group, and every group's stratum."""
+    names = oof.groups if oof.groups is not None else oof.sample_ids
+    number: dict[str, int] = {}
+    owners = np.array([number.setdefault(name, len(number)) for name in names], np.int64)
+    strata = [""] * len(number)
+    for at, owner in enumerate(owners):
+        strata[owner] = oof.strata[at] if oof.strata else ""
+    return owners, strata
+
+
+def resample(strata: list[str], n: int, rng: np.random.Generator) -> Floats:
+    """Return how often each group is drawn in each of n resamples, (n, G); every stratum keeps its size."""
+    weights = np.zeros((n, len(strata)))
+    names = np.array(strata)
+    for stratum in sorted(set(strata)):
+        members = np.flatnonzero(names == stratum)
+        weights[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n)
+    return weights
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -170,17 +231,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _owners(oof: Oof) -> tuple[Ints, list[str]]:
-    """Number the groups; return the number of every sample's group, and every group's stratum."""
-    names = oof.groups if oof.groups is not None else oof.sample_ids
-    number: dict[str, int] = {}
-    owners = np.array([number.setdefault(name, len(number)) for name in names], np.int64)
-    strata = [""] * len(number)
-    for at, owner in enumerate(owners):
-        strata[owner] = oof.strata[at] if oof.strata else ""
-    return owners, strata
-
-
 def _seed_counts(oof: Oof, owners: Ints, n_groups: int) -> list[Floats]:
     return [counts(oof.targets, preds, owners, n_groups, oof.n_classes) for preds in oof.preds]
 
@@ -188,16 +238,6 @@ def _seed_counts(oof: Oof, owners: Ints, n_groups: int) -> list[Floats]:
 def _pad(tallies: list[Floats], n: int) -> list[Floats]:
     """Repeat seeds where one arm has fewer, so that each stands beside one of the other."""
     return [tallies[at % len(tallies)] for at in range(max(n, len(tallies)))]
-
-
-def _resample(strata: list[str], n: int, rng: np.random.Generator) -> Floats:
-    """Return how often each group is drawn in each of n resamples, (n, G); every stratum keeps its size."""
-    weights = np.zeros((n, len(strata)))
-    names = np.array(strata)
-    for stratum in sorted(set(strata)):
-        members = np.flatnonzero(names == stratum)
-        weights[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n)
-    return weights
 
 
 def _swaps(n_groups: int, rng: np.random.Generator) -> tuple[Floats, bool]:

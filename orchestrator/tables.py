@@ -97,6 +97,12 @@ def write(table: pa.Table, path: Path) -> None:
     beside.replace(path)
 
 
-def read(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read one Parquet file, without memory-mapping so that it may be replaced meanwhile."""
-    return pq.read_table(path, columns=columns, memory_map=False)
+def read(path: Path, columns: list[str] | None = None, filters: Any = None) -> pa.Table:
+    """Read one Parquet file, without memory-mapping so that it may be replaced meanwhile.
+
+    Args:
+        path: of the file.
+        columns: all by default.
+        filters: rows to keep, as `pyarrow.parquet.read_table` takes them.
+    """
+    return pq.read_table(path, columns=columns, filters=filters, memory_map=False)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from orchestrator.errors import UserError
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 TIE_RULE = "highest summed probability of the members, then the better-ranked member"
+CHUNK = 65_536
+"""Rows at a time: a few MB of ballots."""
 _NAMED = 3
 
 
@@ -30,41 +34,79 @@ class Votes:
     tie: NDArray[np.bool_]  # (N,)
 
 
-def cast(preds: Ints, probs: Sequence[Floats], rule: str = "hard") -> Votes:
-    """Let members vote.
+def cast(
+    preds: Sequence[NDArray[Any]] | NDArray[Any],
+    probs: Sequence[Any],
+    rule: str = "hard",
+    weights: Sequence[int] | None = None,
+) -> Votes:
+    """Let members vote, in chunks of rows, so that memory does not grow with their number.
 
     Args:
-        preds: (M, N) class of every member, in rank order.
-        probs: per member (N, C); read for tied photos only under the hard rule.
+        preds: per member in rank order (N,) classes, any integers; arrays or memory maps.
+        probs: per member (N, C), in anything that rows can be taken from, such as an array or `OnDisk`; read for tied
+            rows only under the hard rule.
         rule: hard, or soft (the class with the highest mean probability).
+        weights: votes of every member, one each by default.
 
     Returns:
         One class per photo. A tie goes by TIE_RULE.
     """
-    n_members, n_photos = preds.shape
-    n_classes = probs[0].shape[1]
-    ballots = np.zeros((n_photos, n_classes), np.int64)
-    for member in range(n_members):
-        ballots[np.arange(n_photos), preds[member]] += 1
-    if rule == "soft":
-        pred = np.mean(np.stack(list(probs)), axis=0).argmax(1).astype(np.int64)
-        return Votes(pred, ballots[np.arange(n_photos), pred], np.zeros(n_photos, bool))
-    top = ballots.max(1)
-    pred = ballots.argmax(1).astype(np.int64)
-    tie = (ballots == top[:, None]).sum(1) > 1
-    for at in np.flatnonzero(tie):
-        pred[at] = _break_tie(np.flatnonzero(ballots[at] == top[at]), preds[:, at], np.stack([p[at] for p in probs]))
-    return Votes(pred, top, tie)
+    n_photos, n_classes = len(preds[0]), probs[0].shape[1]
+    counts = list(weights) if weights else [1] * len(preds)
+    votes = Votes(np.empty(n_photos, np.int64), np.empty(n_photos, np.int64), np.zeros(n_photos, bool))
+    for start in range(0, n_photos, CHUNK):
+        rows = np.arange(start, min(start + CHUNK, n_photos))
+        own = [np.asarray(one[start : start + CHUNK]).astype(np.int64) for one in preds]
+        ballots = np.zeros((len(rows), n_classes), np.int32)
+        flat, base = ballots.reshape(-1), np.arange(len(rows)) * n_classes
+        for pred, count in zip(own, counts, strict=True):
+            flat[base + pred] += count  # a member names one class per row, so no place stands twice
+        if rule == "soft":
+            found = _summed(probs, counts, rows, n_classes).argmax(1)
+            votes.votes[rows] = flat[base + found]
+        else:
+            top, found = ballots.max(1), ballots.argmax(1)
+            tied = np.flatnonzero((ballots == top[:, None]).sum(1) > 1)
+            if len(tied):
+                sums = _summed(probs, counts, rows[tied], n_classes)
+                leading = ballots[tied] == top[tied, None]
+                found[tied] = _break_ties(leading, sums, [pred[tied] for pred in own])
+            votes.votes[rows], votes.tie[rows[tied]] = top, True
+        votes.pred[rows] = found
+    return votes
 
 
-def _break_tie(tied: Ints, preds: Ints, probs: Floats) -> int:
-    """Return the winner among tied classes.
+class OnDisk:
+    """Probabilities of one member in a .npy file (N, C), mapped only while rows are taken."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shape: tuple[int, ...] = np.load(path, mmap_mode="r").shape
+
+    def __getitem__(self, rows: Ints) -> Floats:
+        taken: Floats = np.load(self.path, mmap_mode="r")[rows]
+        return taken
+
+
+def _summed(probs: Sequence[Any], counts: Sequence[int], rows: Ints, n_classes: int) -> NDArray[np.float64]:
+    total = np.zeros((len(rows), n_classes))
+    for one, count in zip(probs, counts, strict=True):
+        total += count * one[rows].astype(np.float64)
+    return total
+
+
+def _break_ties(leading: NDArray[np.bool_], sums: NDArray[np.float64], preds: Sequence[Ints]) -> Ints:
+    """Return the winners among the leading classes (T, C).
 
     Sums are rounded, so that the order in which members are added cannot decide.
     """
-    sums = np.round(probs.astype(np.float64)[:, tied].sum(0), 9)
-    best = {int(k) for k in tied[sums == sums.max()]}
-    return next(int(k) for k in preds if int(k) in best)
+    ranked = np.where(leading, np.round(sums, 9), -1.0)
+    best = ranked == ranked.max(1, keepdims=True)
+    winner, every = best.argmax(1), np.arange(len(best))
+    for pred in reversed(preds):  # the better-ranked member has the last word
+        winner = np.where(best[every, pred], pred, winner)
+    return winner.astype(np.int64)
 
 
 def align(ids: Sequence[str], member: str, found: Mapping[str, Any] | Sequence[str]) -> Ints:
@@ -73,19 +115,22 @@ def align(ids: Sequence[str], member: str, found: Mapping[str, Any] | Sequence[s
     Raises:
         UserError: an id is missing, too many or double, with names.
     """
-    names = list(found)
+    names, wanted = list(found), list(ids)
     place = {name: at for at, name in enumerate(names)}
+    if names == wanted and len(place) == len(names):
+        return np.arange(len(names))
+    asked = set(wanted)
     problems = []
     for what, bad in (
-        ("twice", sorted({name for name in names if names.count(name) > 1}) if len(place) < len(names) else []),
-        ("missing", sorted(set(ids) - set(place))),
-        ("not asked for", sorted(set(place) - set(ids))),
+        ("twice", sorted(name for name, n in Counter(names).items() if n > 1) if len(place) < len(names) else []),
+        ("missing", sorted(asked - set(place))),
+        ("not asked for", sorted(set(place) - asked)),
     ):
         if bad:
             problems.append(f"{len(bad)} {what}: {', '.join(bad[:_NAMED])}")
     if problems:
         raise UserError(f"member {member}: one prediction per photo was required, found {'; '.join(problems)}")
-    return np.array([place[name] for name in ids], np.int64)
+    return np.array([place[name] for name in wanted], np.int64)
 
 
 def vote_table(
@@ -95,6 +140,7 @@ def vote_table(
     quarantined: Mapping[str, str],
     majority: int,
     rule: str,
+    weights: Sequence[int] | None = None,
 ) -> pa.Table:
     """Vote on the test photos.
 
@@ -104,42 +150,37 @@ def vote_table(
         quarantined: sample_id -> reason; such a photo gets the majority class with 0 votes.
         majority: the most frequent training class.
         rule: hard or soft.
+        weights: votes of every member, one each by default.
 
     Returns:
         votes.parquet.
     """
+    lost = np.array([sample in quarantined for sample, _ in order], bool)
     ids = [sample for sample, _ in order if sample not in quarantined]
     probs = [found[align(ids, setting, names)] for setting, (names, found) in members.items()]
-    preds = np.stack([one.argmax(1) for one in probs]).astype(np.int64)
-    votes = cast(preds, probs, rule)
-    place = {sample: at for at, sample in enumerate(ids)}
-    rows = []
-    for sample, image in order:
-        if (reason := quarantined.get(sample)) is not None:
-            rows.append(
-                {
-                    "sample_id": sample,
-                    "ImageID": image,
-                    "pred": majority,
-                    "votes": 0,
-                    "tie": False,
-                    "outcome": f"quarantined: {reason}",
-                }
-            )
-            continue
-        at = place[sample]
-        rows.append(
-            {
-                "sample_id": sample,
-                "ImageID": image,
-                "pred": int(votes.pred[at]),
-                "votes": int(votes.votes[at]),
-                "tie": bool(votes.tie[at]),
-                "outcome": "tie" if votes.tie[at] else "voted",
-                **{f"pred_{setting}": int(preds[m, at]) for m, setting in enumerate(members)},
-            }
-        )
-    return tables.from_rows(rows, tables.votes_schema(members))
+    preds = [one.argmax(1).astype(np.int64) for one in probs]
+    votes = cast(preds, probs, rule, weights)
+
+    def spread(values: NDArray[Any], otherwise: Any) -> NDArray[Any]:
+        column = np.full(len(order), otherwise, values.dtype)
+        column[~lost] = values
+        return column
+
+    tie = spread(votes.tie, otherwise=False)
+    outcomes = [
+        f"quarantined: {quarantined[sample]}" if sample in quarantined else "tie" if tied else "voted"
+        for (sample, _), tied in zip(order, tie.tolist(), strict=True)
+    ]
+    columns = [
+        pa.array([sample for sample, _ in order], pa.string()),
+        pa.array([image for _, image in order], pa.string()),
+        pa.array(spread(votes.pred, majority)),
+        pa.array(spread(votes.votes, 0)),
+        pa.array(tie),
+        pa.array(outcomes, pa.string()),
+        *(pa.array(spread(pred, 0), mask=lost) for pred in preds),
+    ]
+    return pa.table(columns, schema=tables.votes_schema(members))
 
 
 def submission(votes: pa.Table) -> str:

@@ -1,0 +1,201 @@
+"""A run's ensemble as one folder or zip, that answers photos without the store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data_prep.config import Prep
+from orchestrator.ensemble import Ensemble, Member, of_run
+from orchestrator.errors import UserError
+from orchestrator.runs import RunPaths
+from orchestrator.store import MANIFEST, Store, file_sha256, git_commit, packages, write_json
+
+FORMAT_VERSION = 1
+ENSEMBLE, CERTIFICATE, README = "ensemble.json", "certificate.json", "README.txt"
+_WEIGHTS = ("weights.safetensors", "model.json")
+_TEXT = """An ensemble of {n} image classifiers out of the run {run}.
+
+    python -m orchestrator predict THIS_FOLDER PHOTOS --out answers.csv
+
+answers every photo below PHOTOS: ImageID is its path, ans the class from 0 to {last}. Every file is checked against
+manifest.json before it is used. ensemble.json has the members, their preparation, the vote rule and the class names;
+certificate.json says how good the answers are and how that is known.
+"""
+
+
+def write_bundle(paths: RunPaths, store: Store, out: Path) -> dict[str, Any]:
+    """Write a run's ensemble to a new folder, or to a zip where `out` ends in .zip.
+
+    Returns:
+        n_members, n_checkpoints, size_bytes, and manifest_sha256, by which the whole can be recognised.
+
+    Raises:
+        UserError: `out` exists, the run has no ensemble, or a checkpoint is not what it should be.
+    """
+    if out.exists():
+        raise UserError(f"{out}: a new folder or zip was required, it exists; choose another name")
+    ensemble = of_run(paths, store)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    beside.chmod(0o755)
+    try:
+        _fill(ensemble, paths, beside)
+        files = sorted(path for path in beside.rglob("*") if path.is_file())
+        facts = {
+            "n_members": len(ensemble.members),
+            "n_checkpoints": sum(len(member.checkpoints) for member in ensemble.members),
+            "size_bytes": sum(path.stat().st_size for path in files),
+            "manifest_sha256": file_sha256(beside / MANIFEST),
+        }
+        if out.suffix == ".zip":
+            packed = beside.with_name(f"{beside.name}.zip")
+            with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:  # weights do not shrink
+                for path in files:
+                    archive.write(path, path.relative_to(beside).as_posix())
+            packed.replace(out)
+        else:
+            beside.rename(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return facts
+
+
+def _fill(ensemble: Ensemble, paths: RunPaths, folder: Path) -> None:
+    members = []
+    for member in ensemble.members:
+        names = [f"members/{member.setting}/{at:03}" for at in range(len(member.checkpoints))]
+        for name, checkpoint in zip(names, member.checkpoints, strict=True):
+            (folder / name).mkdir(parents=True)
+            for file in _WEIGHTS:
+                shutil.copyfile(checkpoint / file, folder / name / file)
+        prep = member.prep.model_dump(mode="json", by_alias=True)
+        facts = {"setting": member.setting, "variant": member.variant, "votes": member.votes}
+        members.append({**facts, "prep": prep, "steps": member.steps, "checkpoints": names})
+    described = {
+        "format_version": FORMAT_VERSION,
+        "name": ensemble.name,
+        "rule": ensemble.rule,
+        "majority_class": ensemble.majority,
+        "classes": dict(ensemble.classes),
+        "members": members,
+    }
+    write_json(folder / ENSEMBLE, described)
+    n_classes = 1
+    for names in ensemble.classes.values():
+        n_classes *= len(names)
+    text = _TEXT.format(n=len(members), run=ensemble.name, last=n_classes - 1)
+    (folder / README).write_text(text, encoding="utf-8")
+    if paths.certificate.is_file():
+        shutil.copyfile(paths.certificate, folder / CERTIFICATE)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "kind": "bundle",
+        "run_id": paths.run_id,
+        "git_commit": git_commit(),
+        "packages": packages(),
+        "files": {
+            path.relative_to(folder).as_posix(): {"size_bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            for path in files
+        },
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def is_bundle(place: Path) -> bool:
+    """Say whether a path names a bundle rather than a run."""
+    return place.suffix == ".zip" or (place / MANIFEST).is_file()
+
+
+@contextmanager
+def open_bundle(place: Path) -> Iterator[Ensemble]:
+    """Check every file of a bundle against its manifest and yield its ensemble.
+
+    Raises:
+        UserError: a file is missing or differs, the format is another one, or this installation would prepare photos
+            in another way than the bundle was trained with.
+    """
+    if place.is_dir():
+        yield _read(place)
+        return
+    with tempfile.TemporaryDirectory(prefix="bundle-") as folder:
+        _unpack(place, Path(folder))
+        yield _read(Path(folder))
+
+
+def _unpack(place: Path, folder: Path) -> None:
+    """Unpack what the manifest names, each no longer than it says, and nothing else."""
+    try:
+        with zipfile.ZipFile(place) as archive:
+            manifest = json.loads(archive.read(MANIFEST))
+            sizes = {name: int(facts["size_bytes"]) for name, facts in manifest["files"].items()}
+            for name, size in {MANIFEST: len(archive.read(MANIFEST)), **sizes}.items():
+                target = folder / _inside(place, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(name) as source, target.open("wb") as sink:
+                    sink.write(source.read(size + 1))  # whatever else a zip unfolds to
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{place}: a bundle was required, found: {error}; make it again with `bundle`") from None
+
+
+def _inside(place: Path, name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
+        raise UserError(f"{place}: names below the bundle were required, found {name!r}; do not trust it")
+    return name
+
+
+def _read(folder: Path) -> Ensemble:
+    files = _verified(folder)
+    if ENSEMBLE not in files:
+        raise UserError(f"{folder / ENSEMBLE}: required by a bundle, {MANIFEST} does not name it")
+    described = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
+    members = tuple(_member(folder, one, files) for one in described["members"])
+    return Ensemble(described["name"], members, described["rule"], described["majority_class"], described["classes"])
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """Check every file against the manifest and return the manifest's list of them."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version, files = manifest["format_version"], manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / MANIFEST}: a bundle's manifest was required, found: {error}") from None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{folder / MANIFEST}: format version {FORMAT_VERSION} was required, found {version!r}; "
+            "use the release that wrote it"
+        )
+    for name, facts in files.items():
+        path = folder / _inside(folder, name)
+        if not path.is_file():
+            raise UserError(
+                f"{path}: required by {MANIFEST}, found no such file; take the bundle from its source again"
+            )
+        if (found := file_sha256(path)) != facts["sha256"]:
+            raise UserError(
+                f"{path}: sha256 {facts['sha256'][:12]}.. was required by {MANIFEST}, found {found[:12]}..; the file "
+                "was changed or damaged, take the bundle from its source again"
+            )
+    return dict(files)
+
+
+def _member(folder: Path, one: dict[str, Any], files: dict[str, Any]) -> Member:
+    for name in one["checkpoints"]:
+        if any(f"{name}/{file}" not in files for file in _WEIGHTS):
+            raise UserError(f"{folder / name}: weights named by {MANIFEST} were required, found none")
+    prep = Prep.model_validate_json(json.dumps(one["prep"]))
+    member = Member(one["setting"], one["variant"], one["votes"], prep, tuple(folder / n for n in one["checkpoints"]))
+    if member.steps != one["steps"]:
+        raise UserError(
+            f"{folder}: the preparation {json.dumps(one['steps'])} was required, this installation would do "
+            f"{json.dumps(member.steps)}; use the release that wrote the bundle"
+        )
+    return member
