@@ -3,60 +3,68 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_prep import distributions
+from data_prep.advice import ranked
+from data_prep.config import Label
+from data_prep.duplicates import candidates, sets_of
 from data_prep.labels import Schema
-from data_prep.split import strata
+from data_prep.split import excluded, strata
 
 _EXAMPLES = 5
-_IMBALANCE = 20.0
-"""A class this many times rarer than the largest: the contest's 50 to 1 decided its score."""
-_RANK = (
-    "train_and_test",
-    "test_group",
-    "leak",
-    "label_conflicts",
-    "across_groups",
-    "quarantined",
-    "rare",
-    "missing",
-    "imbalance",
-    "no_groups",
-    "within_group",
-)
+_VERY_NEAR = 8  # bits of 256: within a group nobody compares the pixels
 
 
-def audit(catalog: pa.Table, folds_by_variant: dict[str, pa.Table], schema: Schema) -> dict[str, Any]:
+def audit(
+    catalog: pa.Table,
+    folds_by_variant: dict[str, pa.Table],
+    schema: Schema,
+    *,
+    labels: Mapping[str, Label] | None = None,
+    exclude: Mapping[str, list[dict[str, Any]]] | None = None,
+    gaps: Mapping[str, dict[str, Any]] | None = None,
+    probe: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Examine a catalog and its splits.
 
     Args:
         catalog: as `build_catalog` returns it.
         folds_by_variant: per variant what `assign` returns.
         schema: of the labels.
+        labels: their rules, for histograms.
+        exclude: per variant its rules.
+        gaps: per variant what a quick model scored under its split and a disjoint one, where that was measured.
+        probe: what quick models of each label scored, where that was measured.
 
     Returns:
         JSON: n_photos, n_usable, n_test, n_groups, counts (label -> class -> n), classes (joint class -> n, those that
-        occur), n_classes_missing, group_labels (constant within every group), sizes (the ten most frequent),
-        quarantined ({sample_id, reason}), n_quarantined, reasons (-> n), duplicates (kind -> {n, n_photos, examples}),
-        imbalance (largest over smallest class), variants (-> roles, groups, counts, classes, folds, fold_classes,
-        leak), leak (variant -> share of val photos whose group is in train too), and warnings, the worst first:
-        {what, n, examples, do}.
+        occur), n_classes_missing, group_labels (constant within every group), joint (tables of label pairs),
+        histograms (label -> bars with borders), tells (how columns and photo sizes go with labels), sizes (the ten most
+        frequent), photo_sizes, quarantined ({sample_id, reason}), n_quarantined, reasons (-> n), duplicates and
+        near_duplicates (kind -> {n, n_photos, examples}), people (groups that share a picture), imbalance (largest
+        over smallest class), variants (-> roles, groups, counts, classes, folds, fold_classes, leak, excluded), leak
+        (variant -> share of val photos whose group, or one that shares a picture with it, is in train too), leak_gap,
+        probe, and warnings, the worst first: {what, n, examples, do}.
     """
     usable = catalog.filter(pc.equal(catalog["status"], "ok"))
     labelled = usable.filter(pc.is_valid(usable["label"]))
-    labels, groups = labelled["label"].to_numpy(), labelled["group"].to_pylist()
-    codes = schema.decode(labels)
+    found, groups = labelled["label"].to_numpy(), labelled["group"].to_pylist()
+    codes = schema.decode(found)
     names, _, kept = strata(groups, codes)
     lost = catalog.filter(pc.not_equal(catalog["status"], "ok"))
     quarantined = [
         {"sample_id": sample, "reason": reason}
         for sample, reason in zip(lost["sample_id"].to_pylist(), lost["status"].to_pylist(), strict=True)
     ]
-    classes = _classes(labels, schema)
+    classes = _classes(found, schema)
+    alike = people(usable)
+    shown = distributions.sizes(usable)
     facts: dict[str, Any] = {
         "n_photos": len(catalog),
         "n_usable": len(usable),
@@ -67,29 +75,74 @@ def audit(catalog: pa.Table, folds_by_variant: dict[str, pa.Table], schema: Sche
         "n_classes_missing": schema.n_classes - len(classes),
         "group_labels": _constant_labels(groups, codes, schema),
         "group_strata": _strata_sizes(kept),
-        "sizes": _sizes(usable),
+        "joint": distributions.joint_tables(codes, schema),
+        "histograms": distributions.histograms(labelled, labels or {}),
+        "tells": distributions.tells(labelled, codes, schema, labels or {}),
+        "sizes": shown["frequent"],
+        "photo_sizes": shown,
         "quarantined": quarantined,
         "n_quarantined": len(quarantined),
-        "reasons": dict(Counter(found["reason"] for found in quarantined).most_common()),
+        "reasons": dict(Counter(one["reason"] for one in quarantined).most_common()),
         "duplicates": _duplicates(usable),
+        "near_duplicates": _near_duplicates(usable),
+        "people": alike,
         "imbalance": round(max(classes.values()) / min(classes.values()), 2) if classes else None,
         "test_groups_in_train": _shared_groups(usable),
-        "variants": {name: _variant(table, schema) for name, table in folds_by_variant.items()},
+        "variants": {name: _variant(table, schema, alike) for name, table in folds_by_variant.items()},
+        "leak_gap": dict(gaps or {}),
+        "probe": probe,
     }
+    for name, rules in (exclude or {}).items():
+        facts["variants"][name]["excluded"] = _excluded(labelled, schema, rules)
     facts["leak"] = {name: variant["leak"] for name, variant in facts["variants"].items()}
-    facts["warnings"] = _warnings(facts, schema)
+    facts["warnings"] = ranked(facts, schema)
     return facts
 
 
-def leak(folds: pa.Table) -> float:
-    """Return the share of val photos whose group also stands in train: 0 for a group-disjoint split."""
-    roles, groups = folds["role"].to_pylist(), folds["group"].to_pylist()
+def people(usable: pa.Table) -> list[list[str]]:
+    """Return the sets of groups that share a picture, byte-equal or near, and so look like one person each."""
+    column = "own_group" if "own_group" in usable.column_names else "group"
+    groups = usable[column].to_pylist()
+    names = sorted({group for group in groups if group is not None})
+    number = {name: at for at, name in enumerate(names)}
+    first: dict[str, int] = {}
+    links = []
+    for group, *marks in zip(groups, usable["sha256"].to_pylist(), usable["near"].to_pylist(), strict=True):
+        for mark in marks:
+            if (
+                group is not None
+                and mark is not None
+                and (one := first.setdefault(mark, number[group])) != number[group]
+            ):
+                links.append((one, number[group]))
+    return [[names[at] for at in members] for members in sets_of(links)]
+
+
+def leak(folds: pa.Table, alike: Sequence[Sequence[str]] = ()) -> float:
+    """Return the share of val photos whose group also stands in train: 0 for a group-disjoint split.
+
+    Args:
+        folds: as `assign` returns it.
+        alike: of `people`; groups of one set count as one.
+    """
+    one_of = {name: members[0] for members in alike for name in members}
+    roles, groups = folds["role"].to_pylist(), [one_of.get(group, group) for group in folds["group"].to_pylist()]
     train = {group for group, role in zip(groups, roles, strict=True) if role == "train"}
     val = [group in train for group, role in zip(groups, roles, strict=True) if role == "val"]
     return sum(val) / len(val) if val else 0.0
 
 
-def _variant(folds: pa.Table, schema: Schema) -> dict[str, Any]:
+def _excluded(labelled: pa.Table, schema: Schema, rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Count what each rule takes out; a photo may stand under two."""
+    groups = np.array(labelled["group"].to_pylist(), dtype=object)
+    found = []
+    for rule in rules:
+        out = excluded(labelled, schema, [rule])
+        found.append({"rule": rule, "n": int(out.sum()), "n_groups": len(set(groups[out]))})
+    return found
+
+
+def _variant(folds: pa.Table, schema: Schema, alike: Sequence[Sequence[str]]) -> dict[str, Any]:
     roles = folds["role"].to_numpy(zero_copy_only=False)
     labels = folds["label"].fill_null(-1).to_numpy()
     numbers = folds["fold"].fill_null(-1).to_numpy()
@@ -113,7 +166,8 @@ def _variant(folds: pa.Table, schema: Schema) -> dict[str, Any]:
             for fold in dealt
             if (gone := _absent(schema.decode(labels[(numbers >= 0) & (numbers != fold)]), schema))
         },
-        "leak": leak(folds),
+        "leak": leak(folds, alike),
+        "leak_groups": leak(folds),
     }
 
 
@@ -142,11 +196,6 @@ def _strata_sizes(codes: Any) -> dict[str, int]:
     return dict(sorted(Counter("/".join(map(str, row)) for row in codes.tolist()).items()))
 
 
-def _sizes(usable: pa.Table) -> list[dict[str, int]]:
-    pairs = Counter(zip(usable["width"].to_pylist(), usable["height"].to_pylist(), strict=True))
-    return [{"width": width, "height": height, "n": n} for (width, height), n in pairs.most_common(10)]
-
-
 def _shared_groups(usable: pa.Table) -> list[str]:
     is_test = pc.starts_with(usable["sample_id"], "test/")
     test, train = (set(usable.filter(part)["group"].to_pylist()) for part in (is_test, pc.invert(is_test)))
@@ -155,9 +204,28 @@ def _shared_groups(usable: pa.Table) -> list[str]:
 
 def _duplicates(usable: pa.Table) -> dict[str, Any]:
     """Sort sets of byte-equal photos by where they stand; a set with two labels is counted as a conflict too."""
+    return _sorted_sets(usable, usable["sha256"].to_pylist())
+
+
+def _near_duplicates(usable: pa.Table) -> dict[str, Any]:
+    """Sort sets of near-duplicates likewise. Those within a group are told by their hashes alone."""
+    facts = _sorted_sets(usable, usable["near"].to_pylist(), unlike=usable["sha256"].to_pylist())
+    hashes, groups = (usable[name].to_pylist() for name in ("phash", "group"))
+    pairs, _ = candidates(hashes, far=_VERY_NEAR)
+    sha, ids = usable["sha256"].to_pylist(), usable["sample_id"].to_pylist()
+    within = [
+        (a, b) for a, b in pairs.tolist() if groups[a] is not None and groups[a] == groups[b] and sha[a] != sha[b]
+    ]
+    facts["within_group"] = _counted([[ids[at] for at in members] for members in sets_of(within)])
+    return facts
+
+
+def _sorted_sets(usable: pa.Table, keys: Sequence[str | None], unlike: Sequence[str] | None = None) -> dict[str, Any]:
+    """Sort sets of photos with one key; with `unlike`, only sets that differ in it."""
     same: dict[str, list[int]] = defaultdict(list)
-    for at, sha in enumerate(usable["sha256"].to_pylist()):
-        same[sha].append(at)
+    for at, key in enumerate(keys):
+        if key is not None:
+            same[key].append(at)
     ids, groups, labels = (usable[name].to_pylist() for name in ("sample_id", "group", "label"))
     kinds: dict[str, list[list[str]]] = {
         "train_and_test": [],
@@ -166,105 +234,20 @@ def _duplicates(usable: pa.Table) -> dict[str, Any]:
         "label_conflicts": [],
     }
     for found in (rows for rows in same.values() if len(rows) > 1):
+        if unlike is not None and len({unlike[at] for at in found}) == 1:
+            continue
         names = [ids[at] for at in found]
         sides = {name.partition("/")[0] for name in names}
-        one_group = len({groups[at] or ids[at] for at in found}) == 1
+        one_group = len({groups[at] for at in found}) == 1  # of a test table without groups nothing is known
         kinds["train_and_test" if len(sides) > 1 else "within_group" if one_group else "across_groups"].append(names)
         if len({labels[at] for at in found} - {None}) > 1:
             kinds["label_conflicts"].append(names)
+    return {kind: _counted(sets) for kind, sets in kinds.items()}
+
+
+def _counted(sets: list[list[str]]) -> dict[str, Any]:
     return {
-        kind: {
-            "n": len(sets),
-            "n_photos": sum(map(len, sets)),
-            "examples": [names[:_EXAMPLES] for names in sets[:_EXAMPLES]],
-        }
-        for kind, sets in kinds.items()
+        "n": len(sets),
+        "n_photos": sum(map(len, sets)),
+        "examples": [names[:_EXAMPLES] for names in sets[:_EXAMPLES]],
     }
-
-
-def _warnings(facts: dict[str, Any], schema: Schema) -> list[dict[str, Any]]:
-    found: list[tuple[str, dict[str, Any]]] = []
-
-    def warn(kind: str, what: str, n: int, examples: list[Any], do: str) -> None:
-        if n:
-            found.append((kind, {"what": what, "n": n, "examples": examples[:_EXAMPLES], "do": do}))
-
-    equal = {
-        "train_and_test": (
-            "equal photos stand both in the training and in the test set",
-            "remove them from one of the two",
-        ),
-        "label_conflicts": ("equal photos carry different labels", "correct the table or the file names"),
-        "across_groups": (
-            "equal photos stand in different groups",
-            "give them one value of data.group, or validation leaks",
-        ),
-        "within_group": ("equal photos stand in one group; they count twice", "remove the copies"),
-    }
-    for kind, (what, do) in equal.items():
-        warn(kind, what, facts["duplicates"][kind]["n"], facts["duplicates"][kind]["examples"], do)
-    warn(
-        "test_group",
-        "groups stand both in the training and in the test set",
-        len(facts["test_groups_in_train"]),
-        facts["test_groups_in_train"],
-        "take them out of one of the two, or the test score is too good",
-    )
-    lost = [f"{found['sample_id']}: {found['reason']}" for found in facts["quarantined"]]
-    warn("quarantined", "photos cannot be used and are left out", len(lost), lost, "replace or remove them")
-    for name, variant in facts["variants"].items():
-        n_leaked = round(variant["leak"] * variant["roles"].get("val", 0))
-        warn(
-            "leak",
-            f"variant {name}: {variant['leak']:.0%} of the validation photos belong to groups that are in training too",
-            n_leaked,
-            [],
-            "data.split.strategy: balanced_profile",
-        )
-        gone = [f"fold {fold}: {label}" for fold, lacking in variant["folds_without"].items() for label in lacking]
-        warn(
-            "missing",
-            f"variant {name}: classes without a training photo when a fold is held out",
-            len(gone),
-            gone,
-            "use fewer confirm.folds, or add groups of that class",
-        )
-        unseen = _unseen(variant, schema)
-        warn(
-            "missing",
-            f"variant {name}: joint classes that training has and validation lacks",
-            len(unseen),
-            unseen,
-            "raise data.split.val, or read macro F1 with care: it averages the classes that are present",
-        )
-    rare = [f"stratum {codes}: {n} group" for codes, n in facts["group_strata"].items() if n == 1]
-    warn(
-        "rare",
-        "strata of one group can stand on one side only",
-        len(rare),
-        rare,
-        "add groups, or use wider classes or bins",
-    )
-    if facts["imbalance"] and facts["imbalance"] >= _IMBALANCE:
-        least = sorted(facts["classes"].items(), key=lambda item: (item[1], item[0]))
-        warn(
-            "imbalance",
-            f"the largest class has {facts['imbalance']:.0f} times the photos of the smallest",
-            least[0][1],
-            [f"{name}: {n}" for name, n in least],
-            "train.balance: weighted_sampler, or train.loss: focal",
-        )
-    if facts["n_groups"] == sum(facts["classes"].values()):
-        warn(
-            "no_groups",
-            "every photo is its own group: nothing keeps photos of one subject on one side",
-            facts["n_groups"],
-            [],
-            "name the column of the subject in data.group, if there is one",
-        )
-    return [warning for _, warning in sorted(found, key=lambda item: _RANK.index(item[0]))]
-
-
-def _unseen(variant: dict[str, Any], schema: Schema) -> list[str]:
-    train, val = variant["classes"].get("train", {}), variant["classes"].get("val", {})
-    return [name for name in train if name not in val] if schema.n_classes > 1 else []

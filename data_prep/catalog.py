@@ -1,11 +1,12 @@
-"""The catalog: one row per photo, with its hash, size, labels, group, and whether it can be used."""
+"""The catalog: one row per photo, with its hashes, size, labels, group, and whether it can be used."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.config import Data, TestHoldOut, TestTable
+from data_prep.duplicates import candidates, compare_chunk, sets_of
 from data_prep.errors import DataError, some
 from data_prep.inspection import OK, Facts, inspect_chunk
 from data_prep.labels import Schema, read_codes
@@ -22,7 +24,10 @@ from data_prep.split import deal_share
 
 CHUNK = 64
 """Photos per task: 0.2 s of decoding at 384 x 512, so that a task's fixed cost is small beside it."""
-_OWN = ("sample_id", "path", "group", "label", "sha256", "width", "height", "status")
+MAX_COMPARED = 20_000
+"""Pairs whose pixels are compared, the closest hashes first: 2 minutes of one core. Real sets have a few hundred."""
+_PAIRS = 128  # per task
+_OWN = ("sample_id", "path", "group", "own_group", "label", "sha256", "width", "height", "status", "phash", "near")
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _REAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?(e[+-]?[0-9]{1,2})?", re.IGNORECASE)
 _HOLD_OUT_SEED = 0
@@ -32,7 +37,12 @@ MapChunks = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 def build_catalog(
-    data: Data, base: Path, *, map_chunks: MapChunks = map, progress: Callable[[int, str], None] | None = None
+    data: Data,
+    base: Path,
+    *,
+    map_chunks: MapChunks = map,
+    progress: Callable[[int, str], None] | None = None,
+    work: Path | None = None,
 ) -> pa.Table:
     """Read every photo once and give it a row, in the order of the sample ids.
 
@@ -41,11 +51,15 @@ def build_catalog(
         base: the folder that roots are relative to.
         map_chunks: maps a picklable function over chunks of photos, results in order; the place for a cluster.
         progress: told how many photos are read, and of how many.
+        work: a folder for what is done so far; a second call over it goes on there.
 
     Returns:
         sample_id, path (POSIX, below the spec's folder), group, the table's own columns, label_<name>, label, sha256,
-        width and height (pixels, upright), status ("ok" or the reason of the quarantine). Test and quarantined rows
-        have null labels; test rows nothing of the table. A table's column whose name is taken above is `table_<name>`.
+        width and height (pixels, upright), status ("ok" or the reason of the quarantine), phash (of
+        `perceptual_hash`), near (the first sample of the set of photos in other groups, or on the other side, that
+        show one picture; null where alone). Test and quarantined rows have null labels; test rows nothing of the
+        table. A table's column whose name is taken above is `table_<name>`. With `join_duplicates`, group is that of
+        all groups that share a picture, joined by "+", and own_group the photo's own.
 
     Raises:
         DataError: a path, label or group is not as the spec says, or a class has no usable training photo.
@@ -57,15 +71,20 @@ def build_catalog(
         raise DataError(
             "data.source", f"training photos were required, found none that may be opened: {some(_reasons(source))}"
         )
-    groups, codes = _groups(data, source), _codes(data, source, known)
-    held = _held_out(data, groups, codes, known)
+    own_groups, codes = _groups(data, source), _codes(data, source, known)
     test = list_test(data.test, base) if isinstance(data.test, TestTable) else Listing([], [], {"group": []})
-
     n_source = len(source.relatives)
+    photos = _Photos(data, base, source, test)
+    read = _inspect_all(photos, map_chunks=map_chunks, progress=progress, work=work)
+    test_groups = [_text(group) for group in test.columns["group"]]
+    near = _near(photos, read, [*own_groups, *test_groups], map_chunks=map_chunks, progress=progress)
+    groups = _joined(own_groups, read, near) if data.join_duplicates else own_groups
+    held = _held_out(data, groups, codes, known)
+
     ids = [_sample_id("test" if held[at] else "train", relative) for at, relative in enumerate(source.relatives)]
     ids += [_sample_id("test", relative) for relative in test.relatives]
     order = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
-    facts = _inspect_all(data, base, source, test, order, map_chunks=map_chunks, progress=progress)
+    facts = [read[at] for at in order]
 
     statuses = np.array([fact.status == OK for fact in facts])  # in sorted order, like all that follows
     is_source = order < n_source
@@ -78,24 +97,32 @@ def build_catalog(
 
     roots = {"source": data.source.root, "test": data.test.root if isinstance(data.test, TestTable) else ""}
     relatives = [*source.relatives, *test.relatives]
-    all_groups = [*groups, *(_text(group) for group in test.columns["group"])]
+
+    def column(values: Sequence[str | None]) -> pa.Array:
+        return pa.array([values[at] for at in order], pa.string())
+
     columns: dict[str, pa.Array] = {
-        "sample_id": pa.array([ids[at] for at in order], pa.string()),
-        "path": pa.array(
-            [_path(roots["source" if at < n_source else "test"], relatives[at]) for at in order], pa.string()
+        "sample_id": column(ids),
+        "path": column(
+            [_path(roots["source" if at < n_source else "test"], name) for at, name in enumerate(relatives)]
         ),
-        "group": pa.array([all_groups[at] for at in order], pa.string()),
+        "group": column([*groups, *test_groups]),
     }
+    if data.join_duplicates:
+        columns["own_group"] = column([*own_groups, *test_groups])
     for name, values in _own_columns(data, source, schema).items():
         columns[name] = _typed([values[at] if shown else None for at, shown in zip(rows, train, strict=True)])
     unknown = labels[:, 0] < 0
-    for column, name in enumerate(schema.names):
-        columns[f"label_{name}"] = pa.array(labels[:, column], pa.int64(), mask=unknown)
+    for place, name in enumerate(schema.names):
+        columns[f"label_{name}"] = pa.array(labels[:, place], pa.int64(), mask=unknown)
     columns["label"] = pa.array(np.where(unknown, 0, schema.encode(np.maximum(labels, 0))), pa.int64(), mask=unknown)
     columns["sha256"] = pa.array([fact.sha256 for fact in facts], pa.string())
     columns["width"] = pa.array([fact.width for fact in facts], pa.int64())
     columns["height"] = pa.array([fact.height for fact in facts], pa.int64())
     columns["status"] = pa.array([fact.status for fact in facts], pa.string())
+    columns["phash"] = pa.array([fact.phash for fact in facts], pa.string())
+    first = {at: min(ids[member] for member in alike) for alike in near for at in alike}
+    columns["near"] = column([first.get(at) for at in range(len(ids))])
     return pa.table(columns)
 
 
@@ -115,10 +142,11 @@ def photo_path(data: Data, base: Path, sample_id: str) -> Path:
 def content_hash(catalog: pa.Table) -> str:
     """Return the hash of all that later stages read: ids, groups, columns, labels, photo hashes, sizes, states.
 
-    Where the photos lie and when they were written is no part of it.
+    Where the photos lie and when they were written is no part of it, nor are the perceptual hashes, whose last bits
+    another processor may round otherwise.
     """
     sha = hashlib.sha256()
-    for name in sorted(set(catalog.column_names) - {"path"}):
+    for name in sorted(set(catalog.column_names) - {"path", "phash"}):
         values = json.dumps(
             [name, catalog[name].to_pylist()], ensure_ascii=False, separators=(",", ":"), allow_nan=False
         )
@@ -258,31 +286,104 @@ def _held_out(data: Data, groups: Sequence[str], codes: np.ndarray, known: list[
     return held
 
 
+@dataclasses.dataclass(frozen=True)
+class _Photos:
+    """The photos of both sides, the source's first, before they are named and sorted."""
+
+    data: Data
+    base: Path
+    source: Listing
+    test: Listing
+
+    def places(self) -> list[tuple[str, str]]:
+        """Return (`images/` folder, path below it) of each."""
+        here = images_of(self.data.source, self.base)
+        there = images_of(self.data.test, self.base) if isinstance(self.data.test, TestTable) else here
+        return [*((here, name) for name in self.source.relatives), *((there, name) for name in self.test.relatives)]
+
+
 def _inspect_all(
-    data: Data,
-    base: Path,
-    source: Listing,
-    test: Listing,
-    order: np.ndarray,
+    photos: _Photos,
     *,
     map_chunks: MapChunks,
     progress: Callable[[int, str], None] | None,
+    work: Path | None,
 ) -> list[Facts]:
-    n_source = len(source.relatives)
-    here = images_of(data.source, base)
-    there = images_of(data.test, base) if isinstance(data.test, TestTable) else here
-    relatives, refusals = [*source.relatives, *test.relatives], [*source.refusals, *test.refusals]
-    facts = [Facts(None, None, None, str(refusals[at])) for at in order]
-    todo = [place for place, at in enumerate(order) if refusals[at] is None]
-    places = [(here if order[place] < n_source else there, relatives[order[place]]) for place in todo]
+    refusals = [*photos.source.refusals, *photos.test.refusals]
+    facts = [Facts(None, None, None, str(problem)) for problem in refusals]
+    places = photos.places()
+    todo = sorted((at for at, problem in enumerate(refusals) if problem is None), key=places.__getitem__)
+    chunks = [[places[at] for at in todo[start : start + CHUNK]] for start in range(0, len(todo), CHUNK)]
     done = 0
-    for chunk in map_chunks(inspect_chunk, [places[at : at + CHUNK] for at in range(0, len(places), CHUNK)]):
+    for chunk in _resumable(chunks, map_chunks, work):
         for fact in chunk:
             facts[todo[done]] = fact
             done += 1
         if progress:
-            progress(done, f"of {len(places)} photos")
+            progress(done, f"of {len(todo)} photos")
     return facts
+
+
+def _resumable(
+    chunks: list[list[tuple[str, str]]], map_chunks: MapChunks, work: Path | None
+) -> Iterator[Iterable[Facts]]:
+    """Inspect chunks in order, each kept in a file of its own as soon as it is known; kept ones are read instead."""
+    if work is None:
+        yield from map_chunks(inspect_chunk, chunks)
+        return
+    names = [hashlib.sha256(json.dumps(chunk).encode()).hexdigest()[:32] + ".json" for chunk in chunks]
+    kept = {path.name for path in work.iterdir()}
+    fresh = iter(map_chunks(inspect_chunk, [c for c, name in zip(chunks, names, strict=True) if name not in kept]))
+    for name in names:
+        if name in kept:
+            yield [Facts(*row) for row in json.loads((work / name).read_text(encoding="utf-8"))]
+            continue
+        found = list(next(fresh))
+        beside = work / f".{name}"
+        beside.write_text(json.dumps([dataclasses.astuple(fact) for fact in found]), encoding="utf-8")
+        beside.replace(work / name)
+        yield found
+
+
+def _near(
+    photos: _Photos,
+    facts: list[Facts],
+    groups: Sequence[str | None],
+    *,
+    map_chunks: MapChunks,
+    progress: Callable[[int, str], None] | None,
+) -> list[list[int]]:
+    """Find the photos of different groups or sides that show one picture, as sets of positions."""
+    n_source, places = len(photos.source.relatives), photos.places()
+    order = sorted(range(len(places)), key=places.__getitem__)  # what is found must not depend on a table's order
+    pairs, _ = candidates([facts[at].phash for at in order])
+    found = [(order[a], order[b]) for a, b in pairs.tolist()]
+    apart = [(a, b) for a, b in found if groups[a] != groups[b] or (a < n_source) != (b < n_source)]
+    certain = [(a, b) for a, b in apart if facts[a].sha256 == facts[b].sha256]
+    asked = sorted([(a, b) for a, b in apart if facts[a].sha256 != facts[b].sha256][:MAX_COMPARED])
+    paths = [f"{folder}/{name}" for folder, name in places]
+    parts = [asked[start : start + _PAIRS] for start in range(0, len(asked), _PAIRS)]
+    jobs = [[(paths[a], paths[b]) for a, b in part] for part in parts]
+    same, done = [], 0
+    for part, equal in zip(parts, map_chunks(compare_chunk, jobs), strict=True):
+        same += [pair for pair, one in zip(part, equal, strict=True) if one]
+        done += len(part)
+        if progress:
+            progress(len(facts), f"photos; {done} of {len(asked)} pairs that look alike compared")
+    return list(sets_of([*certain, *same]))
+
+
+def _joined(groups: Sequence[str], facts: list[Facts], near: list[list[int]]) -> list[str]:
+    """Give groups that share a photo or a near-duplicate one name; the test table's photos join nothing."""
+    names = sorted(set(groups))
+    number = {name: at for at, name in enumerate(names)}
+    links = [(number[groups[alike[0]]], number[groups[at]]) for alike in near for at in alike if at < len(groups)]
+    first: dict[str, str] = {}
+    for group, fact in zip(groups, facts, strict=False):
+        if fact.sha256 is not None:
+            links.append((number[first.setdefault(fact.sha256, group)], number[group]))
+    joined = {member: members for members in sets_of(links) for member in members}
+    return ["+".join(names[at] for at in joined.get(number[group], [number[group]])) for group in groups]
 
 
 def _own_columns(data: Data, source: Listing, schema: Schema) -> Columns:

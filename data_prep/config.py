@@ -74,11 +74,18 @@ class StemLabel(Section):
 class _ValueLabel(Section):
     classes: Annotated[list[str], Field(min_length=2)] | None = None
     bins: Annotated[list[float], Field(min_length=1)] | None = None
+    train_bins: Annotated[list[float], Field(min_length=1)] | None = None
+    """Borders for training samples alone; what is scored keeps `bins`."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
         if (self.classes is None) == (self.bins is None):
             raise ValueError("needs either classes (a list of values) or bins (a list of borders), not both")
+        if self.train_bins is not None and len(self.train_bins) != len(self.bins or []):
+            raise ValueError(
+                f"train_bins moves the borders of bins in training: as many were required, found {self.train_bins} "
+                f"for bins {self.bins}"
+            )
         return self
 
     @field_validator("classes")
@@ -88,7 +95,7 @@ class _ValueLabel(Section):
             raise ValueError(f"classes must differ, found {classes}")
         return classes
 
-    @field_validator("bins")
+    @field_validator("bins", "train_bins")
     @classmethod
     def _ascending(cls, bins: list[float] | None) -> list[float] | None:
         if bins and any(a >= b for a, b in pairwise(bins)):
@@ -129,6 +136,8 @@ class Data(Section):
     test: TestTable | TestHoldOut | None = None
     labels: Annotated[dict[str, Label], Field(min_length=1)]
     group: str
+    join_duplicates: bool = False
+    """Let groups that share a photo, or a near-duplicate of one, be one group."""
     exclude: list[dict[str, Any]] = []
     split: Split = Split()
 

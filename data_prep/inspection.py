@@ -1,4 +1,4 @@
-"""One look at a photo: its hash, its size, and whether it can be used."""
+"""One look at a photo: its hashes, its size, and whether it can be used."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from PIL import JpegImagePlugin, PngImagePlugin
 
+from data_prep.duplicates import perceptual_hash
 from data_prep.images import FORMATS, MAX_BYTES, MAX_PIXELS, PhotoError, decode
 
 OK = "ok"
@@ -25,6 +26,7 @@ class Facts:
     width: int | None  # pixels, upright
     height: int | None  # as the header states it, where the photo does not decode
     status: str
+    phash: str | None = None  # of what is seen, null where that is nothing
 
 
 def inspect_chunk(places: list[tuple[str, str]]) -> list[Facts]:
@@ -71,12 +73,13 @@ def examine(photo: bytes) -> Facts:
     if width * height > MAX_PIXELS:
         return Facts(sha256, width, height, f"too large: {width}x{height}")
     try:
-        height, width = decode(photo).shape[:2]  # upright, as preparation will see it
+        pixels = decode(photo)  # upright, as preparation will see it
     except PhotoError:
         return Facts(sha256, width, height, broken)
     except Exception:  # noqa: BLE001 - as above
         return Facts(sha256, width, height, "broken")
-    return Facts(sha256, width, height, OK)
+    height, width = pixels.shape[:2]
+    return Facts(sha256, width, height, OK, perceptual_hash(pixels))
 
 
 def format_of(photo: bytes) -> str | None:

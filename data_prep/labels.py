@@ -151,6 +151,36 @@ def read_codes(
     return [_codes(name, label, relatives, columns) for name, label in labels.items()]
 
 
+def values_in(label: ColumnLabel | FolderLabel, catalog: Any) -> list[Any]:
+    """Return the values that a label is read from, out of a catalog; null where a row is not labelled.
+
+    Args:
+        label: the rule.
+        catalog: rows as `build_catalog` returns them.
+    """
+    if isinstance(label, FolderLabel):
+        relatives = [sample.partition("/")[2] for sample in catalog["sample_id"].to_pylist()]
+        return list(_values("", label, relatives, {}))
+    renamed = f"table_{label.column}"  # a name that the catalog needs itself
+    values: list[Any] = catalog[renamed if renamed in catalog.column_names else label.column].to_pylist()
+    return values
+
+
+def train_codes(labels: Mapping[str, Label], catalog: Any) -> dict[str, list[int]]:
+    """Return the codes that training samples have under `train_bins`, for the labels that name some.
+
+    Args:
+        labels: the rules by name.
+        catalog: labelled rows only.
+    """
+    found = {}
+    for name, label in labels.items():
+        if isinstance(label, ColumnLabel | FolderLabel) and label.train_bins is not None:
+            moved = label.model_copy(update={"bins": label.train_bins})
+            found[name] = [int(code_of(moved, value)) for value in values_in(label, catalog)]
+    return found
+
+
 def _codes(name: str, label: Label, relatives: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[int]:
     known: dict[Any, int | str] = {}  # few distinct values: 100,000 photos cost 0.1 s
     codes, faults = [], []

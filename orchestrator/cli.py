@@ -146,6 +146,35 @@ def submit(
 
 
 @main.command()
+@SPEC
+@SET
+@STORE
+@click.option("--address", default=None, envvar="RAY_ADDRESS")
+@click.option("--insecure", is_flag=True)
+@click.option(
+    "--probe", is_flag=True, help="Train a quick model of each label: which is hard, which is told by the rim."
+)
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def audit(
+    spec: Path,
+    overrides: tuple[str, ...],
+    store: Path | None,
+    *,
+    address: str | None,
+    insecure: bool,
+    probe: bool,
+    form: str,
+) -> None:
+    """Check the data alone: what is in them, what leaks, and what to put into the spec."""
+    from orchestrator import audits  # noqa: PLC0415
+
+    experiment = _read(spec, overrides)
+    paths = audits.run(experiment, _store(store), probe=probe, address=address, insecure=insecure)
+    click.echo(paths.audit.read_text(encoding="utf-8") if form == "json" else "\n".join(audits.lines(paths)))
+    click.echo(f"page: {paths.root / 'index.html'}", err=True)
+
+
+@main.command()
 @RUN
 @STORE
 @click.option("--address", default=None, envvar="RAY_ADDRESS")

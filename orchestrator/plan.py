@@ -22,7 +22,7 @@ from orchestrator.store import Artifact, Store
 from trainers.config import remarks
 
 STAGES = ("catalog", "audit", "split", "prepare", "search", "confirm", "hypotheses", "select", "vote", "report")
-VERSIONS = dict.fromkeys((*STAGES, "shard", "rows", "features"), 1) | {"trial": 2}
+VERSIONS = dict.fromkeys((*STAGES, "shard", "rows", "features"), 1) | {"catalog": 2, "audit": 2, "trial": 2}
 """Raise one by hand when the meaning of its stage changes; what was made before is then made again."""
 
 
@@ -70,7 +70,11 @@ class Keys:
     @property
     def catalog(self) -> str:
         data = identity(self.experiment.spec.data)
-        params = {name: data[name] for name in ("source", "test", "labels", "group")}
+        params = {name: data[name] for name in ("source", "test", "group", "join_duplicates")}
+        # borders that only training knows change no row of the catalog
+        params["labels"] = {
+            name: {k: v for k, v in label.items() if k != "train_bins"} for name, label in data["labels"].items()
+        }
         if params["test"]:
             # which column holds the labels, and who may see them, changes no row of the catalog
             params["test"] = {k: v for k, v in params["test"].items() if k not in {"label", "public"}}
@@ -85,9 +89,10 @@ class Keys:
         }
         return stage_key("split", VERSIONS["split"], params, {"catalog": content})
 
-    def audit(self, content: str) -> str:
+    def audit(self, content: str, *, probe: bool = False) -> str:
         inputs = {f"split/{name}": self.split(arm, content) for name, arm in self.experiment.arms.items()}
-        return stage_key("audit", VERSIONS["audit"], {}, {"catalog": content, **inputs})
+        params = {"labels": identity(self.experiment.spec.data)["labels"], "probe": probe}
+        return stage_key("audit", VERSIONS["audit"], params, {"catalog": content, **inputs})
 
     def prepare(self, arm: Arm, photos: str) -> str:
         return stage_key("prepare", VERSIONS["prepare"], steps_identity(arm.prep), {"photos": photos})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from orchestrator.spec import Arm, Experiment, Spec
 from trainers.backbones import known_backbones
 from trainers.config import FrozenDeepHead, SingleHead
 
-VARIANT_PATHS = ("data.exclude", "data.split", "prep", "train")
+VARIANT_PATHS = ("data.exclude", "data.split", "data.labels.<label>.train_bins", "prep", "train")
+_ALLOWED = re.compile(r"(data\.(exclude|split|labels\.\w+\.train_bins)|prep|train)(\.|$)")
 _MAX_ASSIGNMENTS = 256
 
 
@@ -69,7 +71,7 @@ def _arms(spec: Spec, document: Document, problems: list[Problem]) -> dict[str, 
     for name, changes in spec.variants.items():
         wrong = False
         for path in changes:
-            if not any(path == allowed or path.startswith(allowed + ".") for allowed in VARIANT_PATHS):
+            if not _ALLOWED.match(path):
                 wrong = True
                 mark = document.where(("variants", name, path), key=True)
                 problems.append(

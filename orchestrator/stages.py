@@ -96,7 +96,8 @@ def catalog(context: Context) -> Done:
             context.store.draft("catalog", key, params={}, inputs={"files": context.keys.files}) as draft,
             context.reporter.task("catalog", None) as advance,
         ):
-            table = build_catalog(data, base, map_chunks=ray_map, progress=advance)
+            work = context.store.work_dir("catalog", key)
+            table = build_catalog(data, base, map_chunks=ray_map, progress=advance, work=work)
             tables.write(table, draft.path / "catalog.parquet")
             draft.result |= {"content": content_hash(table), "photos": photos_hash(table), **_facts(table)}
     context.catalog = artifact = found or context.store.get("catalog", key)
@@ -146,16 +147,30 @@ def split(context: Context) -> Done:
     return Done("SUCCEEDED" if made else "CACHED", note)
 
 
-def audit(context: Context) -> Done:
-    """Look for what makes scores lie: leaks, duplicates, corrupt files."""
-    from data_prep.audit import audit as examine  # noqa: PLC0415
+def audit(context: Context, *, probe: bool = False) -> Done:
+    """Look for what makes scores lie: leaks, copies, corrupt files, shortcuts.
 
-    key = context.keys.audit(context.require_catalog().result["content"])
+    Where a split leaves groups on both sides, a quick model measures what that is worth; `probe` asks such a model
+    about every label.
+    """
+    from data_prep.audit import audit as examine  # noqa: PLC0415
+    from orchestrator.probe import leak_gaps, probe_labels  # noqa: PLC0415
+
+    content, arms = context.require_catalog().result["content"], context.experiment.arms
+    key = context.keys.audit(content, probe=probe)
     found = context.store.find("audit", key)
     if found is None:
         folds = {name: tables.read(artifact.file("folds.parquet")) for name, artifact in context.folds.items()}
         with context.store.draft("audit", key, params={}, inputs={"catalog": context.require_catalog().key}) as draft:
-            facts = examine(context.catalog_table(), folds, context.schema)
+            facts = examine(
+                context.catalog_table(),
+                folds,
+                context.schema,
+                labels=context.experiment.spec.data.labels,
+                exclude={name: arm.data.exclude for name, arm in arms.items()},
+                gaps=leak_gaps(context, folds),
+                probe=probe_labels(context) if probe else None,
+            )
             write_json(draft.path / "audit.json", facts)
             draft.result["n_warnings"] = len(facts.get("warnings", []))
     artifact = found or context.store.get("audit", key)

@@ -232,6 +232,64 @@ def bars(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str, width: floa
     return svg(width, max(y - gap + 2, 4), body, title)
 
 
+def histogram(
+    counts: Sequence[float],
+    start: float,
+    width: float,
+    marks: Sequence[tuple[float, str]],
+    *,
+    title: str,
+    size: tuple[float, float] = (620, 190),
+) -> Markup:
+    """Draw counts of a number as upright bars, with borders as dashed lines.
+
+    Args:
+        counts: bar i stands for values from start + i * width up to the next.
+        start: where the first bar begins.
+        width: of a bar, in the number's unit.
+        marks: (value, what it is): lines at the left edge of the value's bar.
+        title: of the drawing.
+        size: in px.
+    """
+    if not counts:
+        return Markup("")
+    left, right, top, bottom = 44.0, 12.0, 22.0, 26.0
+    across, up = size[0] - left - right, size[1] - top - bottom
+    end, highest = start + width * len(counts), max(counts) or 1.0
+
+    def x(value: float) -> float:
+        return left + min(1.0, max(0.0, (value - start) / ((end - start) or 1.0))) * across
+
+    body: list[object] = []
+    for tick in nice_ticks(0.0, highest, 4):
+        y = top + up * (1 - tick / highest)
+        body.append(tag("line", x1=left, x2=size[0] - right, y1=y, y2=y, class_="grid"))
+        body.append(tag("text", f"{tick:g}", x=left - 6, y=y + 3.5, class_="tick", text_anchor="end"))
+    for at, n in enumerate(counts):
+        value = start + at * width
+        tall = up * n / highest
+        note = tag("title", f"{value:g}: {n:g}" if width == 1 else f"{value:g} to {value + width:g}: {n:g}")
+        body.append(
+            tag(
+                "rect",
+                note,
+                x=x(value) + 0.5,
+                y=top + up - tall,
+                width=max(0.5, across / len(counts) - 1),
+                height=tall,
+                class_="fill c0",
+            )
+        )
+    body += [
+        tag("text", f"{tick:g}", x=x(tick), y=size[1] - 9, class_="tick", text_anchor="middle")
+        for tick in nice_ticks(start, end, 8)
+    ]
+    for value, what in marks:
+        body.append(tag("line", x1=x(value), x2=x(value), y1=top - 6, y2=top + up, class_="reference"))
+        body.append(tag("text", f"{what} {value:g}", x=x(value), y=top - 9, class_="tick", text_anchor="middle"))
+    return svg(size[0], size[1], body, title, wide=True)
+
+
 def matrix(
     counts: Sequence[Sequence[float]], names: Sequence[str], *, title: str, cell: float = 34, as_share: bool = False
 ) -> Markup:

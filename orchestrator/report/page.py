@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import hashlib
 import os
@@ -14,12 +15,13 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup, escape
 
-from orchestrator.report import data, models, overview
+from orchestrator.report import audit, data, models, overview
 from orchestrator.report.load import Run, load, number
 
 SECTIONS: tuple[tuple[str, str, Callable[[Run], dict[str, Any]]], ...] = (
     ("result", "Result", overview.result),
     ("warnings", "What to worry about", overview.worries),
+    ("audit", "The audit of the data", audit.audit),
     ("hypotheses", "Hypotheses", overview.hypotheses),
     ("selection", "Selection", overview.selection),
     ("confusion", "Where it errs", models.confusion),
@@ -33,6 +35,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], dict[str, Any]]], ...] = (
     ("provenance", "How this was run", data.provenance),
 )
 """Anchor and name of the template's macro, heading, and the function that gathers what it shows."""
+AUDIT = ("warnings", "audit", "distributions")
+"""The sections of an audit without a run."""
 
 
 def build(run_dir: Path) -> Path:
@@ -40,8 +44,17 @@ def build(run_dir: Path) -> Path:
 
     Missing or unreadable files give a sentence in the page.
     """
-    html = render(load(run_dir))
-    place = run_dir / "report" / "index.html"
+    return _write(render(load(run_dir)), run_dir / "report" / "index.html")
+
+
+def build_audit(folder: Path) -> Path:
+    """Write `<folder>/index.html` from audit.json and folds.parquet and return its path."""
+    run = dataclasses.replace(load(folder), missing=())  # nothing was to be trained
+    head = {**overview.head(run), "state": "AUDIT"}
+    return _write(render(run, AUDIT, head), folder / "index.html")
+
+
+def _write(html: str, place: Path) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     beside = place.with_name(f".index.html.{os.getpid()}")
     beside.write_bytes(html.encode("utf-8", "backslashreplace"))
@@ -49,15 +62,19 @@ def build(run_dir: Path) -> Path:
     return place
 
 
-def render(run: Run) -> str:
-    """Return the page as HTML."""
+def render(run: Run, wanted: tuple[str, ...] | None = None, head: dict[str, Any] | None = None) -> str:
+    """Return the page as HTML, all of its sections or those that are wanted."""
     environment = _environment()
     macros = environment.get_template("sections.html.j2").make_module()
-    sections = [(anchor, title, _draw(getattr(macros, anchor), view, run)) for anchor, title, view in SECTIONS]
+    sections = [
+        (anchor, title, _draw(getattr(macros, anchor), view, run))
+        for anchor, title, view in SECTIONS
+        if wanted is None or anchor in wanted
+    ]
     script = environment.get_template("page.js.j2").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html.j2").render(
-        head=overview.head(run),
+        head=head or overview.head(run),
         sections=[section for section in sections if section[2]],
         style=Markup(environment.get_template("style.css").render()),  # noqa: S704 - a file of this package
         script=Markup(script),  # noqa: S704 - a file of this package

@@ -17,7 +17,7 @@ def audited(contest, *strategies: str, **changes) -> dict:
     data = contest.data(**changes)
     table, schema = build_catalog(data, contest.base), Schema.of(data.labels)
     folds = {name: assign(table, schema, Split(strategy=name, val=0.5, seed=1), [], 2) for name in strategies}
-    facts = audit(table, folds, schema)
+    facts = audit(table, folds, schema, labels=data.labels, exclude=dict.fromkeys(folds, []))
     assert facts == json.loads(json.dumps(facts, allow_nan=False))
     return facts
 
