@@ -8,51 +8,72 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from data_prep.images import RGB
-from data_prep.weights import WeightsError, fetch
+from data_prep.images import RGB, Pixels
+from data_prep.weights import cache_dir, fetch
 
-LOCAL_MODELS = ("u2netp", "u2net")
-"""Models whose weights are verified here. rembg's own default is a large non-commercial one, two send photos away."""
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
-def open_session(model: str, threads: int) -> Any:
-    """Load a background model on the CPU or GPU that onnxruntime has.
+def open_session(model: str, threads: int, *, gpu: bool = False) -> Any:
+    """Load a background model on the CPU, or on the GPU where one is asked for.
 
     Args:
-        model: one of LOCAL_MODELS.
+        model: a session of rembg, out of `config.BackgroundModel`.
         threads: of onnxruntime; two sessions of two threads on two cores lose a quarter against two of one.
+        gpu: ask for CUDA; `missing_gpu` tells whether it came.
 
     Raises:
-        WeightsError: the model is unknown or its file is missing.
+        WeightsError: its file is missing, or is not what it should be.
     """
-    if model not in LOCAL_MODELS:
-        raise WeightsError(f"background model {model!r}: required one of {', '.join(LOCAL_MODELS)}")
-    os.environ["U2NET_HOME"] = str(fetch(model).parent)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # rembg's new_session reads it
+    fetch(model)
+    os.environ["U2NET_HOME"] = str(cache_dir())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        import onnxruntime  # noqa: PLC0415
         from rembg import new_session  # noqa: PLC0415
-    return new_session(model)
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = threads
+        return new_session(model, sess_opts=options, providers=[_CUDA, _CPU] if gpu else [_CPU])
+
+
+def missing_gpu(session: Any) -> str | None:
+    """Return why a session that was asked to run on CUDA runs on the CPU, or None where it does not."""
+    if _CUDA in session.inner_session.get_providers():
+        return None
+    import onnxruntime  # noqa: PLC0415
+
+    if _CUDA not in onnxruntime.get_available_providers():
+        return (
+            f"this onnxruntime ({onnxruntime.__version__}) is built without CUDA; install rembg[gpu] instead of [cpu]"
+        )
+    return (
+        f"onnxruntime {onnxruntime.__version__} could not load CUDA; its driver, CUDA and cuDNN must fit that version"
+    )
 
 
 def person_mask(session: Any, photo: RGB) -> NDArray[np.uint8] | None:
     """Return the person's mask, (H, W) uint8 from 0 to 255; None where the model saw nothing or everything alike.
 
-    A constant answer divides by zero inside rembg 2.0.86 and comes back as NaN or as noise.
+    The session is asked itself, `rembg.remove` would only add a cutout that nobody needs. A constant answer divides
+    by zero inside rembg 2.0.86 and comes back as NaN or as noise.
     """
-    from PIL import Image  # noqa: PLC0415
-    from rembg import remove  # noqa: PLC0415
-
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        mask = np.asarray(remove(Image.fromarray(photo), session=session, only_mask=True))
-    if mask.ndim != 2 or mask.max() == mask.min():
+        mask = np.asarray(session.predict(Image.fromarray(photo))[0])
+    if mask.shape != photo.shape[:2] or mask.max() == mask.min():
         return None
     return mask
 
 
 def lay_over(photo: RGB, mask: NDArray[np.uint8], fill: list[int]) -> RGB:
-    """Blend a photo into one color outside its mask."""
-    alpha = mask.astype(np.float32)[..., None] / 255.0
-    return (photo * alpha + np.asarray(fill, np.float32) * (1.0 - alpha) + 0.5).astype(np.uint8)
+    """Blend a photo into one colour outside its mask."""
+    canvas = Image.new("RGB", (photo.shape[1], photo.shape[0]), (fill[0], fill[1], fill[2]))
+    return np.asarray(Image.composite(Image.fromarray(photo), canvas, Image.fromarray(mask)))
+
+
+def cut_out(photo: RGB, mask: NDArray[np.uint8]) -> Pixels:
+    """Return the photo with its mask as a fourth channel."""
+    return np.dstack([photo, mask])

@@ -11,6 +11,49 @@ from data_prep.section import BARE_NAME, Count, Fraction, Section, Seed, check_r
 
 Colour = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
 
+BackgroundModel = Literal[
+    "u2netp",
+    "u2net",
+    "u2net_human_seg",
+    "isnet-general-use",
+    "isnet-anime",
+    "silueta",
+    "birefnet-general",
+    "birefnet-general-lite",
+    "birefnet-portrait",
+    "birefnet-dis",
+    "birefnet-hrsod",
+    "birefnet-cod",
+    "birefnet-massive",
+    "bria-rmbg",
+]
+"""The sessions of rembg that run here and answer with one mask. Left out: those that send the photo to a remote
+service, `sam` (needs points), `u2net_cloth_seg` (three masks), `birefnet-general-fp16` (needs onnx) and `*_custom` (any file)."""
+
+Detector = Literal[
+    "fastmtcnn",
+    "opencv",
+    "yunet",
+    "centerface",
+    "ssd",
+    "retinaface",
+    "mtcnn",
+    "mediapipe",
+    "dlib",
+    "yolov8n",
+    "yolov8m",
+    "yolov8l",
+    "yolov11n",
+    "yolov11s",
+    "yolov11m",
+    "yolov11l",
+    "yolov12n",
+    "yolov12s",
+    "yolov12m",
+    "yolov12l",
+]
+"""The face detectors of DeepFace."""
+
 
 class ProfileFolders(Section):
     """One folder of photos per person below `root/images/`, and a table with one row per folder (column `path`)."""
@@ -159,20 +202,28 @@ class Data(Section):
 
 
 class RemoveBackground(Section):
-    """Replace everything but the person by one colour (rembg)."""
+    """Replace everything but the person by one colour, or by nothing (rembg).
+
+    A transparent sample is stored as PNG with its alpha; training lays it over black.
+    """
 
     name: Literal["remove_background"] = "remove_background"
-    model: Literal["u2netp", "u2net"] = "u2netp"
-    fill: Colour = [0, 0, 0]
+    model: BackgroundModel = "u2netp"
+    fill: Colour | Literal["transparent"] = [0, 0, 0]
 
 
 class CropFace(Section):
-    """Crop to the largest central face (DeepFace), widened by `margin` of its size on every side."""
+    """Crop to the largest central face (DeepFace), widened by `margin` of its size on every side.
+
+    The detector sees the photo reduced to `search_size` pixels at its longest side, and the whole photo only where
+    it finds nothing on that scale.
+    """
 
     name: Literal["crop_face"] = "crop_face"
-    detector: str = "fastmtcnn"
+    detector: Detector = "fastmtcnn"
     margin: Annotated[float, Field(ge=0, le=2)] = 0.25
     on_missing: Literal["center", "keep", "drop"] = "center"
+    search_size: Annotated[int, Field(ge=64, le=4096)] = 256
 
 
 class CenterCrop(Section):

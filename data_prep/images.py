@@ -17,6 +17,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 JPEG_QUALITY = 95
 
 RGB = NDArray[np.uint8]  # (H, W, 3)
+Pixels = NDArray[np.uint8]  # (H, W, 3), or (H, W, 4) with alpha
 
 
 class PhotoError(ValueError):
@@ -74,11 +75,21 @@ def decode(photo: bytes, *, fill: tuple[int, int, int] = (0, 0, 0), near: int | 
             raise PhotoError(f"broken: {error}") from None
 
 
-def encode(pixels: RGB) -> bytes:
-    """Encode RGB pixels (H, W, 3) uint8 as JPEG; the same pixels give the same bytes."""
+def encode(pixels: Pixels) -> bytes:
+    """Encode (H, W, 3) uint8 as JPEG, and what has alpha as PNG; the same pixels give the same bytes."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    if pixels.shape[2] == 4:
+        Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
+    else:
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
+
+
+def opaque(pixels: Pixels) -> RGB:
+    """Lay what has alpha over black."""
+    if pixels.shape[2] == 3:
+        return pixels
+    return np.asarray(_to_rgb(Image.fromarray(pixels), (0, 0, 0)))
 
 
 def _opened(photo: bytes) -> ImageFile.ImageFile:

@@ -1,15 +1,22 @@
-"""Prepared samples in Parquet shards, an index written last, and one memory-mapped array for training."""
+"""Prepared samples in Parquet shards, an index written last, a reader, and one memory-mapped array for training.
+
+Roles, folds, groups and labels are not in here: they change without a photo being prepared again, and test labels
+must lie in one place only. They are joined by `sample_id`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -18,20 +25,23 @@ from numpy.typing import NDArray
 
 from data_prep.images import decode
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INDEX = "index.json"
 ROWS_PER_SHARD = 256
 ROW_GROUP = 64  # small groups keep a random read of one row cheap
+CACHE_BYTES = 256 * 2**20
 
 SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
         ("sha256", pa.string()),  # of the photo, not of the crop
-        ("image", pa.binary()),  # JPEG, (size, size, 3)
+        ("image", pa.binary()),  # JPEG, (size, size, 3); PNG with alpha where the background is transparent
         ("face_box", pa.list_(pa.float32(), 4)),  # x0, y0, x1, y1 as shares of the photo's sides; null without a face
         ("face_confidence", pa.float32()),
+        ("n_faces", pa.int16()),  # found; the sample shows the largest central one
         ("mask_area", pa.float32()),  # share of the photo that the background remover kept
-        ("outcome", pa.string()),  # "ok", or what a step had to do instead, joined by "; "
+        ("outcome", pa.string()),  # "ok", or what steps had to do instead, joined by "; "
+        ("steps", pa.list_(pa.string())),  # the outcome of every step in order
     ]
 )
 
@@ -156,6 +166,22 @@ def read_index(folder: Path) -> Index:
     return Index(index["n_shards"], index["size"], index["steps"], tuple(index["shards"]))
 
 
+def verify_shard(folder: Path, shard: dict[str, Any]) -> Path:
+    """Return the path of a shard of the index whose bytes are what the index says.
+
+    Raises:
+        ShardError: it is missing or its sha256 differs.
+    """
+    path = folder / shard["file"]
+    if not path.is_file():
+        raise ShardError(f"{path}: required by {INDEX}, found no such file; delete {folder} and submit again")
+    if (found := _sha256(path)) != shard["sha256"]:
+        raise ShardError(
+            f"{path}: sha256 is {found[:8]}.., {INDEX} says {shard['sha256'][:8]}..; delete {folder} and submit again"
+        )
+    return path
+
+
 def read_shards(folder: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """Yield the shards of a folder in order, each checked against the index before it is used.
 
@@ -163,15 +189,64 @@ def read_shards(folder: Path, columns: list[str] | None = None) -> Iterator[pa.T
         ShardError: a shard is missing or its sha256 differs.
     """
     for shard in read_index(folder).shards:
-        path = folder / shard["file"]
-        if not path.is_file():
-            raise ShardError(f"{path}: required by {INDEX}, found no such file; delete {folder} and submit again")
-        if (found := _sha256(path)) != shard["sha256"]:
-            raise ShardError(
-                f"{path}: sha256 is {found[:8]}.., {INDEX} says {shard['sha256'][:8]}..; "
-                f"delete {folder} and submit again"
-            )
-        yield read_shard(path, columns)
+        yield read_shard(verify_shard(folder, shard), columns)
+
+
+class Shards(Sequence[bytes]):
+    """The encoded photos of a folder of shards, by position or by sample id, in any order.
+
+    A shard is verified and read when one of its photos is first asked for, and kept while there is room: encoded
+    photos are small, and a second read of the file for every photo would cost ten times its decoding.
+    """
+
+    def __init__(self, folder: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
+        """Open a folder.
+
+        Raises:
+            ShardError: the index is missing or of another format version.
+        """
+        self._folder, self._room = folder, cache_bytes
+        self._shards = read_index(folder).shards
+        self._starts = [0, *accumulate(shard["n_rows"] for shard in self._shards)]
+        self._kept: OrderedDict[int, pa.Table] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @overload
+    def __getitem__(self, at: int) -> bytes: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[bytes]: ...
+    def __getitem__(self, at: int | slice) -> bytes | list[bytes]:
+        """Return the encoded photo at a position.
+
+        Raises:
+            IndexError: there is none.
+            ShardError: its shard is not what the index says.
+        """
+        if isinstance(at, slice):
+            return [self[one] for one in range(*at.indices(len(self)))]
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"position {at}: required below {len(self)}")
+        at %= len(self)
+        number = bisect_right(self._starts, at) - 1
+        photo: bytes = self._table(number)["image"][at - self._starts[number]].as_py()
+        return photo
+
+    @cached_property
+    def sample_ids(self) -> list[str]:
+        """The id of every position; reads and verifies all shards."""
+        return [name for table in read_shards(self._folder, ["sample_id"]) for name in table["sample_id"].to_pylist()]
+
+    def _table(self, number: int) -> pa.Table:
+        if number in self._kept:
+            self._kept.move_to_end(number)
+            return self._kept[number]
+        path = verify_shard(self._folder, self._shards[number])
+        table = self._kept[number] = read_shard(path, ["sample_id", "image"]).combine_chunks()
+        while len(self._kept) > 1 and sum(one.nbytes for one in self._kept.values()) > self._room:
+            self._kept.popitem(last=False)
+        return table
 
 
 def memory_map(prepared: Path, out: Path) -> Rows:

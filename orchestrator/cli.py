@@ -328,14 +328,23 @@ def compare(first: str, second: str, store: Path | None, form: str) -> None:
 
 @main.command()
 @click.argument("names", nargs=-1)
-def weights(names: tuple[str, ...]) -> None:
-    """Fetch and verify model weights; without NAMES, all that this service knows."""
-    from data_prep.weights import fetch_all, known  # noqa: PLC0415
+@click.option("--list", "listing", is_flag=True, help="Only show every name with size, licence and place.")
+@click.option("--allow-download", is_flag=True, help="Also fetch files whose sha256 nobody publishes, and record it.")
+def weights(names: tuple[str, ...], *, listing: bool, allow_download: bool) -> None:
+    """Fetch and verify model weights; without NAMES, all whose sha256 is known."""
+    from data_prep.weights import describe, fetch_all, known, local  # noqa: PLC0415
 
     unknown = sorted(set(names) - set(known()))
     if unknown:
         raise SpecError(f"weights {', '.join(unknown)}: required names out of {', '.join(known())}")
-    for name, path in fetch_all(list(names) or None).items():
+    if listing:
+        for name in names or known():
+            facts = describe(name)
+            size = f"{facts.size_bytes / 1e6:.1f} MB" if facts.size_bytes else "?"
+            pin = "pinned" if facts.files else "unpinned"
+            click.echo(f"{name}\t{size}\t{facts.licence}\t{pin}\t{local(name) or 'not here'}")
+        return
+    for name, path in fetch_all(names or None, allow_unpinned=allow_download).items():
         click.echo(f"{name}\t{path}")
 
 

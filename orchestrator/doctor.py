@@ -58,10 +58,10 @@ def _packages() -> list[tuple[bool, str]]:
 
 
 def _weights() -> list[tuple[bool, str]]:
-    from data_prep.weights import known, local  # noqa: PLC0415
+    from data_prep.weights import local, pinned  # noqa: PLC0415
 
     checks = []
-    for name in known():
+    for name in pinned():
         found = local(name)
         state = f"at {found}" if found else f"not here; `python -m orchestrator weights {name}` fetches them"
         checks.append((True, f"weights {name}: {state}"))  # needed only by specs that name them

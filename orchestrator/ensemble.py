@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,28 @@ def of_run(paths: RunPaths, store: Store) -> Ensemble:
         )
         for setting, votes in zip(settings, selection.get("weights") or [1] * len(settings), strict=True)
     ]
+    for member in members:
+        _require_same_steps(paths, member)
     rule = (selection.get("vote") or {}).get("rule", "hard")
     classes = Schema.of(experiment.spec.data.labels).classes
     return Ensemble(paths.run_id, tuple(members), rule, _majority(paths), classes)
+
+
+def _require_same_steps(paths: RunPaths, member: Member) -> None:
+    """Refuse to answer through other steps or weights than the member learned from."""
+    sets = (paths.read_json("prep") or {}).get("sets", [])
+    made = next((one["steps"] for one in sets if member.variant in one["variants"]), None)
+    if made is None or made == member.steps:
+        return
+    differ = [
+        f"{old['step']['name']} (version {old['version']})" if isinstance(old, dict) else str(old)
+        for old, new in zip_longest(made, member.steps)
+        if old != new and old is not None
+    ]
+    raise UserError(
+        f"run {paths.run_id}: its photos were prepared by {', '.join(differ)}; here that step's version or weights "
+        "differ; submit its spec again with this release, or predict with the one that made it"
+    )
 
 
 def _majority(paths: RunPaths) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from orchestrator import finals, phases, stages
+from orchestrator import finals, phases, prepared, stages
 from orchestrator.errors import SpecError, UserError
 from orchestrator.ledger import Ledger, LedgerLocked, is_live, read, replay
 from orchestrator.plan import STAGES, Keys, Plan, make_plan
@@ -33,7 +33,7 @@ BODIES: dict[str, Callable[[stages.Context], stages.Done]] = {
     "catalog": stages.catalog,
     "split": stages.split,
     "audit": stages.audit,
-    "prepare": stages.prepare,
+    "prepare": prepared.prepare,
     "search": phases.search,
     "confirm": phases.confirm,
     "hypotheses": finals.hypotheses,
@@ -249,7 +249,7 @@ def _run_stages(context: stages.Context, outcomes: dict[str, str]) -> bool:
 
 def _require_weights(experiment: Experiment, *, allow_download: bool) -> None:
     """Find and verify every weight file before Ray starts."""
-    from data_prep.weights import fetch, known, local  # noqa: PLC0415
+    from data_prep.weights import fetch_all, known, local  # noqa: PLC0415
 
     wanted: set[str] = set()
     for arm in experiment.arms.values():
@@ -258,7 +258,7 @@ def _require_weights(experiment: Experiment, *, allow_download: bool) -> None:
         wanted |= {arm.train.model.backbone} if arm.train.model.pretrained else set()
     for name in sorted(wanted & set(known())):
         if allow_download:
-            fetch(name)
+            fetch_all([name], allow_unpinned=True)
         elif local(name) is None:
             raise UserError(
                 f"weights {name}: a verified file was required, found none; run `python -m orchestrator "

@@ -86,19 +86,20 @@ def prepare_photos(
     Raises:
         UserError: none can be read.
     """
-    from data_prep.images import PhotoError, decode  # noqa: PLC0415
-    from data_prep.prepare import Preparation  # noqa: PLC0415
+    from data_prep.images import decode  # noqa: PLC0415
+    from data_prep.prepare import Preparation, prepare_row  # noqa: PLC0415
 
     preparation = Preparation(prep, threads=os.cpu_count() or 1)
     ids, images, lost = [], [], {}
     with (reporter or Reporter()).task("prepare", len(photos)) as advance:
         for done, (name, path) in enumerate(photos, 1):
-            try:
+            outcome = prepare_row((f"test/{name}", str(path), ""), preparation)  # a test photo: it is never dropped
+            if outcome.row is None:
+                lost[name] = outcome.reason or "no reason was given"
+            else:
                 # encoded and decoded like a shard's sample, so that the answer equals the stored one
-                images.append(decode(preparation(path.read_bytes(), always=True).image))
+                images.append(decode(outcome.row["image"]))
                 ids.append(name)
-            except (PhotoError, OSError) as error:
-                lost[name] = str(error)
             advance(done, "")
     if not ids:
         raise UserError(f"readable photos were required, found none among {len(photos)}: {next(iter(lost.values()))}")

@@ -54,6 +54,7 @@ _FILES = {
     "plan": "plan.json",
     "events": "events.jsonl",
     "audit": "audit.json",
+    "prep": "prep.json",
     "selection": "selection.json",
     "certificate": "certificate.json",
     "hypotheses": "hypotheses.json",

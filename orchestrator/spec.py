@@ -49,11 +49,17 @@ class Share(Section):
     gpu: Annotated[float, Field(ge=0, le=64)] = 0
 
 
+class PrepShare(Share):
+    """What one worker of the preparation gets, and how long it may take for one photo before it is killed."""
+
+    timeout_s: Annotated[float, Field(ge=1, le=86400)] = 120
+
+
 class Resources(Section):
     """How to run; changes no result, so it is part of no key."""
 
     per_trial: Share = Share()
-    per_prep_worker: Share = Share()
+    per_prep_worker: PrepShare = PrepShare()
     max_concurrent: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 
 

@@ -15,12 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.labels import Schema
-from data_prep.steps import steps_identity
 from orchestrator import tables
 from orchestrator.errors import UserError
-from orchestrator.keys import digest, stage_key
 from orchestrator.ledger import Ledger
-from orchestrator.plan import VERSIONS, Keys
+from orchestrator.plan import Keys
 from orchestrator.progress import Reporter
 from orchestrator.runs import RunPaths
 from orchestrator.spec import Experiment
@@ -177,125 +175,6 @@ def audit(context: Context, *, probe: bool = False) -> Done:
     copy_file(artifact.file("audit.json"), context.paths.audit)
     n_warnings = artifact.result["n_warnings"]
     return Done("CACHED" if found else "SUCCEEDED", f"{n_warnings} warning(s), see audit.json" if n_warnings else "")
-
-
-def prepare(context: Context) -> Done:
-    """Turn photos into shards of crops, one set per distinct `prep`; then into one array that trials map."""
-    photos = context.require_catalog().result["photos"]
-    made: dict[str, Artifact] = {}
-    prepared = copied = 0
-    cached = True
-    for name, arm in context.experiment.arms.items():
-        key = context.keys.prepare(arm, photos)
-        if key not in made:
-            found = context.store.find("prepare", key)
-            if found is None:
-                cached = False
-                counts = _prepare_one(context, key, arm.prep)
-                prepared, copied = prepared + counts[0], copied + counts[1]
-            made[key] = found or context.store.get("prepare", key)
-        context.prepared[name] = made[key]
-        context.rows[name] = _rows(context, made[key])
-    lost = {sample for artifact in made.values() for sample in artifact.result["quarantined"]}
-    note = f"{prepared} prepared, {copied} copied" if not cached else ""
-    if lost:
-        note += f", {len(lost)} quarantined"
-    return Done("CACHED" if cached else "SUCCEEDED", note)
-
-
-def _prepare_one(context: Context, key: str, prep: Any) -> tuple[int, int]:
-    from data_prep.pool import ShardTask, prepare_shards  # noqa: PLC0415
-    from data_prep.shards import n_shards_for, shard_name, write_index  # noqa: PLC0415
-
-    steps, share = steps_identity(prep), context.experiment.spec.resources.per_prep_worker
-    wanted, donors = _shard_rows(context), _donors(context, steps)
-    keys = {number: _shard_key(steps, rows) for number, rows in wanted.items()}
-    tasks = [
-        ShardTask(number, rows, [path for n, folder in donors if (path := folder / shard_name(number % n)).is_file()])
-        for number, rows in wanted.items()
-        if context.store.find("shard", keys[number]) is None
-    ]
-    work = context.store.work_dir("prepare", key)
-    n_workers = max(1, int(min(context.cpus / share.cpu, context.gpus / share.gpu if share.gpu else len(tasks) or 1)))
-    total, done, prepared, copied = sum(len(task.rows) for task in tasks), 0, 0, 0
-    with context.reporter.task("prepare", total) as advance:
-        for result in prepare_shards(tasks, prep, work, n_workers=n_workers, cpus=share.cpu, gpus=share.gpu):
-            number = result.task.number
-            with context.store.draft("shard", keys[number], params={"steps": steps}, inputs={}) as draft:
-                shutil.move(result.path, draft.path / "shard.parquet")
-                draft.result |= {
-                    "n_rows": len(result.task.rows),
-                    "n_prepared": result.n_prepared,
-                    "n_copied": result.n_copied,
-                    "quarantined": dict(result.quarantined),
-                }
-            context.ledger.append(
-                "shard",
-                commit=True,
-                number=number,
-                key=keys[number],
-                n_prepared=result.n_prepared,
-                n_copied=result.n_copied,
-            )
-            prepared, copied, done = (
-                prepared + result.n_prepared,
-                copied + result.n_copied,
-                done + len(result.task.rows),
-            )
-            advance(done, f"{len(result.quarantined)} quarantined" if result.quarantined else "")
-    with context.store.draft("prepare", key, params={"steps": steps}, inputs={}) as draft:
-        quarantined: dict[str, str] = {}
-        for number in sorted(wanted):
-            shard = context.store.get("shard", keys[number])
-            link(shard.file("shard.parquet"), draft.path / shard_name(number))
-            quarantined |= shard.result["quarantined"]
-        write_index(draft.path, n_shards=n_shards_for(sum(map(len, wanted.values()))), steps=steps, size=prep.size)
-        draft.result |= {
-            "n_shards": len(wanted),
-            "quarantined": quarantined,
-            "n_prepared": prepared,
-            "n_copied": copied,
-        }
-    return prepared, copied
-
-
-def _shard_rows(context: Context) -> dict[int, list[tuple[str, str, str]]]:
-    """Deal the usable photos (sample_id, path, sha256) to shards by their ids."""
-    from data_prep.catalog import photo_path  # noqa: PLC0415
-    from data_prep.shards import n_shards_for, shard_of  # noqa: PLC0415
-
-    data, base = context.experiment.spec.data, context.experiment.base
-    table = context.catalog_table()
-    table = table.filter(pc.equal(table["status"], "ok"))
-    n_shards = n_shards_for(len(table))
-    rows: dict[int, list[tuple[str, str, str]]] = {number: [] for number in range(n_shards)}
-    for sample, sha256 in zip(table["sample_id"].to_pylist(), table["sha256"].to_pylist(), strict=True):
-        rows[shard_of(sample, n_shards)].append((sample, str(photo_path(data, base, sample)), sha256))
-    return {number: sorted(found) for number, found in rows.items() if found}
-
-
-def _shard_key(steps: Any, rows: list[tuple[str, str, str]]) -> str:
-    return stage_key("shard", VERSIONS["shard"], steps, {"rows": digest([[sample, sha] for sample, _, sha in rows])})
-
-
-def _donors(context: Context, steps: Any) -> list[tuple[int, Path]]:
-    """Return earlier preparations by the same steps, newest first: their numbers of shards are powers of two."""
-    from data_prep.shards import read_index  # noqa: PLC0415
-
-    found = [artifact for artifact in context.store.all("prepare") if artifact.manifest["params"]["steps"] == steps]
-    return [(read_index(artifact.path).n_shards, artifact.path) for artifact in found[:2]]
-
-
-def _rows(context: Context, prepared: Artifact) -> Artifact:
-    """Decode the shards once into a memory-mapped array that all trials share."""
-    from data_prep.shards import memory_map  # noqa: PLC0415
-
-    key = context.keys.rows(prepared.key)
-    if (found := context.store.find("rows", key)) is not None:
-        return found
-    with context.store.draft("rows", key, params={}, inputs={"prepare": prepared.key}) as draft:
-        memory_map(prepared.path, draft.path)
-    return context.store.get("rows", key)
 
 
 def copy_file(source: Path, place: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -12,6 +13,7 @@ from orchestrator.report.overview import stage_outcomes
 
 _ROLES = ("train", "val", "test", "excluded")
 _MAX_CLASSES = 30
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+=*")
 
 
 def distributions(run: Run) -> dict[str, Any]:
@@ -88,24 +90,62 @@ def _plots(run: Run, found: Counter[tuple[str, int | None]]) -> list[tuple[str, 
 
 
 def preparation(run: Run) -> dict[str, Any]:
-    """Return the steps, how many photos were prepared or copied, and the rates that prep.json states."""
-    steps = [mapping(step) for step in mapping(run.resolved.get("prep")).get("steps") or [] if isinstance(step, dict)]
+    """Return per set of shards its steps, rates per class, warnings and contact sheet, out of prep.json."""
     shards = [event for event in run.events if event.get("event") == "shard"]
     facts = [
         ("photos prepared in this run", sum(int(number(event.get("n_prepared")) or 0) for event in shards)),
         ("photos copied from earlier shards", sum(int(number(event.get("n_copied")) or 0) for event in shards)),
     ]
-    rates = [(name, value) for name, value in run.prep.items() if isinstance(value, int | float | str)]
-    tables = [
-        (name, [(str(key), value) for key, value in mapping(one).items() if isinstance(value, int | float | str)])
-        for name, one in run.prep.items()
-        if isinstance(one, dict)
-    ]
-    named = [
+    sets = [_prepared_set(one) for one in run.prep.get("sets") or [] if isinstance(one, dict)]
+    steps = [mapping(step) for step in mapping(run.resolved.get("prep")).get("steps") or [] if isinstance(step, dict)]
+    return {"facts": facts if shards else [], "sets": sets, "steps": [] if sets else _named(steps)}
+
+
+def _named(steps: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [
         (str(step.get("name")), ", ".join(f"{key} {_text(value)}" for key, value in step.items() if key != "name"))
         for step in steps
     ]
-    return {"steps": named, "facts": facts if shards else [], "rates": rates, "tables": tables}
+
+
+def _prepared_set(one: dict[str, Any]) -> dict[str, Any]:
+    steps = [mapping(step.get("step")) for step in one.get("steps") or [] if isinstance(step, dict)]
+    frames = ["photo", *(str(step.get("name")).replace("_", " ") for step in steps)]
+    films = [film for film in one.get("sheet") or [] if isinstance(film, dict)]
+    rows = [
+        (
+            f"{rate['failure']}: {rate['label']}",
+            [(part["class"], part["failed"], part["n"]) for part in rate["classes"]],
+        )
+        for rate in one.get("rates") or []
+    ]
+    return {
+        "variants": one.get("variants") or [],
+        "steps": _named(steps),
+        "counts": list(mapping(one.get("counts")).items()),
+        "seconds": [(name, 1000 * value) for name, value in mapping(one.get("seconds")).items()],
+        "warnings": one.get("warnings") or [],
+        "rates": rows,
+        "frames": frames,
+        "films": [
+            (title, [_film(film) for film in films if film.get("kind") == kind])
+            for kind, title in (
+                ("face", "Missing and doubtful faces, the least sure first"),
+                ("mask", "Masks that kept almost nothing or almost everything"),
+                ("ordinary", "Ordinary photos"),
+            )
+        ],
+    }
+
+
+def _film(film: dict[str, Any]) -> dict[str, Any]:
+    worth = {"face": "confidence", "mask": "share"}.get(str(film.get("kind")))
+    return {
+        "name": film.get("sample_id"),
+        "text": f"{worth} {film.get('worth')}" if worth else "",
+        # base64 of our own JPEGs; anything else must not get into an attribute
+        "frames": [text for text in film.get("frames") or [] if _BASE64.fullmatch(str(text))],
+    }
 
 
 def provenance(run: Run) -> dict[str, Any]:

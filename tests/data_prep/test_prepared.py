@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from data_prep import weights
+from data_prep.assembly import Assembly, ShardTask
 from data_prep.config import Prep
 from data_prep.images import PhotoError, decode, encode
-from data_prep.pool import ShardTask, make_shard, prepare_shards
-from data_prep.prepare import Preparation, Prepared, around, center
+from data_prep.prepare import Preparation, Prepared, around, center, prepare_row
 from data_prep.shards import (
     ShardError,
     memory_map,
@@ -41,8 +41,10 @@ def row(name, color=(1, 2, 3)):
         "image": encode(np.full((8, 8, 3), color, np.uint8)),
         "face_box": None,
         "face_confidence": None,
+        "n_faces": None,
         "mask_area": None,
         "outcome": "ok",
+        "steps": ["ok"],
     }
 
 
@@ -130,7 +132,7 @@ def test_a_folder_of_shards_becomes_one_array_and_a_flipped_bit_is_found(tmp_pat
     with pytest.raises(ShardError, match="found no such file"):
         list(read_shards(tmp_path))
     (tmp_path / "index.json").write_text(json.dumps({"format_version": 99}))
-    with pytest.raises(ShardError, match="format version 1 was required, found 99"):
+    with pytest.raises(ShardError, match="format version 2 was required, found 99"):
         list(read_shards(tmp_path))
 
 
@@ -146,13 +148,14 @@ class Stub:
     The pool's promises (every photo once, copies, quarantine, dead workers) do not depend on what a preparation does.
     """
 
-    def __call__(self, data, *, always):
+    def __call__(self, data, *, always, watch):
         color = decode(data)[0, 0]
         if color[0] > 240:
             raise ValueError("a step chokes")
         if color[1] > 240:
             os.kill(os.getpid(), signal.SIGKILL)
-        return Prepared(encode(np.full((4, 4, 3), color, np.uint8)), None, None, None, "ok")
+        watch(np.full((4, 4, 3), color, np.uint8))
+        return Prepared(encode(np.full((4, 4, 3), color, np.uint8)), None, None, None, None, ["ok"])
 
 
 def make_stub(prep, threads):
@@ -172,45 +175,38 @@ def photos(tmp_path):
     return made
 
 
+def assemble(task, folder):
+    """Make a shard without a pool."""
+    assembly = Assembly(task)
+    for one in assembly.left:
+        assembly.add(prepare_row(one, Stub(), show=one[0] in assembly.shown))
+    assert assembly.done
+    return assembly.write(folder)
+
+
 def test_unchanged_photos_are_copied_and_a_changed_or_choking_one_is_quarantined(photos, tmp_path):
     import hashlib
     from pathlib import Path
 
-    first = make_shard(ShardTask(0, photos), Stub(), tmp_path)
-    donor = first.path.rename(tmp_path / "donor.parquet")
+    (tmp_path / "first").mkdir()
+    first = assemble(ShardTask(0, photos), tmp_path / "first")
     bad = photo((250, 0, 0), kind="PNG")
     (tmp_path / "bad.png").write_bytes(bad)
     Path(photos[3][1]).write_bytes(photo((7, 7, 7), kind="PNG"))
     more = [*photos, ("train/bad", str(tmp_path / "bad.png"), hashlib.sha256(bad).hexdigest())]
-    second = make_shard(ShardTask(0, more, [donor]), Stub(), tmp_path)
+    second = assemble(ShardTask(0, more, [first.path]), tmp_path)
     assert (12, 0, 1, 12) == (first.n_prepared, first.n_copied, second.n_prepared, second.n_copied)
     assert [("train/bad", "ValueError: a step chokes")] == second.quarantined
-    third = make_shard(ShardTask(0, photos), Stub(), tmp_path)
+    assert first.path.read_bytes() == second.path.read_bytes()
+    assert first.sheet.read_text() == second.sheet.read_text() != "[]"
+    third = assemble(ShardTask(0, photos), tmp_path)
     assert [("train/03", "changed since the catalog was made")] == third.quarantined
 
 
-@pytest.mark.ray
-def test_a_photo_that_kills_its_worker_is_quarantined_and_every_other_one_stands_in_one_shard(photos, tmp_path):
-    import hashlib
-
-    import ray
-
-    poison = photo((0, 250, 0), kind="PNG")
-    (tmp_path / "poison.png").write_bytes(poison)
-    rows = [*photos, ("train/poison", str(tmp_path / "poison.png"), hashlib.sha256(poison).hexdigest())]
-    tasks = [ShardTask(number, rows[number::3]) for number in range(3)]
-    prep = Prep.model_validate_json('{"steps": [{"name": "resize", "size": 8}]}')
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        results = list(prepare_shards(tasks, prep, tmp_path, n_workers=2, cpus=1, make=make_stub))
-    finally:
-        ray.shutdown()
-    assert [("train/poison", "crashed the worker twice")] == [one for result in results for one in result.quarantined]
-    assert sorted(name for name, *_ in photos) == sorted(
-        name
-        for result in results
-        for name in __import__("pyarrow.parquet").parquet.read_table(result.path)["sample_id"].to_pylist()
-    )
+def test_a_second_answer_for_a_photo_is_dropped(photos, tmp_path):
+    assembly = Assembly(ShardTask(0, photos[:2]))
+    outcome = prepare_row(photos[0], Stub())
+    assert (True, False, False) == (assembly.add(outcome), assembly.add(outcome), assembly.done)
 
 
 def test_weights_that_were_changed_are_refused(tmp_path, monkeypatch):

@@ -1,0 +1,335 @@
+"""The prepare stage: photos become shards on the pool, shards one array, and prep.json says how well it went."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_prep.steps import steps_identity
+from orchestrator.errors import UserError
+from orchestrator.keys import digest, stage_key
+from orchestrator.plan import VERSIONS
+from orchestrator.spec import Arm
+from orchestrator.stages import Context, Done, link
+from orchestrator.store import Artifact, write_json
+
+_SHEET = "sheet.json"
+_MIN_PHOTOS = 20  # of a class, before its rate is compared
+_TELLING = 0.05  # difference of two rates that a person should look at
+_CHANCE = 0.01
+_METADATA = ["sample_id", "face_confidence", "n_faces", "mask_area", "outcome"]
+
+
+def prepare(context: Context) -> Done:
+    """Turn photos into shards of crops, one set per distinct `prep`; then into one array that trials map."""
+    photos = context.require_catalog().result["photos"]
+    made: dict[str, Artifact] = {}
+    variants: dict[str, list[str]] = defaultdict(list)
+    n_prepared = n_copied = 0
+    cached = True
+    for name, arm in context.experiment.arms.items():
+        key = context.keys.prepare(arm, photos)
+        if key not in made:
+            found = _intact(context, "prepare", key)
+            if found is None:
+                cached = False
+                counts = _prepare_one(context, key, arm)
+                n_prepared, n_copied = n_prepared + counts[0], n_copied + counts[1]
+            made[key] = found or context.store.get("prepare", key)
+        variants[key].append(name)
+        context.prepared[name] = made[key]
+        context.rows[name] = _rows(context, made[key])
+    sets = [_describe(context, artifact, variants[key]) for key, artifact in made.items()]
+    write_json(context.paths.prep, {"sets": sets})
+    lost = {sample for artifact in made.values() for sample in artifact.result["quarantined"]}
+    note = f"{n_prepared} prepared, {n_copied} copied" if not cached else ""
+    if lost:
+        note += f", {len(lost)} quarantined"
+    n_warnings = sum(len(one["warnings"]) for one in sets)
+    if n_warnings:
+        note += f", {n_warnings} warning(s), see the report"
+    return Done("CACHED" if cached else "SUCCEEDED", note.removeprefix(", "))
+
+
+def _intact(context: Context, kind: str, key: str) -> Artifact | None:
+    """Return an artifact whose files are what its manifest says; one with a changed file is removed and made again."""
+    if (artifact := context.store.find(kind, key)) is None:
+        return None
+    try:
+        for name in artifact.manifest["files"]:
+            artifact.file(name)
+    except UserError as error:
+        context.reporter.say(f"  {str(error).split(';', maxsplit=1)[0]}; it is made again")
+        context.ledger.append("damaged", commit=True, kind=kind, key=key, reason=str(error))
+        shutil.rmtree(artifact.path)
+        return None
+    return artifact
+
+
+def _prepare_one(context: Context, key: str, arm: Arm) -> tuple[int, int]:
+    """Make one set of shards, alone among all runs of this store that prepare by the same steps."""
+    steps = steps_identity(arm.prep)
+    with _turn(context, digest(steps)), _enough_room(context.store.root):
+        if context.store.find("prepare", key) is not None:
+            return 0, 0  # another run made it while this one waited
+        wanted = _shard_rows(context)
+        keys = {number: _shard_key(steps, rows) for number, rows in wanted.items()}
+        counts, seconds = _make_shards(context, key, arm, wanted, keys)
+        _link_shards(context, key, arm, wanted, keys, counts, seconds)
+    return counts
+
+
+@contextmanager
+def _turn(context: Context, name: str) -> Iterator[None]:
+    """Wait until no other run prepares by these steps, so that no photo is prepared twice."""
+    from filelock import FileLock, Timeout  # noqa: PLC0415
+
+    folder = context.store.root / "prepare"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f".lock-{name[:16]}")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        context.reporter.say("  another run prepares by the same steps; this one waits and takes what it makes")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _enough_room(folder: Path) -> Iterator[None]:
+    """Turn "no space left" into a sentence that says where and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        free_mb = shutil.disk_usage(folder).free / 1e6
+        raise UserError(
+            f"{folder}: room for another shard was required, the disk is full ({free_mb:.1f} MB free); "
+            "free some space and submit again, finished shards are kept"
+        ) from None
+
+
+def _make_shards(
+    context: Context,
+    key: str,
+    arm: Arm,
+    wanted: dict[int, list[tuple[str, str, str]]],
+    keys: dict[int, str],
+) -> tuple[tuple[int, int], dict[str, float]]:
+    from data_prep.pool import ShardTask, prepare_shards  # noqa: PLC0415
+    from data_prep.shards import shard_name  # noqa: PLC0415
+
+    steps, share = steps_identity(arm.prep), context.experiment.spec.resources.per_prep_worker
+    donors = _donors(context, steps)
+    tasks = [
+        ShardTask(number, rows, [path for n, folder in donors if (path := folder / shard_name(number % n)).is_file()])
+        for number, rows in wanted.items()
+        if _intact(context, "shard", keys[number]) is None
+    ]
+    n_prepared = n_copied = 0
+    lost: list[str] = []
+    seconds: dict[str, float] = defaultdict(float)
+    with context.reporter.task("prepare", sum(len(task.rows) for task in tasks)) as advance:
+
+        def tell(done: int) -> None:
+            advance(done, f"{len(lost)} quarantined" if lost else "")
+
+        for result in prepare_shards(
+            tasks,
+            arm.prep,
+            context.store.work_dir("prepare", key),
+            cpus=share.cpu,
+            gpus=share.gpu,
+            timeout_s=share.timeout_s,
+            progress=tell,
+            say=lambda text: context.reporter.say(f"  [yellow]{text}[/]"),
+        ):
+            number = result.task.number
+            facts = {"n_prepared": result.n_prepared, "n_copied": result.n_copied}
+            with context.store.draft("shard", keys[number], params={"steps": steps}, inputs={}) as draft:
+                shutil.move(result.path, draft.path / "shard.parquet")
+                shutil.move(result.sheet, draft.path / _SHEET)
+                draft.result |= facts | {
+                    "n_rows": len(result.task.rows),
+                    "quarantined": dict(result.quarantined),
+                    "seconds": result.seconds,
+                }
+            context.ledger.append("shard", commit=True, number=number, key=keys[number], **facts)
+            n_prepared, n_copied = n_prepared + result.n_prepared, n_copied + result.n_copied
+            lost += [sample for sample, _ in result.quarantined]
+            for name, value in result.seconds.items():
+                seconds[name] += value
+    return (n_prepared, n_copied), seconds
+
+
+def _link_shards(
+    context: Context,
+    key: str,
+    arm: Arm,
+    wanted: dict[int, list[tuple[str, str, str]]],
+    keys: dict[int, str],
+    counts: tuple[int, int],
+    seconds: dict[str, float],
+) -> None:
+    from data_prep.assembly import SHEET_SUFFIX  # noqa: PLC0415
+    from data_prep.shards import n_shards_for, shard_name, write_index  # noqa: PLC0415
+
+    steps = steps_identity(arm.prep)
+    with context.store.draft("prepare", key, params={"steps": steps}, inputs={}) as draft:
+        quarantined: dict[str, str] = {}
+        for number in sorted(wanted):
+            shard = context.store.get("shard", keys[number])
+            link(shard.file("shard.parquet"), draft.path / shard_name(number))
+            link(shard.file(_SHEET), draft.path / (shard_name(number) + SHEET_SUFFIX))
+            quarantined |= shard.result["quarantined"]
+        write_index(draft.path, n_shards=n_shards_for(sum(map(len, wanted.values()))), steps=steps, size=arm.prep.size)
+        draft.result |= {
+            "n_shards": len(wanted),
+            "quarantined": quarantined,
+            "n_prepared": counts[0],
+            "n_copied": counts[1],
+            "seconds": seconds,
+        }
+
+
+def _shard_rows(context: Context) -> dict[int, list[tuple[str, str, str]]]:
+    """Deal the usable photos (sample_id, path, sha256) to shards by their ids."""
+    from data_prep.catalog import photo_path  # noqa: PLC0415
+    from data_prep.shards import n_shards_for, shard_of  # noqa: PLC0415
+
+    data, base = context.experiment.spec.data, context.experiment.base
+    table = context.catalog_table()
+    table = table.filter(pc.equal(table["status"], "ok"))
+    n_shards = n_shards_for(len(table))
+    rows: dict[int, list[tuple[str, str, str]]] = {number: [] for number in range(n_shards)}
+    for sample, sha256 in zip(table["sample_id"].to_pylist(), table["sha256"].to_pylist(), strict=True):
+        rows[shard_of(sample, n_shards)].append((sample, str(photo_path(data, base, sample)), sha256))
+    return {number: sorted(found) for number, found in rows.items() if found}
+
+
+def _shard_key(steps: Any, rows: list[tuple[str, str, str]]) -> str:
+    return stage_key("shard", VERSIONS["shard"], steps, {"rows": digest([[sample, sha] for sample, _, sha in rows])})
+
+
+def _donors(context: Context, steps: Any) -> list[tuple[int, Path]]:
+    """Return earlier preparations by the same steps, newest first: their numbers of shards are powers of two."""
+    from data_prep.shards import read_index  # noqa: PLC0415
+
+    found = [artifact for artifact in context.store.all("prepare") if artifact.manifest["params"]["steps"] == steps]
+    return [(read_index(artifact.path).n_shards, artifact.path) for artifact in found[:2]]
+
+
+def _rows(context: Context, prepared: Artifact) -> Artifact:
+    """Decode the shards once into a memory-mapped array that all trials share."""
+    from data_prep.shards import memory_map  # noqa: PLC0415
+
+    key = context.keys.rows(prepared.key)
+    if (found := context.store.find("rows", key)) is not None:
+        return found
+    with (
+        _enough_room(context.store.root),
+        context.store.draft("rows", key, params={}, inputs={"prepare": prepared.key}) as draft,
+    ):
+        memory_map(prepared.path, draft.path)
+    return context.store.get("rows", key)
+
+
+def _describe(context: Context, artifact: Artifact, variants: list[str]) -> dict[str, Any]:
+    """Return what prep.json says of one set of shards: counts, rates per class, warnings, the contact sheet."""
+    from data_prep import sheet  # noqa: PLC0415
+    from data_prep.assembly import SHEET_SUFFIX, read_sheet  # noqa: PLC0415
+    from data_prep.shards import read_shard  # noqa: PLC0415
+
+    files = sorted(artifact.path.glob("shard-*.parquet"))
+    table = pa.concat_tables([read_shard(path, _METADATA) for path in files]) if files else None
+    seen = table.to_pylist() if table is not None else []
+    rates = _rates(context, seen)
+    films = [film for path in files for film in read_sheet(path.with_name(path.name + SHEET_SUFFIX))]
+    n_prepared = artifact.result["n_prepared"]
+    return {
+        "variants": variants,
+        "steps": artifact.manifest["params"]["steps"],
+        "counts": {
+            "photos": len(seen),
+            "quarantined": len(artifact.result["quarantined"]),
+            **{name: sum(fails(row) for row in seen) for name, fails in _FAILURES.items()},
+        },
+        "seconds": {
+            name: round(value / n_prepared, 4) for name, value in artifact.result["seconds"].items() if n_prepared
+        },
+        "rates": rates,
+        "warnings": _warnings(rates),
+        "sheet": sheet.to_json(sheet.keep(films, sheet.PER_REPORT)),
+    }
+
+
+def _no_face(row: dict[str, Any]) -> bool:
+    return row["face_confidence"] is not None and row["face_confidence"] <= 0
+
+
+def _no_person(row: dict[str, Any]) -> bool:
+    return row["mask_area"] is not None and row["mask_area"] <= 0
+
+
+def _several_faces(row: dict[str, Any]) -> bool:
+    return (row["n_faces"] or 0) > 1
+
+
+_FAILURES = {"no face": _no_face, "empty mask": _no_person, "several faces": _several_faces}
+
+
+def _rates(context: Context, seen: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return how often each thing went wrong in each class of each label, where it did at all."""
+    catalog = context.catalog_table().select(["sample_id", *(f"label_{name}" for name in context.schema.classes)])
+    labels = {row["sample_id"]: row for row in catalog.to_pylist()}
+    found = []
+    for failure, fails in _FAILURES.items():
+        failed = {row["sample_id"] for row in seen if fails(row)}
+        if not failed:
+            continue
+        for label, names in context.schema.classes.items():
+            classes = []
+            for code, name in enumerate(names):
+                own = [row["sample_id"] for row in seen if labels[row["sample_id"]][f"label_{label}"] == code]
+                classes.append({"class": name, "n": len(own), "failed": len(failed.intersection(own))})
+            found.append({"failure": failure, "label": label, "classes": classes})
+    return found
+
+
+def _warnings(rates: list[dict[str, Any]]) -> list[str]:
+    """Return a sentence for every failure that hits the classes of a label unequally: a network can learn from it."""
+    from scipy.stats import chi2_contingency  # noqa: PLC0415
+
+    found = []
+    for rate in rates:
+        classes = [one for one in rate["classes"] if one["n"] >= _MIN_PHOTOS]
+        if len(classes) < 2 or not any(one["failed"] for one in classes):
+            continue
+        worst = max(classes, key=lambda one: one["failed"] / one["n"])
+        best = min(classes, key=lambda one: one["failed"] / one["n"])
+        high, low = worst["failed"] / worst["n"], best["failed"] / best["n"]
+        chance = (
+            chi2_contingency([[one["failed"], one["n"] - one["failed"]] for one in classes])[1]
+            if high < 1 or low < 1
+            else 1.0
+        )
+        if high - low >= _TELLING and chance < _CHANCE:
+            found.append(
+                f"{rate['failure']}: {high:.0%} of {rate['label']} {worst['class']} ({worst['failed']} of {worst['n']}), "
+                f"{low:.0%} of {best['class']} ({best['failed']} of {best['n']}). This preparation is biased: a network "
+                f"can tell {rate['label']} by how the crop failed, and worse crops lower the score of "
+                f"{worst['class']}; look at the contact sheet, try another detector, model or on_missing"
+            )
+    return found

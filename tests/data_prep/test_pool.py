@@ -1,0 +1,133 @@
+"""The pool on a real Ray cluster: dead workers, hanging and poisonous photos, and that no photo is lost or made twice."""
+
+import hashlib
+import io
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.config import Prep
+from data_prep.images import decode, encode
+from data_prep.pool import PoolError, ShardTask, prepare_shards
+from data_prep.prepare import Prepared
+from data_prep.shards import read_shard
+from data_prep.weights import WeightsError
+
+pytestmark = pytest.mark.ray
+PREP = Prep.model_validate_json('{"steps": [{"name": "resize", "size": 8}]}')
+POISON, HANG, CHOKE = (0, 250, 0), (0, 0, 250), (250, 0, 0)
+
+
+class Stub:
+    """Prepares a photo into one pixel of its colour, or does what the colour says.
+
+    The pool's promises (every photo once, quarantine, dead workers) do not depend on what a preparation does.
+    """
+
+    warnings = ("models run on the CPU",)
+
+    def __init__(self, pause_s=0.02):
+        self.pause_s = pause_s
+
+    def __call__(self, data, *, always, watch):
+        color = tuple(map(int, decode(data)[0, 0]))
+        time.sleep(self.pause_s)
+        if color == CHOKE:
+            raise ValueError("a step chokes")
+        if color == POISON:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if color == HANG:
+            time.sleep(3600)
+        return Prepared(encode(np.full((4, 4, 3), color, np.uint8)), None, None, None, None, ["ok"])
+
+
+def make_stub(prep, threads):
+    return Stub()
+
+
+def no_weights(prep, threads):
+    raise WeightsError("weights x: put the file there")
+
+
+def crash(prep, threads):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+def write(folder, name, color):
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 6), color).save(buffer, "PNG")
+    (folder / f"{name}.png").write_bytes(buffer.getvalue())
+    return f"train/{name}", str(folder / f"{name}.png"), hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    """Ninety photos, each of its own colour, in three shards."""
+    rows = [write(tmp_path, f"{at:03}", (at, 10, 10)) for at in range(90)]
+    return [ShardTask(number, rows[number::3]) for number in range(3)]
+
+
+def run(tasks, folder, **settings):
+    folder.mkdir()
+    return list(prepare_shards(tasks, PREP, folder, **{"cpus": 1, "make": make_stub} | settings))
+
+
+def contents(results):
+    return {result.path.name: result.path.read_bytes() for result in results}
+
+
+def test_killed_workers_change_no_byte(cluster, tasks, tmp_path):
+    calm = run(tasks, tmp_path / "calm")
+    counts = []
+
+    def killer(done):
+        counts.append(done)
+        if done in {20, 45, 70}:
+            os.kill(next(iter(workers())), signal.SIGKILL)
+
+    wild = run(tasks, tmp_path / "wild", progress=killer)
+    assert contents(calm) == contents(wild)
+    assert (90, []) == (counts[-1], [one for result in wild for one in result.quarantined])
+
+
+def workers():
+    import psutil
+
+    own = psutil.Process().children(recursive=True)  # never those of another cluster on this machine
+    return [one.pid for one in own if one.is_running() and "ray::Worker" in " ".join(one.cmdline())]
+
+
+def test_photos_that_kill_hang_or_choke_are_quarantined_and_every_other_one_is_prepared(cluster, tasks, tmp_path):
+    bad = [write(tmp_path, name, color) for name, color in (("kills", POISON), ("hangs", HANG), ("chokes", CHOKE))]
+    tasks[1] = ShardTask(1, [*tasks[1].rows[:10], *bad, *tasks[1].rows[10:]])
+    said = []
+    results = run(tasks, tmp_path / "out", timeout_s=1.5, say=said.append)
+    reasons = dict(one for result in results for one in result.quarantined)
+    assert {
+        "train/kills": "crashed the worker 3 times",
+        "train/hangs": "took longer than 1.5 s 2 times",
+        "train/chokes": "ValueError: a step chokes",
+    } == reasons
+    made = [name for result in results for name in read_shard(result.path)["sample_id"].to_pylist()]
+    assert sorted(name for task in tasks for name, *_ in task.rows if name not in reasons) == sorted(made)
+    assert ["models run on the CPU"] == said
+
+
+def test_missing_weights_end_it_with_their_sentence_and_dying_starts_with_another(cluster, tasks, tmp_path):
+    with pytest.raises(WeightsError, match="put the file there"):
+        run(tasks, tmp_path / "a", make=no_weights)
+    with pytest.raises(PoolError, match="must load the models, 3 in a row died"):
+        run(tasks, tmp_path / "b", make=crash)
