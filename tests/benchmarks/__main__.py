@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.benchmarks import training
+from tests.benchmarks import preparation, training
 
 ROOT = Path(__file__).resolve().parents[2]
 REPEATS = 7
@@ -45,6 +45,10 @@ BENCHMARKS = {
     "rows_vs_copy": training.rows_vs_copy,
     "rows_memory": training.rows_memory,
     "bank_vs_backbone": training.bank_vs_backbone,
+    "prepare_vs_loop": preparation.prepare_vs_loop,
+    "prepare_vs_bare": preparation.prepare_vs_bare,
+    "prepare_two_workers": preparation.prepare_two_workers,
+    "shards_read": preparation.shards_read,
 }
 
 

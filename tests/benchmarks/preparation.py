@@ -1,0 +1,294 @@
+"""The pool beside the plain loop and beside the bare networks, on drawn 384x512 photos, per core.
+
+One pool of one worker, one plain loop and one bare loop are timed after each other in every repetition, each with one
+thread per library; the models are warm and their loading is not counted. `python -m tests.benchmarks.preparation`
+is how the extra processes of `prepare_two_workers` are started.
+"""
+
+import functools
+import hashlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+REPEATS = 5
+N_PHOTOS = 24  # a repetition
+N_WARM = 6
+STEPS = '{"steps": ["remove_background", "crop_face", {"name": "resize", "size": 128}]}'
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def drawn():
+    """Return the paths of drawn photos, 384x512, kept between runs."""
+    from data_prep import synthetic
+
+    root = Path(tempfile.gettempdir()) / f"bench-photos-{os.getuid()}"
+    if not root.exists():
+        beside = Path(tempfile.mkdtemp(dir=root.parent))
+        synthetic.build(beside / "drawn", 36, size=(384, 512), jobs=2)
+        (beside / "drawn").rename(root)
+    paths = sorted(root.glob("train/images/*/*.jpg"))
+    return [paths[at] for at in np.random.default_rng(0).permutation(len(paths))[: N_WARM + N_PHOTOS]]
+
+
+def one_thread():
+    import cv2
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+@functools.cache
+def plain_loop():
+    """The loop a user would write: rembg.remove with a session, DeepFace.extract_faces, both with their defaults."""
+    from data_prep import weights
+
+    one_thread()
+    os.environ["U2NET_HOME"] = str(weights.cache_dir())
+    import rembg
+    from deepface import DeepFace
+    from PIL import Image
+
+    session, out = rembg.new_session("u2netp"), Path(tempfile.mkdtemp())
+
+    def run(path):
+        cut = rembg.remove(Image.open(path), session=session)
+        photo = np.asarray(cut.convert("RGB"))
+        faces = DeepFace.extract_faces(photo[..., ::-1], detector_backend="fastmtcnn", enforce_detection=False)
+        crop = Image.fromarray((faces[0]["face"] * 255).astype(np.uint8)).resize((128, 128))
+        crop.save(out / f"{path.parent.name}-{path.name}", quality=95)
+
+    return run
+
+
+@functools.cache
+def bare_loop():
+    """Return a function of a path that runs nothing but the two networks, on inputs made ready before."""
+    import cv2
+    from PIL import Image
+
+    from data_prep import background, faces, images
+
+    one_thread()
+    session = background.open_session("u2netp", 1)
+    faces.open_detector("fastmtcnn")
+    from deepface.modules import modeling
+
+    detector = modeling.build_model("face_detector", "fastmtcnn")
+    ready = {}
+    for path in drawn():
+        photo = images.decode(path.read_bytes())
+        feed = session.normalize(Image.fromarray(photo), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (320, 320))
+        mask = background.person_mask(session, photo)
+        cut = background.lay_over(photo, mask, [0, 0, 0]) if mask is not None else photo
+        ready[path] = feed, cv2.resize(cut, (192, 256), interpolation=cv2.INTER_AREA)[..., ::-1].copy()
+
+    def run(path):
+        feed, small = ready[path]
+        session.inner_session.run(None, feed)
+        detector.detect_faces(small)
+
+    return run
+
+
+def per_second(run, paths):
+    for path in paths[:N_WARM]:
+        run(path)
+    began = time.perf_counter()
+    for path in paths[N_WARM:]:
+        run(path)
+    return len(paths[N_WARM:]) / (time.perf_counter() - began)
+
+
+def pool_per_second(paths, n_workers):
+    """Time the pool from the moment every worker is warm until the last photo stands in its shard."""
+    from data_prep.config import Prep
+    from data_prep.pool import ShardTask, prepare_shards
+
+    paths = paths * n_workers
+    rows = [(f"train/{at}", str(path), hashlib.sha256(path.read_bytes()).hexdigest()) for at, path in enumerate(paths)]
+    seen = {}
+    n_warm = N_WARM * n_workers
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in prepare_shards(
+            [ShardTask(0, rows)],
+            Prep.model_validate_json(STEPS),
+            Path(folder),
+            cpus=1,
+            n_workers=n_workers,
+            progress=lambda done: seen.setdefault(done, time.perf_counter()),
+        ):
+            ended = time.perf_counter()
+    return (len(rows) - n_warm) / (ended - seen[n_warm])
+
+
+class BareProcesses:
+    """Bare loops in processes of their own that stay loaded and begin together when they are told to."""
+
+    def __init__(self, n):
+        command = [sys.executable, "-m", "tests.benchmarks.preparation"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "stderr": subprocess.DEVNULL}
+        self.processes = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(n)]
+        for one in self.processes:
+            one.stdout.readline()
+
+    def per_second(self, n):
+        for one in self.processes[:n]:
+            one.stdin.write("go\n")
+            one.stdin.flush()
+        return sum(float(one.stdout.readline()) for one in self.processes[:n])
+
+    def close(self):
+        for one in self.processes:
+            one.communicate()
+
+
+def medians(ways):
+    """Run every way in turn, REPEATS times, beside an idle local cluster; return the medians by name."""
+    import ray
+
+    found = {name: [] for name in ways}
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        for _ in range(REPEATS):
+            for name, way in ways.items():
+                found[name].append(way())
+    finally:
+        ray.shutdown()
+    print({name: [round(value, 2) for value in values] for name, values in found.items()}, file=sys.stderr)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+@functools.cache
+def measured():
+    """Return the medians of one worker, the plain loop and the bare loop, timed once for two benchmarks."""
+    paths = drawn()
+    return medians(
+        {
+            "loop": lambda: per_second(plain_loop(), paths),
+            "bare": lambda: per_second(bare_loop(), paths),
+            "pool": lambda: pool_per_second(paths, 1),
+        }
+    )
+
+
+def prepare_vs_loop():
+    """Photos per second of one worker beside the loop a user would write, same networks, same thread count.
+
+    Fair: both are warm, read the same files, and write 128 px crops; the loop uses the libraries' defaults.
+    """
+    found = measured()
+    return "photos/s", found["pool"], found["loop"], REPEATS, f"one core, {N_PHOTOS} photos of 384x512 a repetition"
+
+
+def prepare_vs_bare():
+    """Photos per second of one worker beside its two networks alone, fed with arrays made before.
+
+    Fair: the bare loop decodes, resizes, blends, encodes and writes nothing; nobody can be faster with these networks.
+    """
+    found = measured()
+    return "photos/s", found["pool"], found["bare"], REPEATS, f"one core, {N_PHOTOS} photos of 384x512 a repetition"
+
+
+def prepare_two_workers():
+    """What a second worker gains, beside what a second bare process gains.
+
+    Fair: memory and caches are shared by two of either, so the bare processes show what the machine has to give.
+    """
+    paths, bare = drawn(), BareProcesses(2)
+    try:
+        found = medians(
+            {
+                "bare": lambda: bare.per_second(1),
+                "bare two": lambda: bare.per_second(2),
+                "pool": lambda: pool_per_second(paths, 1),
+                "pool two": lambda: pool_per_second(paths, 2),
+            }
+        )
+    finally:
+        bare.close()
+    ours, baseline = found["pool two"] / found["pool"], found["bare two"] / found["bare"]
+    return "x", ours, baseline, REPEATS, "gain of two over one"
+
+
+def shards_read():
+    """Random reads of decoded photos out of shards, beside a folder with the same JPEGs as files.
+
+    Fair: the same bytes, the same order, the same decoder, and both are in the page cache. Verification (sha256 of
+    every shard, once) is counted for ours; files in a folder are not verified.
+    """
+    from PIL import Image
+
+    from data_prep import shards
+    from data_prep.images import decode, encode
+
+    n, rng = 20_000, np.random.default_rng(0)
+    sources = [np.asarray(Image.open(path)) for path in drawn()]
+    photos = []
+    for at in range(n):
+        source = sources[at % len(sources)]
+        top, left = rng.integers(0, source.shape[0] - 128), rng.integers(0, source.shape[1] - 128)
+        photos.append(encode(np.ascontiguousarray(source[top : top + 128, left : left + 128])))
+    rows = [
+        dict.fromkeys(shards.SCHEMA.names) | {"sample_id": f"train/{at:05}", "sha256": str(at), "image": photo}
+        for at, photo in enumerate(photos)
+    ]
+    names = [f"{row['sample_id'].replace('/', '-')}.jpg" for row in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        ours, files = Path(folder) / "ours", Path(folder) / "files"
+        ours.mkdir()
+        files.mkdir()
+        n_shards = shards.n_shards_for(n)
+        began = time.perf_counter()
+        dealt = [[] for _ in range(n_shards)]
+        for row in rows:
+            dealt[shards.shard_of(row["sample_id"], n_shards)].append(row)
+        for number, part in enumerate(dealt):
+            shards.write_shard(ours / shards.shard_name(number), part)
+        shards.write_index(ours, n_shards=n_shards, size=128, steps=[])
+        write_s = time.perf_counter() - began
+        began = time.perf_counter()
+        for name, photo in zip(names, photos, strict=True):
+            (files / name).write_bytes(photo)
+        files_s = time.perf_counter() - began
+        order, found = rng.permutation(n)[:8000], {"ours": [], "files": []}
+        for _ in range(REPEATS):
+            reader = shards.Shards(ours)
+            began = time.perf_counter()
+            for at in order:
+                decode(reader[int(at)])
+            found["ours"].append(len(order) / (time.perf_counter() - began))
+            began = time.perf_counter()
+            for at in order:
+                decode((files / names[at]).read_bytes())
+            found["files"].append(len(order) / (time.perf_counter() - began))
+        size = sum(path.stat().st_size for path in ours.iterdir()) / n
+        note = (
+            f"20,000 crops of 128 px, 8,000 random reads; {size:.0f} bytes a photo beside "
+            f"{sum(map(len, photos)) / n:.0f} of JPEG; written at {n / write_s:.0f}/s beside {n / files_s:.0f}/s"
+        )
+        return "photos/s", statistics.median(found["ours"]), statistics.median(found["files"]), REPEATS, note
+
+
+def main():
+    run, paths = bare_loop(), drawn()
+    for path in paths[:N_WARM]:
+        run(path)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        for path in paths[N_WARM:]:
+            run(path)
+        print(N_PHOTOS / (time.perf_counter() - began), flush=True)
+
+
+if __name__ == "__main__":
+    main()
