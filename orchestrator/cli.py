@@ -190,6 +190,82 @@ def resume(run: str, store: Path | None, *, address: str | None, insecure: bool)
 
 
 @main.command()
+@RUN
+@click.argument("trial")
+@STORE
+def stop(run: str, trial: str, store: Path | None) -> None:
+    """End one running trial; what it has reported counts, the rest goes on."""
+    from orchestrator.control import stop_trial  # noqa: PLC0415
+    from orchestrator.runs import find_run  # noqa: PLC0415
+
+    name = stop_trial(find_run(_store(store).root, run), trial)
+    click.echo(f"asked for the end of {name}; it comes within a second or so", err=True)
+
+
+@main.command()
+@RUN
+@STORE
+@click.option(
+    "--timeout", "timeout_s", type=float, default=30.0, show_default=True, help="Seconds to wait for its end."
+)
+def cancel(run: str, store: Path | None, *, timeout_s: float) -> None:
+    """End a live run; `resume` or the same submit goes on with it."""
+    from orchestrator.control import cancel as ask  # noqa: PLC0415
+    from orchestrator.runs import find_run  # noqa: PLC0415
+
+    paths = find_run(_store(store).root, run)
+    if not ask(paths, timeout_s=timeout_s):
+        raise UserError(f"run {paths.run_id}: asked to end, still live after {timeout_s:g} s; look again with `status`")
+    click.echo(f"cancelled {paths.run_id}; go on with `resume {paths.run_id}`", err=True)
+
+
+@main.command()
+@RUN
+@click.argument("item")
+@STORE
+def why(run: str, item: str, store: Path | None) -> None:
+    """Say why a stage, a trial or the trials of a setting are in their state."""
+    from orchestrator.runs import find_run  # noqa: PLC0415
+    from orchestrator.why import why as explain  # noqa: PLC0415
+
+    click.echo("\n".join(explain(find_run(_store(store).root, run), item)))
+
+
+@main.command()
+@RUN
+@click.argument("trial", required=False)
+@STORE
+@click.option("--follow", "-f", is_flag=True, help="Go on until the run ends.")
+def logs(run: str, trial: str | None, store: Path | None, *, follow: bool) -> None:
+    """Print the story of a run, or what one TRIAL has printed."""
+    from orchestrator.runs import find_run  # noqa: PLC0415
+    from orchestrator.why import printed, story  # noqa: PLC0415
+
+    paths = find_run(_store(store).root, run)
+    for line in printed(paths, trial) if trial else story(paths, follow=follow):
+        click.echo(line)
+
+
+@main.command()
+@STORE
+@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+def gc(store: Path | None, *, dry_run: bool) -> None:
+    """Delete what no run of the store needs any more. A run is given up by deleting its folder."""
+    from orchestrator.garbage import collect, garbage  # noqa: PLC0415
+
+    found = garbage(_store(store))
+    for item in found.items:
+        click.echo(f"{item.size_bytes / 1e6:>10.1f} MB  {item.path}  ({item.why})")
+    if not dry_run:
+        collect(found)
+    done = "would be freed" if dry_run else "freed"
+    click.echo(
+        f"{len(found.items)} items, {found.size_bytes / 1e6:.1f} MB {done}; {found.kept_bytes / 1e6:.1f} MB are needed",
+        err=True,
+    )
+
+
+@main.command()
 @STORE
 def runs(store: Path | None) -> None:
     """List the runs of a store, the latest first."""

@@ -50,7 +50,12 @@ def local_gpus() -> int:
 
 @contextmanager
 def connect(
-    address: str | None, *, insecure: bool = False, num_cpus: int | None = None, dashboard: bool = True
+    address: str | None,
+    *,
+    insecure: bool = False,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    dashboard: bool = True,
 ) -> Iterator[Cluster]:
     """Attach to the cluster at an address, or start a local one that ends with the block.
 
@@ -68,6 +73,7 @@ def connect(
             context = ray.init(
                 address="local",
                 num_cpus=num_cpus,
+                num_gpus=num_gpus,
                 include_dashboard=dashboard,
                 dashboard_host="127.0.0.1",
                 object_store_memory=_OBJECT_STORE_BYTES,

@@ -17,6 +17,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from orchestrator import finals, phases, prepared, stages
+from orchestrator.control import Listener
 from orchestrator.errors import SpecError, UserError
 from orchestrator.ledger import Ledger, LedgerLocked, is_live, read, replay
 from orchestrator.plan import STAGES, Keys, Plan, make_plan
@@ -179,7 +180,7 @@ def _drive(
     ledger.append("run_resumed" if earlier.trials or earlier.stages else "run_started", commit=True, **facts)
     reporter.say(f"run [bold]{plan.run_id}[/]  in {paths.root}")
     _require_weights(experiment, allow_download=options.allow_download)
-    tracker = track.start(paths.root, experiment.spec.track)
+    tracker, listener = track.start(paths.root, experiment.spec.track), Listener(paths)
     outcomes: dict[str, str] = {}
     state, code = "FAILED", 1
     context: stages.Context | None = None
@@ -204,9 +205,10 @@ def _drive(
             failed = _run_stages(context, outcomes)
         state, code = ("FAILED", 1) if failed else ("SUCCEEDED", 0)
     except KeyboardInterrupt:
-        state, code = "INTERRUPTED", 130
+        state, code = "CANCELLED" if listener.cancelled else "INTERRUPTED", 130
         raise
     finally:
+        listener.close()
         ledger.append("run_ended", commit=True, state=state)
         _write_summary(
             paths,
@@ -316,7 +318,7 @@ def follow(paths: RunPaths, reporter: Reporter) -> int:
         time.sleep(_FOLLOW_EVERY_S)
     state = (paths.read_json("summary") or {}).get("state", "INTERRUPTED")
     reporter.say(f"run {paths.run_id}: {state}")
-    return {"SUCCEEDED": 0, "INTERRUPTED": 130}.get(state, 1)
+    return {"SUCCEEDED": 0, "INTERRUPTED": 130, "CANCELLED": 130}.get(state, 1)
 
 
 def dump_yaml(value: Any, path: Path) -> None:

@@ -46,30 +46,53 @@ def replay(events: Iterable[dict[str, Any]]) -> State:
     """Rebuild a run from its events. Pure: the same events give the same state."""
     run = State()
     for event in events:
-        kind = event["event"]
-        if kind == "trial_started":
-            run.trials.setdefault(event["trial_id"], TrialState(event["trial_id"], _payload(event)))
-        elif kind == "report" and event["trial_id"] in run.trials:
-            run.trials[event["trial_id"]].reports[event["epoch"]] = event["metrics"]
-        elif kind == "trial_ended" and event["trial_id"] in run.trials:
-            trial = run.trials[event["trial_id"]]
-            trial.status, trial.end = event["status"], _payload(event)
-        elif kind == "stage":
-            run.stages[event["stage"]] = event["outcome"]
-        elif kind == "run_ended":
-            run.state = event["state"]
-        elif kind in {"run_started", "run_resumed"}:
-            run.state = "RUNNING"
+        apply(run, event)
     return run
 
 
-def _payload(event: dict[str, Any]) -> dict[str, Any]:
+def apply(run: State, event: dict[str, Any]) -> None:
+    """Take one more event into a run's state."""
+    kind = event["event"]
+    if kind == "trial_started":
+        run.trials.setdefault(event["trial_id"], TrialState(event["trial_id"], payload(event)))
+    elif kind == "report" and event["trial_id"] in run.trials:
+        run.trials[event["trial_id"]].reports[event["epoch"]] = event["metrics"]
+    elif kind == "trial_ended" and event["trial_id"] in run.trials:
+        trial = run.trials[event["trial_id"]]
+        trial.status, trial.end = event["status"], payload(event)
+    elif kind == "stage":
+        run.stages[event["stage"]] = event["outcome"]
+    elif kind == "run_ended":
+        run.state = event["state"]
+    elif kind in {"run_started", "run_resumed"}:
+        run.state = "RUNNING"
+
+
+def payload(event: dict[str, Any]) -> dict[str, Any]:
+    """Return an event's own fields, without its number, time and kind."""
     return {name: value for name, value in event.items() if name not in {"n", "time", "event"}}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Read events; a last line that is not whole yet is left out."""
     return _parse(path.read_bytes())[0]
+
+
+class Tail:
+    """Reads a growing ledger bit by bit."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._at = path, 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the events that have come since the last call."""
+        if not self.path.is_file():
+            return []
+        with self.path.open("rb") as handle:
+            handle.seek(self._at)
+            events, size = _parse(handle.read())
+        self._at += size
+        return events
 
 
 def _parse(raw: bytes) -> tuple[list[dict[str, Any]], int]:

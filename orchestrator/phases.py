@@ -19,6 +19,7 @@ from orchestrator import select as selection
 from orchestrator import tables
 from orchestrator.bridge import OBJECTIVE, Bridge
 from orchestrator.errors import UserError
+from orchestrator.history import earlier, write_families
 from orchestrator.keys import digest, stage_key
 from orchestrator.ledger import State, TrialState, read, replay
 from orchestrator.plan import VERSIONS
@@ -28,6 +29,7 @@ from orchestrator.spec import Arm, Experiment
 from orchestrator.stages import Context, Done
 from orchestrator.store import file_sha256
 from orchestrator.trial import TrialSpec
+from orchestrator.worker import Watch
 from trainers.config import FrozenDeepHead, NoMixUp, OfflineMixUp, OnlineMixUp, Train
 
 
@@ -178,14 +180,13 @@ def _probe(context: Context, arm: Arm, device: str) -> dict[str, float]:
 
 def _before_trials(context: Context) -> None:
     """Do what must not wait for a trial: refuse unknown columns, and probe precisions while all cores are free."""
-    space = context.experiment.spec.search.space if context.experiment.spec.search else {}
-    paths = [path for path in ("train.model.backbone", "train.precision") if path in space]
-    points = [
-        dict(zip(paths, values, strict=True)) for values in itertools.product(*(space[p].corners() for p in paths))
-    ]
+    search = context.experiment.spec.search
     for variant, arm in context.experiment.arms.items():
         _mixable_file(context, arm.train)
-        for point in points:
+        space = search.space_of(variant) if search else {}
+        paths = [path for path in ("train.model.backbone", "train.precision") if path in space]
+        for values in itertools.product(*(space[path].corners() for path in paths)):
+            point = dict(zip(paths, values, strict=True))
             _precision(context, context.experiment.setting(variant, point)[1])
 
 
@@ -201,14 +202,37 @@ def _best_of(context: Context, variant: str) -> TrialState | None:
     return min(done, key=lambda t: (-t.end["metrics"][OBJECTIVE], t.facts["setting"]), default=None)
 
 
-def _run(context: Context, bridge: Bridge, phase: str) -> None:
+def _run(context: Context, bridge: Bridge, phase: str, total: int) -> None:
     from orchestrator.tuning import run  # noqa: PLC0415
 
     resources = context.experiment.spec.resources
     share = resources.per_trial
     fit = int(min(context.cpus / share.cpu, context.gpus / share.gpu if share.gpu else np.inf))
     concurrent = max(1, fit if resources.max_concurrent == "auto" else min(fit, resources.max_concurrent))
-    run(bridge, context.paths.tune / phase, cpu=share.cpu, gpu=share.gpu, max_concurrent=concurrent)
+    watch = Watch(share.wall_s, share.report_s, share.memory_gb, str(context.paths.control), str(context.paths.logs))
+    with context.reporter.trials(phase, total, lambda: bridge.look(total)) as tick:
+        folder = context.paths.tune / phase
+        run(bridge, folder, cpu=share.cpu, gpu=share.gpu, max_concurrent=concurrent, watch=watch, tick=tick)
+
+
+def _in_store(context: Context) -> Callable[[TrialSpec], list[dict[str, float]] | None]:
+    """Return what looks up the epochs of a finished training."""
+
+    def find(spec: TrialSpec) -> list[dict[str, float]] | None:
+        found = context.store.find("trial", spec.key)
+        return found.result["history"] if found else None
+
+    return find
+
+
+def _take_over(context: Context, wanted: Search, families: dict[str, str]) -> None:
+    """Write into the ledger what an earlier run of the same study tells, where this one has not begun."""
+    if not phase_trials(context, "search"):
+        for one in earlier(context.store, families, wanted, besides=context.paths.run_id).values():
+            for event in one.events:
+                context.ledger.append(event.pop("event"), **event)
+            context.reporter.say(f"  search: {one.n_trials} trials are taken over from run {one.run_id}")
+    write_families(context.paths.root, families)
 
 
 def phase_trials(context: Context, phase: str) -> list[TrialState]:
@@ -245,9 +269,15 @@ def _keep(context: Context, kind: str, key: str, result: dict[str, Any]) -> None
         draft.result |= result
 
 
-def _note(trials: list[TrialState]) -> str:
+def _note(context: Context, trials: list[TrialState]) -> str:
     counted = {name: sum(trial.status == name for trial in trials) for name in ("COMPLETE", "PRUNED", "FAILED")}
-    return ", ".join(f"{n} {name.lower()}" for name, n in counted.items() if n)
+    told = [f"{n} {name.lower()}" for name, n in counted.items() if n]
+    if n_cached := sum(bool(trial.end.get("cached")) for trial in trials):
+        told.append(f"{n_cached} of them cached")
+    found = [context.store.find("trial", key) for key in {t.facts["key"] for t in trials if t.status == "COMPLETE"}]
+    taken = sum(facts["size_bytes"] for artifact in found if artifact for facts in artifact.manifest["files"].values())
+    reached = [e["reason"] for e in context.ledger.events if e["event"] == "limit_reached"]
+    return ", ".join([*told, f"{taken / 1e6:.0f} MB of checkpoints", *reached[-1:]])
 
 
 def _write_tables(context: Context) -> None:
@@ -277,17 +307,20 @@ def search(context: Context) -> Done:
             )
 
         _before_trials(context)
-        studies = Studies(
-            context.paths.run_id,
-            spec.search or Search(trials=1),
-            list(context.experiment.arms),
-            spec.seed,
-            make,
-            stands_on,
+        wanted = spec.search or Search(trials=1)
+        _take_over(context, wanted, context.keys.families(context.require_catalog()))
+        context.ledger.append("phase_started", commit=True, phase="search")
+        variants = list(context.experiment.arms)
+        studies = Studies(context.paths.run_id, wanted, variants, spec.seed, make, stands_on, context.reporter.say)
+        durations = {name: arm.train.duration for name, arm in context.experiment.arms.items()}
+        bridge = search_bridge(
+            studies,
+            context.ledger,
+            durations,
+            finished=_in_store(context),
+            gpus_per_trial=spec.resources.per_trial.gpu,
         )
-        with context.reporter.task("search", studies.budget() * len(studies.variants)) as advance:
-            durations = {name: arm.train.duration for name, arm in context.experiment.arms.items()}
-            _run(context, search_bridge(studies, context.ledger, durations, advance), "search")
+        _run(context, bridge, "search", sum(map(studies.budget, variants)))
     trials = phase_trials(context, "search")
     _write_tables(context)
     if not any(trial.status == "COMPLETE" for trial in trials):
@@ -296,7 +329,7 @@ def search(context: Context) -> Done:
             f"search: at least one finished trial was required, all {len(trials)} failed: {'; '.join(causes[:3])}"
         )
     _keep(context, "search", key, {"ranking": [list(row) for row in ranking(trials)]})
-    return Done("CACHED" if reused else "SUCCEEDED", _note(trials))
+    return Done("CACHED" if reused else "SUCCEEDED", _note(context, trials))
 
 
 def ranking(trials: list[TrialState]) -> list[tuple[str, str, float]]:
@@ -323,22 +356,22 @@ def confirm(context: Context) -> Done:
         specs = _confirm_trials(context, wanted, {setting: points[setting] for setting in chosen})
         by_id = {spec.trial_id: spec for spec in specs}
         known = {trial.trial_id for trial in phase_trials(context, "confirm")}
-        with context.reporter.task("confirm", len(specs)) as advance:
-            bridge = Bridge(
-                context.ledger,
-                "confirm",
-                _in_order([spec for spec in specs if spec.trial_id not in known], lambda: bridge.known),
-                resume=lambda trial: (by_id[trial.trial_id], None),
-                progress=advance,
-            )
-            _run(context, bridge, "confirm")
+        context.ledger.append("phase_started", commit=True, phase="confirm")
+        bridge = Bridge(
+            context.ledger,
+            "confirm",
+            _in_order([spec for spec in specs if spec.trial_id not in known], lambda: bridge.known),
+            resume=lambda trial: (by_id[trial.trial_id], None),
+            finished=_in_store(context),
+        )
+        _run(context, bridge, "confirm", len(specs))
     trials = phase_trials(context, "confirm")
     _write_tables(context)
     _collect(context)
     if not any(trial.status == "COMPLETE" for trial in trials):
         raise UserError(f"confirm: at least one finished trial was required, all {len(trials)} failed; see `results`")
     _keep(context, "confirm", key, {})
-    return Done("CACHED" if reused else "SUCCEEDED", _note(trials))
+    return Done("CACHED" if reused else "SUCCEEDED", _note(context, trials))
 
 
 def _confirm_trials(

@@ -14,13 +14,15 @@ from data_prep.section import identity
 from data_prep.steps import steps_identity
 from orchestrator.cost import training_s
 from orchestrator.errors import SpecError
+from orchestrator.history import earlier
 from orchestrator.keys import digest, stage_key
 from orchestrator.runs import RunPaths
-from orchestrator.space import grid_size
+from orchestrator.space import Search, grid_size
 from orchestrator.spec import Arm, Experiment
 from orchestrator.store import Artifact, Store
-from trainers.config import remarks
+from trainers.config import FrozenDeepHead, remarks
 
+_SLOW_SAMPLING_S = 60.0
 STAGES = ("catalog", "audit", "split", "prepare", "search", "confirm", "hypotheses", "select", "vote", "report")
 VERSIONS = dict.fromkeys((*STAGES, "rows", "features"), 1) | dict.fromkeys(
     ("catalog", "audit", "prepare", "shard", "trial"), 2
@@ -51,6 +53,7 @@ class Plan:
     n_to_prepare: int | None
     training_s: float | None  # estimate, one trial after another; None where no trial like it ran in this store
     notes: tuple[str, ...]
+    n_cached: int = 0  # search trials that an earlier run has finished
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of plan.json."""
@@ -119,6 +122,32 @@ class Keys:
         }
         return stage_key("search", VERSIONS["search"], params, self._inputs(catalog))
 
+    def families(self, catalog: Artifact) -> dict[str, str]:
+        """Return per variant a digest of all that decides one of its search trials and what is suggested.
+
+        Left out are the number of trials, limits, starting points and the space: another one of these is the same
+        study going on.
+        """
+        spec, inputs = self.experiment.spec, self._inputs(catalog)
+        if spec.search is None:
+            return {}
+        how = {"seed": spec.seed, "sampler": spec.search.sampler, "scheduler": identity(spec.search.scheduler)}
+        return {
+            name: digest(
+                {
+                    **how,
+                    "variant": name,
+                    "train": identity(arm.train),
+                    "versions": [VERSIONS["search"], VERSIONS["trial"]],
+                    "split": inputs[f"split/{name}"],
+                    "prepare": inputs[f"prepare/{name}"],
+                }
+            )
+            for name, arm in self.experiment.arms.items()
+            # what stands on another variant's best trial is another study when that one has more trials
+            if not isinstance(arm.train.model.head, FrozenDeepHead)
+        }
+
     def confirm(self, catalog: Artifact, finalists: list[str]) -> str:
         spec = self.experiment.spec
         params = {
@@ -142,28 +171,41 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
     keys = Keys(experiment, files)
     run_id = f"{experiment.spec.name}-{keys.run[:8]}"
     finished = (RunPaths(store.root / "runs" / run_id).read_json("summary") or {}).get("state") == "SUCCEEDED"
-    stages, n_photos, n_to_prepare = _stages(keys, store, finished)
+    n_cached = _n_cached(keys, store, run_id)
+    stages, n_photos, n_to_prepare = _stages(keys, store, finished, n_cached)
     trials = n_trials(experiment)
-    cost = training_s(experiment, store, sum(trials.values()))
+    cost = training_s(experiment, store, sum(trials.values()) - n_cached)
     notes = _notes(experiment)
     if cost:
         notes = (*notes, f"training time is judged by {cost[1]} earlier trial(s) with this backbone; size counts too")
-    return Plan(
-        run_id, keys.run, files, stages, trials, n_photos, n_to_prepare, round(cost[0], 1) if cost else None, notes
-    )
+    took_s = round(cost[0], 1) if cost else None
+    return Plan(run_id, keys.run, files, stages, trials, n_photos, n_to_prepare, took_s, notes, n_cached)
+
+
+def _n_cached(keys: Keys, store: Store, run_id: str) -> int:
+    """Count the search trials that need no training, because an earlier run has done the same study with fewer."""
+    spec, catalog = keys.experiment.spec, store.find("catalog", keys.catalog)
+    if spec.search is None or catalog is None:
+        return 0
+    found = earlier(store, keys.families(catalog), spec.search, besides=run_id)
+    return sum(one.n_trials for one in found.values())
 
 
 def n_trials(experiment: Experiment) -> dict[str, int]:
     """Return the largest number of trainings per phase."""
     spec, n_variants = experiment.spec, len(experiment.arms)
-    per_variant = spec.search.trials if spec.search else 1
-    if spec.search and spec.search.sampler == "grid":
-        per_variant = min(per_variant, grid_size(spec.search.space))
-    trials = {"search": per_variant * n_variants}
+    trials = {"search": sum(_n_search(spec.search, name) for name in experiment.arms)}
     if spec.confirm:
         n_finalists = min(max(spec.confirm.finalists, n_variants), trials["search"])
         trials["confirm"] = n_finalists * len(spec.confirm.seeds) * spec.confirm.folds
     return trials
+
+
+def _n_search(search: Search | None, variant: str) -> int:
+    space = search.space_of(variant) if search else {}
+    if search is None or not space:
+        return 1
+    return min(search.trials, grid_size(space)) if search.sampler == "grid" else search.trials
 
 
 def _notes(experiment: Experiment) -> tuple[str, ...]:
@@ -176,7 +218,19 @@ def _notes(experiment: Experiment) -> tuple[str, ...]:
     notes += [f"variant {name}: {why}" for name, arm in experiment.arms.items() for why in remarks(arm.train)]
     if spec.data.test is None:
         notes.append("no data.test: no vote and no submission")
+    if spec.search and (cost := _sampling_s(spec.search)) > _SLOW_SAMPLING_S:
+        notes.append(
+            f"search.sampler {spec.search.sampler}: suggestions alone take about {cost / 60:.0f} minutes per variant for "
+            f"{spec.search.trials} trials, because each looks at all before it; random and qmc do not"
+        )
     return tuple(notes)
+
+
+def _sampling_s(search: Search) -> float:
+    """Estimate the seconds that a study's suggestions take, from `make bench ONLY=driver_10k`."""
+    n = search.trials
+    per_trial = {"tpe": 8e-6, "gp": 1.3e-3}.get(search.sampler, 0.0)  # seconds per earlier trial
+    return per_trial * n * n / 2
 
 
 def _finalists(experiment: Experiment, search: Artifact) -> list[str]:
@@ -188,7 +242,14 @@ def _finalists(experiment: Experiment, search: Artifact) -> list[str]:
     )
 
 
-def _stages(keys: Keys, store: Store, finished: bool) -> tuple[tuple[PlannedStage, ...], int | None, int | None]:
+def confirm_key(keys: Keys, catalog: Artifact, search: Artifact) -> str:
+    """Return the key of the confirmation that follows a finished search."""
+    return keys.confirm(catalog, _finalists(keys.experiment, search))
+
+
+def _stages(
+    keys: Keys, store: Store, finished: bool, n_cached: int
+) -> tuple[tuple[PlannedStage, ...], int | None, int | None]:
     planned: list[PlannedStage] = []
 
     def add(name: str, cached: bool, key: str | None, why: str) -> None:
@@ -240,16 +301,18 @@ def _stages(keys: Keys, store: Store, finished: bool) -> tuple[tuple[PlannedStag
         search_key,
         "the same trials on the same data were finished"
         if search
+        else f"{n_cached} trials are in the store and told to the sampler, the rest is trained"
+        if n_cached
         else "settings, data or splits are new; finished trials are reused one by one",
     )
-    confirm_key, confirm = None, None
+    wanted_key, confirm = None, None
     if search is not None and keys.experiment.spec.confirm:
-        confirm_key = keys.confirm(catalog, _finalists(keys.experiment, search))
-        confirm = store.find("confirm", confirm_key)
+        wanted_key = confirm_key(keys, catalog, search)
+        confirm = store.find("confirm", wanted_key)
     add(
         "confirm",
         confirm is not None or keys.experiment.spec.confirm is None,
-        confirm_key,
+        wanted_key,
         "confirm: null"
         if keys.experiment.spec.confirm is None
         else "the same finalists were confirmed before"

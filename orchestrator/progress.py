@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _LINE_EVERY_S = 10.0
@@ -20,6 +22,32 @@ SYMBOLS = {
 
 Advance = Callable[[int, str], None]
 """Takes how many are done in all and a short note."""
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What a phase of trials looks like at one moment."""
+
+    n_ended: int
+    counts: dict[str, int]  # by status
+    best: float | None
+    left_s: float | None  # until the last trial ends; None while nothing has ended
+    running: tuple[str, ...]  # a line each
+
+    def line(self, title: str, total: int) -> str:
+        """Return all but the running trials as one line."""
+        counts = ", ".join(f"{n} {status.lower()}" for status, n in sorted(self.counts.items()))
+        parts = [f"{title}: {self.n_ended}/{total}", counts, f"{len(self.running)} running"]
+        parts += [f"best {self.best:.4f}"] if self.best is not None else []
+        parts += [f"about {duration(self.left_s)} left"] if self.left_s is not None else []
+        return " · ".join(part for part in parts if part)
+
+
+def duration(seconds: float) -> str:
+    """Return a time span for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Reporter:
@@ -44,6 +72,28 @@ class Reporter:
             yield from self._bar(title, total)
         else:
             yield from self._lines(title, total)
+
+    @contextmanager
+    def trials(self, title: str, total: int, look: Callable[[], Glance]) -> Iterator[Callable[[], None]]:
+        """Show a phase's state and one line per running trial, or a plain line every ten seconds; yields a tick."""
+        if self.console.is_terminal and not self.console.quiet:
+
+            def draw() -> Group:
+                glance = look()
+                return Group(f"  {glance.line(title, total)}", *(f"    [dim]{line}[/]" for line in glance.running))
+
+            with Live(get_renderable=draw, console=self.console, transient=True, refresh_per_second=2):
+                yield lambda: None
+            return
+        last = time.monotonic()
+
+        def tick() -> None:
+            nonlocal last
+            if time.monotonic() - last >= _LINE_EVERY_S:
+                last = time.monotonic()
+                self.say(f"  {look().line(title, total)}")
+
+        yield tick
 
     def _bar(self, title: str, total: int | None) -> Iterator[Advance]:
         columns = (

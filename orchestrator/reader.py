@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import random
 import re
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from orchestrator.document import Document, DocumentError, Path_, Problem, load
 from orchestrator.errors import SpecError
 from orchestrator.hypotheses import parse as parse_claim
 from orchestrator.problems import nearest, validate
-from orchestrator.space import apply, assignments
+from orchestrator.space import Search, apply, assignments
 from orchestrator.spec import Arm, Experiment, Spec
 from trainers.backbones import known_backbones
 from trainers.config import FrozenDeepHead, SingleHead
@@ -93,10 +94,10 @@ def _check_backbones(spec: Spec, arms: dict[str, Arm], document: Document, probl
     for name, changes in spec.variants.items():
         for path in changes:
             paths.setdefault(arms[name].train.model.backbone if name in arms else "", ("variants", name, path))
-    entry = spec.search.space.get("train.model.backbone") if spec.search else None
-    for choice in getattr(entry, "choice", None) or []:
-        wanted.add(str(choice))
-        paths.setdefault(str(choice), ("search", "space", "train.model.backbone", "choice"))
+    for where, space in _spaces(spec.search) if spec.search else []:
+        for choice in getattr(space.get("train.model.backbone"), "choice", None) or []:
+            wanted.add(str(choice))
+            paths.setdefault(str(choice), (*where, "train.model.backbone", "choice"))
     known = set(known_backbones())
     for backbone in sorted(wanted):
         if known and backbone.split(".")[0] not in known:
@@ -169,21 +170,21 @@ def _alphas(arm: Arm) -> dict[str, list[float]]:
 
 def _check_frozen(spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]) -> None:
     """Check that head frozen_deep stands in a variant, on another one that sees the same photos."""
-    space = spec.search.space if spec.search else {}
+    spaces = _spaces(spec.search) if spec.search else []
     if isinstance(spec.train.model.head, FrozenDeepHead):
         text = "train.model.head: frozen_deep stands on another variant, so it stands in a variant only"
         problems.append(Problem(*document.where(("train", "model", "head")), f"{text}; move it there"))
         return
-    for path in ("train.model.head", "train.model.head.name"):
+    for (where, space), path in itertools.product(spaces, ("train.model.head", "train.model.head.name")):
         named = [c.get("name") if isinstance(c, dict) else c for c in getattr(space.get(path), "choice", [])]
         if "frozen_deep" in named:
-            mark = document.where(("search", "space", path), key=True)
-            problems.append(Problem(*mark, f"search.space.{path}: frozen_deep stands in a variant, never in the space"))
+            mark, place = document.where((*where, path), key=True), ".".join((*where, path))
+            problems.append(Problem(*mark, f"{place}: frozen_deep stands in a variant, never in the space"))
     for name, arm in arms.items():
         head = arm.train.model.head
         if not isinstance(head, FrozenDeepHead):
             continue
-        own = document.where(("variants", name))
+        own, space = document.where(("variants", name)), spec.search.space_of(name) if spec.search else {}
         for path in ("train.model.head", "train.model.head.name", "train.model.backbone"):
             if path in space:
                 text = (
@@ -215,35 +216,43 @@ def _bad_source(name: str, source: str, arms: dict[str, Arm], variants: list[str
 
 def _check_space(spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]) -> None:
     """Try the space's corners on every variant: paths must exist, values must fit, no setting may go unused."""
-    if spec.search is None or not spec.search.space:
+    if spec.search is None:
         return
-    for path in spec.search.space:
-        if not path.startswith("train."):
-            mark = document.where(("search", "space", path), key=True)
-            problems.append(Problem(*mark, f"search.space: paths begin with train., found {path!r}"))
-            return
-    points = assignments(spec.search.space, limit=_MAX_ASSIGNMENTS, rng=random.Random(0))  # noqa: S311 - no secret
-    seen: set[str] = set()
-    for arm in arms.values():
-        base = arm.model_dump(mode="json", by_alias=True)
+    search, seen = spec.search, set[str]()
+    for where, space in _spaces(search):
+        for path in space:
+            if not path.startswith("train."):
+                mark = document.where((*where, path), key=True)
+                problems.append(Problem(*mark, f"{'.'.join(where)}: paths begin with train., found {path!r}"))
+                return
+    for name, arm in arms.items():
+        space, base = search.space_of(name), arm.model_dump(mode="json", by_alias=True)
+        points = assignments(space, limit=_MAX_ASSIGNMENTS, rng=random.Random(0)) if space else []  # noqa: S311 - no secret
         for point in points:
             found: list[Problem] = []
             validate(Arm, apply(base, point), document, found, ("search", "space"), "search.space: ")
             for problem in found:
                 if problem.text not in seen:
                     seen.add(problem.text)
-                    line, column = _space_mark(problem.text, spec.search.space, document)
-                    problems.append(Problem(line, column, problem.text))
+                    problems.append(Problem(*_space_mark(problem.text, search, document), problem.text))
 
 
-def _space_mark(text: str, space: dict[str, Any], document: Document) -> tuple[int, int]:
-    for path in sorted(space, key=len, reverse=True):
+def _spaces(search: Search) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Return the spaces of a search, each with its place in the document."""
+    own: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+        (("search", "variant_spaces", name), dict(entries)) for name, entries in search.variant_spaces.items()
+    ]
+    return [(("search", "space"), dict(search.space)), *own]
+
+
+def _space_mark(text: str, search: Search, document: Document) -> tuple[int, int]:
+    places = [(path, (*where, path)) for where, space in _spaces(search) for path in space]
+    for path, place in sorted(places, key=lambda one: -len(one[0])):
         if path in text:
-            return document.where(("search", "space", path), key=True)
-    parts = {path: path.rsplit(".", 1)[0] for path in space}
-    for path, parent in sorted(parts.items(), key=lambda item: -len(item[1])):
-        if parent in text:
-            return document.where(("search", "space", path), key=True)
+            return document.where(place, key=True)
+    for path, place in sorted(places, key=lambda one: -len(one[0].rsplit(".", 1)[0])):
+        if path.rsplit(".", 1)[0] in text:
+            return document.where(place, key=True)
     return document.where(("search", "space"))
 
 

@@ -73,6 +73,8 @@ _FILES = {
     "parts": "parts",
     "error": "error.txt",
     "driver_log": "driver.log",
+    "control": "control",
+    "logs": "logs",
 }
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.bridge import OBJECTIVE, Bridge, Rungs
+from orchestrator.bridge import OBJECTIVE, Bridge, Reports, Rungs
 from orchestrator.keys import digest
 from orchestrator.ledger import TrialState
+from orchestrator.limits import Budget
 from orchestrator.space import Search, grid, suggest
 from orchestrator.trial import TrialSpec
 from trainers.config import Duration
@@ -29,70 +30,118 @@ class Studies:
     seed: int
     make_spec: MakeSpec
     sources: dict[str, str] = field(default_factory=dict)  # variant -> the variant that must have ended before
+    warn: Callable[[str], None] = print
+    _warned: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         import optuna  # noqa: PLC0415
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.grid = grid(self.search.space) if self.search.sampler == "grid" else None
+        self.spaces = {name: self.search.space_of(name) for name in self.variants}
+        self.grids = (
+            {name: grid(space) for name, space in self.spaces.items()} if self.search.sampler == "grid" else None
+        )
         self.studies = {
             name: optuna.create_study(study_name=f"{self.run_id}/{name}", direction="maximize")
             for name in self.variants
         }
         self.asked = dict.fromkeys(self.variants, 0)
         self.ended = dict.fromkeys(self.variants, 0)
+        self.points: dict[str, list[dict[str, Any]]] = {
+            name: [] for name in self.variants
+        }  # asked for, where it matters
+        self.orphans = dict.fromkeys(self.variants, 0)  # trials that a failing sampler left behind
 
-    def budget(self) -> int:
+    def budget(self, variant: str) -> int:
         """Return how many trials a variant gets."""
-        if not self.search.space:
+        if not self.spaces[variant]:
             return 1
-        return min(self.search.trials, len(self.grid)) if self.grid is not None else self.search.trials
+        return min(self.search.trials, len(self.grids[variant])) if self.grids else self.search.trials
 
     def ask(self, variant: str, known: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Return Optuna's next trial and its point; `known` asks for a point that was asked for before."""
-        study, number = self.studies[variant], self.asked[variant]
-        self.asked[variant] += 1
-        fixed = known if known is not None else self.grid[number] if self.grid is not None else None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # experimental options of samplers that we name on purpose
-            study.sampler = self._sampler(variant, number)
-            if fixed:
-                study.enqueue_trial({path: self._stored(path, value) for path, value in fixed.items()})
-            trial = study.ask()
-            return trial, suggest(trial, self.search.space)
-
-    def _stored(self, path: str, value: Any) -> Any:
-        """Return a value as Optuna knows it: a choice of lists or maps goes by its place."""
-        choices = getattr(self.search.space[path], "choice", None)
-        simple = choices is None or all(isinstance(item, str | int | float | bool) for item in choices)
-        return value if simple else choices.index(value) if choices else value
-
-    def _sampler(self, variant: str, number: int) -> Any:
         import optuna  # noqa: PLC0415
 
-        seed = int(digest([self.seed, variant, number])[:8], 16)
-        fixed_seed = int(digest([self.seed, variant])[:8], 16)
+        study, space, number = self.studies[variant], self.spaces[variant], self.asked[variant]
+        self.asked[variant] += 1
+        # a quasi-random sequence counts its calls, and learns nothing from what is told
+        fixed = known if known is not None and self.search.sampler != "qmc" else self._fixed(variant)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # experimental options of samplers that we name on purpose
+            study.sampler = self._sampler(variant, number, known=known is not None)
+            if fixed:
+                study.enqueue_trial({path: _stored(space[path], value) for path, value in fixed.items()})
+            try:
+                trial = study.ask()
+                point = suggest(trial, space)
+            except Exception as error:  # noqa: BLE001 - a sampler that fails must not end the study
+                if not self._warned:
+                    self._warned = True
+                    self.warn(
+                        f"the {self.search.sampler} sampler failed ({type(error).__name__}: {error}); "
+                        "such trials are sampled at random"
+                    )
+                for orphan in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+                    if orphan.number >= number + self.orphans[variant]:
+                        study.tell(orphan.number, state=optuna.trial.TrialState.FAIL)
+                        self.orphans[variant] += 1
+                study.sampler = optuna.samplers.RandomSampler(seed=self._seed(variant, number))
+                trial = study.ask()
+                point = suggest(trial, space)
+        if self.search.start or self.grids:
+            self.points[variant].append(known if known is not None else point)
+        return trial, point
+
+    def _fixed(self, variant: str) -> dict[str, Any] | None:
+        """Return what is not left to the sampler: the first starting point that was not tried, then the grid's."""
+        space, tried = self.spaces[variant], self.points[variant]
+        for start in self.search.start:
+            own = {path: value for path, value in start.items() if path in space}
+            if own and not any(own.items() <= point.items() for point in tried):
+                return own
+        return next((point for point in self.grids[variant] if point not in tried), None) if self.grids else None
+
+    def _seed(self, *parts: Any) -> int:
+        return int(digest([self.seed, *parts])[:8], 16)
+
+    def _sampler(self, variant: str, number: int, *, known: bool) -> Any:
+        import optuna  # noqa: PLC0415
+
+        seed = self._seed(variant, number)
+        if known and self.search.sampler in {"tpe", "gp"}:
+            # nothing is left to sample, and these two take their time
+            return optuna.samplers.RandomSampler(seed=seed)
         make: dict[str, Callable[[], Any]] = {
             "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True),
             "random": lambda: optuna.samplers.RandomSampler(seed=seed),
             "gp": lambda: optuna.samplers.GPSampler(seed=seed),
-            "qmc": lambda: optuna.samplers.QMCSampler(seed=fixed_seed, scramble=True),
+            "qmc": lambda: optuna.samplers.QMCSampler(seed=self._seed(variant), scramble=True),
             "grid": lambda: optuna.samplers.RandomSampler(seed=seed),
         }
         return make[self.search.sampler]()
 
-    def tell(self, asked: tuple[str, Any], status: str, reports: dict[int, dict[str, float]]) -> None:
-        """Tell a study how a trial ended: intermediate values, and PRUNED as what it is."""
+    def tell(self, asked: tuple[str, Any], status: str, reports: Reports, cause: str | None = None) -> None:
+        """Tell a study how a trial ended: intermediate values, and PRUNED as what it is.
+
+        A setting that does not fit into memory violates a constraint, so that the sampler goes elsewhere; as FAIL it
+        would be forgotten and proposed again.
+        """
         from optuna.trial import TrialState as State  # noqa: PLC0415
 
         variant, trial = asked
+        study = self.studies[variant]
         self.ended[variant] += 1
         for epoch, metrics in sorted(reports.items()):
             trial.report(metrics[OBJECTIVE], epoch)
-        if status == "COMPLETE":
-            self.studies[variant].tell(trial, max(metrics[OBJECTIVE] for metrics in reports.values()))
-        else:
-            self.studies[variant].tell(trial, state=State.PRUNED if status == "PRUNED" else State.FAIL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if cause == "memory":
+                trial.set_constraint("memory", 1.0)
+                study.tell(trial, state=State.PRUNED)
+            elif status == "COMPLETE":
+                study.tell(trial, max(metrics[OBJECTIVE] for metrics in reports.values()))
+            else:
+                study.tell(trial, state=State.PRUNED if status == "PRUNED" else State.FAIL)
 
     def resume(self, trial: TrialState) -> tuple[TrialSpec, Any]:
         """Ask again for a trial that the ledger knows."""
@@ -102,10 +151,8 @@ class Studies:
 
     def proposals(self) -> Iterator[tuple[TrialSpec, Any] | None]:
         """Yield new trials, variant after variant, until each has had its budget; None where all wait for sources."""
-        while left := [name for name in self.variants if self.asked[name] < self.budget()]:
-            ready = [
-                name for name in left if self.ended.get(self.sources.get(name, ""), self.budget()) >= self.budget()
-            ]
+        while left := [name for name in self.variants if self.asked[name] < self.budget(name)]:
+            ready = [name for name in left if self._has_ended(self.sources.get(name))]
             if not ready:
                 yield None
                 continue
@@ -114,9 +161,25 @@ class Studies:
             asked, point = self.ask(variant)
             yield self.make_spec(trial_id, variant, json.loads(json.dumps(point))), (variant, asked)
 
+    def _has_ended(self, variant: str | None) -> bool:
+        return variant is None or self.ended[variant] >= self.budget(variant)
+
+
+def _stored(entry: Any, value: Any) -> Any:
+    """Return a value as Optuna knows it: a choice of lists or maps goes by its place."""
+    choices = getattr(entry, "choice", None)
+    simple = choices is None or all(isinstance(item, str | int | float | bool) for item in choices)
+    return value if simple else choices.index(value) if choices else value
+
 
 def search_bridge(
-    studies: Studies, ledger: Any, durations: dict[str, str], progress: Callable[[int, str], None]
+    studies: Studies,
+    ledger: Any,
+    durations: dict[str, str],
+    progress: Callable[[int, str], None] | None = None,
+    *,
+    finished: Callable[[TrialSpec], list[dict[str, float]] | None] | None = None,
+    gpus_per_trial: float = 0.0,
 ) -> Bridge:
     """Return the bridge of a search.
 
@@ -125,10 +188,20 @@ def search_bridge(
         ledger: open for writing.
         durations: variant -> its `train.duration`.
         progress: told how many trials have ended.
+        finished: looks up the epochs of a trial that is finished in the store.
+        gpus_per_trial: what gpu_hours are counted with.
     """
     rungs = {name: Rungs(studies.search.scheduler, _max_epochs(durations[name])) for name in studies.variants}
     return Bridge(
-        ledger, "search", studies.proposals(), rungs=rungs, tell=studies.tell, resume=studies.resume, progress=progress
+        ledger,
+        "search",
+        studies.proposals(),
+        rungs=rungs,
+        tell=studies.tell,
+        resume=studies.resume,
+        progress=progress,
+        finished=finished,
+        budget=Budget(studies.search.limits, gpus_per_trial),
     )
 
 

@@ -7,10 +7,10 @@ import math
 import random
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from data_prep.section import BARE_NAME, Count, Section, Seed
-from trainers.config import DurationText
+from orchestrator.limits import Limits
 
 
 class _Entry(Section):
@@ -98,11 +98,15 @@ def _entry(value: Any) -> Any:
 SpaceEntry = Annotated[Entry, BeforeValidator(_entry)]
 
 
+Epochs = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]* epochs?$")]
+"""A scheduler looks at trials after whole epochs."""
+
+
 class Asha(Section):
     """Successive halving (Li et al. 2020), one bracket: at rungs grace * reduction^k the best 1/reduction go on."""
 
     name: Literal["asha"] = "asha"
-    grace: DurationText = "1 epochs"
+    grace: Epochs = "1 epochs"
     reduction: Annotated[int, Field(ge=2, le=16)] = 3
 
 
@@ -110,7 +114,7 @@ class Median(Section):
     """Stop a trial whose best so far is below the median of the others' at the same epoch."""
 
     name: Literal["median"] = "median"
-    grace: DurationText = "1 epochs"
+    grace: Epochs = "1 epochs"
 
 
 class NoScheduler(Section):
@@ -129,11 +133,35 @@ class Search(Section):
     sampler: Literal["tpe", "random", "gp", "qmc", "grid"] = "tpe"
     scheduler: Scheduler = NoScheduler()
     space: dict[str, SpaceEntry] = {}
+    variant_spaces: dict[str, dict[str, SpaceEntry | None]] = {}
+    """What a variant has besides `space` or instead of its entries; null takes one out."""
+    start: list[dict[str, Any]] = []
+    """Points that are known to be good, tried first; what they leave open is sampled."""
+    limits: Limits | None = None
 
     @model_validator(mode="after")
     def _conditions(self) -> Self:
-        order(self.space)
+        for name in ("", *self.variant_spaces):
+            order(self.space_of(name))
         return self
+
+    @model_validator(mode="after")
+    def _starts(self) -> Self:
+        spaces = [self.space_of(name) for name in ("", *self.variant_spaces)]
+        for point in self.start:
+            for path, value in point.items():
+                entries = [space[path] for space in spaces if path in space]
+                if not entries:
+                    known = ", ".join(sorted({path for space in spaces for path in space}))
+                    raise ValueError(f"start: {path!r} is not in the space; the space has {known or 'nothing'}")
+                if not any(contains(entry, value) for entry in entries):
+                    raise ValueError(f"start: {path} is {value!r}, which the space does not contain")
+        return self
+
+    def space_of(self, variant: str) -> dict[str, Any]:
+        """Return the space of a variant."""
+        merged: dict[str, Any] = {**self.space, **self.variant_spaces.get(variant, {})}
+        return {path: entry for path, entry in merged.items() if entry is not None}
 
 
 class Confirm(Section):
@@ -178,6 +206,25 @@ def holds(when: dict[str, Any], point: dict[str, Any]) -> bool:
         path in point and (point[path] in wanted if isinstance(wanted, list) else point[path] == wanted)
         for path, wanted in when.items()
     )
+
+
+def contains(entry: Any, value: Any) -> bool:
+    """Say whether an entry can take a value."""
+    if isinstance(entry, Choice):
+        return value in entry.choice
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    low, high = entry.int_ if isinstance(entry, IntRange) else entry.float_
+    if not low <= value <= high or (isinstance(entry, IntRange) and value != int(value)):
+        return False
+    steps = (value - low) / entry.step if entry.step else 0.0
+    return abs(steps - round(steps)) < 1e-9
+
+
+def holds_point(space: dict[str, Any], point: dict[str, Any]) -> bool:
+    """Say whether a point lies in a space: every path whose condition holds has a value it can take, and no other."""
+    wanted = {path for path in order(space) if holds(space[path].when, point)}
+    return wanted == set(point) and all(contains(space[path], value) for path, value in point.items())
 
 
 def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from data_prep.config import Data, Prep, TestTable
-from data_prep.section import Section, Seed, how, identity
+from data_prep.section import Positive, Section, Seed, how, identity
 from orchestrator.keys import setting_id
 from orchestrator.space import Confirm, Search, apply
 from orchestrator.track_config import Track
@@ -55,10 +55,18 @@ class PrepShare(Share):
     timeout_s: Annotated[float, Field(ge=1, le=86400)] = 120
 
 
+class TrialShare(Share):
+    """What one trial gets, and when it is ended: alone, marked FAILED with the reason."""
+
+    wall_s: Positive | None = None
+    report_s: Positive | None = 7200  # without a report it hangs; an epoch takes less
+    memory_gb: Positive | None = None  # None: until the machine runs short of it
+
+
 class Resources(Section):
     """How to run; changes no result, so it is part of no key."""
 
-    per_trial: Share = Share()
+    per_trial: TrialShare = TrialShare()
     per_prep_worker: PrepShare = PrepShare()
     max_concurrent: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 
@@ -109,6 +117,18 @@ class Spec(Section):
                 )
         elif isinstance(test, TestTable) and test.public is not None and test.label is None:
             raise ValueError("data.test.public divides labelled test sets; add data.test.label or remove public")
+        return self
+
+    @model_validator(mode="after")
+    def _search_fits(self) -> Self:
+        unknown = sorted(set(self.search.variant_spaces) - set(self.variants)) if self.search else []
+        if unknown:
+            raise ValueError(
+                f"search.variant_spaces names {', '.join(unknown)}, the variants are {', '.join(self.variants)}"
+            )
+        limits = self.search.limits if self.search else None
+        if limits and limits.gpu_hours is not None and not self.resources.per_trial.gpu:
+            raise ValueError("search.limits.gpu_hours needs resources.per_trial.gpu above 0, found 0")
         return self
 
 

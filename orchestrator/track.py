@@ -19,7 +19,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from orchestrator.ledger import TrialState, read, replay
+from orchestrator.ledger import State, Tail, TrialState, apply
 from orchestrator.space import Choice, Search
 
 _POLL_S = 0.5
@@ -86,23 +86,20 @@ def main(run: Path, parent: int) -> None:
 def _follow(run: Path, sinks: list[Callable[[TrialState], None]], parent: int, memory: Path | None) -> None:
     """Hand every ended trial to the sinks, once; `memory` remembers them over restarts."""
     seen: set[str] = set(json.loads(memory.read_text()) if memory and memory.exists() else [])
-    began, size = time.time(), -1
+    began, state, reader = time.time(), State(), Tail(run / "events.jsonl")
     while True:
         orphan = os.getppid() != parent
-        path = run / "events.jsonl"
-        if path.exists() and (path.stat().st_size != size or orphan):
-            size = path.stat().st_size
-            events = read(path)
-            for trial in replay(events).trials.values():
-                if trial.status and trial.trial_id not in seen:
-                    for sink in sinks:
-                        sink(trial)
-                    seen.add(trial.trial_id)
-                    if memory:
-                        memory.write_text(json.dumps(sorted(seen)))
-            if orphan or (events and events[-1]["event"] == "run_ended" and events[-1]["time"] > began - 1):
-                return
-        elif orphan:
+        events = reader.read()
+        for event in events:
+            apply(state, event)
+            name = str(event.get("trial_id"))
+            if event["event"] == "trial_ended" and name not in seen:
+                for sink in sinks:
+                    sink(state.trials[name])
+                seen.add(name)
+                if memory:
+                    memory.write_text(json.dumps(sorted(seen)))
+        if orphan or (events and events[-1]["event"] == "run_ended" and events[-1]["time"] > began - 1):
             return
         time.sleep(_POLL_S)
 
@@ -132,10 +129,10 @@ class Journal:
             self.studies[variant] = optuna.create_study(
                 storage=self.storage, study_name=f"{self.run.name}/{variant}", direction="maximize"
             )
-        known = {path: value for path, value in trial.facts["params"].items() if path in self.search.space}
-        params, distributions = {}, {}
-        for path, value in known.items():
-            params[path], distributions[path] = _stored(self.search.space[path], value)
+        space, params, distributions = self.search.space_of(variant), {}, {}
+        for path, value in trial.facts["params"].items():
+            if path in space:
+                params[path], distributions[path] = _stored(space[path], value)
         scores = {epoch: metrics["val_macro_f1"] for epoch, metrics in trial.reports.items()}
         state = {"COMPLETE": State.COMPLETE, "PRUNED": State.PRUNED}.get(str(trial.status), State.FAIL)
         self.studies[variant].add_trial(

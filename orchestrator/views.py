@@ -12,7 +12,7 @@ def plan_lines(plan: Plan) -> list[str]:
     lines = [f"run {plan.run_id}", ""]
     lines += [f"  {stage.name:<11} {stage.outcome:<10} {stage.why}" for stage in plan.stages]
     counts = ", ".join(f"{n} {phase}" for phase, n in plan.trials.items())
-    lines += ["", f"trials at most: {counts}"]
+    lines += ["", f"trials at most: {counts}" + (f"; {plan.n_cached} of search are cached" if plan.n_cached else "")]
     if plan.n_to_prepare is None:
         lines.append("photos to prepare: known when the catalog has been read")
     else:

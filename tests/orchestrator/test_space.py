@@ -4,7 +4,7 @@ import optuna
 import pytest
 from pydantic import ValidationError
 
-from orchestrator.space import Search, apply, assignments, grid, order, suggest
+from orchestrator.space import Search, apply, assignments, grid, holds_point, order, suggest
 
 HEADS = {
     "train.h.name": {"choice": ["single", "deep"]},
@@ -62,3 +62,43 @@ def test_another_name_is_another_component():
     assert apply(base, {"train.head.hidden": 9})["train"]["head"] == {"name": "deep", "hidden": 9}
     assert apply(base, {"train.loss.gamma": 1})["train"]["loss"] == {"name": "focal", "gamma": 1}
     assert base["train"]["head"] == {"name": "deep", "hidden": 8}
+
+
+def test_a_variant_may_have_its_own_space():
+    search = Search.model_validate(
+        {
+            "space": {"train.a": {"choice": [1, 2]}, "train.b": {"float": [0.0, 1.0]}},
+            "variant_spaces": {"x": {"train.b": None, "train.c": {"int": [1, 3], "when": {"train.a": 2}}}},
+        }
+    )
+    assert (["train.a", "train.b"], ["train.a", "train.c"]) == (
+        list(search.space_of("other")),
+        list(search.space_of("x")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start": [{"train.z": 1}]}, "'train.z' is not in the space; the space has train.a, train.b"),
+        ({"start": [{"train.a": 7}]}, "train.a is 7, which the space does not contain"),
+        ({"start": [{"train.b": 2.0}]}, "train.b is 2.0, which the space does not contain"),
+        ({"scheduler": {"name": "asha", "grace": "500 steps"}}, "grace"),
+        ({"limits": {}}, "one of wall, gpu_hours, target"),
+        ({"limits": {"wall": "90"}}, "wall"),
+        ({"variant_spaces": {"x": {"train.c": {"choice": [1], "when": {"train.q": 1}}}}}, "not in the space"),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_refused(change, message):
+    entries = {"train.a": {"choice": [1, 2]}, "train.b": {"float": [0.0, 1.0]}}
+    with pytest.raises(ValidationError, match=message):
+        Search.model_validate({"space": entries, **change})
+
+
+def test_a_point_lies_in_a_space_with_its_conditions():
+    heads = space(HEADS | {"train.k": {"int": [2, 8], "step": 2}})
+    assert holds_point(heads, {"train.h.name": "single", "train.k": 4})
+    assert holds_point(heads, {"train.h.name": "deep", "train.h.hidden": 16, "train.h.drop": 0.1, "train.k": 2})
+    assert not holds_point(heads, {"train.h.name": "single", "train.h.hidden": 16, "train.k": 4})
+    assert not holds_point(heads, {"train.h.name": "single", "train.k": 5})
+    assert not holds_point(heads, {"train.h.name": "single"})

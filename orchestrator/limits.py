@@ -1,0 +1,83 @@
+"""What a search may cost: `search.limits`, counted over restarts from the ledger's own times."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Self
+
+from pydantic import StringConstraints, model_validator
+
+from data_prep.section import Positive, Section
+
+_SECONDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
+_TIME = r"^(0\.[0-9]*[1-9]|[1-9][0-9]*(\.[0-9]+)?) (second|minute|hour|day)s?$"
+TimeText = Annotated[str, StringConstraints(pattern=_TIME)]
+
+
+def seconds(text: str) -> float:
+    """Convert '90 minutes' to seconds."""
+    if not re.match(_TIME, text):
+        raise ValueError(f"a time must read like '90 minutes' or '2 hours', found {text!r}")
+    number, unit = text.split()
+    return float(number) * _SECONDS[unit.removesuffix("s")]
+
+
+class Limits(Section):
+    """Ends a search before its trials are used up: whichever limit is reached first."""
+
+    wall: TimeText | None = None
+    gpu_hours: Positive | None = None
+    target: float | None = None  # of val macro F1
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.wall is None and self.gpu_hours is None and self.target is None:
+            raise ValueError("one of wall, gpu_hours, target was required, found none")
+        return self
+
+
+@dataclass
+class Budget:
+    """What a phase has used up, this driver's time and that of earlier ones."""
+
+    limits: Limits | None = None
+    gpus_per_trial: float = 0.0
+    used_s: float = 0.0  # of ended trials, summed
+    earlier_s: float = 0.0  # of earlier drivers in this phase
+    reached: str | None = None
+    began: float = field(default_factory=time.monotonic)
+    _since: float | None = None  # when the driver whose events are seen began this phase
+
+    def see(self, event: dict[str, Any], phase: str) -> None:
+        """Take in an event of an earlier driver."""
+        if event["event"] in {"run_started", "run_resumed", "stage"}:
+            self._since = None
+        elif event["event"] == "phase_started":
+            self._since = event["time"] if event["phase"] == phase else None
+        elif self._since is not None:
+            # clocks may jump back; a phase never takes less than nothing
+            self.earlier_s += max(0.0, event["time"] - self._since)
+            self._since = event["time"]
+        if event["event"] == "limit_reached" and event["phase"] == phase:
+            self.reached = event["reason"]
+
+    def over(self, best: float, live_s: float) -> str | None:
+        """Say which limit is reached, or None.
+
+        Args:
+            best: score of any trial so far.
+            live_s: seconds of the running trials, summed.
+        """
+        if self.limits is None:
+            return None
+        wall_s = self.earlier_s + time.monotonic() - self.began
+        gpu_hours = (self.used_s + live_s) * self.gpus_per_trial / 3600
+        if self.limits.wall and wall_s >= seconds(self.limits.wall):
+            return f"search.limits.wall: {self.limits.wall} are over"
+        if self.limits.gpu_hours and gpu_hours >= self.limits.gpu_hours:
+            return f"search.limits.gpu_hours: {gpu_hours:.2f} of {self.limits.gpu_hours:g} are used"
+        if self.limits.target is not None and best >= self.limits.target:
+            return f"search.limits.target: {best:.4f} reaches {self.limits.target:g}"
+        return None
