@@ -50,7 +50,7 @@ def audit(
         near_duplicates (kind -> {n, n_photos, examples}), people (groups that share a picture), imbalance (largest
         over smallest class), variants (-> roles, groups, counts, classes, folds, fold_classes, leak, excluded), leak
         (variant -> share of val photos whose group, or one that shares a picture with it, is in train too), leak_gap,
-        probe, and warnings, the worst first: {what, n, examples, do}.
+        probe, and warnings, the worst first: {kind, what, n, examples, do}.
     """
     usable = catalog.filter(pc.equal(catalog["status"], "ok"))
     labelled = usable.filter(pc.is_valid(usable["label"]))

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.section import identity
+from orchestrator import fair, stats, tables
 from orchestrator import select as selection
-from orchestrator import stats, tables
 from orchestrator import vote as voting
 from orchestrator.errors import UserError
 from orchestrator.ledger import TrialState
@@ -111,7 +111,8 @@ def hypotheses(context: Context) -> Done:
 def select(context: Context) -> Done:
     """Choose the members of the ensemble."""
     spec, scores, variants = context.experiment.spec, _search_scores(context), _complete_settings(context)
-    arms = _arms(context)
+    full = _arms(context)
+    arms = fair.shared(full)
     if not arms:
         raise UserError("select: finalists with out-of-fold predictions over all labels were required, found none")
     found = [
@@ -123,6 +124,7 @@ def select(context: Context) -> Done:
             n_params=_n_params(context, setting),
             seed=spec.seed,
         )
+        | {"n_left_out": len(full[setting].sample_ids) - len(oof.sample_ids)}  # photos that another arm excluded
         for setting, oof in sorted(arms.items())
     ]
     chosen = selection.choose(found, spec.select.policy, spec.select.members)
