@@ -37,11 +37,14 @@ Found = tuple[str, str, int, list[Any], str]  # kind, what, n, examples, do
 
 
 def ranked(facts: dict[str, Any], schema: Schema) -> list[dict[str, Any]]:
-    """Return the warnings that an audit's facts give rise to: {what, n, examples, do}, the worst first."""
+    """Return the warnings that an audit's facts give rise to: {kind, what, n, examples, do}, the worst first."""
     found = [*_copies(facts), *_splits(facts, schema), *_labels(facts), *_models(facts)]
     found = [one for one in found if one[2]]
     found.sort(key=lambda one: _RANK.index(one[0]))
-    return [{"what": what, "n": n, "examples": list(shown)[:_EXAMPLES], "do": do} for _, what, n, shown, do in found]
+    return [
+        {"kind": kind, "what": what, "n": n, "examples": list(shown)[:_EXAMPLES], "do": do}
+        for kind, what, n, shown, do in found
+    ]
 
 
 def _copies(facts: dict[str, Any]) -> Iterator[Found]:

@@ -18,6 +18,7 @@ from data_prep.labels import Schema
 from data_prep.split import excluded, strata
 
 _EXAMPLES = 5
+_MAX_SETS = 500
 _VERY_NEAR = 8  # bits of 256: within a group nobody compares the pixels
 
 
@@ -47,10 +48,10 @@ def audit(
         occur), n_classes_missing, group_labels (constant within every group), joint (tables of label pairs),
         histograms (label -> bars with borders), tells (how columns and photo sizes go with labels), sizes (the ten most
         frequent), photo_sizes, quarantined ({sample_id, reason}), n_quarantined, reasons (-> n), duplicates and
-        near_duplicates (kind -> {n, n_photos, examples}), people (groups that share a picture), imbalance (largest
+        near_duplicates (kind -> {n, n_photos, examples, sets}), people (groups that share a picture), imbalance (largest
         over smallest class), variants (-> roles, groups, counts, classes, folds, fold_classes, leak, excluded), leak
         (variant -> share of val photos whose group, or one that shares a picture with it, is in train too), leak_gap,
-        probe, and warnings, the worst first: {what, n, examples, do}.
+        probe, and warnings, the worst first: {kind, what, n, examples, do}.
     """
     usable = catalog.filter(pc.equal(catalog["status"], "ok"))
     labelled = usable.filter(pc.is_valid(usable["label"]))
@@ -250,4 +251,5 @@ def _counted(sets: list[list[str]]) -> dict[str, Any]:
         "n": len(sets),
         "n_photos": sum(map(len, sets)),
         "examples": [names[:_EXAMPLES] for names in sets[:_EXAMPLES]],
+        "sets": sets[:_MAX_SETS],  # to be put right one by one; catalog.parquet has all of them
     }

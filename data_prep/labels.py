@@ -166,6 +166,15 @@ def values_in(label: ColumnLabel | FolderLabel, catalog: Any) -> list[Any]:
     return values
 
 
+def train_borders(labels: Mapping[str, Label]) -> dict[str, list[float]]:
+    """Return the `train_bins` of the labels that name some."""
+    return {
+        name: label.train_bins
+        for name, label in labels.items()
+        if not isinstance(label, StemLabel) and label.train_bins
+    }
+
+
 def train_codes(labels: Mapping[str, Label], catalog: Any) -> dict[str, list[int]]:
     """Return the codes that training samples have under `train_bins`, for the labels that name some.
 

@@ -14,7 +14,7 @@ from orchestrator.plan import Keys, make_plan
 from orchestrator.progress import Reporter
 from orchestrator.runs import RunPaths
 from orchestrator.spec import Experiment
-from orchestrator.store import Store
+from orchestrator.store import Store, git_commit
 
 
 def run(experiment: Experiment, store: Store, *, probe: bool, address: str | None, insecure: bool) -> RunPaths:
@@ -36,7 +36,7 @@ def run(experiment: Experiment, store: Store, *, probe: bool, address: str | Non
         with Ledger(paths.root) as ledger, connect(address, insecure=insecure, dashboard=False) as cluster:
             keys = Keys(experiment, plan.files)
             labels = {name: list(names) for name, names in keys.schema.classes.items()}
-            ledger.append("run_started", commit=True, run_id=plan.run_id, labels=labels)
+            ledger.append("run_started", commit=True, run_id=plan.run_id, git_commit=git_commit(), labels=labels)
             cpus, gpus = (cluster.resources.get(name, 0.0) for name in ("CPU", "GPU"))
             context = stages.Context(experiment, keys, store, paths, ledger, reporter, cpus=cpus, gpus=gpus)
             for name, body in (("catalog", stages.catalog), ("split", stages.split)):
@@ -44,6 +44,7 @@ def run(experiment: Experiment, store: Store, *, probe: bool, address: str | Non
                 reporter.outcome(name, done.outcome, done.note)
             done = stages.audit(context, probe=probe)
             reporter.outcome("audit", done.outcome, done.note)
+            ledger.append("run_ended", commit=True, state="SUCCEEDED")
     except DataError as error:
         raise UserError(str(error)) from None
     except LedgerLocked:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.section import identity
-from orchestrator import board, optimism, stats, tables
+from orchestrator import board, fair, optimism, stats, tables
 from orchestrator import select as selection
 from orchestrator import vote as voting
 from orchestrator.errors import UserError
@@ -109,18 +109,21 @@ def select(context: Context) -> Done:
     """Choose the members of the ensemble, and say what their vote is worth."""
     spec, scores, variants = context.experiment.spec, _search_scores(context), _complete_settings(context)
     found, sides, n_classes = _held_out(context), _sides(context), context.schema.n_classes
+    full = _arms(context)
+    arms = fair.shared(full)
     if not found:
         raise UserError("select: finalists with out-of-fold predictions over all labels were required, found none")
     candidates = [
         selection.candidate(
             setting,
             variants[setting],
-            sides.oof(one.sample_ids, one.targets, one.preds, n_classes),
+            oof,
             search_score=scores.get(setting),
             n_params=_n_params(context, setting),
             seed=spec.seed,
         )
-        for setting, one in found.items()
+        | {"n_left_out": len(full[setting].sample_ids) - len(oof.sample_ids)}  # photos that another arm excluded
+        for setting, oof in sorted(arms.items())
     ]
     peeks = None
     if spec.select.policy == "leaderboard":

@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_prep.labels import train_borders, train_codes
 from data_prep.section import identity
 from data_prep.split import cells, excluded, inner_part
+from orchestrator import fair, tables
 from orchestrator import select as selection
-from orchestrator import tables
 from orchestrator.bridge import OBJECTIVE, Bridge
 from orchestrator.errors import UserError
 from orchestrator.history import earlier, write_families
@@ -36,7 +37,9 @@ from trainers.config import FrozenDeepHead, NoMixUp, OfflineMixUp, OnlineMixUp, 
 def _parts_file(context: Context, variant: str, fold: int | None) -> Path:
     """Write which sample is for what in one training: train and val, or the inner parts and the held-out fold."""
     key, schema = context.folds[variant].key, context.schema
-    path = context.paths.parts / f"{key[:12]}-{'search' if fold is None else f'fold{fold}'}.parquet"
+    moved = train_borders(context.experiment.arms[variant].data.labels)
+    part = "search" if fold is None else f"fold{fold}"
+    path = context.paths.parts / f"{key[:12]}{f'-{digest(moved)[:8]}' if moved else ''}-{part}.parquet"
     if path.is_file():
         return path
     folds = tables.read(context.folds[variant].file("folds.parquet"))
@@ -50,7 +53,11 @@ def _parts_file(context: Context, variant: str, fold: int | None) -> Path:
             sample: "holdout" for sample, row in rows.items() if row["fold"] == fold and row["role"] in {"train", "val"}
         }
     samples = sorted(parts)
-    codes = [schema.decode(rows[sample]["label"]) for sample in samples]
+    codes = [list(schema.decode(rows[sample]["label"])) for sample in samples]
+    for name, found in _moved_codes(context, variant).items():  # what is scored keeps its borders
+        for sample, code in zip(samples, codes, strict=True):
+            if parts[sample] == "train":
+                code[schema.names.index(name)] = found[sample]
     columns: dict[str, Any] = {
         "sample_id": pa.array(samples, pa.string()),
         "part": [parts[sample] for sample in samples],
@@ -88,6 +95,14 @@ def _mixable_file(context: Context, train: Train) -> Path | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     tables.write(pa.table(columns), path)
     return path
+
+
+def _moved_codes(context: Context, variant: str) -> dict[str, dict[str, int]]:
+    """Return the codes under `train_bins` by label and sample."""
+    catalog = context.catalog_table()
+    rows = catalog.filter(pc.is_valid(catalog["label"]))
+    found = train_codes(context.experiment.arms[variant].data.labels, rows)
+    return {name: dict(zip(rows["sample_id"].to_pylist(), codes, strict=True)) for name, codes in found.items()}
 
 
 def _trial(
@@ -333,10 +348,10 @@ def search(context: Context) -> Done:
 
 
 def ranking(trials: list[TrialState]) -> list[tuple[str, str, float]]:
-    """Return (setting, variant, score) of the finished trials."""
-    return [
-        (t.facts["setting"], t.facts["variant"], t.end["metrics"][OBJECTIVE]) for t in trials if t.status == "COMPLETE"
-    ]
+    """Return (setting, variant, score) of the finished trials, scored on the val samples that all of them kept."""
+    done = [trial for trial in trials if trial.status == "COMPLETE"]
+    scores = fair.search_scores(done, OBJECTIVE)
+    return [(t.facts["setting"], t.facts["variant"], score) for t, score in zip(done, scores, strict=True)]
 
 
 def confirm(context: Context) -> Done:

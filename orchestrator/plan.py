@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from data_prep.fingerprint import fingerprint
-from data_prep.labels import Schema
+from data_prep.labels import Schema, train_borders
 from data_prep.section import identity
 from data_prep.steps import steps_identity
 from orchestrator.cost import training_s
@@ -119,6 +119,7 @@ class Keys:
             "search": identity(spec.search) if spec.search else None,
             "train": {name: identity(arm.train) for name, arm in self.experiment.arms.items()},
             "trial": VERSIONS["trial"],
+            "train_bins": {name: train_borders(arm.data.labels) for name, arm in self.experiment.arms.items()},
         }
         return stage_key("search", VERSIONS["search"], params, self._inputs(catalog))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_prep.audit import leak, people
@@ -42,7 +43,7 @@ def leak_gaps(context: Context, folds: Mapping[str, pa.Table]) -> dict[str, dict
     from orchestrator.features import BACKBONE  # noqa: PLC0415
 
     catalog = context.catalog_table()
-    alike = people(catalog.filter(pa.compute.equal(catalog["status"], "ok")))
+    alike = people(catalog.filter(pc.equal(catalog["status"], "ok")))
     leaking = {name for name, table in folds.items() if leak(table, alike) > 0}
     if not leaking:
         return {}
@@ -147,7 +148,7 @@ def probe_labels(context: Context) -> dict[str, Any] | None:
         return None
     catalog = context.catalog_table()
     rows = chosen(catalog)
-    owners = persons(rows, people(catalog.filter(pa.compute.equal(catalog["status"], "ok"))))
+    owners = persons(rows, people(catalog.filter(pc.equal(catalog["status"], "ok"))))
     views = {view: compress(features(context, rows, view)) for view in ("whole", "rim")}
     return probe(views, rows, owners, context.schema, seed=context.experiment.spec.seed)
 

@@ -153,12 +153,14 @@ def paired_difference(a: Oof, b: Oof, *, metric: str = "macro_f1", seed: int) ->
 
     Returns:
         difference (a minus b), low and high (90 %), p_value (two-sided, by swapping the two arms' predictions per
-        group), n_groups, n_samples, too_narrow (without groups), n_seeds, standard_error, standard_error_one_seed
-        (that of a single seed on average, null where there is one seed).
+        group), n_groups, n_samples, n_left_out (samples that one of them alone predicted), too_narrow (without
+        groups), n_seeds, standard_error, standard_error_one_seed (that of a single seed on average, null where there
+        is one seed).
 
     Raises:
         ValueError: they have no sample in common, or disagree on a target.
     """
+    n_answered = len(set(a.sample_ids) | set(b.sample_ids))
     a, b = _common(a, b)
     owners, strata = owners_of(a)
     n_groups, rng = len(strata), np.random.default_rng(seed)
@@ -193,6 +195,7 @@ def paired_difference(a: Oof, b: Oof, *, metric: str = "macro_f1", seed: int) ->
         "p_value": float(p_value),
         "n_groups": n_groups,
         "n_samples": len(a.targets),
+        "n_left_out": n_answered - len(a.targets),
         "too_narrow": a.groups is None,
         "n_seeds": n_seeds,
         "standard_error": float(draws.std()),

@@ -12,6 +12,7 @@ from orchestrator.report.load import Run, dicts, ensemble_scores, listed, mappin
 _MAX_EXAMPLES = 5
 _FEW_GROUPS = 30  # a bootstrap over fewer resamples too few people for its ends to be trusted
 _NOTABLE_FAILURES = 0.1
+_GRAVE = ("train_and_test", "test_group", "leak", "label_conflicts", "across_groups")  # scores that lie, or labels
 
 
 def head(run: Run) -> dict[str, Any]:
@@ -217,10 +218,13 @@ def _about_the_data(run: Run) -> list[dict[str, Any]]:
     for warning in dicts(run.audit.get("warnings")):
         n = number(warning.get("n"))
         what = str(warning.get("what"))
-        text = f"{what}: {n:.0f}" if n is not None and what.startswith(("photos", "equal photos")) else what
+        text = f"{what}: {n:.0f}" if n is not None and what.startswith(("photos", "equal", "near")) else what
         found.append(
             _worry(
-                "warn", text, str(warning.get("do") or ""), [example(one) for one in listed(warning.get("examples"))]
+                "bad" if warning.get("kind") in _GRAVE else "warn",
+                text,
+                str(warning.get("do") or ""),
+                [example(one) for one in listed(warning.get("examples"))],
             )
         )
     if run.audit and not dicts(run.audit.get("warnings")):

@@ -17,7 +17,7 @@ def audited(contest, *strategies: str, **changes) -> dict:
     data = contest.data(**changes)
     table, schema = build_catalog(data, contest.base), Schema.of(data.labels)
     folds = {name: assign(table, schema, Split(strategy=name, val=0.5, seed=1), [], 2) for name in strategies}
-    facts = audit(table, folds, schema, labels=data.labels, exclude=dict.fromkeys(folds, []))
+    facts = audit(table, folds, schema, labels=data.labels, exclude={name: [] for name in folds})
     assert facts == json.loads(json.dumps(facts, allow_nan=False))
     return facts
 
@@ -108,7 +108,7 @@ def test_warnings_come_worst_first_and_say_what_to_do(contest):
     ]
     assert sorted(order) == order
     assert all(
-        {"what", "n", "examples", "do"} == set(warning) and warning["n"] and warning["do"]
+        {"kind", "what", "n", "examples", "do"} == set(warning) and warning["n"] and warning["do"]
         for warning in facts["warnings"]
     )
 
