@@ -88,7 +88,6 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     """
     if threads:
         torch.set_num_threads(threads)
-    n_loaders = max(1, (threads or 2) - 1) if device != "cpu" else 0
     # -- data -------------------------------------------------------------------------------------------------------
     mixup, mixable = config.augment.mixup, task.mixable
     if isinstance(mixup, OfflineMixUp):
@@ -120,6 +119,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     looked_up = freeze is not None and isinstance(config.augment.cutmix, NoCutMix) and isinstance(mixup, NoMixUp)
     bank = Bank(model, task, augmented, keep) if looked_up else None
     net: nn.Module = model.head if bank else model
+    n_loaders = max(1, (threads or 2) - 1) if device != "cpu" and bank is None else 0
     backward = _Backward(net, losses, config.loss.weights, device, precision, scaler)
 
     def inputs(rows: Ints, epoch: int | None = None) -> Tensor:

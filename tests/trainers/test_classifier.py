@@ -42,7 +42,7 @@ def task():
     return Task(images, codes, [f"s{at}" for at in rows], {"color": 2, "light": 2}, rows[:90], rows[90:], mixable)
 
 
-@pytest.mark.parametrize("head", ["single", "shallow", "deep"])
+@pytest.mark.parametrize("head", ["single", "shallow", "deep", {"name": "deep", "joint": "existing"}], ids=str)
 def test_every_head_learns_and_predicts_from_its_folder_what_it_validated(task, tmp_path, head):
     result = train(quick(head), task, seed=1, report=quiet, work_dir=tmp_path, threads=1)
     assert result.metrics["val_macro_f1"] > 0.6  # chance is 0.25
