@@ -35,6 +35,8 @@ def test_half_of_all_photos_are_flipped():
     photos = np.arange(2, dtype=np.uint8)[None, None, :, None].repeat(2000, 0)
     flipped = augment.build(FLIP)(photos.copy(), augment.sample_seeds(0, 1, rows))[:, 0, 0, 0] == 1
     assert 900 < flipped.sum() < 1100
+    run = augment.build([{"name": "HorizontalFlip", "p": 1.0}])
+    np.testing.assert_array_equal(PHOTOS[:, :, ::-1], run(PHOTOS.copy(), augment.sample_seeds(0, 1, ROWS)))
     np.testing.assert_array_equal(photos[~flipped], photos[:1].repeat((~flipped).sum(), 0))
 
 
