@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainers import augment, checkpoint
+from trainers.allocator import keep_freed_memory
 from trainers.bank import PLAIN, Bank, Keep, View
 from trainers.config import Duration, NoCutMix, NoMixUp, OfflineMixUp, Train
 from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
@@ -88,6 +89,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     """
     if threads:
         torch.set_num_threads(threads)
+    if device == "cpu":
+        keep_freed_memory()
     # -- data -------------------------------------------------------------------------------------------------------
     mixup, mixable = config.augment.mixup, task.mixable
     if isinstance(mixup, OfflineMixUp):
