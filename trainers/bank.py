@@ -40,13 +40,14 @@ class Bank:
         """Identify the backbone by its weights; nothing is computed yet.
 
         Args:
-            model: in eval mode and on its device.
+            model: on its device; its backbone is put into eval mode.
             task: rows and photos.
             augmented: of the training part.
             keep: where features are kept; None keeps nothing.
         """
         self._model, self._task, self._augmented = model, task, augmented
         self._keep: Keep = keep or (lambda _, compute: compute())
+        model.backbone.eval()
         self._weights = weights_sha256(model)
         self._tables: dict[View, tuple[Ints, Features]] = {}
 
@@ -68,16 +69,13 @@ class Bank:
 
     @torch.no_grad()
     def _compute(self, rows: Ints, view: View) -> Features:
-        device, was_training = next(self._model.parameters()).device, self._model.training
-        self._model.eval()
-        found = []
+        device, found = next(self._model.parameters()).device, []
         for start in range(0, len(rows), _BATCH):
             part = rows[start : start + _BATCH]
             photos = self._task.photos(part)
             if self._augmented is not None and view.number is not None:
                 photos = self._augmented(photos, sample_seeds(view.seed, view.number, part))
             found.append(self._model.features(as_tensor(photos).to(device)).float().cpu().numpy())
-        self._model.train(was_training)
         return np.concatenate(found)
 
 

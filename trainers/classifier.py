@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainers import augment, checkpoint
+from trainers.allocator import keep_freed_memory
 from trainers.bank import PLAIN, Bank, Keep, View
 from trainers.config import Duration, NoCutMix, NoMixUp, OfflineMixUp, Train
 from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
@@ -88,7 +89,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     """
     if threads:
         torch.set_num_threads(threads)
-    n_loaders = max(1, (threads or 2) - 1) if device != "cpu" else 0
+    if device == "cpu":
+        keep_freed_memory()
     # -- data -------------------------------------------------------------------------------------------------------
     mixup, mixable = config.augment.mixup, task.mixable
     if isinstance(mixup, OfflineMixUp):
@@ -120,6 +122,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     looked_up = freeze is not None and isinstance(config.augment.cutmix, NoCutMix) and isinstance(mixup, NoMixUp)
     bank = Bank(model, task, augmented, keep) if looked_up else None
     net: nn.Module = model.head if bank else model
+    n_loaders = max(1, (threads or 2) - 1) if device != "cpu" and bank is None else 0
     backward = _Backward(net, losses, config.loss.weights, device, precision, scaler)
 
     def inputs(rows: Ints, epoch: int | None = None) -> Tensor:

@@ -44,6 +44,7 @@ BENCHMARKS = {
     "reader_vs_albumentations": training.reader_vs_albumentations,
     "rows_vs_copy": training.rows_vs_copy,
     "rows_memory": training.rows_memory,
+    "kept_memory": training.kept_memory,
     "bank_vs_backbone": training.bank_vs_backbone,
     "prepare_vs_loop": preparation.prepare_vs_loop,
     "prepare_vs_bare": preparation.prepare_vs_bare,

@@ -12,6 +12,7 @@ import argparse
 import csv
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def train_photos(root):
 def people_of(script):
     """Return the person of every test photo's name, as the build script names them with seed 0."""
     spec = importlib.util.spec_from_file_location("build", script)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules["build"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     people = {row["person_id"] for row in csv.DictReader((script.parent / "portraits.csv").open())}
     return {f"{module.digest(0, person, name, 'eval')}.jpg": person for person in people for name in NAMES}

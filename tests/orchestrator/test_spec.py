@@ -77,6 +77,39 @@ BROKEN = {
     ),
     "not a number": ((("lr: 1.0e-3", "lr: .nan"),), r"a finite number was required, found .nan"),
     "tag": ((("seed: 42", "seed: !!python/object:os.system x"),), r"tags are not part of a spec"),
+    "frozen head outside a variant": (
+        (("head: single", "head: {name: frozen_deep, from: plain}"),),
+        r"train.model.head: frozen_deep stands on another variant, so it stands in a variant only",
+    ),
+    "frozen head of nobody": (
+        (("{train.augment.cutmix: half}", "{train.model.head: {name: frozen_deep, from: plan}}"),),
+        r"another variant was required \(plain\), found 'plan'; did you mean 'plain'",
+    ),
+    "frozen head of another preparation": (
+        (
+            (
+                "{train.augment.cutmix: half}",
+                "{prep: {steps: [{name: resize, size: 32}]}, train.model.head: {name: frozen_deep, from: plain}}",
+            ),
+        ),
+        r"from: 'plain' must have the same prep, found another",
+    ),
+    "frozen head in the space": (
+        (("choice: [single, shallow, deep]", "choice: [single, frozen_deep]"), ("deep}}", "single}}")),
+        r"frozen_deep stands in a variant, never in the space",
+    ),
+    "misspelt operation": (
+        (("policy: basic", "policy: [{name: HorizontalFlop}]"),),
+        r"albumentations has no operation 'HorizontalFlop'; nearest: HorizontalFlip",
+    ),
+    "alpha of another length": (
+        (("loss: focal", "loss: {name: focal, alpha: {age: [1, 2]}}"),),
+        r"train.loss.alpha.age: 3 numbers were required, one per class, found 2",
+    ),
+    "rule of a mix": (
+        (("policy: basic", "policy: none, mixup: {name: offline, only: {age: [200, 60]}}"),),
+        r"only.age: must be \[low, high\]",
+    ),
     "unknown label": (
         (("loss: focal", "loss: {name: focal, weights: {agee: 2}}"), ("head: single", "head: deep")),
         r"no label 'agee'.*did you mean 'age'",

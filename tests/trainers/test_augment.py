@@ -32,9 +32,11 @@ def test_a_photo_comes_out_the_same_in_any_batch_and_on_any_number_of_threads(po
 
 def test_half_of_all_photos_are_flipped():
     rows = np.arange(2000)
-    photos = np.arange(2, dtype=np.uint8)[None, None, :, None].repeat(2000, 0)
+    photos = np.arange(2, dtype=np.uint8)[None, None, :, None].repeat(2000, 0).repeat(3, 3)
     flipped = augment.build(FLIP)(photos.copy(), augment.sample_seeds(0, 1, rows))[:, 0, 0, 0] == 1
     assert 900 < flipped.sum() < 1100
+    run = augment.build([{"name": "HorizontalFlip", "p": 1.0}])
+    np.testing.assert_array_equal(PHOTOS[:, :, ::-1], run(PHOTOS.copy(), augment.sample_seeds(0, 1, ROWS)))
     np.testing.assert_array_equal(photos[~flipped], photos[:1].repeat((~flipped).sum(), 0))
 
 
