@@ -49,7 +49,7 @@ PREDICTIONS = pa.schema(
     ]
 )
 
-TEST_LABELS = pa.schema([("sample_id", _TEXT), ("label", _INT)])
+TEST_LABELS = pa.schema([("sample_id", _TEXT), ("label", _INT), ("part", _TEXT)])  # part: public | private | whole
 
 VOTE_FIELDS: list[tuple[str, pa.DataType]] = [
     ("sample_id", _TEXT),

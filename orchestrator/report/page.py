@@ -14,12 +14,14 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup, escape
 
-from orchestrator.report import data, models, overview
+from orchestrator.report import data, models, overview, trust
 from orchestrator.report.load import Run, load, number
 
 SECTIONS: tuple[tuple[str, str, Callable[[Run], dict[str, Any]]], ...] = (
     ("result", "Result", overview.result),
     ("warnings", "What to worry about", overview.worries),
+    ("certificate", "Certificate", trust.certificate),
+    ("board", "Public and private", trust.board),
     ("hypotheses", "Hypotheses", overview.hypotheses),
     ("selection", "Selection", overview.selection),
     ("confusion", "Where it errs", models.confusion),
@@ -33,27 +35,38 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], dict[str, Any]]], ...] = (
     ("provenance", "How this was run", data.provenance),
 )
 """Anchor and name of the template's macro, heading, and the function that gathers what it shows."""
+CERTIFICATE = ("certificate", "board")
+"""Sections that make a page of their own, to be handed on without the rest."""
 
 
 def build(run_dir: Path) -> Path:
-    """Write `<run_dir>/report/index.html` from the files of a run and return its path.
+    """Write `<run_dir>/report/index.html` from the files of a run and return its path; the certificate beside it.
 
     Missing or unreadable files give a sentence in the page.
     """
-    html = render(load(run_dir))
-    place = run_dir / "report" / "index.html"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    beside = place.with_name(f".index.html.{os.getpid()}")
+    run, folder = load(run_dir), run_dir / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    if run.certificate:
+        _write(folder / "certificate.html", render(run, only=CERTIFICATE))
+    return _write(folder / "index.html", render(run))
+
+
+def _write(place: Path, html: str) -> Path:
+    beside = place.with_name(f".{place.name}.{os.getpid()}")
     beside.write_bytes(html.encode("utf-8", "backslashreplace"))
     beside.replace(place)
     return place
 
 
-def render(run: Run) -> str:
-    """Return the page as HTML."""
+def render(run: Run, *, only: tuple[str, ...] = ()) -> str:
+    """Return the page as HTML; with `only`, some of its sections."""
     environment = _environment()
     macros = environment.get_template("sections.html.j2").make_module()
-    sections = [(anchor, title, _draw(getattr(macros, anchor), view, run)) for anchor, title, view in SECTIONS]
+    sections = [
+        (anchor, title, _draw(getattr(macros, anchor), view, run))
+        for anchor, title, view in SECTIONS
+        if not only or anchor in only
+    ]
     script = environment.get_template("page.js.j2").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html.j2").render(
