@@ -94,6 +94,15 @@ def open_labels(context: Context, board: Board, part: str, *, by: str) -> dict[s
     return {sample: label for sample, label in pairs if sample in wanted}
 
 
+def label_table(board: Board, labels: dict[str, int]) -> pa.Table:
+    """Return test_labels.parquet, in the order of the ids."""
+    names = sorted(sample for sample, _ in board.order)
+    parts = ["public" if sample in board.public else board.judged for sample in names]
+    return pa.table(
+        {"sample_id": names, "label": [labels[sample] for sample in names], "part": parts}, schema=tables.TEST_LABELS
+    )
+
+
 def _predict_checkpoint(job: tuple[str, str, list[int]]) -> Any:
     """Predict some rows with one checkpoint; runs as a Ray task."""
     from data_prep.shards import open_rows  # noqa: PLC0415

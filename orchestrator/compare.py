@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from orchestrator import stats, tables
-from orchestrator.board import public_half
 from orchestrator.errors import UserError
-from orchestrator.reader import read
 from orchestrator.runs import RunPaths
 
 
@@ -58,13 +57,12 @@ def _side(paths: RunPaths) -> tuple[dict[str, int], dict[str, int], frozenset[st
     votes, truth = tables.read(paths.votes), tables.read(paths.test_labels)
     preds = dict(zip(votes["sample_id"].to_pylist(), votes["pred"].to_pylist(), strict=True))
     labels = dict(zip(truth["sample_id"].to_pylist(), truth["label"].to_pylist(), strict=True))
+    public = frozenset(truth.filter(pc.equal(truth["part"], "public"))["sample_id"].to_pylist())
     catalog = tables.read(paths.catalog, ["sample_id", "group"])
     of = dict(zip(catalog["sample_id"].to_pylist(), catalog["group"].to_pylist(), strict=True))
     groups = {sample: of[sample] for sample in labels}
     known = groups if all(group is not None for group in groups.values()) else None
-    test = read(paths.resolved, check_roots=False).spec.data.test
-    order = votes["sample_id"].to_pylist()
-    return preds, labels, public_half(order, known, test.public if test else None), known
+    return preds, labels, public, known
 
 
 def _oof(preds: dict[str, int], labels: dict[str, int], ids: list[str], groups: dict[str, str] | None) -> stats.Oof:

@@ -280,9 +280,7 @@ def vote(context: Context) -> Done:
     labels = board.open_labels(context, seen, "whole", by="vote")
     if labels is None:
         return Done("SUCCEEDED", f"{len(table)} photos, no test labels")
-    names = [sample for sample, _ in seen.order]
-    rows = {"sample_id": sorted(names), "label": [labels[sample] for sample in sorted(names)]}
-    tables.write(pa.table(rows, schema=tables.TEST_LABELS), context.paths.test_labels)
+    tables.write(board.label_table(seen, labels), context.paths.test_labels)
     preds = dict(zip(table["sample_id"].to_pylist(), table["pred"].to_pylist(), strict=True))
     for name, part in (("public", "public"), ("test", seen.judged)):
         if part != "public" or seen.public:

@@ -79,7 +79,7 @@ def rank(candidates: Sequence[dict[str, Any]], policy: str | list[str]) -> list[
 
     A leaderboard ranks by `board_score`; those that it has not scored come last, and do not vote.
     """
-    if policy in {"robust", "diverse"}:
+    if policy in ("robust", "diverse"):
         return sorted(
             candidates,
             key=lambda c: (

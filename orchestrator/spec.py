@@ -99,7 +99,7 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _robust_needs_confirm(self) -> Self:
-        if self.confirm is None and self.select.policy in {"robust", "diverse"}:
+        if self.confirm is None and self.select.policy in ("robust", "diverse"):
             raise ValueError(
                 f"select.policy {self.select.policy} rests on out-of-fold predictions, which confirm: null leaves out; "
                 "remove confirm: null or choose select.policy validation"

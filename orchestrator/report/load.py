@@ -26,6 +26,7 @@ class Run:
     root: Path
     summary: dict[str, Any] = field(default_factory=dict)
     selection: dict[str, Any] = field(default_factory=dict)
+    certificate: dict[str, Any] = field(default_factory=dict)
     hypotheses: list[dict[str, Any]] | None = None
     audit: dict[str, Any] = field(default_factory=dict)
     prep: dict[str, Any] = field(default_factory=dict)
@@ -48,6 +49,12 @@ class Run:
         return [str(member) for member in listed(self.selection.get("members"))]
 
     @property
+    def weights(self) -> list[int]:
+        """Votes of every member: one each, unless policy diverse gave one several."""
+        found = listed(self.selection.get("weights"))
+        return [int(one) for one in found] if len(found) == len(self.members) else [1] * len(self.members)
+
+    @property
     def candidates(self) -> list[dict[str, Any]]:
         """The confirmed settings, best first."""
         return dicts(self.selection.get("candidates"))
@@ -63,7 +70,9 @@ class Run:
         """The vote beside the truth, out of fold ("oof") and on the test set ("test"), as far as it is known."""
         found: dict[str, scores.Answers | None] = {}
         if self.predictions is not None and self.members and self.schema is not None:
-            found["oof"] = scores.oof_answers(self.predictions, self.members, self.rule, self.schema.n_classes)
+            found["oof"] = scores.oof_answers(
+                self.predictions, self.members, self.rule, self.schema.n_classes, self.weights
+            )
         if self.votes is not None and self.test_labels is not None:
             found["test"] = scores.labelled_answers(self.votes, self.test_labels)
         return {side: one for side, one in found.items() if one is not None}
@@ -109,6 +118,7 @@ def load(root: Path) -> Run:
         root=root,
         summary=mapping(read("summary.json", read_json, {}, needed=False)),  # written after the report
         selection=selection,
+        certificate=mapping(read("certificate.json", read_json, {}, needed=False)),  # of runs that came to their end
         hypotheses=read("hypotheses.json", lambda path: dicts(read_json(path)), None),
         audit=mapping(read("audit.json", read_json, {})),
         prep=mapping(read("prep.json", read_json, {}, needed=False)),

@@ -11,6 +11,7 @@ import numpy as np
 from orchestrator.report import charts, scores
 from orchestrator.report.load import Run, ensemble_scores, mapping, number
 from orchestrator.report.overview import last_line, parameters
+from orchestrator.report.trust import marginal
 
 _MAX_MATRIX = 40
 _N_CONFUSIONS = 8
@@ -154,6 +155,7 @@ def agreement(run: Run) -> dict[str, Any]:
         "sides": sides,
         "outcomes": sorted(outcomes.items(), key=lambda item: -item[1]),
         "n_test": sum(outcomes.values()),
+        "marginal": marginal(run),
     }
 
 

@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from orchestrator.hypotheses import needs_text
 from orchestrator.report import charts
 from orchestrator.report.load import Run, dicts, ensemble_scores, listed, mapping, number
 
@@ -99,6 +100,7 @@ def result(run: Run) -> dict[str, Any]:
         "gain": estimate - best if estimate is not None and best else None,
         "best_member": best or None,
         "has_test_set": run.votes is not None,
+        "corrected": mapping(mapping(run.selection.get("ensemble")).get("corrected")),
         "guess": 1 / run.schema.n_classes if run.schema else None,
         "confirmed": bool(run.candidates) and run.resolved.get("confirm", True) is not None,
     }
@@ -167,6 +169,15 @@ def _about_the_result(run: Run) -> list[dict[str, Any]]:
                 "bad",
                 "the members were chosen by looking at the public half of the test set",
                 "select: {policy: robust}",
+            )
+        )
+    check = mapping(run.certificate.get("check"))
+    if check.get("equal") is False:
+        found.append(
+            _worry(
+                "bad",
+                f"the members' answers through `predict` are not the stored ones: {check.get('why')}",
+                "do not use this ensemble before the cause is known",
             )
         )
     if run.selection.get("short_of"):
@@ -268,6 +279,7 @@ def hypotheses(run: Run) -> dict[str, Any]:
                 strong=row.get("verdict") != "undecided",
             ),
             "p": row.get("p_adjusted", row.get("p_value")),
+            "needs": needs_text(row),
         }
         for row in rows
     ]
@@ -310,6 +322,8 @@ def selection(run: Run) -> dict[str, Any]:
         "policy": run.selection.get("policy"),
         "rule": run.selection.get("rule"),
         "known": bool(run.selection),
+        "peeked": any(number(row.get("board_score")) is not None for row in rows),
+        "winner": mapping(run.selection.get("winner")),
     }
 
 

@@ -15,13 +15,15 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup, escape
 
-from orchestrator.report import audit, data, models, overview
+from orchestrator.report import audit, data, models, overview, trust
 from orchestrator.report.load import Run, load, number
 
 SECTIONS: tuple[tuple[str, str, Callable[[Run], dict[str, Any]]], ...] = (
     ("result", "Result", overview.result),
     ("warnings", "What to worry about", overview.worries),
     ("audit", "The audit of the data", audit.audit),
+    ("certificate", "Certificate", trust.certificate),
+    ("board", "Public and private", trust.board),
     ("hypotheses", "Hypotheses", overview.hypotheses),
     ("selection", "Selection", overview.selection),
     ("confusion", "Where it errs", models.confusion),
@@ -37,14 +39,19 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], dict[str, Any]]], ...] = (
 """Anchor and name of the template's macro, heading, and the function that gathers what it shows."""
 AUDIT = ("warnings", "audit", "distributions")
 """The sections of an audit without a run."""
+CERTIFICATE = ("certificate", "board")
+"""Sections that make a page of their own, to be handed on without the rest."""
 
 
 def build(run_dir: Path) -> Path:
-    """Write `<run_dir>/report/index.html` from the files of a run and return its path.
+    """Write `<run_dir>/report/index.html` from the files of a run and return its path; the certificate beside it.
 
     Missing or unreadable files give a sentence in the page.
     """
-    return _write(render(load(run_dir)), run_dir / "report" / "index.html")
+    run, folder = load(run_dir), run_dir / "report"
+    if run.certificate:
+        _write(render(run, CERTIFICATE), folder / "certificate.html")
+    return _write(render(run), folder / "index.html")
 
 
 def build_audit(folder: Path) -> Path:
@@ -56,7 +63,7 @@ def build_audit(folder: Path) -> Path:
 
 def _write(html: str, place: Path) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
-    beside = place.with_name(f".index.html.{os.getpid()}")
+    beside = place.with_name(f".{place.name}.{os.getpid()}")
     beside.write_bytes(html.encode("utf-8", "backslashreplace"))
     beside.replace(place)
     return place

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator import vote as voting
+from orchestrator.heldout import held_out, shared
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -77,49 +78,39 @@ def marginal(counts: Ints, sizes: tuple[int, ...], position: int) -> Ints:
     return cube.sum(axis=tuple(axis for axis in range(2 * n) if axis not in kept))
 
 
-def oof_answers(predictions: pa.Table, members: list[str], rule: str, n_classes: int) -> Answers | None:
+def oof_answers(
+    predictions: pa.Table, members: list[str], rule: str, n_classes: int, weights: list[int] | None = None
+) -> Answers | None:
     """Vote on out-of-fold predictions.
 
     A member's class is the argmax of its mean probability over the checkpoints that held the sample out; the vote
     is `orchestrator.vote.cast`. Samples that not every member predicted are left out.
 
     Args:
-        predictions: setting, sample_id, target, probs; out-of-fold rows.
+        predictions: setting, seed, sample_id, target, pred, probs; out-of-fold rows.
         members: settings in rank order.
         rule: hard or soft.
         n_classes: length of a probability vector.
+        weights: votes of every member, one each by default.
 
     Returns:
         The answers, or None where there are no rows or the members answer other classes.
     """
-    means: list[dict[str, Floats]] = []
-    targets: dict[str, int] = {}
-    for member in members:
-        rows = predictions.filter(pc.equal(predictions["setting"], member)).combine_chunks()
-        lengths = set(pc.list_value_length(rows["probs"]).to_pylist())
-        if lengths != {n_classes}:
-            return None
-        probs = rows["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, n_classes)
-        ids, place = np.unique(np.array(rows["sample_id"].to_pylist(), dtype=object), return_inverse=True)
-        total = np.zeros((len(ids), n_classes))
-        np.add.at(total, place, probs.astype(np.float64))
-        mean = total / np.bincount(place)[:, None]
-        means.append(dict(zip(ids.tolist(), mean, strict=True)))
-        targets |= dict(zip(rows["sample_id"].to_pylist(), rows["target"].to_pylist(), strict=True))
-    shared = sorted(set(targets).intersection(*means)) if means else []
-    shared = [sample for sample in shared if targets[sample] is not None]
-    if not shared:
+    found = held_out(predictions.filter(pc.is_valid(predictions["target"])), n_classes)
+    if not members or not found.keys() >= set(members):
         return None
-    stacked = [np.array([mean[sample] for sample in shared], dtype=np.float32) for mean in means]  # M x (N, C)
-    member_preds = np.stack([one.argmax(axis=1) for one in stacked]).astype(np.int64)
-    cast = voting.cast(member_preds, stacked, rule)
-    return Answers(
-        shared, np.array([targets[one] for one in shared], dtype=np.int64), cast.pred, cast.votes, member_preds
-    )
+    together = list(shared({member: found[member] for member in members}).values())
+    if not together[0].sample_ids:
+        return None
+    member_preds = np.stack([one.votes for one in together])
+    cast = voting.cast(member_preds, [one.probs for one in together], rule, weights)
+    return Answers(together[0].sample_ids, together[0].targets, cast.pred, cast.votes, member_preds)
 
 
 def labelled_answers(votes: pa.Table, test_labels: pa.Table) -> Answers | None:
     """Join the vote on the test set with its labels, by sample id."""
+    if "part" in test_labels.column_names:  # where a part is public, all are scored on the rest
+        test_labels = test_labels.filter(pc.fill_null(pc.not_equal(test_labels["part"], "public"), fill_value=True))
     known = dict(zip(test_labels["sample_id"].to_pylist(), test_labels["label"].to_pylist(), strict=True))
     rows = [row for row in votes.to_pylist() if known.get(row["sample_id"]) is not None and row["pred"] is not None]
     if not rows:

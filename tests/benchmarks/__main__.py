@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.benchmarks import preparation, training
+from tests.benchmarks import preparation, training, voting
 
 ROOT = Path(__file__).resolve().parents[2]
 REPEATS = 7
@@ -50,6 +50,7 @@ BENCHMARKS = {
     "prepare_vs_bare": preparation.prepare_vs_bare,
     "prepare_two_workers": preparation.prepare_two_workers,
     "shards_read": preparation.shards_read,
+    "vote_million": voting.vote_million,
 }
 
 
