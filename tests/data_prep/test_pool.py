@@ -36,7 +36,7 @@ class Stub:
 
     def __call__(self, data, *, always, watch):
         color = tuple(map(int, decode(data)[0, 0]))
-        time.sleep(0.03)
+        time.sleep(0.01)
         if color == CHOKE:
             raise ValueError("a step chokes")
         if color == POISON:
@@ -154,14 +154,15 @@ def test_a_node_that_joins_is_used_and_one_that_dies_loses_no_photo(cluster, tas
     def tell(done):
         if done == 5:
             node.append(Node(cluster))
-        n_busy.append(len(workers()))
-        if n_busy[-1] == 4 and len(node) == 1:
-            node.append(node[0].kill())
-        time.sleep(0.05)  # until the node is there
+        if len(node) == 1:
+            n_busy.append(len(workers()))
+            if n_busy[-1] > 2:
+                node.append(node[0].kill())
+            time.sleep(0.15)  # there are photos left when the node is there
 
-    many = [ShardTask(number, tasks[number % 3].rows) for number in range(9)]
+    many = [ShardTask(number, tasks[number % 3].rows) for number in range(24)]
     results = run(many, tmp_path / "out", progress=tell)
-    assert (4, 2) == (max(n_busy), len(node)), "two workers more, and their node was killed"
+    assert len(node) == 2, f"a worker on the second node, and the node was killed; found {max(n_busy)} workers"
     made = [name for result in results for name in read_shard(result.path)["sample_id"].to_pylist()]
     assert sorted(name for task in many for name, *_ in task.rows) == sorted(made)
 
