@@ -178,6 +178,8 @@ class _Pool:
                     time.sleep(_LOOK_EVERY_S / 4)  # no room for a worker now
                 continue
             answered, _ = self._ray.wait(list(replies), num_returns=1, timeout=_LOOK_EVERY_S)
+            if answered:  # whoever else has answered too: wait() prefers the first of its list
+                answered, _ = self._ray.wait(list(replies), num_returns=len(replies), timeout=0)
             for reply in answered:
                 self._hear(replies[reply])
             self._fill()

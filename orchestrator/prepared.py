@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from rich.markup import escape
 
 from data_prep.steps import steps_identity
 from orchestrator.errors import UserError
@@ -67,7 +68,7 @@ def _intact(context: Context, kind: str, key: str) -> Artifact | None:
         for name in artifact.manifest["files"]:
             artifact.file(name)
     except UserError as error:
-        context.reporter.say(f"  {str(error).split(';', maxsplit=1)[0]}; it is made again")
+        context.reporter.say(f"  {escape(str(error).split(';', maxsplit=1)[0])}; it is made again")
         context.ledger.append("damaged", commit=True, kind=kind, key=key, reason=str(error))
         shutil.rmtree(artifact.path)
         return None
@@ -154,7 +155,7 @@ def _make_shards(
             gpus=share.gpu,
             timeout_s=share.timeout_s,
             progress=tell,
-            say=lambda text: context.reporter.say(f"  [yellow]{text}[/]"),
+            say=lambda text: context.reporter.say(f"  [yellow]{escape(text)}[/]"),
         ):
             number = result.task.number
             facts = {"n_prepared": result.n_prepared, "n_copied": result.n_copied}

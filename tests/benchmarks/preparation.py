@@ -13,13 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 REPEATS = 5
-N_PHOTOS = 20  # a repetition
-N_WARM = 6
+N_PHOTOS = 12  # a repetition
+N_WARM = 3
+N_READS = 4000
 STEPS = '{"steps": ["remove_background", "crop_face", {"name": "resize", "size": 128}]}'
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -284,7 +286,9 @@ def shards_read():
         for name, photo in zip(names, photos, strict=True):
             (files / name).write_bytes(photo)
         files_s = time.perf_counter() - began
-        order, found = rng.permutation(n)[:8000], {"ours": [], "files": []}
+        order, found = rng.permutation(n)[:N_READS], {"ours": [], "files": []}
+        others = {name: make(Path(folder), names, photos) for name, make in OTHERS.items() if find_spec(name)}
+        found |= {name: [] for name in others}
         for _ in range(REPEATS):
             reader = shards.Shards(ours)
             began = time.perf_counter()
@@ -295,12 +299,51 @@ def shards_read():
             for at in order:
                 decode((files / names[at]).read_bytes())
             found["files"].append(len(order) / (time.perf_counter() - began))
+            for name, read in others.items():
+                began = time.perf_counter()
+                read(order)
+                found[name].append(len(order) / (time.perf_counter() - began))
         size = sum(path.stat().st_size for path in ours.iterdir()) / n
         note = (
-            f"20,000 crops of 128 px, 8,000 random reads; {size:.0f} bytes a photo beside "
+            f"20,000 crops of 128 px, {N_READS} random reads; {size:.0f} bytes a photo beside "
             f"{sum(map(len, photos)) / n:.0f} of JPEG; written at {n / write_s:.0f}/s beside {n / files_s:.0f}/s"
+            + "".join(f"; {name} {statistics.median(found[name]):.0f}/s" for name in others)
         )
         return "photos/s", statistics.median(found["ours"]), statistics.median(found["files"]), REPEATS, note
+
+
+def mosaic(folder, names, photos):
+    """MosaicML Streaming, random reads; not among our dependencies, measured where it is installed."""
+    from streaming import LocalDataset, MDSWriter
+
+    from data_prep.images import decode
+
+    with MDSWriter(out=str(folder / "mds"), columns={"image": "bytes"}, size_limit=2**21) as writer:
+        for photo in photos:
+            writer.write({"image": photo})
+    dataset = LocalDataset(str(folder / "mds"))
+    return lambda order: [decode(dataset[int(at)]["image"]).shape for at in order]
+
+
+def tar(folder, names, photos):
+    """WebDataset, which reads in order only."""
+    import webdataset
+
+    from data_prep.images import decode
+
+    with webdataset.TarWriter(str(folder / "all.tar")) as writer:
+        for name, photo in zip(names, photos, strict=True):
+            writer.write({"__key__": name.removesuffix(".jpg"), "jpg": photo})
+
+    def read(order):
+        source = webdataset.WebDataset(str(folder / "all.tar"), shardshuffle=False)
+        for _, sample in zip(order, source, strict=False):
+            decode(sample["jpg"])
+
+    return read
+
+
+OTHERS = {"streaming": mosaic, "webdataset": tar}
 
 
 def main():
