@@ -216,7 +216,8 @@ def _crop_face(step: CropFace, means: _Means) -> _Run:
     detector = faces.open_detector(step.detector)
 
     def run(pixels: Pixels, notes: _Notes) -> Pixels:
-        face = faces.main_face(detector, step.detector, opaque(pixels), step.search_size)
+        with torch.inference_mode():
+            face = faces.main_face(detector, step.detector, opaque(pixels), step.search_size)
         if face is None:
             notes.face_confidence, notes.n_faces = 0.0, 0
             if step.on_missing == "drop" and not notes.always:

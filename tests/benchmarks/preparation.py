@@ -54,7 +54,7 @@ def plain_loop():
     from data_prep import weights
 
     one_thread()
-    os.environ["U2NET_HOME"] = str(weights.cache_dir())
+    os.environ |= {"U2NET_HOME": str(weights.cache_dir()), "DEEPFACE_HOME": str(weights.deepface_home())}
     import rembg
     from deepface import DeepFace
     from PIL import Image

@@ -52,3 +52,13 @@ def test_deepface_finds_plain_and_masked_faces(seen, way):
     assert min(len(plain), len(masked)) >= 5
     assert np.mean(plain) >= 0.95
     assert np.mean(masked) >= 0.80
+
+
+def test_masks_and_face_boxes_are_as_good_as_those_of_the_plain_loop(drawn):
+    """The long form on 384x512 photos is `python -m tests.campaign.preparation accuracy`."""
+    from tests.campaign.preparation import compare_with_loop
+
+    facts = compare_with_loop(drawn, 16, 1)
+    assert facts["faces found by both"] >= 10
+    assert facts["mask"] == pytest.approx(facts["mask loop"], abs=0.01)
+    assert facts["face"] == pytest.approx(facts["face loop"], abs=0.02)  # the long form holds 0.01
