@@ -147,6 +147,28 @@ def test_lone_surrogates_of_file_names_do_not_break_the_page(run, tmp_path):
     assert "train/\\udcff\\u001b.jpg" in found.words
 
 
+def test_arms_that_exclude_different_photos_are_said_to(run, tmp_path):
+    copy = copy_without(run, tmp_path / "excluded")
+    rows = json.loads((copy / "hypotheses.json").read_text())
+    rows[0] |= {"n_samples": 300, "n_left_out": 36}
+    (copy / "hypotheses.json").write_text(json.dumps(rows))
+    selection = json.loads((copy / "selection.json").read_text())
+    for one in selection["candidates"]:
+        one |= {"n_samples": 300, "n_left_out": 36 if one["variant"] == "single" else 0}
+    (copy / "selection.json").write_text(json.dumps(selection))
+    words = Page(build(copy).read_text(encoding="utf-8")).words
+    assert "the arms exclude different photos; compared on the 300 that both kept, 36 left out" in words
+    assert words.count("Arms exclude different photos: all are compared on the 300 that every arm kept.") == 1
+
+
+def test_a_histogram_has_a_bar_per_value_and_a_line_per_border():
+    drawing = charts.histogram([3, 0, 5], 18.0, 1.0, [(20.0, "border")], title="age")
+    assert drawing.count("<rect") == 3
+    assert "18: 3" in drawing
+    assert "border 20" in drawing
+    assert drawing.count('class="reference"') == 1
+
+
 def test_nothing_is_loaded_from_elsewhere(html):
     found = Page(html)
     assert found.values("src") == []

@@ -110,6 +110,14 @@ BROKEN = {
         (("policy: basic", "policy: none, mixup: {name: offline, only: {age: [200, 60]}}"),),
         r"only.age: must be \[low, high\]",
     ),
+    "borders of training that move another number of borders": (
+        (("bins: [30, 60]", "bins: [30, 60], train_bins: [57]"),),
+        r"train_bins moves the borders of bins in training: as many were required",
+    ),
+    "variant that changes what is scored": (
+        (("  plain: {}", "  plain: {data.labels.age.bins: [30, 57]}"),),
+        r"variants.plain: may override .*data.labels.<label>.train_bins.*found 'data.labels.age.bins'",
+    ),
     "unknown label": (
         (("loss: focal", "loss: {name: focal, weights: {agee: 2}}"), ("head: single", "head: deep")),
         r"no label 'agee'.*did you mean 'age'",
@@ -153,6 +161,13 @@ def test_settings_of_a_point_replace_the_component_they_name(write):
     experiment = read(write())
     _, arm = experiment.setting("plain", {"train.model.head.name": "deep", "train.model.head.hidden": 200})
     assert (arm.train.model.head.name, arm.train.model.head.hidden) == ("deep", 200)
+
+
+def test_a_variant_may_move_a_border_in_training_and_is_another_setting(write):
+    experiment = read(write(("  plain: {}", "  plain: {}\n  moved: {data.labels.age.train_bins: [30, 57]}")))
+    assert experiment.arms["moved"].data.labels["age"].train_bins == [30, 57]
+    assert experiment.arms["moved"].data.labels["age"].bins == [30, 60]
+    assert experiment.setting("moved", {})[0] != experiment.setting("plain", {})[0]
 
 
 def test_an_override_is_recorded_and_used(write):
