@@ -257,6 +257,9 @@ def memory_map(prepared: Path, out: Path) -> Rows:
     images = np.lib.format.open_memmap(
         out / "rows.npy", mode="w+", dtype=np.uint8, shape=(n_rows, index.size, index.size, 3)
     )
+    with (out / "rows.npy").open("r+b") as handle:
+        # on a full disk this raises; writing through the map would end the process with SIGBUS
+        os.posix_fallocate(handle.fileno(), 0, (out / "rows.npy").stat().st_size)
     ids: list[str] = []
     for table in read_shards(prepared, ["sample_id", "image"]):
         for sample, image in zip(table["sample_id"].to_pylist(), table["image"], strict=True):

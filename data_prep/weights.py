@@ -336,6 +336,8 @@ def _from_library(name: str, weights: Weights, say: Say) -> dict[str, str]:
                 from deepface.modules import modeling  # noqa: PLC0415
 
                 modeling.build_model("face_detector", name)
+    except ImportError as error:
+        raise WeightsError(f"weights {name}: {str(error).splitlines()[0]} ({weights.licence})") from None
     except Exception as error:  # noqa: BLE001 - whatever a library raises, the weights did not come
         raise WeightsError(
             f"weights {name}: {weights.library} could not fetch them ({type(error).__name__}: "

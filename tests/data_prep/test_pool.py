@@ -4,9 +4,13 @@ import hashlib
 import io
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -30,12 +34,9 @@ class Stub:
 
     warnings = ("models run on the CPU",)
 
-    def __init__(self, pause_s=0.02):
-        self.pause_s = pause_s
-
     def __call__(self, data, *, always, watch):
         color = tuple(map(int, decode(data)[0, 0]))
-        time.sleep(self.pause_s)
+        time.sleep(0.01)
         if color == CHOKE:
             raise ValueError("a step chokes")
         if color == POISON:
@@ -62,8 +63,24 @@ def cluster():
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
+
+
+class Node:
+    """A second node of the cluster, two processors more, until it is killed."""
+
+    def __init__(self, address):
+        command = [Path(sys.executable).with_name("ray"), "start", f"--address={address}", "--num-cpus=2", "--block"]
+        environment = {**os.environ, "RAY_AUTH_MODE": "token", "PYTHONPATH": os.pathsep.join(sys.path)}
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen([*command, "--disable-usage-stats"], env=environment, **quiet)
+
+    def kill(self):
+        process = psutil.Process(self.process.pid)
+        for one in [process, *process.children(recursive=True)]:
+            one.kill()
+        self.process.wait()
 
 
 def write(folder, name, color):
@@ -104,10 +121,15 @@ def test_killed_workers_change_no_byte(cluster, tasks, tmp_path):
 
 
 def workers():
-    import psutil
-
     own = psutil.Process().children(recursive=True)  # never those of another cluster on this machine
-    return [one.pid for one in own if one.is_running() and "ray::Worker" in " ".join(one.cmdline())]
+    return [one.pid for one in own if is_worker(one)]
+
+
+def is_worker(process):
+    try:
+        return "ray::Worker" in " ".join(process.cmdline())
+    except psutil.Error:  # it ended while we looked
+        return False
 
 
 def test_photos_that_kill_hang_or_choke_are_quarantined_and_every_other_one_is_prepared(cluster, tasks, tmp_path):
@@ -124,6 +146,25 @@ def test_photos_that_kill_hang_or_choke_are_quarantined_and_every_other_one_is_p
     made = [name for result in results for name in read_shard(result.path)["sample_id"].to_pylist()]
     assert sorted(name for task in tasks for name, *_ in task.rows if name not in reasons) == sorted(made)
     assert ["models run on the CPU"] == said
+
+
+def test_a_node_that_joins_is_used_and_one_that_dies_loses_no_photo(cluster, tasks, tmp_path):
+    node, n_busy = [], []
+
+    def tell(done):
+        if done == 5:
+            node.append(Node(cluster))
+        if len(node) == 1:
+            n_busy.append(len(workers()))
+            if n_busy[-1] > 2:
+                node.append(node[0].kill())
+            time.sleep(0.15)  # there are photos left when the node is there
+
+    many = [ShardTask(number, tasks[number % 3].rows) for number in range(24)]
+    results = run(many, tmp_path / "out", progress=tell)
+    assert len(node) == 2, f"a worker on the second node, and the node was killed; found {max(n_busy)} workers"
+    made = [name for result in results for name in read_shard(result.path)["sample_id"].to_pylist()]
+    assert sorted(name for task in many for name, *_ in task.rows) == sorted(made)
 
 
 def test_missing_weights_end_it_with_their_sentence_and_dying_starts_with_another(cluster, tasks, tmp_path):

