@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.benchmarks import training
+from tests.benchmarks import search, training
 
 ROOT = Path(__file__).resolve().parents[2]
 REPEATS = 7
@@ -45,6 +45,10 @@ BENCHMARKS = {
     "rows_vs_copy": training.rows_vs_copy,
     "rows_memory": training.rows_memory,
     "bank_vs_backbone": training.bank_vs_backbone,
+    "trial_fixed_cost": search.trial_fixed_cost,
+    "trial_wall_vs_bare": search.trial_wall_vs_bare,
+    "driver_10k": search.driver_10k,
+    "search_vs_stock": search.search_vs_stock,
 }
 
 
