@@ -19,7 +19,7 @@ from orchestrator.ledger import Ledger, read, replay
 from tests.orchestrator import toy
 from tests.orchestrator.test_bridge import outcome
 
-EPOCH_S = 0.05
+EPOCH_S, LONGEST_S = 0.2, 1.6
 
 
 def start(folder, address, trials, concurrent):
@@ -45,9 +45,11 @@ def campaign(folder, address, *, kills, trials, concurrent, rng):
         seen, driver = n_events(folder), start(folder, address, trials, concurrent)
         while n_events(folder) < seen + 3:  # run_resumed, phase_started and one more: it is at work
             if driver.poll() is not None:
-                raise SystemExit(f"a driver ended by itself with {driver.returncode}")
+                raise SystemExit(
+                    f"a driver ended by itself with {driver.returncode}: choose more trials or fewer kills"
+                )
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 2.2 * EPOCH_S * toy.N_EPOCHS))
+        time.sleep(rng.uniform(0, LONGEST_S))
         driver.kill()
         driver.wait()
         n_before.append(set(ends(folder)))
