@@ -33,9 +33,9 @@ def spec(tmp_path):
 
 
 def make(store, kind, key, text="x", **facts):
-    with store.draft(kind, key, params={}, inputs=facts.pop("inputs", {})) as draft:
+    with store.draft(kind, key, params={"train": {"model": {}}}, inputs=facts.pop("inputs", {})) as draft:
         (draft.path / "file").write_text(text)
-        draft.result |= facts
+        draft.result |= {"history": [], **facts}
 
 
 def begin(store, spec, *changes):
