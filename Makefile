@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := data/sample
 .DEFAULT_GOAL := help
-.PHONY: help setup weights quickstart smoke check test fast bench clean
+.PHONY: help setup weights quickstart smoke check test fast bench campaign clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -49,6 +49,9 @@ test: weights  ## every test tier that a CPU can run
 
 bench: weights  ## measure against what a user would do instead; ONLY=name runs one
 	$(BIN)/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY)) --out bench.json
+
+campaign: weights  ## the long forms of studies and fault campaigns; each has a short form in `make test`
+	$(BIN)/python -m tests.campaign.kills
 
 clean:  ## remove the environment and the sample data
 	rm -rf $(VENV) $(SAMPLE)

@@ -94,7 +94,7 @@ def test_what_only_a_deleted_run_needed_goes(store, spec):
     assert 2 == len(left(store, "prepare"))
     shutil.rmtree(store.root / "runs" / second.run_id)
     collect(garbage(store))
-    assert (1, 1, 1) == (len(left(store, "prepare")), len(left(store, "shard")) - 1, len(left(store, "features")))
+    assert [1, 1, 1] == [len(left(store, kind)) for kind in ("prepare", "shard", "features")]
     assert {first.run_id} == {name.removeprefix(".work-").rsplit("-", 1)[0] for name in left(store, "trial")}
 
 
