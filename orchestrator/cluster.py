@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from orchestrator.errors import SpecError, UserError
 
@@ -66,27 +65,20 @@ def connect(
     _prepare_environment(address, insecure=insecure)
     import ray  # noqa: PLC0415 - a second, and the environment must stand before
 
-    def start_local() -> Any:
-        return ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            include_dashboard=dashboard,
-            dashboard_host="127.0.0.1",
-            object_store_memory=_OBJECT_STORE_BYTES,
-            **quiet,
-        )
-
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address:
             context = ray.init(address=address, **quiet)
         else:
-            try:
-                context = start_local()
-            except Exception:  # noqa: BLE001 - Ray waits twenty seconds for its own parts; a busy machine needs more
-                ray.shutdown()
-                context = start_local()
+            context = ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                object_store_memory=_OBJECT_STORE_BYTES,
+                **quiet,
+            )
     except Exception as error:  # noqa: BLE001 - Ray raises a dozen kinds, all mean that there is no cluster
         where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
         raise UserError(

@@ -91,9 +91,6 @@ def main():
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    import ray
-    from ray.tune import ExperimentAnalysis
-
     from orchestrator.cluster import connect
 
     failures = []
@@ -103,6 +100,9 @@ def main():
         failures.extend([] if holds else [what])
 
     with tempfile.TemporaryDirectory() as place, connect(None, num_cpus=2, dashboard=False):
+        import ray  # it reads the token that connect has made ready
+        from ray.tune import ExperimentAnalysis
+
         address = ray.get_runtime_context().gcs_address
         calm = Path(place) / "calm"
         start(calm, address, args.trials, 1).wait(900)
