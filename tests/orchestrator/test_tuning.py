@@ -1,7 +1,6 @@
 """The bridge under real Tune, in one local cluster that is told it has a GPU."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.bridge import Bridge
+from orchestrator.cluster import _prepare_environment
 from orchestrator.ledger import Ledger, read, replay
 from orchestrator.runs import RunPaths
 from orchestrator.why import why
@@ -19,6 +19,7 @@ from tests.orchestrator import toy
 from tests.orchestrator.test_bridge import outcome
 from tests.orchestrator.test_worker import misbehave
 
+_prepare_environment(None, insecure=False)  # before anything in this process imports Ray, which reads it then
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 FAULTS = {
     "raises": ("raised", "ValueError: no such layer"),
@@ -33,12 +34,11 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def cluster():
-    import ray
-
     from orchestrator.cluster import connect
 
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     with connect(None, num_cpus=2, num_gpus=1, dashboard=False):
+        import ray
+
         yield ray.get_runtime_context().gcs_address
 
 
