@@ -130,9 +130,11 @@ def select(context: Context) -> Done:
         candidates, peeks = _with_board(context, candidates)
     robust = [c["setting"] for c in selection.rank(candidates, "robust")]
     together = shared({setting: found[setting] for setting in robust})
-    pool = optimism.Pool(list(together.values()), _like(sides, together, n_classes), spec.vote.rule)
+    pool = None  # variants split differently may have no photo in common; then nothing can be said of their best
+    if next(iter(together.values())).sample_ids:
+        pool = optimism.Pool(list(together.values()), _like(sides, together, n_classes), spec.vote.rule)
     picks = None
-    if spec.select.policy == "diverse":
+    if spec.select.policy == "diverse" and pool:
         every = np.ones((1, len(pool.strata)))
         picks = [robust[at] for at in optimism.greedy(pool, every, spec.select.members)[0]]
     chosen = selection.choose(candidates, spec.select.policy, spec.select.members, picks)
@@ -142,6 +144,8 @@ def select(context: Context) -> Done:
     chosen["vote"] = {"rule": spec.vote.rule, "tie": voting.TIE_RULE}
     rests_on = _judged(context)[1]
     members = shared({setting: found[setting] for setting in chosen["members"]})
+    if not next(iter(members.values())).sample_ids:
+        raise UserError("select: photos that all members held out were required, found none; give them one data.split")
     chosen["ensemble"] = {
         "oof": None,
         rests_on: _vote_scores(context, sides, members, chosen["weights"]),
@@ -149,10 +153,12 @@ def select(context: Context) -> Done:
         **_about_members(context, sides, members, chosen["weights"]),
         "corrected": _corrected(context, pool, sum(chosen["weights"])),
     }
-    chosen["winner"] = {
-        "setting": robust[int(np.argmax(pool.scores(np.ones((1, len(pool.strata))))[0]))],
-        **optimism.corrected(pool, optimism.best, 1, seed=spec.seed),
-    }
+    if pool:
+        ((first,),) = optimism.best(pool, np.ones((1, len(pool.strata))), 1)
+        chosen["winner"] = {
+            "setting": robust[first],
+            **optimism.corrected(pool, optimism.best, 1, seed=spec.seed),
+        }
     write_json(context.paths.selection, chosen)
     bounds = chosen["ensemble"][rests_on]["macro_f1"]
     return Done(
@@ -230,9 +236,11 @@ def _about_members(context: Context, sides: Sides, members: dict[str, HeldOut], 
     }
 
 
-def _corrected(context: Context, pool: optimism.Pool, n: int) -> dict[str, Any] | None:
+def _corrected(context: Context, pool: optimism.Pool | None, n: int) -> dict[str, Any] | None:
     """Correct the vote's score for having been chosen on these very samples; None where nothing was chosen on them."""
     policy, seed = context.experiment.spec.select.policy, context.experiment.spec.seed
+    if pool is None:
+        return None
     if policy == "robust":
         found = optimism.corrected(pool, optimism.best, n, seed=seed)
         return {**found, "chosen_by": "macro F1 of the people in the bag, the best of them vote"}

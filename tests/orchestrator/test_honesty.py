@@ -32,7 +32,9 @@ def test_the_ninety_percent_interval_covers_between_87_and_93_of_500_sets():
     rng = np.random.default_rng(3)
     for metric, n_groups in (("accuracy", 60), ("macro_f1", 60)):
         targets, groups = people(rng, 40_000)
-        truth = interval(oof(targets, answers(rng, targets, groups, 40_000, 0.7, 0.15, 4), groups), metric=metric, seed=0, n=5).estimate
+        truth = interval(
+            oof(targets, answers(rng, targets, groups, 40_000, 0.7, 0.15, 4), groups), metric=metric, seed=0, n=5
+        ).estimate
         inside = []
         for seed in range(500):
             targets, groups = people(rng, n_groups)
@@ -57,7 +59,10 @@ def test_equal_arms_are_told_apart_no_more_often_than_the_level_says():
 
 def planted(rng, n_groups, effect):
     targets, groups = people(rng, n_groups)
-    arm = {name: answers(rng, targets, groups, n_groups, skill, 0.1, 4) for name, skill in (("a", 0.6 + effect), ("b", 0.6))}
+    arm = {
+        name: answers(rng, targets, groups, n_groups, skill, 0.1, 4)
+        for name, skill in (("a", 0.6 + effect), ("b", 0.6))
+    }
     return {name: oof(targets, preds, groups) for name, preds in arm.items()}
 
 
@@ -71,7 +76,9 @@ def test_a_planted_effect_is_supported_and_with_too_few_people_the_number_that_w
         if few["verdict"] == "undecided" and abs(few["difference"] - 0.08) < 0.03:  # the effect was seen about right
             named.append(few["needs"]["n_groups"])
     wanted = int(np.median(named))
-    verdicts = [judge(["a > b"], planted(rng, wanted, 0.08), seed=seed)[0]["verdict"] for seed in range(200 if LONG else 40)]
+    verdicts = [
+        judge(["a > b"], planted(rng, wanted, 0.08), seed=seed)[0]["verdict"] for seed in range(200 if LONG else 40)
+    ]
     share = np.mean([verdict == "supported" for verdict in verdicts])
     print(f"15 people: undecided, {wanted} named (median of {len(named)}); with {wanted}: {share:.2f} supported")
     assert wanted > 15
