@@ -76,6 +76,26 @@ BROKEN = {
         r"train.model.backbone: timm has no model 'tf_efficientnet_lite9'; nearest",
     ),
     "not a number": ((("lr: 1.0e-3", "lr: .nan"),), r"a finite number was required, found .nan"),
+    "scores without a leaderboard": (
+        (("policy: robust", "policy: robust, scores: {plain: 0.7}"),),
+        r"select: scores are used by policy leaderboard alone",
+    ),
+    "leaderboard without a public half": (
+        (("policy: robust", "policy: leaderboard"),),
+        r"select.policy leaderboard looks at the public half of a labelled test set; add data.test.public",
+    ),
+    "score of an unknown variant": (
+        (("policy: robust", "policy: leaderboard, scores: {plane: 0.7}"),),
+        r"select.scores: no variant 'plane'.*did you mean 'plain'",
+    ),
+    "public half without labels": (
+        ((", label: ans}", ", public: 0.5}"),),
+        r"data.test.public divides labelled test sets",
+    ),
+    "diverse without confirm": (
+        (("policy: robust", "policy: diverse"), ("confirm: {finalists: 3, seeds: [0], folds: 3}", "confirm: null")),
+        r"select.policy diverse rests on out-of-fold predictions",
+    ),
     "tag": ((("seed: 42", "seed: !!python/object:os.system x"),), r"tags are not part of a spec"),
     "frozen head outside a variant": (
         (("head: single", "head: {name: frozen_deep, from: plain}"),),
