@@ -25,7 +25,7 @@ FAULTS = {
     "raises": ("raised", "ValueError: no such layer"),
     "nan": ("diverged", "val_macro_f1 is nan in epoch 1"),
     "forgets": ("metric", "val_macro_f1 was required in the report of epoch 1, found val_accuracy"),
-    "hangs": ("hung", "no report for 2 s"),
+    "hangs": ("hung", "no report for 6 s"),
     "eats": ("memory", "of memory taken, 0.4 allowed"),
     "exits": ("exited", "exit code 3 in the middle of training, 3 times"),
     "killed": ("killed", "killed by SIGSEGV, 3 times"),
@@ -64,7 +64,7 @@ def run_all(folder, wanted, body, **options):
 
 def test_one_of_each_failure_costs_that_trial_only_and_why_tells_it(cluster, tmp_path):
     names = ["good-1", *FAULTS, "good-2"]
-    watch = Watch(report_s=2, memory_gb=0.4, logs=str(tmp_path / "logs"))
+    watch = Watch(report_s=6, memory_gb=0.4, logs=str(tmp_path / "logs"))
     bridge = run_all(tmp_path, specs(tmp_path, names), fault, max_concurrent=2, watch=watch)
     assert {"COMPLETE": 2, "FAILED": 7} == bridge.counts
     for name, (cause, text) in FAULTS.items():

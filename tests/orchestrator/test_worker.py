@@ -41,7 +41,7 @@ def misbehave(spec, report):
     if spec.what == "eats":
         kept = []
         while True:
-            kept.append(bytearray(20_000_000))
+            kept.append(b"1" * 60_000_000)
             time.sleep(0.01)
     if spec.what == "exits":
         os._exit(3)
