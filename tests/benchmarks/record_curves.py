@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-N_EPOCHS, SIZE, N_PEOPLE = 9, 32, 40
+N_EPOCHS, SIZE, N_PEOPLE = 9, 32, 30
 PLACE = Path(__file__).with_name("curves.json")
 LRS = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
 HEADS = {
@@ -25,7 +25,6 @@ AUGMENT = {
     "train.optimizer.lr": {"choice": LRS},
     "train.augment.policy": {"choice": ["none", "basic"]},
     "train.augment.cutmix": {"choice": ["none", "random", "half"]},
-    "train.batch_size": {"choice": [16, 48]},
 }
 SPACES = {"recorded heads": HEADS, "recorded augment": AUGMENT}
 
@@ -68,8 +67,10 @@ def main():
             "duration": f"{N_EPOCHS} epochs",
         }
     }
-    recorded = {}
+    recorded = json.loads(PLACE.read_text()) if PLACE.exists() else {}
     for name, entries in SPACES.items():
+        if name in recorded:
+            continue
         recorded[name] = {}
         for point in grid(Search.model_validate({"space": entries}).space):
             curve = []
@@ -88,7 +89,7 @@ def main():
             if len(curve) == N_EPOCHS:
                 recorded[name][json.dumps(point, sort_keys=True)] = curve
         print(name, len(recorded[name]), flush=True)
-    PLACE.write_text(json.dumps(recorded, indent=0) + "\n")
+        PLACE.write_text(json.dumps(recorded, indent=0) + "\n")
 
 
 if __name__ == "__main__":
