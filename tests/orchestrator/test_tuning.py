@@ -1,6 +1,7 @@
 """The bridge under real Tune, in one local cluster that is told it has a GPU."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -36,8 +37,11 @@ FAULTS = {
 def cluster():
     from orchestrator.cluster import connect
 
+    before = signal.getsignal(signal.SIGTERM)
     with connect(None, num_cpus=2, num_gpus=1, dashboard=False):
         import ray
+
+        assert before == signal.getsignal(signal.SIGTERM)  # the driver answers it, as always
 
         yield ray.get_runtime_context().gcs_address
 
