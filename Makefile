@@ -50,8 +50,9 @@ test: weights  ## every test tier that a CPU can run
 bench: weights  ## measure against what a user would do instead; ONLY=name runs one
 	$(BIN)/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY)) --out bench.json
 
-campaign: weights  ## the long forms of the fault studies and comparisons
+campaign: weights  ## the long forms of studies and fault campaigns; each has a short form in `make test`
 	$(BIN)/python -m tests.campaign.preparation
+	$(BIN)/python -m tests.campaign.kills
 
 clean:  ## remove the environment and the sample data
 	rm -rf $(VENV) $(SAMPLE)

@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +68,7 @@ def connect(
     import ray  # noqa: PLC0415 - a second, and the environment must stand before
 
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             context = ray.init(address=address, **quiet)
@@ -85,6 +88,8 @@ def connect(
             f"{where} was required and could not be reached: {_brief(error)}; "
             "check the address, that Ray's versions are equal, and the token (RAY_AUTH_TOKEN_PATH)"
         ) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would end the driver with exit code 15
     try:
         url = context.dashboard_url
         yield Cluster(f"http://{url}" if url else None, ray.cluster_resources(), local=address is None)

@@ -60,12 +60,11 @@ def _sides(context: Context) -> Sides:
     return Sides.of(context.catalog_table(), context.schema.names)
 
 
-def _arms(context: Context) -> dict[str, stats.Oof]:
+def _arms(context: Context, found: dict[str, HeldOut], sides: Sides) -> dict[str, stats.Oof]:
     """Return per finalist its out-of-fold predictions with their groups."""
-    sides = _sides(context)
     return {
         setting: sides.oof(one.sample_ids, one.targets, one.preds, context.schema.n_classes)
-        for setting, one in _held_out(context).items()
+        for setting, one in found.items()
     }
 
 
@@ -82,7 +81,8 @@ def hypotheses(context: Context) -> Done:
 
     claims, rows = context.experiment.spec.hypotheses, []
     if claims:
-        arms, scores, variants = _arms(context), _search_scores(context), _complete_settings(context)
+        arms = _arms(context, _held_out(context), _sides(context))
+        scores, variants = _search_scores(context), _complete_settings(context)
         best: dict[str, stats.Oof] = {}
         for setting in sorted(arms, key=lambda s: (-scores.get(s, 0.0), s)):
             best.setdefault(variants[setting], arms[setting])
@@ -109,7 +109,8 @@ def select(context: Context) -> Done:
     """Choose the members of the ensemble, and say what their vote is worth."""
     spec, scores, variants = context.experiment.spec, _search_scores(context), _complete_settings(context)
     found, sides, n_classes = _held_out(context), _sides(context), context.schema.n_classes
-    full = _arms(context)
+    trials = _checkpoints(context)
+    full = _arms(context, found, sides)
     arms = fair.shared(full)
     if not found:
         raise UserError("select: finalists with out-of-fold predictions over all labels were required, found none")
@@ -119,7 +120,7 @@ def select(context: Context) -> Done:
             variants[setting],
             oof,
             search_score=scores.get(setting),
-            n_params=_n_params(context, setting),
+            n_params=_n_params(context, trials[setting][0]),
             seed=spec.seed,
         )
         | {"n_left_out": len(full[setting].sample_ids) - len(oof.sample_ids)}  # photos that another arm excluded
@@ -130,9 +131,11 @@ def select(context: Context) -> Done:
         candidates, peeks = _with_board(context, candidates)
     robust = [c["setting"] for c in selection.rank(candidates, "robust")]
     together = shared({setting: found[setting] for setting in robust})
-    pool = optimism.Pool(list(together.values()), _like(sides, together, n_classes), spec.vote.rule)
+    pool = None  # variants split differently may have no photo in common; then nothing can be said of their best
+    if next(iter(together.values())).sample_ids:
+        pool = optimism.Pool(list(together.values()), _like(sides, together, n_classes), spec.vote.rule)
     picks = None
-    if spec.select.policy == "diverse":
+    if spec.select.policy == "diverse" and pool:
         every = np.ones((1, len(pool.strata)))
         picks = [robust[at] for at in optimism.greedy(pool, every, spec.select.members)[0]]
     chosen = selection.choose(candidates, spec.select.policy, spec.select.members, picks)
@@ -142,6 +145,8 @@ def select(context: Context) -> Done:
     chosen["vote"] = {"rule": spec.vote.rule, "tie": voting.TIE_RULE}
     rests_on = _judged(context)[1]
     members = shared({setting: found[setting] for setting in chosen["members"]})
+    if not next(iter(members.values())).sample_ids:
+        raise UserError("select: photos that all members held out were required, found none; give them one data.split")
     chosen["ensemble"] = {
         "oof": None,
         rests_on: _vote_scores(context, sides, members, chosen["weights"]),
@@ -149,10 +154,12 @@ def select(context: Context) -> Done:
         **_about_members(context, sides, members, chosen["weights"]),
         "corrected": _corrected(context, pool, sum(chosen["weights"])),
     }
-    chosen["winner"] = {
-        "setting": robust[int(np.argmax(pool.scores(np.ones((1, len(pool.strata))))[0]))],
-        **optimism.corrected(pool, optimism.best, 1, seed=spec.seed),
-    }
+    if pool:
+        ((first,),) = optimism.best(pool, np.ones((1, len(pool.strata))), 1)
+        chosen["winner"] = {
+            "setting": robust[first],
+            **optimism.corrected(pool, optimism.best, 1, seed=spec.seed),
+        }
     write_json(context.paths.selection, chosen)
     bounds = chosen["ensemble"][rests_on]["macro_f1"]
     return Done(
@@ -171,14 +178,14 @@ def _with_board(context: Context, candidates: list[dict[str, Any]]) -> tuple[lis
             "n_candidates": len(typed),
         }
     seen = board.read_board(context)
-    trials = [trial for c in candidates for trial in _checkpoints(context)[c["setting"]]]
+    by_setting = _checkpoints(context)
+    trials = [trial for c in candidates for trial in by_setting[c["setting"]]]
     shown = board.peek(context, seen, trials)
     peeks = {"by": "the public half of the test set", "n_photos": len(seen.public), "n_candidates": len(candidates)}
     return [{**c, "board_score": shown[c["setting"]]} for c in candidates], peeks
 
 
-def _n_params(context: Context, setting: str) -> int:
-    trial = _checkpoints(context)[setting][0]
+def _n_params(context: Context, trial: TrialState) -> int:
     return int(load_json(context.store.get("trial", trial.facts["key"]).path / "model.json")["n_params"])
 
 
@@ -230,9 +237,11 @@ def _about_members(context: Context, sides: Sides, members: dict[str, HeldOut], 
     }
 
 
-def _corrected(context: Context, pool: optimism.Pool, n: int) -> dict[str, Any] | None:
+def _corrected(context: Context, pool: optimism.Pool | None, n: int) -> dict[str, Any] | None:
     """Correct the vote's score for having been chosen on these very samples; None where nothing was chosen on them."""
     policy, seed = context.experiment.spec.select.policy, context.experiment.spec.seed
+    if pool is None:
+        return None
     if policy == "robust":
         found = optimism.corrected(pool, optimism.best, n, seed=seed)
         return {**found, "chosen_by": "macro F1 of the people in the bag, the best of them vote"}
@@ -263,7 +272,8 @@ def vote(context: Context) -> Done:
     chosen = load_json(context.paths.selection)
     seen = board.read_board(context)
     readable = [sample for sample, _ in seen.order if sample not in seen.lost]
-    trials = [trial for setting in chosen["members"] for trial in _checkpoints(context)[setting]]
+    by_setting = _checkpoints(context)
+    trials = [trial for setting in chosen["members"] for trial in by_setting[setting]]
     members, found = board.answers(context, trials, readable)
     known = tables.read(context.paths.predictions, filters=[("split", "!=", "test")]).cast(tables.PREDICTIONS)
     tables.write(pa.concat_tables([known, board.prediction_table(found, readable)]), context.paths.predictions)

@@ -123,8 +123,9 @@ def _shards(store: Store, needed: Names) -> Names:
 
 
 def _features(store: Store, needed: Names) -> Names:
-    """Return the features of photos that are needed."""
-    return {("features", f.key) for f in store.all("features") if ("prepare", f.manifest["inputs"]["photos"]) in needed}
+    """Return the kept features of photos that are needed. The audit's own name no preparation, and may go."""
+    found = ((feature.key, feature.manifest["inputs"].get("photos")) for feature in store.all("features"))
+    return {("features", key) for key, photos in found if ("prepare", photos) in needed}
 
 
 def _folders(home: Path) -> Iterator[tuple[Path, str, str]]:

@@ -208,6 +208,15 @@ def status_view(run: Path) -> dict[str, Any]:
         "wall_s": facts["wall_s"],
         "stages": list(last.values()),
         "trials": counts,
+        "running": [
+            {
+                "trial_id": t.trial_id,
+                "epochs": len(t.reports),
+                "best": max((m["val_macro_f1"] for m in t.reports.values()), default=None),
+            }
+            for t in state.trials.values()
+            if t.status is None
+        ],
         "best": best
         and {
             "trial_id": best.trial_id,

@@ -294,19 +294,23 @@ def assignments(space: dict[str, Any], *, limit: int, rng: random.Random) -> lis
 def apply(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of plain data with values replaced at dotted paths.
 
-    A bare string where a path goes on stands for {name: string}. Another `name` makes it another component: the
-    settings of the old one go. Names are applied before what stands beside them.
+    A number in a path is a place in a list, from 0 (`train.augment.policy.1.p`). A bare string where a path goes on
+    stands for {name: string}. Another `name` makes it another component: the settings of the old one go. Names are
+    applied before what stands beside them.
     """
     result = _copy(base)
     for path in sorted(overrides, key=lambda path: (path.count("."), not path.endswith(".name"))):
-        parts = path.split(".")
-        here = result
-        for part in parts[:-1]:
-            child = here.get(part)
+        parts: list[Any] = path.split(".")
+        here: Any = result
+        for at in range(len(parts) - 1):
+            part = parts[at]
+            child = here[part] if isinstance(here, list) else here.get(part)
             if isinstance(child, str):
                 child = {"name": child}
+            if isinstance(child, list) and parts[at + 1].isdecimal() and int(parts[at + 1]) < len(child):
+                parts[at + 1] = int(parts[at + 1])
             elif not isinstance(child, dict):
-                child = {}
+                child = {}  # a path that leads nowhere: what is checked next refuses it
             here[part] = child
             here = child
         value = _copy(overrides[path])

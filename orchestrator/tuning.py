@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.result import RESULT_DUPLICATE
@@ -82,6 +83,27 @@ def _told(reports: list[tuple[int, dict[str, float]]], error: str | None) -> Ite
     for epoch, metrics in reports:
         yield {"epoch": epoch, **metrics}
     yield {"done": True, "error": error} if error else {RESULT_DUPLICATE: True}
+
+
+class KilledForMemory(RayActorError, OutOfMemoryError):  # noqa: N818 - says what happened
+    """What Ray's OutOfMemoryError has to be for Tune: the death of an actor."""
+
+
+@contextlib.contextmanager
+def memory_kills_are_deaths() -> Iterator[None]:
+    """Let a worker that Ray kills for memory fail its trial. As it is (2.60), Tune knows no such error and ends the run."""
+    original = RayActorManager._actor_task_failed  # noqa: SLF001 - there is no public way
+
+    def failed(self: Any, task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError) and not isinstance(exception, RayActorError):
+            exception = KilledForMemory(None, str(exception).partition("\n")[0])
+        original(self, task, exception)
+
+    RayActorManager._actor_task_failed = failed  # noqa: SLF001
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = original  # noqa: SLF001
 
 
 class Proposals(Searcher):
@@ -231,7 +253,7 @@ def run(
     # a class of its own carries what all trials share, so that no trial's config does
     worker = type("Trial", (Warm,), {"body": staticmethod(body), "watch": watch, "modules": tuple(modules)})
     decisions = Decisions(bridge)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), memory_kills_are_deaths():
         warnings.simplefilter("ignore")
         tune.Tuner(
             tune.with_resources(worker, {"cpu": cpu, "gpu": gpu}),

@@ -30,6 +30,9 @@ def status_lines(view: dict[str, Any]) -> list[str]:
         lines.append(f"  {stage['stage']:<11} {stage['outcome']:<10} {stage.get('note') or ''}".rstrip())
     if trials := view.get("trials"):
         lines += ["", "trials: " + ", ".join(f"{n} {status.lower()}" for status, n in trials.items())]
+    for one in view.get("running", []):
+        score = f"epoch {one['epochs']}, best {one['best']:.4f}" if one["best"] is not None else "no report yet"
+        lines.append(f"  {one['trial_id']}  {score}")
     if best := view.get("best"):
         lines.append(f"best so far: {best['val_macro_f1']:.3f} val macro F1 ({best['variant']}, {best['trial_id']})")
     return lines

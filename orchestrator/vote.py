@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 TIE_RULE = "highest summed probability of the members, then the better-ranked member"
 CHUNK = 65_536
 """Rows at a time: a few MB of ballots."""
-_NAMED = 3
+_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ def align(ids: Sequence[str], member: str, found: Mapping[str, Any] | Sequence[s
         ("not asked for", sorted(set(place) - asked)),
     ):
         if bad:
-            problems.append(f"{len(bad)} {what}: {', '.join(bad[:_NAMED])}")
+            more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+            problems.append(f"{len(bad)} {what}: {', '.join(bad[:_NAMED])}{more}")
     if problems:
         raise UserError(f"member {member}: one prediction per photo was required, found {'; '.join(problems)}")
     return np.array([place[name] for name in wanted], np.int64)

@@ -1,5 +1,6 @@
 """The whole path on a real local cluster: a spec goes in, an ensemble comes out, and nothing is done twice."""
 
+import hashlib
 import json
 import os
 import signal
@@ -62,6 +63,54 @@ def n_prepared(run):
     return sum(event["n_prepared"] for event in events(run, "shard"))
 
 
+def check_answers(workplace, run):
+    """The answers of `predict`, and of a bundle away from the store, are the stored ones."""
+    bundle = workplace.root / "elsewhere/ensemble.zip"
+    done = workplace.run("bundle", "latest", "--out", bundle)
+    assert done.returncode == 0, done.stderr
+    for source in ("latest", bundle):
+        done = workplace.run(
+            "predict", source, workplace.root / "data/sample/eval/images", "--out", workplace.root / "out.csv"
+        )
+        assert done.returncode == 0, done.stderr
+        assert sorted((run / "submission.csv").read_text().split()) == sorted(
+            (workplace.root / "out.csv").read_text().split()
+        )
+
+
+def check_certificate(workplace, run):
+    """It knows where every member comes from, and has looked at the test labels once."""
+    made = json.loads((run / "certificate.json").read_text())
+    assert (made["check"]["equal"], made["check"]["n_photos"], made["check"]["why"]) == (True, 8, "")
+    for member in made["members"]:
+        assert [(one["seed"], one["fold"]) for one in member["checkpoints"]] == [(0, 0), (0, 1)]
+        for one in member["checkpoints"]:
+            weights = workplace.root / "store/trial" / one["key"] / "weights.safetensors"
+            assert hashlib.sha256(weights.read_bytes()).hexdigest() == one["weights_sha256"]
+    assert [row["times"] for row in made["looked_at"] if row["what"] == "test labels"] == [1]
+
+
+def check_leaderboard(workplace, run):
+    """It sees the public half alone, and trains nothing again."""
+    code, outcomes, said = workplace.submit("--set", "select.policy=leaderboard", "--set", "data.test.public=0.5")
+    assert (code, outcomes["search"], outcomes["confirm"]) == (0, "CACHED", "CACHED"), said
+    board = next(one for one in workplace.runs() if one != run)
+    selection, made = (json.loads((board / name).read_text()) for name in ("selection.json", "certificate.json"))
+    labels = tables.read(board / "test_labels.parquet").to_pylist()
+    halves = Counter(row["part"] for row in labels)
+    assert selection["peeks"]["n_photos"] == halves["public"]
+    assert [(event["part"], event["by"]) for event in events(board, "test_labels_opened")] == [
+        ("public", "select"),
+        ("whole", "vote"),
+    ]
+    assert selection["ensemble"]["test"]["macro_f1"]["n_samples"] == halves["private"]
+    assert [row["who"] for row in selection["ensemble"]["board"]] == ["ensemble", *selection["members"]]
+    ranked = [one["board_score"] for one in selection["candidates"]]
+    assert sorted(ranked, reverse=True) == ranked
+    assert "a peek at the public half" in made["statement"]
+    assert [row["times"] for row in made["looked_at"] if "other runs" in row["what"]] == [1]
+
+
 def test_a_spec_goes_in_and_every_file_of_the_contract_comes_out_and_nothing_is_done_twice(workplace):
     code, outcomes, said = workplace.submit()
     assert code == 0, said
@@ -83,14 +132,9 @@ def test_a_spec_goes_in_and_every_file_of_the_contract_comes_out_and_nothing_is_
     # how to run and where to track are no part of a run
     workplace.change(("tensorboard: true}", "tensorboard: false}\nresources: {per_trial: {cpu: 2}, max_concurrent: 1}"))
     assert (0, {"CACHED"}) == (lambda done: (done[0], set(done[1].values())))(workplace.submit())
-    # the answers of `predict` are the stored ones
-    done = workplace.run(
-        "predict", "latest", workplace.root / "data/sample/eval/images", "--out", workplace.root / "out.csv"
-    )
-    assert done.returncode == 0, done.stderr
-    assert sorted((run / "submission.csv").read_text().split()) == sorted(
-        (workplace.root / "out.csv").read_text().split()
-    )
+    check_answers(workplace, run)
+    check_certificate(workplace, run)
+    check_leaderboard(workplace, run)
     for command in (
         ("status", "latest"),
         ("results", "latest", "--format", "json"),

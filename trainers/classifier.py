@@ -122,6 +122,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     looked_up = freeze is not None and isinstance(config.augment.cutmix, NoCutMix) and isinstance(mixup, NoMixUp)
     bank = Bank(model, task, augmented, keep) if looked_up else None
     net: nn.Module = model.head if bank else model
+    moves: nn.Module = model.head if freeze else model  # what a checkpoint has to hold
     n_loaders = max(1, (threads or 2) - 1) if device != "cpu" and bank is None else 0
     backward = _Backward(net, losses, config.loss.weights, device, precision, scaler)
 
@@ -142,7 +143,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     # -- resume -----------------------------------------------------------------------------------------------------
     plateau, history, step = Plateau(), list[dict[str, float]](), 0
     if (state := checkpoint.load_state(work_dir)) is not None:
-        model.load_state_dict(state["model"])
+        moves.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         plateau.best, plateau.waited, plateau.cuts = state["plateau"]
@@ -207,7 +208,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         checkpoint.save_state(
             work_dir,
             {
-                "model": model.state_dict(),
+                "model": moves.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "scaler": scaler.state_dict(),
                 "plateau": [plateau.best, plateau.waited, plateau.cuts],

@@ -126,8 +126,9 @@ def agreement(run: Run) -> dict[str, Any]:
     sides = []
     for side, found in run.answers.items():
         name, n_members = TITLES[side], len(found.member_preds)
+        n_votes = sum(run.weights) if len(run.weights) == n_members else n_members
         by_votes = []
-        for votes in range(n_members, -1, -1):
+        for votes in range(n_votes, -1, -1):
             at = found.votes == votes
             if at.any():
                 right = float((found.preds == found.targets)[at].mean())
@@ -144,9 +145,7 @@ def agreement(run: Run) -> dict[str, Any]:
             cell=46,
             as_share=True,
         )
-        sides.append(
-            {"name": name, "by_votes": by_votes, "plot": plot if n_members > 1 else "", "n_members": n_members}
-        )
+        sides.append({"name": name, "by_votes": by_votes, "plot": plot if n_members > 1 else "", "n_votes": n_votes})
     outcomes: dict[str, int] = defaultdict(int)
     if run.votes is not None:
         for outcome in run.votes["outcome"].to_pylist():

@@ -275,10 +275,8 @@ def bank_vs_backbone():
         config = _config(
             head="shallow", duration=f"{epochs} epochs", batch_size=32, optimizer={"name": "adam", "lr": lr}
         )
-        frozen = config.model.model_copy(update={"frozen": {"views": 1}})
-        return type(config).model_validate(
-            config.model_dump(by_alias=True) | {"model": frozen.model_dump(by_alias=True)}
-        )
+        model = config.model.model_dump(by_alias=True) | {"frozen": {"views": 1}}
+        return type(config).model_validate(config.model_dump(by_alias=True) | {"model": model})
 
     def quiet(epoch, metrics):
         pass

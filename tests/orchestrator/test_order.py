@@ -41,6 +41,8 @@ def test_confirm_proposes_a_dependent_when_its_source_has_ended_however(ledger, 
     assert bridge.next() is None
     finish(bridge, "a0", status)
     assert "ac0" == bridge.next().spec.trial_id
+    finish(bridge, "ac0", status)
+    finish(bridge, "ac1", status)
     assert "FINISHED" == bridge.next()
 
 
@@ -68,16 +70,19 @@ def test_search_lets_a_variant_wait_until_all_trials_of_its_source_have_ended(le
     assert bridge.next() is None
     finish(bridge, "A1", "FAILED")
     assert ["A+C2", "A+C3"] == [bridge.next().spec.trial_id for _ in range(2)]
+    assert bridge.next() is None  # one that dies would have to be tried again
+    finish(bridge, "A+C2")
+    finish(bridge, "A+C3")
     assert "FINISHED" == bridge.next()
 
 
 def test_a_worker_killed_for_memory_is_tried_once_more_with_half_the_micro_batch(ledger):
     bridge = Bridge(ledger, "confirm", iter([(spec("a"), None)]))
     bridge.next()
-    bridge.died("a", "killed", memory=True)
+    bridge.died("a", "killed", cause="memory")
     again = bridge.next()
     assert (16, 1) == (again.spec.micro_batch, again.deaths)
-    bridge.died("a", "killed", memory=True)
+    bridge.died("a", "killed", cause="memory")
     assert "FINISHED" == bridge.next()
     assert ("FAILED", True) == (bridge.known["a"].status, "with 16 photos at once" in bridge.known["a"].end["error"])
 

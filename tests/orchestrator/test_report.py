@@ -8,9 +8,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.certificate import statement
 from orchestrator.report import build, charts, page, scores
 from orchestrator.report.load import load
 from orchestrator.report.models import association
@@ -147,6 +149,28 @@ def test_lone_surrogates_of_file_names_do_not_break_the_page(run, tmp_path):
     assert "train/\\udcff\\u001b.jpg" in found.words
 
 
+def test_arms_that_exclude_different_photos_are_said_to(run, tmp_path):
+    copy = copy_without(run, tmp_path / "excluded")
+    rows = json.loads((copy / "hypotheses.json").read_text())
+    rows[0] |= {"n_samples": 300, "n_left_out": 36}
+    (copy / "hypotheses.json").write_text(json.dumps(rows))
+    selection = json.loads((copy / "selection.json").read_text())
+    for one in selection["candidates"]:
+        one |= {"n_samples": 300, "n_left_out": 36 if one["variant"] == "single" else 0}
+    (copy / "selection.json").write_text(json.dumps(selection))
+    words = Page(build(copy).read_text(encoding="utf-8")).words
+    assert "the arms exclude different photos; compared on the 300 that both kept, 36 left out" in words
+    assert words.count("Arms exclude different photos: all are compared on the 300 that every arm kept.") == 1
+
+
+def test_a_histogram_has_a_bar_per_value_and_a_line_per_border():
+    drawing = charts.histogram([3, 0, 5], 18.0, 1.0, [(20.0, "border")], title="age")
+    assert drawing.count("<rect") == 3
+    assert "18: 3" in drawing
+    assert "border 20" in drawing
+    assert drawing.count('class="reference"') == 1
+
+
 def test_nothing_is_loaded_from_elsewhere(html):
     found = Page(html)
     assert found.values("src") == []
@@ -207,6 +231,84 @@ def test_the_state_is_told_before_the_summary_is_written(run, tmp_path):
     with (copy / "events.jsonl").open("a") as ledger:
         ledger.write(json.dumps({"event": "stage", "stage": "vote", "outcome": "FAILED", "note": "disk full"}) + "\n")
     assert page.overview.state(load(copy)) == "FAILED"
+
+
+def certified(run, place, *, equal=True):
+    """Add a certificate and the two halves of a test set to a run."""
+    copy = copy_without(run, place)
+    selection = json.loads((copy / "selection.json").read_text())
+    bounds = {"low": 0.5, "high": 0.7, "n_groups": 48, "n_samples": 336, "too_narrow": False}
+    ensemble = selection["ensemble"]
+    ensemble["public"] = {"part": "public", "macro_f1": {**bounds, "estimate": 0.6543}}
+    ensemble["board"] = [
+        {
+            "who": who,
+            "public_macro_f1": 0.6543,
+            "public_accuracy": 0.7,
+            "private_macro_f1": 0.6421,
+            "private_accuracy": 0.71,
+        }
+        for who in ("ensemble", SETTINGS[0])
+    ]
+    ensemble["marginal"] = [
+        {"setting": SETTINGS[0], "votes": 2, "macro_f1": 0.6, "adds": {"difference": 0.0123, **bounds}}
+    ]
+    (copy / "selection.json").write_text(json.dumps(selection))
+    made = {
+        "members": [{"setting": SETTINGS[0], "variant": HOSTILE, "votes": 2, "settings": {"train": {"lr": 0.5}},
+                     "checkpoints": [{"trial_id": "c-1", "seed": 3, "fold": 2, "git_commit": None, "weights_sha256": "ab" * 32}]}],
+        "estimate": {"on": "out-of-fold predictions", "macro_f1": {**bounds, "estimate": 0.6321}, "calibration_error": 0.0456},
+        "corrected": {**bounds, "estimate": 0.6222, "n_candidates": 5},
+        "test": {"part": "private", "macro_f1": {**bounds, "estimate": 0.6111, "too_narrow": True}},
+        "gap": {"estimate_minus_test": 0.021, "corrected_minus_test": 0.011, "test_is_inside_the_interval": True},
+        "gain": {"over": SETTINGS[0], **bounds, "difference": 0.0333},
+        "policy": "robust",
+        "worst_classes": [{"name": "wear/male/<30", "f1": 0.11, "recall": 0.1, "precision": 0.12, "n": 9}],
+        "worst_groups": [{"group": HOSTILE, "accuracy": 0.25, "n": 8}],
+        "looked_at": [{"what": "private test labels", "times": 1, "why": "scored the vote"}],
+        "data": {"catalog_sha256": "cd" * 32},
+        "splits": {"a": {"sha256": "ef" * 32}, "b": {"sha256": "ef" * 32}},
+        "check": {"equal": equal, "n_photos": 8, "max_difference": 1e-6, "why": "" if equal else "c-1: a probability differs by 0.5"},
+    }  # fmt: skip
+    (copy / "certificate.json").write_text(json.dumps({**made, "statement": statement(made)}))
+    return copy
+
+
+def test_the_certificate_is_shown_and_has_a_page_of_its_own(run, tmp_path):
+    copy = certified(run, tmp_path / "certified")
+    whole, alone = Page(build(copy).read_text()), Page((copy / "report/certificate.html").read_text())
+    for words in (whole.words, alone.words):
+        for said in ("0.632", "0.622", "0.611", "0.6543", "0.6421", "wear/male/<30", "ab" * 32, "cd" * 32, "ef" * 32,
+                     "the vote gains +0.033", "private half of the test set", "inside the interval", "2 votes"):  # fmt: skip
+            assert said in words
+        assert "could not be drawn" not in words
+    assert HOSTILE not in alone.words
+    assert "with it minus without it" in whole.words
+    assert "Learning curves" not in alone.words
+
+
+def test_a_member_that_answers_otherwise_is_the_gravest_worry(run, tmp_path):
+    words = Page(build(certified(run, tmp_path / "wrong", equal=False)).read_text()).words
+    assert "answers through `predict` are not the stored ones: c-1: a probability differs by 0.5" in words
+    assert "DIFFER from the stored ones" in words
+
+
+def test_an_undecided_claim_says_what_would_decide_it(run, tmp_path):
+    copy = copy_without(run, tmp_path / "undecided")
+    rows = json.loads((copy / "hypotheses.json").read_text())
+    rows[1]["needs"] = {"n_groups": 1234, "n_seeds": None, "power": 0.8}
+    (copy / "hypotheses.json").write_text(json.dumps(rows))
+    assert "if the difference is real, 1234 groups in total would decide it" in Page(build(copy).read_text()).words
+
+
+def test_all_are_scored_on_the_private_half(run):
+    labels = pq.read_table(run / "test_labels.parquet")
+    parts = ["public" if at % 2 else "private" for at in range(len(labels))]
+    halved = labels.set_column(labels.schema.get_field_index("part"), "part", pa.array(parts))
+    found = scores.labelled_answers(pq.read_table(run / "votes.parquet"), halved)
+    private = {s for s, part in zip(labels["sample_id"].to_pylist(), parts, strict=True) if part == "private"}
+    assert set(found.sample_ids) <= private
+    assert len(found.sample_ids) > len(private) // 2
 
 
 def test_every_trial_and_candidate_is_listed(run, html):

@@ -49,7 +49,7 @@ def test_an_explicit_list_takes_the_best_of_each_variant_in_its_order():
         {**BASE, "setting": "z", "variant": "b"},
     ]
     assert choose(rows, ["b", "a"], 5)["members"] == ["z", "y"]
-    with pytest.raises(UserError, match="required robust, validation"):
+    with pytest.raises(UserError, match="required one of robust, validation, leaderboard, diverse"):
         rank(rows, "best")
 
 

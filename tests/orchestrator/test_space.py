@@ -102,3 +102,10 @@ def test_a_point_lies_in_a_space_with_its_conditions():
     assert not holds_point(heads, {"train.h.name": "single", "train.h.hidden": 16, "train.k": 4})
     assert not holds_point(heads, {"train.h.name": "single", "train.k": 5})
     assert not holds_point(heads, {"train.h.name": "single"})
+
+
+def test_a_number_in_a_path_is_a_place_in_a_list():
+    base = {"policy": [{"name": "Flip", "p": 0.5}, {"name": "Blur", "p": 0.1}]}
+    assert {"policy": [{"name": "Flip", "p": 0.5}, {"name": "Blur", "p": 0.7}]} == apply(base, {"policy.1.p": 0.7})
+    assert {"name": "Blur", "p": 0.1} == base["policy"][1]
+    assert {"policy": {"2": {"p": 1}}} == apply(base, {"policy.2.p": 1})  # no such place: a check refuses the whole

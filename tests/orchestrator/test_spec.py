@@ -76,6 +76,26 @@ BROKEN = {
         r"train.model.backbone: timm has no model 'tf_efficientnet_lite9'; nearest",
     ),
     "not a number": ((("lr: 1.0e-3", "lr: .nan"),), r"a finite number was required, found .nan"),
+    "scores without a leaderboard": (
+        (("policy: robust", "policy: robust, scores: {plain: 0.7}"),),
+        r"select: scores are used by policy leaderboard alone",
+    ),
+    "leaderboard without a public half": (
+        (("policy: robust", "policy: leaderboard"),),
+        r"select.policy leaderboard looks at the public half of a labelled test set; add data.test.public",
+    ),
+    "score of an unknown variant": (
+        (("policy: robust", "policy: leaderboard, scores: {plane: 0.7}"),),
+        r"select.scores: no variant 'plane'.*did you mean 'plain'",
+    ),
+    "public half without labels": (
+        ((", label: ans}", ", public: 0.5}"),),
+        r"data.test.public divides labelled test sets",
+    ),
+    "diverse without confirm": (
+        (("policy: robust", "policy: diverse"), ("confirm: {finalists: 3, seeds: [0], folds: 3}", "confirm: null")),
+        r"select.policy diverse rests on out-of-fold predictions",
+    ),
     "tag": ((("seed: 42", "seed: !!python/object:os.system x"),), r"tags are not part of a spec"),
     "frozen head outside a variant": (
         (("head: single", "head: {name: frozen_deep, from: plain}"),),
@@ -109,6 +129,14 @@ BROKEN = {
     "rule of a mix": (
         (("policy: basic", "policy: none, mixup: {name: offline, only: {age: [200, 60]}}"),),
         r"only.age: must be \[low, high\]",
+    ),
+    "borders of training that move another number of borders": (
+        (("bins: [30, 60]", "bins: [30, 60], train_bins: [57]"),),
+        r"train_bins moves the borders of bins in training: as many were required",
+    ),
+    "variant that changes what is scored": (
+        (("  plain: {}", "  plain: {data.labels.age.bins: [30, 57]}"),),
+        r"variants.plain: may override .*data.labels.<label>.train_bins.*found 'data.labels.age.bins'",
     ),
     "unknown label": (
         (("loss: focal", "loss: {name: focal, weights: {agee: 2}}"), ("head: single", "head: deep")),
@@ -153,6 +181,13 @@ def test_settings_of_a_point_replace_the_component_they_name(write):
     experiment = read(write())
     _, arm = experiment.setting("plain", {"train.model.head.name": "deep", "train.model.head.hidden": 200})
     assert (arm.train.model.head.name, arm.train.model.head.hidden) == ("deep", 200)
+
+
+def test_a_variant_may_move_a_border_in_training_and_is_another_setting(write):
+    experiment = read(write(("  plain: {}", "  plain: {}\n  moved: {data.labels.age.train_bins: [30, 57]}")))
+    assert experiment.arms["moved"].data.labels["age"].train_bins == [30, 57]
+    assert experiment.arms["moved"].data.labels["age"].bins == [30, 60]
+    assert experiment.setting("moved", {})[0] != experiment.setting("plain", {})[0]
 
 
 def test_an_override_is_recorded_and_used(write):

@@ -118,3 +118,15 @@ def test_a_worker_with_less_memory_says_what_micro_batch_it_used(place):
     made = run_trial(spec(place, "small", micro_batch=4), quiet)
     assert 4 == made.result["micro_batch"]
     assert 4 == made.result["history"][0]["train_micro_batch"]
+
+
+def test_gc_reads_what_a_frozen_backbone_left_behind(place):
+    from orchestrator.garbage import garbage
+
+    run_trial(spec(place, "a0"), quiet)
+    run_trial(spec(place, "ac", A_C, source="a0"), quiet)
+    store = Store(place / "store")
+    with store.draft("features", "the-audits-own", params={}, inputs={}) as draft:
+        (draft.path / "features.npy").write_bytes(b"")
+    found = {item.path.parent.name for item in garbage(store).items}
+    assert {"trial", "features"} == found  # no run needs any of them

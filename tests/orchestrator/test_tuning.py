@@ -1,7 +1,7 @@
 """The bridge under real Tune, in one local cluster that is told it has a GPU."""
 
 import json
-import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.bridge import Bridge
+from orchestrator.cluster import _prepare_environment
 from orchestrator.ledger import Ledger, read, replay
 from orchestrator.runs import RunPaths
 from orchestrator.why import why
@@ -19,12 +20,13 @@ from tests.orchestrator import toy
 from tests.orchestrator.test_bridge import outcome
 from tests.orchestrator.test_worker import misbehave
 
+_prepare_environment(None, insecure=False)  # before anything in this process imports Ray, which reads it then
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 FAULTS = {
     "raises": ("raised", "ValueError: no such layer"),
     "nan": ("diverged", "val_macro_f1 is nan in epoch 1"),
     "forgets": ("metric", "val_macro_f1 was required in the report of epoch 1, found val_accuracy"),
-    "hangs": ("hung", "no report for 2 s"),
+    "hangs": ("hung", "no report for 6 s"),
     "eats": ("memory", "of memory taken, 0.4 allowed"),
     "exits": ("exited", "exit code 3 in the middle of training, 3 times"),
     "killed": ("killed", "killed by SIGSEGV, 3 times"),
@@ -33,12 +35,14 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def cluster():
-    import ray
-
     from orchestrator.cluster import connect
 
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    before = signal.getsignal(signal.SIGTERM)
     with connect(None, num_cpus=2, num_gpus=1, dashboard=False):
+        import ray
+
+        assert before == signal.getsignal(signal.SIGTERM)  # the driver answers it, as always
+
         yield ray.get_runtime_context().gcs_address
 
 
@@ -64,7 +68,7 @@ def run_all(folder, wanted, body, **options):
 
 def test_one_of_each_failure_costs_that_trial_only_and_why_tells_it(cluster, tmp_path):
     names = ["good-1", *FAULTS, "good-2"]
-    watch = Watch(report_s=2, memory_gb=0.4, logs=str(tmp_path / "logs"))
+    watch = Watch(report_s=6, memory_gb=0.4, logs=str(tmp_path / "logs"))
     bridge = run_all(tmp_path, specs(tmp_path, names), fault, max_concurrent=2, watch=watch)
     assert {"COMPLETE": 2, "FAILED": 7} == bridge.counts
     for name, (cause, text) in FAULTS.items():

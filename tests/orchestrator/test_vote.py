@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator import vote
 from orchestrator.errors import UserError
-from orchestrator.vote import cast, submission, vote_table
+from orchestrator.vote import OnDisk, cast, submission, vote_table
 
 
 def probabilities(seed, members, photos, classes):
@@ -35,6 +36,48 @@ def test_a_vote_is_what_its_rule_says_and_does_not_depend_on_the_order(seed, mem
     assert reference(probs) == votes.pred.tolist()
     order = np.random.default_rng(seed).permutation(members)
     assert votes.pred.tolist() == cast(probs[order].argmax(2), list(probs[order])).pred.tolist()
+
+
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 4))
+def test_a_member_with_several_votes_counts_like_several_equal_members(seed, members, photos):
+    probs = probabilities(seed, members, photos, 3)
+    weights = np.random.default_rng(seed).integers(1, 4, members)
+    often = np.repeat(probs, weights, axis=0)
+    found, wanted = cast(probs.argmax(2), list(probs), "hard", weights.tolist()), cast(often.argmax(2), list(often))
+    assert wanted.pred.tolist() == found.pred.tolist()
+    assert (wanted.votes.tolist(), wanted.tie.tolist()) == (found.votes.tolist(), found.tie.tolist())
+
+
+@pytest.mark.parametrize("rule", ["hard", "soft"])
+def test_chunks_and_files_change_nothing(tmp_path, monkeypatch, rule):
+    probs = probabilities(3, 4, 500, 5)
+    whole = cast(probs.argmax(2), list(probs), rule)
+    for member, one in enumerate(probs):
+        np.save(tmp_path / f"{member}.npy", one)
+        np.save(tmp_path / f"pred{member}.npy", one.argmax(1).astype(np.int8))
+    monkeypatch.setattr(vote, "CHUNK", 7)
+    preds = [np.load(tmp_path / f"pred{member}.npy", mmap_mode="r") for member in range(4)]
+    pieces = cast(preds, [OnDisk(tmp_path / f"{member}.npy") for member in range(4)], rule)
+    assert whole.pred.tolist() == pieces.pred.tolist()
+    assert (whole.votes.tolist(), whole.tie.tolist()) == (pieces.votes.tolist(), pieces.tie.tolist())
+    assert whole.tie.any() == (rule == "hard")
+
+
+def test_probabilities_are_read_for_tied_photos_only():
+    class Counted:
+        shape = (4, 3)
+
+        def __init__(self, found):
+            self.found, self.read = found, []
+
+        def __getitem__(self, rows):
+            self.read += rows.tolist()
+            return self.found[rows]
+
+    preds = np.array([[0, 1, 2, 0], [0, 2, 2, 1]])
+    members = [Counted(one) for one in probabilities(5, 2, 4, 3)]
+    assert cast(preds, members).tie.tolist() == [False, True, False, True]
+    assert [[1, 3], [1, 3]] == [member.read for member in members]
 
 
 def test_one_member_is_that_member():
@@ -70,6 +113,7 @@ def test_rows_are_joined_by_id_and_answered_in_the_order_of_the_table():
         (["test/a", "test/b"], "1 missing: test/c"),
         (["test/a", "test/b", "test/c", "test/x"], "1 not asked for: test/x"),
         (["test/a", "test/b", "test/c", "test/a"], "1 twice: test/a"),
+        (["test/b", "test/b"], "1 twice: test/b; 2 missing: test/a, test/c"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused_by_name(names, message):

@@ -1,0 +1,98 @@
+"""Do intervals cover, are tests as rarely wrong as they say, and does the number of people that is named decide?
+
+With CAMPAIGN=1 in the environment the simulations run in their long form.
+"""
+
+import os
+
+import numpy as np
+
+from orchestrator.hypotheses import judge
+from orchestrator.stats import Oof, interval, paired_difference
+
+LONG = bool(os.environ.get("CAMPAIGN"))
+
+
+def answers(rng, targets, groups, n_groups, skill, spread, n_classes):
+    """People differ in how easy they are."""
+    ability = np.clip(skill + spread * rng.normal(size=n_groups), 0, 1)[groups]
+    return np.where(rng.random(len(targets)) < ability, targets, rng.integers(0, n_classes, len(targets)))
+
+
+def people(rng, n_groups, per_group=5, n_classes=4):
+    return rng.integers(0, n_classes, n_groups * per_group), np.repeat(np.arange(n_groups), per_group)
+
+
+def oof(targets, preds, groups, n_classes=4):
+    return Oof([f"s{at:06}" for at in range(len(targets))], targets, preds[None], [f"g{g}" for g in groups], None, n_classes)  # fmt: skip
+
+
+def test_the_ninety_percent_interval_covers_between_87_and_93_of_500_sets():
+    """Binomial standard error at 500 sets: 0.013."""
+    rng = np.random.default_rng(3)
+    for metric, n_groups in (("accuracy", 60), ("macro_f1", 60)):
+        targets, groups = people(rng, 40_000)
+        truth = interval(
+            oof(targets, answers(rng, targets, groups, 40_000, 0.7, 0.15, 4), groups), metric=metric, seed=0, n=5
+        ).estimate
+        inside = []
+        for seed in range(500):
+            targets, groups = people(rng, n_groups)
+            bounds = interval(
+                oof(targets, answers(rng, targets, groups, n_groups, 0.7, 0.15, 4), groups), metric=metric, seed=seed, n=1000 if LONG else 300
+            )  # fmt: skip
+            inside.append(bounds.low <= truth <= bounds.high)
+        print(f"{metric}: coverage {np.mean(inside):.3f} of 500 sets, {n_groups} people")
+        assert 0.87 <= np.mean(inside) <= 0.93
+
+
+def test_equal_arms_are_told_apart_no_more_often_than_the_level_says():
+    rng, p_values, n = np.random.default_rng(4), [], 1000 if LONG else 200
+    for seed in range(n):
+        targets, groups = people(rng, 30)
+        arms = [oof(targets, answers(rng, targets, groups, 30, 0.7, 0.1, 4), groups) for _ in range(2)]
+        p_values.append(paired_difference(*arms, seed=seed)["p_value"])
+    rate, error = np.mean(np.array(p_values) < 0.10), (0.1 * 0.9 / n) ** 0.5
+    print(f"false positive rate {rate:.3f} at level 0.10, n {n}, standard error {error:.3f}")
+    assert abs(rate - 0.10) <= 2 * error
+
+
+def planted(rng, n_groups, effect):
+    targets, groups = people(rng, n_groups)
+    arm = {
+        name: answers(rng, targets, groups, n_groups, skill, 0.1, 4)
+        for name, skill in (("a", 0.6 + effect), ("b", 0.6))
+    }
+    return {name: oof(targets, preds, groups) for name, preds in arm.items()}
+
+
+def test_a_planted_effect_is_supported_and_with_too_few_people_the_number_that_would_do_is_named():
+    rng = np.random.default_rng(5)
+    (row,) = judge(["a > b"], planted(rng, 300, 0.08), seed=0)
+    assert (row["verdict"], row["needs"]) == ("supported", None)
+    named = []
+    for seed in range(200 if LONG else 40):
+        (few,) = judge(["a > b"], planted(rng, 15, 0.08), seed=seed)
+        if few["verdict"] == "undecided" and abs(few["difference"] - 0.08) < 0.03:  # the effect was seen about right
+            named.append(few["needs"]["n_groups"])
+    wanted = int(np.median(named))
+    verdicts = [
+        judge(["a > b"], planted(rng, wanted, 0.08), seed=seed)[0]["verdict"] for seed in range(200 if LONG else 40)
+    ]
+    share = np.mean([verdict == "supported" for verdict in verdicts])
+    print(f"15 people: undecided, {wanted} named (median of {len(named)}); with {wanted}: {share:.2f} supported")
+    assert wanted > 15
+    assert 0.65 <= share <= 0.95  # planned for 0.80; the standard error of 40 is 0.06
+    assert "refuted" not in verdicts
+
+
+def test_no_effect_is_rarely_decided_and_no_number_is_promised_for_none():
+    rng = np.random.default_rng(6)
+    verdicts = [judge(["a > b"], planted(rng, 30, 0.0), seed=seed)[0]["verdict"] for seed in range(400 if LONG else 60)]
+    wrong = np.mean([verdict != "undecided" for verdict in verdicts])
+    print(f"no effect: {wrong:.3f} decided, n {len(verdicts)}")
+    assert wrong <= 0.10 + 2 * (0.09 / len(verdicts)) ** 0.5
+    targets, groups = people(rng, 20)
+    same = oof(targets, answers(rng, targets, groups, 20, 0.6, 0.1, 4), groups)
+    (row,) = judge(["a > b"], {"a": same, "b": same}, seed=0)
+    assert (row["verdict"], row["needs"]["n_groups"], row["needs"]["n_seeds"]) == ("undecided", None, None)
