@@ -19,6 +19,7 @@ from orchestrator.store import MANIFEST, Store, file_sha256, git_commit, package
 
 FORMAT_VERSION = 1
 ENSEMBLE, CERTIFICATE, README = "ensemble.json", "certificate.json", "README.txt"
+_MANIFEST_BYTES = 2**24
 _WEIGHTS = ("weights.safetensors", "model.json")
 _TEXT = """An ensemble of {n} image classifiers out of the run {run}.
 
@@ -134,10 +135,11 @@ def _unpack(place: Path, folder: Path) -> None:
     """Unpack what the manifest names, each no longer than it says, and nothing else."""
     try:
         with zipfile.ZipFile(place) as archive:
-            manifest = json.loads(archive.read(MANIFEST))
-            sizes = {name: int(facts["size_bytes"]) for name, facts in manifest["files"].items()}
-            for name, size in {MANIFEST: len(archive.read(MANIFEST)), **sizes}.items():
-                target = folder / _inside(place, name)
+            with archive.open(MANIFEST) as source:
+                files = json.loads(source.read(_MANIFEST_BYTES))["files"]
+            sizes = {_inside(place, name): int(facts["size_bytes"]) for name, facts in files.items()}
+            for name, size in {MANIFEST: _MANIFEST_BYTES, **sizes}.items():
+                target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(name) as source, target.open("wb") as sink:
                     sink.write(source.read(size + 1))  # whatever else a zip unfolds to

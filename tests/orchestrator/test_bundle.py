@@ -1,10 +1,7 @@
 """A bundle answers like the run it came from, and nothing that was changed in it is used."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -47,7 +44,7 @@ def run(tmp_path_factory):
             model = {"backbone": "test_efficientnet", "pretrained": False, "head": {"name": "single"}}
             weights = build(Model.model_validate(model), SIZES, pretrained=False).state_dict()
             with store.draft("trial", f"{setting}{fold}", params={}, inputs={}) as draft:
-                save_weights(draft.path, weights, {"model": model, "label_sizes": SIZES, "n_params": 1})
+                save_weights(draft.path, weights, {"model": model, "label_sizes": SIZES, "size": 32, "n_params": 1})
             trials.append({"trial_id": f"c-{setting}-f{fold}", "setting": setting, "variant": "ab"[number], "phase": "confirm", "seed": 0,
                            "fold": fold, "status": "COMPLETE", "params": "{}", "checkpoint": f"trial/{setting}{fold}"})  # fmt: skip
     tables.write(tables.from_rows(trials, tables.trials_schema(SIZES)), paths.trials)
@@ -164,15 +161,3 @@ def test_the_check_of_a_run_sees_a_member_whose_answers_are_not_the_stored_ones(
     assert _difference((*job[:1], str(member.checkpoints[1]), *job[2:]))[1] > TOLERANCE["cpu"]
     assert "cannot be read" in _difference((*job[:3], [("x", str(photos / "broken.jpg")), *named], [told[0], *told]))[2]
     assert "were stored" in _difference((*job[:4], [row[:5] for row in told]))[2]
-
-
-def test_predict_on_a_bundle_needs_no_store(run, tmp_path):
-    folder = folder_of(run, tmp_path)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ORCHESTRATOR_STORE": str(tmp_path / "none")}
-    command = [sys.executable, "-m", "orchestrator", "predict", str(folder), str(run[2]), "--out", "out.csv"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert len((tmp_path / "out.csv").read_text().split()) == 101
-    assert not (tmp_path / "none").exists()
