@@ -58,6 +58,8 @@ def _problem(fault: Any, data: Any, document: Document, under: Path_, prefix: st
         message = fault["msg"].replace("Input should be", "required").replace("Value error, ", "")
         text = f"{dotted}: {message[0].lower() + message[1:]}, found {found}{_hint(fault)}"
     where = under or path
+    if kind == "value_error" and not where:  # a rule over several sections begins with the setting that it blames
+        where = tuple(text.split(maxsplit=1)[0].strip(":").split("."))
     line, column = document.where(where, key=key)
     return Problem(line, column, text)
 
