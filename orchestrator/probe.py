@@ -188,6 +188,9 @@ def compress(x: Any) -> Floats:
     """Turn features into standardised ones' first 256 principal components; no label is looked at."""
     values = np.asarray(x, dtype=np.float64)
     values = (values - values.mean(0)) / np.maximum(values.std(0), 1e-9)
+    if len(values) < values.shape[1]:  # the smaller side is the cheaper one
+        left, lengths, _ = np.linalg.svd(values, full_matrices=False)
+        return np.asarray((left * lengths)[:, :_N_COMPONENTS])
     _, axes = np.linalg.eigh(values.T @ values)
     return np.asarray(values @ axes[:, ::-1][:, :_N_COMPONENTS])
 
