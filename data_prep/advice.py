@@ -155,18 +155,18 @@ def _labels(facts: dict[str, Any]) -> Iterator[Found]:
             )
     for one in facts["tells"]:
         if one["association"] >= _TELLS:
+            of_photos = one["column"].startswith("(")  # a fact of the files, not a column that a rule could name
             yield (
                 "tells",
                 (
-                    f"{one['column']} goes with {one['label']} (Cramer's V {one['association']:.2f} over groups): a model can "
-                    "learn the one for the other"
+                    f"{one['column']} goes with {one['label']} (Cramer's V {one['association']:.2f} over groups): a model "
+                    "can learn the one for the other"
                 ),
                 one["n_values"],
                 [],
-                (
-                    f"test within one value of it, data.exclude: [{{{one['column'].strip('()')}: {{not: ..}}}}], "
-                    "or make photos alike in prep"
-                ),
+                "prep.steps: crop_face or center_crop before resize, so that photos are alike"
+                if of_photos
+                else f"hold one value of it out and compare, data.exclude: [{{{one['column']}: <value>}}]",
             )
     if facts["imbalance"] and facts["imbalance"] >= _IMBALANCE:
         least = sorted(facts["classes"].items(), key=lambda item: (item[1], item[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,20 +30,26 @@ Floats = NDArray[np.float32]
 
 
 def chosen(catalog: pa.Table) -> pa.Table:
-    """Return the labelled photos of at most 4,000, whole groups, in the catalog's order."""
+    """Return at most 4,000 labelled photos, whole groups where those are smaller, in the catalog's order."""
     rows = catalog.filter(pc.and_(pc.equal(catalog["status"], "ok"), pc.is_valid(catalog["label"])))
     if len(rows) <= MAX_PHOTOS:
         return rows
     groups = rows["group"].to_pylist()
-    sizes: dict[str, int] = {}
-    for group in groups:
-        sizes[group] = sizes.get(group, 0) + 1
+    sizes = Counter(groups)
     kept, n = set(), 0
-    for group in sorted(sizes, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()):
+    for group in sorted(sizes, key=_hash):
         if n + sizes[group] <= MAX_PHOTOS:
             kept.add(group)
             n += sizes[group]
-    return rows.filter(pa.array([group in kept for group in groups]))
+    if len(kept) > 1:
+        return rows.filter(pa.array([group in kept for group in groups]))
+    samples = rows["sample_id"].to_pylist()  # groups of thousands: a part of each
+    some = set(sorted(samples, key=_hash)[:MAX_PHOTOS])
+    return rows.filter(pa.array([sample in some for sample in samples]))
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
 
 
 def features(context: Context, rows: pa.Table, view: str) -> Floats:

@@ -52,8 +52,10 @@ def leak_gaps(context: Context, folds: Mapping[str, pa.Table]) -> dict[str, dict
         context.reporter.say(f"audit: the leak gap needs `python -m orchestrator weights {BACKBONE}`; left out")
         return {}
     rows = chosen(catalog)
-    x = compress(features(context, rows, "whole"))
     people_of = persons(rows, alike)
+    if len(set(people_of)) < 2:
+        return {}
+    x = compress(features(context, rows, "whole"))
     arms = context.experiment.arms
     by_split: dict[str, dict[str, Any]] = {}
     for name in sorted(leaking):
@@ -150,6 +152,8 @@ def probe_labels(context: Context) -> dict[str, Any] | None:
     catalog = context.catalog_table()
     rows = chosen(catalog)
     owners = persons(rows, people(catalog.filter(pc.equal(catalog["status"], "ok"))))
+    if len(set(owners)) < 2:
+        return None
     views = {view: compress(features(context, rows, view)) for view in ("whole", "rim")}
     return probe(views, rows, owners, context.schema, seed=context.experiment.spec.seed)
 

@@ -1,6 +1,6 @@
 """Compare our deal of groups to folds with scikit-learn's StratifiedGroupKFold, on the contest's 2,700 people.
 
-    python -m tests.data_prep.fold_balance
+python -m tests.data_prep.fold_balance
 """
 
 import time

@@ -107,6 +107,20 @@ def test_joined_groups_are_never_split(planted):
     assert all("+" not in group or group in name.values() for group in name.values())
 
 
+def test_a_joined_group_is_never_split_by_a_hold_out_test_set(planted):
+    out, _ = planted
+    data = data_of(out, join_duplicates=True, test={"hold_out": 0.3})
+    rows = [row for row in build_catalog(data, out.parent).to_pylist() if row["status"] == "ok"]
+    sides: dict[str, set[str]] = {}
+    for row in rows:
+        sides.setdefault(row["group"], set()).add(row["sample_id"].partition("/")[0])
+    assert all(len(found) == 1 for found in sides.values())
+    assert {side for found in sides.values() for side in found} == {"train", "test"}
+    near = {row["near"] for row in rows if row["near"]}
+    assert near
+    assert all(len({row["group"] for row in rows if row["near"] == one}) == 1 for one in near)
+
+
 def test_what_is_found_does_not_depend_on_the_order_of_the_table(planted):
     out, _ = planted
     tables = []

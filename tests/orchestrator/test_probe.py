@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 
 from data_prep.config import Split
 from data_prep.labels import Schema
+from orchestrator import features
 from orchestrator import probe as module
 from orchestrator.probe import compress, leak_gap, probe
 
@@ -80,6 +82,18 @@ def test_a_probe_tells_the_hard_label_from_the_easy_one_and_a_shortcut():
     assert found["kind"]["rim"]["low"] < found["kind"]["chance"]["high"]
     assert np.sum(found["kind"]["confusion"]) == 360
     assert found["kind"]["chance"]["estimate"] == pytest.approx(1 / 3, abs=0.08)
+
+
+def test_a_quick_model_sees_whole_groups_up_to_its_limit(monkeypatch):
+    monkeypatch.setattr(features, "MAX_PHOTOS", 100)
+    _, rows, _ = people(40, 7)
+    catalog = rows.append_column("status", pa.array(["ok"] * len(rows)))
+    kept = features.chosen(catalog)
+    assert len(kept) == 96
+    assert set(Counter(kept["group"].to_pylist()).values()) == {N_PHOTOS}
+    assert kept.equals(features.chosen(catalog.take(np.arange(len(rows))[::-1])).sort_by("sample_id"))
+    wide = catalog.set_column(1, "group", pa.array([f"g{at % 2}" for at in range(len(rows))]))
+    assert Counter(features.chosen(wide)["group"].to_pylist()).total() == 100
 
 
 @pytest.mark.ray
