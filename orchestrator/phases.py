@@ -99,9 +99,12 @@ def _mixable_file(context: Context, train: Train) -> Path | None:
 
 def _moved_codes(context: Context, variant: str) -> dict[str, dict[str, int]]:
     """Return the codes under `train_bins` by label and sample."""
+    labels = context.experiment.arms[variant].data.labels
+    if not train_borders(labels):
+        return {}
     catalog = context.catalog_table()
     rows = catalog.filter(pc.is_valid(catalog["label"]))
-    found = train_codes(context.experiment.arms[variant].data.labels, rows)
+    found = train_codes(labels, rows)
     return {name: dict(zip(rows["sample_id"].to_pylist(), codes, strict=True)) for name, codes in found.items()}
 
 
