@@ -169,7 +169,7 @@ def wait_for(process, store, pattern, limit_s=300):
 
 
 def memory(folder, n, seed):
-    """Prepare n photos in one worker and read its peak memory after a tenth of them and at the end."""
+    """Prepare n photos in one worker and read its peak memory after every tenth of them."""
     from data_prep.config import Prep
     from data_prep.prepare import Preparation, prepare_row
 
@@ -177,10 +177,10 @@ def memory(folder, n, seed):
     order, peaks = np.random.default_rng(seed).integers(0, len(paths), n), {}
     for done, at in enumerate(order, 1):
         assert prepare_row((f"train/{done}", str(paths[at]), ""), preparation).row
-        if done in {n // 10, n}:
+        if done % (n // 10) == 0:
             peaks[done] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
-    first, last = peaks.values()
-    return {"photos": n, "peak MiB": peaks, "growth": round(last / first - 1, 4)}
+            print(f"{done} photos, peak {peaks[done]} MiB", file=sys.stderr)
+    return {"photos": n, "peak MiB": peaks, "growth": round(peaks[n] / peaks[n // 10] - 1, 4)}
 
 
 def accuracy(folder, n, seed):
