@@ -8,6 +8,7 @@ Nothing is downloaded unless `fetch` is called.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -322,7 +323,8 @@ def _from_library(name: str, weights: Weights, say: Say) -> dict[str, str]:
     say(f"fetching {name} with {weights.library} ({weights.licence}); its sha256 will be recorded")
     before = _cached_files()
     try:
-        with warnings.catch_warnings():
+        # both libraries tell on stdout what they do
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
             if weights.library == "rembg":
                 os.environ["U2NET_HOME"] = str(cache_dir())

@@ -408,7 +408,7 @@ def compare(first: str, second: str, store: Path | None, form: str) -> None:
 @click.option("--allow-download", is_flag=True, help="Also fetch files whose sha256 nobody publishes, and record it.")
 def weights(names: tuple[str, ...], *, listing: bool, allow_download: bool) -> None:
     """Fetch and verify model weights; without NAMES, all whose sha256 is known."""
-    from data_prep.weights import describe, fetch_all, known, local  # noqa: PLC0415
+    from data_prep.weights import WeightsError, describe, fetch_all, known, local  # noqa: PLC0415
 
     unknown = sorted(set(names) - set(known()))
     if unknown:
@@ -420,7 +420,11 @@ def weights(names: tuple[str, ...], *, listing: bool, allow_download: bool) -> N
             pin = "pinned" if facts.files else "unpinned"
             click.echo(f"{name}\t{size}\t{facts.licence}\t{pin}\t{local(name) or 'not here'}")
         return
-    for name, path in fetch_all(names or None, allow_unpinned=allow_download).items():
+    try:
+        found = fetch_all(names or None, allow_unpinned=allow_download)
+    except WeightsError as error:
+        raise UserError(str(error)) from None
+    for name, path in found.items():
         click.echo(f"{name}\t{path}")
 
 

@@ -180,10 +180,9 @@ def medians(ways):
         for _ in range(REPEATS):
             for name, way in ways.items():
                 found[name].append(way())
+                print(name, *(f"{one:.2f}" for one in found[name][-1]), file=sys.stderr)
     finally:
         ray.shutdown()
-    for name, values in found.items():
-        print(name, [tuple(round(one, 2) for one in value) for value in values], file=sys.stderr)
     return {name: tuple(map(statistics.median, zip(*values, strict=True))) for name, values in found.items()}
 
 

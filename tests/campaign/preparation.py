@@ -1,6 +1,6 @@
 """The long forms of what tests/data_prep shows briefly. One line of JSON per study on stdout.
 
-    python -m tests.campaign.preparation kills|drivers|memory|accuracy|encoding [--n N] [--seed S]
+    python -m tests.campaign.preparation kills|light_kills|drivers|memory|accuracy|encoding [--n N] [--seed S]
 
 `make campaign` runs them all. Photos are drawn, the models are real.
 """
@@ -43,7 +43,25 @@ def tasks_of(paths):
     return [ShardTask(number, rows[start : start + 64]) for number, start in enumerate(range(0, len(rows), 64))]
 
 
-def kills(folder, n, seed):
+class Sleepy:
+    """The real steps that need no network, and the time that the networks would take."""
+
+    def __init__(self, prep, threads):
+        from data_prep.prepare import Preparation
+
+        self.preparation = Preparation(prep, threads=threads)
+
+    def __call__(self, photo, **settings):
+        time.sleep(0.2)
+        return self.preparation(photo, **settings)
+
+
+def light_kills(folder, n, seed):
+    """Kill workers as `kills` does, with Sleepy workers: for machines that have better things to do."""
+    return kills(folder, n, seed, steps='{"steps": ["keep_aspect", {"name": "resize", "size": 64}]}', make=Sleepy)
+
+
+def kills(folder, n, seed, steps=STEPS, make=None):
     """Kill a worker n times at random while 400 photos are prepared; compare every byte with an undisturbed run."""
     import psutil
     import ray
@@ -79,9 +97,10 @@ def kills(folder, n, seed):
             return list(
                 prepare_shards(
                     tasks_of(paths),
-                    Prep.model_validate_json(STEPS),
+                    Prep.model_validate_json(steps),
                     folder / name,
                     cpus=1,
+                    make=make,
                     progress=lambda count: done.__setitem__(0, count),
                 )
             )
@@ -150,7 +169,7 @@ def wait_for(process, store, pattern, limit_s=300):
 
 
 def memory(folder, n, seed):
-    """Prepare n photos in one worker and read its peak memory after a tenth of them and at the end."""
+    """Prepare n photos in one worker and read its peak memory after every tenth of them."""
     from data_prep.config import Prep
     from data_prep.prepare import Preparation, prepare_row
 
@@ -158,10 +177,10 @@ def memory(folder, n, seed):
     order, peaks = np.random.default_rng(seed).integers(0, len(paths), n), {}
     for done, at in enumerate(order, 1):
         assert prepare_row((f"train/{done}", str(paths[at]), ""), preparation).row
-        if done in {n // 10, n}:
+        if done % (n // 10) == 0:
             peaks[done] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
-    first, last = peaks.values()
-    return {"photos": n, "peak MiB": peaks, "growth": round(last / first - 1, 4)}
+            print(f"{done} photos, peak {peaks[done]} MiB", file=sys.stderr)
+    return {"photos": n, "peak MiB": peaks, "growth": round(peaks[n] / peaks[n // 10] - 1, 4)}
 
 
 def accuracy(folder, n, seed):
@@ -254,6 +273,7 @@ def encoding(folder, n, seed):
 
 STUDIES = {
     "kills": (kills, 20),
+    "light_kills": (light_kills, 20),
     "drivers": (drivers, 5),
     "memory": (memory, 2000),
     "accuracy": (accuracy, 200),
