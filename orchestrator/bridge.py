@@ -164,8 +164,7 @@ class Bridge:
     # -- proposing -------------------------------------------------------------------------------------------------
     def next(self) -> Live | str | None:
         """Return the next trial, None to wait for running ones, or 'FINISHED'."""
-        over = self.over()
-        live = self._choose(over)
+        live = self._choose()
         if isinstance(live, Live):
             live.began = time.monotonic()
             self.live[live.spec.trial_id] = live
@@ -173,16 +172,13 @@ class Bridge:
             return None  # one of them may have to be tried again
         return live
 
-    def _choose(self, over: str | None) -> Live | str | None:
-        while self._again:
-            known = self._again.pop(0)
-            if known.told_again or not over:
-                return known
-            self._finish(known, "PRUNED", why=over)
+    def _choose(self) -> Live | str | None:
+        if self._again:
+            return self._again.pop(0)
         if self.retries:
             return self.retries.pop()
-        if over:
-            return "FINISHED"
+        if self.over():
+            return "FINISHED"  # what has begun ends as it would have: stopped, it would be of no use to anybody
         live, self.parked = self.parked or self._propose(), None
         if live is not None and any(live.spec.key == other.spec.key for other in self.live.values()):
             self.parked = live  # two trainings of one artifact at a time would write the same files
@@ -251,7 +247,7 @@ class Bridge:
             return False
         if epoch not in trial.reports:
             self.ledger.append("report", trial_id=trial_id, epoch=epoch, metrics=metrics)
-        why = self._hear(trial, epoch, trial.reports.get(epoch, metrics)) or self.over()
+        why = self._hear(trial, epoch, trial.reports.get(epoch, metrics))
         if why is None or live.finished is not None:  # nothing is saved by stopping what is finished
             return False
         self._finish(live, "PRUNED", why=why)

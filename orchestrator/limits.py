@@ -25,7 +25,7 @@ def seconds(text: str) -> float:
 
 
 class Limits(Section):
-    """Ends a search before its trials are used up: whichever limit is reached first."""
+    """Begins no more trials, whichever limit is reached first; those that run come to their end."""
 
     wall: TimeText | None = None
     gpu_hours: Positive | None = None

@@ -342,9 +342,9 @@ def search(context: Context) -> Done:
     trials = phase_trials(context, "search")
     _write_tables(context)
     if not any(trial.status == "COMPLETE" for trial in trials):
-        causes = sorted({str(trial.end.get("error")) for trial in trials})
+        causes = sorted({str(trial.end.get("error") or trial.end.get("why")) for trial in trials})
         raise UserError(
-            f"search: at least one finished trial was required, all {len(trials)} failed: {'; '.join(causes[:3])}"
+            f"search: at least one finished trial was required, none of {len(trials)} is: {'; '.join(causes[:3])}"
         )
     _keep(context, "search", key, {"ranking": [list(row) for row in ranking(trials)]})
     return Done("CACHED" if reused else "SUCCEEDED", _note(context, trials))

@@ -52,8 +52,8 @@ def _problem(fault: Any, data: Any, document: Document, under: Path_, prefix: st
         text = f"{dotted}: required one of {', '.join(known)}; found {found}{nearest(str(fault.get('input')), known)}"
     elif kind == "value_error":
         text = f"{dotted}: {fault['ctx']['error'] if 'error' in fault.get('ctx', {}) else fault['msg']}".lstrip(": ")
-    elif kind == "string_pattern_mismatch" and "epochs?" in str(fault["ctx"]["pattern"]):
-        text = f"{dotted}: required a duration such as '10 epochs' or '500 steps', found {found}"
+    elif kind == "string_pattern_mismatch" and (form := _form(str(fault["ctx"]["pattern"]))):
+        text = f"{dotted}: required {form}, found {found}"
     else:
         message = fault["msg"].replace("Input should be", "required").replace("Value error, ", "")
         text = f"{dotted}: {message[0].lower() + message[1:]}, found {found}{_hint(fault)}"
@@ -62,6 +62,16 @@ def _problem(fault: Any, data: Any, document: Document, under: Path_, prefix: st
         where = tuple(text.split(maxsplit=1)[0].strip(":").split("."))
     line, column = document.where(where, key=key)
     return Problem(line, column, text)
+
+
+def _form(pattern: str) -> str | None:
+    """Say what a text that must fit a pattern looks like, for the patterns that people meet."""
+    forms = {
+        "steps?": "a duration such as '10 epochs' or '500 steps'",
+        "epochs?": "whole epochs such as '2 epochs'",
+        "minute|": "a time such as '90 minutes' or '2 hours'",
+    }
+    return next((form for part, form in forms.items() if part in pattern), None)
 
 
 def _real_path(loc: tuple[str | int, ...], data: Any) -> tuple[Path_, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.memory import resident_bytes
+from orchestrator.memory import private_bytes
 
 GROWTH_BYTES = 512 * 2**20  # of one process over its trials; malloc keeps some of what a training had
 _OWN = ("orchestrator", "trainers", "data_prep", "__main__")
@@ -33,7 +33,7 @@ class Slate:
         """Remember everything; `body_globals` is what the trial's function calls its module, which may be no real one."""
         self.body_globals = body_globals or {}
         self.facts, self.names = _facts(), self._names()
-        self.resident_bytes = resident_bytes(os.getpid())
+        self.private_bytes = private_bytes(os.getpid())
 
     def differences(self) -> list[str]:
         """Say what is not as it was; empty where the next trial may come."""
@@ -45,7 +45,7 @@ class Slate:
             if before is not None:
                 found += [f"{place}.{name}" for name, value in names.items() if before.get(name) != value]
                 found += [f"{place}.{name}" for name in before if name not in names]
-        grown = resident_bytes(os.getpid()) - self.resident_bytes
+        grown = private_bytes(os.getpid()) - self.private_bytes
         return [*found, f"memory grown by {grown / 1e6:.0f} MB"] if grown > GROWTH_BYTES else found
 
     def _names(self) -> dict[str, dict[str, Any]]:
@@ -74,6 +74,13 @@ def seed_everything(seed: int, threads: int) -> None:
     if (torch := sys.modules.get("torch")) is not None:
         torch.manual_seed(seed)
         torch.set_num_threads(threads)
+
+
+def make_ready(device: str) -> None:
+    """Begin what a device needs once per process, so that it is not taken for what a trial has left behind."""
+    if not device.startswith("cpu") and (torch := sys.modules.get("torch")) is not None:
+        x = torch.ones(8, 8, device=device)
+        (x @ x).sum().item()
 
 
 def _facts() -> dict[str, Any]:

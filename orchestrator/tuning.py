@@ -65,7 +65,7 @@ class Warm(tune.Trainable):
             self.again = _told(told["reports"], told["error"])
             return
         spec = TrialSpec(**config["spec"])
-        self.child.start(spec, spec.trial_id, seed=spec.seed, threads=spec.threads)
+        self.child.start(spec, spec.trial_id, seed=spec.seed, threads=spec.threads, device=spec.device)
 
     def step(self) -> dict[str, Any]:
         if self.again is not None:
@@ -150,6 +150,15 @@ class Decisions(FIFOScheduler):
         self.bridge = bridge
         self.failed: list[tuple[Any, Any, str]] = []  # (controller, trial, reason), to be shown as errors
         self._nodes = _nodes()
+        self._waiting: list[Any] = []
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self._waiting.append(trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        # Tune's own looks through all trials there ever were, several times for each new one
+        self._waiting = [trial for trial in self._waiting if trial.status == type(trial).PENDING]
+        return next(iter(self._waiting), None)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "epoch" not in result or OBJECTIVE not in result:

@@ -119,8 +119,10 @@ def story(paths: RunPaths, *, follow: bool = False) -> Iterator[str]:
         yield from (f"{_clock(event['time'])} {tell(event)}" for event in events[seen:] if event["event"] in _TOLD)
         seen = len(events)
         if not live:
-            return
+            break
         time.sleep(_FOLLOW_EVERY_S)
+    if paths.driver_log.is_file() and paths.driver_log.stat().st_size:
+        yield f"the driver printed: {paths.driver_log}"
 
 
 def printed(paths: RunPaths, name: str) -> list[str]:

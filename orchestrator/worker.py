@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from orchestrator.memory import machine_bytes, resident_bytes
-from orchestrator.slate import Slate, seed_everything
+from orchestrator.slate import Slate, make_ready, seed_everything
 
 OBJECTIVE = "val_macro_f1"
 Report = Callable[[int, dict[str, float]], None]
@@ -90,12 +90,12 @@ class Child:
         self._stopping = False
         self._began = self._heard = 0.0
 
-    def start(self, spec: Any, trial_id: str, *, seed: int = 0, threads: int = 1) -> None:
+    def start(self, spec: Any, trial_id: str, *, seed: int = 0, threads: int = 1, device: str = "cpu") -> None:
         """Begin a trial; in a new process if the last one is not as it was before its first trial."""
         if self._stopping and not self._has_stopped():
             self.kill()
         self._stopping = False
-        self.trial_id, order = trial_id, (spec, seed, threads, self._log(trial_id))
+        self.trial_id, order = trial_id, (spec, seed, threads, device, self._log(trial_id))
         if not self.pid:
             self._fork()
         try:
@@ -254,8 +254,9 @@ def _be_child(body: Body, pipe: Any, parent: int) -> NoReturn:
         _leave_parent(pipe.fileno(), parent)
         slate, clean = None, True
         while clean:
-            spec, seed, threads, log = pipe.recv()
+            spec, seed, threads, device, log = pipe.recv()
             seed_everything(seed, threads)
+            make_ready(device)
             slate = slate or Slate(getattr(body, "__globals__", None))
             with _printing_to(log):
                 answer = _run(body, spec, pipe)

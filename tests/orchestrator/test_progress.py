@@ -36,10 +36,10 @@ def test_a_terminal_shows_a_line_per_trial_and_a_pipe_keeps_quiet_between():
     reporter, shown = Reporter(), {}
     for terminal in (True, False):
         out = io.StringIO()
-        reporter.console = Console(file=out, force_terminal=terminal, width=120)
+        reporter.console = Console(file=out, force_terminal=terminal, width=120, highlight=False, no_color=True)
         with reporter.trials("search", 4, look) as tick:
             tick()
         shown[terminal] = out.getvalue()
-    assert "s-a-0001  epoch 1, best 0.5000, 3 s" in shown[True]
+    assert "s-a-0001  epoch 1, best 0.5000, 3 s" in shown[True], shown[True]
     assert "search: 1/4" in shown[True]
     assert not shown[False]
