@@ -6,7 +6,7 @@ resample of groups is one product of a weight matrix with the groups' counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 LEVEL = 0.90
 N_RESAMPLES = 2000
 N_PERMUTATIONS = 5000
+_CELLS = 2**24
 _EXACT_GROUPS = 12  # 2^12 sign patterns are fewer than the random ones
 
 
@@ -142,8 +143,13 @@ def interval(oof: Oof, *, metric: str = "macro_f1", seed: int, n: int = N_RESAMP
     owners, strata = owners_of(oof)
     tallies = _seed_counts(oof, owners, len(strata))
     estimate = float(np.mean([score(one.sum(0), metric) for one in tallies]))
-    weights = resample(strata, n, np.random.default_rng(seed))
-    draws = np.mean([weighted(weights, one, metric) for one in tallies], axis=0)
+    rng = np.random.default_rng(seed)
+    draws = np.concatenate(
+        [
+            np.mean([weighted(weights, one, metric) for one in tallies], axis=0)
+            for weights in (resample(strata, size, rng) for size in _pieces(n, len(strata)))
+        ]
+    )
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate, float(low), float(high), level, len(strata), len(oof.targets), oof.groups is None)
 
@@ -169,25 +175,30 @@ def paired_difference(a: Oof, b: Oof, *, metric: str = "macro_f1", seed: int) ->
     def by_seed(weights: Floats, tallies: list[Floats]) -> Floats:
         return np.stack([weighted(weights, one, metric) for one in tallies])
 
-    weights, ones = resample(strata, N_RESAMPLES, rng), np.ones((1, n_groups))
-    drawn = [by_seed(weights, tallies) for tallies in (ta, tb)]
+    ones = np.ones((1, n_groups))
+    pieces = []
+    for size in _pieces(N_RESAMPLES, n_groups):
+        weights = resample(strata, size, rng)
+        pieces.append((by_seed(weights, ta), by_seed(weights, tb)))
+    drawn = [np.concatenate(side, axis=1) for side in zip(*pieces, strict=True)]
     draws = drawn[0].mean(0) - drawn[1].mean(0)
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     difference = float((by_seed(ones, ta).mean(0) - by_seed(ones, tb).mean(0))[0])
     n_seeds = min(len(ta), len(tb))
     alone = np.sqrt(np.mean([np.var(x - y) for x, y in zip(*drawn, strict=False)])) if n_seeds > 1 else None
-    swap, exact = _swaps(n_groups, rng)
     pairs = list(zip(_pad(ta, len(tb)), _pad(tb, len(ta)), strict=True))
-    under = np.mean(
-        [
-            score(np.tensordot(1 - swap, x, 1) + np.tensordot(swap, y, 1), metric)
-            - score(np.tensordot(swap, x, 1) + np.tensordot(1 - swap, y, 1), metric)
-            for x, y in pairs
-        ],
-        axis=0,
-    )
-    beyond = int(np.sum(np.abs(under) >= abs(difference) - 1e-12))
-    p_value = beyond / len(swap) if exact else (beyond + 1) / (len(swap) + 1)
+    beyond = n_swaps = 0
+    for swap in _swaps(n_groups, rng):
+        under = np.mean(
+            [
+                score(np.tensordot(1 - swap, x, 1) + np.tensordot(swap, y, 1), metric)
+                - score(np.tensordot(swap, x, 1) + np.tensordot(1 - swap, y, 1), metric)
+                for x, y in pairs
+            ],
+            axis=0,
+        )
+        beyond, n_swaps = beyond + int(np.sum(np.abs(under) >= abs(difference) - 1e-12)), n_swaps + len(swap)
+    p_value = beyond / n_swaps if n_groups <= _EXACT_GROUPS else (beyond + 1) / (n_swaps + 1)
     return {
         "difference": difference,
         "low": float(low),
@@ -243,11 +254,19 @@ def _pad(tallies: list[Floats], n: int) -> list[Floats]:
     return [tallies[at % len(tallies)] for at in range(max(n, len(tallies)))]
 
 
-def _swaps(n_groups: int, rng: np.random.Generator) -> tuple[Floats, bool]:
+def _swaps(n_groups: int, rng: np.random.Generator) -> Iterator[Floats]:
+    """Yield patterns of swaps (n, G): all of them where they are few, random ones otherwise."""
     if n_groups <= _EXACT_GROUPS:
-        patterns = (np.arange(2**n_groups)[:, None] >> np.arange(n_groups)) & 1
-        return patterns.astype(float), True
-    return rng.integers(0, 2, (N_PERMUTATIONS, n_groups)).astype(float), False
+        yield ((np.arange(2**n_groups)[:, None] >> np.arange(n_groups)) & 1).astype(float)
+        return
+    for size in _pieces(N_PERMUTATIONS, n_groups):
+        yield rng.integers(0, 2, (size, n_groups)).astype(float)
+
+
+def _pieces(n: int, n_groups: int) -> list[int]:
+    """Part n rows of n_groups numbers, so that no part takes more than some 130 MB."""
+    most = max(1, _CELLS // n_groups)
+    return [min(most, n - start) for start in range(0, n, most)]
 
 
 def _common(a: Oof, b: Oof) -> tuple[Oof, Oof]:

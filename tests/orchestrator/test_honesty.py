@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 
+from orchestrator import stats
 from orchestrator.hypotheses import judge
 from orchestrator.stats import Oof, interval, paired_difference
 
@@ -46,43 +47,48 @@ def test_the_ninety_percent_interval_covers_between_87_and_93_of_500_sets():
         assert 0.87 <= np.mean(inside) <= 0.93
 
 
-def test_equal_arms_are_told_apart_no_more_often_than_the_level_says():
-    rng, p_values, n = np.random.default_rng(4), [], 1000 if LONG else 200
+def test_equal_arms_are_told_apart_about_as_often_as_the_level_says(monkeypatch):
+    """Measured with CAMPAIGN=1: see experiments/LOG.md. The test is exact, so a rate beyond chance would be a defect."""
+    monkeypatch.setattr(stats, "N_PERMUTATIONS", 499)
+    monkeypatch.setattr(stats, "N_RESAMPLES", 20)  # of the interval, which is not looked at here
+    rng, p_values, n = np.random.default_rng(4), [], 4000 if LONG else 400
     for seed in range(n):
         targets, groups = people(rng, 30)
         arms = [oof(targets, answers(rng, targets, groups, 30, 0.7, 0.1, 4), groups) for _ in range(2)]
         p_values.append(paired_difference(*arms, seed=seed)["p_value"])
-    rate, error = np.mean(np.array(p_values) < 0.10), (0.1 * 0.9 / n) ** 0.5
-    print(f"false positive rate {rate:.3f} at level 0.10, n {n}, standard error {error:.3f}")
-    assert abs(rate - 0.10) <= 2 * error
+    rate, error = np.mean(np.array(p_values) <= 0.10), (0.1 * 0.9 / n) ** 0.5
+    print(f"false positive rate {rate:.4f} at level 0.10, n {n}, standard error {error:.4f}")
+    assert rate <= 0.10 + 2 * error
+    assert not LONG or rate >= 0.10 - 2 * error
 
 
 def planted(rng, n_groups, effect):
+    """Two arms whose macro F1 differs by `effect`: who does not know guesses right in one of four."""
     targets, groups = people(rng, n_groups)
     arm = {
         name: answers(rng, targets, groups, n_groups, skill, 0.1, 4)
-        for name, skill in (("a", 0.6 + effect), ("b", 0.6))
+        for name, skill in (("a", 0.6 + effect / 0.75), ("b", 0.6))
     }
     return {name: oof(targets, preds, groups) for name, preds in arm.items()}
 
 
-def test_a_planted_effect_is_supported_and_with_too_few_people_the_number_that_would_do_is_named():
-    rng = np.random.default_rng(5)
-    (row,) = judge(["a > b"], planted(rng, 300, 0.08), seed=0)
+def test_a_planted_effect_is_supported_and_with_too_few_people_the_number_that_would_do_is_named(monkeypatch):
+    monkeypatch.setattr(stats, "N_PERMUTATIONS", 999)
+    monkeypatch.setattr(stats, "N_RESAMPLES", 500)
+    rng, effect, n = np.random.default_rng(5), 0.06, 400 if LONG else 60
+    (row,) = judge(["a > b"], planted(rng, 400, effect), seed=0)
     assert (row["verdict"], row["needs"]) == ("supported", None)
     named = []
-    for seed in range(200 if LONG else 40):
-        (few,) = judge(["a > b"], planted(rng, 15, 0.08), seed=seed)
-        if few["verdict"] == "undecided" and abs(few["difference"] - 0.08) < 0.03:  # the effect was seen about right
+    for seed in range(2 * n):
+        (few,) = judge(["a > b"], planted(rng, 15, effect), seed=seed)
+        if few["verdict"] == "undecided" and abs(few["difference"] - effect) < 0.015:  # seen about as large as it is
             named.append(few["needs"]["n_groups"])
-    wanted = int(np.median(named))
-    verdicts = [
-        judge(["a > b"], planted(rng, wanted, 0.08), seed=seed)[0]["verdict"] for seed in range(200 if LONG else 40)
-    ]
+    wanted = int(np.mean(named))
+    verdicts = [judge(["a > b"], planted(rng, wanted, effect), seed=seed)[0]["verdict"] for seed in range(n)]
     share = np.mean([verdict == "supported" for verdict in verdicts])
-    print(f"15 people: undecided, {wanted} named (median of {len(named)}); with {wanted}: {share:.2f} supported")
+    print(f"15 people: undecided, {wanted} named (mean of {len(named)}); with {wanted}: {share:.2f} supported, n {n}")
     assert wanted > 15
-    assert 0.65 <= share <= 0.95  # planned for 0.80; the standard error of 40 is 0.06
+    assert abs(share - 0.80) < 0.15  # what was planned for; the standard error of 60 is 0.05
     assert "refuted" not in verdicts
 
 

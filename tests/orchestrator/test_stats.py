@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
+from orchestrator import stats
 from orchestrator.power import needed
 from orchestrator.stats import (
     Oof,
@@ -60,6 +61,21 @@ def test_unequal_arms_are_told_apart():
     found = paired_difference(good, bad, seed=0)
     assert found["p_value"] < 0.01
     assert found["low"] > 0
+
+
+def test_many_groups_are_resampled_in_parts(monkeypatch):
+    """Parts draw other random numbers; bounds and p values stay where they were to within the noise of resampling."""
+    rng = np.random.default_rng(7)
+    a = simulated(rng)
+    b = Oof(a.sample_ids, a.targets, simulated(rng).preds, a.groups, None, 4)
+    whole, alone = paired_difference(a, b, seed=0), interval(a, seed=0)
+    monkeypatch.setattr(stats, "_CELLS", 1000)
+    parted, small = paired_difference(a, b, seed=0), interval(a, seed=0)
+    assert parted["difference"] == whole["difference"]
+    for name in ("low", "high", "p_value", "standard_error"):
+        assert parted[name] == pytest.approx(whole[name], abs=0.03)
+    assert (small.low, small.high) == pytest.approx((alone.low, alone.high), abs=0.01)
+    assert sum(len(swap) for swap in stats._swaps(40, rng)) == stats.N_PERMUTATIONS
 
 
 def test_arms_are_compared_on_the_samples_that_both_saw():
