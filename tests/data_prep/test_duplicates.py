@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep import catalog as catalog_module
+from data_prep import looks
 from data_prep.audit import audit, leak, people
 from data_prep.catalog import build_catalog
 from data_prep.config import Data, Split
@@ -132,7 +132,7 @@ def test_what_is_found_does_not_depend_on_the_order_of_the_table(planted):
 
 
 def test_a_catalog_goes_on_where_it_was_interrupted(contest, tmp_path, monkeypatch):
-    monkeypatch.setattr(catalog_module, "CHUNK", 10)
+    monkeypatch.setattr(looks, "CHUNK", 10)
     work, read = tmp_path / "work", []
     work.mkdir()
 
