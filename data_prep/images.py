@@ -39,10 +39,6 @@ def read_header(photo: bytes) -> Header:
     Raises:
         PhotoError: empty, too large, no image, or of a format that is not allowed.
     """
-    if not photo:
-        raise PhotoError("empty file")
-    if len(photo) > MAX_BYTES:
-        raise PhotoError(f"too large: {len(photo)} bytes, at most {MAX_BYTES}")
     with _opened(photo) as image:
         return Header(image.width, image.height, str(image.format))
 
@@ -61,7 +57,6 @@ def decode(photo: bytes, *, fill: tuple[int, int, int] = (0, 0, 0), near: int | 
     Raises:
         PhotoError: as `read_header`, or the data is truncated or broken.
     """
-    read_header(photo)
     with _opened(photo) as image:
         if near is not None and image.format == "JPEG":
             image.draft("RGB", (near, near))
@@ -93,6 +88,10 @@ def opaque(pixels: Pixels) -> RGB:
 
 
 def _opened(photo: bytes) -> ImageFile.ImageFile:
+    if not photo:
+        raise PhotoError("empty file")
+    if len(photo) > MAX_BYTES:
+        raise PhotoError(f"too large: {len(photo)} bytes, at most {MAX_BYTES}")
     try:
         with warnings.catch_warnings():
             # our own limit stands below; Pillow's warning would only be printed

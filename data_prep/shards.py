@@ -208,7 +208,8 @@ class Shards(Sequence[bytes]):
         self._folder, self._room = folder, cache_bytes
         self._shards = read_index(folder).shards
         self._starts = [0, *accumulate(shard["n_rows"] for shard in self._shards)]
-        self._kept: OrderedDict[int, pa.Table] = OrderedDict()
+        self._kept: OrderedDict[int, pa.Array] = OrderedDict()
+        self._kept_bytes = 0
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -230,7 +231,7 @@ class Shards(Sequence[bytes]):
             raise IndexError(f"position {at}: required below {len(self)}")
         at %= len(self)
         number = bisect_right(self._starts, at) - 1
-        photo: bytes = self._table(number)["image"][at - self._starts[number]].as_py()
+        photo: bytes = self._photos(number)[at - self._starts[number]].as_py()
         return photo
 
     @cached_property
@@ -238,15 +239,16 @@ class Shards(Sequence[bytes]):
         """The id of every position; reads and verifies all shards."""
         return [name for table in read_shards(self._folder, ["sample_id"]) for name in table["sample_id"].to_pylist()]
 
-    def _table(self, number: int) -> pa.Table:
+    def _photos(self, number: int) -> pa.Array:
         if number in self._kept:
             self._kept.move_to_end(number)
             return self._kept[number]
         path = verify_shard(self._folder, self._shards[number])
-        table = self._kept[number] = read_shard(path, ["sample_id", "image"]).combine_chunks()
-        while len(self._kept) > 1 and sum(one.nbytes for one in self._kept.values()) > self._room:
-            self._kept.popitem(last=False)
-        return table
+        photos = self._kept[number] = read_shard(path, ["image"])["image"].combine_chunks()
+        self._kept_bytes += photos.nbytes
+        while len(self._kept) > 1 and self._kept_bytes > self._room:
+            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+        return photos
 
 
 def memory_map(prepared: Path, out: Path) -> Rows:

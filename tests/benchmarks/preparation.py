@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import numpy as np
 REPEATS = 5
 N_PHOTOS = 12  # a repetition
 N_WARM = 3
-N_READS = 4000
+N_READS = 4000  # out of what is only measured beside
 STEPS = '{"steps": ["remove_background", "crop_face", {"name": "resize", "size": 128}]}'
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -112,28 +113,48 @@ def per_second(run, paths):
     return n / (time.perf_counter() - began), n / (time.process_time() - cpu)
 
 
-def pool_per_second(paths, n_workers):
-    """Time the pool from the moment every worker is warm until the last photo stands in its shard.
+class WarmPool:
+    """A pool that prepares one shard a repetition and rests in between: nobody feeds it while nobody asks for a shard."""
 
-    Returns photos per second, and per second of processor time of the workers and of this process together.
-    """
-    from data_prep.config import Prep
-    from data_prep.pool import ShardTask, prepare_shards
+    def __init__(self, paths, n_workers):
+        from data_prep.config import Prep
+        from data_prep.pool import ShardTask, prepare_shards
 
-    paths = paths * n_workers
-    rows = [(f"train/{at}", str(path), hashlib.sha256(path.read_bytes()).hexdigest()) for at, path in enumerate(paths)]
-    n_warm, marks = N_WARM * n_workers, []
+        photos = [(str(path), hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths] * n_workers
+        tasks = [
+            ShardTask(number, [(f"train/{number}-{at:03}", *photo) for at, photo in enumerate(photos)])
+            for number in range(REPEATS + 1)
+        ]
+        self.folder, self.done, self.start, self.began = tempfile.TemporaryDirectory(), 0, 0, None
+        self.n_warm = N_WARM * n_workers
+        self.shards = prepare_shards(
+            tasks,
+            Prep.model_validate_json(STEPS),
+            Path(self.folder.name),
+            cpus=1,
+            n_workers=n_workers,
+            progress=self.progress,
+        )
 
-    def progress(done):
-        if done in {n_warm, len(rows)}:
-            marks.append((time.perf_counter(), processor_s()))
+    def progress(self, done):
+        self.done = done
+        if self.began is None and done >= self.start:
+            self.start, self.began = done, (time.perf_counter(), processor_s())
 
-    with tempfile.TemporaryDirectory() as folder:
-        tasks, prep = [ShardTask(0, rows)], Prep.model_validate_json(STEPS)
-        for _ in prepare_shards(tasks, prep, Path(folder), cpus=1, n_workers=n_workers, progress=progress):
-            written = time.perf_counter() - marks[-1][0]
-    n, (first, last) = len(rows) - n_warm, marks
-    return n / (last[0] - first[0] + written), n / (last[1] - first[1] + written)
+    def per_second(self):
+        """Return photos per second, and per second of processor time of workers and driver, of the next shard.
+
+        The clock runs from the moment the workers are warm until the shard is written.
+        """
+        self.start, self.began = self.done + self.n_warm, None
+        next(self.shards)
+        n, wall_s, cpu_s = self.done - self.start, time.perf_counter() - self.began[0], processor_s() - self.began[1]
+        time.sleep(1.0)  # the calls that workers still hold end now, not in somebody else's time
+        return n / wall_s, n / cpu_s
+
+    def close(self):
+        self.shards.close()
+        self.folder.cleanup()
 
 
 def processor_s():
@@ -167,36 +188,45 @@ class BareProcesses:
 
 
 def medians(ways):
-    """Run every way in turn, REPEATS times, beside an idle local cluster.
+    """Run every way in turn, REPEATS times.
 
     Returns name -> medians of photos per second and of photos per second of processor time. The second is what a busy
     machine can be asked for too.
     """
+    found = {name: [] for name in ways}
+    for _ in range(REPEATS):
+        for name, way in ways.items():
+            found[name].append(way())
+            print(name, *(f"{one:.2f}" for one in found[name][-1]), file=sys.stderr)
+    return {name: tuple(map(statistics.median, zip(*values, strict=True))) for name, values in found.items()}
+
+
+@contextmanager
+def pools(*sizes):
+    """Start a local cluster and a pool of each size on it."""
     import ray
 
-    found = {name: [] for name in ways}
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=sum(sizes), include_dashboard=False, log_to_driver=False)
+    found = [WarmPool(drawn(), n) for n in sizes]
     try:
-        for _ in range(REPEATS):
-            for name, way in ways.items():
-                found[name].append(way())
-                print(name, *(f"{one:.2f}" for one in found[name][-1]), file=sys.stderr)
+        yield found
     finally:
+        for pool in found:
+            pool.close()
         ray.shutdown()
-    return {name: tuple(map(statistics.median, zip(*values, strict=True))) for name, values in found.items()}
 
 
 @functools.cache
 def measured():
     """Return the medians of one worker, the plain loop and the bare loop, timed once for two benchmarks."""
     paths = drawn()
-    return medians(
-        {
-            "loop": lambda: per_second(plain_loop(), paths),
-            "bare": lambda: per_second(bare_loop(), paths),
-            "pool": lambda: pool_per_second(paths, 1),
+    with pools(1) as (pool,):
+        ways = {"pool": pool.per_second}
+        ways |= {
+            name: functools.partial(per_second, run, paths)
+            for name, run in (("loop", plain_loop()), ("bare", bare_loop()))
         }
-    )
+        return medians(ways)
 
 
 def beside(name):
@@ -229,16 +259,11 @@ def prepare_two_workers():
 
     Fair: memory and caches are shared by two of either, so the bare processes show what the machine has to give.
     """
-    paths, bare = drawn(), BareProcesses(2)
+    bare = BareProcesses(2)
     try:
-        found = medians(
-            {
-                "bare": lambda: bare.per_second(1),
-                "bare two": lambda: bare.per_second(2),
-                "pool": lambda: pool_per_second(paths, 1),
-                "pool two": lambda: pool_per_second(paths, 2),
-            }
-        )
+        with pools(1, 2) as (one, two):
+            ways = {"bare": functools.partial(bare.per_second, 1), "bare two": functools.partial(bare.per_second, 2)}
+            found = medians(ways | {"pool": one.per_second, "pool two": two.per_second})
     finally:
         bare.close()
     ours, baseline = found["pool two"][0] / found["pool"][0], found["bare two"][0] / found["bare"][0]
@@ -285,7 +310,7 @@ def shards_read():
         for name, photo in zip(names, photos, strict=True):
             (files / name).write_bytes(photo)
         files_s = time.perf_counter() - began
-        order, found = rng.permutation(n)[:N_READS], {"ours": [], "files": []}
+        order, found = rng.permutation(n), {"ours": [], "files": []}
         others = {name: make(Path(folder), names, photos) for name, make in OTHERS.items() if find_spec(name)}
         found |= {name: [] for name in others}
         for _ in range(REPEATS):
@@ -300,11 +325,11 @@ def shards_read():
             found["files"].append(len(order) / (time.perf_counter() - began))
             for name, read in others.items():
                 began = time.perf_counter()
-                read(order)
-                found[name].append(len(order) / (time.perf_counter() - began))
+                read(order[:N_READS])
+                found[name].append(N_READS / (time.perf_counter() - began))
         size = sum(path.stat().st_size for path in ours.iterdir()) / n
         note = (
-            f"20,000 crops of 128 px, {N_READS} random reads; {size:.0f} bytes a photo beside "
+            f"20,000 crops of 128 px, each read once in random order; {size:.0f} bytes a photo beside "
             f"{sum(map(len, photos)) / n:.0f} of JPEG; written at {n / write_s:.0f}/s beside {n / files_s:.0f}/s"
             + "".join(f"; {name} {statistics.median(found[name]):.0f}/s" for name in others)
         )

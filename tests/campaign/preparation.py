@@ -1,6 +1,6 @@
 """The long forms of what tests/data_prep shows briefly. One line of JSON per study on stdout.
 
-    python -m tests.campaign.preparation kills|light_kills|drivers|memory|accuracy|encoding [--n N] [--seed S]
+    python -m tests.campaign.preparation parts|kills|light_kills|drivers|memory|accuracy|encoding [--n N] [--seed S]
 
 `make campaign` runs them all. Photos are drawn, the models are real.
 """
@@ -271,7 +271,47 @@ def encoding(folder, n, seed):
     return rows
 
 
+def parts(folder, n, seed):
+    """Say where the processor time of a 384x512 photo goes on one core, in ms, medians."""
+    import statistics
+
+    import torch
+    from PIL import Image
+
+    from data_prep import background, faces
+    from data_prep.images import decode, encode
+
+    torch.set_num_threads(1)
+    paths = drawn(folder / "photos", 36, size=(384, 512))
+    photos = [paths[at].read_bytes() for at in np.random.default_rng(seed).permutation(len(paths))[:n]]
+    session, detector = background.open_session("u2netp", 1), faces.open_detector("fastmtcnn")
+    pixels = [decode(photo) for photo in photos]
+    feeds = [session.normalize(Image.fromarray(one), (0.5,) * 3, (0.2,) * 3, (320, 320)) for one in pixels]
+    masks = [background.person_mask(session, one) for one in pixels]
+    cuts = [background.lay_over(one, mask, [0, 0, 0]) for one, mask in zip(pixels, masks, strict=True)]
+    ways = {
+        "decode": (decode, photos),
+        "u2netp alone": (lambda feed: session.inner_session.run(None, feed), feeds),
+        "mask, u2netp included": (lambda one: background.person_mask(session, one), pixels),
+        "lay over": (lambda pair: background.lay_over(*pair, [0, 0, 0]), list(zip(pixels, masks, strict=True))),
+        "face at 512 px": (lambda one: faces.main_face(detector, "fastmtcnn", one), cuts),
+        "face at 256 px": (lambda one: faces.main_face(detector, "fastmtcnn", one, 256), cuts),
+        "encode 128 px": (lambda one: encode(np.ascontiguousarray(one[:128, :128])), pixels),
+    }
+    found = {}
+    for name, (way, inputs) in ways.items():
+        way(inputs[0])
+        spent = []
+        for one in inputs:
+            began = time.process_time()
+            way(one)
+            spent.append(1000 * (time.process_time() - began))
+        found[name] = round(statistics.median(spent), 2)
+    return found
+
+
 STUDIES = {
+    "parts": (parts, 24),
     "kills": (kills, 20),
     "light_kills": (light_kills, 20),
     "drivers": (drivers, 5),
