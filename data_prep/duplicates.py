@@ -28,8 +28,8 @@ _FAR = 64
 thousand pairs of other portraits in fewer than 64 (drawn: 5 in a thousand), so that the pixels are asked last."""
 _STRETCH = 0.15  # of the side: how far a copy may be stretched, sheared or moved
 SAME = 0.99
-"""Correlation after registration from which two photos are one picture: copies reached 0.997 and more, the closest two
-photos of different people 0.967 (60 drawn, 120 real people)."""
+"""Correlation after registration from which two photos are one picture: copies reached 0.997 and more, also at JPEG
+quality 30 with 5 % cut off; the nearest photos of different people 0.969 (15 drawn, 26 real people)."""
 
 
 def perceptual_hash(pixels: RGB) -> str | None:
