@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from data_prep import catalog as module
+from data_prep import looks
 from data_prep.catalog import build_catalog, content_hash, photo_path, photos_hash
 from data_prep.errors import DataError
 from data_prep.inspection import examine, inspect
@@ -271,7 +272,7 @@ def test_a_table_full_of_bad_paths_opens_none_of_them(contest, monkeypatch):
     contest.tests = [{"ImageID": place, "ans": 0} for place in OUTSIDE if place and "\0" not in place]
     contest.save()
     opened = []
-    monkeypatch.setattr(module, "inspect_chunk", lambda places: opened.extend(places) or [examine(b"") for _ in places])
+    monkeypatch.setattr(looks, "inspect_chunk", lambda places: opened.extend(places) or [examine(b"") for _ in places])
     with pytest.raises(DataError, match="found none among 48: empty file"):
         build_catalog(contest.data(), contest.base)
     assert all(folder == str(contest.images) for folder, _ in opened)
