@@ -87,23 +87,25 @@ def main():
     test = list(csv.DictReader((args.data / "eval/info.csv").open()))
     ids, targets = [row["ImageID"] for row in test], np.array([int(row["ans"]) for row in test], np.int64)
     x, x_test = features(paths), features([args.data / "eval/images" / name for name in ids])
-    answers = []
-    for label, codes in enumerate(np.unravel_index(classes, SIZES)):
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000))
-        answers.append(probe.fit(x, codes).predict(x_test))
-        print(
-            f"reference, label {label}: accuracy {np.mean(answers[-1] == np.unravel_index(targets, SIZES)[label]):.3f}"
-        )
-    reference = np.ravel_multi_index(tuple(answers), SIZES).astype(np.int64)
+    references = {}
+    for name, scale in (("plain features", None), ("standardized features", StandardScaler())):
+        answers = []
+        for label, codes in enumerate(np.unravel_index(classes, SIZES)):
+            regression = LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
+            probe = make_pipeline(scale or "passthrough", regression)
+            answers.append(probe.fit(x, codes).predict(x_test))
+            right = np.mean(answers[-1] == np.unravel_index(targets, SIZES)[label])
+            print(f"{name}, label {label}: accuracy {right:.3f}")
+        references[name] = np.ravel_multi_index(tuple(answers), SIZES).astype(np.int64)
     votes = {row["ImageID"]: row["pred"] for row in tables.read(args.run / "votes.parquet").to_pylist()}
     people = people_of(args.people) if args.people else None
     ours = oof(ids, targets, np.array([votes[name] for name in ids], np.int64), people)
-    theirs = oof(ids, targets, reference, people)
-    for name, one in (("ours", ours), ("reference", theirs)):
-        for metric in ("macro_f1", "accuracy"):
-            print(name, metric, json.dumps(interval(one, metric=metric, seed=0).to_json()))
+    sides = {"ours": ours} | {name: oof(ids, targets, pred, people) for name, pred in references.items()}
     for metric in ("macro_f1", "accuracy"):
-        print("ours - reference", metric, json.dumps(paired_difference(ours, theirs, metric=metric, seed=0)))
+        for name, one in sides.items():
+            print(name, metric, json.dumps(interval(one, metric=metric, seed=0).to_json()))
+            if one is not ours:
+                print(f"ours - {name}", metric, json.dumps(paired_difference(ours, one, metric=metric, seed=0)))
 
 
 if __name__ == "__main__":
