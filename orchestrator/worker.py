@@ -87,7 +87,7 @@ class Child:
         self.trial_id = ""
         self._pipe: Any = None
         self._unheard = False  # the trial has not been told whether to go on after its last report
-        self._stopping = False
+        self._busy = self._stopping = False
         self._began = self._heard = 0.0
 
     def start(self, spec: Any, trial_id: str, *, seed: int = 0, threads: int = 1, device: str = "cpu") -> None:
@@ -105,7 +105,7 @@ class Child:
             self._fork()
             self._pipe.send(order)
         self._began = self._heard = time.monotonic()
-        self._unheard = False
+        self._unheard, self._busy = False, True
 
     def next(self) -> Reported | Failed | None:
         """Wait for the trial's next report; None is its proper end. Asking again lets it go on."""
@@ -124,18 +124,21 @@ class Child:
         if kind == "report":
             self._heard, self._unheard = time.monotonic(), True
             return Reported(*rest)
-        clean = rest.pop()
-        if not clean:
+        self._busy = False
+        if not rest.pop():  # it left something behind, and has gone
             self._reap()
         return None if kind == "ended" else Failed(*rest)
 
     def stop(self) -> None:
         """End the trial after the report that was heard last; its process may go on to the next."""
+        if not self._busy:
+            return
+        self._busy = False
         if self._unheard:
             with contextlib.suppress(OSError):
                 self._pipe.send(False)
             self._unheard, self._stopping = False, True
-        elif self.pid:
+        else:
             self.kill()
 
     def _has_stopped(self) -> bool:
@@ -162,14 +165,14 @@ class Child:
     def _fork(self) -> None:
         parent = os.getpid()
         self._pipe, theirs = Pipe()
-        gc.collect()
-        gc.freeze()  # the collector would otherwise touch, and so copy, every shared page
+        if not self.n_forks:
+            gc.collect()
+            gc.freeze()  # the collector would otherwise touch, and so copy, every page that children share
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
             _be_child(self.body, theirs, parent)
-        gc.unfreeze()
         theirs.close()
         self.n_forks += 1
 
@@ -178,7 +181,7 @@ class Child:
             _, status = os.waitpid(self.pid, 0)
         except ChildProcessError:
             status = 0
-        self.pid = 0
+        self.pid, self._busy = 0, False
         self._pipe.close()
         return status
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-N_EPOCHS, SIZE, N_PEOPLE = 9, 32, 30
+N_EPOCHS, SIZE, N_PEOPLE = 9, 32, 36
 PLACE = Path(__file__).with_name("curves.json")
 LRS = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
 HEADS = {

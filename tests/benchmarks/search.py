@@ -148,13 +148,14 @@ def trial_wall_vs_bare(n=N_TRIALS):
     files of Tune. Start-up is left out on both sides. In two halves each, interleaved.
     """
     from orchestrator.cluster import connect
-    from orchestrator.tuning import _TRAINING
 
     took, bare = 0.0, 0.0
     with tempfile.TemporaryDirectory() as place:
         for half in range(2):
             folder = Path(place) / str(half)
             with connect(None, num_cpus=2, dashboard=False):
+                from orchestrator.tuning import _TRAINING  # Ray reads the token that connect has made ready
+
                 began = time.time()
                 ours(folder, timed, n // 2, modules=(*_TRAINING, "tests.benchmarks.training"))
             times = [tuple(map(float, line.split())) for line in (folder / "times.log").read_text().splitlines()]

@@ -76,6 +76,7 @@ def test_one_process_runs_trial_after_trial(child_of):
     for name in ("a", "b", "c"):
         child.start(Spec(), name)
         assert ([(1, 0.1), (2, 0.2), (3, 0.3)], None) == hear(child)
+        child.stop()  # as Tune does before it gives the next one, however the last one ended
     assert 1 == child.n_forks
 
 
