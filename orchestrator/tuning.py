@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 
 from orchestrator.bridge import OBJECTIVE, Bridge
 from orchestrator.trial import TrialSpec, run_trial
-from orchestrator.worker import Body, Child, Reported, Watch
+from orchestrator.worker import TRAINING, Body, Child, Reported, Watch
 
 QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt is the driver's to answer
@@ -34,7 +34,6 @@ QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "300",  # copies the whole folder, and nobody restores from it
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-_TRAINING = ("trainers.classifier", "trainers.predict", "albumentations")
 _RETRIED = {"exited", "killed", "memory"}
 
 
@@ -236,7 +235,7 @@ def run(
     gpu: float,
     max_concurrent: int,
     body: Body = run_trial,
-    modules: Iterable[str] = _TRAINING,
+    modules: Iterable[str] = TRAINING,
     watch: Watch = Watch(),  # noqa: B008 - frozen
     tick: Callable[[], None] = lambda: None,
 ) -> None:

@@ -1,6 +1,7 @@
 """A worker's child: what a trial may do to itself, and to nobody else."""
 # ruff: noqa: NPY002 - a trial may use the global generator
 
+import importlib
 import os
 import signal
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.memory import resident_bytes
-from orchestrator.worker import Child, Failed, Reported, Watch, stop_file
+from orchestrator.worker import TRAINING, Child, Failed, Reported, Watch, stop_file
 
 GLOBAL = []
 
@@ -178,6 +179,27 @@ def test_hooks_and_switches_of_torch_do_not_reach_the_next_trial(child_of):
         child.start(Spec(what), what)
         assert ([(1, 1.0)], None) == hear(child)
         assert min(forks, 4) == child.n_forks
+
+
+def test_a_real_training_leaves_nothing_behind(child_of, tmp_path):
+    for name in TRAINING:
+        importlib.import_module(name)
+
+    def train_one(spec, report):
+        from tests.benchmarks.training import _config, _task
+        from trainers.classifier import train
+
+        config = _config(head="shallow", duration="1 epochs", augment={"policy": "basic"})
+        train(config, _task(24, 32, 16), seed=0, report=report, work_dir=tmp_path / spec.what, threads=1)
+
+    child = child_of(train_one, Watch(logs=str(tmp_path / "logs")))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        child.start(Spec(name), name)
+        said, end = hear(child)
+        assert (1, None) == (len(said), end)
+    printed = [path.read_text() for path in (tmp_path / "logs").iterdir()]
+    assert (1, []) == (child.n_forks, [text for text in printed if "left behind" in text])
 
 
 def test_a_stopped_trial_goes_no_further_and_its_process_takes_the_next(child_of, tmp_path):
