@@ -7,7 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from orchestrator.keys import digest, stage_key
 from orchestrator.plan import VERSIONS
 from orchestrator.stages import Context, ray_map
+
+if TYPE_CHECKING:  # torch takes seconds
+    from trainers.model import Classifier
 
 BACKBONE = "tf_efficientnet_lite0"
 SIDE = 96  # pixels; 300 photos a second and core
@@ -104,12 +107,12 @@ def _embed(job: tuple[list[str], str]) -> Floats:
     photos = np.stack([_seen(Path(path), view) for path in paths])
     x = torch.from_numpy(photos).permute(0, 3, 1, 2).float().to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        out = model.backbone((x - model.mean) / model.std)
+        out = model.features(x)
     return np.asarray(out.numpy(), dtype=np.float32)
 
 
 @functools.cache
-def _backbone() -> Any:
+def _backbone() -> Classifier:
     import torch  # noqa: PLC0415
 
     from trainers.config import Model  # noqa: PLC0415
