@@ -169,7 +169,6 @@ class Child:
         parent = os.getpid()
         self._pipe, theirs = Pipe()
         if not self.n_forks:
-            gc.collect()
             gc.freeze()  # the collector would otherwise touch, and so copy, every page that children share
         sys.stdout.flush()
         sys.stderr.flush()
