@@ -35,7 +35,6 @@ def nodes(tmp_path):
         "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
     }
     port = free_port()
-    before = set(psutil.pids())
     common = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
     try:
         for where in (
@@ -47,10 +46,11 @@ def nodes(tmp_path):
             )
         yield f"127.0.0.1:{port}", environment
     finally:
+        # only these processes were given this token: a cluster of somebody else's goes on
         ours = [
             process
-            for process in psutil.process_iter(["pid", "cmdline"])
-            if process.pid not in before and "ray" in " ".join(process.info["cmdline"] or [])
+            for process in psutil.process_iter(["environ"])
+            if (process.info["environ"] or {}).get("RAY_AUTH_TOKEN_PATH") == str(token)
         ]
         for process in ours:
             process.kill()
