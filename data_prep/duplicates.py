@@ -83,14 +83,16 @@ def candidates(hashes: Sequence[str | None], *, far: int = _FAR) -> tuple[Pairs,
     entries = np.concatenate([whole, inner, whole ^ _mirror()])
     owners = np.tile(known, 3)
     words = np.ascontiguousarray(entries).view(np.uint64).reshape(-1, _WORDS)
-    coarse = np.unpackbits(entries, axis=1)[:, _coarse_bits()]  # (3n, 63)
+    # (63, 3n): a band is put together from a few long rows, with no array larger than itself
+    coarse = np.ascontiguousarray(np.unpackbits(entries, axis=1)[:, _coarse_bits()].T)
     width = min(max(len(entries).bit_length(), 8), 30)
     rng = np.random.default_rng(0)
     found, closest = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     n = len(hashes)
     for _ in range(_N_BANDS):
-        bits = rng.permutation(coarse.shape[1])[:width]
-        band = coarse[:, bits].astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))
+        band = np.zeros(len(entries), dtype=np.int64)
+        for place, bit in enumerate(rng.permutation(len(coarse))[:width]):
+            band |= coarse[bit].astype(np.int64) << place
         keys, gaps = _neighbours(band, words, owners, n, far)
         found, closest = _closest(np.concatenate([found, keys]), np.concatenate([closest, gaps]))
     order = np.lexsort((found, closest))
@@ -101,14 +103,15 @@ def _neighbours(
     band: NDArray[np.int64], words: NDArray[np.uint64], owners: NDArray[np.int64], n: int, far: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Compare entries with equal band and little between them: pairs as one number each, and their differing bits."""
-    order = np.lexsort((words[:, 0], band))  # equal hashes stand together even in an endless run
-    band, words, owners = band[order], words[order], owners[order]
+    # the hash's first bits below the band's: equal hashes stand together even in an endless run
+    order = np.argsort(band << 33 | (words[:, 0] >> np.uint64(31)).astype(np.int64), kind="stable")
+    band, owner = band[order], owners[order]
     keys, gaps = [], []
     for step in range(1, min(_WINDOW, len(band) - 1) + 1):
-        same = np.flatnonzero((band[step:] == band[:-step]) & (owners[step:] != owners[:-step]))
-        gap = np.bitwise_count(words[same] ^ words[same + step]).sum(axis=1, dtype=np.int64)
+        same = np.flatnonzero((band[step:] == band[:-step]) & (owner[step:] != owner[:-step]))
+        gap = np.bitwise_count(words[order[same]] ^ words[order[same + step]]).sum(axis=1, dtype=np.int64)
         near = gap <= far
-        first, second = owners[same[near]], owners[same[near] + step]
+        first, second = owner[same[near]], owner[same[near] + step]
         keys.append(np.minimum(first, second) * n + np.maximum(first, second))
         gaps.append(gap[near])
     return np.concatenate(keys), np.concatenate(gaps)
