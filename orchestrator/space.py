@@ -16,10 +16,6 @@ from orchestrator.limits import Limits
 class _Entry(Section):
     when: dict[str, Any] = {}
 
-    def corners(self) -> list[Any]:
-        """Return the values that a check tries."""
-        raise NotImplementedError
-
 
 class Choice(_Entry):
     """One of several values."""
@@ -34,6 +30,7 @@ class Choice(_Entry):
         return self
 
     def corners(self) -> list[Any]:
+        """Return the values that a check tries; every kind of entry has some."""
         return list(self.choice)
 
 
