@@ -19,6 +19,9 @@ from trainers.config import Duration
 MakeSpec = Callable[[str, str, dict[str, Any]], TrialSpec]
 """(trial_id, variant, point) -> the trial to run."""
 
+_DRAWS = 256  # until a new point is found
+_OWN_DRAWS = 4  # of them by the sampler itself
+
 
 @dataclass
 class Studies:
@@ -47,10 +50,11 @@ class Studies:
         }
         self.asked = dict.fromkeys(self.variants, 0)
         self.ended = dict.fromkeys(self.variants, 0)
-        self.points: dict[str, list[dict[str, Any]]] = {
-            name: [] for name in self.variants
-        }  # asked for, where it matters
-        self.orphans = dict.fromkeys(self.variants, 0)  # trials that a failing sampler left behind
+        # asked for, where start points or a grid need them
+        self.points: dict[str, list[dict[str, Any]]] = {name: [] for name in self.variants}
+        self._tried: dict[str, set[str]] = {name: set() for name in self.variants}
+        self._exhausted: set[str] = set()
+        self._newest = dict.fromkeys(self.variants, -1)  # Optuna's number of the last trial that was asked for
 
     def budget(self, variant: str) -> int:
         """Return how many trials a variant gets."""
@@ -59,16 +63,44 @@ class Studies:
         return min(self.search.trials, len(self.grids[variant])) if self.grids else self.search.trials
 
     def ask(self, variant: str, known: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Return Optuna's next trial and its point; `known` asks for a point that was asked for before."""
-        import optuna  # noqa: PLC0415
+        """Return Optuna's next trial and its point; `known` asks for a point that was asked for before.
 
-        study, space, number = self.studies[variant], self.spaces[variant], self.asked[variant]
+        A point that was tried already is drawn again, a few times by the sampler, which takes the earlier draws for
+        running trials, then at random: in a small space a sampler proposes its favourite for ever. Where nothing new is
+        found the last draw stands: the store answers it, or a trial that was pruned when little was known gets another
+        chance.
+        """
+        from optuna.trial import TrialState as State  # noqa: PLC0415
+
+        number = self.asked[variant]
         self.asked[variant] += 1
         # a quasi-random sequence counts its calls, and learns nothing from what is told
         fixed = known if known is not None and self.search.sampler != "qmc" else self._fixed(variant)
+        at = _DRAWS - 1 if variant in self._exhausted and not fixed else 0
+        draws = [self._draw(variant, number, at, fixed, known=known is not None)]
+        while not fixed and self._is_tried(variant, draws[-1][1]):
+            if (at := at + 1) >= _DRAWS:
+                self._exhausted.add(variant)
+                break
+            draws.append(self._draw(variant, number, at, None))
+        for trial, _ in draws[:-1]:
+            self.studies[variant].tell(trial, state=State.FAIL)
+        trial, point = draws[-1]
+        self._tried[variant].add(_text(point))
+        if self.search.start or self.grids:
+            self.points[variant].append(known if known is not None else point)
+        return trial, point
+
+    def _draw(
+        self, variant: str, number: int, attempt: int, fixed: dict[str, Any] | None, *, known: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
+        import optuna  # noqa: PLC0415
+
+        study, space = self.studies[variant], self.spaces[variant]
+        seed = self._seed(variant, number, attempt) if attempt else self._seed(variant, number)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # experimental options of samplers that we name on purpose
-            study.sampler = self._sampler(variant, number, known=known is not None)
+            study.sampler = self._sampler(variant, seed, at_random=known or attempt >= _OWN_DRAWS)
             if fixed:
                 study.enqueue_trial({path: _stored(space[path], value) for path, value in fixed.items()})
             try:
@@ -82,15 +114,16 @@ class Studies:
                         "such trials are sampled at random"
                     )
                 for orphan in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-                    if orphan.number >= number + self.orphans[variant]:
+                    if orphan.number > self._newest[variant]:
                         study.tell(orphan.number, state=optuna.trial.TrialState.FAIL)
-                        self.orphans[variant] += 1
-                study.sampler = optuna.samplers.RandomSampler(seed=self._seed(variant, number))
+                study.sampler = optuna.samplers.RandomSampler(seed=seed)
                 trial = study.ask()
                 point = suggest(trial, space)
-        if self.search.start or self.grids:
-            self.points[variant].append(known if known is not None else point)
+        self._newest[variant] = trial.number
         return trial, point
+
+    def _is_tried(self, variant: str, point: dict[str, Any]) -> bool:
+        return bool(self.spaces[variant]) and _text(point) in self._tried[variant]
 
     def _fixed(self, variant: str) -> dict[str, Any] | None:
         """Return what is not left to the sampler: the first starting point that was not tried, then the grid's."""
@@ -104,12 +137,11 @@ class Studies:
     def _seed(self, *parts: Any) -> int:
         return int(digest([self.seed, *parts])[:8], 16)
 
-    def _sampler(self, variant: str, number: int, *, known: bool) -> Any:
+    def _sampler(self, variant: str, seed: int, *, at_random: bool) -> Any:
         import optuna  # noqa: PLC0415
 
-        seed = self._seed(variant, number)
-        if known and self.search.sampler in {"tpe", "gp"}:
-            # nothing is left to sample, and these two take their time
+        if at_random and self.search.sampler in {"tpe", "gp"}:
+            # what is known leaves nothing to sample, and these two take their time
             return optuna.samplers.RandomSampler(seed=seed)
         make: dict[str, Callable[[], Any]] = {
             "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True),
@@ -163,6 +195,10 @@ class Studies:
 
     def _has_ended(self, variant: str | None) -> bool:
         return variant is None or self.ended[variant] >= self.budget(variant)
+
+
+def _text(point: dict[str, Any]) -> str:
+    return json.dumps(point, sort_keys=True)
 
 
 def _stored(entry: Any, value: Any) -> Any:
