@@ -157,7 +157,9 @@ class Decisions(FIFOScheduler):
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         # Tune's own looks through all trials there ever were, several times for each new one
         self._waiting = [trial for trial in self._waiting if trial.status == type(trial).PENDING]
-        return next(iter(self._waiting), None)
+        # one whose own worker is still loading is left to it: given an idle worker, Tune would end the loading one
+        own = tune_controller._trial_to_actor  # noqa: SLF001 - there is no public way
+        return next((trial for trial in self._waiting if trial not in own), None)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "epoch" not in result or OBJECTIVE not in result:

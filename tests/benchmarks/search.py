@@ -304,7 +304,7 @@ def play_ours(space, curve, seed, *, target, folder, group=True):
     )
     studies = Studies("bench", search, ["a"], seed, toy.spec_maker(folder, seed))
     if not group:
-        studies._sampler = lambda variant, seed, *, at_random: _default_tpe(seed)
+        studies._sampler = lambda variant, seed, *, at_random: _default_tpe(seed, at_random)
     scores, store = [], {}
 
     with Ledger(folder) as ledger:
@@ -325,10 +325,10 @@ def play_ours(space, curve, seed, *, target, folder, group=True):
     return scores
 
 
-def _default_tpe(seed):
+def _default_tpe(seed, at_random):
     import optuna
 
-    return optuna.samplers.TPESampler(seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed) if at_random else optuna.samplers.TPESampler(seed=seed)
 
 
 def play_stock(space, curve, seed, *, target):
