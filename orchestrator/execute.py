@@ -26,6 +26,7 @@ from orchestrator.reader import read as read_spec
 from orchestrator.runs import RunPaths
 from orchestrator.spec import Experiment
 from orchestrator.store import Store, git_commit, packages, write_json
+from orchestrator.trial_tables import best_trial
 
 _TRACKER_WAIT_S = 30.0
 _FOLLOW_EVERY_S = 0.5
@@ -287,7 +288,7 @@ def _write_summary(
             "stages": {name: outcomes.get(name, "BLOCKED") for name in STAGES},
             "trials": counts,
             "quarantined": n_quarantined,
-            "best": phases.best_trial(replayed),
+            "best": best_trial(replayed),
             "members": selection.get("members", []),
             "wall_s": round(wall_s, 1),
         },

@@ -1,111 +1,35 @@
-"""The phases that train: search and confirm, one Tune experiment each, and their tables."""
+"""The phases that train: search and confirm, one Tune experiment each."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from data_prep.labels import train_borders, train_codes
 from data_prep.section import identity
-from data_prep.split import cells, excluded, inner_part
-from orchestrator import fair, tables
+from orchestrator import fair
 from orchestrator import select as selection
 from orchestrator.bridge import OBJECTIVE, Bridge
 from orchestrator.errors import UserError
 from orchestrator.history import earlier, write_families
-from orchestrator.keys import digest, stage_key
-from orchestrator.ledger import State, TrialState, read, replay
+from orchestrator.keys import stage_key
+from orchestrator.ledger import TrialState, read, replay
+from orchestrator.parts import mixable_file, parts_file
 from orchestrator.plan import VERSIONS
+from orchestrator.precision import precision_of
 from orchestrator.search import Studies, search_bridge
 from orchestrator.space import Confirm, Search
-from orchestrator.spec import Arm, Experiment
+from orchestrator.spec import Experiment
 from orchestrator.stages import Context, Done
 from orchestrator.store import file_sha256
 from orchestrator.trial import TrialSpec
+from orchestrator.trial_tables import collect, write_tables
 from orchestrator.worker import Watch
-from trainers.config import FrozenDeepHead, NoMixUp, OfflineMixUp, OnlineMixUp, Train
-
-
-def _parts_file(context: Context, variant: str, fold: int | None) -> Path:
-    """Write which sample is for what in one training: train and val, or the inner parts and the held-out fold."""
-    key, schema = context.folds[variant].key, context.schema
-    moved = train_borders(context.experiment.arms[variant].data.labels)
-    part = "search" if fold is None else f"fold{fold}"
-    path = context.paths.parts / f"{key[:12]}{f'-{digest(moved)[:8]}' if moved else ''}-{part}.parquet"
-    if path.is_file():
-        return path
-    folds = tables.read(context.folds[variant].file("folds.parquet"))
-    rows = {row["sample_id"]: row for row in folds.to_pylist()}
-    if fold is None:
-        parts = {sample: row["role"] for sample, row in rows.items() if row["role"] in {"train", "val"}}
-    else:
-        train, val = inner_part(folds, fold, context.experiment.arms[variant].data.split, schema)
-        parts = {**dict.fromkeys(train, "train"), **dict.fromkeys(val, "val")}
-        parts |= {
-            sample: "holdout" for sample, row in rows.items() if row["fold"] == fold and row["role"] in {"train", "val"}
-        }
-    samples = sorted(parts)
-    codes = [list(schema.decode(rows[sample]["label"])) for sample in samples]
-    for name, found in _moved_codes(context, variant).items():  # what is scored keeps its borders
-        for sample, code in zip(samples, codes, strict=True):
-            if parts[sample] == "train":
-                code[schema.names.index(name)] = found[sample]
-    columns: dict[str, Any] = {
-        "sample_id": pa.array(samples, pa.string()),
-        "part": [parts[sample] for sample in samples],
-    }
-    columns |= {
-        f"label_{name}": pa.array([int(code[at]) for code in codes], pa.int64()) for at, name in enumerate(schema.names)
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tables.write(pa.table(columns), path)
-    return path
-
-
-def _mixable_file(context: Context, train: Train) -> Path | None:
-    """Write which samples MixUp may mix, and with which; None where it does not ask.
-
-    Raises:
-        DataError: the spec names a column that the table does not have.
-    """
-    mixup = train.augment.mixup
-    if isinstance(mixup, NoMixUp) or (isinstance(mixup, OnlineMixUp) and not mixup.only):
-        return None
-    within = mixup.within if isinstance(mixup, OfflineMixUp) else []
-    path = context.paths.parts / f"mixable-{digest([context.require_catalog().key, mixup.only, within])[:12]}.parquet"
-    if path.is_file():
-        return path
-    table, schema, where = context.catalog_table(), context.schema, "train.augment.mixup"
-    table = table.filter(pc.is_valid(table["label"]))
-    fits = excluded(table, schema, [mixup.only], f"{where}.only") if mixup.only else np.ones(len(table), bool)
-    columns = {
-        "sample_id": table["sample_id"],
-        "fits": pa.array(fits),
-        "within": pa.array(cells(table, schema, within, f"{where}.within")),
-        "group": table["group"].combine_chunks().dictionary_encode().indices.cast(pa.int64()).fill_null(-1),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tables.write(pa.table(columns), path)
-    return path
-
-
-def _moved_codes(context: Context, variant: str) -> dict[str, dict[str, int]]:
-    """Return the codes under `train_bins` by label and sample."""
-    labels = context.experiment.arms[variant].data.labels
-    if not train_borders(labels):
-        return {}
-    catalog = context.catalog_table()
-    rows = catalog.filter(pc.is_valid(catalog["label"]))
-    found = train_codes(labels, rows)
-    return {name: dict(zip(rows["sample_id"].to_pylist(), codes, strict=True)) for name, codes in found.items()}
+from trainers.config import FrozenDeepHead
 
 
 def _trial(
@@ -121,15 +45,15 @@ def _trial(
     """Describe one trial. `source` is the key of the trial that head frozen_deep stands on."""
     setting, arm = context.experiment.setting(variant, point)
     parts, sizes = (
-        _parts_file(context, variant, fold),
+        parts_file(context, variant, fold),
         dict(zip(context.schema.names, context.schema.sizes, strict=True)),
     )
-    mixable = _mixable_file(context, arm.train)
+    mixable = mixable_file(context, arm.train)
     inputs = {"prepare": context.prepared[variant].key, "parts": file_sha256(parts)}
     inputs |= {"mixable": file_sha256(mixable)} if mixable else {}
     inputs |= {"source": source} if source else {}
     train = arm.train.model_dump(mode="json", by_alias=True)
-    train["precision"] = _precision(context, arm)
+    train["precision"] = precision_of(context, arm)
     key = stage_key(
         "trial",
         VERSIONS["trial"],
@@ -159,53 +83,16 @@ def _trial(
     )
 
 
-def _precision(context: Context, arm: Arm) -> str:
-    """Return an arm's precision. `auto` is probed once per run, backbone and size, and stands in the ledger."""
-    if arm.train.precision != "auto":
-        return arm.train.precision
-    share = context.experiment.spec.resources.per_trial
-    device, model = "cuda" if share.gpu else "cpu", arm.train.model
-    asked = {"backbone": model.backbone, "size": arm.prep.size, "device": device}
-    for event in context.ledger.events:
-        if event["event"] == "precision" and all(event[name] == value for name, value in asked.items()):
-            return str(event["chosen"])
-    seconds = _probe(context, arm, device)
-    chosen = min(seconds, key=lambda name: seconds[name])
-    context.ledger.append("precision", commit=True, **asked, seconds=seconds, chosen=chosen)
-    return chosen
-
-
-def _probe(context: Context, arm: Arm, device: str) -> dict[str, float]:
-    """Time a few steps where trials run."""
-    import ray  # noqa: PLC0415
-
-    def run() -> dict[str, float]:
-        from trainers.precision import probe  # noqa: PLC0415
-
-        return probe(
-            arm.train.model,
-            dict(zip(schema.names, schema.sizes, strict=True)),
-            size=arm.prep.size,
-            batch_size=arm.train.micro_batch or arm.train.batch_size,
-            device=device,
-            threads=max(1, int(share.cpu)),
-        )
-
-    share, schema = context.experiment.spec.resources.per_trial, context.schema
-    found: dict[str, float] = ray.get(ray.remote(num_cpus=share.cpu, num_gpus=share.gpu)(run).remote())
-    return found
-
-
 def _before_trials(context: Context) -> None:
     """Do what must not wait for a trial: refuse unknown columns, and probe precisions while all cores are free."""
     search = context.experiment.spec.search
     for variant, arm in context.experiment.arms.items():
-        _mixable_file(context, arm.train)
+        mixable_file(context, arm.train)
         space = search.space_of(variant) if search else {}
         paths = [path for path in ("train.model.backbone", "train.precision") if path in space]
         for values in itertools.product(*(space[path].corners() for path in paths)):
             point = dict(zip(paths, values, strict=True))
-            _precision(context, context.experiment.setting(variant, point)[1])
+            precision_of(context, context.experiment.setting(variant, point)[1])
 
 
 def sources(experiment: Experiment) -> dict[str, str]:
@@ -298,12 +185,6 @@ def _note(context: Context, trials: list[TrialState]) -> str:
     return ", ".join([*told, f"{taken / 1e6:.0f} MB of checkpoints", *reached[-1:]])
 
 
-def _write_tables(context: Context) -> None:
-    state = replay(context.ledger.events)
-    tables.write(trials_table(state, context.schema.names), context.paths.trials)
-    tables.write(curves_table(state), context.paths.curves)
-
-
 def search(context: Context) -> Done:
     """Try settings: one trial each, on role train, scored on role val."""
     spec, key = context.experiment.spec, context.keys.search(context.require_catalog())
@@ -340,7 +221,7 @@ def search(context: Context) -> Done:
         )
         _run(context, bridge, "search", sum(map(studies.budget, variants)))
     trials = phase_trials(context, "search")
-    _write_tables(context)
+    write_tables(context)
     if not any(trial.status == "COMPLETE" for trial in trials):
         causes = sorted({str(trial.end.get("error") or trial.end.get("why")) for trial in trials})
         raise UserError(
@@ -362,7 +243,7 @@ def confirm(context: Context) -> Done:
     wanted = context.experiment.spec.confirm
     context.paths.tune.joinpath("confirm").mkdir(parents=True, exist_ok=True)
     if wanted is None:
-        _collect(context)
+        collect(context)
         return Done("SUCCEEDED", "confirm: null")
     found = phase_trials(context, "search")
     chosen = selection.finalists(ranking(found), wanted.finalists, list(context.experiment.arms))
@@ -384,8 +265,8 @@ def confirm(context: Context) -> Done:
         )
         _run(context, bridge, "confirm", len(specs))
     trials = phase_trials(context, "confirm")
-    _write_tables(context)
-    _collect(context)
+    write_tables(context)
+    collect(context)
     if not any(trial.status == "COMPLETE" for trial in trials):
         raise UserError(f"confirm: at least one finished trial was required, all {len(trials)} failed; see `results`")
     _keep(context, "confirm", key, {})
@@ -425,66 +306,3 @@ def _in_order(
             continue
         waiting.remove(ready)
         yield ready, None
-
-
-def _collect(context: Context) -> None:
-    """Gather the predictions of all finished trials."""
-    parts = []
-    for trial in replay(context.ledger.events).trials.values():
-        if trial.status == "COMPLETE":
-            table = tables.read(context.store.get("trial", trial.facts["key"]).file("predictions.parquet"))
-            parts.append(_renamed(table, trial))
-    tables.write(pa.concat_tables(parts) if parts else tables.PREDICTIONS.empty_table(), context.paths.predictions)
-
-
-def _renamed(table: pa.Table, trial: TrialState) -> pa.Table:
-    """Give a trial's predictions the names they have in this run; the artifact may come from another one."""
-    for name in ("trial_id", "setting", "variant"):
-        value = trial.trial_id if name == "trial_id" else trial.facts[name]
-        table = table.set_column(table.schema.get_field_index(name), name, pa.array([value] * len(table), pa.string()))
-    return table.cast(tables.PREDICTIONS)
-
-
-def trials_table(state: State, labels: Iterable[str]) -> pa.Table:
-    """Return trials.parquet from what the ledger tells."""
-    schema = tables.trials_schema(labels)
-    rows = []
-    for trial in state.trials.values():
-        if trial.status is None:
-            continue
-        best = trial.end.get("metrics") or {}
-        rows.append(
-            {
-                **{name: trial.facts[name] for name in ("setting", "variant", "phase", "seed", "fold")},
-                "trial_id": trial.trial_id,
-                "params": json.dumps(trial.facts["params"], sort_keys=True),
-                **{name: trial.end.get(name) for name in ("status", "epochs", "wall_s", "checkpoint", "error")},
-                **{name: value for name, value in best.items() if name in schema.names},
-            }
-        )
-    return tables.from_rows(rows, schema)
-
-
-def curves_table(state: State) -> pa.Table:
-    """Return curves.parquet from what the ledger tells."""
-    metrics = sorted({name for trial in state.trials.values() for one in trial.reports.values() for name in one})
-    rows = [
-        {"trial_id": t.trial_id, "epoch": epoch, **found}
-        for t in state.trials.values()
-        for epoch, found in sorted(t.reports.items())
-    ]
-    return tables.from_rows(rows, tables.curves_schema(metrics))
-
-
-def best_trial(state: State) -> dict[str, Any] | None:
-    """Return the best search trial so far."""
-    done = [t for t in state.trials.values() if t.phase == "search" and t.end.get("metrics")]
-    if not done:
-        return None
-    top = max(done, key=lambda t: t.end["metrics"][OBJECTIVE])
-    return {
-        "trial_id": top.trial_id,
-        "setting": top.facts["setting"],
-        "variant": top.facts["variant"],
-        OBJECTIVE: top.end["metrics"][OBJECTIVE],
-    }

@@ -200,7 +200,8 @@ def test_killed_in_search_it_goes_on_and_no_finished_trial_is_trained_again(work
     assert len(ended) == 8 + 4
     from ray.tune import ExperimentAnalysis
 
-    assert len(ExperimentAnalysis(str(run / "tune/search")).dataframe()) == 8
+    for phase, n in (("search", 8), ("confirm", 4)):
+        assert len(ExperimentAnalysis(str(run / "tune" / phase)).dataframe()) == n
 
 
 def test_killed_in_prepare_it_goes_on_and_no_shard_is_made_twice(workplace, monkeypatch):
@@ -249,16 +250,18 @@ def test_poisoned_test_labels_change_nothing_before_the_vote(workplace):
     assert tables.read(first / "predictions.parquet").equals(tables.read(second / "predictions.parquet"))
 
 
-def test_interrupted_it_says_so_and_resume_goes_on(workplace):
-    workplace.change(("search: {trials: 2", "search: {trials: 3"))
+def test_interrupted_in_confirm_it_says_so_and_resume_goes_on(workplace):
     code = kill_when(
-        workplace, lambda run: (run / "events.jsonl").exists() and len(events(run, "trial_ended")) >= 1, signal.SIGINT
+        workplace, lambda run: (run / "events.jsonl").exists() and len(events(run, "trial_ended")) >= 5, signal.SIGINT
     )
     (run,) = workplace.runs()
     assert (130, "INTERRUPTED") == (code, json.loads((run / "summary.json").read_text())["state"])
     done = workplace.run("resume", "latest")
     assert 0 == done.returncode, done.stderr
     assert {1} == set(Counter(event["trial_id"] for event in events(run, "trial_ended")).values())
+    from ray.tune import ExperimentAnalysis
+
+    assert {4} == {len(ExperimentAnalysis(str(run / "tune" / phase)).dataframe()) for phase in ("search", "confirm")}
     again = workplace.run("resume", "latest")
     assert 0 == again.returncode, again.stderr
 

@@ -9,8 +9,8 @@ from orchestrator.store import Store
 SPEC = Path(__file__).resolve().parents[2] / "experiments/quickstart.yaml"  # six epochs a trial
 
 
-def finished(store, key, backbone, *seconds):
-    train = {"model": {"backbone": backbone}}
+def finished(store, key, backbone, *seconds, **model):
+    train = {"model": {"backbone": backbone, **model}}
     with store.draft("trial", key * 64, params={"train": train, "seed": 0, "fold": None}, inputs={}) as draft:
         draft.result["history"] = [{"epoch_s": took} for took in seconds]
 
@@ -26,6 +26,8 @@ def test_a_plan_costs_what_earlier_trials_of_its_backbone_took(experiment, tmp_p
     finished(store, "a", "tf_efficientnet_lite0", 9.0, 2.0, 2.0)
     finished(store, "b", "tf_efficientnet_lite0", 4.0)
     finished(store, "c", "resnet18", 50.0)
+    finished(store, "d", "tf_efficientnet_lite0", 0.01, frozen={"views": 1})
+    finished(store, "e", "tf_efficientnet_lite0", 0.02, head={"name": "frozen_deep"})
     assert (17 * 6 * 3.0, 2) == training_s(experiment, store, 17)
 
 

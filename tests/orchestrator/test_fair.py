@@ -14,6 +14,7 @@ from data_prep.split import assign
 from orchestrator import phases, tables
 from orchestrator.fair import search_scores, shared
 from orchestrator.ledger import TrialState
+from orchestrator.parts import parts_file
 from orchestrator.stats import Oof, paired_difference
 from orchestrator.store import Store
 from tests.data_prep.conftest import AGE, contest  # noqa: F401 - a fixture
@@ -83,7 +84,7 @@ def test_a_moved_border_reaches_training_samples_alone(contest, tmp_path, fold):
         experiment=SimpleNamespace(arms={"moved": SimpleNamespace(data=data)}),
         catalog_table=lambda: catalog,
     )
-    parts = tables.read(phases._parts_file(context, "moved", fold)).to_pylist()
+    parts = tables.read(parts_file(context, "moved", fold)).to_pylist()
     age = dict(zip(catalog["sample_id"].to_pylist(), catalog["age"].to_pylist(), strict=True))
     found = {(row["part"] == "train", age[row["sample_id"]], row["label_age"]) for row in parts}
     assert {(True, 58, 2), (True, 22, 0), (True, 60, 2), (False, 58, 1)} <= found

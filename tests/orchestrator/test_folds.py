@@ -15,7 +15,8 @@ from data_prep import sources
 from data_prep.catalog import build_catalog, content_hash
 from data_prep.labels import Schema
 from data_prep.split import assign
-from orchestrator import phases, tables
+from orchestrator import tables
+from orchestrator.parts import parts_file
 from orchestrator.store import Store, file_sha256
 from orchestrator.trial import TrialSpec, run_trial
 from tests.data_prep.conftest import contest  # noqa: F401 - a fixture
@@ -74,7 +75,7 @@ def test_five_folds_train_in_one_process_on_identical_label_tables(contest, tmp_
     train = Train.model_validate({"model": model, "duration": "1 epochs", "batch_size": 16}).model_dump(by_alias=True)
     sizes, held = dict(zip(schema.names, schema.sizes, strict=True)), []
     for fold in range(5):
-        parts = phases._parts_file(context, "base", fold)
+        parts = parts_file(context, "base", fold)
         table = tables.read(parts).to_pylist()
         assert truth == {row["sample_id"]: tuple(row[name] for name in columns) for row in table}
         place = (str(store.root), str(rows), str(parts))

@@ -1,6 +1,6 @@
 from types import SimpleNamespace
 
-from orchestrator import phases
+from orchestrator import precision
 from orchestrator.ledger import Ledger
 from trainers.config import Train, remarks
 from trainers.precision import probe
@@ -18,13 +18,15 @@ def test_auto_is_probed_once_per_run_and_backbone_and_found_again_after_a_restar
         probed.append(arm.train.model.backbone)
         return {"fp32": 2.0, "bf16": 1.0}
 
-    monkeypatch.setattr(phases, "_probe", timed)
+    monkeypatch.setattr(precision, "_probe", timed)
     share = SimpleNamespace(cpu=1, gpu=0)
     for _ in range(2):
         with Ledger(tmp_path) as ledger:
             experiment = SimpleNamespace(spec=SimpleNamespace(resources=SimpleNamespace(per_trial=share)))
             context = SimpleNamespace(experiment=experiment, ledger=ledger)
-            found = [phases._precision(context, arm(*asked)) for asked in (("auto",), ("fp32",), ("auto", "resnet34"))]
+            found = [
+                precision.precision_of(context, arm(*asked)) for asked in (("auto",), ("fp32",), ("auto", "resnet34"))
+            ]
             assert ["bf16", "fp32", "bf16"] == found
     assert ["resnet18", "resnet34"] == probed
 
