@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.ledger import TrialState, payload, read, replay
+from orchestrator.ledger import LedgerDamaged, TrialState, payload, read, replay
 from orchestrator.space import Search, holds_point
-from orchestrator.store import Store
+from orchestrator.store import Store, write_json
 
 FAMILIES = "families.json"
 _REPEATABLE = {"raised", "diverged", "metric"}  # causes that would come about again
@@ -39,11 +39,14 @@ def earlier(store: Store, families: Mapping[str, str], search: Search, *, beside
     """
     found: dict[str, Earlier] = {}
     for path in sorted((store.root / "runs").glob(f"*/{FAMILIES}")):
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        shared = [name for name, family in families.items() if theirs.get(name) == family]
-        if not shared or path.parent.name == besides:
+        if path.parent.name == besides:
             continue
-        events = read(path.parent / "events.jsonl")
+        try:
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+            shared = [name for name, family in families.items() if theirs.get(name) == family]
+            events = read(path.parent / "events.jsonl") if shared else []
+        except (OSError, ValueError, LedgerDamaged):
+            continue  # what another run tells is a help, not a need
         trials = replay(events).trials
         for variant in shared:
             names = _usable([t for t in trials.values() if _is_of(t, variant)], search, store)
@@ -88,4 +91,4 @@ def _renamed(events: list[dict[str, Any]], names: dict[str, str]) -> list[dict[s
 
 def write_families(run: Path, families: Mapping[str, str]) -> None:
     """Leave word of a search's families, for runs to come."""
-    (run / FAMILIES).write_text(json.dumps(dict(families), indent=1) + "\n", encoding="utf-8")
+    write_json(run / FAMILIES, dict(families))

@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
 
+from orchestrator.errors import UserError
+
 EVENTS, LOCK = "events.jsonl", "driver.lock"
+
+
+_PEEK_S = 1.0  # whoever only looks whether a run is live holds its lock for less
+
+
+class LedgerDamaged(UserError):  # noqa: N818 - says what is the case
+    """A record that is not the last one cannot be read; nothing is cut off then, because what follows is good."""
 
 
 class LedgerLocked(RuntimeError):  # noqa: N818 - says what is the case
@@ -74,8 +83,12 @@ def payload(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Read events; a last line that is not whole yet is left out."""
-    return _parse(path.read_bytes())[0]
+    """Read events; a last line that is not whole yet is left out.
+
+    Raises:
+        LedgerDamaged: another line cannot be read.
+    """
+    return _parse(path.read_bytes(), path)[0]
 
 
 class Tail:
@@ -90,12 +103,12 @@ class Tail:
             return []
         with self.path.open("rb") as handle:
             handle.seek(self._at)
-            events, size = _parse(handle.read())
+            events, size = _parse(handle.read(), self.path)
         self._at += size
         return events
 
 
-def _parse(raw: bytes) -> tuple[list[dict[str, Any]], int]:
+def _parse(raw: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
     """Return the whole events and how many bytes they take."""
     events: list[dict[str, Any]] = []
     end = 0
@@ -104,8 +117,14 @@ def _parse(raw: bytes) -> tuple[list[dict[str, Any]], int]:
             break
         try:
             events.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+        except ValueError as error:  # no JSON, or no UTF-8
+            if b"\n" not in raw[end + len(line) :]:
+                break
+            raise LedgerDamaged(
+                f"{path}, record {len(events) + 1}: a whole event was required, found one that cannot be read "
+                f"({error}); nothing was changed. Put the file back from a copy; or move the run's folder away and "
+                "submit again: what is finished is found in the store"
+            ) from None
         end += len(line)
     return events, end
 
@@ -133,20 +152,32 @@ class Ledger:
 
     def __enter__(self) -> Self:
         self._lock = (self.run / LOCK).open("ab")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise LedgerLocked(f"run {self.run.name} is driven by another process") from None
+        until = time.monotonic() + _PEEK_S
+        while not self._has_lock():
+            if time.monotonic() > until:
+                self._lock.close()
+                raise LedgerLocked(f"run {self.run.name} is driven by another process")
+            time.sleep(0.02)
         path = self.run / EVENTS
         raw = path.read_bytes() if path.exists() else b""
-        self.events, whole = _parse(raw)
+        try:
+            self.events, whole = _parse(raw, path)
+        except LedgerDamaged:
+            self._lock.close()
+            raise
         self._file = path.open("r+b" if path.exists() else "w+b")
         self._file.truncate(whole)  # a torn last line is what the killed driver was writing
         self._file.seek(whole)
         if whole < len(raw):
             self.append("repaired", commit=True, lost_bytes=len(raw) - whole)
         return self
+
+    def _has_lock(self) -> bool:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[arg-type]
+        except OSError:
+            return False
+        return True
 
     def __exit__(self, *exc: object) -> None:
         if self._file:
