@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.ledger import Ledger, TrialState, payload
+from orchestrator.ledger import Ledger, TrialState, payload, replay
 from orchestrator.limits import Budget
 from orchestrator.progress import Glance
 from orchestrator.space import Asha, Median
@@ -139,17 +139,25 @@ class Bridge:
     def _take_in(self, resume: Callable[[TrialState], tuple[TrialSpec, Any]]) -> None:
         """Hear and tell again, in the ledger's order, all that happened before."""
         given: dict[str, Live] = {}
-        for event in self.ledger.events:
+        first: dict[str, Live] = {}
+        self._reopen()
+        events = self.ledger.events
+        reopened = {e["trial_id"]: at for at, e in enumerate(events) if e["event"] == "trial_reopened"}
+        for at, event in enumerate(events):
             self.budget.see(event, self.phase)
             name = str(event.get("trial_id"))
             if event["event"] == "trial_started" and event["phase"] == self.phase and name not in self.known:
                 trial = TrialState(name, payload(event))
                 self._know(trial)
-                given[name] = Live(*resume(trial), None)
+                given[name] = first[name] = Live(*resume(trial), None)
             elif name not in self.known:
                 continue
             elif event["event"] == "report":
                 self._hear(self.known[name], event["epoch"], event["metrics"])
+            elif event["event"] == "trial_reopened":
+                given[name] = first[name]
+            elif event["event"] == "trial_ended" and at < reopened.get(name, -1):
+                self.budget.used_s += event.get("wall_s") or 0.0
             elif event["event"] == "trial_ended":
                 trial, live = self.known[name], given.pop(name)
                 trial.status, trial.end = event["status"], payload(event)
@@ -160,6 +168,14 @@ class Bridge:
                 spec = replace(live.spec, micro_batch=event.get("micro_batch", live.spec.micro_batch))
                 given[name] = replace(live, spec=spec, deaths=live.deaths + event.get("counts", True))
         self._again += [replace(live, finished=self._in_store(live.spec)) for live in given.values()]
+
+    def _reopen(self) -> None:
+        """Give trials that failed by chance another go, unless what comes after this phase rests on their failure."""
+        if self.phase == "search" and any(e.get("phase") == "confirm" for e in self.ledger.events):
+            return
+        for trial in replay(self.ledger.events).trials.values():
+            if trial.phase == self.phase and trial.failed_by_chance:
+                self.ledger.append("trial_reopened", commit=True, trial_id=trial.trial_id)
 
     # -- proposing -------------------------------------------------------------------------------------------------
     def next(self) -> Live | str | None:
@@ -174,7 +190,7 @@ class Bridge:
 
     def _choose(self) -> Live | str | None:
         if self._again:
-            return self._again.pop(0)
+            return self._told_or_ready()
         if self.retries:
             return self.retries.pop()
         if self.over():
@@ -191,6 +207,14 @@ class Bridge:
         self._know(TrialState(live.spec.trial_id, facts))
         live.finished = self._in_store(live.spec)
         return live
+
+    def _told_or_ready(self) -> Live | None:
+        """Return the next one of before: those that are told again, then those whose source has ended."""
+        if self._again[0].told_again is not None:
+            return self._again.pop(0)
+        open_ = {live.spec.key for live in [*self.live.values(), *self._again]}
+        at = next((at for at, live in enumerate(self._again) if live.spec.source not in open_), None)
+        return self._again.pop(at) if at is not None else None
 
     def _propose(self) -> Live | None:
         self._waits = False
@@ -271,7 +295,7 @@ class Bridge:
             trial_id: of a live trial.
             status: COMPLETE, PRUNED or FAILED.
             error: what went wrong, in one line.
-            cause: of a failure, in one word (raised, diverged, metric, hung, memory, exited, killed, node).
+            cause: of a failure, in one word (raised, diverged, metric, hung, memory, disk, exited, killed, node).
             why: it was stopped early.
         """
         if (live := self.live.get(trial_id)) is not None:

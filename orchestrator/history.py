@@ -13,7 +13,6 @@ from orchestrator.space import Search, holds_point
 from orchestrator.store import Store, write_json
 
 FAMILIES = "families.json"
-_REPEATABLE = {"raised", "diverged", "metric"}  # causes that would come about again
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,7 @@ def _usable(trials: list[TrialState], search: Search, store: Store) -> dict[str,
         variant, key = trial.facts["variant"], trial.facts["key"]
         space = search.space_of(variant)
         lost = trial.status == "COMPLETE" and not (store.root / "trial" / key / "manifest.json").is_file()
-        by_chance = trial.status == "FAILED" and trial.end.get("cause") not in _REPEATABLE
-        if trial.status is None or lost or by_chance or len(names) >= search.trials:
+        if trial.status is None or lost or trial.failed_by_chance or len(names) >= search.trials:
             break
         if holds_point(space, trial.facts["params"]):
             names[trial.trial_id] = f"s-{variant}-{len(names):04}"
@@ -78,7 +76,7 @@ def _renamed(events: list[dict[str, Any]], names: dict[str, str]) -> list[dict[s
     told = []
     for event in events:
         kind, name = event["event"], event.get("trial_id")
-        if kind not in {"trial_started", "report", "trial_ended"} or name not in names:
+        if kind not in {"trial_started", "report", "trial_ended", "trial_reopened"} or name not in names:
             continue
         fields = {**payload(event), "event": kind, "trial_id": names[name]}
         if kind == "trial_started":

@@ -16,6 +16,7 @@ from orchestrator.errors import UserError
 EVENTS, LOCK = "events.jsonl", "driver.lock"
 
 
+REPEATABLE = {"raised", "diverged", "metric"}  # causes of failures that would come about again
 _PEEK_S = 1.0  # whoever only looks whether a run is live holds its lock for less
 
 
@@ -40,6 +41,11 @@ class TrialState:
     @property
     def phase(self) -> str:
         return str(self.facts["phase"])
+
+    @property
+    def failed_by_chance(self) -> bool:
+        """Whether it may end otherwise when it is tried again: memory, disk, time or a node was lacking."""
+        return self.status == "FAILED" and self.end.get("cause") not in REPEATABLE
 
 
 @dataclass
@@ -69,6 +75,9 @@ def apply(run: State, event: dict[str, Any]) -> None:
     elif kind == "trial_ended" and event["trial_id"] in run.trials:
         trial = run.trials[event["trial_id"]]
         trial.status, trial.end = event["status"], payload(event)
+    elif kind == "trial_reopened" and event["trial_id"] in run.trials:
+        trial = run.trials[event["trial_id"]]
+        trial.status, trial.end = None, {}
     elif kind == "stage":
         run.stages[event["stage"]] = event["outcome"]
     elif kind == "run_ended":

@@ -158,14 +158,17 @@ def _reuse(context: Context, kind: str, key: str) -> bool:
 
 
 def _keep(context: Context, kind: str, key: str, result: dict[str, Any]) -> None:
-    """Put a finished phase into the store, for the next run that asks for the same."""
-    if context.store.find(kind, key):
+    """Put a finished phase into the store, for the next run that asks for the same.
+
+    Not one with failures by chance: they would be failures for every run to come.
+    """
+    if context.store.find(kind, key) or any(trial.failed_by_chance for trial in phase_trials(context, kind)):
         return
     names = {trial.trial_id for trial in phase_trials(context, kind)}
     events = [
         e
         for e in context.ledger.events
-        if e["event"] in {"trial_started", "report", "trial_ended"} and e["trial_id"] in names
+        if e["event"] in {"trial_started", "report", "trial_ended", "trial_reopened"} and e["trial_id"] in names
     ]
     with context.store.draft(kind, key, params={}, inputs={}) as draft:
         text = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
@@ -278,14 +281,14 @@ def _confirm_trials(
 ) -> list[TrialSpec]:
     """Describe the trials of confirm: settings x seeds x folds, a source's before those that stand on it.
 
-    Head frozen_deep stands on its source's best setting at the same seed and fold. That one is always a finalist,
-    because every variant has its best setting among them.
+    Head frozen_deep stands on its source's best setting at the same seed and fold: the first of the source's in
+    `points`, which come best first and hold the best setting of every variant.
     """
     stands_on, keys, specs = sources(context.experiment), dict[tuple[str, int, int], str](), []
     for setting, (variant, point) in sorted(points.items(), key=lambda item: item[1][0] in stands_on):
-        best = _best_of(context, stands_on[variant]) if variant in stands_on else None
+        best = next((name for name, (owner, _) in points.items() if owner == stands_on.get(variant)), "")
         for seed, fold in itertools.product(wanted.seeds, range(wanted.folds)):
-            source = keys.get((best.facts["setting"], seed, fold)) if best else None
+            source = keys.get((best, seed, fold))
             trial_id = f"c-{setting}-s{seed}-f{fold}"
             specs.append(_trial(context, trial_id, "confirm", variant, point, seed, fold, source=source))
             keys[setting, seed, fold] = specs[-1].key

@@ -93,6 +93,8 @@ def _follow(run: Path, sinks: list[Callable[[TrialState], None]], parent: int, m
         for event in events:
             apply(state, event)
             name = str(event.get("trial_id"))
+            if event["event"] == "trial_reopened":
+                seen.discard(name)
             if event["event"] == "trial_ended" and name not in seen:
                 for sink in sinks:
                     sink(state.trials[name])

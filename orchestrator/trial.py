@@ -113,19 +113,26 @@ def run_trial(spec: TrialSpec, report: Report) -> Artifact:
     return store.get("trial", spec.key)
 
 
+class MissingSource(UserError):  # noqa: N818 - says what is the case
+    """What a trial stands on was never finished."""
+
+
 def _source_weights(spec: TrialSpec, store: Store) -> dict[str, Any] | None:
     """Return the weights that head frozen_deep stands on, after a look at where they come from.
 
     Raises:
-        UserError: there is none, or its seed, fold, parts or photos differ from this trial's: its feature map would
-            have seen what this trial is scored on.
+        MissingSource: there is none.
+        UserError: its seed, fold, parts or photos differ from this trial's: its feature map would have seen what this
+            trial is scored on.
     """
     if spec.train["model"]["head"]["name"] != "frozen_deep":
         return None
     variant = spec.train["model"]["head"]["from"]
     found = store.find("trial", spec.source) if spec.source else None
     if found is None:
-        raise UserError(f"head frozen_deep: a finished trial of {variant} was required, found none; see why it failed")
+        raise MissingSource(
+            f"head frozen_deep: a finished trial of {variant} was required, found none; see why it failed"
+        )
     own = {"seed": spec.seed, "fold": spec.fold, **{name: spec.inputs.get(name) for name in ("parts", "prepare")}}
     theirs = {
         **{name: found.manifest["params"].get(name) for name in ("seed", "fold")},

@@ -20,6 +20,8 @@ _CAUSES = {
     "metric": "its report could not be used",
     "hung": "it hung and was killed",
     "memory": "it did not fit into memory; the sampler was told to go elsewhere",
+    "disk": "the disk was full",
+    "source": "the trial whose feature map it stands on was not finished",
     "exited": "its process ended by itself",
     "killed": "its process was killed from outside",
     "node": "the machine it ran on was lost",
@@ -97,6 +99,7 @@ _TOLD: dict[str, Callable[[dict[str, Any]], str]] = {
     "limit_reached": lambda e: f"limit reached: {e['reason']}",
     "trial_started": lambda e: f"{e['trial_id']} started",
     "worker_died": lambda e: f"{e['trial_id']} will be tried again: {e['error']}",
+    "trial_reopened": lambda e: f"{e['trial_id']} failed by chance and is tried again",
     "trial_ended": lambda e: f"{e['trial_id']} {e['status']} {e.get('error') or e.get('why') or ''}".rstrip(),
 }
 

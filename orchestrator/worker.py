@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -37,7 +39,12 @@ TRAINING = ("trainers.classifier", "trainers.predict", "albumentations", "timm")
 _POLL_S = 0.25
 _UNWIND_S = 0.5
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-_CAUSES = {"MemoryError": "memory", "OutOfMemoryError": "memory", "TrainingDiverged": "diverged"}
+_CAUSES = {
+    "MemoryError": "memory",
+    "OutOfMemoryError": "memory",
+    "TrainingDiverged": "diverged",
+    "MissingSource": "source",
+}
 _SHORT, _BIG = 0.08, 0.25  # of the machine's memory: so little left, so much taken by one trial
 
 
@@ -91,7 +98,7 @@ class Child:
         self._pipe: Any = None
         self._unheard = False  # the trial has not been told whether to go on after its last report
         self._busy = self._stopping = False
-        self._began = self._heard = 0.0
+        self._began = self._heard = self._looked = 0.0
 
     def start(self, spec: Any, trial_id: str, *, seed: int = 0, threads: int = 1, device: str = "cpu") -> None:
         """Begin a trial; in a new process if the last one is not as it was before its first trial."""
@@ -107,11 +114,14 @@ class Child:
             self.kill()
             self._fork()
             self._pipe.send(order)
-        self._began = self._heard = time.monotonic()
+        self._began = self._heard = self._looked = time.monotonic()
         self._unheard, self._busy = False, True
 
     def next(self) -> Reported | Failed | None:
         """Wait for the trial's next report; None is its proper end. Asking again lets it go on."""
+        if self._busy and time.monotonic() - self._looked > _POLL_S and (reason := self._reason()) is not None:
+            self.kill()  # one that reports all the time is never waited for
+            return reason
         if self._unheard:
             with contextlib.suppress(OSError):  # it has died, which the next lines find out
                 self._pipe.send(True)
@@ -197,7 +207,8 @@ class Child:
         return Failed("exited", f"its process ended with exit code {os.WEXITSTATUS(status)} in the middle of training")
 
     def _reason(self) -> Failed | None:
-        """Say why a silent trial has to end, if it has to."""
+        """Say why a trial has to end, if it has to."""
+        self._looked = time.monotonic()
         return self._wished() or self._memory()
 
     def _wished(self) -> Failed | None:
@@ -295,7 +306,7 @@ def _run(body: Body, spec: Any, pipe: Any) -> tuple[str, ...]:
         return ("stopped",)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent hears of it
         traceback.print_exc()
-        answer: tuple[str, ...] = ("failed", cause_of(error), reason_of(error))
+        answer: tuple[str, ...] = ("failed", cause_of(error), reason_of(error, getattr(spec, "store", None)))
     else:
         answer = ("ended",)
     if waits and not pipe.recv():
@@ -345,12 +356,24 @@ def cause_of(error: BaseException) -> str:
     """Return an error's cause in one word; by class names, because torch need not be there."""
     if isinstance(error, BadReport):
         return error.cause
+    if _is_full(error):
+        return "disk"
     names = [kind.__name__ for kind in type(error).__mro__]
     return next((_CAUSES[name] for name in names if name in _CAUSES), "raised")
 
 
-def reason_of(error: BaseException) -> str:
-    """Return an error in one line."""
+def _is_full(error: BaseException) -> bool:
+    """Say whether an error is that of a full disk; torch and safetensors have no errno, only texts."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error)
+
+
+def reason_of(error: BaseException, store: str | None = None) -> str:
+    """Return an error in one line; `store` is the folder that a trial writes to."""
+    if _is_full(error) and store is not None:
+        free_mb = shutil.disk_usage(store).free / 1e6
+        return f"disk full: {store} has {free_mb:.1f} MB free; free some space and submit again, it goes on from there"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else ""
     return text if isinstance(error, BadReport) else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -138,6 +138,43 @@ def test_deaths_count_over_restarts(tmp_path):
         assert 2 == bridge.next().deaths
 
 
+def test_what_failed_by_chance_is_tried_again_by_the_next_driver_and_nothing_else(tmp_path):
+    def bridge_of(ledger):
+        return toy.make_bridge(ledger, toy.make_studies(tmp_path, {"trials": 3}), tmp_path)
+
+    with Ledger(tmp_path) as ledger:
+        bridge = bridge_of(ledger)
+        for cause in ("disk", "raised", None):
+            name = bridge.next().spec.trial_id
+            bridge.heard(name, 1, {"val_macro_f1": 0.5})
+            bridge.ended(name, "FAILED" if cause else "COMPLETE", cause and f"it {cause}", cause=cause)
+    for goes in ("on", "still"):  # a driver killed after it began is followed by one that does the same
+        with Ledger(tmp_path) as ledger:
+            bridge = bridge_of(ledger)
+            lives = [bridge.next() for _ in range(3)]
+            assert ["s-a-0001", "s-a-0002", "s-a-0000"] == [live.spec.trial_id for live in lives], goes
+            assert [True, True, False] == [live.told_again is not None for live in lives]
+    with Ledger(tmp_path) as ledger:
+        bridge = bridge_of(ledger)
+        for live in (bridge.next(), bridge.next(), bridge.next()):
+            bridge.ended(live.spec.trial_id, "COMPLETE")
+        assert "FINISHED" == bridge.next()
+    trials = replay(read(tmp_path / "events.jsonl")).trials
+    assert ["COMPLETE", "FAILED", "COMPLETE"] == [trial.status for trial in trials.values()]
+    with Ledger(tmp_path) as ledger:
+        assert {"COMPLETE": 2, "FAILED": 1} == bridge_of(ledger).counts
+
+
+def test_a_search_that_confirm_rests_on_stays_as_it_is(tmp_path):
+    with Ledger(tmp_path) as ledger:
+        bridge = toy.make_bridge(ledger, toy.make_studies(tmp_path, {"trials": 1}), tmp_path)
+        bridge.ended(bridge.next().spec.trial_id, "FAILED", "full", cause="disk")
+        ledger.append("phase_started", phase="confirm")
+    with Ledger(tmp_path) as ledger:
+        toy.make_bridge(ledger, toy.make_studies(tmp_path, {"trials": 1}), tmp_path)
+    assert "FAILED" == replay(read(tmp_path / "events.jsonl")).trials["s-a-0000"].status
+
+
 def test_one_artifact_is_trained_by_one_trial_at_a_time_and_then_found(tmp_path):
     make, store = toy.spec_maker(tmp_path), {}
     specs = [make(f"a-{n}", "a", {"train.lr": 0.01, "train.head": "single"}) for n in range(2)]
@@ -176,7 +213,7 @@ def test_wall_time_and_gpu_hours_count_over_restarts(tmp_path):
     events = ledger.events
     for at, event in enumerate(events):
         event["time"] = 1000.0 + 100 * at
-    end = {"status": "FAILED", "wall_s": 1800.0, "metrics": None}
+    end = {"status": "FAILED", "cause": "raised", "wall_s": 1800.0, "metrics": None}
     events.append({"n": 3, "time": 1400.0, "event": "trial_ended", "trial_id": "s-a-0000", **end})
 
     class Told:

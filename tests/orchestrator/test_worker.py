@@ -20,11 +20,21 @@ GLOBAL = []
 class Spec:
     what: str = "good"
     n: int = 3
+    store: str = "/"
+    pause_s: float = 0.0
 
 
 def report_all(spec, report):
     for epoch in range(1, spec.n + 1):
         report(epoch, {"val_macro_f1": epoch / 10})
+        time.sleep(spec.pause_s)
+
+
+ENDS = {
+    "fills": lambda: Path("/dev/full").write_text("weights"),
+    "exits": lambda: os._exit(3),
+    "killed": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+}
 
 
 def misbehave(spec, report):
@@ -44,10 +54,8 @@ def misbehave(spec, report):
         while True:
             kept.append(b"1" * 60_000_000)
             time.sleep(0.01)
-    if spec.what == "exits":
-        os._exit(3)
-    if spec.what == "killed":
-        os.kill(os.getpid(), signal.SIGSEGV)
+    if spec.what in ENDS:
+        ENDS[spec.what]()
     report_all(spec, report)
 
 
@@ -90,6 +98,7 @@ def test_one_process_runs_trial_after_trial(child_of):
         ("text", "metric", "val_macro_f1 was required as a number in epoch 1, found 'high'"),
         ("hangs", "hung", "no report for 0.6 s (resources.per_trial.report_s)"),
         ("eats", "memory", "of memory taken, "),
+        ("fills", "disk", "disk full: / has "),
         ("exits", "exited", "its process ended with exit code 3 in the middle of training"),
         ("killed", "killed", "its process was killed by SIGSEGV"),
     ],
@@ -223,6 +232,14 @@ def test_a_hand_stops_a_trial_in_the_middle(child_of, tmp_path):
     child.next()
     stop_file(tmp_path, "t").touch()
     assert Failed("stopped", "stopped by hand") == child.next()
+
+
+@pytest.mark.parametrize(("watch", "cause"), [({"wall_s": 0.4}, "hung"), ({"memory_gb": 0.001}, "memory")])
+def test_a_trial_that_reports_all_the_time_is_looked_at_too(child_of, watch, cause):
+    child = child_of(report_all, Watch(**watch))
+    child.start(Spec(n=1000, pause_s=0.01), "t")
+    said, heard = hear(child)
+    assert (cause, True) == (heard.cause, len(said) < 500)
 
 
 def test_a_child_goes_with_its_parent(child_of, tmp_path):
