@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import re
@@ -12,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from orchestrator.errors import SpecError, UserError
 
 _OBJECT_STORE_BYTES = 512 * 2**20
-_LOOPBACK = ("127.", "localhost", "::1", "[::1]", "auto", "local")
+_HERE = {"localhost", "auto", "local"}
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def _prepare_environment(address: str | None, *, insecure: bool) -> None:
     if here not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([here, *filter(None, paths)])
     token = _has_token()
-    if address and not address.removeprefix("ray://").startswith(_LOOPBACK) and not token and not insecure:
+    if address and not _is_here(address) and not token and not insecure:
         raise SpecError(
             f"--address {address}: a token is required for another machine's cluster, found none; set "
             "RAY_AUTH_TOKEN_PATH, or say --insecure where the network is trusted"
@@ -117,6 +119,17 @@ def _prepare_environment(address: str | None, *, insecure: bool) -> None:
         token = True
     if token:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _is_here(address: str) -> bool:
+    """Say whether an address is this machine's own. A name that only begins like one (local-gpu:6379) is not."""
+    host = urlsplit(address if "://" in address else f"ray://{address}").hostname or ""
+    if host in _HERE:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _has_token() -> bool:

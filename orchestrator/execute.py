@@ -136,18 +136,31 @@ def _refuse_missing_gpus(experiment: Experiment, options: Options) -> None:
 def _smoke(experiment: Experiment, store: Store, options: Options, reporter: Reporter) -> int:
     """Send one step of every variant through the whole path, as a run of its own."""
     spec = experiment.spec
-    changes: list[str] = [f"name={spec.name[:56]}-smoke", "train.duration=1 steps"]
+    changes: list[str] = [f"name={spec.name[:56]}-smoke"]
     if spec.search:
         changes.append("search.trials=1")
     if spec.confirm:
         changes += ["confirm.finalists=1", "confirm.folds=2", f"confirm.seeds=[{spec.confirm.seeds[0]}]"]
     source = store.root / "smoke" / f"{spec.name}.yaml"
     source.parent.mkdir(parents=True, exist_ok=True)
-    dump_yaml(experiment.resolved(), source)
+    dump_yaml(_one_step(experiment.resolved()), source)
     reporter.say("smoke: one step of every variant through the whole path")
     code = submit(read_spec(source, changes), store, dataclasses.replace(options, smoke=False))
     reporter.say("smoke: passed" if code == 0 else "smoke: failed, the real run was not started")
     return code
+
+
+def _one_step(resolved: dict[str, Any]) -> dict[str, Any]:
+    """Change a resolved spec to trainings of one step, in whatever variant or space their length is named."""
+    search = resolved.get("search") or {}
+    for space in (search.get("space") or {}, *(search.get("variant_spaces") or {}).values(), *search.get("start", [])):
+        space.pop("train.duration", None)
+    if search:
+        search["start"] = [point for point in search.get("start", []) if point]
+    resolved["train"]["duration"] = "1 steps"
+    for own in resolved["variants"].values():
+        own["train.duration"] = "1 steps"
+    return resolved
 
 
 def _drive(

@@ -311,7 +311,7 @@ def apply(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
             here[part] = child
             here = child
         value = _copy(overrides[path])
-        if parts[-1] == "name" and here.get("name") != value:
+        if len(parts) > 1 and parts[-1] == "name" and here.get("name") != value:  # the spec's own name is only a name
             here.clear()
         here[parts[-1]] = value
     return result

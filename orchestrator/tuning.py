@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "300",  # copies the whole folder, and nobody restores from it
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+_LOOK_S = 5.0
 _RETRIED = {"exited", "killed", "memory"}
 
 
@@ -148,8 +150,13 @@ class Decisions(FIFOScheduler):
         super().__init__()
         self.bridge = bridge
         self.failed: list[tuple[Any, Any, str]] = []  # (controller, trial, reason), to be shown as errors
-        self._nodes = _nodes()
+        self._nodes, self._looked = _nodes(), time.monotonic()
         self._waiting: list[Any] = []
+
+    def look(self) -> None:
+        """Take in nodes that have joined; the death of a trial with its node tells that one has gone."""
+        if time.monotonic() - self._looked > _LOOK_S:
+            self._nodes, self._looked = self._nodes | _nodes(), time.monotonic()
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         self._waiting.append(trial)
@@ -215,6 +222,7 @@ class Files(JsonLoggerCallback):
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         self.tick()
+        self.decisions.look()
         while self.decisions.failed:
             controller, trial, reason = self.decisions.failed.pop()
             # a worker whose trial failed is as good as before: it was not raised there, because Tune would drop it

@@ -55,8 +55,8 @@ class Branches(nn.Module):
 
 
 def _single(head: SingleHead, n_features: int, sizes: Mapping[str, int]) -> Branches:
-    """Model A: one linear layer over the joint classes."""
-    labels = tuple(head.labels or sizes)
+    """Model A: one linear layer over the joint classes, numbered in the schema's order whatever the spec's."""
+    labels = tuple(name for name in sizes if head.labels is None or name in head.labels)
     k = math.prod(sizes[name] for name in labels)
     return Branches({"joint": labels}, {"joint": nn.Linear(n_features, k)})
 

@@ -1,14 +1,16 @@
 """Trials that stand on others: who waits for whom, and what a death for memory changes."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 
+from orchestrator import phases
 from orchestrator.bridge import Bridge
 from orchestrator.ledger import Ledger
 from orchestrator.phases import _in_order
 from orchestrator.search import Studies
-from orchestrator.space import Search
+from orchestrator.space import Confirm, Search
 from orchestrator.trial import TrialSpec
 
 
@@ -92,3 +94,14 @@ def test_a_death_that_is_not_about_memory_changes_nothing(ledger):
     bridge.next()
     bridge.died("a", "node lost")
     assert bridge.next().spec.micro_batch is None
+
+
+def test_in_confirm_a_head_stands_on_the_best_of_its_source_among_the_finalists(monkeypatch):
+    monkeypatch.setattr(phases, "sources", lambda experiment: {"A+C": "A"})
+    monkeypatch.setattr(phases, "_trial", lambda context, name, *rest, source: spec(name, source=source))
+    points = {"on-it": ("A+C", {}), "second": ("B", {}), "best": ("A", {}), "other": ("A", {})}
+    found = phases._confirm_trials(SimpleNamespace(experiment=None), Confirm(seeds=[7], folds=2), points)
+    stands_on = {one.trial_id: one.source for one in found}
+    assert "key-c-best-s7-f1" == stands_on["c-on-it-s7-f1"]
+    assert {None} == {source for name, source in stands_on.items() if "on-it" not in name}
+    assert "c-on-it-s7-f1" == found[-1].trial_id

@@ -18,7 +18,7 @@ from orchestrator.why import why
 from orchestrator.worker import Watch
 from tests.orchestrator import toy
 from tests.orchestrator.test_bridge import outcome
-from tests.orchestrator.test_worker import misbehave
+from tests.orchestrator.test_worker import Spec, misbehave
 
 _prepare_environment(None, insecure=False)  # before anything in this process imports Ray, which reads it then
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -52,9 +52,7 @@ def specs(folder, names, body_of=lambda name: {}):
 
 
 def fault(spec, report):
-    from types import SimpleNamespace
-
-    misbehave(SimpleNamespace(what=spec.params["what"], n=2), report)
+    misbehave(Spec(spec.params["what"], n=2), report)
 
 
 def run_all(folder, wanted, body, **options):

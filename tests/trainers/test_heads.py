@@ -72,6 +72,7 @@ def test_a_head_on_b4_has_the_parameters_of_its_formula(name, n_params):
 
 def test_one_label_alone_has_its_own_classes():
     assert 3 == head("single", labels=["age"]).layers["joint"].out_features
+    assert ("mask", "age") == head("single", labels=["age", "mask"]).branches["joint"]  # as the schema counts
 
 
 def test_a_deep_branch_has_the_activation_it_is_told():
