@@ -1,11 +1,13 @@
 """A run's test answers beside the data's own reference: frozen ImageNet features and one logistic regression per label.
 
-    python -m tests.benchmarks.reference DATA RUN [--people BUILD.PY]
+    python -m tests.benchmarks.reference DATA RUN [--people BUILD.PY] [--out-of-fold]
 
 DATA is a folder that ../shared/data/build.py wrote (all people, 384x512, seed 0), RUN a finished run folder over it. The
 reference: features of tf_efficientnet_lite0 of a central square at 160 px, per label a logistic regression with balanced
 classes and C 0.01. With --people, the person of every test photo is found by the names that the build script gives, and
-people are resampled; without, photos are, and the interval is too narrow.
+people are resampled; without, photos are, and the interval is too narrow. With --out-of-fold, the reference is also fitted
+once per fold of the run, on the people outside of it, and both sides are compared on all people of training: there are
+six times as many.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from trainers.model import build
 from trainers.predict import as_tensor
 
 SIZES = (3, 2, 3)
+SCALES = {"plain features": None, "standardized features": StandardScaler()}
 NAMES = ("normal", "incorrect_mask", *(f"mask{at}" for at in range(1, 6)))
 
 
@@ -69,43 +72,77 @@ def people_of(script):
     return {f"{module.digest(0, person, name, 'eval')}.jpg": person for person in people for name in NAMES}
 
 
-def oof(ids, targets, preds, people):
+def oof(ids, targets, preds, groups):
     classes = np.stack(np.unravel_index(targets, SIZES), 1)
     strata = [str(row[1:].tolist()) for row in classes]  # gender and age group are constant within a person
-    groups = [people[name] for name in ids] if people else None
     return Oof(ids, targets, preds[None], groups, strata, 18)
 
 
+def answers_of(x, classes, x_new, scale):
+    """Fit one regression per label; return joint classes of new photos, (N,)."""
+    answers = []
+    for codes in np.unravel_index(classes, SIZES):
+        regression = LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
+        answers.append(make_pipeline(scale or "passthrough", regression).fit(x, codes).predict(x_new))
+    return np.ravel_multi_index(tuple(answers), SIZES).astype(np.int64)
+
+
+def compare(what, ours, others):
+    sides = {"ours": ours, **others}
+    for metric in ("macro_f1", "accuracy"):
+        for name, one in sides.items():
+            print(f"{what}, {name}", metric, json.dumps(interval(one, metric=metric, seed=0).to_json()))
+            if one is not ours:
+                found = paired_difference(ours, one, metric=metric, seed=0)
+                print(f"{what}, ours - {name}", metric, json.dumps(found))
+
+
+def compare_folds(run, paths, classes, x):
+    """Compare on the people of training: the run's out-of-fold answers, and references blind to the same folds."""
+    places = {f"train/{path.parent.name}/{path.name}": at for at, path in enumerate(paths)}
+    fold_of = {row["sample_id"]: row["fold"] for row in tables.read(run / "folds.parquet").to_pylist()}
+    rows = [row for row in tables.read(run / "predictions.parquet").to_pylist() if row["split"] == "oof"]
+    if len({(row["setting"], row["seed"]) for row in rows}) != 1:
+        raise SystemExit("a run with one finalist and one seed was required, found more")
+    ids = [row["sample_id"] for row in rows]
+    at = np.array([places[name] for name in ids])
+    folds, groups = np.array([fold_of[name] for name in ids]), [name.split("/")[1] for name in ids]
+    others = {}
+    for name, scale in SCALES.items():
+        pred = np.empty(len(ids), np.int64)
+        for fold in np.unique(folds):
+            rest, here = at[folds != fold], folds == fold
+            pred[here] = answers_of(x[rest], classes[rest], x[at[here]], scale)
+        others[name] = oof(ids, classes[at], pred, groups)
+    compare("out of fold", oof(ids, classes[at], np.array([row["pred"] for row in rows], np.int64), groups), others)
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--people", type=Path)
+    parser.add_argument("--out-of-fold", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     paths, classes = train_photos(args.data / "train")
     test = list(csv.DictReader((args.data / "eval/info.csv").open()))
     ids, targets = [row["ImageID"] for row in test], np.array([int(row["ans"]) for row in test], np.int64)
     x, x_test = features(paths), features([args.data / "eval/images" / name for name in ids])
-    references = {}
-    for name, scale in (("plain features", None), ("standardized features", StandardScaler())):
-        answers = []
-        for label, codes in enumerate(np.unravel_index(classes, SIZES)):
-            regression = LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
-            probe = make_pipeline(scale or "passthrough", regression)
-            answers.append(probe.fit(x, codes).predict(x_test))
-            right = np.mean(answers[-1] == np.unravel_index(targets, SIZES)[label])
-            print(f"{name}, label {label}: accuracy {right:.3f}")
-        references[name] = np.ravel_multi_index(tuple(answers), SIZES).astype(np.int64)
     votes = {row["ImageID"]: row["pred"] for row in tables.read(args.run / "votes.parquet").to_pylist()}
-    people = people_of(args.people) if args.people else None
-    ours = oof(ids, targets, np.array([votes[name] for name in ids], np.int64), people)
-    sides = {"ours": ours} | {name: oof(ids, targets, pred, people) for name, pred in references.items()}
-    for metric in ("macro_f1", "accuracy"):
-        for name, one in sides.items():
-            print(name, metric, json.dumps(interval(one, metric=metric, seed=0).to_json()))
-            if one is not ours:
-                print(f"ours - {name}", metric, json.dumps(paired_difference(ours, one, metric=metric, seed=0)))
+    owners = people_of(args.people) if args.people else None
+    groups = [owners[name] for name in ids] if owners else None
+    others = {}
+    for name, scale in SCALES.items():
+        pred = answers_of(x, classes, x_test, scale)
+        for label, (found, true) in enumerate(
+            zip(*(np.unravel_index(one, SIZES) for one in (pred, targets)), strict=True)
+        ):
+            print(f"test, {name}, label {label}: accuracy {np.mean(found == true):.3f}")
+        others[name] = oof(ids, targets, pred, groups)
+    compare("test", oof(ids, targets, np.array([votes[name] for name in ids], np.int64), groups), others)
+    if args.out_of_fold:
+        compare_folds(args.run, paths, classes, x)
 
 
 if __name__ == "__main__":
