@@ -78,40 +78,68 @@ def candidates(hashes: Sequence[str | None], *, far: int = _FAR) -> tuple[Pairs,
     known = np.array([at for at, text in enumerate(hashes) if text is not None], dtype=np.int64)
     if len(known) < 2:
         return np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.int64)
-    raw = np.frombuffer(bytes.fromhex("".join(hashes[at] or "" for at in known)), dtype=np.uint8)
+    raw = np.frombuffer(b"".join(bytes.fromhex(hashes[at] or "") for at in known.tolist()), dtype=np.uint8)
     whole, inner = raw.reshape(len(known), 2, -1).transpose(1, 0, 2)
     entries = np.concatenate([whole, inner, whole ^ _mirror()])
-    owners = np.tile(known, 3)
-    words = np.ascontiguousarray(entries).view(np.uint64).reshape(-1, _WORDS)
-    # (63, 3n): a band is put together from a few long rows, with no array larger than itself
-    coarse = np.ascontiguousarray(np.unpackbits(entries, axis=1)[:, _coarse_bits()].T)
-    width = min(max(len(entries).bit_length(), 8), 30)
-    rng = np.random.default_rng(0)
+    # sorted by all coarse bits: entries with a band in common lie near each other, for the cache, and equal ones adjacent
+    coarse = np.ascontiguousarray(entries[:, _coarse_bytes()]).view(">u8").ravel()
+    order = np.argsort(coarse.astype(np.uint64), kind="stable")
+    entries, owners = entries.take(order, axis=0), np.tile(known, 3)[order]
     found, closest = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     n = len(hashes)
-    for _ in range(_N_BANDS):
-        band = np.zeros(len(entries), dtype=np.int64)
-        for place, bit in enumerate(rng.permutation(len(coarse))[:width]):
-            band |= coarse[bit].astype(np.int64) << place
-        keys, gaps = _neighbours(band, words, owners, n, far)
+    for band in _bands(entries):
+        keys, gaps = _neighbours(band, entries.view(np.uint64), owners, n, far)
         found, closest = _closest(np.concatenate([found, keys]), np.concatenate([closest, gaps]))
     order = np.lexsort((found, closest))
     return np.stack([found[order] // n, found[order] % n], axis=1), closest[order]
 
 
+def _bands(entries: NDArray[np.uint8]) -> Iterator[NDArray[np.uint64]]:
+    """Put 24 choices of the coarse bits of (m, 32) bytes together as numbers, (m,) each, a byte at a time by a table."""
+    width = min(max(len(entries).bit_length(), 8), 30)
+    rng, chosen, used = np.random.default_rng(0), _coarse_bits(), _coarse_bytes()
+    rows = [entries[:, byte].astype(np.intp) for byte in used]
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.uint64)  # of every byte
+    for _ in range(_N_BANDS):
+        values = np.zeros((entries.shape[1], 8), dtype=np.uint64)
+        some = np.sort(chosen[rng.permutation(len(chosen))[:width]])  # the first bit counts most, as in the entries
+        values.flat[some] = np.uint64(1) << np.arange(width, dtype=np.uint64)[::-1]
+        band = np.zeros(len(entries), dtype=np.uint64)
+        for row, table in zip(rows, values[used] @ bits.T, strict=True):
+            band += table.take(row)
+        yield band
+
+
 def _neighbours(
-    band: NDArray[np.int64], words: NDArray[np.uint64], owners: NDArray[np.int64], n: int, far: int
+    band: NDArray[np.uint64], words: NDArray[np.uint64], owners: NDArray[np.int64], n: int, far: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Compare entries with equal band and little between them: pairs as one number each, and their differing bits."""
-    # the hash's first bits below the band's: equal hashes stand together even in an endless run
-    order = np.argsort(band << 33 | (words[:, 0] >> np.uint64(31)).astype(np.int64), kind="stable")
-    band, owner = band[order], owners[order]
-    keys, gaps = [], []
-    for step in range(1, min(_WINDOW, len(band) - 1) + 1):
-        same = np.flatnonzero((band[step:] == band[:-step]) & (owner[step:] != owner[:-step]))
-        gap = np.bitwise_count(words[order[same]] ^ words[order[same + step]]).sum(axis=1, dtype=np.int64)
-        near = gap <= far
-        first, second = owner[same[near]], owner[same[near] + step]
+    """Compare entries with equal band and little between them: pairs as one number each, and their differing bits.
+
+    Args:
+        band: (m,) of each entry, below 2^30.
+        words: (m, 4) the entries.
+        owners: (m,) whose entry it is.
+        n: of owners.
+        far: largest number of differing bits.
+    """
+    # band and place in one number: sorting numbers takes a tenth of sorting their places
+    place_bits = np.uint64(len(band).bit_length())
+    sorted_ = np.sort(band << place_bits | np.arange(len(band), dtype=np.uint64))
+    place = (sorted_ & ((np.uint64(1) << place_bits) - np.uint64(1))).astype(np.int64)
+    band = sorted_ >> place_bits
+    same, keys, gaps = np.flatnonzero(band[1:] == band[:-1]), [], []
+    for step in range(1, _WINDOW + 1):
+        if step > 1:  # who has no equal at one distance has none further away
+            same = same[: np.searchsorted(same, len(band) - step)]
+            same = same[band.take(same + step) == band.take(same)]
+        one, other = place.take(same), place.take(same + step)
+        bits = np.bitwise_count(words.take(one, axis=0) ^ words.take(other, axis=0))
+        gap = bits[:, 0].astype(np.int64)  # numpy's sum of rows of four takes three times as long
+        for word in range(1, _WORDS):
+            gap += bits[:, word]
+        near = np.flatnonzero(gap <= far)
+        first, second = owners[one[near]], owners[other[near]]
+        near, first, second = (part[first != second] for part in (near, first, second))
         keys.append(np.minimum(first, second) * n + np.maximum(first, second))
         gaps.append(gap[near])
     return np.concatenate(keys), np.concatenate(gaps)
@@ -197,6 +225,11 @@ def sets_of(pairs: Iterable[tuple[int, int]]) -> Iterator[list[int]]:
 def _coarse_bits() -> NDArray[np.int64]:
     rows, columns = np.divmod(np.arange(_LOW * _LOW), _LOW)
     return np.flatnonzero((rows < _COARSE) & (columns < _COARSE) & (rows + columns > 0))  # not the mean
+
+
+@functools.cache
+def _coarse_bytes() -> NDArray[np.int64]:
+    return np.unique(_coarse_bits() // 8)
 
 
 @functools.cache
