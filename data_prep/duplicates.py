@@ -23,6 +23,7 @@ _FLAT = 2.0  # standard deviation of grey values, 0 to 255, below which there is
 _WORDS = _LOW * _LOW // 64
 _N_BANDS = 24
 _WINDOW = 12  # neighbours in a band that are compared; copies of one picture stand beside each other
+_CHUNK = 1024  # hashes at a time: text of all of them would take fresh memory, which costs more than reading it
 _FAR = 64
 """Bits of 256. Copies re-encoded or cropped by 3 % differ in up to 32 (cropped on one side only: 60), nine in ten
 thousand pairs of other portraits in fewer than 64 (drawn: 5 in a thousand), so that the pixels are asked last."""
@@ -75,39 +76,53 @@ def candidates(hashes: Sequence[str | None], *, far: int = _FAR) -> tuple[Pairs,
     Returns:
         Pairs, and the bits in which each differs, closest first.
     """
-    known = np.array([at for at, text in enumerate(hashes) if text is not None], dtype=np.int64)
+    known = [at for at, text in enumerate(hashes) if text is not None]
     if len(known) < 2:
         return np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.int64)
-    raw = np.frombuffer(b"".join(bytes.fromhex(hashes[at] or "") for at in known.tolist()), dtype=np.uint8)
-    whole, inner = raw.reshape(len(known), 2, -1).transpose(1, 0, 2)
-    entries = np.concatenate([whole, inner, whole ^ _mirror()])
-    # sorted by all coarse bits: entries with a band in common lie near each other, for the cache, and equal ones adjacent
-    coarse = np.ascontiguousarray(entries[:, _coarse_bytes()]).view(">u8").ravel()
-    order = np.argsort(coarse.astype(np.uint64), kind="stable")
-    entries, owners = entries.take(order, axis=0), np.tile(known, 3)[order]
+    entries = _entries([hashes[at] or "" for at in known])
+    # in the order of all coarse bits: for the cache, and so that equal hashes stand together even in an endless run
+    order = np.argsort(_numbers(entries.T, _coarse_bits()), kind="stable")
+    entries, owners = entries.take(order, axis=0), np.tile(np.array(known, dtype=np.int64), 3)[order]
+    columns, words = np.ascontiguousarray(entries.T), entries.view(np.uint64)
     found, closest = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     n = len(hashes)
-    for band in _bands(entries):
-        keys, gaps = _neighbours(band, entries.view(np.uint64), owners, n, far)
+    for bits in _choices(len(entries)):
+        keys, gaps = _neighbours(_numbers(columns, bits), words, owners, n, far)
         found, closest = _closest(np.concatenate([found, keys]), np.concatenate([closest, gaps]))
     order = np.lexsort((found, closest))
     return np.stack([found[order] // n, found[order] % n], axis=1), closest[order]
 
 
-def _bands(entries: NDArray[np.uint8]) -> Iterator[NDArray[np.uint64]]:
-    """Put 24 choices of the coarse bits of (m, 32) bytes together as numbers, (m,) each, a byte at a time by a table."""
-    width = min(max(len(entries).bit_length(), 8), 30)
-    rng, chosen, used = np.random.default_rng(0), _coarse_bits(), _coarse_bytes()
-    rows = [entries[:, byte].astype(np.intp) for byte in used]
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.uint64)  # of every byte
+def _entries(hashes: list[str]) -> NDArray[np.uint8]:
+    """Return the bits of all photos, of their inner parts, and of the mirrored photos: (3n, 32)."""
+    n = len(hashes)
+    entries = np.empty((3 * n, _WORDS * 8), dtype=np.uint8)
+    for start in range(0, n, _CHUNK):
+        raw = bytes.fromhex("".join(hashes[start : start + _CHUNK]))
+        whole, inner = np.frombuffer(raw, dtype=np.uint8).reshape(-1, 2, _WORDS * 8).transpose(1, 0, 2)
+        stop = start + len(whole)
+        entries[start:stop], entries[n + start : n + stop] = whole, inner
+        entries[2 * n + start : 2 * n + stop] = whole ^ _mirror()
+    return entries
+
+
+def _choices(n: int) -> Iterator[NDArray[np.int64]]:
+    """Choose the bits of every band for n entries, in the order in which they count in `_coarse_bits` too."""
+    rng, coarse = np.random.default_rng(0), _coarse_bits()
+    width = min(max(n.bit_length(), 8), 30)
     for _ in range(_N_BANDS):
-        values = np.zeros((entries.shape[1], 8), dtype=np.uint64)
-        some = np.sort(chosen[rng.permutation(len(chosen))[:width]])  # the first bit counts most, as in the entries
-        values.flat[some] = np.uint64(1) << np.arange(width, dtype=np.uint64)[::-1]
-        band = np.zeros(len(entries), dtype=np.uint64)
-        for row, table in zip(rows, values[used] @ bits.T, strict=True):
-            band += table.take(row)
-        yield band
+        yield np.sort(coarse[rng.permutation(len(coarse))[:width]])
+
+
+def _numbers(columns: NDArray[np.uint8], bits: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Read some bits of entries (32 bytes, m) as numbers (m,), the first bit counts most; a byte at a time, by a table."""
+    values = np.zeros((len(columns), 8), dtype=np.uint64)
+    values.flat[bits] = np.uint64(1) << np.arange(len(bits), dtype=np.uint64)[::-1]
+    set_bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.uint64)  # of every byte
+    numbers = np.zeros(columns.shape[1], dtype=np.uint64)
+    for byte in np.unique(bits // 8):
+        numbers += (set_bits @ values[byte]).take(columns[byte])
+    return numbers
 
 
 def _neighbours(
@@ -116,7 +131,7 @@ def _neighbours(
     """Compare entries with equal band and little between them: pairs as one number each, and their differing bits.
 
     Args:
-        band: (m,) of each entry, below 2^30.
+        band: (m,) of each entry, below 2^30; overwritten.
         words: (m, 4) the entries.
         owners: (m,) whose entry it is.
         n: of owners.
@@ -124,9 +139,11 @@ def _neighbours(
     """
     # band and place in one number: sorting numbers takes a tenth of sorting their places
     place_bits = np.uint64(len(band).bit_length())
-    sorted_ = np.sort(band << place_bits | np.arange(len(band), dtype=np.uint64))
-    place = (sorted_ & ((np.uint64(1) << place_bits) - np.uint64(1))).astype(np.int64)
-    band = sorted_ >> place_bits
+    band <<= place_bits
+    band |= np.arange(len(band), dtype=np.uint64)
+    band.sort()
+    place = (band & ((np.uint64(1) << place_bits) - np.uint64(1))).view(np.int64)
+    band >>= place_bits
     same, keys, gaps = np.flatnonzero(band[1:] == band[:-1]), [], []
     for step in range(1, _WINDOW + 1):
         if step > 1:  # who has no equal at one distance has none further away
@@ -225,11 +242,6 @@ def sets_of(pairs: Iterable[tuple[int, int]]) -> Iterator[list[int]]:
 def _coarse_bits() -> NDArray[np.int64]:
     rows, columns = np.divmod(np.arange(_LOW * _LOW), _LOW)
     return np.flatnonzero((rows < _COARSE) & (columns < _COARSE) & (rows + columns > 0))  # not the mean
-
-
-@functools.cache
-def _coarse_bytes() -> NDArray[np.int64]:
-    return np.unique(_coarse_bits() // 8)
 
 
 @functools.cache
