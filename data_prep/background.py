@@ -38,7 +38,7 @@ def open_session(model: str, threads: int, *, gpu: bool = False) -> Any:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = threads
         session = new_session(model, sess_opts=options, providers=[_CUDA, _CPU] if gpu else [_CPU])
-        if not gpu and model in U2NETS:
+        if model in U2NETS and _CUDA not in session.inner_session.get_providers():
             session.inner_session = onnxruntime.InferenceSession(lean(file), options, providers=[_CPU])
         return session
 

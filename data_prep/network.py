@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-U2NETS = frozenset({"u2netp", "u2net", "u2net_human_seg", "silueta"})
-"""One architecture (Qin et al. 2020, U-2-Net), whose first output is the mask; the other six are for training."""
+U2NETS = frozenset({"u2netp", "u2net"})
+"""Files known by their hash (Qin et al. 2020, U-2-Net): the first output is the mask, the other six are for training."""
 _BLOCK = 4  # squared, the 16 channels of a block
 
 
