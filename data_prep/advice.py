@@ -22,6 +22,7 @@ _RANK = (
     "leak",
     "label_conflicts",
     "across_groups",
+    "left_out",
     "shortcut",
     "quarantined",
     "rare",
@@ -61,6 +62,13 @@ def _copies(facts: dict[str, Any]) -> Iterator[Found]:
         for name, word in (("duplicates", "equal photos"), ("near_duplicates", "near-duplicates (one picture)")):
             sets = facts[name][kind]
             yield kind, f"{word} {what}", sets["n"], sets["examples"], do
+    yield (
+        "left_out",
+        "pairs of photos look alike and were not compared, there are too many; more near-duplicates may stand in the data",
+        facts["n_near_left_out"],
+        [],
+        "remove the copies that were found and audit again: the closest pairs are compared first",
+    )
     sets = facts["duplicates"]["within_group"]
     yield (
         "within_group",

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from data_prep import distributions
 from data_prep.advice import ranked
+from data_prep.catalog import near_left_out
 from data_prep.config import Label
 from data_prep.duplicates import candidates, sets_of
 from data_prep.labels import Schema
@@ -48,7 +49,8 @@ def audit(
         occur), n_classes_missing, group_labels (constant within every group), joint (tables of label pairs),
         histograms (label -> bars with borders), tells (how columns and photo sizes go with labels), sizes (the ten most
         frequent), photo_sizes, quarantined ({sample_id, reason}), n_quarantined, reasons (-> n), duplicates and
-        near_duplicates (kind -> {n, n_photos, examples, sets}), people (groups that share a picture), imbalance (largest
+        near_duplicates (kind -> {n, n_photos, examples, sets}), n_near_left_out (pairs that look alike and were not compared:
+        only the 20,000 closest are), people (groups that share a picture), imbalance (largest
         over smallest class), variants (-> roles, groups, counts, classes, folds, fold_classes, leak, excluded), leak
         (variant -> share of val photos whose group, or one that shares a picture with it, is in train too), leak_gap,
         probe, and warnings, the worst first: {kind, what, n, examples, do}.
@@ -86,6 +88,7 @@ def audit(
         "reasons": dict(Counter(one["reason"] for one in quarantined).most_common()),
         "duplicates": _duplicates(usable),
         "near_duplicates": _near_duplicates(usable),
+        "n_near_left_out": near_left_out(catalog),
         "people": alike,
         "imbalance": round(max(classes.values()) / min(classes.values()), 2) if classes else None,
         "test_groups_in_train": _shared_groups(usable),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep.images import RGB, Pixels
+from data_prep.network import U2NETS, lean
 from data_prep.weights import cache_dir, fetch
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -27,7 +28,7 @@ def open_session(model: str, threads: int, *, gpu: bool = False) -> Any:
     Raises:
         WeightsError: its file is missing, or is not what it should be.
     """
-    fetch(model)
+    file = fetch(model)
     os.environ["U2NET_HOME"] = str(cache_dir())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -36,7 +37,10 @@ def open_session(model: str, threads: int, *, gpu: bool = False) -> Any:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = threads
-        return new_session(model, sess_opts=options, providers=[_CUDA, _CPU] if gpu else [_CPU])
+        session = new_session(model, sess_opts=options, providers=[_CUDA, _CPU] if gpu else [_CPU])
+        if model in U2NETS and _CUDA not in session.inner_session.get_providers():
+            session.inner_session = onnxruntime.InferenceSession(lean(file), options, providers=[_CPU])
+        return session
 
 
 def missing_gpu(session: Any) -> str | None:

@@ -24,6 +24,7 @@ from data_prep.split import deal_share
 _OWN = ("sample_id", "path", "group", "own_group", "label", "sha256", "width", "height", "status", "phash", "near")
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _REAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?(e[+-]?[0-9]{1,2})?", re.IGNORECASE)
+NEAR_LEFT_OUT = "near_left_out"
 _HOLD_OUT_SEED = 0
 """The test set is chosen once for a data set: another split.seed must not show the test photos to a training."""
 
@@ -51,7 +52,8 @@ def build_catalog(
         `perceptual_hash`), near (the first sample of the set of photos in other groups, or on the other side, that
         show one picture; null where alone). Test and quarantined rows have null labels; test rows nothing of the
         table. A table's column whose name is taken above is `table_<name>`. With `join_duplicates`, group is that of
-        all groups that share a picture, joined by "+", and own_group the photo's own.
+        all groups that share a picture, joined by "+", and own_group the photo's own. What `near_left_out` tells stands
+        in the table's metadata.
 
     Raises:
         DataError: a path, label or group is not as the spec says, or a class has no usable training photo.
@@ -69,7 +71,7 @@ def build_catalog(
     photos = Photos(data, base, source, test)
     read = inspect_all(photos, map_chunks=map_chunks, progress=progress, work=work)
     test_groups = [_text(group) for group in test.columns["group"]]
-    near = near_sets(photos, read, [*own_groups, *test_groups], map_chunks=map_chunks, progress=progress)
+    near, n_left_out = near_sets(photos, read, [*own_groups, *test_groups], map_chunks=map_chunks, progress=progress)
     groups = joined(own_groups, read, near) if data.join_duplicates else own_groups
     held = _held_out(data, groups, codes, known)
 
@@ -115,7 +117,12 @@ def build_catalog(
     columns["phash"] = pa.array([fact.phash for fact in facts], pa.string())
     first = {at: min(ids[member] for member in alike) for alike in near for at in alike}
     columns["near"] = column([first.get(at) for at in range(len(ids))])
-    return pa.table(columns)
+    return pa.table(columns, metadata={NEAR_LEFT_OUT: str(n_left_out)})
+
+
+def near_left_out(catalog: pa.Table) -> int:
+    """Return how many pairs of photos that look alike nobody compared, because there were too many."""
+    return int((catalog.schema.metadata or {}).get(NEAR_LEFT_OUT.encode(), b"0"))
 
 
 def photo_path(data: Data, base: Path, sample_id: str) -> Path:

@@ -23,6 +23,7 @@ _FLAT = 2.0  # standard deviation of grey values, 0 to 255, below which there is
 _WORDS = _LOW * _LOW // 64
 _N_BANDS = 24
 _WINDOW = 12  # neighbours in a band that are compared; copies of one picture stand beside each other
+_CHUNK = 1024  # hashes at a time: text of all of them would take fresh memory, which costs more than reading it
 _FAR = 64
 """Bits of 256. Copies re-encoded or cropped by 3 % differ in up to 32 (cropped on one side only: 60), nine in ten
 thousand pairs of other portraits in fewer than 64 (drawn: 5 in a thousand), so that the pixels are asked last."""
@@ -75,43 +76,87 @@ def candidates(hashes: Sequence[str | None], *, far: int = _FAR) -> tuple[Pairs,
     Returns:
         Pairs, and the bits in which each differs, closest first.
     """
-    known = np.array([at for at, text in enumerate(hashes) if text is not None], dtype=np.int64)
+    known = [at for at, text in enumerate(hashes) if text is not None]
     if len(known) < 2:
         return np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.int64)
-    raw = np.frombuffer(bytes.fromhex("".join(hashes[at] or "" for at in known)), dtype=np.uint8)
-    whole, inner = raw.reshape(len(known), 2, -1).transpose(1, 0, 2)
-    entries = np.concatenate([whole, inner, whole ^ _mirror()])
-    owners = np.tile(known, 3)
-    words = np.ascontiguousarray(entries).view(np.uint64).reshape(-1, _WORDS)
-    # (63, 3n): a band is put together from a few long rows, with no array larger than itself
-    coarse = np.ascontiguousarray(np.unpackbits(entries, axis=1)[:, _coarse_bits()].T)
-    width = min(max(len(entries).bit_length(), 8), 30)
-    rng = np.random.default_rng(0)
+    entries = _entries([hashes[at] or "" for at in known])
+    # in the order of all coarse bits: for the cache, and so that equal hashes stand together even in an endless run
+    order = np.argsort(_numbers(entries.T, _coarse_bits()), kind="stable")
+    entries, owners = entries.take(order, axis=0), np.tile(np.array(known, dtype=np.int64), 3)[order]
+    columns, words = np.ascontiguousarray(entries.T), entries.view(np.uint64)
     found, closest = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     n = len(hashes)
-    for _ in range(_N_BANDS):
-        band = np.zeros(len(entries), dtype=np.int64)
-        for place, bit in enumerate(rng.permutation(len(coarse))[:width]):
-            band |= coarse[bit].astype(np.int64) << place
-        keys, gaps = _neighbours(band, words, owners, n, far)
+    for bits in _choices(len(entries)):
+        keys, gaps = _neighbours(_numbers(columns, bits), words, owners, n, far)
         found, closest = _closest(np.concatenate([found, keys]), np.concatenate([closest, gaps]))
     order = np.lexsort((found, closest))
     return np.stack([found[order] // n, found[order] % n], axis=1), closest[order]
 
 
+def _entries(hashes: list[str]) -> NDArray[np.uint8]:
+    """Return the bits of all photos, of their inner parts, and of the mirrored photos: (3n, 32)."""
+    n = len(hashes)
+    entries = np.empty((3 * n, _WORDS * 8), dtype=np.uint8)
+    for start in range(0, n, _CHUNK):
+        raw = bytes.fromhex("".join(hashes[start : start + _CHUNK]))
+        whole, inner = np.frombuffer(raw, dtype=np.uint8).reshape(-1, 2, _WORDS * 8).transpose(1, 0, 2)
+        stop = start + len(whole)
+        entries[start:stop], entries[n + start : n + stop] = whole, inner
+        entries[2 * n + start : 2 * n + stop] = whole ^ _mirror()
+    return entries
+
+
+def _choices(n: int) -> Iterator[NDArray[np.int64]]:
+    """Choose the bits of every band for n entries, in the order in which they count in `_coarse_bits` too."""
+    rng, coarse = np.random.default_rng(0), _coarse_bits()
+    width = min(max(n.bit_length(), 8), 30)
+    for _ in range(_N_BANDS):
+        yield np.sort(coarse[rng.permutation(len(coarse))[:width]])
+
+
+def _numbers(columns: NDArray[np.uint8], bits: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Read some bits of entries (32 bytes, m) as numbers (m,), the first bit counts most; a byte at a time, by a table."""
+    values = np.zeros((len(columns), 8), dtype=np.uint64)
+    values.flat[bits] = np.uint64(1) << np.arange(len(bits), dtype=np.uint64)[::-1]
+    set_bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.uint64)  # of every byte
+    numbers = np.zeros(columns.shape[1], dtype=np.uint64)
+    for byte in np.unique(bits // 8):
+        numbers += (set_bits @ values[byte]).take(columns[byte])
+    return numbers
+
+
 def _neighbours(
-    band: NDArray[np.int64], words: NDArray[np.uint64], owners: NDArray[np.int64], n: int, far: int
+    band: NDArray[np.uint64], words: NDArray[np.uint64], owners: NDArray[np.int64], n: int, far: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Compare entries with equal band and little between them: pairs as one number each, and their differing bits."""
-    # the hash's first bits below the band's: equal hashes stand together even in an endless run
-    order = np.argsort(band << 33 | (words[:, 0] >> np.uint64(31)).astype(np.int64), kind="stable")
-    band, owner = band[order], owners[order]
-    keys, gaps = [], []
-    for step in range(1, min(_WINDOW, len(band) - 1) + 1):
-        same = np.flatnonzero((band[step:] == band[:-step]) & (owner[step:] != owner[:-step]))
-        gap = np.bitwise_count(words[order[same]] ^ words[order[same + step]]).sum(axis=1, dtype=np.int64)
-        near = gap <= far
-        first, second = owner[same[near]], owner[same[near] + step]
+    """Compare entries with equal band and little between them: pairs as one number each, and their differing bits.
+
+    Args:
+        band: (m,) of each entry, below 2^30; overwritten.
+        words: (m, 4) the entries.
+        owners: (m,) whose entry it is.
+        n: of owners.
+        far: largest number of differing bits.
+    """
+    # band and place in one number: sorting numbers takes a tenth of sorting their places
+    place_bits = np.uint64(len(band).bit_length())
+    band <<= place_bits
+    band |= np.arange(len(band), dtype=np.uint64)
+    band.sort()
+    place = (band & ((np.uint64(1) << place_bits) - np.uint64(1))).view(np.int64)
+    band >>= place_bits
+    same, keys, gaps = np.flatnonzero(band[1:] == band[:-1]), [], []
+    for step in range(1, _WINDOW + 1):
+        if step > 1:  # who has no equal at one distance has none further away
+            same = same[: np.searchsorted(same, len(band) - step)]
+            same = same[band.take(same + step) == band.take(same)]
+        one, other = place.take(same), place.take(same + step)
+        bits = np.bitwise_count(words.take(one, axis=0) ^ words.take(other, axis=0))
+        gap = bits[:, 0].astype(np.int64)  # numpy's sum of rows of four takes three times as long
+        for word in range(1, _WORDS):
+            gap += bits[:, word]
+        near = np.flatnonzero(gap <= far)
+        first, second = owners[one[near]], owners[other[near]]
+        near, first, second = (part[first != second] for part in (near, first, second))
         keys.append(np.minimum(first, second) * n + np.maximum(first, second))
         gaps.append(gap[near])
     return np.concatenate(keys), np.concatenate(gaps)

@@ -90,15 +90,20 @@ def near_sets(
     *,
     map_chunks: MapChunks,
     progress: Callable[[int, str], None] | None,
-) -> list[list[int]]:
-    """Find the photos of different groups or sides that show one picture, as sets of positions."""
+) -> tuple[list[list[int]], int]:
+    """Find the photos of different groups or sides that show one picture.
+
+    Returns:
+        Sets of positions, and how many pairs that look alike were left out because there are more than `MAX_COMPARED`.
+    """
     n_source, places = len(photos.source.relatives), photos.places()
     order = sorted(range(len(places)), key=places.__getitem__)  # what is found must not depend on a table's order
     pairs, _ = candidates([facts[at].phash for at in order])
     found = [(order[a], order[b]) for a, b in pairs.tolist()]
     apart = [(a, b) for a, b in found if groups[a] != groups[b] or (a < n_source) != (b < n_source)]
     certain = [(a, b) for a, b in apart if facts[a].sha256 == facts[b].sha256]
-    asked = sorted([(a, b) for a, b in apart if facts[a].sha256 != facts[b].sha256][:MAX_COMPARED])
+    alike = [(a, b) for a, b in apart if facts[a].sha256 != facts[b].sha256]
+    asked = sorted(alike[:MAX_COMPARED])
     paths = [f"{folder}/{name}" for folder, name in places]
     parts = [asked[start : start + _PAIRS] for start in range(0, len(asked), _PAIRS)]
     jobs = [[(paths[a], paths[b]) for a, b in part] for part in parts]
@@ -108,7 +113,7 @@ def near_sets(
         done += len(part)
         if progress:
             progress(len(facts), f"photos; {done} of {len(asked)} pairs that look alike compared")
-    return list(sets_of([*certain, *same]))
+    return list(sets_of([*certain, *same])), len(alike) - len(asked)
 
 
 def joined(groups: Sequence[str], facts: list[Facts], near: list[list[int]]) -> list[str]:

@@ -10,7 +10,7 @@ from data_prep.weights import hashes
 
 ENCODING = "jpeg q95 4:4:4"
 DECODING = "large JPEGs at a power of two"
-VERSIONS = {"remove_background": 2, "crop_face": 2, "center_crop": 1, "keep_aspect": 1, "resize": 1}
+VERSIONS = {"remove_background": 3, "crop_face": 2, "center_crop": 1, "keep_aspect": 1, "resize": 1}
 """Raise one by hand when its step gives other pixels; everything prepared with it is then prepared again."""
 
 

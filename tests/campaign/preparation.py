@@ -201,6 +201,7 @@ def compare_with_loop(root, n, seed):
 
     truths = [truth for truth in synthetic.read_truth(root) if truth.path.startswith("train/")]
     session, detector = background.open_session("u2netp", 1), faces.open_detector("fastmtcnn")
+    their_session = rembg.new_session("u2netp")
     found = {name: [] for name in ("mask", "mask loop", "face", "face loop", "found", "found loop")}
     for at in np.random.default_rng(seed).permutation(len(truths))[:n]:
         truth = truths[at]
@@ -208,7 +209,7 @@ def compare_with_loop(root, n, seed):
         mask = background.person_mask(session, photo)
         cut = background.lay_over(photo, mask, [0, 0, 0])
         ours = faces.main_face(detector, "fastmtcnn", cut, CropFace().search_size)
-        cut = np.asarray(rembg.remove(Image.open(root / truth.path), session=session))
+        cut = np.asarray(rembg.remove(Image.open(root / truth.path), session=their_session))
         black = np.asarray(Image.fromarray(cut).convert("RGB"))
         theirs = DeepFace.extract_faces(black[..., ::-1], detector_backend="fastmtcnn", enforce_detection=False)
         best = max(theirs, key=lambda one: one["confidence"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -119,6 +120,21 @@ def test_a_joined_group_is_never_split_by_a_hold_out_test_set(planted):
     near = {row["near"] for row in rows if row["near"]}
     assert near
     assert all(len({row["group"] for row in rows if row["near"] == one}) == 1 for one in near)
+
+
+def test_pairs_that_were_too_many_to_compare_are_told(planted, monkeypatch, tmp_path):
+    out, _ = planted
+    found = {}
+    for most in (looks.MAX_COMPARED, 3):
+        monkeypatch.setattr(looks, "MAX_COMPARED", most)
+        table = build_catalog(data_of(out), out.parent)
+        pq.write_table(table, tmp_path / "catalog.parquet")  # the count travels with the file
+        found[most] = audit(pq.read_table(tmp_path / "catalog.parquet"), {}, Schema.of(data_of(out).labels))
+    whole, cut = found.values()
+    told = [one for one in cut["warnings"] if one["kind"] == "left_out"]
+    assert (0, []) == (whole["n_near_left_out"], [one for one in whole["warnings"] if one["kind"] == "left_out"])
+    assert cut["n_near_left_out"] == told[0]["n"] > 0
+    assert cut["near_duplicates"]["across_groups"]["n"] < whole["near_duplicates"]["across_groups"]["n"]
 
 
 def test_what_is_found_does_not_depend_on_the_order_of_the_table(planted):
