@@ -38,6 +38,7 @@ class ShardResult:
     quarantined: list[tuple[str, str]]  # sample_id, reason
     wall_s: float
     seconds: dict[str, float]  # spent by workers, by step
+    by_chance: list[str] = field(default_factory=list)  # sample_ids of the quarantined that another try may bring back
 
 
 class Assembly:
@@ -49,6 +50,7 @@ class Assembly:
         self._began = time.perf_counter()
         self._rows: list[dict[str, Any]] = []
         self._quarantined: dict[str, str] = {}
+        self._by_chance: set[str] = set()
         self._seconds: Counter[str] = Counter()
         self.n_prepared = 0
         found, films = _donated(task)
@@ -73,6 +75,7 @@ class Assembly:
         self.n_prepared += 1
         if outcome.row is None:
             self._quarantined[outcome.sample] = outcome.reason or "no reason was given"
+            self._by_chance.update([outcome.sample] if outcome.chance else [])
         else:
             self._rows.append(outcome.row)
         if outcome.film:
@@ -98,6 +101,7 @@ class Assembly:
             sorted(self._quarantined.items()),
             time.perf_counter() - self._began,
             {name: round(value, 3) for name, value in sorted(self._seconds.items())},
+            sorted(self._by_chance),
         )
 
 

@@ -256,6 +256,7 @@ class Prep(Section):
     """The steps that turn a photo into a training sample, in the user's order."""
 
     steps: Annotated[list[Step], Field(min_length=1)] = [Resize(size=128)]
+    max_lost: Annotated[float, Field(gt=0, le=1)] = how(0.5)  # share of the photos; above it the run stops
 
     @model_validator(mode="after")
     def _ends_square(self) -> Self:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 
 _NAMED = 3
+_OF_THE_MACHINE = {
+    *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+    *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED),
+}
 
 
 class DataError(ValueError):
@@ -18,6 +26,36 @@ class DataError(ValueError):
     def __reduce__(self) -> tuple[type[DataError], tuple[str, str]]:
         """Let it travel between processes: exceptions are unpickled from their arguments."""
         return type(self), (self.path, self.text)
+
+
+class MachineError(RuntimeError):
+    """A disk that went, or memory or handles that ran out: no photo's fault, so nothing about a photo follows."""
+
+
+def require_machine(error: OSError, place: str, images: str) -> None:
+    """Return where a file that could not be read is to blame itself: it is gone, forbidden or no file.
+
+    Args:
+        error: what reading it raised.
+        place: of the file.
+        images: the folder of all photos.
+
+    Raises:
+        MachineError: any other file could have failed the same way, or the folder is gone, closed or empty.
+    """
+    reason, what = error.strerror or str(error), place
+    if error.errno not in _OF_THE_MACHINE:
+        try:
+            with os.scandir(images) as entries:
+                if next(entries, None) is not None:
+                    return
+            reason, what = "the folder is empty now", images
+        except OSError as closed:
+            reason, what = closed.strerror or str(closed), images
+    raise MachineError(
+        f"{what}: a disk that answers was required, found: {reason}; see to the disk, its mount or the machine's "
+        "limits and submit again, what is finished is kept"
+    ) from None
 
 
 def some(names: Sequence[str]) -> str:

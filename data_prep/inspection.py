@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from PIL import JpegImagePlugin, PngImagePlugin
 
 from data_prep.duplicates import perceptual_hash
+from data_prep.errors import require_machine
 from data_prep.images import FORMATS, MAX_BYTES, MAX_PIXELS, PhotoError, decode
 
 OK = "ok"
+UNREADABLE = "unreadable"
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
 _OTHERS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"SIMPLE": "FITS", b"%PDF": "PDF"}
 
@@ -42,6 +44,9 @@ def inspect(images: str, relative: str) -> Facts:
     """Read a photo once, hash it, and decode it whole if its header allows it.
 
     The sizes that its file and its header state are checked first: a PNG of 410 kB can decode to 1.4 GB.
+
+    Raises:
+        MachineError: it could not be read, and that says nothing about the photo.
     """
     place = os.path.realpath(f"{images}/{relative}")
     if not place.startswith(os.path.realpath(images) + os.sep):
@@ -55,7 +60,8 @@ def inspect(images: str, relative: str) -> Facts:
         with open(place, "rb") as handle:  # noqa: PTH123 - a plain string all the way: 100,000 Paths cost seconds
             photo = handle.read(MAX_BYTES + 1)
     except OSError as error:
-        return Facts(None, None, None, f"unreadable: {error.strerror}")
+        require_machine(error, place, images)
+        return Facts(None, None, None, f"{UNREADABLE}: {error.strerror}")
     return examine(photo)
 
 

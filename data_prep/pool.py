@@ -111,6 +111,7 @@ def prepare_shards(
     Raises:
         PoolError: workers die before they are ready.
         WeightsError: a model's weights are missing or changed.
+        MachineError: photos could not be read, and that says nothing about them.
     """
     pool = _Pool(
         deque(tasks),
@@ -255,7 +256,7 @@ class _Pool:
             answer = self._ray.get(hand.loading or hand.calls[0].reply)
         except self._ray.exceptions.RayError as error:
             if isinstance(error, self._ray.exceptions.RayTaskError):
-                raise  # what the worker's code itself raised: missing weights, a fault of ours
+                raise error.cause from error  # what the worker's code itself raised: missing weights, a fault of ours
             self._bury(hand)
             return
         if hand.loading:
@@ -314,5 +315,5 @@ class _Pool:
         if book[row[0]] < limit:
             return False
         reason = f"took longer than {self._timeout_s:g} s" if late else "crashed the worker"
-        self._add(call.number, Outcome(row[0], None, f"{reason} {book[row[0]]} times"))
+        self._add(call.number, Outcome(row[0], None, f"{reason} {book[row[0]]} times", chance=True))
         return True

@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_prep import background, faces, sheet
 from data_prep.config import CenterCrop, CropFace, KeepAspect, Prep, RemoveBackground, Resize
+from data_prep.errors import require_machine
 from data_prep.images import PhotoError, Pixels, decode, encode, opaque
 
 OK = "ok"
@@ -137,27 +138,35 @@ class Outcome:
     row: dict[str, Any] | None
     reason: str | None
     film: sheet.Film | None = None  # where the photo is worth looking at
+    chance: bool = False  # another try may end differently: the reason does not follow from the photo's bytes
 
 
 def prepare_row(row: Row, preparation: Callable[..., Prepared], *, show: bool = False) -> Outcome:
-    """Read a photo that the catalog knows and prepare it. Whatever goes wrong is the photo's outcome.
+    """Read a photo that the catalog knows and prepare it. Whatever is wrong with the photo is its outcome.
 
     Args:
         row: the photo; without a sha256 it is taken as it is.
         preparation: a `Preparation`.
         show: keep small pictures of every step, as an ordinary example.
+
+    Raises:
+        MachineError: it could not be read, and that says nothing about the photo.
     """
     sample, path, sha256 = row
     frames: list[Pixels] = []
     try:
         photo = Path(path).read_bytes()
-        if sha256 and hashlib.sha256(photo).hexdigest() != sha256:
-            raise PhotoError("changed since the catalog was made")
+    except OSError as error:
+        require_machine(error, path, _images(sample, path))
+        return Outcome(sample, None, f"unreadable: {error.strerror or error}", chance=True)
+    if sha256 and hashlib.sha256(photo).hexdigest() != sha256:
+        return Outcome(sample, None, "changed since the catalog was made", chance=True)
+    try:
         made = preparation(photo, always=sample.startswith("test/"), watch=frames.append)
-    except (PhotoError, Dropped, OSError) as error:
+    except (PhotoError, Dropped) as error:
         return Outcome(sample, None, str(error))
     except Exception as error:  # noqa: BLE001 - one photo that a library chokes on must not cost the shard
-        return Outcome(sample, None, f"{type(error).__name__}: {error}")
+        return Outcome(sample, None, f"{type(error).__name__}: {error}", chance=True)  # it may have lacked memory
     found = {
         "sample_id": sample,
         "sha256": sha256,
@@ -171,6 +180,12 @@ def prepare_row(row: Row, preparation: Callable[..., Prepared], *, show: bool = 
     }
     kind, worth = sheet.kind_of(made.mask_area, made.face_confidence, show=show)
     return Outcome(sample, found, None, sheet.film(sample, kind, worth, frames) if kind else None)
+
+
+def _images(sample: str, path: str) -> str:
+    """Return the folder of all photos: a sample's id ends with the path below it."""
+    below = "/" + sample.partition("/")[2]
+    return path.removesuffix(below) if path.endswith(below) else str(Path(path).parent)
 
 
 @dataclass(frozen=True)

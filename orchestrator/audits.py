@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError
+from data_prep.errors import DataError, MachineError
 from orchestrator import stages
 from orchestrator.errors import UserError
 from orchestrator.ledger import Ledger, LedgerLocked
@@ -45,7 +45,7 @@ def run(experiment: Experiment, store: Store, *, probe: bool, address: str | Non
             done = stages.audit(context, probe=probe)
             reporter.outcome("audit", done.outcome, done.note)
             ledger.append("run_ended", commit=True, state="SUCCEEDED")
-    except DataError as error:
+    except (DataError, MachineError) as error:
         raise UserError(str(error)) from None
     except LedgerLocked:
         raise UserError(f"{paths.root}: another process audits these data; wait for it") from None

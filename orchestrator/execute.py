@@ -16,6 +16,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from data_prep.errors import MachineError
 from orchestrator import finals, phases, prepared, stages
 from orchestrator.control import Listener
 from orchestrator.errors import SpecError, UserError
@@ -253,7 +254,7 @@ def _run_stages(context: stages.Context, outcomes: dict[str, str]) -> bool:
                 outcome, note = done.outcome, done.note
             except Exception as error:  # noqa: BLE001 - whatever a stage raises is its outcome
                 failed, outcome = True, "FAILED"
-                note = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                note = str(error) if isinstance(error, UserError | MachineError) else f"{type(error).__name__}: {error}"
                 context.paths.error.write_text(traceback.format_exc(), encoding="utf-8")
                 note += f"; details in {context.paths.error}"
         wall_s = time.monotonic() - began

@@ -101,6 +101,9 @@ def _artifacts(store: Store, run: RunPaths) -> Names:
     for arm in experiment.arms.values():
         prepare = keys.prepare(arm, catalog.result["photos"])
         needed |= {("split", keys.split(arm, content)), ("prepare", prepare), ("rows", keys.rows(prepare))}
+        for partial in store.all("prepare"):  # that lack photos by chance
+            if partial.manifest["inputs"].get("whole") == prepare:
+                needed |= {("prepare", partial.key), ("rows", keys.rows(partial.key))}
     search = store.find("search", keys.search(catalog))
     if search is not None and experiment.spec.confirm:
         needed.add(("confirm", confirm_key(keys, catalog, search)))

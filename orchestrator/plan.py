@@ -69,6 +69,7 @@ class Keys:
         self.experiment = experiment
         self.files = files
         self.schema = Schema.of(experiment.spec.data.labels)
+        self._partial: dict[str, str] = {}  # key of a set of shards -> of the one that lacks photos by chance
 
     @property
     def run(self) -> str:
@@ -102,7 +103,14 @@ class Keys:
         return stage_key("audit", VERSIONS["audit"], params, {"catalog": content, **inputs})
 
     def prepare(self, arm: Arm, photos: str) -> str:
-        return stage_key("prepare", VERSIONS["prepare"], steps_identity(arm.prep), {"photos": photos})
+        key = stage_key("prepare", VERSIONS["prepare"], steps_identity(arm.prep), {"photos": photos})
+        return self._partial.get(key, key)
+
+    def without(self, whole: str, samples: list[str]) -> str:
+        """Return the key of a set of shards that lacks samples; it is what `prepare` gives from now on."""
+        key = stage_key("prepare", VERSIONS["prepare"], {"without": samples}, {"whole": whole})
+        self._partial[whole] = key
+        return key
 
     def rows(self, prepare: str) -> str:
         return stage_key("rows", VERSIONS["rows"], {}, {"prepare": prepare})
@@ -276,6 +284,7 @@ def _stages(
     prepares = {name: keys.prepare(arm, catalog.result["photos"]) for name, arm in arms.items()}
     missing_splits = [name for name, key in splits.items() if not store.find("split", key)]
     missing_preps = [name for name, key in prepares.items() if not store.find("prepare", key)]
+    partial = {one.manifest["inputs"].get("whole") for one in store.all("prepare")} if missing_preps else set()
     add(
         "audit",
         store.find("audit", audit) is not None,
@@ -294,7 +303,9 @@ def _stages(
         digest(prepares),
         "photos and steps are unchanged"
         if not missing_preps
-        else f"photos, steps or weights changed for {', '.join(missing_preps)}",
+        else f"photos, steps or weights changed for {', '.join(missing_preps)}"
+        if {prepares[name] for name in missing_preps} - partial
+        else f"photos that were lost by chance are tried again for {', '.join(missing_preps)}",
     )
     search_key = keys.search(catalog)
     search = store.find("search", search_key)
@@ -325,5 +336,5 @@ def _stages(
     for name in STAGES[6:]:
         add(name, False, None, "quick, made anew for each run")
     n_photos = catalog.result["n_ok"]
-    distinct = {prepares[name] for name in missing_preps}
+    distinct = {prepares[name] for name in missing_preps} - partial
     return tuple(planned), n_photos, n_photos * len(distinct)

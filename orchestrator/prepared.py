@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.markup import escape
 
+from data_prep.errors import some
 from data_prep.steps import steps_identity
 from orchestrator.errors import UserError
 from orchestrator.keys import digest, stage_key
@@ -41,12 +42,14 @@ def prepare(context: Context) -> Done:
         if key not in made:
             found = _intact(context, "prepare", key)
             if found is None:
-                cached = False
-                counts = _prepare_one(context, key, arm)
+                found, fresh, counts = _prepare_one(context, key, arm)
+                cached = cached and not fresh
                 n_prepared, n_copied = n_prepared + counts[0], n_copied + counts[1]
-            made[key] = found or context.store.get("prepare", key)
+                key = found.key
+            made[key] = found
         variants[key].append(name)
         context.prepared[name] = made[key]
+        _require_enough(context, arm, made[key])
         context.rows[name] = _rows(context, made[key])
     sets = [_describe(context, artifact, variants[key]) for key, artifact in made.items()]
     write_json(context.paths.prep, {"sets": sets})
@@ -75,17 +78,48 @@ def _intact(context: Context, kind: str, key: str) -> Artifact | None:
     return artifact
 
 
-def _prepare_one(context: Context, key: str, arm: Arm) -> tuple[int, int]:
-    """Make one set of shards, alone among all runs of this store that prepare by the same steps."""
+def _require_enough(context: Context, arm: Arm, prepared: Artifact) -> None:
+    """Stop where so many photos are lost that what is left is another data set."""
+    facts = context.require_catalog().result
+    lost = facts["quarantined"] | prepared.result["quarantined"]
+    if len(lost) > arm.prep.max_lost * facts["n_photos"]:
+        causes = Counter(lost.values()).most_common(3)
+        raise UserError(
+            f"prep.max_lost: at most {arm.prep.max_lost:.0%} of the photos may be lost, "
+            f"{len(lost) / facts['n_photos']:.0%} are ({len(lost)} of {facts['n_photos']}: "
+            f"{', '.join(f'{cause} ({n})' for cause, n in causes)}); mend them, choose another step or policy, "
+            "or raise prep.max_lost"
+        )
+
+
+def _prepare_one(context: Context, key: str, arm: Arm) -> tuple[Artifact, bool, tuple[int, int]]:
+    """Make one set of shards, alone among all runs of this store that prepare by the same steps.
+
+    Returns:
+        The set, whether it is new, and how many photos were prepared and copied. A set that lacks photos by chance has
+        a key of its own, which `context.keys` gives from now on.
+    """
     steps = steps_identity(arm.prep)
     with _turn(context, digest(steps)), _enough_room(context.store.root):
-        if context.store.find("prepare", key) is not None:
-            return 0, 0  # another run made it while this one waited
+        if (found := context.store.find("prepare", key)) is not None:
+            return found, True, (0, 0)  # another run made it while this one waited
         wanted = _shard_rows(context)
         keys = {number: _shard_key(steps, rows) for number, rows in wanted.items()}
         counts, seconds = _make_shards(context, key, arm, wanted, keys)
-        _link_shards(context, key, arm, wanted, keys, counts, seconds)
-    return counts
+        lost = sorted(
+            sample for one in keys.values() for sample in context.store.get("shard", one).result.get("by_chance", [])
+        )
+        if lost:
+            context.reporter.say(
+                f"  [yellow]{len(lost)} photo(s) took too long, ended their worker or could not be read: "
+                f"{escape(some(lost))}; a run that begins later tries them again[/]"
+            )
+            own = context.keys.without(key, lost)
+            shutil.rmtree(context.store.work_dir("prepare", key), ignore_errors=True)
+            if (found := _intact(context, "prepare", own)) is not None:
+                return found, any(counts), counts
+        _link_shards(context, own if lost else key, arm, wanted, keys, counts, seconds, key)
+    return context.store.get("prepare", own if lost else key), True, counts
 
 
 @contextmanager
@@ -133,12 +167,13 @@ def _make_shards(
     from data_prep.shards import shard_name  # noqa: PLC0415
 
     steps, share = steps_identity(arm.prep), context.experiment.spec.resources.per_prep_worker
-    donors = _donors(context, steps)
-    tasks = [
-        ShardTask(number, rows, [path for n, folder in donors if (path := folder / shard_name(number % n)).is_file()])
-        for number, rows in wanted.items()
-        if _intact(context, "shard", keys[number]) is None
-    ]
+    donors, tasks = _donors(context, steps), []
+    for number, rows in wanted.items():
+        found = _intact(context, "shard", keys[number])
+        if found is not None and _settled(context, found):
+            continue
+        given = [path for n, folder in donors if (path := folder / shard_name(number % n)).is_file()]
+        tasks.append(ShardTask(number, rows, [*given, *([found.path / "shard.parquet"] if found else [])]))
     n_prepared = n_copied = 0
     lost: list[str] = []
     seconds: dict[str, float] = defaultdict(float)
@@ -159,12 +194,15 @@ def _make_shards(
         ):
             number = result.task.number
             facts = {"n_prepared": result.n_prepared, "n_copied": result.n_copied}
+            shutil.rmtree(context.store.root / "shard" / keys[number], ignore_errors=True)  # one that is tried again
             with context.store.draft("shard", keys[number], params={"steps": steps}, inputs={}) as draft:
                 shutil.move(result.path, draft.path / "shard.parquet")
                 shutil.move(result.sheet, draft.path / _SHEET)
                 draft.result |= facts | {
                     "n_rows": len(result.task.rows),
                     "quarantined": dict(result.quarantined),
+                    "by_chance": result.by_chance,
+                    "timeout_s": share.timeout_s,
                     "seconds": result.seconds,
                 }
             context.ledger.append("shard", commit=True, number=number, key=keys[number], **facts)
@@ -175,6 +213,17 @@ def _make_shards(
     return (n_prepared, n_copied), seconds
 
 
+def _settled(context: Context, shard: Artifact) -> bool:
+    """Return whether a shard is taken as it is: photos that were lost by chance are tried again by later runs.
+
+    A run that was begun before the shard was made has had its turn, unless it now gives photos more time.
+    """
+    if not shard.result.get("by_chance"):
+        return True
+    share = context.experiment.spec.resources.per_prep_worker
+    return bool(shard.manifest["finished"] >= context.began and share.timeout_s <= shard.result["timeout_s"])
+
+
 def _link_shards(
     context: Context,
     key: str,
@@ -183,12 +232,14 @@ def _link_shards(
     keys: dict[int, str],
     counts: tuple[int, int],
     seconds: dict[str, float],
+    whole: str,
 ) -> None:
     from data_prep.assembly import SHEET_SUFFIX  # noqa: PLC0415
     from data_prep.shards import n_shards_for, shard_name, write_index  # noqa: PLC0415
 
     steps = steps_identity(arm.prep)
-    with context.store.draft("prepare", key, params={"steps": steps}, inputs={}) as draft:
+    inputs = {} if key == whole else {"whole": whole}  # the set that this one is without photos lost by chance
+    with context.store.draft("prepare", key, params={"steps": steps}, inputs=inputs) as draft:
         quarantined: dict[str, str] = {}
         for number in sorted(wanted):
             shard = context.store.get("shard", keys[number])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -46,6 +47,11 @@ class Context:
     def schema(self) -> Schema:
         return self.keys.schema
 
+    @property
+    def began(self) -> float:
+        """When the run was first started, in seconds since the epoch."""
+        return float(self.ledger.events[0]["time"]) if self.ledger.events else time.time()
+
     def require_catalog(self) -> Artifact:
         if self.catalog is None:
             raise UserError("the catalog was required and has not been made")
@@ -69,8 +75,17 @@ class Done:
 
 
 def ray_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """Map a function over items with Ray tasks, results in order, at most a few per core in flight."""
+    """Map a function over items with Ray tasks, results in order, at most a few per core in flight.
+
+    What the function raises is raised here.
+    """
     import ray  # noqa: PLC0415
+
+    def get(reference: Any) -> Any:
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
 
     remote = ray.remote(num_cpus=1)(function)
     limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -78,9 +93,9 @@ def ray_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[An
     for item in items:
         waiting.append(remote.remote(item))
         if len(waiting) >= limit:
-            yield ray.get(waiting.pop(0))
+            yield get(waiting.pop(0))
     for reference in waiting:
-        yield ray.get(reference)
+        yield get(reference)
 
 
 def catalog(context: Context) -> Done:
@@ -89,6 +104,9 @@ def catalog(context: Context) -> Done:
 
     data, base, key = context.experiment.spec.data, context.experiment.base, context.keys.catalog
     found = context.store.find("catalog", key)
+    if found is not None and found.manifest["finished"] < context.began and _come_back(context, found):
+        shutil.rmtree(found.path)  # rights are no part of the key
+        found = None
     if found is None:
         with (
             context.store.draft("catalog", key, params={}, inputs={"files": context.keys.files}) as draft,
@@ -105,6 +123,22 @@ def catalog(context: Context) -> Done:
     if facts["quarantined"]:
         note += f", {len(facts['quarantined'])} quarantined"
     return Done("CACHED" if found else "SUCCEEDED", note)
+
+
+def _come_back(context: Context, catalog: Artifact) -> bool:
+    """Return whether a photo that could not be read when the catalog was made can be read now."""
+    from data_prep.catalog import photo_path  # noqa: PLC0415
+    from data_prep.inspection import UNREADABLE  # noqa: PLC0415
+
+    data, base = context.experiment.spec.data, context.experiment.base
+    for sample, status in catalog.result["quarantined"].items():
+        if status.startswith(UNREADABLE):
+            try:
+                photo_path(data, base, sample).open("rb").close()
+            except OSError:
+                continue
+            return True
+    return False
 
 
 def _facts(table: pa.Table) -> dict[str, Any]:

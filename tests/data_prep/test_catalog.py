@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -19,7 +20,7 @@ from PIL import Image
 from data_prep import catalog as module
 from data_prep import looks
 from data_prep.catalog import build_catalog, content_hash, photo_path, photos_hash
-from data_prep.errors import DataError
+from data_prep.errors import DataError, MachineError
 from data_prep.inspection import examine, inspect
 from data_prep.labels import Schema
 from data_prep.sources import refusal
@@ -120,6 +121,19 @@ def test_pipes_folders_and_files_that_are_gone_are_never_opened(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     found = [inspect(str(tmp_path), name).status for name in ("pipe.jpg", "folder.jpg", "gone.jpg")]
     assert found == ["not a file", "not a file", "unreadable: No such file or directory"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOTCONN, errno.ETIMEDOUT])
+def test_what_is_no_photos_fault_is_no_fact_about_a_photo(tmp_path, monkeypatch, number):
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(encoded("JPEG"))
+    monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+    with pytest.raises(
+        MachineError, match=rf"a\.jpg: a disk that answers was required, found: {os.strerror(number)}; "
+    ):
+        inspect(str(tmp_path), "a.jpg")
+    monkeypatch.undo()
+    assert "ok" == inspect(str(tmp_path), "a.jpg").status
 
 
 # catalog

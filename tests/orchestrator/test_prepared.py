@@ -1,13 +1,17 @@
 """The prepare stage on a real store and a real Ray cluster, with steps that need no network."""
 
+import errno
 import json
+import shutil
 import subprocess
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.errors import MachineError
 from orchestrator import prepared, stages
 from orchestrator.errors import UserError
 from orchestrator.ledger import Ledger, read
@@ -15,7 +19,7 @@ from orchestrator.plan import Keys, make_plan
 from orchestrator.progress import Reporter
 from orchestrator.reader import read as read_spec
 from orchestrator.runs import RunPaths
-from orchestrator.store import Store
+from orchestrator.store import Artifact, Store
 
 pytestmark = pytest.mark.ray
 SPEC = """
@@ -58,6 +62,7 @@ def context_of(root, store, name="one", size=32):
     paths = RunPaths(store.root / "runs" / plan.run_id)
     paths.root.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(paths.root).__enter__()
+    ledger.append("run_started")
     context = stages.Context(
         experiment, Keys(experiment, plan.files), store, paths, ledger, Reporter(quiet=True), 2.0, 0.0
     )
@@ -110,6 +115,81 @@ def test_two_runs_at_once_prepare_each_photo_once(ray_cluster, photos, tmp_path)
         thread.join()
     assert [N_PHOTOS] == [event["n_prepared"] for context in contexts for event in made(context)]
     assert contexts[0].prepared["base"].key == contexts[1].prepared["base"].key
+
+
+def test_a_data_folder_that_goes_away_fails_the_stage_and_costs_no_photo(ray_cluster, photos, tmp_path):
+    root = shutil.copytree(photos, tmp_path / "copy")
+    context = context_of(root, tmp_path / "store")
+    images = root / "data/images"
+    images.rename(tmp_path / "unmounted")
+    images.mkdir()  # a mount point without its disk
+    with pytest.raises(MachineError, match=r"^\S+/data/images: a disk that answers was required, found: the folder is"):
+        prepared.prepare(context)
+    images.rmdir()
+    with pytest.raises(MachineError, match="submit again, what is finished is kept"):
+        prepared.prepare(context)
+    (tmp_path / "unmounted").rename(images)
+    prepared.prepare(context)
+    assert {} == context.prepared["base"].result["quarantined"]
+
+
+def test_what_was_lost_by_chance_is_tried_again_by_a_later_run_under_another_key(ray_cluster, photos, tmp_path):
+    root = shutil.copytree(photos, tmp_path / "copy")
+    first, photo = context_of(root, tmp_path / "store"), root / "data/images/a/0.jpg"
+    photo.rename(tmp_path / "away.jpg")
+    assert "SUCCEEDED" == prepared.prepare(first).outcome
+    assert ["train/a/0.jpg"] == list(first.prepared["base"].result["quarantined"])
+    assert "CACHED" == prepared.prepare(first).outcome
+    (tmp_path / "away.jpg").rename(photo)
+    assert "CACHED" == prepared.prepare(first).outcome, "a run keeps its photos"
+    later = context_of(root, tmp_path / "store", "later")
+    assert "SUCCEEDED" == prepared.prepare(later).outcome
+    assert {} == later.prepared["base"].result["quarantined"]
+    assert [(1, N_PHOTOS - 1)] == [(event["n_prepared"], event["n_copied"]) for event in made(later)]
+    assert first.prepared["base"].key != later.prepared["base"].key
+    assert first.rows["base"].key != later.rows["base"].key
+    assert first.keys.search(first.require_catalog()) != later.keys.search(later.require_catalog())
+
+
+def test_more_time_is_a_reason_to_try_again_within_a_run():
+    def settled(timeout_s, **result):
+        share = SimpleNamespace(per_prep_worker=SimpleNamespace(timeout_s=timeout_s))
+        context = SimpleNamespace(began=1.0, experiment=SimpleNamespace(spec=SimpleNamespace(resources=share)))
+        facts = {"result": {"timeout_s": 60, **result}, "finished": 2.0}
+        return prepared._settled(context, Artifact("shard", "k", None, facts))
+
+    lost = {"by_chance": ["train/a/0.jpg"]}
+    assert [True, True, False] == [settled(one, **lost) for one in (30, 60, 61)]
+    assert settled(61, by_chance=[])
+
+
+def test_photos_that_were_forbidden_are_looked_at_again_by_a_later_run(photos, tmp_path, monkeypatch):
+    """Rights are no part of the fingerprint. The test's user may read everything, so the open is made to fail."""
+    monkeypatch.setattr(stages, "ray_map", map)
+    real = open
+
+    def forbid(path, *settings, **more):
+        if str(path).endswith("a/0.jpg"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *settings, **more)
+
+    monkeypatch.setattr("builtins.open", forbid)
+    quarantined = context_of(photos, tmp_path).require_catalog().result["quarantined"]
+    assert {"train/a/0.jpg": "unreadable: Permission denied"} == quarantined
+    monkeypatch.setattr("builtins.open", real)
+    assert {} == context_of(photos, tmp_path, "later").require_catalog().result["quarantined"]
+
+
+def test_a_run_stops_where_more_photos_are_lost_than_the_spec_allows(ray_cluster, photos, tmp_path):
+    root = shutil.copytree(photos, tmp_path / "copy")
+    context = context_of(root, tmp_path / "store")
+    for path in (root / "data/images/a").iterdir():
+        path.unlink()
+    (root / "data/images/b/1.jpg").unlink()
+    with pytest.raises(
+        UserError, match=r"prep\.max_lost: at most 50% of the photos may be lost, 51% are \(41 of 80: unreadable: No"
+    ):
+        prepared.prepare(context)
 
 
 @pytest.fixture
