@@ -206,8 +206,7 @@ def _answers(test: TestTable, base: Path, schema: Schema) -> dict[str, int]:
     columns = read_table(base / test.root / test.table, where, [test.id, column])
     if column not in columns:
         raise DataError(where, f"a column {column!r} was required in {test.table}, found none of that name")
-    named = {schema.class_name(label): label for label in range(schema.n_classes)}
-    named |= {str(label): label for label in range(schema.n_classes)}
+    named = _reading(schema, where, column, {str(value) for value in columns[column]})
     answers, faults = {}, []
     for sample, value in zip(_test_ids(list_test(test, base)), columns[column], strict=True):
         if (label := named.get(str(value))) is None:
@@ -221,6 +220,30 @@ def _answers(test: TestTable, base: Path, schema: Schema) -> dict[str, int]:
             f"required for every photo, {len(faults)} have none: {some(faults)}. Correct them, or leave out {where}",
         )
     return answers
+
+
+def _reading(schema: Schema, where: str, column: str, values: set[str]) -> dict[str, int]:
+    """Return what values of a test table mean: names, codes, or either where no name is another class's code.
+
+    Raises:
+        DataError: classes are named by numbers, and the column can be read both ways, or neither.
+    """
+    names = {schema.class_name(label): label for label in range(schema.n_classes)}
+    codes = {str(label): label for label in range(schema.n_classes)}
+    either = names | codes
+    doubtful = sorted(value for value in names.keys() & codes.keys() if names[value] != codes[value])
+    if not doubtful or values - either.keys():
+        return either
+    fitting = [reading for reading in (names, codes) if values <= reading.keys()]
+    if len(fitting) == 1 or (fitting and not values.intersection(doubtful)):
+        return fitting[0]
+    one = next((value for value in doubtful if value in values), doubtful[0])
+    raise DataError(
+        where,
+        f"a column of names or of codes was required, {column!r} can be read as {'both' if fitting else 'neither'}: "
+        f"{one!r} is the name of class {names[one]} and the code of class {schema.class_name(codes[one])!r}. "
+        "Write the column in codes and name the classes so that no name is a code, such as 'c1' for '1'",
+    )
 
 
 def _test_ids(listing: Listing) -> list[str]:

@@ -196,6 +196,44 @@ def test_answers_may_be_class_names(contest):
     assert module.test_labels(contest.data(), contest.base, table)["label"].to_pylist() == [5] * 6
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ("123123", [0, 1, 2, 0, 1, 2]),  # all are names, 3 is no code
+        ("012012", [0, 1, 2, 0, 1, 2]),  # all are codes, 0 is no name
+        ("333333", [2] * 6),
+        ("121212", "can be read as both: '1' is the name of class 0 and the code of class '2'"),
+        ("013013", "can be read as neither: '1' is the name of class 0"),
+        ("03x111", "1 have none: test/b.jpg: 'x'"),
+    ],
+)
+def test_classes_named_by_numbers_are_read_by_the_whole_column_or_refused(contest, values, expected):
+    data = contest.data(labels={"kind": {"from": "column", "column": "kind", "classes": ["1", "2", "3"]}})
+    contest.people = [row | {"kind": at % 3 + 1} for at, row in enumerate(contest.people)]
+    contest.tests = [row | {"ans": value} for row, value in zip(contest.tests, values, strict=True)]
+    contest.save()
+    table = build_catalog(data, contest.base)
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=rf"data\.test\.label: .*{expected}"):
+            module.test_labels(data, contest.base, table)
+        return
+    order = [f"test/{row['ImageID']}" for row in contest.tests]
+    found = module.test_labels(data, contest.base, table)
+    of = dict(zip(found["sample_id"].to_pylist(), found["label"].to_pylist(), strict=True))
+    assert expected == [of[sample] for sample in order]
+
+
+def test_bins_of_one_year_are_no_codes(contest):
+    data = contest.data(labels={"age": {"from": "column", "column": "age", "bins": [2, 3]}})
+    contest.people = [row | {"age": at % 3 + 1} for at, row in enumerate(contest.people)]
+    for answers, expected in ((["<2", "2", ">=3"] * 2, [0, 1, 2] * 2), ([0, 1, 2] * 2, [0, 1, 2] * 2)):
+        contest.tests = [row | {"ans": value} for row, value in zip(contest.tests, answers, strict=True)]
+        contest.save()
+        found = module.test_labels(data, contest.base, build_catalog(data, contest.base))
+        of = dict(zip(found["sample_id"].to_pylist(), found["label"].to_pylist(), strict=True))
+        assert expected == [of[f"test/{row['ImageID']}"] for row in contest.tests]
+
+
 def test_neither_order_of_rows_nor_place_nor_time_is_in_the_hash(contest, tmp_path):
     first = build_catalog(contest.data(), contest.base)
     contest.people.reverse()
