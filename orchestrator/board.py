@@ -103,13 +103,13 @@ def label_table(board: Board, labels: dict[str, int]) -> pa.Table:
     )
 
 
-def _predict_checkpoint(job: tuple[str, str, list[int]]) -> Any:
-    """Predict some rows with one checkpoint; runs as a Ray task."""
+def _predict_checkpoint(job: tuple[str, str, list[int], str]) -> Any:
+    """Predict some rows with one checkpoint, a batch of them in memory at a time; runs as a Ray task."""
     from data_prep.shards import open_rows  # noqa: PLC0415
     from trainers.predict import load, predict  # noqa: PLC0415
 
-    folder, rows, at = job
-    return predict(load(Path(folder)), open_rows(Path(rows)).images[np.array(at, np.int64)])
+    folder, rows, at, device = job
+    return predict(load(Path(folder)), open_rows(Path(rows)).images, np.array(at, np.int64), device=device)
 
 
 def answers(
@@ -127,17 +127,18 @@ def answers(
     """
     from data_prep.shards import open_rows  # noqa: PLC0415
 
-    jobs = []
+    jobs, share = [], context.experiment.spec.resources.per_trial
     for trial in trials:
         artifact = context.store.get("trial", trial.facts["key"])
         artifact.file("weights.safetensors")  # checks its hash
         folder = str(context.rows[trial.facts["variant"]].path)
         index = open_rows(Path(folder)).index
-        jobs.append((str(artifact.path), folder, [index[sample] for sample in samples]))
+        jobs.append((str(artifact.path), folder, [index[sample] for sample in samples], share.device))
     found: list[tuple[TrialState, Any]] = []
     if samples:
         with context.reporter.task("vote", len(jobs)) as advance:
-            for trial, probs in zip(trials, ray_map(_predict_checkpoint, jobs), strict=True):
+            answered = ray_map(_predict_checkpoint, jobs, cpu=share.cpu, gpu=share.gpu)
+            for trial, probs in zip(trials, answered, strict=True):
                 found.append((trial, probs))
                 advance(len(found), "checkpoints")
     else:

@@ -235,7 +235,7 @@ def check(
     from data_prep.catalog import photo_path  # noqa: PLC0415
 
     spec, base = context.experiment.spec, context.experiment.base
-    jobs = []
+    jobs, share = [], spec.resources.per_trial
     for setting, own in trials.items():
         prep = context.experiment.arms[own[0]["variant"]].prep
         for at in sorted({0, len(own) - 1}):
@@ -252,14 +252,15 @@ def check(
                         prep.model_dump_json(by_alias=True),
                         photos,
                         told,
+                        share.device,
                     )
                 )
     with context.reporter.task("check", len(jobs)) as advance:
         found = []
-        for one in ray_map(_difference, jobs):
+        for one in ray_map(_difference, jobs, cpu=share.cpu, gpu=share.gpu):
             found.append(one)
             advance(len(found), "checkpoints")
-    tolerance = TOLERANCE["cuda" if spec.resources.per_trial.gpu else "cpu"]
+    tolerance = TOLERANCE[share.device]
     wrong = [
         f"{trial_id}: {why or f'a probability differs by {off:.2g}'}"
         for trial_id, off, why in found
@@ -275,16 +276,16 @@ def check(
     }
 
 
-def _difference(job: tuple[str, str, str, Sequence[tuple[str, str]], list[list[float]]]) -> tuple[str, float, str]:
+def _difference(job: tuple[str, str, str, Sequence[tuple[str, str]], list[list[float]], str]) -> tuple[str, float, str]:
     """Return how far a checkpoint's answers lie from the stored ones; runs as a Ray task."""
-    trial_id, folder, prep, photos, told = job
+    trial_id, folder, prep, photos, told, device = job
     try:
         ids, images, lost = prepare_photos(
             Prep.model_validate_json(prep), [(name, Path(path)) for name, path in photos]
         )
         if lost:
             return trial_id, 1.0, f"photos cannot be read any more: {lost}"
-        probs = probabilities(Path(folder), images)
+        probs = probabilities(Path(folder), images, device)
     except Exception as error:  # noqa: BLE001 - whatever fails here fails for a user of `predict` too
         return trial_id, 1.0, f"{type(error).__name__}: {error}"
     del ids

@@ -76,7 +76,7 @@ def _trial(
         str(parts),
         sizes,
         threads=max(1, int(share.cpu)),
-        device="cuda" if share.gpu else "cpu",
+        device=share.device,
         inputs=inputs,
         mixable=str(mixable) if mixable else None,
         source=source,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from data_prep.config import Prep
 from orchestrator import vote as voting
-from orchestrator.ensemble import Ensemble
+from orchestrator.ensemble import Ensemble, Member
 from orchestrator.errors import UserError
 from orchestrator.progress import Reporter
 
+_BATCH = 128  # of `trainers.predict.predict`: chunks that are multiples of it give the answers of one large array
+_CHUNK_BYTES = 2**28
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 Photos = Sequence[tuple[str, Path]]  # id and place
@@ -47,16 +49,22 @@ def answer(ensemble: Ensemble, photos: Photos, reporter: Reporter) -> pa.Table:
     Raises:
         UserError: none of the photos can be read.
     """
-    prepared: dict[str, tuple[list[str], NDArray[np.uint8], dict[str, str]]] = {}
-    members: dict[str, tuple[list[str], Any]] = {}
+    answered: dict[str, tuple[list[str], Any]] = {}
     quarantined: dict[str, str] = {}
+    device = _device()
+    by_prep: dict[str, list[Member]] = {}
     for member in ensemble.members:
-        name = member.prep.model_dump_json()
-        if name not in prepared:
-            prepared[name] = prepare_photos(member.prep, photos, reporter)
-            quarantined |= prepared[name][2]
-        ids, images, _ = prepared[name]
-        members[member.setting] = (ids, np.mean([probabilities(one, images) for one in member.checkpoints], axis=0))
+        by_prep.setdefault(member.prep.model_dump_json(), []).append(member)
+    for same in by_prep.values():
+        ids: list[str] = []
+        parts: dict[str, list[Any]] = {member.setting: [] for member in same}
+        for names, images in _prepared(same[0].prep, photos, quarantined, reporter):
+            ids += names
+            for member in same:
+                each = [probabilities(one, images, device) for one in member.checkpoints]
+                parts[member.setting].append(np.mean(each, axis=0))
+        answered |= {setting: (ids, np.concatenate(found)) for setting, found in parts.items()}
+    members = {member.setting: answered[member.setting] for member in ensemble.members}
     kept = {setting: _without(ids, probs, quarantined) for setting, (ids, probs) in members.items()}
     return voting.vote_table(
         [(name, name) for name, _ in photos],
@@ -68,17 +76,20 @@ def answer(ensemble: Ensemble, photos: Photos, reporter: Reporter) -> pa.Table:
     )
 
 
-def probabilities(checkpoint: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def probabilities(checkpoint: Path, images: NDArray[np.uint8], device: str = "cpu") -> NDArray[np.float32]:
     """Return one checkpoint's probabilities (N, C) of prepared photos (N, H, W, 3)."""
     from trainers.predict import load, predict  # noqa: PLC0415
 
-    return predict(load(checkpoint), images)
+    return predict(load(checkpoint), images, batch_size=_BATCH, device=device)
 
 
-def prepare_photos(
-    prep: Prep, photos: Photos, reporter: Reporter | None = None
-) -> tuple[list[str], NDArray[np.uint8], dict[str, str]]:
-    """Prepare photos as training did.
+def chunk_of(size: int) -> int:
+    """Return how many prepared photos of a side in pixels are held at a time."""
+    return max(1, _CHUNK_BYTES // (size * size * 3 * _BATCH)) * _BATCH
+
+
+def prepare_photos(prep: Prep, photos: Photos) -> tuple[list[str], NDArray[np.uint8], dict[str, str]]:
+    """Prepare photos as training did, all at once.
 
     Returns:
         Ids of the readable ones, their samples (N, H, W, 3), and id -> reason of the others.
@@ -86,24 +97,49 @@ def prepare_photos(
     Raises:
         UserError: none can be read.
     """
+    lost: dict[str, str] = {}
+    chunks = list(_prepared(prep, photos, lost, Reporter()))
+    return [name for names, _ in chunks for name in names], np.concatenate([images for _, images in chunks]), lost
+
+
+def _prepared(
+    prep: Prep, photos: Photos, lost: dict[str, str], reporter: Reporter
+) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
+    """Yield chunks of ids and samples (n, H, W, 3), as training saw them; `lost` gets id -> reason of the others.
+
+    Raises:
+        UserError: none can be read.
+    """
     from data_prep.images import decode  # noqa: PLC0415
     from data_prep.prepare import Preparation, prepare_row  # noqa: PLC0415
 
-    preparation = Preparation(prep, threads=os.cpu_count() or 1)
-    ids, images, lost = [], [], {}
-    with (reporter or Reporter()).task("prepare", len(photos)) as advance:
+    preparation, most = Preparation(prep, threads=os.cpu_count() or 1), chunk_of(prep.size)
+    own: dict[str, str] = {}
+    ids, images = list[str](), list[NDArray[np.uint8]]()
+    with reporter.task("prepare", len(photos)) as advance:
         for done, (name, path) in enumerate(photos, 1):
             outcome = prepare_row((f"test/{name}", str(path), ""), preparation)  # a test photo: it is never dropped
             if outcome.row is None:
-                lost[name] = outcome.reason or "no reason was given"
+                own[name] = outcome.reason or "no reason was given"
             else:
                 # encoded and decoded like a shard's sample, so that the answer equals the stored one
                 images.append(decode(outcome.row["image"]))
                 ids.append(name)
             advance(done, "")
-    if not ids:
-        raise UserError(f"readable photos were required, found none among {len(photos)}: {next(iter(lost.values()))}")
-    return ids, np.stack(images), lost
+            if len(ids) == most:
+                yield ids, np.stack(images)
+                ids, images = [], []
+        if ids:
+            yield ids, np.stack(images)
+    lost |= own
+    if len(own) == len(photos):
+        raise UserError(f"readable photos were required, found none among {len(photos)}: {next(iter(own.values()))}")
+
+
+def _device() -> str:
+    import torch  # noqa: PLC0415
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _without(ids: list[str], probs: Any, lost: dict[str, str]) -> tuple[list[str], Any]:

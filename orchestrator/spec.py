@@ -48,6 +48,11 @@ class Share(Section):
     cpu: Annotated[float, Field(gt=0, le=1024)] = 1
     gpu: Annotated[float, Field(ge=0, le=64)] = 0
 
+    @property
+    def device(self) -> str:
+        """Where torch computes with it."""
+        return "cuda" if self.gpu else "cpu"
+
 
 class PrepShare(Share):
     """What one worker of the preparation gets, and how long it may take for one photo before it is killed."""

@@ -74,10 +74,10 @@ class Done:
     note: str
 
 
-def ray_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+def ray_map(function: Callable[[Any], Any], items: Iterable[Any], *, cpu: float = 1, gpu: float = 0) -> Iterator[Any]:
     """Map a function over items with Ray tasks, results in order, at most a few per core in flight.
 
-    What the function raises is raised here.
+    What the function raises is raised here. A task gets `cpu` and `gpu`.
     """
     import ray  # noqa: PLC0415
 
@@ -87,7 +87,7 @@ def ray_map(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[An
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
 
-    remote = ray.remote(num_cpus=1)(function)
+    remote = ray.remote(num_cpus=cpu, num_gpus=gpu)(function)
     limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: list[Any] = []
     for item in items:

@@ -1,7 +1,13 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from data_prep.errors import DataError
+from orchestrator import board
 from orchestrator.board import public_half
+from orchestrator.progress import Reporter
 from orchestrator.select import choose, give_scores, rank
 
 BASE = {"low_rounded": 0.5, "worst_class_recall": 0.2, "total_variation": 0.1, "n_params": 10, "search_score": 0.6}
@@ -58,3 +64,37 @@ def test_a_diverse_choice_keeps_its_votes():
         "added 0 times",
         "added 2 times",
     ]
+
+
+def test_checkpoints_answer_on_the_trials_device_a_batch_of_mapped_rows_at_a_time(tmp_path, monkeypatch):
+    """There may be no GPU here: what is asked of the cluster and of torch is looked at."""
+    from orchestrator.spec import TrialShare
+    from trainers import predict
+
+    np.save(tmp_path / "rows.npy", np.zeros((4, 2, 2, 3), np.uint8))
+    (tmp_path / "rows.json").write_text(json.dumps(["test/a", "test/b", "train/c", "test/d"]))
+    asked = []
+
+    def inline(function, jobs, **share):
+        asked.append(share)
+        return map(function, jobs)
+
+    def answer(model, images, rows, *, device):
+        asked.append((type(images), rows.tolist(), device))
+        return np.full((len(rows), 2), 0.5, np.float32)
+
+    monkeypatch.setattr(board, "ray_map", inline)
+    monkeypatch.setattr(predict, "load", lambda folder: None)
+    monkeypatch.setattr(predict, "predict", answer)
+    artifact = SimpleNamespace(path=tmp_path, file=lambda name: None)
+    resources = SimpleNamespace(per_trial=TrialShare(cpu=2, gpu=0.5))
+    context = SimpleNamespace(
+        experiment=SimpleNamespace(spec=SimpleNamespace(resources=resources)),
+        store=SimpleNamespace(get=lambda kind, key: artifact),
+        rows={"base": artifact},
+        reporter=Reporter(quiet=True),
+    )
+    trial = SimpleNamespace(facts={"key": "k", "variant": "base", "setting": "s"})
+    members, _ = board.answers(context, [trial], ["test/d", "test/a"])
+    assert [{"cpu": 2, "gpu": 0.5}, (np.memmap, [3, 0], "cuda")] == asked
+    assert (2, 2) == members["s"][1].shape

@@ -148,6 +148,21 @@ def test_weights_that_changed_in_the_store_make_no_bundle_and_nothing_is_left_be
         write_bundle(paths, store, tmp_path / "there")
 
 
+def test_photos_are_answered_in_chunks_whose_size_changes_nothing(run, monkeypatch):
+    from orchestrator import predict
+
+    paths, store, photos = run
+    named = [(path.name, path) for path in sorted(photos.rglob("*.*"))]
+    whole = answer(of_run(paths, store), named, Reporter(quiet=True))
+    sizes, inner = [], predict.probabilities
+    monkeypatch.setattr(predict, "chunk_of", lambda size: 32)
+    monkeypatch.setattr(predict, "probabilities", lambda *job: sizes.append(len(job[1])) or inner(*job))
+    assert whole.equals(answer(of_run(paths, store), named, Reporter(quiet=True)))
+    assert [32] * 12 + [3] * 4 == sizes, "four checkpoints, 99 readable photos"
+    monkeypatch.undo()
+    assert (512, 5376) == (predict.chunk_of(380), predict.chunk_of(128))
+
+
 def test_the_check_of_a_run_sees_a_member_whose_answers_are_not_the_stored_ones(run):
     paths, store, photos = run
     member = of_run(paths, store).members[0]
@@ -156,8 +171,11 @@ def test_the_check_of_a_run_sees_a_member_whose_answers_are_not_the_stored_ones(
 
     _, images, _ = prepare_photos(member.prep, [(name, Path(path)) for name, path in named])
     told = probabilities(member.checkpoints[0], images).tolist()
-    job = ("c-1", str(member.checkpoints[0]), member.prep.model_dump_json(by_alias=True), named, told)
+    job = ("c-1", str(member.checkpoints[0]), member.prep.model_dump_json(by_alias=True), named, told, "cpu")
     assert _difference(job)[1] <= TOLERANCE["cpu"]
     assert _difference((*job[:1], str(member.checkpoints[1]), *job[2:]))[1] > TOLERANCE["cpu"]
-    assert "cannot be read" in _difference((*job[:3], [("x", str(photos / "broken.jpg")), *named], [told[0], *told]))[2]
-    assert "were stored" in _difference((*job[:4], [row[:5] for row in told]))[2]
+    assert (
+        "cannot be read"
+        in _difference((*job[:3], [("x", str(photos / "broken.jpg")), *named], [told[0], *told], "cpu"))[2]
+    )
+    assert "were stored" in _difference((*job[:4], [row[:5] for row in told], "cpu"))[2]
