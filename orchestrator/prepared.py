@@ -31,9 +31,13 @@ _METADATA = ["sample_id", "face_confidence", "n_faces", "mask_area", "outcome"]
 
 
 def prepare(context: Context) -> Done:
-    """Turn photos into shards of crops, one set per distinct `prep`; then into one array that trials map."""
+    """Turn photos into shards of crops, one set per distinct `prep`; then into one array that trials map.
+
+    Files that an earlier run made are hashed here, once: trials map them as they are.
+    """
     photos = context.require_catalog().result["photos"]
     made: dict[str, Artifact] = {}
+    rows: dict[str, Artifact] = {}
     variants: dict[str, list[str]] = defaultdict(list)
     n_prepared = n_copied = 0
     cached = True
@@ -50,7 +54,13 @@ def prepare(context: Context) -> Done:
         variants[key].append(name)
         context.prepared[name] = made[key]
         _require_enough(context, arm, made[key])
-        context.rows[name] = _rows(context, made[key])
+    for name, artifact in context.prepared.items():
+        if artifact.key not in rows:
+            rows[artifact.key] = _rows(context, artifact)
+            for kept in context.store.all("features"):
+                if kept.manifest["inputs"].get("photos") == artifact.key:
+                    _intact(context, "features", kept.key)
+        context.rows[name] = rows[artifact.key]
     sets = [_describe(context, artifact, variants[key]) for key, artifact in made.items()]
     write_json(context.paths.prep, {"sets": sets})
     lost = {sample for artifact in made.values() for sample in artifact.result["quarantined"]}
@@ -288,7 +298,7 @@ def _rows(context: Context, prepared: Artifact) -> Artifact:
     from data_prep.shards import memory_map  # noqa: PLC0415
 
     key = context.keys.rows(prepared.key)
-    if (found := context.store.find("rows", key)) is not None:
+    if (found := _intact(context, "rows", key)) is not None:
         return found
     with (
         _enough_room(context.store.root),

@@ -92,6 +92,22 @@ def test_a_flipped_bit_in_a_shard_is_found_and_that_shard_is_made_again(ray_clus
     assert 2 * 2 == sum(event["event"] == "damaged" for event in read(context.paths.events)), "the shard and its link"
 
 
+def test_a_flipped_bit_in_the_rows_or_in_kept_features_is_never_trained_on(ray_cluster, photos, tmp_path):
+    context = context_of(photos, tmp_path)
+    prepared.prepare(context)
+    rows = context.rows["base"].path / "rows.npy"
+    with context.store.draft("features", "f", params={}, inputs={"photos": context.prepared["base"].key}) as draft:
+        np.save(draft.path / "features.npy", np.ones(1000, np.float32))
+    good = rows.read_bytes()
+    for path in (rows, context.store.root / "features/f/features.npy"):
+        broken = bytearray(path.read_bytes())
+        broken[-100] ^= 1
+        path.write_bytes(broken)
+    assert "CACHED" == prepared.prepare(context).outcome
+    assert good == rows.read_bytes()
+    assert context.store.find("features", "f") is None
+
+
 def test_prep_json_counts_and_shows_and_warns_where_one_class_fails_more_often(
     ray_cluster, photos, tmp_path, monkeypatch
 ):

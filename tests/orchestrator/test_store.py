@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -43,6 +45,17 @@ def test_a_flipped_byte_is_refused_with_what_to_do(tmp_path):
     (tmp_path / "thing" / ("k" * 64) / "file.txt").write_text("y")
     with pytest.raises(UserError, match=r"sha256 is .* the manifest says .*delete .* and submit again"):
         store.get("thing", "k" * 64).file("file.txt")
+
+
+def test_what_does_not_reach_the_disk_is_no_artifact(tmp_path, monkeypatch):
+    def fail(handle):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        make(Store(tmp_path))
+    monkeypatch.undo()
+    assert [] == list((tmp_path / "thing").iterdir())
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()))
