@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_prep.images import RGB, Pixels
 from data_prep.network import U2NETS, lean
-from data_prep.weights import cache_dir, fetch
+from data_prep.weights import cache_dir, require
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -28,7 +28,7 @@ def open_session(model: str, threads: int, *, gpu: bool = False) -> Any:
     Raises:
         WeightsError: its file is missing, or is not what it should be.
     """
-    file = fetch(model)
+    file = require(model)
     os.environ["U2NET_HOME"] = str(cache_dir())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.images import RGB
-from data_prep.weights import WeightsError, deepface_home, fetch
+from data_prep.weights import WeightsError, deepface_home, require
 
 _PACKAGES = {"mtcnn": "mtcnn", "retinaface": "retina-face", "mediapipe": "mediapipe", "dlib": "dlib"}
 
@@ -31,7 +31,7 @@ def open_detector(backend: str) -> Any:
     Raises:
         WeightsError: the detector's weights or its package are missing.
     """
-    fetch(backend)
+    require(backend)
     deepface_home().mkdir(parents=True, exist_ok=True)
     os.environ["DEEPFACE_HOME"] = str(deepface_home())
     with warnings.catch_warnings():

@@ -164,6 +164,11 @@ def hashes(name: str) -> dict[str, str]:
     return dict(describe(name).files) or _recorded().get(name, {})
 
 
+def recorded(name: str) -> dict[str, str]:
+    """Return file name -> sha256 of weights as they first came; empty where none have."""
+    return _recorded().get(name, {})
+
+
 def cache_dir() -> Path:
     """Return the folder of downloaded weights: $MODEL_WEIGHTS, or one below the user's cache."""
     named = os.environ.get(CACHE_VARIABLE)
@@ -185,6 +190,61 @@ def local(name: str) -> Path | None:
             return None
         _verify(folder / file, sha256)
     return folder / next(iter(files)) if len(files) == 1 else folder
+
+
+def require(name: str) -> Path:
+    """Return the verified file of some weights that are on this machine. Downloads nothing.
+
+    Raises:
+        WeightsError: there is none, or it is not what it should be.
+    """
+    if (found := local(name)) is None:
+        weights = describe(name)
+        if weights.installed:
+            return fetch(name)  # says which package is missing
+        raise WeightsError(
+            f"weights {name}: a verified file was required, found none at {cache_dir() / next(iter(weights.files), name)}; "
+            f"run `python -m orchestrator weights {name}` or submit with --allow-download"
+        )
+    return found
+
+
+def kept(name: str) -> Path | None:
+    """Return the verified file that `adopt` recorded under a name, or None.
+
+    Raises:
+        WeightsError: it is there and its sha256 differs.
+    """
+    for file, sha256 in recorded(name).items():
+        if (place := cache_dir() / file).is_file():
+            _verify(place, sha256)
+            return place
+    return None
+
+
+def adopt(name: str, place: Path) -> Path:
+    """Copy a file that a library has fetched into the cache, and record its sha256 under a name.
+
+    Raises:
+        WeightsError: another file was recorded under that name before.
+    """
+    from filelock import FileLock  # noqa: PLC0415
+
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_dir() / f".{name}.lock"):
+        if (found := kept(name)) is not None:
+            return found
+        sha256, own = _digest(place), cache_dir() / f"{name}{place.suffix}"
+        if (known := recorded(name)) and sha256 not in known.values():
+            raise WeightsError(
+                f"{place}: sha256 {next(iter(known.values()))[:12]}.. was recorded for {name}, found {sha256[:12]}..; "
+                f"put the recorded file there, or take {name} out of {cache_dir() / RECORD} and train anew"
+            )
+        if own != place:
+            with place.open("rb") as source:
+                _land(source, own, sha256)
+        _record(name, {own.name: sha256})
+    return own
 
 
 def fetch(name: str, say: Say | None = None, *, allow_unpinned: bool = False) -> Path:

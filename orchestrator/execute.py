@@ -265,24 +265,25 @@ def _run_stages(context: stages.Context, outcomes: dict[str, str]) -> bool:
 
 
 def _require_weights(experiment: Experiment, *, allow_download: bool) -> None:
-    """Find and verify every weight file before Ray starts."""
-    from data_prep.weights import WeightsError, fetch_all, known, local  # noqa: PLC0415
+    """Find and verify every weight file before Ray starts; workers download nothing."""
+    from data_prep.weights import WeightsError, fetch_all, known, require  # noqa: PLC0415
 
-    wanted: set[str] = set()
+    wanted = set(experiment.backbones())
     for arm in experiment.arms.values():
         wanted |= {step.model for step in arm.prep.steps if step.name == "remove_background"}
         wanted |= {step.detector for step in arm.prep.steps if step.name == "crop_face"}
-        wanted |= {arm.train.model.backbone} if arm.train.model.pretrained else set()
-    for name in sorted(wanted & set(known())):
-        try:
-            found = fetch_all([name], allow_unpinned=True)[name] if allow_download else local(name)
-        except WeightsError as error:
-            raise UserError(str(error)) from None
-        if found is None:
-            raise UserError(
-                f"weights {name}: a verified file was required, found none; run `python -m orchestrator "
-                f"weights {name}` or submit with --allow-download"
-            )
+    try:
+        for name in sorted(wanted & set(known())):
+            if allow_download:
+                fetch_all([name], allow_unpinned=True)
+            else:
+                require(name)
+        for name in sorted(wanted - set(known())):
+            from trainers import hub  # noqa: PLC0415 - torch and timm, where they are needed anyway
+
+            (hub.fetch if allow_download else hub.require)(name)
+    except WeightsError as error:
+        raise UserError(str(error)) from None
 
 
 def _write_summary(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.section import identity
+from data_prep.weights import recorded
 from orchestrator import fair
 from orchestrator import select as selection
 from orchestrator.bridge import OBJECTIVE, Bridge
@@ -52,6 +53,8 @@ def _trial(
     inputs = {"prepare": context.prepared[variant].key, "parts": file_sha256(parts)}
     inputs |= {"mixable": file_sha256(mixable)} if mixable else {}
     inputs |= {"source": source} if source else {}
+    if arm.train.model.pretrained and (weights := recorded(arm.train.model.backbone)):
+        inputs |= {"weights": next(iter(weights.values()))}
     train = arm.train.model_dump(mode="json", by_alias=True)
     train["precision"] = precision_of(context, arm)
     key = stage_key(

@@ -12,6 +12,7 @@ from data_prep.fingerprint import fingerprint
 from data_prep.labels import Schema, train_borders
 from data_prep.section import identity
 from data_prep.steps import steps_identity
+from data_prep.weights import recorded
 from orchestrator.cost import training_s
 from orchestrator.errors import SpecError
 from orchestrator.history import earlier
@@ -116,7 +117,9 @@ class Keys:
         return stage_key("rows", VERSIONS["rows"], {}, {"prepare": prepare})
 
     def _inputs(self, catalog: Artifact) -> dict[str, str]:
-        inputs = {}
+        inputs: dict[str, str] = {}
+        for name in self.experiment.backbones():  # of the hub: those that are pinned say nothing
+            inputs |= {f"weights/{name}": sha256 for sha256 in recorded(name).values()}
         for name, arm in self.experiment.arms.items():
             inputs[f"split/{name}"] = self.split(arm, catalog.result["content"])
             inputs[f"prepare/{name}"] = self.prepare(arm, catalog.result["photos"])
@@ -152,6 +155,7 @@ class Keys:
                     "versions": [VERSIONS["search"], VERSIONS["trial"]],
                     "split": inputs[f"split/{name}"],
                     "prepare": inputs[f"prepare/{name}"],
+                    **{key: value for key, value in inputs.items() if key.startswith("weights/")},
                 }
             )
             for name, arm in self.experiment.arms.items()

