@@ -7,11 +7,13 @@ cannot: portraits of different people in one studio are as close as copies that 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.errors import require_machine
 from data_prep.images import RGB, PhotoError, decode
 
 Pairs = NDArray[np.int64]  # (n, 2) positions, the smaller one first
@@ -203,14 +205,21 @@ def _correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
 
 
 def compare_chunk(pairs: list[tuple[str, str]]) -> list[bool]:
-    """Compare photos (two absolute paths each); those that cannot be read are not the same."""
+    """Compare photos (two absolute paths each); those that cannot be read are not the same.
+
+    Raises:
+        MachineError: one could not be read, and that says nothing about the photo.
+    """
 
     @functools.lru_cache(maxsize=32)
     def read(path: str) -> RGB | None:
         try:
             with open(path, "rb") as handle:  # noqa: PTH123 - a plain string all the way
                 return decode(handle.read(), near=2 * _SIDE)
-        except (OSError, PhotoError):
+        except PhotoError:
+            return None
+        except OSError as error:
+            require_machine(error, path, os.path.dirname(path))  # noqa: PTH120 - as above
             return None
 
     def same(first: str, second: str) -> bool:

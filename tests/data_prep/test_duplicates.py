@@ -15,7 +15,8 @@ from data_prep import looks
 from data_prep.audit import audit, leak, people
 from data_prep.catalog import build_catalog
 from data_prep.config import Data, Split
-from data_prep.duplicates import candidates, perceptual_hash, same_picture, sets_of
+from data_prep.duplicates import candidates, compare_chunk, perceptual_hash, same_picture, sets_of
+from data_prep.errors import MachineError
 from data_prep.inspection import inspect_chunk
 from data_prep.labels import Schema
 from data_prep.split import assign
@@ -170,3 +171,14 @@ def test_a_catalog_goes_on_where_it_was_interrupted(contest, tmp_path, monkeypat
     table = build_catalog(contest.data(), contest.base, map_chunks=counting, work=work)
     assert table.equals(build_catalog(contest.data(), contest.base))
     assert (read[:3], sum(read)) == ([10, 10, 10], 54)
+
+
+def test_photos_that_cannot_be_read_are_not_the_same_and_a_folder_that_went_is_an_error(tmp_path):
+    for name in "ab":
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    pair, gone = (f"{tmp_path}/a.png", f"{tmp_path}/b.png"), (f"{tmp_path}/a.png", f"{tmp_path}/gone.png")
+    assert [True, False] == compare_chunk([pair, gone])
+    (tmp_path / "a.png").rename(tmp_path.with_name("elsewhere.png"))
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(MachineError, match="a disk that answers was required, found: the folder is empty now"):
+        compare_chunk([pair])
