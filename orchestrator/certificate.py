@@ -93,7 +93,7 @@ def whom(group: str, strategies: Collection[str], *, confirmed: bool) -> str:
 
 def _data(context: Context) -> dict[str, Any]:
     facts = context.require_catalog().result
-    seen = board.read_board(context) if context.experiment.spec.data.test else None
+    seen = board.read_board(context, ()) if context.experiment.spec.data.test else None
     return {
         "catalog_sha256": facts["content"],
         "photos_sha256": facts["photos"],

@@ -165,7 +165,7 @@ def _with_board(context: Context, candidates: list[dict[str, Any]]) -> tuple[lis
             "by": "scores typed into the spec",
             "n_candidates": len(typed),
         }
-    seen = board.read_board(context)
+    seen = board.read_board(context, (c["variant"] for c in candidates))
     by_setting = _checkpoints(context)
     trials = [trial for c in candidates for trial in by_setting[c["setting"]]]
     shown = board.peek(context, seen, trials)
@@ -258,10 +258,10 @@ def vote(context: Context) -> Done:
     if spec.data.test is None:
         return Done("SUCCEEDED", "no test set")
     chosen = load_json(context.paths.selection)
-    seen = board.read_board(context)
-    readable = [sample for sample, _ in seen.order if sample not in seen.lost]
     by_setting = _checkpoints(context)
     trials = [trial for setting in chosen["members"] for trial in by_setting[setting]]
+    seen = board.read_board(context, (trial.facts["variant"] for trial in trials))
+    readable = [sample for sample, _ in seen.order if sample not in seen.lost]
     members, found = board.answers(context, trials, readable)
     known = tables.read(context.paths.predictions, filters=[("split", "!=", "test")]).cast(tables.PREDICTIONS)
     tables.write(pa.concat_tables([known, board.prediction_table(found, readable)]), context.paths.predictions)
