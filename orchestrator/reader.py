@@ -152,10 +152,10 @@ def _check_claim(text: str, spec: Spec, arms: dict[str, Arm], refuse: Callable[[
     for side in dict.fromkeys((claim.better, claim.worse)):
         if side not in variants:
             refuse(f"no variant {side!r} in {text!r}; variants are {', '.join(variants)}{nearest(side, variants)}")
-        elif side in arms and (own := _head_labels(side, arms[side], spec.search)) not in (None, labels):
+        elif side in arms and set(own := _head_labels(side, arms[side], spec.search) or labels) != set(labels):
             refuse(
                 f"arms that answer {', '.join(labels)} were required in {text!r}, the head of {side!r} answers "
-                f"{', '.join(own or [])}; remove the claim"
+                f"{', '.join(own)}; remove the claim"
             )
     if {claim.better, claim.worse} <= set(arms) and arms[claim.better].data.split != arms[claim.worse].data.split:
         refuse(
