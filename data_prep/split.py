@@ -22,6 +22,8 @@ from data_prep.labels import Schema
 
 Ints = NDArray[np.int64]
 _OK = "ok"
+_N_DEALS = 20
+"""Of an inner part, until its training part shows every class; the first deal stands where it does."""
 
 
 def assign(
@@ -78,7 +80,8 @@ def inner_part(folds: pa.Table, fold: int, split: Split, schema: Schema) -> tupl
     """Split the samples outside a fold into (train, inner val), by the same strategy and share.
 
     The inner val part drives the schedule, early stopping and the best epoch of a confirm trial, whose fold is never
-    looked at before the end. It depends on the split's seed and the fold, and on no training seed.
+    looked at before the end. It depends on the split's seed and the fold, and on no training seed. Groups are dealt again
+    where the training part would lack a class, which a model could then never answer.
 
     Args:
         folds: as `assign` returns it.
@@ -90,13 +93,26 @@ def inner_part(folds: pa.Table, fold: int, split: Split, schema: Schema) -> tupl
         Sample ids of the two parts, in the table's order.
 
     Raises:
-        DataError: there are too few groups for two parts.
+        DataError: there are too few groups for two parts, or a class has none outside the fold to train on.
     """
     there = pc.and_(pc.is_valid(folds["fold"]), pc.not_equal(folds["fold"], fold))
     rows = folds.filter(pc.fill_null(there, fill_value=False))
     samples, groups = rows["sample_id"].to_pylist(), rows["group"].to_pylist()
     owners, codes = _units(split, samples, groups, schema.decode(rows["label"].to_numpy()))
+    labels = rows["label"].to_numpy()
     val = deal_share(owners, codes, split.val, seed=split.seed, purpose=f"inner {fold}")
+    for attempt in range(1, _N_DEALS):
+        if _lost_class(labels[~val], schema) is None:
+            break
+        # balances nothing: strata of one group each would be dealt alike again
+        val = deal_share(owners, codes[:, :0], split.val, seed=split.seed, purpose=f"inner {fold}, deal {attempt}")
+    if lost := _lost_class(labels[~val], schema):
+        raise DataError(
+            "data.split",
+            f"every class of {lost[0]} was required in the training part of fold {fold} of confirm, found none of "
+            f"{some(lost[1])}: too few groups show it; add some, or use strategy balanced_profile, another split.seed, "
+            "or more confirm.folds",
+        )
     pairs = list(zip(samples, val.tolist(), strict=True))
     return [sample for sample, out in pairs if not out], [sample for sample, out in pairs if out]
 
@@ -275,12 +291,19 @@ def _refuse_missing(roles: NDArray[np.str_], schema: Schema, labels: Ints) -> No
             raise DataError(
                 "data.exclude", f"samples of role {role} were required, the exclusions leave none; loosen them"
             )
-    there = schema.decode(labels[roles == "train"])
+    if lost := _lost_class(labels[roles == "train"], schema):
+        raise DataError(
+            "data.split",
+            f"every class of {lost[0]} was required in the training part, found none of {some(lost[1])}; "
+            f"use another split.seed, a smaller split.val, or fewer exclusions",
+        )
+
+
+def _lost_class(labels: Ints, schema: Schema) -> tuple[str, list[str]] | None:
+    """Return the first label of which classes are missing, and these."""
+    there = schema.decode(labels)
     for column, (name, classes) in enumerate(schema.classes.items()):
         found = set(there[:, column].tolist())
         if lost := [text for code, text in enumerate(classes) if code not in found]:
-            raise DataError(
-                "data.split",
-                f"every class of {name} was required in the training part, found none of {some(lost)}; "
-                f"use another split.seed, a smaller split.val, or fewer exclusions",
-            )
+            return name, lost
+    return None

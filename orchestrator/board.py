@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator import stats, tables
+from orchestrator.heldout import Sides
 from orchestrator.ledger import TrialState
 from orchestrator.stages import Context, majority_class, ray_map
 from orchestrator.stats import Ints, Oof
@@ -40,8 +41,13 @@ class Board:
         return "private" if self.public else "whole"
 
 
-def read_board(context: Context) -> Board:
-    """List the test photos and divide them, by group where every photo's is known."""
+def read_board(context: Context, variants: Iterable[str]) -> Board:
+    """List the test photos and divide them, by group where every photo's is known.
+
+    Args:
+        context: of the run.
+        variants: those that answer; a photo is lost where the preparation of one of them failed, as in `predict`.
+    """
     from data_prep.catalog import test_order  # noqa: PLC0415
 
     data = context.experiment.spec.data
@@ -51,8 +57,8 @@ def read_board(context: Context) -> Board:
     groups = {sample: of[sample] for sample, _ in order}
     known = all(group is not None for group in groups.values())
     lost = dict(context.require_catalog().result["quarantined"])
-    for artifact in context.prepared.values():
-        lost |= artifact.result["quarantined"]
+    for variant in sorted(set(variants)):
+        lost |= context.prepared[variant].result["quarantined"]
     return Board(
         order,
         groups if known else None,
@@ -171,12 +177,15 @@ def prediction_table(found: Sequence[tuple[TrialState, Any]], samples: list[str]
 
 
 def scored(context: Context, board: Board, part: str, preds: dict[str, int], labels: dict[str, int]) -> Oof:
-    """Return answers on a part of the test set beside its labels."""
+    """Return answers on a part of the test set beside its labels, with groups and strata where groups are known."""
     ids = [sample for sample, _ in board.part(part)]
     truth: Ints = np.array([labels[sample] for sample in ids], np.int64)
     given: Ints = np.array([[preds[sample] for sample in ids]], np.int64)
-    groups = [board.groups[sample] for sample in ids] if board.groups else None
-    return Oof(ids, truth, given, groups, None, context.schema.n_classes)
+    n_classes = context.schema.n_classes
+    if not board.groups:
+        return Oof(ids, truth, given, None, None, n_classes)
+    sides = Sides.among(ids, [board.groups[sample] for sample in ids], context.schema.decode(truth))
+    return sides.oof(ids, truth, given, n_classes)
 
 
 def member_preds(context: Context, board: Board, members: Members) -> dict[str, dict[str, int]]:

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from data_prep.config import Prep
 from orchestrator.ensemble import Ensemble, Member, of_run
@@ -19,7 +19,7 @@ from orchestrator.store import MANIFEST, Store, file_sha256, git_commit, package
 
 FORMAT_VERSION = 1
 ENSEMBLE, CERTIFICATE, README = "ensemble.json", "certificate.json", "README.txt"
-_MANIFEST_BYTES = 2**24
+_MANIFEST_BYTES, _BLOCK_BYTES = 2**24, 2**20
 _WEIGHTS = ("weights.safetensors", "model.json")
 _TEXT = """An ensemble of {n} image classifiers out of the run {run}.
 
@@ -132,19 +132,46 @@ def open_bundle(place: Path) -> Iterator[Ensemble]:
 
 
 def _unpack(place: Path, folder: Path) -> None:
-    """Unpack what the manifest names, each no longer than it says, and nothing else."""
+    """Unpack what the manifest names and nothing else, in blocks, each file no longer than the manifest says.
+
+    A file must lie in the zip as it is, and all of them must fit into it: so no small zip asks for a large disk.
+    """
     try:
         with zipfile.ZipFile(place) as archive:
-            with archive.open(MANIFEST) as source:
+            with _stored(place, archive, MANIFEST) as source:
                 files = json.loads(source.read(_MANIFEST_BYTES))["files"]
             sizes = {_inside(place, name): int(facts["size_bytes"]) for name, facts in files.items()}
+            if min(sizes.values(), default=0) < 0 or sum(sizes.values()) > place.stat().st_size:
+                raise ValueError(f"{MANIFEST} names more bytes than the zip has")
             for name, size in {MANIFEST: _MANIFEST_BYTES, **sizes}.items():
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(name) as source, target.open("wb") as sink:
-                    sink.write(source.read(size + 1))  # whatever else a zip unfolds to
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
+                with _stored(place, archive, name) as source, target.open("wb") as sink:
+                    left = size + 1  # a longer one fails by its hash
+                    while block := source.read(min(left, _BLOCK_BYTES)):
+                        sink.write(block)
+                        left -= len(block)
+    except (
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         raise UserError(f"{place}: a bundle was required, found: {error}; make it again with `bundle`") from None
+
+
+def _stored(place: Path, archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """Open a file of a zip that does not compress it."""
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise UserError(
+            f"{place}: files stored as they are were required, {name!r} is compressed; take the zip that `bundle` wrote, "
+            "or unpack it and name the folder"
+        )
+    return archive.open(name)
 
 
 def _inside(place: Path, name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,15 @@ def certify(context: Context) -> dict[str, Any]:
         ],
         "vote": chosen["vote"],
         "policy": chosen["policy"],
-        "estimate": {"on": "out-of-fold predictions" if spec.confirm else "role val", **(estimate or {})},
+        "estimate": {
+            "on": "out-of-fold predictions" if spec.confirm else "role val",
+            "of": whom(
+                spec.data.group,
+                {context.experiment.arms[own[0]["variant"]].data.split.strategy for own in trials.values()},
+                confirmed=spec.confirm is not None,
+            ),
+            **(estimate or {}),
+        },
         "corrected": chosen["ensemble"].get("corrected"),
         "gain": chosen["ensemble"].get("gain"),
         "test": test,
@@ -68,9 +76,24 @@ def certify(context: Context) -> dict[str, Any]:
     return made
 
 
+def whom(group: str, strategies: Collection[str], *, confirmed: bool) -> str:
+    """Say whose photos an estimate is about: new people's, only where splits and groups keep people apart.
+
+    Args:
+        group: the spec's `data.group`.
+        strategies: of the members' splits.
+        confirmed: whether it rests on out-of-fold predictions.
+    """
+    if not confirmed:
+        return "the photos that chose it (role val)"
+    if group == "sample_id" or "random" in strategies:
+        return "photos it has never seen, of people it may have seen"
+    return f"people (group: {group}) it has never seen"
+
+
 def _data(context: Context) -> dict[str, Any]:
     facts = context.require_catalog().result
-    seen = board.read_board(context) if context.experiment.spec.data.test else None
+    seen = board.read_board(context, ()) if context.experiment.spec.data.test else None
     return {
         "catalog_sha256": facts["content"],
         "photos_sha256": facts["photos"],
@@ -296,11 +319,12 @@ def _difference(job: tuple[str, str, str, Sequence[tuple[str, str]], list[list[f
 
 def statement(made: Mapping[str, Any]) -> str:
     """Return the certificate in a few sentences."""
-    said = []
+    said, on, whose = [], made["estimate"]["on"], made["estimate"]["of"]
     if f1 := made["estimate"].get("macro_f1"):
+        told, end = ("is expected to reach", "") if on != "role val" else ("reached", " Expect less of new photos.")
         said.append(
-            f"On people it has never seen the vote of {len(made['members'])} members is expected to reach macro F1 "
-            f"{f1['estimate']:.3f} (90 % interval {f1['low']:.3f} to {f1['high']:.3f}, {f1['n_groups']} groups)."
+            f"On {whose} the vote of {len(made['members'])} members {told} macro F1 {f1['estimate']:.3f} "
+            f"(90 % interval {f1['low']:.3f} to {f1['high']:.3f}, {f1['n_groups']} groups).{end}"
         )
     if (honest := made["corrected"]) and honest.get("estimate") is not None:
         said.append(

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from data_prep.labels import Schema
 from orchestrator import stats, tables
 from orchestrator.errors import UserError
+from orchestrator.heldout import Sides
+from orchestrator.reader import read
 from orchestrator.runs import RunPaths
 
 
@@ -30,8 +33,8 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
                 f"runs {first.run_id} and {one.run_id}: the same test labels and public part were required, found "
                 "different ones; compare runs over one test set"
             )
-    private = sorted(set(labels) - public)
-    judged = [_oof(preds, labels, private, groups) for preds, *_ in sides]
+    private, schema = sorted(set(labels) - public), Schema.of(read(first.resolved, check_roots=False).spec.data.labels)
+    judged = [_oof(preds, labels, private, groups, schema) for preds, *_ in sides]
     runs = []
     for paths, (preds, *_), oof in zip((first, second), sides, judged, strict=True):
         selection = paths.read_json("selection")
@@ -39,7 +42,7 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
         for metric in ("macro_f1", "accuracy"):
             row[metric] = stats.interval(oof, metric=metric, seed=0).to_json()
         if public:
-            shown = _oof(preds, labels, sorted(public), groups)
+            shown = _oof(preds, labels, sorted(public), groups, schema)
             row["public_macro_f1"] = stats.macro_f1(shown.targets, shown.preds[0], shown.n_classes)
         runs.append(row)
     return {
@@ -65,11 +68,16 @@ def _side(paths: RunPaths) -> tuple[dict[str, int], dict[str, int], frozenset[st
     return preds, labels, public, known
 
 
-def _oof(preds: dict[str, int], labels: dict[str, int], ids: list[str], groups: dict[str, str] | None) -> stats.Oof:
+def _oof(
+    preds: dict[str, int], labels: dict[str, int], ids: list[str], groups: dict[str, str] | None, schema: Schema
+) -> stats.Oof:
     truth = np.array([labels[sample] for sample in ids], np.int64)
     given = np.array([[preds[sample] for sample in ids]], np.int64)
-    n_classes = max(*labels.values(), int(given.max())) + 1
-    return stats.Oof(ids, truth, given, [groups[one] for one in ids] if groups else None, None, n_classes)
+    n_classes = max(schema.n_classes, int(given.max()) + 1)  # the other run may know more classes
+    if groups is None:
+        return stats.Oof(ids, truth, given, None, None, n_classes)
+    sides = Sides.among(ids, [groups[one] for one in ids], schema.decode(truth))
+    return sides.oof(ids, truth, given, n_classes)
 
 
 def compare_lines(found: dict[str, Any]) -> list[str]:

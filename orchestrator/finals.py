@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_prep.section import identity
 from orchestrator import board, fair, optimism, stats, tables
 from orchestrator import select as selection
 from orchestrator import vote as voting
@@ -76,8 +75,11 @@ def _search_scores(context: Context) -> dict[str, float]:
 
 
 def hypotheses(context: Context) -> Done:
-    """Judge the spec's claims on the out-of-fold predictions of each arm's best finalist."""
-    from orchestrator.hypotheses import judge, parse  # noqa: PLC0415
+    """Judge the spec's claims on the out-of-fold predictions of each arm's best finalist.
+
+    A claim about an arm that has none, because its trials failed, is a row like the others: undecided, with the reason.
+    """
+    from orchestrator.hypotheses import judge  # noqa: PLC0415
 
     claims, rows = context.experiment.spec.hypotheses, []
     if claims:
@@ -86,20 +88,6 @@ def hypotheses(context: Context) -> Done:
         best: dict[str, stats.Oof] = {}
         for setting in sorted(arms, key=lambda s: (-scores.get(s, 0.0), s)):
             best.setdefault(variants[setting], arms[setting])
-        splits = {name: artifact.key for name, artifact in context.folds.items()}
-        for claim in map(parse, claims):
-            for side in (claim.better, claim.worse):
-                if side not in best:
-                    raise UserError(
-                        f"hypotheses: out-of-fold predictions of {side!r} over all labels were required, found none"
-                    )
-            same = identity(context.experiment.arms[claim.better].data.split) == identity(
-                context.experiment.arms[claim.worse].data.split
-            )
-            if not same and splits[claim.better] != splits[claim.worse]:
-                raise UserError(
-                    f"hypotheses: {claim.better!r} and {claim.worse!r} are split differently, so nothing pairs them"
-                )
         rows = judge(claims, best, seed=context.experiment.spec.seed)
     write_json(context.paths.hypotheses, rows)
     return Done("SUCCEEDED", "; ".join(f"{row['claim']}: {row['verdict']}" for row in rows))
@@ -177,7 +165,7 @@ def _with_board(context: Context, candidates: list[dict[str, Any]]) -> tuple[lis
             "by": "scores typed into the spec",
             "n_candidates": len(typed),
         }
-    seen = board.read_board(context)
+    seen = board.read_board(context, (c["variant"] for c in candidates))
     by_setting = _checkpoints(context)
     trials = [trial for c in candidates for trial in by_setting[c["setting"]]]
     shown = board.peek(context, seen, trials)
@@ -270,10 +258,10 @@ def vote(context: Context) -> Done:
     if spec.data.test is None:
         return Done("SUCCEEDED", "no test set")
     chosen = load_json(context.paths.selection)
-    seen = board.read_board(context)
-    readable = [sample for sample, _ in seen.order if sample not in seen.lost]
     by_setting = _checkpoints(context)
     trials = [trial for setting in chosen["members"] for trial in by_setting[setting]]
+    seen = board.read_board(context, (trial.facts["variant"] for trial in trials))
+    readable = [sample for sample, _ in seen.order if sample not in seen.lost]
     members, found = board.answers(context, trials, readable)
     known = tables.read(context.paths.predictions, filters=[("split", "!=", "test")]).cast(tables.PREDICTIONS)
     tables.write(pa.concat_tables([known, board.prediction_table(found, readable)]), context.paths.predictions)

@@ -45,8 +45,11 @@ def garbage(store: Store) -> Garbage:
     """Find what no run needs.
 
     Raises:
-        UserError: a run is live, or what it needs cannot be told.
+        UserError: a run or an audit is live, or what it needs cannot be told.
     """
+    for audit in sorted((store.root / "audits").glob("*/")):
+        if is_live(audit):
+            raise UserError(f"gc: a store without live audits was required, {audit.name} is audited; wait for it")
     artifacts: Names = set()
     work: Names = set()
     for run in all_runs(store.root):

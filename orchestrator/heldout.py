@@ -28,11 +28,15 @@ class Sides:
     @classmethod
     def of(cls, catalog: pa.Table, labels: Sequence[str]) -> Sides:
         """Read them from a catalog's labelled rows."""
+        rows = catalog.filter(pc.is_valid(catalog["label"]))
+        codes = np.stack([rows[f"label_{name}"].to_numpy() for name in labels], axis=1)
+        return cls.among(rows["sample_id"].to_pylist(), rows["group"].to_pylist(), codes)
+
+    @classmethod
+    def among(cls, samples: Sequence[str], groups: Sequence[str], codes: Ints) -> Sides:
+        """Find them among samples with their groups and the codes (N, n_labels) of their labels."""
         from data_prep.split import strata  # noqa: PLC0415
 
-        rows = catalog.filter(pc.is_valid(catalog["label"]))
-        samples, groups = rows["sample_id"].to_pylist(), rows["group"].to_pylist()
-        codes = np.stack([rows[f"label_{name}"].to_numpy() for name in labels], axis=1)
         _, inverse, constant = strata(groups, codes)
         of_group = [str(row.tolist()) for row in constant]
         return cls(

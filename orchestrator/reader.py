@@ -115,7 +115,7 @@ def _check_names(spec: Spec, arms: dict[str, Arm], document: Document, problems:
         problems.append(Problem(*document.where(where), text))
 
     for at, text in enumerate(spec.hypotheses):
-        _check_claim(text, variants, lambda why, at=at: refuse(("hypotheses", at), f"hypotheses: {why}"))  # type: ignore[misc]
+        _check_claim(text, spec, arms, lambda why, at=at: refuse(("hypotheses", at), f"hypotheses: {why}"))  # type: ignore[misc]
     if spec.hypotheses and spec.confirm is None:
         refuse(("hypotheses",), "hypotheses are judged on confirm's out-of-fold predictions; remove confirm: null")
     listed = spec.select.policy if isinstance(spec.select.policy, list) else []
@@ -141,15 +141,35 @@ def _check_alpha(arm: Arm, spec: Spec, document: Document, problems: list[Proble
             problems.append(Problem(*mark, f"train.loss.alpha.{name}: {wanted}"))
 
 
-def _check_claim(text: str, variants: list[str], refuse: Callable[[str], None]) -> None:
+def _check_claim(text: str, spec: Spec, arms: dict[str, Arm], refuse: Callable[[str], None]) -> None:
+    """Check that a claim reads well and that its arms can be paired: they answer the same photos over all labels."""
     try:
         claim = parse_claim(text)
     except ValueError as error:
         refuse(str(error))
         return
-    for side in (claim.better, claim.worse):
+    variants, labels = list(spec.variants), list(spec.data.labels)
+    for side in dict.fromkeys((claim.better, claim.worse)):
         if side not in variants:
             refuse(f"no variant {side!r} in {text!r}; variants are {', '.join(variants)}{nearest(side, variants)}")
+        elif side in arms and set(own := _head_labels(side, arms[side], spec.search) or labels) != set(labels):
+            refuse(
+                f"arms that answer {', '.join(labels)} were required in {text!r}, the head of {side!r} answers "
+                f"{', '.join(own)}; remove the claim"
+            )
+    if {claim.better, claim.worse} <= set(arms) and arms[claim.better].data.split != arms[claim.worse].data.split:
+        refuse(
+            f"arms of one data.split were required in {text!r}, {claim.better!r} and {claim.worse!r} are split "
+            "differently, so nothing pairs their photos; submit them as two specs and `compare` the runs on the test set"
+        )
+
+
+def _head_labels(name: str, arm: Arm, search: Search | None) -> list[str] | None:
+    """Return the labels that a head was told to answer; None for all, and where the search may say otherwise."""
+    space, head = search.space_of(name) if search else {}, arm.train.model.head
+    if not isinstance(head, SingleHead) or {"train.model.head", "train.model.head.labels"} & set(space):
+        return None
+    return head.labels or None
 
 
 def _label_names(arm: Arm) -> list[tuple[Path_, list[str]]]:

@@ -172,6 +172,9 @@ def ensemble_lines(run: Path) -> list[str]:
     if not found.get("test"):
         lines.append("no test labels: no test score")
     for row in _json(run / "hypotheses.json") or []:
+        if row["difference"] is None:
+            lines.append(f"{row['claim']}: {row['verdict']} ({needs_text(row)})")
+            continue
         span = f"90 % interval {row['low']:+.3f} to {row['high']:+.3f}"
         p_value = row.get("p_adjusted", row["p_value"])
         told = f"{row['metric']} {row['difference']:+.3f}, {span}, p {p_value:.3f}, {row['n_groups']} groups"

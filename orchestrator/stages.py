@@ -157,7 +157,7 @@ def _facts(table: pa.Table) -> dict[str, Any]:
 
 def split(context: Context) -> Done:
     """Give every labelled sample its role and fold, per variant."""
-    from data_prep.split import assign  # noqa: PLC0415
+    from data_prep.split import assign, inner_part  # noqa: PLC0415
 
     catalog, confirm = context.require_catalog(), context.experiment.spec.confirm
     n_folds = confirm.folds if confirm else None
@@ -170,8 +170,12 @@ def split(context: Context) -> Done:
             with context.store.draft("split", key, params={}, inputs={"catalog": catalog.key}) as draft:
                 tables.write(table, draft.path / "folds.parquet")
                 draft.result |= dict(Counter(table["role"].to_pylist()))
-        context.folds[name] = artifact = context.store.get("split", key)
+        artifact = context.store.get("split", key)
         table = tables.read(artifact.file("folds.parquet"))
+        if artifact.key not in {one.key for one in context.folds.values()}:
+            for fold in range(n_folds or 0):  # a class that confirm cannot train on is refused now
+                inner_part(table, fold, arm.data.split, context.schema)
+        context.folds[name] = artifact
         parts.append(table.add_column(0, "variant", pa.array([name] * len(table), pa.string())))
     tables.write(pa.concat_tables(parts), context.paths.folds)
     roles = next(iter(context.folds.values())).result

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class Tracker:
             return (
                 f"stopped after {timeout_s:.0f} s before everything was mirrored; details in {self.run / 'track.log'}"
             )
-        return None if code == 0 else f"failed, details in {self.run / 'track.log'}"
+        return None if code == 0 else f"failed, study.log or W&B may lack trials; details in {self.run / 'track.log'}"
 
 
 def start(run: Path, settings: Any) -> Tracker:
@@ -62,25 +63,34 @@ def start(run: Path, settings: Any) -> Tracker:
     return Tracker(process, run)
 
 
-def main(run: Path, parent: int) -> None:
-    """Mirror a run until it has ended or its driver is gone."""
+def main(run: Path, parent: int) -> int:
+    """Mirror a run until it has ended or its driver is gone; return 1 where a part of the mirror could not go on."""
     spec = YAML(typ="safe", pure=True).load((run / "resolved.yaml").read_text(encoding="utf-8"))
     track = spec.get("track") or {}
     search = Search.model_validate_json(json.dumps(spec["search"])) if spec.get("search") else Search(trials=1)
     sinks: list[Callable[[TrialState], None]] = [Journal(run, search)]
     if track.get("tensorboard"):
         sinks.append(lambda trial: _tensorboard(run, trial))
-    lines = [threading.Thread(target=_follow, args=(run, sinks, parent, None))]
+    lines: list[tuple[list[Callable[[TrialState], None]], Path | None]] = [(sinks, None)]
     wandb = track.get("wandb")
     if wandb and wandb["mode"] != "disabled":
         # its own thread, so that a slow service holds up nothing else
-        lines.append(
-            threading.Thread(target=_follow, args=(run, [lambda trial: _wandb(run, wandb, trial)], parent, run / _DONE))
-        )
-    for line in lines:
-        line.start()
-    for line in lines:
-        line.join()
+        lines.append(([lambda trial: _wandb(run, wandb, trial)], run / _DONE))
+    broken: list[Exception] = []
+
+    def follow(own: list[Callable[[TrialState], None]], memory: Path | None) -> None:
+        try:
+            _follow(run, own, parent, memory)
+        except Exception as error:  # noqa: BLE001 - a full disk, say: it would end this thread alone, unseen
+            traceback.print_exc()
+            broken.append(error)
+
+    threads = [threading.Thread(target=follow, args=line) for line in lines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return 1 if broken else 0
 
 
 def _follow(run: Path, sinks: list[Callable[[TrialState], None]], parent: int, memory: Path | None) -> None:
@@ -216,4 +226,4 @@ def _wandb(run: Path, settings: dict[str, Any], trial: TrialState) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), os.getppid())
+    sys.exit(main(Path(sys.argv[1]), os.getppid()))

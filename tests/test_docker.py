@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_prep.weights import CACHE_VARIABLE
+
 FOLDER = Path(__file__).resolve().parents[1] / "docker"
 HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
 
@@ -32,3 +34,21 @@ def test_the_cluster_shows_its_dashboard_to_this_host_only_and_holds_no_secret()
     for service in compose["services"].values():
         assert "RAY_AUTH_TOKEN" not in service["environment"]
         assert "/run/secrets/ray_token" == service["environment"]["RAY_AUTH_TOKEN_PATH"]
+
+
+def test_the_client_has_a_node_of_its_own_and_all_share_store_and_weights():
+    compose = yaml.safe_load((FOLDER / "compose.yaml").read_text())
+    client = compose["services"]["client"]
+    shell, option, script, name = client["entrypoint"]
+    # what compose makes of $$, with programs that only tell how they were called
+    told = subprocess.run(
+        [shell, option, 'ray() { echo ray "$@" >&2; }; python() { echo python "$@"; }; ' + script.replace("$$", "$").replace("exec ", ""),
+         name, "submit", "a spec.yaml", "--address", "head:6379"], capture_output=True, text=True, check=True)  # fmt: skip
+    assert told.stderr == "ray start --address=head:6379 --num-cpus=0 --num-gpus=0\n"
+    assert told.stdout == "python -m orchestrator submit a spec.yaml --address head:6379\n"
+    assert set(compose["volumes"]) == {"store", "weights"}
+    dockerfile = (FOLDER / "Dockerfile").read_text()
+    for service in compose["services"].values():
+        assert {"store:/store", "weights:/weights"} < set(service["volumes"])
+        assert service["environment"][CACHE_VARIABLE] == "/weights"
+    assert "chown 1000 /store /weights" in dockerfile  # a named volume takes the owner of the folder it hides

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from data_prep.weights import WeightsError, known, require
 from trainers import hub
+from trainers.backbones import known_backbones
 from trainers.config import Model
 from trainers.heads import HEADS, Branches
 
@@ -85,6 +86,9 @@ def build(
         WeightsUnavailable: pretrained weights are not on this machine; none are downloaded here.
         ValueError: timm has no such model, or it cannot be built for this size.
     """
+    if model.backbone.split(".")[0] not in known_backbones():
+        # timm would take hf-hub:NAME from the net and local-dir:PATH from anywhere on this disk
+        raise ValueError(f"train.model.backbone: a model of timm was required, found {model.backbone!r}")
     import timm  # noqa: PLC0415
 
     wanted = model.pretrained if pretrained is None else pretrained

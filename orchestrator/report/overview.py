@@ -95,6 +95,7 @@ def result(run: Run) -> dict[str, Any]:
         "policy": run.selection.get("policy"),
         "rule": run.rule,
         "group": mapping(run.resolved.get("data")).get("group"),
+        "of": mapping(run.certificate.get("estimate")).get("of") or "photos it was not trained on",
         "n_candidates": len(run.candidates),
         "level": number(run.selection.get("level")) or 0.9,
         "gain": estimate - best if estimate is not None and best else None,

@@ -20,6 +20,7 @@ def certificate(run: Run) -> dict[str, Any]:
         "gain": mapping(made.get("gain")),
         "calibration": number(mapping(made.get("estimate")).get("calibration_error")),
         "check": mapping(made.get("check")),
+        "on": "out of fold" if mapping(made.get("estimate")).get("on") != "role val" else "role val",
         "worst_classes": dicts(made.get("worst_classes")),
         "worst_groups": dicts(made.get("worst_groups")),
         "group": mapping(run.resolved.get("data")).get("group"),
@@ -33,12 +34,17 @@ def _scores(run: Run) -> list[dict[str, Any]]:
     made = run.certificate
     estimate = mapping(made.get("estimate"))
     rows = [
-        ("expected on new groups", estimate.get("on"), mapping(estimate.get("macro_f1"))),
+        (_about(estimate), estimate.get("on"), mapping(estimate.get("macro_f1"))),
         ("the same, corrected for the choice", "choose in the bag, score out of it", mapping(made.get("corrected"))),
         ("public half of the test set", "a leaderboard's view", mapping(mapping(made.get("public")).get("macro_f1"))),
         ("test", _part(made), mapping(mapping(made.get("test")).get("macro_f1"))),
     ]
     return [{"name": name, "on": on, **score} for name, on, score in rows if number(score.get("estimate")) is not None]
+
+
+def _about(estimate: dict[str, Any]) -> str:
+    whom = estimate.get("of") or "photos it was not trained on"
+    return f"reached on {whom}" if estimate.get("on") == "role val" else f"expected on {whom}"
 
 
 def _part(made: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections import Counter, defaultdict
@@ -50,11 +51,11 @@ def sides(table: pa.Table, column: str) -> dict[str, set]:
 
 
 def tried(*arguments) -> pa.Table | None:
-    """Some seeds put all people of a class into val; that is refused, and no law is about it."""
-    try:
-        return assign(*arguments)
-    except DataError:
-        return None
+    """Some seeds put all people of a class into one part; that is refused, and no law is about it."""
+    _, schema, split, _, n_folds = arguments
+    table = assigned(*arguments)
+    refused = table is None or any(isinstance(inner_of(table, at, split, schema), str) for at in range(n_folds))
+    return None if refused else table
 
 
 @settings(max_examples=40, deadline=None)
@@ -208,6 +209,57 @@ def test_rules_about_nothing_are_refused(rule, text):
 def test_a_class_without_training_photos_is_named(rule):
     with pytest.raises(DataError, match=r"every class of age.*found none of >=60"):
         assign(catalog_of(every_cell()), SCHEMA, Split(), [rule], None)
+
+
+def inner_of(table, fold, split, schema):
+    """Return the inner training part, or the words that refuse it."""
+    try:
+        return set(inner_part(table, fold, split, schema)[0])
+    except DataError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("strategy", ["profile", "balanced_profile"])
+def test_every_training_of_confirm_sees_every_class_or_the_class_is_named_with_its_fold(strategy):
+    people, counts = [(at % 2, 2 if at < 3 else at // 2 % 2) for at in range(30)], Counter()  # three are 60 and more
+    old = {f"train/p{at:04d}/{photo}.jpg" for at in range(3) for photo in range(2)}
+    for seed, fold in itertools.product(range(20), range(3)):
+        split = Split(strategy=strategy, seed=seed)
+        if (table := assigned(catalog_of(people), SCHEMA, split, [], 3)) is None:
+            continue  # role train has nobody of 60 and more
+        rows = [row for row in table.to_pylist() if row["fold"] not in (None, fold)]
+        first = deal_share(
+            [row["group"] for row in rows], codes_of(rows, strategy), 0.2, seed=seed, purpose=f"inner {fold}"
+        )
+        dealt = {row["sample_id"] for row, val in zip(rows, first, strict=True) if not val}
+        found = inner_of(table, fold, split, SCHEMA)
+        if not any(row["sample_id"] in old for row in rows):
+            assert (
+                f"every class of age was required in the training part of fold {fold} of confirm, found none of >=60"
+                in found
+            )
+            counts["refused"] += 1
+        elif dealt & old:
+            assert found == dealt  # as it always was
+            counts["kept"] += 1
+        else:
+            assert found & old
+            assert len(found) == len(dealt)
+            counts["dealt again"] += 1
+    assert min(counts["kept"], counts["refused"]) > 0 or strategy == "balanced_profile"
+    assert counts["dealt again"] > 0 or strategy == "balanced_profile"
+
+
+def assigned(*arguments):
+    try:
+        return assign(*arguments)
+    except DataError:
+        return None
+
+
+def codes_of(rows, strategy):
+    codes = SCHEMA.decode(np.array([row["label"] for row in rows]))
+    return codes if strategy == "balanced_profile" else codes[:, :0]
 
 
 def test_too_few_groups_are_refused():

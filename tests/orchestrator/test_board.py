@@ -1,12 +1,16 @@
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from data_prep.config import TestHoldOut
 from data_prep.errors import DataError
+from data_prep.labels import Schema
 from orchestrator import board
-from orchestrator.board import public_half
+from orchestrator.board import public_half, read_board, scored
 from orchestrator.progress import Reporter
 from orchestrator.select import choose, give_scores, rank
 
@@ -27,6 +31,40 @@ def test_the_public_half_is_a_function_of_the_names_and_never_splits_a_group():
 def test_one_group_cannot_be_halved():
     with pytest.raises(DataError, match=r"data\.test\.public"):
         public_half(["test/a", "test/b"], {"test/a": "p", "test/b": "p"}, 0.5)
+
+
+def four_photos(**lost):
+    """A run with a hold-out test set of two people; `lost` says what each variant's preparation could not handle."""
+    made = {name: SimpleNamespace(result={"quarantined": dict.fromkeys(photos, "no face")}) for name, photos in lost.items()}  # fmt: skip
+    samples, groups = [f"test/{at}.jpg" for at in range(4)], ["p", "p", "q", "q"]
+    return SimpleNamespace(
+        experiment=SimpleNamespace(
+            spec=SimpleNamespace(data=SimpleNamespace(test=TestHoldOut(hold_out=0.5))), base=None
+        ),
+        prepared=made,
+        schema=Schema({"mask": ["on", "off"], "sex": ["m", "f"]}),
+        catalog_table=lambda: pa.table({"sample_id": samples, "group": groups}),
+        require_catalog=lambda: SimpleNamespace(result={"quarantined": {"test/3.jpg": "truncated"}}),
+    )
+
+
+def test_a_photo_is_lost_only_where_one_of_those_that_answer_could_not_prepare_it():
+    context = four_photos(plain=[], rembg=["test/0.jpg"], face=["test/1.jpg"])
+    assert read_board(context, ["plain"]).lost == {"test/3.jpg": "truncated"}
+    assert read_board(context, ["plain", "face", "face"]).lost == {"test/1.jpg": "no face", "test/3.jpg": "truncated"}
+
+
+def test_answers_on_a_test_set_with_groups_are_resampled_within_the_labels_that_are_constant_there():
+    context = four_photos(plain=[])
+    board = read_board(context, [])
+    preds = dict.fromkeys((sample for sample, _ in board.order), 0)
+    labels = dict(zip(preds, (0, 2, 1, 3), strict=True))  # both wear a mask once; p is m, q is f
+    found = scored(context, board, "whole", preds, labels)
+    assert (found.groups, found.strata) == (["p", "p", "q", "q"], ["[0]", "[0]", "[1]", "[1]"])
+    assert found.targets.tolist() == [0, 2, 1, 3]
+    alone = scored(context, replace(board, groups=None), "whole", preds, labels)
+    assert (alone.groups, alone.strata) == (None, None)
+    assert np.array_equal(alone.preds, found.preds)
 
 
 def candidates(**scores):

@@ -121,6 +121,56 @@ def test_a_manifest_cannot_lead_out_of_the_bundle_and_a_zip_writes_nothing_besid
         opened(tmp_path / "no.zip")
 
 
+def zipped(folder, place, compression):
+    with zipfile.ZipFile(place, "w", compression) as archive:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            archive.write(path, path.relative_to(folder).as_posix())
+    return place
+
+
+def test_a_zip_cannot_unfold_to_more_than_it_is(run, tmp_path):
+    folder = folder_of(run, tmp_path)
+    assert opened(zipped(folder, tmp_path / "honest.zip", zipfile.ZIP_STORED)).members
+    with pytest.raises(UserError, match=r"'manifest.json' is compressed; take the zip that `bundle` wrote"):
+        opened(zipped(folder, tmp_path / "deflated.zip", zipfile.ZIP_DEFLATED))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["zeros"] = {"size_bytes": 2**40, "sha256": "0" * 64}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "zeros").write_bytes(bytes(1000))
+    with pytest.raises(UserError, match=r"manifest\.json names more bytes than the zip has"):
+        opened(zipped(folder, tmp_path / "promising.zip", zipfile.ZIP_STORED))
+    manifest["files"]["zeros"]["size_bytes"] = 1000
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "zeros").unlink()
+    mixed = zipped(folder, tmp_path / "mixed.zip", zipfile.ZIP_STORED)
+    with zipfile.ZipFile(mixed, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(1000))
+    with pytest.raises(UserError, match="'zeros' is compressed"):
+        opened(mixed)
+
+
+@pytest.mark.parametrize("backbone", ["local-dir:{folder}", "hf-hub:someone/something", "https://somewhere/model"])
+def test_a_stranger_s_model_comes_from_no_other_folder_and_not_from_the_net(run, tmp_path, monkeypatch, backbone):
+    import socket
+
+    import timm
+
+    from trainers.predict import load
+
+    folder = folder_of(run, tmp_path) / "members/aaaa0000/000"
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    config = {"architecture": "test_efficientnet", "num_classes": 0, "pretrained_cfg": {"architecture": "test_efficientnet"}}  # fmt: skip
+    (evil / "config.json").write_text(json.dumps(config))
+    assert timm.create_model(f"local-dir:{evil}", num_classes=0)  # what timm itself does with such a name
+    facts = json.loads((folder / "model.json").read_text())
+    facts["model"]["backbone"] = backbone.format(folder=evil)
+    (folder / "model.json").write_text(json.dumps(facts))
+    monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("it went to the net"))
+    with pytest.raises(ValueError, match="a model of timm was required, found"):
+        load(folder)
+
+
 def test_a_bundle_of_another_preparation_or_format_is_refused(run, tmp_path, monkeypatch):
     from data_prep import steps
 

@@ -1,4 +1,6 @@
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +10,9 @@ from orchestrator import tables
 from orchestrator.compare import compare_lines, compare_runs
 from orchestrator.errors import UserError
 from orchestrator.runs import RunPaths
-from orchestrator.stats import macro_f1
+from orchestrator.stats import Oof, interval, macro_f1
+
+SPEC = Path(__file__).resolve().parents[2] / "experiments/smoke.yaml"
 
 
 def leave(root, name, preds, labels, parts, groups):
@@ -23,6 +27,7 @@ def leave(root, name, preds, labels, parts, groups):
     tables.write(tables.from_rows(reversed(rows), tables.votes_schema([])), run / "votes.parquet")
     tables.write(pa.table({"sample_id": ids, "label": labels, "part": parts}), run / "test_labels.parquet")
     tables.write(pa.table({"sample_id": ids, "group": pa.array(groups, pa.string())}), run / "catalog.parquet")
+    shutil.copyfile(SPEC, run / "resolved.yaml")
     (run / "selection.json").write_text(json.dumps({"policy": name, "members": ["a"]}))
     return RunPaths(run)
 
@@ -44,6 +49,15 @@ def test_two_ensembles_are_compared_on_the_private_half_by_id(tmp_path):
     assert one["difference"] == pytest.approx(expected[0] - expected[1])
     assert (found["part"], one["n_samples"], one["n_groups"], one["too_narrow"]) == ("private", 45, 30, False)
     assert one["low"] > 0
+    # 30 people whose gender (of mask, gender, age) is one: the interval resamples men and women apart
+    constant = np.repeat([0, 3], 45)  # a person's photos differ in age, not in gender
+    mixed = [leave(tmp_path, name, good + constant, labels + constant, parts, groups) for name in ("c", "d")]
+    bounds = compare_runs(*mixed)["runs"][0]["accuracy"]
+    sexes = [str(at // 45) for at in range(90) if private[at]]
+    mine = [group for group, keep in zip(groups, private, strict=True) if keep]
+    right = (good == labels)[private].astype(int)
+    expected = interval(Oof(mine, right * 0, 1 - right[None], mine, sexes, 2), metric="accuracy", seed=0)
+    assert (bounds["low"], bounds["high"]) == pytest.approx((expected.low, expected.high))
     assert any("policy leaderboard" in line for line in compare_lines(found))
 
 

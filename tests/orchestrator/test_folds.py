@@ -13,9 +13,10 @@ import pytest
 
 from data_prep import sources
 from data_prep.catalog import build_catalog, content_hash
+from data_prep.errors import DataError
 from data_prep.labels import Schema
 from data_prep.split import assign
-from orchestrator import tables
+from orchestrator import stages, tables
 from orchestrator.parts import parts_file
 from orchestrator.store import Store, file_sha256
 from orchestrator.trial import TrialSpec, run_trial
@@ -84,3 +85,32 @@ def test_five_folds_train_in_one_process_on_identical_label_tables(contest, tmp_
         held += tables.read(made.file("predictions.parquet")).to_pylist()
     assert sorted(row["sample_id"] for row in held) == samples
     assert all(row["target"] == schema.encode(truth[row["sample_id"]]) for row in held)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_class_that_only_one_fold_shows_is_refused_before_anything_is_trained(contest, tmp_path, cached):  # noqa: F811
+    for person in contest.people:
+        person["age"] = min(person["age"], 59)
+    contest.people[5]["age"] = 60  # the only one, and in role train
+    contest.save()
+    data = contest.data(split={"strategy": "profile", "val": 0.25, "seed": 3})
+    catalog, schema, store = build_catalog(data, contest.base), Schema.of(data.labels), Store(tmp_path / "store")
+    if cached:  # by a release that did not look
+        with store.draft("split", "k" * 16, params={}, inputs={}) as draft:
+            tables.write(assign(catalog, schema, data.split, [], 3), draft.path / "folds.parquet")
+    context = SimpleNamespace(
+        experiment=SimpleNamespace(
+            spec=SimpleNamespace(confirm=SimpleNamespace(folds=3)), arms={"a": SimpleNamespace(data=data)}
+        ),
+        keys=SimpleNamespace(split=lambda *_: "k" * 16),
+        require_catalog=lambda: SimpleNamespace(key="c" * 16, result={"content": "x"}),
+        catalog_table=lambda: catalog,
+        schema=schema,
+        store=store,
+        folds={},
+    )
+    with pytest.raises(
+        DataError,
+        match=r"every class of age was required in the training part of fold \d of confirm, found none of >=60",
+    ):
+        stages.split(context)

@@ -110,6 +110,12 @@ def test_a_live_run_or_an_unreadable_one_stops_it(store, spec):
     run = store.root / "runs" / plan.run_id
     with Ledger(run), pytest.raises(UserError, match="without live runs was required"):
         garbage(store)
+    audit = store.root / "audits" / plan.run_id
+    audit.mkdir(parents=True)
+    (store.root / "catalog/.draft-audits").mkdir()
+    with Ledger(audit), pytest.raises(UserError, match=f"without live audits was required, {plan.run_id} is audited"):
+        garbage(store)
+    assert ".draft-audits" in [item.path.name for item in garbage(store).items]
     (run / "resolved.yaml").write_text("name: [")
     with pytest.raises(UserError, match="does not pass `check` any more"):
         garbage(store)

@@ -1,10 +1,20 @@
+import json
+from types import SimpleNamespace
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from orchestrator import tables
 from orchestrator.errors import UserError
+from orchestrator.finals import hypotheses
 from orchestrator.hypotheses import Claim, judge, parse
+from orchestrator.report import build
+from orchestrator.results import ensemble_lines
+from orchestrator.runs import RunPaths
 from orchestrator.select import choose, finalists, rank
 from orchestrator.stats import Oof
+from tests.orchestrator.fake_run import SCHEMA, SETTINGS, write_run
 
 BASE = {
     "low_rounded": 0.5,
@@ -85,3 +95,39 @@ def test_a_planted_effect_is_supported_its_reverse_refuted_and_none_undecided():
     )
     assert [row["verdict"] for row in rows] == ["supported", "refuted", "undecided"]
     assert rows[0]["n_groups"] == 60
+
+
+def test_a_claim_about_an_arm_whose_trials_failed_is_undecided_with_the_reason_and_the_others_are_judged(tmp_path):
+    context = half_failed(tmp_path, ["half-cutmix > single", "shallow > single", "single > single on accuracy"])
+    done = hypotheses(context)
+    assert done.outcome == "SUCCEEDED"
+    lost, judged, same = json.loads(context.paths.hypotheses.read_text())
+    assert (lost["verdict"], lost["difference"], lost["p_value"], lost["n_groups"]) == ("undecided", None, None, 0)
+    assert "'half-cutmix' has no finalist that finished all its trials" in lost["reason"]
+    assert (judged["reason"], judged["n_groups"] > 40, same["p_value"]) == (None, True, 1.0)
+    assert judged["p_adjusted"] == pytest.approx(min(1, 3 * judged["p_value"]))  # all that was claimed counts
+    assert f"half-cutmix > single: undecided ({lost['reason']})" in ensemble_lines(context.paths.root)
+    assert lost["reason"].replace("'", "&#39;") in build(context.paths.root).read_text()
+
+
+def half_failed(folder, claims):
+    """A run of three arms, of which every trial of one failed in confirm."""
+    paths, events = RunPaths(write_run(folder / "run")), []
+    for trial in tables.read(paths.trials).to_pylist():
+        facts = {name: trial[name] for name in ("trial_id", "setting", "variant", "phase")}
+        failed = trial["phase"] == "confirm" and trial["variant"] == "half-cutmix"
+        end = {"trial_id": trial["trial_id"], "status": "FAILED" if failed else trial["status"]}
+        events.append({"event": "trial_started", **facts})
+        events.append({"event": "trial_ended", **end, "metrics": {"val_macro_f1": trial["val_macro_f1"]}})
+    photos = tables.read(paths.predictions, filters=[("seed", "=", 0), ("setting", "=", SETTINGS[0])])
+    samples, labels = photos["sample_id"].to_pylist(), photos["target"].to_numpy()
+    codes = {f"label_{name}": column for name, column in zip(SCHEMA.names, SCHEMA.decode(labels).T, strict=True)}
+    catalog = {"sample_id": samples, "group": [one.split("/")[-2] for one in samples], "label": labels}
+    spec = SimpleNamespace(hypotheses=claims, confirm=object(), seed=0)
+    return SimpleNamespace(
+        experiment=SimpleNamespace(spec=spec),
+        paths=paths,
+        schema=SCHEMA,
+        ledger=SimpleNamespace(events=events),
+        catalog_table=lambda: pa.table({**catalog, **codes}),
+    )

@@ -53,6 +53,14 @@ BROKEN = {
         (('"half_cutmix > plain"', '"half > plain"'),),
         r"hypotheses: no variant 'half'",
     ),
+    "claim over arms that are split differently": (
+        (("{train.augment.cutmix: half}", "{data.split.strategy: profile}"),),
+        r"hypotheses: arms of one data.split were required in 'half_cutmix > plain'.*`compare` the runs",
+    ),
+    "claim over an arm that answers one label": (
+        (("{train.augment.cutmix: half}", "{train.model.head: {name: single, labels: [age]}}"),),
+        r"hypotheses: arms that answer mask, gender, age were required.*the head of 'half_cutmix' answers age",
+    ),
     "space path that does not exist": (
         (("train.optimizer.lr: {", "train.optimizer.lrx: {"),),
         r"train.optimizer.lrx: optimizer 'adam' does not use 'lrx'",
