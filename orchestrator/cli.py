@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import click
 
-from orchestrator import __version__
+from orchestrator import __version__, interrupt
 from orchestrator.errors import SpecError, UserError
 
 EXIT_INTERRUPTED = 130
@@ -49,12 +48,7 @@ class Commands(click.Group):
 def main(*, debug: bool) -> None:
     """Run image-classification experiments from declarative specs, and end with an ensemble that can be trusted."""
     del debug  # read from the context by Commands
-    signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    del number, frame
-    raise KeyboardInterrupt
+    interrupt.listen()
 
 
 SPEC = click.argument("spec", type=click.Path(path_type=Path))
