@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import click
 
-from orchestrator import __version__, interrupt
+from orchestrator import __version__
 from orchestrator.errors import SpecError, UserError
 
 EXIT_INTERRUPTED = 130
@@ -48,7 +49,12 @@ class Commands(click.Group):
 def main(*, debug: bool) -> None:
     """Run image-classification experiments from declarative specs, and end with an ensemble that can be trusted."""
     del debug  # read from the context by Commands
-    interrupt.listen()
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    del number, frame
+    raise KeyboardInterrupt
 
 
 SPEC = click.argument("spec", type=click.Path(path_type=Path))

@@ -17,7 +17,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from data_prep.errors import MachineError
-from orchestrator import finals, interrupt, phases, prepared, stages
+from orchestrator import finals, phases, prepared, stages
 from orchestrator.control import Listener
 from orchestrator.errors import SpecError, UserError
 from orchestrator.ledger import Ledger, LedgerLocked, is_live, read, replay
@@ -250,7 +250,6 @@ def _run_stages(context: stages.Context, outcomes: dict[str, str]) -> bool:
             outcome, note = "BLOCKED", "an earlier stage failed"
         else:
             try:
-                interrupt.check()
                 done = body(context)
                 outcome, note = done.outcome, done.note
             except Exception as error:  # noqa: BLE001 - whatever a stage raises is its outcome

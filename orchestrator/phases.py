@@ -12,7 +12,7 @@ import numpy as np
 
 from data_prep.section import identity
 from data_prep.weights import recorded
-from orchestrator import fair, interrupt
+from orchestrator import fair
 from orchestrator import select as selection
 from orchestrator.bridge import OBJECTIVE, Bridge
 from orchestrator.errors import UserError
@@ -118,12 +118,7 @@ def _run(context: Context, bridge: Bridge, phase: str, total: int) -> None:
     fit = int(min(context.cpus / share.cpu, context.gpus / share.gpu if share.gpu else np.inf))
     concurrent = max(1, fit if resources.max_concurrent == "auto" else min(fit, resources.max_concurrent))
     watch = Watch(share.wall_s, share.report_s, share.memory_gb, str(context.paths.control), str(context.paths.logs))
-    with context.reporter.trials(phase, total, lambda: bridge.look(total)) as say:
-
-        def tick() -> None:
-            say()
-            interrupt.check()
-
+    with context.reporter.trials(phase, total, lambda: bridge.look(total)) as tick:
         folder = context.paths.tune / phase
         run(bridge, folder, cpu=share.cpu, gpu=share.gpu, max_concurrent=concurrent, watch=watch, tick=tick)
 
