@@ -171,8 +171,9 @@ def test_a_spec_goes_in_and_every_file_of_the_contract_comes_out_and_nothing_is_
 
 def kill_when(workplace, ready, how=signal.SIGKILL):
     """Start a submit and send its driver a signal when its run folder is as wanted; return its exit code."""
+    heard = ["env", "--default-signal=INT"]  # a background job of a shell hands on that it does not hear SIGINT
     driver = subprocess.Popen(
-        workplace.command("submit", workplace.spec),
+        [*heard, *workplace.command("submit", workplace.spec)],
         cwd=workplace.root,
         env=workplace.environment,
         stdout=subprocess.DEVNULL,
