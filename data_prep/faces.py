@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.images import RGB
-from data_prep.weights import WeightsError, deepface_home, require
+from data_prep.registry import WeightsError
+from data_prep.weights import deepface_home, require
 
 _PACKAGES = {"mtcnn": "mtcnn", "retinaface": "retina-face", "mediapipe": "mediapipe", "dlib": "dlib"}
 

@@ -408,7 +408,8 @@ def compare(first: str, second: str, store: Path | None, form: str) -> None:
 @click.option("--allow-download", is_flag=True, help="Also fetch files whose sha256 nobody publishes, and record it.")
 def weights(names: tuple[str, ...], *, listing: bool, allow_download: bool) -> None:
     """Fetch and verify model weights; without NAMES, all whose sha256 is known."""
-    from data_prep.weights import WeightsError, describe, fetch_all, known, local  # noqa: PLC0415
+    from data_prep.registry import WeightsError, describe, known  # noqa: PLC0415
+    from data_prep.weights import fetch_all, local  # noqa: PLC0415
 
     unknown = sorted(set(names) - set(known()))
     if unknown:

@@ -58,7 +58,8 @@ def _packages() -> list[tuple[bool, str]]:
 
 
 def _weights() -> list[tuple[bool, str]]:
-    from data_prep.weights import local, pinned  # noqa: PLC0415
+    from data_prep.registry import pinned  # noqa: PLC0415
+    from data_prep.weights import local  # noqa: PLC0415
 
     checks = []
     for name in pinned():

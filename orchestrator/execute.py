@@ -266,7 +266,8 @@ def _run_stages(context: stages.Context, outcomes: dict[str, str]) -> bool:
 
 def _require_weights(experiment: Experiment, *, allow_download: bool) -> None:
     """Find and verify every weight file before Ray starts; workers download nothing."""
-    from data_prep.weights import WeightsError, fetch_all, known, require  # noqa: PLC0415
+    from data_prep.registry import WeightsError, known  # noqa: PLC0415
+    from data_prep.weights import fetch_all, require  # noqa: PLC0415
 
     wanted = set(experiment.backbones())
     for arm in experiment.arms.values():

@@ -38,15 +38,22 @@ class Slate:
     def differences(self) -> list[str]:
         """Say what is not as it was; empty where the next trial may come."""
         gc.collect()
-        _trim()
         found = [name for name, value in _facts().items() if self.facts.get(name, value) != value]
         for place, names in self._names().items():
             before = self.names.get(place)
             if before is not None:
                 found += [f"{place}.{name}" for name, value in names.items() if before.get(name) != value]
                 found += [f"{place}.{name}" for name in before if name not in names]
-        grown = private_bytes(os.getpid()) - self.private_bytes
+        grown = self._grown()
         return [*found, f"memory grown by {grown / 1e6:.0f} MB"] if grown > GROWTH_BYTES else found
+
+    def _grown(self) -> int:
+        """Return how much memory the process has more than before, in bytes."""
+        grown = private_bytes(os.getpid()) - self.private_bytes
+        if grown > GROWTH_BYTES:
+            _trim()  # only now: the next trial would have to fault in every page that is given back
+            grown = private_bytes(os.getpid()) - self.private_bytes
+        return grown
 
     def _names(self) -> dict[str, dict[str, Any]]:
         """Return, per module that a trial might write to, what stands under each name."""

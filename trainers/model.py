@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_prep.weights import WeightsError, known, require
+from data_prep.registry import WeightsError, known
+from data_prep.weights import require
 from trainers import hub
 from trainers.backbones import known_backbones
 from trainers.config import Model

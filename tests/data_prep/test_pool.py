@@ -18,8 +18,8 @@ from data_prep.config import Prep
 from data_prep.images import decode, encode
 from data_prep.pool import PoolError, ShardTask, prepare_shards
 from data_prep.prepare import Prepared
+from data_prep.registry import WeightsError
 from data_prep.shards import read_shard
-from data_prep.weights import WeightsError
 
 pytestmark = pytest.mark.ray
 PREP = Prep.model_validate_json('{"steps": [{"name": "resize", "size": 8}]}')

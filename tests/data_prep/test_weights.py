@@ -9,10 +9,10 @@ from typing import get_args
 
 import pytest
 
-from data_prep import weights
+from data_prep import downloads, registry, weights
 from data_prep.config import BackgroundModel, Detector, Prep
+from data_prep.registry import WeightsError
 from data_prep.steps import steps_identity
-from data_prep.weights import WeightsError
 
 DATA = bytes(range(256)) * 5000
 
@@ -46,13 +46,13 @@ def upstream():
 
 
 def register(monkeypatch, url, sha256):
-    entry = dataclasses.replace(weights.describe("u2netp"), url=url, files={"u2netp.onnx": sha256})
-    monkeypatch.setitem(weights._REGISTRY, "u2netp", entry)
+    entry = dataclasses.replace(registry.describe("u2netp"), url=url, files={"u2netp.onnx": sha256})
+    monkeypatch.setitem(registry._PINNED, "u2netp", entry)
 
 
 def test_upstream_is_asked_first_with_progress_and_the_file_appears_whole(cache, upstream, monkeypatch):
     register(monkeypatch, upstream, hashlib.sha256(DATA).hexdigest())
-    monkeypatch.setattr(weights, "_SAY_EVERY_S", 0.0)
+    monkeypatch.setattr(downloads, "_SAY_EVERY_S", 0.0)
     said = []
     assert DATA == weights.fetch("u2netp", said.append).read_bytes()
     assert "fetching u2netp: 1.0 of 1.3 MB" in said
@@ -85,11 +85,11 @@ def test_what_nobody_pinned_is_fetched_only_when_allowed_and_demanded_as_it_came
     )
     before = steps_identity(prep)
 
-    def library(name, weights_, say):
+    def library(name, weights_, folder, say):
         (cache / "silueta.onnx").write_bytes(DATA)
         return {"silueta.onnx": hashlib.sha256(DATA).hexdigest()}
 
-    monkeypatch.setattr(weights, "_from_library", library)
+    monkeypatch.setattr(weights, "fetch_with_library", library)
     with pytest.raises(WeightsError, match=r"nobody publishes their sha256.* weights silueta --allow-download` once"):
         weights.fetch("silueta")
     assert DATA == weights.fetch("silueta", allow_unpinned=True).read_bytes()
@@ -104,8 +104,8 @@ def test_what_nobody_pinned_is_fetched_only_when_allowed_and_demanded_as_it_came
 
 
 def test_every_model_and_detector_of_a_spec_has_an_entry():
-    assert set(get_args(BackgroundModel) + get_args(Detector)) <= set(weights.known())
-    assert all(weights.describe(name).licence for name in weights.known())
+    assert set(get_args(BackgroundModel) + get_args(Detector)) <= set(registry.known())
+    assert all(registry.describe(name).licence for name in registry.known())
 
 
 @pytest.mark.models

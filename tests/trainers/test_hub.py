@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from data_prep import weights
-from data_prep.weights import WeightsError
+from data_prep.registry import WeightsError
 from orchestrator.errors import UserError
 from orchestrator.execute import _require_weights
 from orchestrator.plan import Keys
