@@ -56,6 +56,11 @@ def local(name: str) -> Path | None:
     return folder / next(iter(files)) if len(files) == 1 else folder
 
 
+def is_fetched(name: str) -> bool:
+    """Say whether the files of pinned weights are in the cache, without reading them."""
+    return all((cache_dir() / file).is_file() for file in describe(name).files)
+
+
 def require(name: str) -> Path:
     """Return the verified file of some weights that are on this machine. Downloads nothing.
 

@@ -15,13 +15,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.keys import digest, stage_key
-from orchestrator.plan import VERSIONS
+from orchestrator.plan import QUICK_BACKBONE, VERSIONS
 from orchestrator.stages import Context, ray_map
 
 if TYPE_CHECKING:  # torch takes seconds
     from trainers.model import Classifier
 
-BACKBONE = "tf_efficientnet_lite0"
 SIDE = 96  # pixels; 300 photos a second and core
 MAX_PHOTOS = 4000
 """More tell a quick model little; whole groups are taken, in the order of a hash."""
@@ -67,25 +66,26 @@ def features(context: Context, rows: pa.Table, view: str) -> Floats:
     from data_prep.weights import hashes  # noqa: PLC0415
 
     samples, shas = rows["sample_id"].to_pylist(), rows["sha256"].to_pylist()
-    params = {"backbone": BACKBONE, "weights": hashes(BACKBONE), "side": SIDE, "view": view}
+    params = {"backbone": QUICK_BACKBONE, "weights": hashes(QUICK_BACKBONE), "side": SIDE, "view": view}
     key = stage_key("features", VERSIONS["features"], params, {"photos": digest(shas)})
-    if (found := context.store.find("features", key)) is None:
-        data, base = context.experiment.spec.data, context.experiment.base
-        paths = [str(photo_path(data, base, sample)) for sample in samples]
-        chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-        work, parts = context.store.work_dir("features", key), []
-        with context.reporter.task(f"audit {view}", len(paths)) as advance:
-            for part in _resumable(chunks, view, work):
-                parts.append(part)
-                advance(sum(map(len, parts)), "features")
-        with context.store.draft("features", key, params=params, inputs={}) as draft:
-            np.save(draft.path / "features.npy", np.concatenate(parts))
-        found = context.store.get("features", key)
+    with context.turn("features", key, "looks at the same photos"):
+        if (found := context.store.find("features", key)) is None:
+            data, base = context.experiment.spec.data, context.experiment.base
+            photos = [(str(photo_path(data, base, sample)), sha) for sample, sha in zip(samples, shas, strict=True)]
+            chunks = [photos[start : start + _CHUNK] for start in range(0, len(photos), _CHUNK)]
+            work, parts = context.store.work_dir("features", key), []
+            with context.reporter.task(f"audit {view}", len(photos)) as advance:
+                for part in _resumable(chunks, view, work):
+                    parts.append(part)
+                    advance(sum(map(len, parts)), "features")
+            with context.store.draft("features", key, params=params, inputs={}) as draft:
+                np.save(draft.path / "features.npy", np.concatenate(parts))
+            found = context.store.get("features", key)
     loaded: Floats = np.load(found.file("features.npy"))
     return loaded
 
 
-def _resumable(chunks: list[list[str]], view: str, work: Path) -> Iterator[Any]:
+def _resumable(chunks: list[list[tuple[str, str]]], view: str, work: Path) -> Iterator[Any]:
     """Embed chunks in order, each kept in a file as soon as it is known; kept ones are read instead."""
     places = [work / f"{number:05}.npy" for number in range(len(chunks))]
     fresh = iter(ray_map(_embed, [(c, view) for c, place in zip(chunks, places, strict=True) if not place.is_file()]))
@@ -98,13 +98,13 @@ def _resumable(chunks: list[list[str]], view: str, work: Path) -> Iterator[Any]:
         yield np.load(place)
 
 
-def _embed(job: tuple[list[str], str]) -> Floats:
+def _embed(job: tuple[list[tuple[str, str]], str]) -> Floats:
     """Embed some photos; runs as a Ray task on one core."""
     import torch  # noqa: PLC0415
 
-    paths, view = job
+    listed, view = job
     model = _backbone()
-    photos = np.stack([_seen(Path(path), view) for path in paths])
+    photos = np.stack([_seen(Path(path), sha256, view) for path, sha256 in listed])
     x = torch.from_numpy(photos).permute(0, 3, 1, 2).float().to(memory_format=torch.channels_last)
     with torch.inference_mode():
         out = model.features(x)
@@ -118,19 +118,31 @@ def _backbone() -> Classifier:
     from trainers.config import Model  # noqa: PLC0415
     from trainers.model import build  # noqa: PLC0415
 
-    return build(Model(backbone=BACKBONE), {"unused": 2}).to(memory_format=torch.channels_last).eval()
+    return build(Model(backbone=QUICK_BACKBONE), {"unused": 2}).to(memory_format=torch.channels_last).eval()
 
 
-def _seen(path: Path, view: str) -> NDArray[np.uint8]:
-    """Read a photo as the quick model sees it: (96, 96, 3). One that changed since the catalog is black."""
+def _seen(path: Path, sha256: str, view: str) -> NDArray[np.uint8]:
+    """Read a photo as the quick model sees it: (96, 96, 3). One that changed since the catalog is black.
+
+    Raises:
+        MachineError: not the photo is to blame, but the disk or the machine.
+    """
     import cv2  # noqa: PLC0415
 
+    from data_prep.errors import require_machine  # noqa: PLC0415
     from data_prep.images import PhotoError, decode  # noqa: PLC0415
 
+    black = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
     try:
-        pixels = cv2.resize(decode(path.read_bytes(), near=2 * SIDE), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    except (OSError, PhotoError):
-        return np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
+        photo = path.read_bytes()
+        if hashlib.sha256(photo).hexdigest() != sha256:
+            return black
+        pixels = cv2.resize(decode(photo, near=2 * SIDE), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    except OSError as error:
+        require_machine(error, str(path), str(path.parent))
+        return black
+    except PhotoError:
+        return black
     if view == "rim":
         edge = round(_RIM * SIDE)
         pixels = pixels.copy()

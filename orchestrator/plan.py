@@ -12,7 +12,7 @@ from data_prep.fingerprint import fingerprint
 from data_prep.labels import Schema, train_borders
 from data_prep.section import identity
 from data_prep.steps import steps_identity
-from data_prep.weights import recorded
+from data_prep.weights import is_fetched, recorded
 from orchestrator.cost import training_s
 from orchestrator.errors import SpecError
 from orchestrator.history import earlier
@@ -23,6 +23,8 @@ from orchestrator.spec import Arm, Experiment
 from orchestrator.store import Artifact, Store
 from trainers.config import FrozenDeepHead, remarks
 
+QUICK_BACKBONE = "tf_efficientnet_lite0"
+"""What the audit's quick models see photos with."""
 _SLOW_SAMPLING_S = 60.0
 STAGES = ("catalog", "audit", "split", "prepare", "search", "confirm", "hypotheses", "select", "vote", "report")
 VERSIONS = (
@@ -101,6 +103,8 @@ class Keys:
     def audit(self, content: str, *, probe: bool = False) -> str:
         inputs = {f"split/{name}": self.split(arm, content) for name, arm in self.experiment.arms.items()}
         params = {"labels": identity(self.experiment.spec.data)["labels"], "probe": probe}
+        if not is_fetched(QUICK_BACKBONE):
+            params["without"] = QUICK_BACKBONE  # nothing was measured with it; once it is there, it is
         return stage_key("audit", VERSIONS["audit"], params, {"catalog": content, **inputs})
 
     def prepare(self, arm: Arm, photos: str) -> str:
@@ -153,6 +157,7 @@ class Keys:
                     "variant": name,
                     "train": identity(arm.train),
                     "versions": [VERSIONS["search"], VERSIONS["trial"]],
+                    "train_bins": train_borders(arm.data.labels),
                     "split": inputs[f"split/{name}"],
                     "prepare": inputs[f"prepare/{name}"],
                     **{key: value for key, value in inputs.items() if key.startswith("weights/")},
@@ -167,10 +172,14 @@ class Keys:
         spec = self.experiment.spec
         params = {
             "confirm": identity(spec.confirm) if spec.confirm else None,
-            "finalists": sorted(finalists),
+            # the order says which setting of its source a frozen head stands on
+            "finalists": finalists if self._stands_on_another() else sorted(finalists),
             "trial": VERSIONS["trial"],
         }
         return stage_key("confirm", VERSIONS["confirm"], params, self._inputs(catalog))
+
+    def _stands_on_another(self) -> bool:
+        return any(isinstance(arm.train.model.head, FrozenDeepHead) for arm in self.experiment.arms.values())
 
 
 def make_plan(experiment: Experiment, store: Store) -> Plan:

@@ -6,7 +6,7 @@ import errno
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ _SHEET = "sheet.json"
 _MIN_PHOTOS = 20  # of a class, before its rate is compared
 _TELLING = 0.05  # difference of two rates that a person should look at
 _CHANCE = 0.01
+_MAX_DONORS = 2
 _METADATA = ["sample_id", "face_confidence", "n_faces", "mask_area", "outcome"]
 
 
@@ -110,7 +111,7 @@ def _prepare_one(context: Context, key: str, arm: Arm) -> tuple[Artifact, bool, 
         a key of its own, which `context.keys` gives from now on.
     """
     steps = steps_identity(arm.prep)
-    with _turn(context, digest(steps)), _enough_room(context.store.root):
+    with context.turn("prepare", digest(steps), "prepares by the same steps"), _enough_room(context.store.root):
         if (found := context.store.find("prepare", key)) is not None:
             return found, True, (0, 0)  # another run made it while this one waited
         wanted = _shard_rows(context)
@@ -130,25 +131,6 @@ def _prepare_one(context: Context, key: str, arm: Arm) -> tuple[Artifact, bool, 
                 return found, any(counts), counts
         _link_shards(context, own if lost else key, arm, wanted, keys, counts, seconds, key)
     return context.store.get("prepare", own if lost else key), True, counts
-
-
-@contextmanager
-def _turn(context: Context, name: str) -> Iterator[None]:
-    """Wait until no other run prepares by these steps, so that no photo is prepared twice."""
-    from filelock import FileLock, Timeout  # noqa: PLC0415
-
-    folder = context.store.root / "prepare"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f".lock-{name[:16]}")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        context.reporter.say("  another run prepares by the same steps; this one waits and takes what it makes")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -287,10 +269,14 @@ def _shard_key(steps: Any, rows: list[tuple[str, str, str]]) -> str:
 
 def _donors(context: Context, steps: Any) -> list[tuple[int, Path]]:
     """Return earlier preparations by the same steps, newest first: their numbers of shards are powers of two."""
-    from data_prep.shards import read_index  # noqa: PLC0415
+    from data_prep.shards import ShardError, read_index  # noqa: PLC0415
 
-    found = [artifact for artifact in context.store.all("prepare") if artifact.manifest["params"]["steps"] == steps]
-    return [(read_index(artifact.path).n_shards, artifact.path) for artifact in found[:2]]
+    found: list[tuple[int, Path]] = []
+    for artifact in context.store.all("prepare"):
+        if artifact.manifest["params"]["steps"] == steps and len(found) < _MAX_DONORS:
+            with suppress(ShardError):  # a broken donor is only a lost shortcut
+                found.append((read_index(artifact.path).n_shards, artifact.path))
+    return found
 
 
 def _rows(context: Context, prepared: Artifact) -> Artifact:

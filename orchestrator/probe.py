@@ -19,6 +19,7 @@ from data_prep.config import Split
 from data_prep.labels import Schema
 from data_prep.split import deal_folds
 from orchestrator.features import chosen, features
+from orchestrator.plan import QUICK_BACKBONE
 from orchestrator.stages import Context
 from orchestrator.stats import Oof, interval, macro_f1
 
@@ -41,15 +42,14 @@ def leak_gaps(context: Context, folds: Mapping[str, pa.Table]) -> dict[str, dict
         Variant -> what `leak_gap` returns; {} where every split is disjoint, for then nothing can leak.
     """
     from data_prep.weights import local  # noqa: PLC0415
-    from orchestrator.features import BACKBONE  # noqa: PLC0415
 
     catalog = context.catalog_table()
     alike = people(catalog.filter(pc.equal(catalog["status"], "ok")))
     leaking = {name for name, table in folds.items() if leak(table, alike) > 0}
     if not leaking:
         return {}
-    if local(BACKBONE) is None:
-        context.reporter.say(f"audit: the leak gap needs `python -m orchestrator weights {BACKBONE}`; left out")
+    if local(QUICK_BACKBONE) is None:
+        context.reporter.say(f"audit: the leak gap needs `python -m orchestrator weights {QUICK_BACKBONE}`; left out")
         return {}
     rows = chosen(catalog)
     people_of = persons(rows, alike)
@@ -144,10 +144,9 @@ def probe_labels(context: Context) -> dict[str, Any] | None:
         (truth x answer)}}}, None without the backbone's weights.
     """
     from data_prep.weights import local  # noqa: PLC0415
-    from orchestrator.features import BACKBONE  # noqa: PLC0415
 
-    if local(BACKBONE) is None:
-        context.reporter.say(f"audit: the probe needs `python -m orchestrator weights {BACKBONE}`; left out")
+    if local(QUICK_BACKBONE) is None:
+        context.reporter.say(f"audit: the probe needs `python -m orchestrator weights {QUICK_BACKBONE}`; left out")
         return None
     catalog = context.catalog_table()
     rows = chosen(catalog)

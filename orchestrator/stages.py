@@ -8,6 +8,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,29 @@ class Context:
 
     @property
     def began(self) -> float:
-        """When the run was first started, in seconds since the epoch."""
-        return float(self.ledger.events[0]["time"]) if self.ledger.events else time.time()
+        """When the run was started last, in seconds since the epoch; once trials rest on its photos, when first."""
+        starts = [e["time"] for e in self.ledger.events if e["event"] in {"run_started", "run_resumed"}]
+        if not starts:
+            return time.time()
+        return float(starts[0 if any(e["event"] == "trial_started" for e in self.ledger.events) else -1])
+
+    @contextmanager
+    def turn(self, kind: str, name: str, does: str) -> Iterator[None]:
+        """Wait until no other process makes this of a kind; `does` says what one does meanwhile."""
+        from filelock import FileLock, Timeout  # noqa: PLC0415
+
+        folder = self.store.root / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f".lock-{name[:16]}")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self.reporter.say(f"  another run {does}; this one waits and takes what it makes")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def require_catalog(self) -> Artifact:
         if self.catalog is None:
@@ -103,19 +125,20 @@ def catalog(context: Context) -> Done:
     from data_prep.catalog import build_catalog, content_hash, photos_hash  # noqa: PLC0415
 
     data, base, key = context.experiment.spec.data, context.experiment.base, context.keys.catalog
-    found = context.store.find("catalog", key)
-    if found is not None and found.manifest["finished"] < context.began and _come_back(context, found):
-        shutil.rmtree(found.path)  # rights are no part of the key
-        found = None
-    if found is None:
-        with (
-            context.store.draft("catalog", key, params={}, inputs={"files": context.keys.files}) as draft,
-            context.reporter.task("catalog", None) as advance,
-        ):
-            work = context.store.work_dir("catalog", key)
-            table = build_catalog(data, base, map_chunks=ray_map, progress=advance, work=work)
-            tables.write(table, draft.path / "catalog.parquet")
-            draft.result |= {"content": content_hash(table), "photos": photos_hash(table), **_facts(table)}
+    with context.turn("catalog", key, "reads the same photos"):
+        found = context.store.find("catalog", key)
+        if found is not None and found.manifest["finished"] < context.began and _come_back(context, found):
+            shutil.rmtree(found.path)  # rights are no part of the key
+            found = None
+        if found is None:
+            with (
+                context.store.draft("catalog", key, params={}, inputs={"files": context.keys.files}) as draft,
+                context.reporter.task("catalog", None) as advance,
+            ):
+                work = context.store.work_dir("catalog", key)
+                table = build_catalog(data, base, map_chunks=ray_map, progress=advance, work=work)
+                tables.write(table, draft.path / "catalog.parquet")
+                draft.result |= {"content": content_hash(table), "photos": photos_hash(table), **_facts(table)}
     context.catalog = artifact = found or context.store.get("catalog", key)
     copy_file(artifact.file("catalog.parquet"), context.paths.catalog)
     facts = artifact.result

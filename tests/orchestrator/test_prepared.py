@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,9 @@ import pytest
 from PIL import Image
 
 from data_prep.errors import MachineError
+from data_prep.inspection import inspect_chunk
+from data_prep.looks import CHUNK
+from data_prep.shards import write_index
 from orchestrator import prepared, stages
 from orchestrator.errors import UserError
 from orchestrator.ledger import Ledger, read
@@ -194,6 +198,48 @@ def test_photos_that_were_forbidden_are_looked_at_again_by_a_later_run(photos, t
     assert {"train/a/0.jpg": "unreadable: Permission denied"} == quarantined
     monkeypatch.setattr("builtins.open", real)
     assert {} == context_of(photos, tmp_path, "later").require_catalog().result["quarantined"]
+
+
+def test_a_run_looks_at_its_photos_again_when_it_is_started_again_until_trials_rest_on_them(photos, tmp_path):
+    context = context_of(photos, tmp_path)
+    first = context.began
+    context.ledger.append("run_resumed")
+    assert context.began > first
+    context.ledger.append("trial_started", trial_id="s-base-0000")
+    assert first == context.began
+
+
+def test_two_runs_at_once_read_each_photo_once(photos, tmp_path, monkeypatch):
+    read_chunks = []
+
+    def slow(function, items):
+        for item in items:
+            read_chunks.append(function)
+            yield function(item)
+            time.sleep(0.2)
+
+    monkeypatch.setattr(stages, "ray_map", slow)
+    found = []
+    threads = [
+        threading.Thread(target=lambda name=name: found.append(context_of(photos, tmp_path, name)))
+        for name in ("one", "two")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 2 == len(found), "neither failed"
+    assert -(-N_PHOTOS // CHUNK) == read_chunks.count(inspect_chunk)
+
+
+def test_a_torn_older_preparation_costs_nothing_but_its_help(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "ray_map", map)
+    context, steps = context_of(photos, tmp_path), {"size": 8}
+    for key in ("a", "b", "c"):
+        with context.store.draft("prepare", key, params={"steps": steps}, inputs={}) as draft:
+            if key != "c":
+                write_index(draft.path, n_shards=1, steps=steps, size=8)
+    assert {"a", "b"} == {path.name for _, path in prepared._donors(context, steps)}
 
 
 def test_a_run_stops_where_more_photos_are_lost_than_the_spec_allows(ray_cluster, photos, tmp_path):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from data_prep.config import Split
+from data_prep.errors import MachineError
 from data_prep.labels import Schema
 from orchestrator import features
 from orchestrator import probe as module
@@ -94,6 +99,21 @@ def test_a_quick_model_sees_whole_groups_up_to_its_limit(monkeypatch):
     assert kept.equals(features.chosen(catalog.take(np.arange(len(rows))[::-1])).sort_by("sample_id"))
     wide = catalog.set_column(1, "group", pa.array([f"g{at % 2}" for at in range(len(rows))]))
     assert Counter(features.chosen(wide)["group"].to_pylist()).total() == 100
+
+
+def test_a_photo_that_changed_since_the_catalog_is_black_and_a_broken_disk_stops_the_audit(tmp_path, monkeypatch):
+    photo = tmp_path / "a.jpg"
+    Image.fromarray(np.full((120, 120, 3), 200, np.uint8)).save(photo)
+    sha256 = hashlib.sha256(photo.read_bytes()).hexdigest()
+    assert features._seen(photo, sha256, "whole").min() > 190
+    assert 0 == features._seen(photo, "0" * 64, "whole").max()
+
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(MachineError, match="a disk that answers was required"):
+        features._seen(photo, sha256, "whole")
 
 
 @pytest.mark.ray
