@@ -331,7 +331,8 @@ class Bridge:
 
     def _end(self, trial: TrialState, live: Live) -> None:
         self.counts[str(trial.status)] += 1
-        self.budget.used_s += trial.end.get("wall_s") or 0.0
+        if not trial.end.get("cached"):  # its time was spent by another run
+            self.budget.used_s += trial.end.get("wall_s") or 0.0
         self.n_ended += 1
         if self.tell and live.asked is not None:
             self.tell(live.asked, str(trial.status), trial.reports, trial.end.get("cause"))

@@ -242,8 +242,11 @@ def logs(run: str, trial: str | None, store: Path | None, *, follow: bool) -> No
     from orchestrator.why import printed, story  # noqa: PLC0415
 
     paths = find_run(_store(store).root, run)
-    for line in printed(paths, trial) if trial else story(paths, follow=follow):
-        click.echo(line)
+    try:
+        for line in printed(paths, trial) if trial else story(paths, follow=follow):
+            click.echo(line)
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None  # the run goes on
 
 
 @main.command()

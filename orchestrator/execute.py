@@ -31,6 +31,7 @@ from orchestrator.trial_tables import best_trial
 
 _TRACKER_WAIT_S = 30.0
 _FOLLOW_EVERY_S = 0.5
+_INTERRUPTED = 130
 
 BODIES: dict[str, Callable[[stages.Context], stages.Done]] = {
     "catalog": stages.catalog,
@@ -79,7 +80,11 @@ def submit(experiment: Experiment, store: Store, options: Options) -> int:
             return _drive(experiment, store, plan, paths, ledger, options, reporter)
     except LedgerLocked:
         reporter.say(f"run {plan.run_id} is being driven by another process; following it")
-        return follow(paths, reporter)
+        try:
+            return follow(paths, reporter)
+        except KeyboardInterrupt:
+            reporter.say(f"no longer following; run {plan.run_id} goes on, `cancel {plan.run_id}` ends it")
+            return _INTERRUPTED
 
 
 def resume(paths: RunPaths, store: Store, options: Options) -> int:
@@ -176,7 +181,7 @@ def _drive(
     from orchestrator import track  # noqa: PLC0415
     from orchestrator.cluster import connect  # noqa: PLC0415
 
-    began = time.monotonic()
+    began, listener = time.monotonic(), Listener(paths)
     earlier = replay(ledger.events)
     spent_s = float((paths.read_json("summary") or {}).get("wall_s", 0.0))
     paths.summary.unlink(missing_ok=True)
@@ -194,12 +199,12 @@ def _drive(
     }
     ledger.append("run_resumed" if earlier.trials or earlier.stages else "run_started", commit=True, **facts)
     reporter.say(f"run [bold]{plan.run_id}[/]  in {paths.root}")
-    _require_weights(experiment, allow_download=options.allow_download)
-    tracker, listener = track.start(paths.root, experiment.spec.track), Listener(paths)
+    tracker = track.start(paths.root, experiment.spec.track)
     outcomes: dict[str, str] = {}
     state, code = "FAILED", 1
     context: stages.Context | None = None
     try:
+        _require_weights(experiment, allow_download=options.allow_download)
         with connect(options.address, insecure=options.insecure) as cluster:
             if cluster.dashboard_url:
                 reporter.say(f"dashboard {cluster.dashboard_url}")

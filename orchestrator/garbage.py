@@ -117,7 +117,7 @@ def _work(run: RunPaths, trials: list[TrialState]) -> Names:
     """Return the trainings that a run would go on with: a finished one has none."""
     if (run.read_json("summary") or {}).get("state") == "SUCCEEDED":
         return set()
-    return {("trial", trial.facts["key"]) for trial in trials if trial.status is None}
+    return {("trial", trial.facts["key"]) for trial in trials if trial.status is None or trial.failed_by_chance}
 
 
 def _shards(store: Store, needed: Names) -> Names:

@@ -56,11 +56,14 @@ def _trial(
     if arm.train.model.pretrained and (weights := recorded(arm.train.model.backbone)):
         inputs |= {"weights": next(iter(weights.values()))}
     train = arm.train.model_dump(mode="json", by_alias=True)
-    train["precision"] = precision_of(context, arm)
+    train["precision"] = precision = precision_of(context, arm)
+    trained_as = identity(arm.train)
+    if precision != "fp32":
+        trained_as |= {"precision": precision}  # what `auto` chose here: another machine may choose otherwise
     key = stage_key(
         "trial",
         VERSIONS["trial"],
-        {"train": identity(arm.train), "seed": seed, "labels": sizes, "fold": fold},
+        {"train": trained_as, "seed": seed, "labels": sizes, "fold": fold},
         inputs,
     )
     share = context.experiment.spec.resources.per_trial
@@ -138,9 +141,19 @@ def _take_over(context: Context, wanted: Search, families: dict[str, str]) -> No
     if not phase_trials(context, "search"):
         for one in earlier(context.store, families, wanted, besides=context.paths.run_id).values():
             for event in one.events:
-                context.ledger.append(event.pop("event"), **event)
+                _tell(context, event)
             context.reporter.say(f"  search: {one.n_trials} trials are taken over from run {one.run_id}")
     write_families(context.paths.root, families)
+
+
+def _tell(context: Context, event: dict[str, Any]) -> None:
+    """Write another run's event into the ledger, its setting named as this run names it.
+
+    The name covers all of the data section, where test labels are too, of which no training knows.
+    """
+    if event["event"] == "trial_started":
+        event |= {"setting": context.experiment.setting(event["variant"], event["params"])[0]}
+    context.ledger.append(event.pop("event"), **event)
 
 
 def phase_trials(context: Context, phase: str) -> list[TrialState]:
@@ -154,7 +167,7 @@ def _reuse(context: Context, kind: str, key: str) -> bool:
     if found is None or phase_trials(context, kind):
         return False
     for event in read(found.file("events.jsonl")):
-        context.ledger.append(event.pop("event"), **{k: v for k, v in event.items() if k not in {"n", "time"}})
+        _tell(context, {k: v for k, v in event.items() if k not in {"n", "time"}})
     shutil.rmtree(context.paths.tune / kind, ignore_errors=True)
     shutil.copytree(found.path / "tune", context.paths.tune / kind)
     return True

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,11 @@ def _tables(run: Path, rows: list[dict[str, Any]]) -> str:
         parts.append(_table("candidates, * votes", _CANDIDATE, [_candidate_cells(one) for one in candidates]))
     if scores := _score_rows(ensemble(run) or {}):
         parts.append(_table("ensemble", ("score", "estimate", "90 % interval", "groups", "photos"), scores))
-    return "\n".join(parts) if parts else f"run {run.name}: no trial has ended yet\n"
+    return (
+        "\n".join(parts)
+        if parts
+        else f"run {run.name}: its search has not ended; `status {run.name}` shows its trials\n"
+    )
 
 
 def _table(title: str, names: tuple[str, ...], rows: list[list[str]]) -> str:
@@ -199,12 +204,11 @@ def status_view(run: Path) -> dict[str, Any]:
             last = {}
         elif event["event"] == "stage":
             last[event["stage"]] = {key: event.get(key) for key in ("stage", "outcome", "wall_s", "note")}
-    counts: dict[str, int] = {}
-    for trial in state.trials.values():
-        counts[trial.status or "RUNNING"] = counts.get(trial.status or "RUNNING", 0) + 1
+    facts = state_of(RunPaths(run))
+    open_ = "RUNNING" if facts["state"] == "RUNNING" else "UNFINISHED"
+    counts = dict(Counter(trial.status or open_ for trial in state.trials.values()))
     scored = [t for t in state.trials.values() if t.phase == "search" and t.reports]
     best = max(scored, key=lambda t: max(m["val_macro_f1"] for m in t.reports.values()), default=None)
-    facts = state_of(RunPaths(run))
     return {
         "run_id": run.name,
         "state": facts["state"],
@@ -218,7 +222,7 @@ def status_view(run: Path) -> dict[str, Any]:
                 "best": max((m["val_macro_f1"] for m in t.reports.values()), default=None),
             }
             for t in state.trials.values()
-            if t.status is None
+            if t.status is None and open_ == "RUNNING"
         ],
         "best": best
         and {

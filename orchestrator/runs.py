@@ -117,5 +117,6 @@ def state_of(run: RunPaths) -> dict[str, Any]:
     from orchestrator.ledger import is_live  # noqa: PLC0415 - only for unfinished runs
 
     alive = is_live(run.root)
-    began = run.resolved.stat().st_mtime if run.resolved.exists() else time.time()
-    return {"run_id": run.run_id, "state": "RUNNING" if alive else "INTERRUPTED", "wall_s": time.time() - began}
+    ended = time.time() if alive or not run.events.exists() else run.events.stat().st_mtime
+    began = run.resolved.stat().st_mtime if run.resolved.exists() else ended
+    return {"run_id": run.run_id, "state": "RUNNING" if alive else "INTERRUPTED", "wall_s": ended - began}

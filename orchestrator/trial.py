@@ -51,16 +51,25 @@ class TrialSpec:
 def run_trial(spec: TrialSpec, report: Report) -> Artifact:
     """Train one trial, or find it finished in the store and tell its epochs again.
 
-    The held-out fold of a confirm trial is predicted once, at the end; its labels never reach the training.
+    The held-out fold of a confirm trial is predicted once, at the end; its labels never reach the training. Where
+    another run trains the same trial, this one waits and takes what it makes; that counts as time without a report.
 
     Raises:
         UserError: head frozen_deep has no source, or one that was trained on other parts.
     """
+    from filelock import FileLock  # noqa: PLC0415
+
     store = Store(Path(spec.store))
-    if (found := store.find("trial", spec.key)) is not None:
-        for epoch, metrics in enumerate(found.result["history"], 1):
-            report(epoch, metrics)
-        return found
+    if (found := store.find("trial", spec.key)) is None:
+        with FileLock(store.work_dir("trial", spec.key).with_suffix(".lock")):
+            if (found := store.find("trial", spec.key)) is None:
+                return _train(spec, store, report)
+    for epoch, metrics in enumerate(found.result["history"], 1):
+        report(epoch, metrics)
+    return found
+
+
+def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
     from data_prep.shards import open_rows  # noqa: PLC0415
     from trainers.classifier import train  # noqa: PLC0415
     from trainers.config import Train  # noqa: PLC0415

@@ -58,7 +58,7 @@ def _stage(paths: RunPaths, name: str, events: list[dict[str, Any]]) -> list[str
         if last["outcome"] == "FAILED" and paths.error.is_file():
             lines += [f"  traceback: {paths.error}"]
         if last["outcome"] == "BLOCKED":
-            blocked = next((event for event in events if event.get("outcome") == "FAILED"), None)
+            blocked = next((event for event in reversed(events) if event.get("outcome") == "FAILED"), None)
             lines += [f"  by {blocked['stage']}: {blocked.get('note')}"] if blocked else []
         return [line for line in lines if line.strip()]
     planned = next((one for one in (paths.read_json("plan") or {}).get("stages", []) if one["name"] == name), None)

@@ -231,6 +231,12 @@ def test_wall_time_and_gpu_hours_count_over_restarts(tmp_path):
     bridge = toy.make_bridge(Told(), studies, tmp_path)
     bridge.budget.limits, bridge.budget.gpus_per_trial = Limits(gpu_hours=0.25), 0.5
     assert "gpu_hours: 0.25 of 0.25 are used" in bridge.over()
+    ended = next(event for event in events if event["event"] == "trial_ended")
+    ended["cached"] = True
+    events[:] = [event for event in events if event["event"] != "limit_reached"]
+    bridge = toy.make_bridge(Told(), studies, tmp_path)
+    bridge.budget.limits, bridge.budget.gpus_per_trial = Limits(gpu_hours=0.25), 0.5
+    assert bridge.over() is None, "an earlier run's trial costs this one nothing"
 
 
 def test_times_are_read():

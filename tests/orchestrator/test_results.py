@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator import tables
+from orchestrator.ledger import Ledger
 from orchestrator.results import ensemble_lines, render_results, status_view, trials_view
 from tests.orchestrator.fake_run import SCHEMA, SETTINGS, write_run
 
@@ -102,8 +103,13 @@ def test_status_counts_what_runs(tmp_path):
         {"event": "report", "time": 3.0, "trial_id": "s-a-0000", "epoch": 1, "metrics": {"val_macro_f1": 0.25}},
     ]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    view = status_view(tmp_path)
+    with Ledger(tmp_path):
+        view = status_view(tmp_path)
     assert view["trials"] == {"RUNNING": 1}
+    assert ["s-a-0000"] == [one["trial_id"] for one in view["running"]]
+    dead = status_view(tmp_path)
+    assert ("INTERRUPTED", {"UNFINISHED": 1}, []) == (dead["state"], dead["trials"], dead["running"])
+    assert dead["wall_s"] == status_view(tmp_path)["wall_s"], "its clock stands"
     assert view["best"] == {"trial_id": "s-a-0000", "variant": "a", "val_macro_f1": 0.25}
 
 

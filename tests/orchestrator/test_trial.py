@@ -1,6 +1,8 @@
 """One trial as a worker runs it, without a cluster: what it takes in, leaves behind, and refuses."""
 
+import dataclasses
 import json
+import threading
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,6 +12,7 @@ from orchestrator import tables
 from orchestrator.errors import UserError
 from orchestrator.store import Store
 from orchestrator.trial import TrialSpec, run_trial
+from trainers import classifier
 from trainers.config import Train
 
 SIZES = {"color": 2, "light": 2}
@@ -130,3 +133,27 @@ def test_gc_reads_what_a_frozen_backbone_left_behind(place):
         (draft.path / "features.npy").write_bytes(b"")
     found = {item.path.parent.name for item in garbage(store).items}
     assert {"trial", "features"} == found  # no run needs any of them
+
+
+def test_two_runs_that_want_the_same_trial_at_once_train_it_once(place, monkeypatch):
+    trained, real = [], classifier.train
+
+    def train(*given, **settings):
+        trained.append(1)
+        return real(*given, **settings)
+
+    monkeypatch.setattr(classifier, "train", train)
+    heard, answers = [], []
+
+    def one(name):
+        own = dataclasses.replace(spec(place, "same"), trial_id=name)
+        answers.append(run_trial(own, lambda epoch, metrics: heard.append((name, epoch))).manifest)
+
+    threads = [threading.Thread(target=one, args=(name,)) for name in ("c-one", "c-two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ([1], 2) == (trained, len(answers))
+    assert answers[0] == answers[1]
+    assert [("c-one", 1), ("c-two", 1)] == sorted(heard)
