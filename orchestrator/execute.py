@@ -31,6 +31,7 @@ from orchestrator.trial_tables import best_trial
 
 _TRACKER_WAIT_S = 30.0
 _FOLLOW_EVERY_S = 0.5
+_LOOK_EVERY_S = 0.05
 _INTERRUPTED = 130
 
 BODIES: dict[str, Callable[[stages.Context], stages.Done]] = {
@@ -110,13 +111,23 @@ def resume(paths: RunPaths, store: Store, options: Options) -> int:
 
 
 def detach(experiment: Experiment, store: Store, arguments: list[str]) -> str:
-    """Start `submit` in a process of its own and return the run's id."""
+    """Start `submit` in a process of its own, wait until it drives the run, and return the run's id.
+
+    Raises:
+        UserError: it ended with an error before that.
+    """
     plan = make_plan(experiment, store)
     paths = RunPaths(store.root / "runs" / plan.run_id)
     paths.root.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "orchestrator", *(word for word in arguments if word != "--detach")]
     with paths.driver_log.open("ab") as log:
-        subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+        driver = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+    while driver.poll() is None and not (paths.events.is_file() and is_live(paths.root)):
+        time.sleep(_LOOK_EVERY_S)
+    if driver.returncode:
+        raise UserError(
+            f"run {plan.run_id}: its driver ended with exit code {driver.returncode}; see {paths.driver_log}"
+        )
     return plan.run_id
 
 
