@@ -39,10 +39,10 @@ check: setup  ## lint, types, import rules, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "not ray and not models and not slow and not gpu and not browser"
+	$(BIN)/python -m pytest -q -m "not ray and not models and not slow and not gpu"
 
 fast: setup  ## fast tests alone
-	$(BIN)/python -m pytest -q -m "not ray and not models and not slow and not gpu and not browser"
+	$(BIN)/python -m pytest -q -m "not ray and not models and not slow and not gpu"
 
 test: weights  ## every test tier that a CPU can run
 	$(BIN)/python -m pytest -q -m "not gpu" --durations=15

@@ -274,7 +274,10 @@ def runs(store: Path | None) -> None:
     """List the runs of a store, the latest first."""
     from orchestrator.runs import all_runs, state_of  # noqa: PLC0415
 
-    for run in all_runs(_store(store).root):
+    root = _store(store).root
+    if not (found := all_runs(root)):
+        click.echo(f"no runs in {root}; submit a spec, or name another store with --store", err=True)
+    for run in found:
         state = state_of(run)
         click.echo(f"{run.run_id:<40} {state['state']:<12} {state['wall_s']:>8.0f} s")
 

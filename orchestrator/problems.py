@@ -54,6 +54,8 @@ def _problem(fault: Any, data: Any, document: Document, under: Path_, prefix: st
         text = f"{dotted}: {fault['ctx']['error'] if 'error' in fault.get('ctx', {}) else fault['msg']}".lstrip(": ")
     elif kind == "string_pattern_mismatch" and (form := _form(str(fault["ctx"]["pattern"]))):
         text = f"{dotted}: required {form}, found {found}"
+    elif kind == "string_type" and (form := _form(_TEXTS.get(str(path[-1]), ""))):
+        text = f"{dotted}: required {form}, found {found}"
     else:
         message = fault["msg"].replace("Input should be", "required").replace("Value error, ", "")
         text = f"{dotted}: {message[0].lower() + message[1:]}, found {found}{_hint(fault)}"
@@ -64,12 +66,17 @@ def _problem(fault: Any, data: Any, document: Document, under: Path_, prefix: st
     return Problem(line, column, text)
 
 
+_TEXTS = {"duration": "steps?", "grace": "epochs?", "wall": "minute|"}
+"""What is easily given as a bare number, and what stands in the pattern that its text must fit."""
+
+
 def _form(pattern: str) -> str | None:
     """Say what a text that must fit a pattern looks like, for the patterns that people meet."""
     forms = {
         "steps?": "a duration such as '10 epochs' or '500 steps'",
         "epochs?": "whole epochs such as '2 epochs'",
         "minute|": "a time such as '90 minutes' or '2 hours'",
+        "{0,62}": "1 to 63 small letters, digits, - and _, the first a letter or a digit",
     }
     return next((form for part, form in forms.items() if part in pattern), None)
 

@@ -144,9 +144,10 @@ def _about_the_run(run: Run) -> list[dict[str, Any]]:
         found.append(
             _worry(
                 "bad",
-                f"the run is {state(run)}; what stands here may be incomplete",
-                "submit it again; finished work is reused",
-                notes,
+                "; ".join([f"the run is {state(run)}", *notes]) + "; what stands here may be incomplete",
+                "mend what failed and submit again; finished work is reused"
+                if notes
+                else "submit it again; finished work is reused",
             )
         )
     trials = run.trials or []

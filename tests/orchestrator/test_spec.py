@@ -150,6 +150,18 @@ BROKEN = {
         (("loss: focal", "loss: {name: focal, weights: {agee: 2}}"), ("head: single", "head: deep")),
         r"no label 'agee'.*did you mean 'age'",
     ),
+    "bare number as duration": (
+        [("duration: 6 epochs", "duration: 6")],
+        r"train.duration: required a duration such as '10",
+    ),
+    "bare number as grace": (
+        [("grace: 2 epochs", "grace: 2")],
+        r"grace: required whole epochs such as '2 epochs', found 2",
+    ),
+    "slash in the name": (
+        [("name: quickstart", "name: my/masks")],
+        r"name: required 1 to 63 small letters, digits, - and _",
+    ),
 }
 
 
