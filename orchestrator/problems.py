@@ -52,9 +52,7 @@ def _problem(fault: Any, data: Any, document: Document, under: Path_, prefix: st
         text = f"{dotted}: required one of {', '.join(known)}; found {found}{nearest(str(fault.get('input')), known)}"
     elif kind == "value_error":
         text = f"{dotted}: {fault['ctx']['error'] if 'error' in fault.get('ctx', {}) else fault['msg']}".lstrip(": ")
-    elif kind == "string_pattern_mismatch" and (form := _form(str(fault["ctx"]["pattern"]))):
-        text = f"{dotted}: required {form}, found {found}"
-    elif kind == "string_type" and (form := _form(_TEXTS.get(str(path[-1]), ""))):
+    elif kind in {"string_pattern_mismatch", "string_type"} and (form := _form(_pattern_of(fault, path))):
         text = f"{dotted}: required {form}, found {found}"
     else:
         message = fault["msg"].replace("Input should be", "required").replace("Value error, ", "")
@@ -64,6 +62,11 @@ def _problem(fault: Any, data: Any, document: Document, under: Path_, prefix: st
         where = tuple(text.split(maxsplit=1)[0].strip(":").split("."))
     line, column = document.where(where, key=key)
     return Problem(line, column, text)
+
+
+def _pattern_of(fault: Any, path: Path_) -> str:
+    """Return the pattern that a text does not fit, or that what is no text should have fitted."""
+    return str(fault.get("ctx", {}).get("pattern") or _TEXTS.get(str(path[-1]), ""))
 
 
 _TEXTS = {"duration": "steps?", "grace": "epochs?", "wall": "minute|"}
