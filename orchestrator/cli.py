@@ -359,6 +359,7 @@ def predict(run: str, photos: Path, out: Path, store: Path | None) -> None:
     The photos go through the preparation that the members were trained with. A bundle needs no store; each of its
     files is checked before it is used.
     """
+    from data_prep.labels import Schema  # noqa: PLC0415
     from orchestrator import bundle, ensemble  # noqa: PLC0415
     from orchestrator.predict import predict_folder  # noqa: PLC0415
     from orchestrator.runs import find_run  # noqa: PLC0415
@@ -368,7 +369,11 @@ def predict(run: str, photos: Path, out: Path, store: Path | None) -> None:
             counts = predict_folder(found, photos, out)
     else:
         home = _store(store)
-        counts = predict_folder(ensemble.of_run(find_run(home.root, run), home), photos, out)
+        found = ensemble.of_run(find_run(home.root, run), home)
+        counts = predict_folder(found, photos, out)
+    schema = Schema(dict(found.classes))
+    meaning = ", ".join(f"{number} {schema.class_name(number)}" for number in range(schema.n_classes))
+    click.echo(f"ans: {meaning}", err=True)
     click.echo(f"wrote {out}: {counts['answered']} photos answered, {counts['quarantined']} quarantined", err=True)
 
 

@@ -172,7 +172,7 @@ def _facts(table: pa.Table) -> dict[str, Any]:
     return {
         "n_photos": len(table),
         "n_ok": pc.sum(ok).as_py() or 0,
-        "n_groups": pc.count_distinct(table["group"]).as_py(),
+        "n_groups": pc.count_distinct(table.filter(ok)["group"]).as_py(),
         "majority_class": majority,
         "quarantined": dict(zip(bad["sample_id"].to_pylist(), bad["status"].to_pylist(), strict=True)),
     }

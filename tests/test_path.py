@@ -73,6 +73,7 @@ def check_answers(workplace, run):
             "predict", source, workplace.root / "data/sample/eval/images", "--out", workplace.root / "out.csv"
         )
         assert done.returncode == 0, done.stderr
+        assert "ans: 0 wear/male/" in done.stderr
         assert sorted((run / "submission.csv").read_text().split()) == sorted(
             (workplace.root / "out.csv").read_text().split()
         )
