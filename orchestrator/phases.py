@@ -141,19 +141,9 @@ def _take_over(context: Context, wanted: Search, families: dict[str, str]) -> No
     if not phase_trials(context, "search"):
         for one in earlier(context.store, families, wanted, besides=context.paths.run_id).values():
             for event in one.events:
-                _tell(context, event)
+                context.ledger.append(event.pop("event"), **event)
             context.reporter.say(f"  search: {one.n_trials} trials are taken over from run {one.run_id}")
     write_families(context.paths.root, families)
-
-
-def _tell(context: Context, event: dict[str, Any]) -> None:
-    """Write another run's event into the ledger, its setting named as this run names it.
-
-    The name covers all of the data section, where test labels are too, of which no training knows.
-    """
-    if event["event"] == "trial_started":
-        event |= {"setting": context.experiment.setting(event["variant"], event["params"])[0]}
-    context.ledger.append(event.pop("event"), **event)
 
 
 def phase_trials(context: Context, phase: str) -> list[TrialState]:
@@ -167,7 +157,7 @@ def _reuse(context: Context, kind: str, key: str) -> bool:
     if found is None or phase_trials(context, kind):
         return False
     for event in read(found.file("events.jsonl")):
-        _tell(context, {k: v for k, v in event.items() if k not in {"n", "time"}})
+        context.ledger.append(event.pop("event"), **{k: v for k, v in event.items() if k not in {"n", "time"}})
     shutil.rmtree(context.paths.tune / kind, ignore_errors=True)
     shutil.copytree(found.path / "tune", context.paths.tune / kind)
     return True

@@ -19,7 +19,7 @@ from orchestrator.history import earlier
 from orchestrator.keys import digest, stage_key
 from orchestrator.runs import RunPaths
 from orchestrator.space import Search, grid_size
-from orchestrator.spec import Arm, Experiment
+from orchestrator.spec import Arm, Experiment, known_to_training
 from orchestrator.store import Artifact, Store
 from trainers.config import FrozenDeepHead, remarks
 
@@ -29,7 +29,7 @@ _SLOW_SAMPLING_S = 60.0
 STAGES = ("catalog", "audit", "split", "prepare", "search", "confirm", "hypotheses", "select", "vote", "report")
 VERSIONS = (
     dict.fromkeys((*STAGES, "rows", "features"), 1)
-    | dict.fromkeys(("prepare", "shard", "confirm", "trial", "vote", "report"), 2)
+    | dict.fromkeys(("prepare", "shard", "search", "confirm", "trial", "vote", "report"), 2)
     | dict.fromkeys(("catalog", "audit"), 3)
 )
 """Raise one by hand when the meaning of its stage changes; what was made before is then made again."""
@@ -80,15 +80,12 @@ class Keys:
 
     @property
     def catalog(self) -> str:
-        data = identity(self.experiment.spec.data)
+        data = known_to_training(self.experiment.spec.data)
         params = {name: data[name] for name in ("source", "test", "group", "join_duplicates")}
         # borders that only training knows change no row of the catalog
         params["labels"] = {
             name: {k: v for k, v in label.items() if k != "train_bins"} for name, label in data["labels"].items()
         }
-        if params["test"]:
-            # which column holds the labels, and who may see them, changes no row of the catalog
-            params["test"] = {k: v for k, v in params["test"].items() if k not in {"label", "public"}}
         return stage_key("catalog", VERSIONS["catalog"], params, {"files": self.files})
 
     def split(self, arm: Arm, content: str) -> str:

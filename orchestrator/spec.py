@@ -175,7 +175,15 @@ class Experiment:
         arm = self.arms[variant]
         if point:
             arm = Arm.model_validate_json(json.dumps(apply(arm.model_dump(mode="json", by_alias=True), point)))
-        return setting_id(identity(arm)), arm
+        return setting_id({**identity(arm), "data": known_to_training(arm.data)}), arm
+
+
+def known_to_training(data: Data) -> dict[str, Any]:
+    """Return what identifies a data section, without where test labels stand and who may see them: the vote's alone."""
+    found = identity(data)
+    if found["test"]:
+        found["test"] = {name: value for name, value in found["test"].items() if name not in {"label", "public"}}
+    return found
 
 
 def schema() -> dict[str, Any]:

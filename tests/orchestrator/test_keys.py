@@ -5,8 +5,6 @@ from types import SimpleNamespace
 
 from data_prep.registry import describe
 from data_prep.weights import CACHE_VARIABLE
-from orchestrator import phases
-from orchestrator.ledger import Ledger
 from orchestrator.plan import QUICK_BACKBONE, Keys
 from orchestrator.reader import read
 from orchestrator.select import finalists
@@ -51,13 +49,11 @@ def test_an_audit_that_lacked_the_quick_model_is_made_again_once_it_is_there(tmp
     assert without != keys().audit("c", probe=True)
 
 
-def test_a_trial_of_another_run_bears_the_name_that_its_setting_has_here(tmp_path):
-    """Test labels are in a setting's name and in no search: a run that has them takes over one that had not."""
-    before, now = (read(SPEC, changes, check_roots=False) for changes in (["data.test.label=null"], []))
-    params = {"train.optimizer.lr": 0.001}
-    theirs, ours = before.setting("plain", params)[0], now.setting("plain", params)[0]
-    assert (theirs != ours, Keys(before, "f").search(CATALOG)) == (True, Keys(now, "f").search(CATALOG))
-    with Ledger(tmp_path) as ledger:
-        event = {"event": "trial_started", "trial_id": "s", "variant": "plain", "params": params, "setting": theirs}
-        phases._tell(SimpleNamespace(experiment=now, ledger=ledger), event)
-        assert ours == ledger.events[-1]["setting"]
+def test_where_test_labels_stand_and_who_sees_them_names_no_other_setting():
+    """A name that told would choose other finalists among equal ones, and lose the scores of a search that is reused."""
+    plain = keys()
+    for change in ("data.test.label=null", "data.test.public=0.5"):
+        other = keys(change)
+        assert plain.run != other.run
+        assert plain.search(CATALOG) == other.search(CATALOG)
+        assert plain.experiment.setting("plain", {})[0] == other.experiment.setting("plain", {})[0]
