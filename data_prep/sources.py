@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +14,12 @@ from data_prep.config import ClassFolders, ProfileFolders, Table, TestTable
 from data_prep.errors import DataError, some
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+_NOTES = (
+    *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".xmp", ".yaml", ".yml", ".md", ".html", ".aae", ".log"),
+    *(".mat", ".pts", ".npy", ".npz", ".pkl", ".mov", ".mp4", ".avi"),
+)
+"""What people and tools write beside photos: no photo is lost by leaving it alone."""
+_LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}  # of file managers, hidden or not
 _FOREIGN = re.compile(r"[a-z][a-z0-9+.-]*://|data:|[a-z]:[\\/]", re.IGNORECASE)  # URLs and drive letters
 
 Columns = dict[str, list[Any]]
@@ -38,7 +44,8 @@ class Listing:
 def list_source(source: Source, base: Path) -> Listing:
     """List the labelled photos in the layout's order.
 
-    A path that leads out of the root is listed with its reason, and nobody opens it.
+    A path that leads out of the root is listed with its reason, and nobody opens it. So are, of layouts of folders,
+    files of other formats and folders where photos were expected: they may hold photos that would be missed.
 
     Raises:
         DataError: a table, column, folder or photo is missing, or two photos have one name.
@@ -56,7 +63,7 @@ def list_source(source: Source, base: Path) -> Listing:
             entry = "data.source.path" if isinstance(source, Table) else "data.source.table"
             raise DataError(entry, f"{path}: a column {key!r} was required, found {', '.join(columns)}")
         listing = (_profile_folders if isinstance(source, ProfileFolders) else _one_by_one)(images, key, columns)
-    _refuse_twins(listing.relatives, "data.source")
+    _refuse_twins(listing, "data.source")
     return listing
 
 
@@ -68,7 +75,7 @@ def list_test(test: TestTable, base: Path) -> Listing:
     """
     columns = _columns_of_test(test, base)
     listing = _one_by_one(images_of(test, base), test.id, columns, "data.test.table")
-    _refuse_twins(listing.relatives, "data.test.table")
+    _refuse_twins(listing, "data.test.table")
     groups = columns[test.group] if test.group else [None] * len(listing.relatives)
     return Listing(listing.relatives, listing.refusals, {"ImageID": columns[test.id], "group": groups})
 
@@ -182,8 +189,9 @@ def _columns_of_test(test: TestTable, base: Path) -> Columns:
 
 def _class_folders(images: str) -> Listing:
     relatives, refusals = [], []
-    for folder in _names(images, folders=True):
-        for relative, problem in _photos_in(images, folder):
+    for name, is_folder in _entries(images):
+        beside = [(_shown(name), refusal(name) or "refused: no folder of a class")]
+        for relative, problem in _photos_in(images, name) if is_folder else beside:
             relatives.append(relative)
             refusals.append(problem)
     if not relatives:
@@ -195,9 +203,10 @@ def _class_folders(images: str) -> Listing:
 
 def _profile_folders(images: str, key: str, columns: Columns) -> Listing:
     relatives, refusals, rows, lost = [], [], [], []
-    for row, value in enumerate(columns[key]):
-        folder = _tidy(value)
-        found = [(folder, problem)] if (problem := refusal(folder)) else list(_photos_in(images, folder))
+    folders = [_tidy(value) for value in columns[key]]
+    rooms = {str(room) for path in map(PurePosixPath, folders) for room in (path, *path.parents)}
+    for row, folder in enumerate(folders):
+        found = [(folder, problem)] if (problem := refusal(folder)) else list(_photos_in(images, folder, rooms))
         if not found:
             lost.append(repr(folder))
         for relative, why in found:
@@ -230,25 +239,39 @@ def _one_by_one(images: str, key: str, columns: Columns, where: str = "data.sour
     return Listing(relatives, refusals, columns)
 
 
-def _photos_in(images: str, folder: str) -> Iterator[tuple[str, str | None]]:
+def _photos_in(images: str, folder: str, rooms: Collection[str] = ()) -> Iterator[tuple[str, str | None]]:
+    """List a folder's photos, and what else may hold photos with the reason why it is not read; `rooms` are read too."""
     place = os.path.realpath(f"{images}/{folder}")
     if not place.startswith(os.path.realpath(images) + os.sep):
         yield folder, "refused: the link leads out of the data folder"
         return
-    for name in _names(place, folders=False):
-        if name.lower().endswith(EXTENSIONS):
-            yield _shown(f"{folder}/{name}"), refusal(f"{folder}/{name}")
+    for name, is_folder in _entries(place):
+        relative = f"{folder}/{name}"
+        if not (is_folder and relative in rooms):
+            yield _shown(relative), refusal(relative) or _unread(name, is_folder=is_folder)
 
 
-def _names(folder: str, *, folders: bool) -> list[str]:
-    """List a folder in sorted order, without what file managers hide in it (._mask1.jpg)."""
+def _unread(name: str, *, is_folder: bool) -> str | None:
+    if is_folder:
+        return "refused: a folder, photos in it are not read"
+    if name.lower().endswith(EXTENSIONS):
+        return None
+    kind = PurePosixPath(name).suffix.lower() or "no extension"
+    return f"refused: {kind}, only {', '.join(EXTENSIONS)} are read"
+
+
+def _entries(folder: str) -> list[tuple[str, bool]]:
+    """List a folder in sorted order with what is a folder, without hidden files (._mask1.jpg), litter and notes."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(
-                entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir() == folders
-            )
+            found = [(entry.name, entry.is_dir()) for entry in entries]
     except (FileNotFoundError, NotADirectoryError):
         return []
+    return sorted(
+        (name, is_folder)
+        for name, is_folder in found
+        if not name.startswith(".") and name.lower() not in _LITTER and (is_folder or not name.lower().endswith(_NOTES))
+    )
 
 
 def _tidy(value: Any) -> str:
@@ -260,12 +283,12 @@ def _shown(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _refuse_twins(relatives: list[str], where: str) -> None:
-    """Names that differ in case only are one file on many systems."""
+def _refuse_twins(listing: Listing, where: str) -> None:
+    """Names that differ in case only are one file on many systems; of what nobody opens, equal names alone matter."""
     seen: dict[str, str] = {}
     twins = []
-    for relative in relatives:
-        if (key := relative.casefold()) in seen:
+    for relative, problem in zip(listing.relatives, listing.refusals, strict=True):
+        if (key := relative.casefold() if problem is None else relative) in seen:
             twins.append(f"{seen[key]!r} and {relative!r}")
         seen[key] = relative
     if twins:

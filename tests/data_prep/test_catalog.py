@@ -19,6 +19,7 @@ from PIL import Image
 
 from data_prep import catalog as module
 from data_prep import looks
+from data_prep.audit import audit
 from data_prep.catalog import build_catalog, content_hash, photo_path, photos_hash
 from data_prep.errors import DataError, MachineError
 from data_prep.inspection import examine, inspect
@@ -295,6 +296,34 @@ def test_names_that_are_not_utf8_are_refused_and_listed(contest):
     ) == ("train/000000_male_x_22/mask\\xff.jpg", "refused: the name is not UTF-8")
 
 
+def test_what_may_hold_photos_and_is_not_read_is_counted_and_ends_nothing(contest):
+    person = "train/images/000000_male_x_22"
+    others = ("new.heic", "old.BMP", "Old.bmp", "frame.gif", "scan", "sub/mask9.jpg")
+    for name in (*others, "._new.heic", "Thumbs.db", "@eaDir/mask1.jpg", "Notes.TXT", "notes.txt"):
+        contest.photo(f"{person}/{name}", 1)
+    contest.photo("train/images/000001_female_x_22/a/b/mask1.jpg", 77)  # the folder of another row
+    contest.people.append(contest.people[1] | {"path": "000001_female_x_22/a/b"})
+    contest.photo("train/images/heic only/new.heic", 1)
+    contest.people.append(contest.people[1] | {"path": "heic only"})
+    contest.save()
+    data = contest.data(test={"hold_out": 0.25})
+    table = build_catalog(data, contest.base)
+    facts = audit(table, {}, Schema.of(data.labels))
+    only = "only .jpg, .jpeg, .png, .webp are read"
+    assert facts["reasons"] == {
+        f"refused: .heic, {only}": 2,
+        f"refused: .bmp, {only}": 2,
+        f"refused: .gif, {only}": 1,
+        f"refused: no extension, {only}": 1,
+        "refused: a folder, photos in it are not read": 1,
+    }
+    assert (facts["n_quarantined"], facts["n_usable"]) == (7, 49)
+    assert ["photos cannot be used and are left out"] == [
+        one["what"] for one in facts["warnings"] if one["kind"] == "quarantined"
+    ]
+    assert len(module.test_labels(data, contest.base, table)) == facts["n_test"]
+
+
 # paths
 
 
@@ -435,6 +464,16 @@ def test_class_folders_need_no_table(tmp_path, contest):
     assert table["sample_id"].to_pylist()[:3] == ["train/elm/1.jpeg", "train/elm/3.jpeg", "train/elm/5.jpeg"]
     assert (table["label"].to_pylist(), table["folder"].to_pylist()) == ([0] * 3 + [1] * 3, ["elm"] * 3 + ["oak"] * 3)
     assert len(set(table["group"].to_pylist())) == 6
+    contest.photo("plants/images/7.jpeg", 7)
+    contest.photo("plants/images/oak/deep/8.jpeg", 8)
+    contest.photo("plants/images/README.md", 9)
+    contest.photo("plants/images/__MACOSX/oak/._0.jpeg", 9)
+    table = build_catalog(data.model_copy(update={"group": "folder"}), contest.base)
+    lost = {row["sample_id"]: row["status"] for row in table.to_pylist() if row["status"] != "ok"}
+    assert lost == {
+        "train/7.jpeg": "refused: no folder of a class",
+        "train/oak/deep": "refused: a folder, photos in it are not read",
+    }
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
