@@ -54,7 +54,7 @@ class Assembly:
         self._seconds: Counter[str] = Counter()
         self.n_prepared = 0
         found, films = _donated(task)
-        copies = {sample: found[sha256] for sample, _, sha256 in task.rows if sha256 in found}
+        copies = {row[0]: found[of] for row in task.rows if (of := _photo(row[0], row[2])) in found}
         self._rows += [{**row, "sample_id": sample} for sample, row in copies.items()]
         self._films = [film for film in films if film.sample_id in copies]
         self.n_copied = len(copies)
@@ -113,15 +113,20 @@ def read_sheet(path: Path) -> list[sheet.Film]:
         return []
 
 
-def _donated(task: ShardTask) -> tuple[dict[str, dict[str, Any]], list[sheet.Film]]:
-    wanted = {sha256 for _, _, sha256 in task.rows}
-    found: dict[str, dict[str, Any]] = {}
+def _donated(task: ShardTask) -> tuple[dict[tuple[str, str], dict[str, Any]], list[sheet.Film]]:
+    wanted = {_photo(sample, sha256) for sample, _, sha256 in task.rows}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     films: list[sheet.Film] = []
     for path in task.donors:
         try:
             rows: Iterable[dict[str, Any]] = read_shard(path).to_pylist()
         except ShardError:
             continue
-        found |= {row["sha256"]: row for row in rows if row["sha256"] in wanted}
+        found |= {of: row for row in rows if (of := _photo(row["sample_id"], row["sha256"])) in wanted}
         films += read_sheet(path.with_name(path.name + SHEET_SUFFIX))
     return found, films
+
+
+def _photo(sample: str, sha256: str) -> tuple[str, str]:
+    """Return what decides a row: the bytes, and the side, since a policy drops training photos only."""
+    return sample.partition("/")[0], sha256

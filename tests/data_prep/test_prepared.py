@@ -202,6 +202,14 @@ def test_unchanged_photos_are_copied_and_a_changed_or_choking_one_is_quarantined
     assert [("train/03", "changed since the catalog was made")] == third.quarantined
 
 
+def test_a_row_is_copied_to_its_own_side_only_since_a_policy_drops_training_photos_alone(tmp_path):
+    donor = tmp_path / shard_name(0)
+    write_shard(donor, [row("test/a.jpg") | {"sha256": "S", "outcome": "no face: center"}])
+    rows = [("test/b.jpg", "/nowhere", "S"), ("train/c.jpg", "/nowhere", "S")]
+    assembly = Assembly(ShardTask(0, rows, [donor]))
+    assert (1, rows[1:]) == (assembly.n_copied, assembly.left)
+
+
 def test_a_second_answer_for_a_photo_is_dropped(photos, tmp_path):
     assembly = Assembly(ShardTask(0, photos[:2]))
     outcome = prepare_row(photos[0], Stub())
