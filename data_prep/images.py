@@ -91,7 +91,7 @@ def _opened(photo: bytes) -> ImageFile.ImageFile:
     if not photo:
         raise PhotoError("empty file")
     if len(photo) > MAX_BYTES:
-        raise PhotoError(f"too large: {len(photo)} bytes, at most {MAX_BYTES}")
+        raise PhotoError(f"too large: more than {MAX_BYTES} bytes")
     try:
         with warnings.catch_warnings():
             # our own limit stands below; Pillow's warning would only be printed

@@ -16,7 +16,7 @@ from PIL import Image
 from data_prep import background, faces, sheet
 from data_prep.config import CenterCrop, CropFace, KeepAspect, Prep, RemoveBackground, Resize
 from data_prep.errors import require_machine
-from data_prep.images import PhotoError, Pixels, decode, encode, opaque
+from data_prep.images import MAX_BYTES, PhotoError, Pixels, decode, encode, opaque
 
 OK = "ok"
 _NETWORK_SIDE = 320  # what the background models look at, in pixels
@@ -155,7 +155,8 @@ def prepare_row(row: Row, preparation: Callable[..., Prepared], *, show: bool = 
     sample, path, sha256 = row
     frames: list[Pixels] = []
     try:
-        photo = Path(path).read_bytes()
+        with Path(path).open("rb") as handle:
+            photo = handle.read(MAX_BYTES + 1)  # enough to see that it is too large
     except OSError as error:
         require_machine(error, path, _images(sample, path))
         return Outcome(sample, None, f"unreadable: {error.strerror or error}", chance=True)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import resource
 import signal
 
 import numpy as np
@@ -200,6 +201,15 @@ def test_unchanged_photos_are_copied_and_a_changed_or_choking_one_is_quarantined
     assert first.sheet.read_text() == second.sheet.read_text() != "[]"
     third = assemble(ShardTask(0, photos), tmp_path)
     assert [("train/03", "changed since the catalog was made")] == third.quarantined
+
+
+def test_a_photo_that_is_too_large_is_not_read_whole(tmp_path):
+    with (tmp_path / "huge.jpg").open("wb") as handle:
+        handle.truncate(2**30)  # sparse: it takes no room on the disk
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outcome = prepare_row(("test/huge.jpg", str(tmp_path / "huge.jpg"), ""), Preparation(Prep()))
+    assert outcome.reason == "too large: more than 67108864 bytes"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
 
 
 def test_a_row_is_copied_to_its_own_side_only_since_a_policy_drops_training_photos_alone(tmp_path):
