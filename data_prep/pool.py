@@ -273,6 +273,8 @@ class _Pool:
         self._open[call.number].spent(seconds)
         for outcome in outcomes:
             self._add(call.number, outcome)
+        if hand.late:  # the answer came while it was killed
+            self._bury(hand, blame=False)
 
     def _add(self, number: int, outcome: Outcome) -> None:
         assembly = self._open[number]
@@ -290,7 +292,7 @@ class _Pool:
                 hand.late = True
                 self._ray.kill(hand.actor)
 
-    def _bury(self, hand: _Hand) -> None:
+    def _bury(self, hand: _Hand, *, blame: bool = True) -> None:
         """Take a dead worker out; blame the photos it was at, and give all it held to others."""
         self._hands.remove(hand)
         self._ray.kill(hand.actor)  # its answer may be lost while it lives
@@ -302,10 +304,11 @@ class _Pool:
                     "look at free memory, and at Ray's log of the worker"
                 )
         for at, call in enumerate(hand.calls):
+            blamed = blame and at == 0
             for row in reversed(call.rows):
-                if at == 0 and self._blame(call, row, late=hand.late):
+                if blamed and self._blame(call, row, late=hand.late):
                     continue
-                (self._queue.append if at == 0 else self._queue.appendleft)((call.number, row))
+                (self._queue.append if blamed else self._queue.appendleft)((call.number, row))
         self._hire()
 
     def _blame(self, call: _Call, row: Row, *, late: bool) -> bool:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from data_prep import pool
 from data_prep.config import Prep
 from data_prep.images import decode, encode
 from data_prep.pool import PoolError, ShardTask, prepare_shards
@@ -146,6 +147,32 @@ def test_photos_that_kill_hang_or_choke_are_quarantined_and_every_other_one_is_p
     made = [name for result in results for name in read_shard(result.path)["sample_id"].to_pylist()]
     assert sorted(name for task in tasks for name, *_ in task.rows if name not in reasons) == sorted(made)
     assert ["models run on the CPU"] == said
+
+
+def test_an_answer_that_comes_while_its_late_worker_is_killed_counts_and_the_pool_goes_on(
+    cluster, tasks, tmp_path, monkeypatch
+):
+    killed, hire = [], pool._Pool._hire
+
+    def kill_answered(self):
+        """Do what the pool does to a late worker, just after its answer has come."""
+        for hand in [one for one in self._hands if one.calls and not killed]:
+            self._ray.wait([hand.calls[0].reply])
+            killed.append(len(hand.calls))
+            hand.late = True
+            self._ray.kill(hand.actor)
+
+    def hire_or_fail(self):
+        assert not any(one.late and not one.calls for one in self._hands), "the pool would wait for ever"
+        hire(self)
+
+    monkeypatch.setattr(pool, "_IN_FLIGHT", 1)  # a second call would tell of the kill
+    monkeypatch.setattr(pool, "_LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(pool._Pool, "_kill_late", kill_answered)
+    monkeypatch.setattr(pool._Pool, "_hire", hire_or_fail)
+    results = run(tasks, tmp_path / "out", n_workers=1)
+    assert (1, []) == (len(killed), [one for result in results for one in result.quarantined])
+    assert len(tasks) == len(results)
 
 
 def test_a_node_that_joins_is_used_and_one_that_dies_loses_no_photo(cluster, tasks, tmp_path):
