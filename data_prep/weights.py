@@ -186,9 +186,12 @@ def _recorded() -> dict[str, dict[str, str]]:
 
 
 def _record(name: str, files: dict[str, str]) -> None:
-    beside = cache_dir() / f".{RECORD}.{os.getpid()}"
-    beside.write_text(json.dumps(_recorded() | {name: files}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    beside.replace(cache_dir() / RECORD)
+    from filelock import FileLock  # noqa: PLC0415
+
+    with FileLock(cache_dir() / f".{RECORD}.lock"):  # the names have locks of their own, the record is one file
+        beside = cache_dir() / f".{RECORD}.{os.getpid()}"
+        beside.write_text(json.dumps(_recorded() | {name: files}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        beside.replace(cache_dir() / RECORD)
 
 
 def _to_stderr(text: str) -> None:

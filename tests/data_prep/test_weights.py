@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import get_args
@@ -101,6 +103,14 @@ def test_what_nobody_pinned_is_fetched_only_when_allowed_and_demanded_as_it_came
     (cache / "silueta.onnx").write_bytes(DATA[:-1])
     with pytest.raises(WeightsError, match=r"silueta.onnx: sha256 .* was required"):
         weights.fetch("silueta")
+
+
+def test_records_of_several_writers_are_all_kept(cache):
+    cache.mkdir()
+    code = "import sys; from data_prep import weights; [weights._record(f'{sys.argv[1]}{at}', {}) for at in range(100)]"
+    writers = [subprocess.Popen([sys.executable, "-c", code, name]) for name in "abc"]
+    assert [0, 0, 0] == [one.wait() for one in writers]
+    assert 300 == len(weights._recorded())
 
 
 def test_every_model_and_detector_of_a_spec_has_an_entry():
