@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
@@ -48,8 +49,9 @@ def fetch_pinned(name: str, weights: Weights, folder: Path, say: Say) -> None:
     for place, source in sources:
         try:
             source(name, weights, folder, say)
-        except (OSError, WeightsError) as error:
-            reasons.append(f"{place}: {error}")
+        except (OSError, WeightsError, HTTPException, ValueError, KeyError, zipfile.BadZipFile) as error:
+            # a proxy's own page or a strange archive is no answer either
+            reasons.append(f"{place}: {str(error).strip()}")
         else:
             return
     raise WeightsError("; ".join(reasons))

