@@ -157,6 +157,8 @@ def _read_parquet(path: Path, where: str, keep: Sequence[str] | None) -> Columns
 
     try:
         file = pq.ParquetFile(path)
+        if len(set(file.schema_arrow.names)) < len(file.schema_arrow.names):
+            raise DataError(where, f"{path}: distinct column names were required, found {file.schema_arrow.names}")
         plain = [field.name for field in file.schema_arrow if _is_plain(field.type)]
         names = [name for name in plain if keep is None or name in keep]
         columns: Columns = file.read(columns=names).to_pydict()

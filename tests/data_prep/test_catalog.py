@@ -24,7 +24,7 @@ from data_prep.catalog import build_catalog, content_hash, photo_path, photos_ha
 from data_prep.errors import DataError, MachineError
 from data_prep.inspection import examine, inspect
 from data_prep.labels import Schema
-from data_prep.sources import refusal
+from data_prep.sources import read_table, refusal
 
 
 def encoded(kind: str, mode: str = "RGB", size=(64, 48), **settings) -> bytes:
@@ -448,6 +448,12 @@ def test_a_broken_table_is_explained(contest, content, text):
     (contest.base / "train/train.csv").write_bytes(content)
     with pytest.raises(DataError, match=text):
         build_catalog(contest.data(), contest.base)
+
+
+def test_a_parquet_table_with_a_name_twice_is_refused(tmp_path):
+    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["age", "age"]), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"distinct column names were required, found \['age', 'age'\]"):
+        read_table(tmp_path / "t.parquet", "data.source.table")
 
 
 # other layouts
