@@ -16,12 +16,11 @@ import pyarrow.compute as pc
 from data_prep.config import Data, TestHoldOut, TestTable
 from data_prep.errors import DataError, some
 from data_prep.inspection import OK
-from data_prep.labels import Schema, read_codes
+from data_prep.labels import OWN_COLUMNS, Schema, read_codes
 from data_prep.looks import MapChunks, Photos, inspect_all, joined, near_sets
 from data_prep.sources import Columns, Listing, list_source, list_test, read_table, refusal
 from data_prep.split import deal_share
 
-_OWN = ("sample_id", "path", "group", "own_group", "label", "sha256", "width", "height", "status", "phash", "near")
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _REAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?(e[+-]?[0-9]{1,2})?", re.IGNORECASE)
 NEAR_LEFT_OUT = "near_left_out"
@@ -310,7 +309,7 @@ def _held_out(data: Data, groups: Sequence[str], codes: np.ndarray, known: list[
 
 def _own_columns(data: Data, source: Listing, schema: Schema) -> Columns:
     """Keep the table's columns; the one that names photos is replaced by `path`, the group's by `group`."""
-    taken = {*_OWN, *(f"label_{name}" for name in schema.names)}
+    taken = {*OWN_COLUMNS, *(f"label_{name}" for name in schema.names)}
     dropped = {"path", "sample_id", *(["group"] if data.group == "group" else [])}
     return {
         f"table_{name}" if name in taken else name: values

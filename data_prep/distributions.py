@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.config import ColumnLabel, Label
-from data_prep.labels import Schema, values_in
+from data_prep.labels import OWN_COLUMNS, Schema, name_in_catalog, values_in
 
 _MAX_VALUES = 20  # of a column that may be a category
 _WITNESSES = 5  # groups per value, fewer name the groups themselves
@@ -78,10 +78,13 @@ def tells(labelled: pa.Table, codes: Any, schema: Schema, labels: Mapping[str, L
         ],
         "(file type)": [sample.rpartition(".")[2].lower() for sample in labelled["sample_id"].to_pylist()],
     }
-    own = {"sample_id", "path", "group", "own_group", "sha256", "width", "height", "status", "phash", "near", "label"}
-    sources = {label.column for label in labels.values() if isinstance(label, ColumnLabel)}
+    sources = {
+        name_in_catalog(label.column, labelled.column_names)
+        for label in labels.values()
+        if isinstance(label, ColumnLabel)
+    }
     for name in labelled.column_names:
-        if name not in own and not name.startswith("label_") and name not in sources:
+        if name not in OWN_COLUMNS and not name.startswith("label_") and name not in sources:
             columns[name] = ["" if value is None else str(value) for value in labelled[name].to_pylist()]
     groups = labelled["group"].to_pylist()
     found = []

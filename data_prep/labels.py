@@ -5,12 +5,27 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from data_prep.config import ColumnLabel, FolderLabel, Label, StemLabel
 from data_prep.errors import DataError, some
+
+OWN_COLUMNS = (
+    "sample_id",
+    "path",
+    "group",
+    "own_group",
+    "label",
+    "sha256",
+    "width",
+    "height",
+    "status",
+    "phash",
+    "near",
+)
+"""What a catalog calls its own columns, beside label_<name>; a table's column of such a name is `table_<name>` there."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +176,14 @@ def values_in(label: ColumnLabel | FolderLabel, catalog: Any) -> list[Any]:
     if isinstance(label, FolderLabel):
         relatives = [sample.partition("/")[2] for sample in catalog["sample_id"].to_pylist()]
         return list(_values("", label, relatives, {}))
-    renamed = f"table_{label.column}"  # a name that the catalog needs itself
-    values: list[Any] = catalog[renamed if renamed in catalog.column_names else label.column].to_pylist()
+    values: list[Any] = catalog[name_in_catalog(label.column, catalog.column_names)].to_pylist()
     return values
+
+
+def name_in_catalog(column: str, there: Collection[str]) -> str:
+    """Return what a catalog with the columns `there` calls a column of the user's table."""
+    renamed, own = f"table_{column}", column in OWN_COLUMNS or column.startswith("label_")
+    return renamed if own and renamed in there else column
 
 
 def train_borders(labels: Mapping[str, Label]) -> dict[str, list[float]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data_prep.config import Split
 from data_prep.errors import DataError, some
-from data_prep.labels import Schema
+from data_prep.labels import Schema, name_in_catalog
 
 Ints = NDArray[np.int64]
 _OK = "ok"
@@ -237,11 +237,9 @@ def _values(table: pa.Table, schema: Schema, column: str, where: str) -> tuple[l
         "role",
         *(f"label_{name}" for name in schema.names),
     }
-    for name in (f"table_{column}", column):
-        if name in table.column_names and name not in own:
-            return table[name].to_pylist(), pa.types.is_integer(table[name].type) or pa.types.is_floating(
-                table[name].type
-            )
+    if (name := name_in_catalog(column, table.column_names)) in table.column_names and name not in own:
+        kind = table[name].type
+        return table[name].to_pylist(), pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if column in schema.names:
         return [schema.classes[column][code] for code in table[f"label_{column}"].to_pylist()], False
     there = [name.removeprefix("table_") for name in table.column_names if name not in own]

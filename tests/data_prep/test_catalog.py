@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,13 @@ from data_prep import catalog as module
 from data_prep import looks
 from data_prep.audit import audit
 from data_prep.catalog import build_catalog, content_hash, photo_path, photos_hash
+from data_prep.distributions import tells
 from data_prep.errors import DataError, MachineError
 from data_prep.inspection import examine, inspect
-from data_prep.labels import Schema
+from data_prep.labels import Schema, values_in
 from data_prep.sources import read_table, refusal
+from data_prep.split import excluded
+from tests.data_prep.conftest import AGE, GENDER
 
 
 def encoded(kind: str, mode: str = "RGB", size=(64, 48), **settings) -> bytes:
@@ -454,6 +458,20 @@ def test_a_parquet_table_with_a_name_twice_is_refused(tmp_path):
     pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["age", "age"]), tmp_path / "t.parquet")
     with pytest.raises(DataError, match=r"distinct column names were required, found \['age', 'age'\]"):
         read_table(tmp_path / "t.parquet", "data.source.table")
+
+
+def test_a_column_is_found_by_its_own_name_beside_one_that_the_catalog_could_have_renamed(contest):
+    contest.people = [row | {"table_age": 99, "label": row["gender"]} for row in contest.people]
+    contest.save()
+    data = contest.data(labels={"age": AGE, "sex": GENDER | {"column": "label"}})
+    table = build_catalog(data, contest.base)
+    labelled = table.filter(table["label"].is_valid())
+    schema = Schema.of(data.labels)
+    assert {22: 16, 41: 16, 60: 16} == Counter(values_in(data.labels["age"], labelled))
+    assert [16, 24] == [excluded(labelled, schema, [rule]).sum() for rule in ({"age": 60}, {"label": ["male"]})]
+    assert "table_label" not in {
+        one["column"] for one in tells(labelled, schema.decode(labelled["label"].to_numpy()), schema, data.labels)
+    }
 
 
 # other layouts
