@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.config import ColumnLabel, Label
-from data_prep.labels import OWN_COLUMNS, Schema, name_in_catalog, values_in
+from data_prep.labels import OWN_COLUMNS, Schema, in_digits, name_in_catalog, values_in
 
 _MAX_VALUES = 20  # of a column that may be a category
 _WITNESSES = 5  # groups per value, fewer name the groups themselves
@@ -127,7 +127,7 @@ def histograms(labelled: pa.Table, labels: Mapping[str, Label]) -> dict[str, dic
             "width": width,
             "counts": counts.tolist(),
             "doubtful": {
-                f"{border:g}": {
+                in_digits(border): {
                     "below": int(((values >= border - _REACH) & (values < border)).sum()),
                     "above": int(((values >= border) & (values < border + _REACH)).sum()),
                 }

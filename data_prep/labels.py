@@ -26,6 +26,7 @@ OWN_COLUMNS = (
     "near",
 )
 """What a catalog calls its own columns, beside label_<name>; a table's column of such a name is `table_<name>` there."""
+_ALL_DIGITS = 1e15  # a whole number below it is exact
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,15 @@ def class_names(label: Label) -> list[str]:
     if label.classes is not None:
         return list(label.classes)
     bins = label.bins or []
-    return [f"<{bins[0]:g}", *(_between(a, b) for a, b in itertools.pairwise(bins)), f">={bins[-1]:g}"]
+    inner = [_between(low, high) for low, high in itertools.pairwise(bins)]
+    return [f"<{in_digits(bins[0])}", *inner, f">={in_digits(bins[-1])}"]
+
+
+def in_digits(border: float) -> str:
+    """Write a border so that no two look alike: 30, 0.5, 1000001."""
+    if float(border).is_integer() and abs(border) < _ALL_DIGITS:
+        return str(int(border))
+    return short if float(short := f"{border:g}") == border else repr(float(border))
 
 
 def code_of(label: Label, value: Any) -> int | str:
@@ -260,8 +269,8 @@ def _patterns(found: str | list[str]) -> list[str]:
 
 def _between(low: float, high: float) -> str:
     if float(low).is_integer() and float(high).is_integer():
-        return f"{low:g}" if high - low == 1 else f"{low:g}-{high - 1:g}"
-    return f"{low:g}-<{high:g}"
+        return in_digits(low) if high - low == 1 else f"{in_digits(low)}-{in_digits(high - 1)}"
+    return f"{in_digits(low)}-<{in_digits(high)}"
 
 
 def _check_range(codes: Any, size: int, what: str) -> None:
