@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep.labels import Schema
+from data_prep.labels import Schema, in_digits
 
 _EXAMPLES = 5
 _IMBALANCE = 20.0
@@ -146,8 +146,9 @@ def _labels(facts: dict[str, Any]) -> Iterator[Found]:
             if min(sides.values()) < _DOUBTFUL * n_all or histogram["train_borders"]:
                 continue
             low = float(border) - 3
-            moved = [f"{value:g}" for value in histogram["borders"]]
-            moved[at] = f"{low:g}"
+            borders = histogram["borders"]
+            moved = [in_digits(value) for value in [*borders[:at], low, *borders[at + 1 :]]]
+            first, last, near = in_digits(low), in_digits(float(border) - 1), at > 0 and borders[at - 1] >= low
             yield (
                 "border",
                 (
@@ -156,10 +157,10 @@ def _labels(facts: dict[str, Any]) -> Iterator[Found]:
                 ),
                 sum(sides.values()),
                 [],
-                (
-                    f"compare as variants data.exclude: [{{{histogram['column'] or label}: [{low:g}, {float(border) - 1:g}]}}] with "
-                    f"data.labels.{label}.train_bins: [{', '.join(moved)}]"
-                ),
+                f"data.labels.{label}.bins: leave out {in_digits(borders[at - 1])} or {border}, they lie within 3 of each other"
+                if near
+                else f"compare as variants data.exclude: [{{{histogram['column'] or label}: [{first}, {last}]}}] with "
+                f"data.labels.{label}.train_bins: [{', '.join(moved)}]",
             )
     for one in facts["tells"]:
         if one["association"] >= _TELLS:

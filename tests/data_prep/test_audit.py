@@ -113,6 +113,17 @@ def test_warnings_come_worst_first_and_say_what_to_do(contest):
     )
 
 
+def test_borders_that_lie_close_together_are_not_moved_over_each_other(contest):
+    for at, row in enumerate(contest.people):
+        row["age"] = (57, 59, 61)[at % 3]
+    contest.save()
+    facts = audited(contest, labels={"age": {"from": "column", "column": "age", "bins": [58, 60]}})
+    assert [
+        "compare as variants data.exclude: [{age: [55, 57]}] with data.labels.age.train_bins: [55, 60]",
+        "data.labels.age.bins: leave out 58 or 60, they lie within 3 of each other",
+    ] == [one["do"] for one in facts["warnings"] if one["kind"] == "border"]
+
+
 def test_a_class_that_a_fold_leaves_without_training_is_named(contest):
     for row in contest.people:
         if row["age"] == 60 and row["id"] != "000005":
