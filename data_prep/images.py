@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,25 +23,6 @@ class PhotoError(ValueError):
     """A photo that cannot be used; the text is the reason that the catalog states."""
 
 
-@dataclass(frozen=True)
-class Header:
-    """What a photo says of itself before it is decoded."""
-
-    width: int
-    height: int
-    format: str
-
-
-def read_header(photo: bytes) -> Header:
-    """Read a photo's size and format without decoding it.
-
-    Raises:
-        PhotoError: empty, too large, no image, or of a format that is not allowed.
-    """
-    with _opened(photo) as image:
-        return Header(image.width, image.height, str(image.format))
-
-
 def decode(photo: bytes, *, fill: tuple[int, int, int] = (0, 0, 0), near: int | None = None) -> RGB:
     """Decode a photo upright (EXIF orientation applied) into RGB.
 
@@ -55,7 +35,7 @@ def decode(photo: bytes, *, fill: tuple[int, int, int] = (0, 0, 0), near: int | 
         (H, W, 3) uint8.
 
     Raises:
-        PhotoError: as `read_header`, or the data is truncated or broken.
+        PhotoError: empty, too large, no image, of a format that is not allowed, truncated or broken.
     """
     with _opened(photo) as image:
         if near is not None and image.format == "JPEG":
