@@ -17,7 +17,7 @@ from orchestrator.errors import SpecError
 from orchestrator.hypotheses import parse as parse_claim
 from orchestrator.problems import nearest, validate
 from orchestrator.space import Search, apply, assignments
-from orchestrator.spec import Arm, Experiment, Spec
+from orchestrator.spec import Arm, Experiment, Select, Spec
 from trainers.backbones import known_backbones
 from trainers.config import FrozenDeepHead, SingleHead
 
@@ -118,11 +118,7 @@ def _check_names(spec: Spec, arms: dict[str, Arm], document: Document, problems:
         _check_claim(text, spec, arms, lambda why, at=at: refuse(("hypotheses", at), f"hypotheses: {why}"))  # type: ignore[misc]
     if spec.hypotheses and spec.confirm is None:
         refuse(("hypotheses",), "hypotheses are judged on confirm's out-of-fold predictions; remove confirm: null")
-    listed = spec.select.policy if isinstance(spec.select.policy, list) else []
-    for key, name in [("policy", name) for name in listed] + [("scores", name) for name in spec.select.scores or {}]:
-        if name not in variants:
-            known = f"variants are {', '.join(variants)}{nearest(name, variants)}"
-            refuse(("select", key), f"select.{key}: no variant {name!r}; {known}")
+    _check_members(spec.select, variants, refuse)
     for arm in arms.values():
         _check_alpha(arm, spec, document, problems)
         for where, names in _label_names(arm):
@@ -130,6 +126,17 @@ def _check_names(spec: Spec, arms: dict[str, Arm], document: Document, problems:
                 if name not in labels:
                     known = f"labels are {', '.join(labels)}{nearest(name, labels)}"
                     refuse(where, f"{'.'.join(map(str, where))}: no label {name!r}; {known}")
+
+
+def _check_members(select: Select, variants: list[str], refuse: Callable[[Path_, str], None]) -> None:
+    """Check the variants that a list of members, or of a board's scores, names."""
+    listed = select.policy if isinstance(select.policy, list) else []
+    if isinstance(select.policy, list) and len(set(listed)) < max(len(listed), 1):
+        refuse(("select", "policy"), f"select.policy: a list of distinct variants was required, found {listed}")
+    for key, name in [("policy", name) for name in listed] + [("scores", name) for name in select.scores or {}]:
+        if name not in variants:
+            known = f"variants are {', '.join(variants)}{nearest(name, variants)}"
+            refuse(("select", key), f"select.{key}: no variant {name!r}; {known}")
 
 
 def _check_alpha(arm: Arm, spec: Spec, document: Document, problems: list[Problem]) -> None:

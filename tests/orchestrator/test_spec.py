@@ -96,6 +96,14 @@ BROKEN = {
         (("policy: robust", "policy: leaderboard, scores: {plane: 0.7}"),),
         r"select.scores: no variant 'plane'.*did you mean 'plain'",
     ),
+    "member listed twice": (
+        (("policy: robust", "policy: [plain, half_cutmix, plain]"),),
+        r"select.policy: a list of distinct variants was required, found \['plain', 'half_cutmix', 'plain'\]",
+    ),
+    "no member listed": (
+        (("policy: robust", "policy: []"),),
+        r"select.policy: a list of distinct variants was required, found \[\]",
+    ),
     "public half without labels": (
         ((", label: ans}", ", public: 0.5}"),),
         r"data.test.public divides labelled test sets",
