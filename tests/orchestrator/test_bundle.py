@@ -1,6 +1,7 @@
 """A bundle answers like the run it came from, and nothing that was changed in it is used."""
 
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from orchestrator import tables
 from orchestrator.bundle import is_bundle, open_bundle, write_bundle
 from orchestrator.certificate import TOLERANCE, _difference
 from orchestrator.ensemble import of_run
-from orchestrator.errors import UserError
+from orchestrator.errors import SpecError, UserError
 from orchestrator.predict import answer, predict_folder
 from orchestrator.progress import Reporter
 from orchestrator.runs import RunPaths
@@ -196,6 +197,25 @@ def test_weights_that_changed_in_the_store_make_no_bundle_and_nothing_is_left_be
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="it exists"):
         write_bundle(paths, store, tmp_path / "there")
+
+
+def test_a_name_that_is_no_utf8_is_answered_and_spelled_out(run, tmp_path):
+    paths, store, photos = run
+    (tmp_path / "photos").mkdir()
+    shutil.copyfile(photos / "000.png", tmp_path / "photos" / os.fsdecode(b"caf\xe9.png"))
+    assert {"answered": 1, "quarantined": 0} == predict_folder(
+        of_run(paths, store), tmp_path / "photos", tmp_path / "out.csv"
+    )
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith(r"caf\xe9.png,")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_photo_is_answered(run, tmp_path, monkeypatch):
+    from orchestrator import predict
+
+    monkeypatch.setattr(predict, "answer", lambda *_: pytest.fail("it answered"))
+    for out, found in ((tmp_path / "nowhere/out.csv", "found no folder .*nowhere"), (tmp_path, "found a folder")):
+        with pytest.raises(SpecError, match=f"a file in a folder that can be written was required, {found}"):
+            predict_folder(None, run[2], out)
 
 
 def test_photos_are_answered_in_chunks_whose_size_changes_nothing(run, monkeypatch):
