@@ -12,7 +12,7 @@ from typing import Any
 
 from data_prep.config import TestTable
 from data_prep.labels import Schema
-from orchestrator.document import Document, DocumentError, Path_, Problem, load
+from orchestrator.document import Document, DocumentError, Path_, Problem, load, lone_value
 from orchestrator.errors import SpecError
 from orchestrator.hypotheses import parse as parse_claim
 from orchestrator.problems import nearest, validate
@@ -61,9 +61,10 @@ def _parse_set(text: str) -> tuple[str, Any]:
     path, separator, value = text.partition("=")
     if not separator or not path.strip():
         raise SpecError(f"--set {text}: required path=value, such as train.optimizer.lr=3e-4")
-    from ruamel.yaml import YAML  # noqa: PLC0415 - the one place that reads a lone value
-
-    return path.strip(), YAML(typ="safe", pure=True).load(value)
+    try:
+        return path.strip(), lone_value(value)
+    except DocumentError as error:
+        raise SpecError(f"--set {path.strip()}: {'; '.join(problem.text for problem in error.problems)}") from None
 
 
 def _arms(spec: Spec, document: Document, problems: list[Problem]) -> dict[str, Arm]:
