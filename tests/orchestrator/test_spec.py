@@ -160,6 +160,14 @@ BROKEN = {
         (("  plain: {}", "  plain: {data.labels.age.bins: [30, 57]}"),),
         r"variants.plain: may override .*data.labels.<label>.train_bins.*found 'data.labels.age.bins'",
     ),
+    "two variants that are one": (
+        (("  plain: {}", "  plain: {}\n  again: {train.augment.cutmix: none}"),),
+        r"variants.again: settings of its own were required, found those of 'plain'; remove one of the two",
+    ),
+    "two variants that the space makes one": (
+        (("  plain: {}", "  plain: {}\n  deep: {train.model.head: deep}"),),
+        r"variants.deep: settings of its own were required, found those of 'plain'",
+    ),
     "unknown label": (
         (("loss: focal", "loss: {name: focal, weights: {agee: 2}}"), ("head: single", "head: deep")),
         r"no label 'agee'.*did you mean 'age'",
@@ -222,6 +230,11 @@ def test_a_variant_may_move_a_border_in_training_and_is_another_setting(write):
     assert experiment.arms["moved"].data.labels["age"].train_bins == [30, 57]
     assert experiment.arms["moved"].data.labels["age"].bins == [30, 60]
     assert experiment.setting("moved", {})[0] != experiment.setting("plain", {})[0]
+
+
+def test_equal_variants_with_spaces_of_their_own_differ(write):
+    own = "  variant_spaces: {again: {train.optimizer.lr: {float: [1.0e-2, 1.0e-1]}}}\n  space:\n"
+    assert read(write(("  plain: {}", "  plain: {}\n  again: {}"), ("  space:\n", own))).arms
 
 
 def test_an_override_is_recorded_and_used(write):
