@@ -19,7 +19,7 @@ from orchestrator.errors import SpecError, UserError
 from orchestrator.predict import answer, predict_folder
 from orchestrator.progress import Reporter
 from orchestrator.runs import RunPaths
-from orchestrator.store import Store
+from orchestrator.store import Store, file_sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"mask": 3, "gender": 2, "age": 3}
@@ -183,6 +183,44 @@ def test_a_bundle_of_another_preparation_or_format_is_refused(run, tmp_path, mon
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
     with pytest.raises(UserError, match="format version 1 was required, found 99"):
         opened(folder)
+
+
+def described(folder, change):
+    """Change ensemble.json, and the manifest with it, as one who writes bundles by hand would."""
+    made = change(json.loads((folder / "ensemble.json").read_text()))
+    (folder / "ensemble.json").write_text(json.dumps(made))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["ensemble.json"]["sha256"] = file_sha256(folder / "ensemble.json")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_folder_that_is_no_bundle_is_told_in_a_sentence(run, tmp_path):
+    folder = folder_of(run, tmp_path)
+    for change, place in (
+        (lambda made: {**made, "members": []}, "members"),
+        (lambda made: {**made, "rule": "loud"}, "rule"),
+        (lambda made: {**made, "members": [{**made["members"][0], "prep": {"steps": 3}}]}, "members.0.prep.steps"),
+        (lambda made: {**made, "members": [{"checkpoints": []}]}, "members.0.setting"),
+        (lambda made: [], "the whole"),
+    ):
+        copy = shutil.copytree(folder, tmp_path / "copy", dirs_exist_ok=True)
+        described(copy, change)
+        with pytest.raises(UserError, match=f"ensemble.json: an ensemble was required, found in {place}: "):
+            opened(copy)
+    for files in ([1], {"ensemble.json": {}}, {"ensemble.json": 3}, None):
+        (copy / "manifest.json").write_text(json.dumps({"format_version": 1, "files": files}))
+        with pytest.raises(UserError, match=r"manifest.json: a bundle's manifest was required, found"):
+            opened(copy)
+
+
+def test_a_zip_that_could_not_be_written_leaves_nothing(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_bundle(run[0], run[1], tmp_path / "out.zip")
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_that_changed_in_the_store_make_no_bundle_and_nothing_is_left_behind(run, tmp_path):
