@@ -9,9 +9,12 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
 
 from data_prep.config import Prep
+from data_prep.section import Section
 from orchestrator.ensemble import Ensemble, Member, of_run
 from orchestrator.errors import UserError
 from orchestrator.runs import RunPaths
@@ -46,6 +49,7 @@ def write_bundle(paths: RunPaths, store: Store, out: Path) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     beside.chmod(0o755)
+    packed = beside.with_name(f"{beside.name}.zip")
     try:
         _fill(ensemble, paths, beside)
         files = sorted(path for path in beside.rglob("*") if path.is_file())
@@ -56,7 +60,6 @@ def write_bundle(paths: RunPaths, store: Store, out: Path) -> dict[str, Any]:
             "manifest_sha256": file_sha256(beside / MANIFEST),
         }
         if out.suffix == ".zip":
-            packed = beside.with_name(f"{beside.name}.zip")
             with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:  # weights do not shrink
                 for path in files:
                     archive.write(path, path.relative_to(beside).as_posix())
@@ -65,6 +68,7 @@ def write_bundle(paths: RunPaths, store: Store, out: Path) -> dict[str, Any]:
             beside.rename(out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        packed.unlink(missing_ok=True)
     return facts
 
 
@@ -181,13 +185,43 @@ def _inside(place: Path, name: str) -> str:
     return name
 
 
+class _Voter(Section):
+    """A member, as ensemble.json describes it."""
+
+    setting: str
+    variant: str
+    votes: Annotated[int, Field(ge=1)]
+    prep: Prep
+    steps: list[Any]
+    checkpoints: Annotated[list[str], Field(min_length=1)]
+
+
+class _Described(Section):
+    """What ensemble.json holds."""
+
+    format_version: int
+    name: str
+    rule: Literal["hard", "soft"]
+    majority_class: Annotated[int, Field(ge=0)]
+    classes: dict[str, list[str]]
+    members: Annotated[list[_Voter], Field(min_length=1)]
+
+
 def _read(folder: Path) -> Ensemble:
     files = _verified(folder)
     if ENSEMBLE not in files:
         raise UserError(f"{folder / ENSEMBLE}: required by a bundle, {MANIFEST} does not name it")
-    described = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
-    members = tuple(_member(folder, one, files) for one in described["members"])
-    return Ensemble(described["name"], members, described["rule"], described["majority_class"], described["classes"])
+    try:
+        found = _Described.model_validate_json((folder / ENSEMBLE).read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        raise UserError(
+            f"{folder / ENSEMBLE}: an ensemble was required, found in {place}: {first['msg']}; take the bundle from its "
+            "source again, or use the release that wrote it"
+        ) from None
+    members = tuple(_member(folder, one, files) for one in found.members)
+    return Ensemble(found.name, members, found.rule, found.majority_class, found.classes)
 
 
 def _verified(folder: Path) -> dict[str, Any]:
@@ -195,36 +229,36 @@ def _verified(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version, files = manifest["format_version"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        hashes = {_inside(folder, name): str(facts["sha256"]) for name, facts in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / MANIFEST}: a bundle's manifest was required, found: {error}") from None
     if version != FORMAT_VERSION:
         raise UserError(
             f"{folder / MANIFEST}: format version {FORMAT_VERSION} was required, found {version!r}; "
             "use the release that wrote it"
         )
-    for name, facts in files.items():
-        path = folder / _inside(folder, name)
+    for name, sha256 in hashes.items():
+        path = folder / name
         if not path.is_file():
             raise UserError(
                 f"{path}: required by {MANIFEST}, found no such file; take the bundle from its source again"
             )
-        if (found := file_sha256(path)) != facts["sha256"]:
+        if (found := file_sha256(path)) != sha256:
             raise UserError(
-                f"{path}: sha256 {facts['sha256'][:12]}.. was required by {MANIFEST}, found {found[:12]}..; the file "
+                f"{path}: sha256 {sha256[:12]}.. was required by {MANIFEST}, found {found[:12]}..; the file "
                 "was changed or damaged, take the bundle from its source again"
             )
     return dict(files)
 
 
-def _member(folder: Path, one: dict[str, Any], files: dict[str, Any]) -> Member:
-    for name in one["checkpoints"]:
+def _member(folder: Path, one: _Voter, files: dict[str, Any]) -> Member:
+    for name in one.checkpoints:
         if any(f"{name}/{file}" not in files for file in _WEIGHTS):
             raise UserError(f"{folder / name}: weights named by {MANIFEST} were required, found none")
-    prep = Prep.model_validate_json(json.dumps(one["prep"]))
-    member = Member(one["setting"], one["variant"], one["votes"], prep, tuple(folder / n for n in one["checkpoints"]))
-    if member.steps != one["steps"]:
+    member = Member(one.setting, one.variant, one.votes, one.prep, tuple(folder / name for name in one.checkpoints))
+    if member.steps != one.steps:
         raise UserError(
-            f"{folder}: the preparation {json.dumps(one['steps'])} was required, this installation would do "
+            f"{folder}: the preparation {json.dumps(one.steps)} was required, this installation would do "
             f"{json.dumps(member.steps)}; use the release that wrote the bundle"
         )
     return member

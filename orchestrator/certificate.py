@@ -343,6 +343,10 @@ def statement(made: Mapping[str, Any]) -> str:
         said.append(
             f"Over its best member alone the vote gains {gain['difference']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})."
         )
+    said.append(
+        "The intervals cover which people were photographed, with these trained models; the luck of training is not in "
+        "them, and is smaller with more seeds."
+    )
     if made["policy"] == "leaderboard":
         said.append("The members were chosen by a leaderboard: a peek at the public half of the test set.")
     equal = "equal the stored ones" if made["check"]["equal"] else "DIFFER from the stored ones"

@@ -34,7 +34,9 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
                 "different ones; compare runs over one test set"
             )
     private, schema = sorted(set(labels) - public), Schema.of(read(first.resolved, check_roots=False).spec.data.labels)
-    judged = [_oof(preds, labels, private, groups, schema) for preds, *_ in sides]
+    # the second run may know more classes: both are counted over all that either answers
+    n_classes = max(schema.n_classes, *(preds[sample] + 1 for preds, *_ in sides for sample in labels))
+    judged = [_oof(preds, labels, private, groups, schema, n_classes) for preds, *_ in sides]
     runs = []
     for paths, (preds, *_), oof in zip((first, second), sides, judged, strict=True):
         selection = paths.read_json("selection")
@@ -42,7 +44,7 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
         for metric in ("macro_f1", "accuracy"):
             row[metric] = stats.interval(oof, metric=metric, seed=0).to_json()
         if public:
-            shown = _oof(preds, labels, sorted(public), groups, schema)
+            shown = _oof(preds, labels, sorted(public), groups, schema, n_classes)
             row["public_macro_f1"] = stats.macro_f1(shown.targets, shown.preds[0], shown.n_classes)
         runs.append(row)
     return {
@@ -69,11 +71,15 @@ def _side(paths: RunPaths) -> tuple[dict[str, int], dict[str, int], frozenset[st
 
 
 def _oof(
-    preds: dict[str, int], labels: dict[str, int], ids: list[str], groups: dict[str, str] | None, schema: Schema
+    preds: dict[str, int],
+    labels: dict[str, int],
+    ids: list[str],
+    groups: dict[str, str] | None,
+    schema: Schema,
+    n_classes: int,
 ) -> stats.Oof:
     truth = np.array([labels[sample] for sample in ids], np.int64)
     given = np.array([[preds[sample] for sample in ids]], np.int64)
-    n_classes = max(schema.n_classes, int(given.max()) + 1)  # the other run may know more classes
     if groups is None:
         return stats.Oof(ids, truth, given, None, None, n_classes)
     sides = Sides.among(ids, [groups[one] for one in ids], schema.decode(truth))

@@ -6,6 +6,7 @@ keys, deep nesting and large files are refused before anything is built from the
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from orchestrator.errors import SpecError
 
 MAX_SIZE_BYTES = 256 * 1024
 MAX_DEPTH = 24
+MAX_DIGITS = 40  # Python itself refuses to write out integers of some thousand
 Path_ = tuple[str | int, ...]
 
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -82,14 +84,7 @@ def load(path: Path) -> Document:
     """
     text = _read(path)
     lines = text.splitlines()
-    yaml = YAML(typ="safe", pure=True)
-    try:
-        _check_events(yaml, text, path, lines)
-        node = yaml.compose(text)
-    except MarkedYAMLError as error:
-        raise DocumentError(path, [_syntax(error, lines)], lines) from None
-    except YAMLError as error:
-        raise DocumentError(path, [Problem(1, 1, f"required YAML, found: {error}")], lines) from None
+    node = _compose(text, path, lines)
     if node is None:
         raise DocumentError(
             path, [Problem(1, 1, "required a spec, found an empty file; `init FOLDER` writes one")], lines
@@ -103,6 +98,32 @@ def load(path: Path) -> Document:
     if problems:
         raise DocumentError(path, problems, lines)
     return document
+
+
+def lone_value(text: str) -> Any:
+    """Read one value by the rules of a spec file; nothing is None.
+
+    Raises:
+        DocumentError: it is none that could stand there.
+    """
+    document, problems = Document(Path(), {}, text.splitlines()), list[Problem]()
+    node = _compose(text, document.path, document.lines)
+    value = None if node is None else _build(node, (), document, problems)
+    if problems:
+        raise DocumentError(document.path, problems)
+    return value
+
+
+def _compose(text: str, path: Path, lines: list[str]) -> Node | None:
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        _check_events(yaml, text, path, lines)
+        node: Node | None = yaml.compose(text)
+    except MarkedYAMLError as error:
+        raise DocumentError(path, [_syntax(error, lines)], lines) from None
+    except YAMLError as error:
+        raise DocumentError(path, [Problem(1, 1, f"required YAML, found: {error}")], lines) from None
+    return node
 
 
 def _read(path: Path) -> str:
@@ -180,12 +201,14 @@ def _scalar(node: ScalarNode, problems: list[Problem]) -> Any:
         return None
     if text in {"true", "True", "TRUE", "false", "False", "FALSE"}:
         return text.lower() == "true"
-    if _INT.fullmatch(text):
+    mark = node.start_mark.line + 1, node.start_mark.column + 1
+    if _INT.fullmatch(text) and len(text) > MAX_DIGITS:
+        problems.append(Problem(*mark, f"a number of at most {MAX_DIGITS} digits was required, found {len(text)}"))
+    elif _INT.fullmatch(text):
         # int(text, 0) would refuse 012, which YAML 1.2 reads as 12
         return int(text, 0) if text[:2] in {"0o", "0x"} else int(text)
-    if _FLOAT.fullmatch(text):
+    elif _FLOAT.fullmatch(text) and math.isfinite(float(text)):
         return float(text)
-    if _NOT_FINITE.fullmatch(text):
-        mark = node.start_mark
-        problems.append(Problem(mark.line + 1, mark.column + 1, f"a finite number was required, found {text}"))
+    elif _FLOAT.fullmatch(text) or _NOT_FINITE.fullmatch(text):
+        problems.append(Problem(*mark, f"a finite number was required, found {text}"))
     return text

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from ruamel.yaml import YAML
 
 from data_prep.errors import MachineError
@@ -162,7 +163,7 @@ def _smoke(experiment: Experiment, store: Store, options: Options, reporter: Rep
     source.parent.mkdir(parents=True, exist_ok=True)
     dump_yaml(_one_step(experiment.resolved()), source)
     reporter.say("smoke: one step of every variant through the whole path")
-    code = submit(read_spec(source, changes), store, dataclasses.replace(options, smoke=False))
+    code = submit(read_spec(source, changes, check_roots=False), store, dataclasses.replace(options, smoke=False))
     reporter.say("smoke: passed" if code == 0 else "smoke: failed, the real run was not started")
     return code
 
@@ -209,7 +210,7 @@ def _drive(
         "labels": {n: list(c) for n, c in Keys(experiment, plan.files).schema.classes.items()},
     }
     ledger.append("run_resumed" if earlier.trials or earlier.stages else "run_started", commit=True, **facts)
-    reporter.say(f"run [bold]{plan.run_id}[/]  in {paths.root}")
+    reporter.say(f"run [bold]{plan.run_id}[/]  in {escape(str(paths.root))}")
     tracker = track.start(paths.root, experiment.spec.track)
     outcomes: dict[str, str] = {}
     state, code = "FAILED", 1
@@ -251,7 +252,7 @@ def _drive(
         )
         missing = tracker.finish(_TRACKER_WAIT_S if state == "SUCCEEDED" else 2.0)
         if missing:
-            reporter.say(f"tracking: {missing}")
+            reporter.say(f"tracking: {escape(missing)}")
     if code == 0:
         _say_results(paths, reporter)
     return code
@@ -276,7 +277,7 @@ def _run_stages(context: stages.Context, outcomes: dict[str, str]) -> bool:
         wall_s = time.monotonic() - began
         outcomes[name] = outcome
         context.ledger.append("stage", commit=True, stage=name, outcome=outcome, wall_s=round(wall_s, 3), note=note)
-        context.reporter.outcome(name, outcome, note.replace("[", r"\["), wall_s)
+        context.reporter.outcome(name, outcome, note, wall_s)
     return failed
 
 
@@ -335,7 +336,7 @@ def _say_results(paths: RunPaths, reporter: Reporter) -> None:
     sys.stdout.flush()
     for line in ensemble_lines(paths.root):
         reporter.say(line)
-    reporter.say(f"report: {paths.report}")
+    reporter.say(f"report: {escape(str(paths.report))}")
 
 
 def follow(paths: RunPaths, reporter: Reporter) -> int:

@@ -146,7 +146,7 @@ def select(context: Context) -> Done:
         ((first,),) = optimism.best(pool, np.ones((1, len(pool.strata))), 1)
         chosen["winner"] = {
             "setting": robust[first],
-            **optimism.corrected(pool, optimism.best, 1, seed=spec.seed),
+            **optimism.corrected(pool, optimism.best, 1, seed=spec.seed, alone=True),
         }
     write_json(context.paths.selection, chosen)
     bounds = chosen["ensemble"][rests_on]["macro_f1"]

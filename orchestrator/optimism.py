@@ -63,9 +63,9 @@ class Pool:
         """Return macro F1 of every candidate alone, averaged over seeds, with groups counted by weights: (n, K)."""
         return np.stack([np.mean([weighted(weights, one) for one in seeds], axis=0) for seeds in self.alone], axis=1)
 
-    def counts(self, choice: Choice, weights: Floats) -> Floats:
-        """Return the counts of weighted groups, (S, n, 3, C): one candidate's by seed, several ones' vote as one."""
-        found = self.alone[choice[0]] if len(choice) == 1 else self.vote(choice)[None]
+    def counts(self, choice: Choice, weights: Floats, *, alone: bool = False) -> Floats:
+        """Return the counts of weighted groups, (S, n, 3, C): of a vote as one, or of one candidate alone by seed."""
+        found = self.alone[choice[0]] if alone else self.vote(choice)[None]
         return np.stack([np.tensordot(weights, one, 1) for one in found])
 
 
@@ -103,12 +103,16 @@ def corrected(
     *,
     seed: int,
     n_resamples: int = N_RESAMPLES,
+    alone: bool = False,
 ) -> dict[str, Any]:
     """Return what a choice of n candidates is worth on people who had no part in it.
 
+    It is scored as it will answer, by its vote: that of one candidate is the class with the highest mean probability
+    of its seeds. With `alone` (n is 1) it is scored as candidates are compared: seed by seed, averaged.
+
     In every resample of groups the choice is made on those drawn and scored on those not drawn. The counts of all
     resamples are pooled into one score: macro F1 of few samples is lower than that of many (pooled, the bias of the
-    estimate in the simulation of tests/benchmarks/honesty.py fell from -0.015 to -0.002).
+    estimate in the simulation of tests/orchestrator/test_optimism.py fell from -0.015 to -0.002).
 
     Returns:
         estimate, low and high (90 % of the out-of-bag scores, centred on the estimate: wider than need be, as each
@@ -116,7 +120,10 @@ def corrected(
         estimate), n_resamples, n_candidates. Null where one group is all there is.
     """
     every = np.ones((1, len(pool.strata)))
-    facts = {"naive": _score(pool.counts(choose(pool, every, n)[0], every)), "n_candidates": len(pool.candidates)}
+    facts = {
+        "naive": _score(pool.counts(choose(pool, every, n)[0], every, alone=alone)),
+        "n_candidates": len(pool.candidates),
+    }
     weights = resample(pool.strata, n_resamples, np.random.default_rng(seed))
     unseen = (weights == 0).astype(np.float64)
     usable = np.flatnonzero(unseen.any(1))
@@ -125,10 +132,10 @@ def corrected(
     rows: dict[Choice, list[int]] = {}
     for at, choice in zip(usable.tolist(), choose(pool, weights[usable], n), strict=True):
         rows.setdefault(choice, []).append(at)
-    drawn = [pool.counts(choice, unseen[at]) for choice, at in rows.items()]  # each (S, n, 3, C)
+    drawn = [pool.counts(choice, unseen[at], alone=alone) for choice, at in rows.items()]  # each (S, n, 3, C)
     estimate = _score(sum((one.sum(1, keepdims=True) for one in drawn[1:]), drawn[0].sum(1, keepdims=True)))
-    alone = np.concatenate([score(one, "macro_f1").mean(0) for one in drawn])
-    low, high = np.quantile(alone, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) + estimate - alone.mean()
+    scores = np.concatenate([score(one, "macro_f1").mean(0) for one in drawn])
+    low, high = np.quantile(scores, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) + estimate - scores.mean()
     facts |= {"optimism": facts["naive"] - estimate, "n_resamples": len(usable)}
     return {"estimate": estimate, "low": float(low), "high": float(high), **facts}
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data_prep.config import Prep
 from orchestrator import vote as voting
 from orchestrator.ensemble import Ensemble, Member
-from orchestrator.errors import UserError
+from orchestrator.errors import SpecError, UserError
 from orchestrator.progress import Reporter
 
 _BATCH = 128  # of `trainers.predict.predict`: chunks that are multiples of it give the answers of one large array
@@ -27,20 +27,29 @@ Photos = Sequence[tuple[str, Path]]  # id and place
 def predict_folder(ensemble: Ensemble, photos: Path, out: Path) -> dict[str, int]:
     """Write ImageID (the path below `photos`) and ans for every photo of a folder.
 
-    Photos that cannot be read get the majority class, like in the vote, and are counted.
+    Photos that cannot be read get the majority class, like in the vote, and are counted. Bytes of a name that are no
+    UTF-8 are spelled out in hexadecimal.
 
     Raises:
+        SpecError: `out` cannot be written; told before any photo is answered.
         UserError: the folder has no photos, or none that can be read.
     """
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        instead = "a folder" if out.is_dir() else f"no folder {out.parent} that can be written"
+        raise SpecError(f"--out {out}: a file in a folder that can be written was required, found {instead}")
     found = sorted(path for path in photos.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
     if not found:
         raise UserError(f"{photos}: photos ({', '.join(EXTENSIONS)}) were required, found none")
-    votes = answer(ensemble, [(path.relative_to(photos).as_posix(), path) for path in found], Reporter())
+    votes = answer(ensemble, [(_shown(path.relative_to(photos)), path) for path in found], Reporter())
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     beside.write_text(voting.submission(votes), encoding="utf-8")
     beside.replace(out)
     lost = sum(text.startswith("quarantined") for text in votes["outcome"].to_pylist())
     return {"answered": len(found) - lost, "quarantined": lost}
+
+
+def _shown(path: Path) -> str:
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def answer(ensemble: Ensemble, photos: Photos, reporter: Reporter) -> pa.Table:

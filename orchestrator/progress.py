@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _LINE_EVERY_S = 10.0
@@ -61,9 +62,9 @@ class Reporter:
         self.console.print(text, soft_wrap=True)
 
     def outcome(self, name: str, outcome: str, why: str, wall_s: float | None = None) -> None:
-        """Print the line that ends a stage."""
+        """Print the line that ends a stage; `why` is plain text, whatever names of files stand in it."""
         took = f" [dim]{wall_s:.1f} s[/]" if wall_s is not None and wall_s >= 0.05 else ""
-        self.say(f"{SYMBOLS.get(outcome, ' ')} {name:<11} {outcome:<10}{took} {why}".rstrip())
+        self.say(f"{SYMBOLS.get(outcome, ' ')} {name:<11} {outcome:<10}{took} {escape(why)}".rstrip())
 
     @contextmanager
     def task(self, title: str, total: int | None) -> Iterator[Advance]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 import random
 import re
 from collections.abc import Callable
@@ -12,12 +13,14 @@ from typing import Any
 
 from data_prep.config import TestTable
 from data_prep.labels import Schema
-from orchestrator.document import Document, DocumentError, Path_, Problem, load
+from data_prep.section import identity
+from orchestrator.document import Document, DocumentError, Path_, Problem, load, lone_value
 from orchestrator.errors import SpecError
 from orchestrator.hypotheses import parse as parse_claim
+from orchestrator.keys import digest
 from orchestrator.problems import nearest, validate
 from orchestrator.space import Search, apply, assignments
-from orchestrator.spec import Arm, Experiment, Spec
+from orchestrator.spec import Arm, Experiment, Select, Spec
 from trainers.backbones import known_backbones
 from trainers.config import FrozenDeepHead, SingleHead
 
@@ -32,7 +35,8 @@ def read(path: Path, overrides: list[str] | None = None, *, check_roots: bool = 
     Args:
         path: the YAML file.
         overrides: `--set` texts, "path=value".
-        check_roots: whether the data must be there; `predict` needs only what was learned from it.
+        check_roots: whether the data must be there and variants differ; `predict` needs only what was learned, and a
+            smoke run makes variants equal that differ in their length.
 
     Raises:
         DocumentError: with every problem that was found, at its line and column.
@@ -51,6 +55,8 @@ def read(path: Path, overrides: list[str] | None = None, *, check_roots: bool = 
         _check_frozen(spec, arms, document, problems)
         _check_space(spec, arms, document, problems)
         if check_roots:
+            if not problems:
+                _check_twins(spec, arms, document, problems)
             _check_roots(spec, base, document, problems)
     if problems or spec is None:
         raise DocumentError(path, problems, document.lines)
@@ -61,9 +67,10 @@ def _parse_set(text: str) -> tuple[str, Any]:
     path, separator, value = text.partition("=")
     if not separator or not path.strip():
         raise SpecError(f"--set {text}: required path=value, such as train.optimizer.lr=3e-4")
-    from ruamel.yaml import YAML  # noqa: PLC0415 - the one place that reads a lone value
-
-    return path.strip(), YAML(typ="safe", pure=True).load(value)
+    try:
+        return path.strip(), lone_value(value)
+    except DocumentError as error:
+        raise SpecError(f"--set {path.strip()}: {'; '.join(problem.text for problem in error.problems)}") from None
 
 
 def _arms(spec: Spec, document: Document, problems: list[Problem]) -> dict[str, Arm]:
@@ -118,11 +125,7 @@ def _check_names(spec: Spec, arms: dict[str, Arm], document: Document, problems:
         _check_claim(text, spec, arms, lambda why, at=at: refuse(("hypotheses", at), f"hypotheses: {why}"))  # type: ignore[misc]
     if spec.hypotheses and spec.confirm is None:
         refuse(("hypotheses",), "hypotheses are judged on confirm's out-of-fold predictions; remove confirm: null")
-    listed = spec.select.policy if isinstance(spec.select.policy, list) else []
-    for key, name in [("policy", name) for name in listed] + [("scores", name) for name in spec.select.scores or {}]:
-        if name not in variants:
-            known = f"variants are {', '.join(variants)}{nearest(name, variants)}"
-            refuse(("select", key), f"select.{key}: no variant {name!r}; {known}")
+    _check_members(spec.select, variants, refuse)
     for arm in arms.values():
         _check_alpha(arm, spec, document, problems)
         for where, names in _label_names(arm):
@@ -130,6 +133,17 @@ def _check_names(spec: Spec, arms: dict[str, Arm], document: Document, problems:
                 if name not in labels:
                     known = f"labels are {', '.join(labels)}{nearest(name, labels)}"
                     refuse(where, f"{'.'.join(map(str, where))}: no label {name!r}; {known}")
+
+
+def _check_members(select: Select, variants: list[str], refuse: Callable[[Path_, str], None]) -> None:
+    """Check the variants that a list of members, or of a board's scores, names."""
+    listed = select.policy if isinstance(select.policy, list) else []
+    if isinstance(select.policy, list) and len(set(listed)) < max(len(listed), 1):
+        refuse(("select", "policy"), f"select.policy: a list of distinct variants was required, found {listed}")
+    for key, name in [("policy", name) for name in listed] + [("scores", name) for name in select.scores or {}]:
+        if name not in variants:
+            known = f"variants are {', '.join(variants)}{nearest(name, variants)}"
+            refuse(("select", key), f"select.{key}: no variant {name!r}; {known}")
 
 
 def _check_alpha(arm: Arm, spec: Spec, document: Document, problems: list[Problem]) -> None:
@@ -255,6 +269,25 @@ def _check_space(spec: Spec, arms: dict[str, Arm], document: Document, problems:
                 if problem.text not in seen:
                     seen.add(problem.text)
                     problems.append(Problem(*_space_mark(problem.text, search, document), problem.text))
+
+
+def _check_twins(spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]) -> None:
+    """Check that no two variants resolve to the same settings: each would count for one of them, the other has none."""
+    twins: dict[str, str] = {}
+    for name, arm in arms.items():
+        space = spec.search.space_of(name) if spec.search else {}
+        points = assignments(space, limit=_MAX_ASSIGNMENTS, rng=random.Random(0)) if space else [{}]  # noqa: S311 - no secret
+        near = digest([_settings(arm, points[0]), {path: repr(entry) for path, entry in space.items()}])
+        one = twins.setdefault(near, name)
+        if one != name and all(_settings(arm, point) == _settings(arms[one], point) for point in points):
+            text = f"variants.{name}: settings of its own were required, found those of {one!r}; remove one of the two"
+            problems.append(Problem(*document.where(("variants", name), key=True), text))
+
+
+def _settings(arm: Arm, point: dict[str, Any]) -> dict[str, Any]:
+    """Return what an arm resolves to at a point of its space."""
+    base = arm.model_dump(mode="json", by_alias=True)
+    return identity(Arm.model_validate_json(json.dumps(apply(base, point))))
 
 
 def _spaces(search: Search) -> list[tuple[tuple[str, ...], dict[str, Any]]]:

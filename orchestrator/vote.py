@@ -7,7 +7,6 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,8 +43,8 @@ def cast(
 
     Args:
         preds: per member in rank order (N,) classes, any integers; arrays or memory maps.
-        probs: per member (N, C), in anything that rows can be taken from, such as an array or `OnDisk`; read for tied
-            rows only under the hard rule.
+        probs: per member (N, C), in anything that rows can be taken from, such as an array or a memory map; read for
+            tied rows only under the hard rule.
         rule: hard, or soft (the class with the highest mean probability).
         weights: votes of every member, one each by default.
 
@@ -75,18 +74,6 @@ def cast(
             votes.votes[rows], votes.tie[rows[tied]] = top, True
         votes.pred[rows] = found
     return votes
-
-
-class OnDisk:
-    """Probabilities of one member in a .npy file (N, C), mapped only while rows are taken."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.shape: tuple[int, ...] = np.load(path, mmap_mode="r").shape
-
-    def __getitem__(self, rows: Ints) -> Floats:
-        taken: Floats = np.load(self.path, mmap_mode="r")[rows]
-        return taken
 
 
 def _summed(probs: Sequence[Any], counts: Sequence[int], rows: Ints, n_classes: int) -> NDArray[np.float64]:

@@ -80,8 +80,6 @@ def result(run: Run) -> dict[str, Any]:
         end for score in scores for name in ("low", "high", "estimate") if (end := number(score.get(name))) is not None
     ]
     scale = (max(0.0, min(ends) - 0.05), min(1.0, max(ends) + 0.05)) if ends else (0.0, 1.0)
-    best = max((number(member.get("oof_macro_f1")) or 0.0 for member in members), default=0.0)
-    estimate = number(oof.get("macro_f1", {}).get("estimate"))
     return {
         "oof": oof.get("macro_f1"),
         "oof_accuracy": oof.get("accuracy"),
@@ -98,8 +96,7 @@ def result(run: Run) -> dict[str, Any]:
         "of": mapping(run.certificate.get("estimate")).get("of") or "photos it was not trained on",
         "n_candidates": len(run.candidates),
         "level": number(run.selection.get("level")) or 0.9,
-        "gain": estimate - best if estimate is not None and best else None,
-        "best_member": best or None,
+        "gain": mapping(mapping(run.selection.get("ensemble")).get("gain")),
         "has_test_set": run.votes is not None,
         "corrected": mapping(mapping(run.selection.get("ensemble")).get("corrected")),
         "guess": 1 / run.schema.n_classes if run.schema else None,

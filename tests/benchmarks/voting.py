@@ -17,7 +17,8 @@ _CAST = """
 import json, resource, sys, time
 from pathlib import Path
 import numpy as np
-from orchestrator.vote import OnDisk, cast
+from orchestrator.vote import cast
+from tests.benchmarks.voting import OnDisk
 folder = Path(sys.argv[1])
 n_members = int(sys.argv[2])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -41,6 +42,17 @@ preds = np.stack([np.load(folder / f"pred{m}.npy") for m in range(n_members)])
 found = stats.mode(preds, axis=0).mode
 print(json.dumps({"wall_s": time.perf_counter() - began, "sum": int(found.sum())}))
 """
+
+
+class OnDisk:
+    """Probabilities of one member in a .npy file (N, C), mapped only while rows are taken."""
+
+    def __init__(self, path):
+        self.path = path
+        self.shape = np.load(path, mmap_mode="r").shape
+
+    def __getitem__(self, rows):
+        return np.load(self.path, mmap_mode="r")[rows]
 
 
 def draw(folder, n_photos=N_PHOTOS, n_members=N_MEMBERS, ties=TIES, seed=0):

@@ -1,6 +1,7 @@
 """A bundle answers like the run it came from, and nothing that was changed in it is used."""
 
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -14,11 +15,11 @@ from orchestrator import tables
 from orchestrator.bundle import is_bundle, open_bundle, write_bundle
 from orchestrator.certificate import TOLERANCE, _difference
 from orchestrator.ensemble import of_run
-from orchestrator.errors import UserError
+from orchestrator.errors import SpecError, UserError
 from orchestrator.predict import answer, predict_folder
 from orchestrator.progress import Reporter
 from orchestrator.runs import RunPaths
-from orchestrator.store import Store
+from orchestrator.store import Store, file_sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"mask": 3, "gender": 2, "age": 3}
@@ -184,6 +185,44 @@ def test_a_bundle_of_another_preparation_or_format_is_refused(run, tmp_path, mon
         opened(folder)
 
 
+def described(folder, change):
+    """Change ensemble.json, and the manifest with it, as one who writes bundles by hand would."""
+    made = change(json.loads((folder / "ensemble.json").read_text()))
+    (folder / "ensemble.json").write_text(json.dumps(made))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["ensemble.json"]["sha256"] = file_sha256(folder / "ensemble.json")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_folder_that_is_no_bundle_is_told_in_a_sentence(run, tmp_path):
+    folder = folder_of(run, tmp_path)
+    for change, place in (
+        (lambda made: {**made, "members": []}, "members"),
+        (lambda made: {**made, "rule": "loud"}, "rule"),
+        (lambda made: {**made, "members": [{**made["members"][0], "prep": {"steps": 3}}]}, "members.0.prep.steps"),
+        (lambda made: {**made, "members": [{"checkpoints": []}]}, "members.0.setting"),
+        (lambda made: [], "the whole"),
+    ):
+        copy = shutil.copytree(folder, tmp_path / "copy", dirs_exist_ok=True)
+        described(copy, change)
+        with pytest.raises(UserError, match=f"ensemble.json: an ensemble was required, found in {place}: "):
+            opened(copy)
+    for files in ([1], {"ensemble.json": {}}, {"ensemble.json": 3}, None):
+        (copy / "manifest.json").write_text(json.dumps({"format_version": 1, "files": files}))
+        with pytest.raises(UserError, match=r"manifest.json: a bundle's manifest was required, found"):
+            opened(copy)
+
+
+def test_a_zip_that_could_not_be_written_leaves_nothing(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_bundle(run[0], run[1], tmp_path / "out.zip")
+    assert not list(tmp_path.iterdir())
+
+
 def test_weights_that_changed_in_the_store_make_no_bundle_and_nothing_is_left_behind(run, tmp_path):
     paths, store, _ = run
     copied = Store(tmp_path / "store")
@@ -196,6 +235,25 @@ def test_weights_that_changed_in_the_store_make_no_bundle_and_nothing_is_left_be
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="it exists"):
         write_bundle(paths, store, tmp_path / "there")
+
+
+def test_a_name_that_is_no_utf8_is_answered_and_spelled_out(run, tmp_path):
+    paths, store, photos = run
+    (tmp_path / "photos").mkdir()
+    shutil.copyfile(photos / "000.png", tmp_path / "photos" / os.fsdecode(b"caf\xe9.png"))
+    assert {"answered": 1, "quarantined": 0} == predict_folder(
+        of_run(paths, store), tmp_path / "photos", tmp_path / "out.csv"
+    )
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith(r"caf\xe9.png,")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_photo_is_answered(run, tmp_path, monkeypatch):
+    from orchestrator import predict
+
+    monkeypatch.setattr(predict, "answer", lambda *_: pytest.fail("it answered"))
+    for out, found in ((tmp_path / "nowhere/out.csv", "found no folder .*nowhere"), (tmp_path, "found a folder")):
+        with pytest.raises(SpecError, match=f"a file in a folder that can be written was required, {found}"):
+            predict_folder(None, run[2], out)
 
 
 def test_photos_are_answered_in_chunks_whose_size_changes_nothing(run, monkeypatch):

@@ -61,6 +61,20 @@ def test_two_ensembles_are_compared_on_the_private_half_by_id(tmp_path):
     assert any("policy leaderboard" in line for line in compare_lines(found))
 
 
+def test_a_run_that_knows_more_classes_is_compared_in_either_order(tmp_path):
+    """smoke.yaml knows 18 classes; the second run answers a 19th and a 21st."""
+    labels = np.arange(12) % 3
+    more = labels.copy()
+    more[[0, 5]] = [18, 20]
+    parts, groups = ["public"] * 3 + ["private"] * 9, [f"p{at // 2}" for at in range(12)]
+    few, many = (
+        leave(tmp_path, name, preds, labels, parts, groups) for name, preds in (("few", labels), ("many", more))
+    )
+    one, other = (compare_runs(*pair)["differences"] for pair in ((few, many), (many, few)))
+    assert one["accuracy"]["difference"] == pytest.approx(1 / 9)
+    assert one["macro_f1"]["difference"] == pytest.approx(-other["macro_f1"]["difference"])
+
+
 def test_runs_over_other_labels_or_without_any_are_refused(tmp_path):
     labels = [0, 1, 2, 0]
     first = leave(tmp_path, "a", labels, labels, ["whole"] * 4, [None] * 4)

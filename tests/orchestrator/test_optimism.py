@@ -60,6 +60,23 @@ def test_one_candidate_needs_no_correction():
     assert found["low"] < found["estimate"] < found["high"]
 
 
+def test_a_vote_of_one_member_is_corrected_as_it_answers_and_a_winner_as_it_was_compared():
+    """Five noisy seeds of one candidate: their mean probability answers far better than each of them."""
+    rng, n = np.random.default_rng(7), 600
+    targets = rng.integers(0, 6, n)
+    logits = rng.normal(size=(5, n, 6)) + np.eye(6)[targets]
+    probs = np.exp(logits) / np.exp(logits).sum(2, keepdims=True)
+    ids = [f"s{at:06}" for at in range(n)]
+    arm = HeldOut(ids, targets, probs.argmax(2), probs.mean(0).astype(np.float32))
+    pool = pool_of([arm], Oof(ids, targets, arm.preds, [f"g{at // 5}" for at in range(n)], None, 6))
+    vote, winner = (corrected(pool, best, 1, seed=0, n_resamples=100, alone=alone) for alone in (False, True))
+    headline = macro_f1(targets, arm.votes, 6)
+    assert vote["naive"] == pytest.approx(headline)
+    assert vote["estimate"] == pytest.approx(headline, abs=0.01)
+    assert winner["naive"] == pytest.approx(np.mean([macro_f1(targets, preds, 6) for preds in arm.preds]))
+    assert winner["naive"] < headline - 0.2
+
+
 def test_greedy_takes_what_trying_everything_would_take():
     arms, like = world(np.random.default_rng(2), n_candidates=5, noise=0.3)
     pool, every = pool_of(arms, like), np.ones((1, 60))

@@ -4,8 +4,10 @@ import io
 
 from rich.console import Console
 
+from orchestrator.execute import follow
 from orchestrator.ledger import Ledger
 from orchestrator.progress import Glance, Reporter, duration
+from orchestrator.runs import RunPaths
 from tests.orchestrator import toy
 
 
@@ -43,3 +45,15 @@ def test_a_terminal_shows_a_line_per_trial_and_a_pipe_keeps_quiet_between():
     assert "s-a-0001  epoch 1, best 0.5000, 3 s" in shown[True], shown[True]
     assert "search: 1/4" in shown[True]
     assert not shown[False]
+
+
+def test_a_stage_s_note_is_shown_as_it_is_also_to_who_follows(tmp_path):
+    """Names of files may look like rich's markup; a closing tag of nothing would be an error."""
+    notes = ["photo '[/x] a.jpg' is missing", r"photo '\[red]b.jpg' is missing"]
+    paths, reporter = RunPaths(tmp_path), Reporter()
+    with Ledger(tmp_path) as ledger:
+        for note in notes:
+            ledger.append("stage", stage="catalog", outcome="FAILED", note=note, wall_s=1.0)
+    reporter.console = Console(file=(out := io.StringIO()), width=120, highlight=False)
+    assert follow(paths, reporter) == 130
+    assert all(note in out.getvalue() for note in notes)

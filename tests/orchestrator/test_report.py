@@ -219,6 +219,20 @@ def test_a_selection_of_another_shape_is_survived(run, tmp_path, value):
     assert "could not be drawn" not in build(copy).read_text(encoding="utf-8")
 
 
+def test_the_gain_that_is_shown_is_the_measured_one_and_one_member_has_none(run, tmp_path):
+    """A candidate's score is averaged over seeds, a member answers by the mean of its seeds: their difference is none."""
+    selection = json.loads((run / "selection.json").read_text())
+    gain = {"over": SETTINGS[0], "difference": 0.0123, "low": -0.0044, "high": 0.0312}
+    for name, found, said in (("two", gain, True), ("one", None, False)):
+        copy = copy_without(run, tmp_path / name)
+        (copy / "selection.json").write_text(
+            json.dumps({**selection, "ensemble": {**selection["ensemble"], "gain": found}})
+        )
+        words = Page(build(copy).read_text(encoding="utf-8")).words
+        assert said == ("Over its best member alone the vote gains +0.012 (−0.004 to +0.031)." in words)
+        assert said == ("best member alone" in words)
+
+
 def test_without_test_labels_there_is_no_test_score(tmp_path):
     words = Page(build(write_run(tmp_path / "run", test_labels=False)).read_text(encoding="utf-8")).words
     assert "No test labels: no test score" in words
@@ -283,8 +297,15 @@ def test_the_certificate_is_shown_and_has_a_page_of_its_own(run, tmp_path):
             assert said in words
         assert "could not be drawn" not in words
         assert "people (group: id) it has never seen" in words
+        assert (
+            "with these trained models; the luck of training is not in them, and is smaller with more seeds." in words
+        )
     assert HOSTILE not in alone.words
     assert "with it minus without it" in whole.words
+    assert (
+        "p and intervals cover which people were photographed, with these trained models; the luck of training"
+        in whole.words
+    )
     assert "Learning curves" not in alone.words
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.document import DocumentError
+from orchestrator.errors import SpecError
 from orchestrator.reader import read
 from orchestrator.spec import schema
 
@@ -84,6 +85,11 @@ BROKEN = {
         r"train.model.backbone: timm has no model 'tf_efficientnet_lite9'; nearest",
     ),
     "not a number": ((("lr: 1.0e-3", "lr: .nan"),), r"a finite number was required, found .nan"),
+    "a number of five thousand digits": (
+        (("seed: 42", f"seed: {'9' * 5000}"),),
+        r"a number of at most 40 digits was required, found 5000",
+    ),
+    "a number beyond all": ((("lr: 1.0e-3", "lr: 1.0e+999"),), r"a finite number was required, found 1.0e\+999"),
     "scores without a leaderboard": (
         (("policy: robust", "policy: robust, scores: {plain: 0.7}"),),
         r"select: scores are used by policy leaderboard alone",
@@ -95,6 +101,14 @@ BROKEN = {
     "score of an unknown variant": (
         (("policy: robust", "policy: leaderboard, scores: {plane: 0.7}"),),
         r"select.scores: no variant 'plane'.*did you mean 'plain'",
+    ),
+    "member listed twice": (
+        (("policy: robust", "policy: [plain, half_cutmix, plain]"),),
+        r"select.policy: a list of distinct variants was required, found \['plain', 'half_cutmix', 'plain'\]",
+    ),
+    "no member listed": (
+        (("policy: robust", "policy: []"),),
+        r"select.policy: a list of distinct variants was required, found \[\]",
     ),
     "public half without labels": (
         ((", label: ans}", ", public: 0.5}"),),
@@ -145,6 +159,14 @@ BROKEN = {
     "variant that changes what is scored": (
         (("  plain: {}", "  plain: {data.labels.age.bins: [30, 57]}"),),
         r"variants.plain: may override .*data.labels.<label>.train_bins.*found 'data.labels.age.bins'",
+    ),
+    "two variants that are one": (
+        (("  plain: {}", "  plain: {}\n  again: {train.augment.cutmix: none}"),),
+        r"variants.again: settings of its own were required, found those of 'plain'; remove one of the two",
+    ),
+    "two variants that the space makes one": (
+        (("  plain: {}", "  plain: {}\n  deep: {train.model.head: deep}"),),
+        r"variants.deep: settings of its own were required, found those of 'plain'",
     ),
     "unknown label": (
         (("loss: focal", "loss: {name: focal, weights: {agee: 2}}"), ("head: single", "head: deep")),
@@ -210,9 +232,35 @@ def test_a_variant_may_move_a_border_in_training_and_is_another_setting(write):
     assert experiment.setting("moved", {})[0] != experiment.setting("plain", {})[0]
 
 
+def test_equal_variants_with_spaces_of_their_own_differ(write):
+    own = "  variant_spaces: {again: {train.optimizer.lr: {float: [1.0e-2, 1.0e-1]}}}\n  space:\n"
+    assert read(write(("  plain: {}", "  plain: {}\n  again: {}"), ("  space:\n", own))).arms
+
+
 def test_an_override_is_recorded_and_used(write):
     experiment = read(write(), ["train.optimizer.lr=3e-4"])
     assert (experiment.spec.train.optimizer.lr, experiment.overrides) == (3e-4, {"train.optimizer.lr": 3e-4})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=[1", r"^--set seed: not valid YAML: .*expected ',' or '\]'"),
+        (f"seed={'9' * 5000}", r"^--set seed: a number of at most 40 digits was required, found 5000$"),
+        ("seed=!!python/name:os.system x", r"^--set seed: tags are not part of a spec"),
+        ("seed={a: 1, a: 2}", r"^--set seed: key 'a' stands twice"),
+        ("seed=1\n---\n2", r"^--set seed: one file is one experiment"),
+        ("seed=2020-01-01", r"seed: required a valid integer, found '2020-01-01'"),
+        ("seed", "required path=value"),
+    ],
+)
+def test_an_override_that_is_no_value_is_refused_in_a_sentence(write, override, message):
+    with pytest.raises(SpecError, match=message):
+        read(write(), [override])
+
+
+def test_a_date_is_text_like_in_a_spec(write):
+    assert read(write(), ["name=2020-01-01"]).spec.name == "2020-01-01"
 
 
 def test_how_to_run_is_no_part_of_the_identity(write):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from orchestrator import vote
 from orchestrator.errors import UserError
-from orchestrator.vote import OnDisk, cast, submission, vote_table
+from orchestrator.vote import cast, submission, vote_table
 
 
 def probabilities(seed, members, photos, classes):
@@ -56,8 +56,10 @@ def test_chunks_and_files_change_nothing(tmp_path, monkeypatch, rule):
         np.save(tmp_path / f"{member}.npy", one)
         np.save(tmp_path / f"pred{member}.npy", one.argmax(1).astype(np.int8))
     monkeypatch.setattr(vote, "CHUNK", 7)
-    preds = [np.load(tmp_path / f"pred{member}.npy", mmap_mode="r") for member in range(4)]
-    pieces = cast(preds, [OnDisk(tmp_path / f"{member}.npy") for member in range(4)], rule)
+    preds, stored = (
+        [np.load(tmp_path / f"{name}{member}.npy", mmap_mode="r") for member in range(4)] for name in ("pred", "")
+    )
+    pieces = cast(preds, stored, rule)
     assert whole.pred.tolist() == pieces.pred.tolist()
     assert (whole.votes.tolist(), whole.tie.tolist()) == (pieces.votes.tolist(), pieces.tie.tolist())
     assert whole.tie.any() == (rule == "hard")
