@@ -184,7 +184,7 @@ class Child:
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _be_child(self.body, theirs, parent)
+            _be_child(self.body, theirs, parent, trims=self.watch.memory_gb is not None)
         theirs.close()
         self.n_forks += 1
 
@@ -264,8 +264,15 @@ class _Stopped(BaseException):
     """Unwinds a trial that was stopped early."""
 
 
-def _be_child(body: Body, pipe: Any, parent: int) -> NoReturn:
-    """Run trials until one leaves something behind; go without running anybody's exit handlers."""
+def _be_child(body: Body, pipe: Any, parent: int, *, trims: bool) -> NoReturn:
+    """Run trials until one leaves something behind; go without running anybody's exit handlers.
+
+    Args:
+        body: trains one spec.
+        pipe: to the parent.
+        parent: its pid.
+        trims: what a trial has freed does not count as the next one's memory.
+    """
     try:
         _leave_parent(pipe.fileno(), parent)
         slate, clean = None, True
@@ -273,7 +280,7 @@ def _be_child(body: Body, pipe: Any, parent: int) -> NoReturn:
             spec, seed, threads, device, log = pipe.recv()
             seed_everything(seed, threads)
             make_ready(device)
-            slate = slate or Slate(getattr(body, "__globals__", None))
+            slate = slate or Slate(getattr(body, "__globals__", None), trims=trims)
             with _printing_to(log):
                 answer = _run(body, spec, pipe)
                 # an error's frames hold on to whatever the trial had; its process is given up

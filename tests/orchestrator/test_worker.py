@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.memory import resident_bytes
 from orchestrator.worker import TRAINING, Child, Failed, Reported, Watch, stop_file
+from trainers.allocator import keep_freed_memory
 
 GLOBAL = []
 
@@ -240,6 +241,22 @@ def test_a_trial_that_reports_all_the_time_is_looked_at_too(child_of, watch, cau
     child.start(Spec(n=1000, pause_s=0.01), "t")
     said, heard = hear(child)
     assert (cause, True) == (heard.cause, len(said) < 500)
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_what_a_trial_freed_counts_against_no_later_one_that_has_a_limit(child_of, limited):
+    def free(spec, report):
+        keep_freed_memory()
+        blocks = [b"1" * 4_000_000 for _ in range(spec.n)]
+        report(1, {"val_macro_f1": 0.5})
+        del blocks
+
+    child, taken = child_of(free, Watch(memory_gb=64) if limited else None), []
+    for n_blocks in (0, 75):
+        child.start(Spec(n=n_blocks), "t")
+        assert hear(child)[1] is None
+        taken.append(resident_bytes(child.pid))
+    assert (1, limited) == (child.n_forks, taken[1] - taken[0] < 150_000_000)
 
 
 def test_a_child_goes_with_its_parent(child_of, tmp_path):
