@@ -125,6 +125,7 @@ class Child:
         if self._unheard:
             with contextlib.suppress(OSError):  # it has died, which the next lines find out
                 self._pipe.send(True)
+            self._heard = time.monotonic()  # it may have waited for this
         self._unheard = False
         while not self._pipe.poll(_POLL_S):
             if (reason := self._reason()) is not None:
@@ -215,11 +216,15 @@ class Child:
         now, watch = time.monotonic(), self.watch
         if watch.control and stop_file(watch.control, self.trial_id).exists():
             return Failed("stopped", "stopped by hand")
-        if watch.report_s is not None and now - self._heard > watch.report_s:
+        if watch.report_s is not None and now - self._heard > watch.report_s and self._is_awaited():
             return Failed("hung", f"no report for {watch.report_s:g} s (resources.per_trial.report_s)")
         if watch.wall_s is not None and now - self._began > watch.wall_s:
             return Failed("hung", f"not done after {watch.wall_s:g} s (resources.per_trial.wall_s)")
         return None
+
+    def _is_awaited(self) -> bool:
+        """Say whether a report is the trial's to give: none lies unread, and it does not wait to be told to go on."""
+        return not self._unheard and not self._pipe.poll()
 
     def _memory(self) -> Failed | None:
         watch, taken = self.watch, resident_bytes(self.pid)

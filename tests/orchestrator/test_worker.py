@@ -259,6 +259,15 @@ def test_what_a_trial_freed_counts_against_no_later_one_that_has_a_limit(child_o
     assert (1, limited) == (child.n_forks, taken[1] - taken[0] < 150_000_000)
 
 
+def test_a_trial_is_not_hung_because_its_parent_was_busy(child_of):
+    child = child_of(report_all, Watch(report_s=0.4))
+    child.start(Spec(), "t")
+    time.sleep(0.7)  # the first report lies in the pipe
+    assert Reported(1, {"val_macro_f1": 0.1}) == child.next()
+    time.sleep(0.7)  # the second waits until it may come
+    assert ([(2, 0.2), (3, 0.3)], None) == hear(child)
+
+
 def test_a_child_goes_with_its_parent(child_of, tmp_path):
     def note(spec, report):
         (tmp_path / "pid").write_text(str(os.getpid()))
