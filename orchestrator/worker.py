@@ -294,8 +294,10 @@ def _be_child(body: Body, pipe: Any, parent: int, *, trims: bool) -> NoReturn:
                 if left and answer[0] != "failed":
                     sys.stderr.write(f"left behind: {', '.join(left[:20])}; the next trial gets a new process\n")
             pipe.send((*answer, clean))
-    except (EOFError, OSError):
-        pass  # the parent has gone, or has no more trials
+    except (EOFError, OSError) as error:
+        with contextlib.suppress(OSError):  # the parent has gone, or has no more trials
+            # otherwise it waits for a trial whose log cannot be written
+            pipe.send(("failed", cause_of(error), f"its log cannot be written: {reason_of(error)}", False))
     finally:
         os._exit(0)
 

@@ -4,6 +4,7 @@
 import importlib
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,8 @@ def misbehave(spec, report):
         while True:
             kept.append(b"1" * 60_000_000)
             time.sleep(0.01)
+    if spec.what == "prints":
+        sys.stdout.write("hello")
     if spec.what in ENDS:
         ENDS[spec.what]()
     report_all(spec, report)
@@ -266,6 +269,19 @@ def test_a_trial_is_not_hung_because_its_parent_was_busy(child_of):
     assert Reported(1, {"val_macro_f1": 0.1}) == child.next()
     time.sleep(0.7)  # the second waits until it may come
     assert ([(2, 0.2), (3, 0.3)], None) == hear(child)
+
+
+@pytest.mark.parametrize(
+    ("log", "cause", "text"), [("file/logs/t.log", "raised", "Not a directory"), ("t.log", "disk", "No space left")]
+)
+def test_a_log_that_cannot_be_written_is_named(child_of, tmp_path, log, cause, text):
+    (tmp_path / "file").touch()
+    (tmp_path / "t.log").symlink_to("/dev/full")
+    child = child_of(misbehave, Watch(logs=str((tmp_path / log).parent)))
+    child.start(Spec("prints"), "t")
+    heard = hear(child)[1]
+    assert (cause, True) == (heard.cause, heard.text.startswith("its log cannot be written: ")), heard
+    assert text in heard.text
 
 
 def test_a_child_goes_with_its_parent(child_of, tmp_path):
