@@ -242,5 +242,10 @@ def search_bridge(
 
 
 def _max_epochs(duration: str) -> int:
+    """Return the epoch at which no rung looks any more.
+
+    How many epochs steps are depends on a trial's photos and batch size, which only its worker counts: with a duration
+    in steps a rung may stop a trial that is at its end.
+    """
     parsed = Duration.parse(duration)
     return parsed.n if parsed.unit == "epochs" else 10**9

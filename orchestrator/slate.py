@@ -21,7 +21,7 @@ import numpy as np
 
 from orchestrator.memory import private_bytes
 
-GROWTH_BYTES = 512 * 2**20  # of one process over its trials; malloc keeps some of what a training had
+GROWTH_BYTES = 512 * 2**20  # of one process over its trials, what malloc keeps of it for the next one included
 _OWN = ("orchestrator", "trainers", "data_prep", "__main__")
 _WATCHED = ("builtins", "os", "random", "numpy", "numpy.random", "torch", "torch.nn", "torch.nn.functional", "timm")
 
@@ -29,9 +29,14 @@ _WATCHED = ("builtins", "os", "random", "numpy", "numpy.random", "torch", "torch
 class Slate:
     """The state of this process, taken before its first trial."""
 
-    def __init__(self, body_globals: dict[str, Any] | None = None) -> None:
-        """Remember everything; `body_globals` is what the trial's function calls its module, which may be no real one."""
-        self.body_globals = body_globals or {}
+    def __init__(self, body_globals: dict[str, Any] | None = None, *, trims: bool = False) -> None:
+        """Remember everything.
+
+        Args:
+            body_globals: what the trial's function calls its module, which may be no real one.
+            trims: freed memory is given back after every trial; otherwise only where it has become too much.
+        """
+        self.body_globals, self.trims = body_globals or {}, trims
         self.facts, self.names = _facts(), self._names()
         self.private_bytes = private_bytes(os.getpid())
 
@@ -50,8 +55,8 @@ class Slate:
     def _grown(self) -> int:
         """Return how much memory the process has more than before, in bytes."""
         grown = private_bytes(os.getpid()) - self.private_bytes
-        if grown > GROWTH_BYTES:
-            _trim()  # only now: the next trial would have to fault in every page that is given back
+        if self.trims or grown > GROWTH_BYTES:
+            _trim()  # not always: the next trial would have to fault in every page that is given back
             grown = private_bytes(os.getpid()) - self.private_bytes
         return grown
 

@@ -21,6 +21,15 @@ from typing import Any
 from orchestrator.errors import UserError
 
 MANIFEST = "manifest.json"
+_READ: dict[str, Any] = {  # of a manifest, and of what kind
+    "params": dict,
+    "inputs": dict,
+    "result": dict,
+    "files": dict,
+    "finished": int | float,
+    "host": str,
+    "git_commit": str | None,
+}
 _PACKAGES = (
     "ray",
     "optuna",
@@ -85,13 +94,13 @@ class Store:
         self.root = root
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """Return a finished artifact, or None."""
+        """Return a finished artifact, or None where there is none or its manifest is damaged: it is then made again."""
         path = self.root / kind / key
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # no JSON, or not even text
             return None
-        return Artifact(kind, key, path, manifest)
+        return Artifact(kind, key, path, manifest) if _is_whole(manifest) else None
 
     def get(self, kind: str, key: str) -> Artifact:
         """Return a finished artifact.
@@ -148,13 +157,25 @@ class Store:
             shutil.rmtree(beside, ignore_errors=True)
 
     def _publish(self, beside: Path, place: Path) -> None:
-        if place.exists() and not (place / MANIFEST).is_file():
-            shutil.rmtree(place, ignore_errors=True)  # half-deleted by hand: no manifest, no artifact
+        if place.exists() and self.find(place.parent.name, place.name) is None:
+            shutil.rmtree(place, ignore_errors=True)  # half-deleted by hand, or damaged: no manifest, no artifact
         try:
             beside.rename(place)
         except OSError:
             if self.find(place.parent.name, place.name) is None:
                 raise
+
+
+def _is_whole(manifest: Any) -> bool:
+    """Say whether a manifest has all that is read of it; a damaged one may still be JSON."""
+    return (
+        isinstance(manifest, dict)
+        and manifest.keys() >= _READ.keys()
+        and all(isinstance(manifest[name], kind) for name, kind in _READ.items())
+        and all(
+            isinstance(facts, dict) and facts.keys() >= {"size_bytes", "sha256"} for facts in manifest["files"].values()
+        )
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -125,6 +125,7 @@ class Child:
         if self._unheard:
             with contextlib.suppress(OSError):  # it has died, which the next lines find out
                 self._pipe.send(True)
+            self._heard = time.monotonic()  # it may have waited for this
         self._unheard = False
         while not self._pipe.poll(_POLL_S):
             if (reason := self._reason()) is not None:
@@ -184,7 +185,7 @@ class Child:
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _be_child(self.body, theirs, parent)
+            _be_child(self.body, theirs, parent, trims=self.watch.memory_gb is not None)
         theirs.close()
         self.n_forks += 1
 
@@ -215,11 +216,15 @@ class Child:
         now, watch = time.monotonic(), self.watch
         if watch.control and stop_file(watch.control, self.trial_id).exists():
             return Failed("stopped", "stopped by hand")
-        if watch.report_s is not None and now - self._heard > watch.report_s:
+        if watch.report_s is not None and now - self._heard > watch.report_s and self._is_awaited():
             return Failed("hung", f"no report for {watch.report_s:g} s (resources.per_trial.report_s)")
         if watch.wall_s is not None and now - self._began > watch.wall_s:
             return Failed("hung", f"not done after {watch.wall_s:g} s (resources.per_trial.wall_s)")
         return None
+
+    def _is_awaited(self) -> bool:
+        """Say whether a report is the trial's to give: none lies unread, and it does not wait to be told to go on."""
+        return not self._unheard and not self._pipe.poll()
 
     def _memory(self) -> Failed | None:
         watch, taken = self.watch, resident_bytes(self.pid)
@@ -264,8 +269,15 @@ class _Stopped(BaseException):
     """Unwinds a trial that was stopped early."""
 
 
-def _be_child(body: Body, pipe: Any, parent: int) -> NoReturn:
-    """Run trials until one leaves something behind; go without running anybody's exit handlers."""
+def _be_child(body: Body, pipe: Any, parent: int, *, trims: bool) -> NoReturn:
+    """Run trials until one leaves something behind; go without running anybody's exit handlers.
+
+    Args:
+        body: trains one spec.
+        pipe: to the parent.
+        parent: its pid.
+        trims: what a trial has freed does not count as the next one's memory.
+    """
     try:
         _leave_parent(pipe.fileno(), parent)
         slate, clean = None, True
@@ -273,7 +285,7 @@ def _be_child(body: Body, pipe: Any, parent: int) -> NoReturn:
             spec, seed, threads, device, log = pipe.recv()
             seed_everything(seed, threads)
             make_ready(device)
-            slate = slate or Slate(getattr(body, "__globals__", None))
+            slate = slate or Slate(getattr(body, "__globals__", None), trims=trims)
             with _printing_to(log):
                 answer = _run(body, spec, pipe)
                 # an error's frames hold on to whatever the trial had; its process is given up
@@ -282,8 +294,10 @@ def _be_child(body: Body, pipe: Any, parent: int) -> NoReturn:
                 if left and answer[0] != "failed":
                     sys.stderr.write(f"left behind: {', '.join(left[:20])}; the next trial gets a new process\n")
             pipe.send((*answer, clean))
-    except (EOFError, OSError):
-        pass  # the parent has gone, or has no more trials
+    except (EOFError, OSError) as error:
+        with contextlib.suppress(OSError):  # the parent has gone, or has no more trials
+            # otherwise it waits for a trial whose log cannot be written
+            pipe.send(("failed", cause_of(error), f"its log cannot be written: {reason_of(error)}", False))
     finally:
         os._exit(0)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +15,33 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 STATE, WEIGHTS, MODEL = "last.pt", "weights.safetensors", "model.json"
+_DIGEST = hashlib.sha256().digest_size  # bytes that stand behind the state
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write the resumable state beside its place and rename it there."""
+    """Write the resumable state and its sha256 beside its place, and rename it there."""
     beside = folder / f".{STATE}.{os.getpid()}"
     torch.save(state, beside)
+    with beside.open("r+b") as handle:
+        handle.write(hashlib.file_digest(handle, "sha256").digest())  # the file was read to its end
     beside.replace(folder / STATE)
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """Return the resumable state, or None where there is none that can be read."""
+    """Return the resumable state; None, with a word in the log, where there is none that is as it was written."""
     path = folder / STATE
     if not path.is_file():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError):
-        return None  # torn by a full disk: the training starts again
+        whole = memoryview(path.read_bytes())
+        content, digest = whole[:-_DIGEST], whole[-_DIGEST:]
+        wrong = None if hashlib.sha256(content).digest() == digest else "its sha256 is another"
+    except OSError as error:
+        wrong = str(error)
+    if wrong:
+        sys.stderr.write(f"{path} is damaged ({wrong}); the training starts again from its first epoch\n")
+        return None
+    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state
 
 

@@ -318,6 +318,15 @@ class Train(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _class_weights_need_samples(self) -> Self:
+        if self.balance == "class_weights" and isinstance(self.loss, SoftF1):
+            raise ValueError(
+                "balance class_weights weighs the loss of each sample; loss 'f1' has none and counts every class alike; "
+                "set balance: none or weighted_sampler, or use loss 'focal', 'cross_entropy' or 'label_smoothing'"
+            )
+        return self
+
 
 def remarks(train: Train) -> list[str]:
     """Return what is allowed and rarely wanted, each with its reason."""

@@ -43,7 +43,10 @@ class Targets:
 def focal(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
     """Focal loss per sample, -(1 - p)^gamma log p (Lin et al. 2017, eq. 4), (B,)."""
     log_p = torch.log_softmax(logits, 1).gather(1, target[:, None]).squeeze(1)
-    return -((1.0 - log_p.exp()) ** gamma) * log_p
+    rest = 1.0 - log_p.exp()
+    if gamma < 1:  # the power has no slope at a certain answer's zero
+        rest = rest.clamp_min(torch.finfo(rest.dtype).eps)
+    return -(rest**gamma) * log_p
 
 
 def soft_f1(logits: Tensor, targets: Targets) -> Tensor:

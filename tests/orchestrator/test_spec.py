@@ -152,6 +152,10 @@ BROKEN = {
         (("policy: basic", "policy: none, mixup: {name: offline, only: {age: [200, 60]}}"),),
         r"only.age: must be \[low, high\]",
     ),
+    "class weights for a loss without samples": (
+        (("  plain: {}", "  plain: {train.loss: f1, train.balance: class_weights}"),),
+        r"variants.plain: .*loss 'f1' has none.*set balance: none or weighted_sampler",
+    ),
     "borders of training that move another number of borders": (
         (("bins: [30, 60]", "bins: [30, 60], train_bins: [57]"),),
         r"train_bins moves the borders of bins in training: as many were required",

@@ -47,6 +47,25 @@ def test_a_flipped_byte_is_refused_with_what_to_do(tmp_path):
         store.get("thing", "k" * 64).file("file.txt")
 
 
+@pytest.mark.parametrize("bit", range(8))
+def test_a_damaged_manifest_stops_nobody_and_its_artifact_is_made_again(tmp_path, bit):
+    store = Store(tmp_path)
+    make(store)
+    path = store.get("thing", "k" * 64).path / "manifest.json"
+    whole, n_damaged = path.read_bytes(), 0
+    for at in range(whole.index(b'"packages"')):  # what follows is never computed with
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+        for found in store.all("thing"):
+            assert isinstance(found.result, dict)
+            assert {name: facts["sha256"] for name, facts in found.manifest["files"].items()}
+            assert {"finished", "host", "git_commit"} <= set(found.manifest)
+        n_damaged += store.find("thing", "k" * 64) is None
+    assert n_damaged > 50
+    path.write_bytes(b"\xff" + whole)
+    make(store, "again")
+    assert "again" == store.get("thing", "k" * 64).file("file.txt").read_text()
+
+
 def test_what_does_not_reach_the_disk_is_no_artifact(tmp_path, monkeypatch):
     def fail(handle):
         raise OSError(errno.EIO, "Input/output error")

@@ -4,6 +4,7 @@
 import importlib
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from orchestrator.memory import resident_bytes
 from orchestrator.worker import TRAINING, Child, Failed, Reported, Watch, stop_file
+from trainers.allocator import keep_freed_memory
 
 GLOBAL = []
 
@@ -54,6 +56,8 @@ def misbehave(spec, report):
         while True:
             kept.append(b"1" * 60_000_000)
             time.sleep(0.01)
+    if spec.what == "prints":
+        sys.stdout.write("hello")
     if spec.what in ENDS:
         ENDS[spec.what]()
     report_all(spec, report)
@@ -240,6 +244,44 @@ def test_a_trial_that_reports_all_the_time_is_looked_at_too(child_of, watch, cau
     child.start(Spec(n=1000, pause_s=0.01), "t")
     said, heard = hear(child)
     assert (cause, True) == (heard.cause, len(said) < 500)
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_what_a_trial_freed_counts_against_no_later_one_that_has_a_limit(child_of, limited):
+    def free(spec, report):
+        keep_freed_memory()
+        blocks = [b"1" * 4_000_000 for _ in range(spec.n)]
+        report(1, {"val_macro_f1": 0.5})
+        del blocks
+
+    child, taken = child_of(free, Watch(memory_gb=64) if limited else None), []
+    for n_blocks in (0, 75):
+        child.start(Spec(n=n_blocks), "t")
+        assert hear(child)[1] is None
+        taken.append(resident_bytes(child.pid))
+    assert (1, limited) == (child.n_forks, taken[1] - taken[0] < 150_000_000)
+
+
+def test_a_trial_is_not_hung_because_its_parent_was_busy(child_of):
+    child = child_of(report_all, Watch(report_s=0.4))
+    child.start(Spec(), "t")
+    time.sleep(0.7)  # the first report lies in the pipe
+    assert Reported(1, {"val_macro_f1": 0.1}) == child.next()
+    time.sleep(0.7)  # the second waits until it may come
+    assert ([(2, 0.2), (3, 0.3)], None) == hear(child)
+
+
+@pytest.mark.parametrize(
+    ("log", "cause", "text"), [("file/logs/t.log", "raised", "Not a directory"), ("t.log", "disk", "No space left")]
+)
+def test_a_log_that_cannot_be_written_is_named(child_of, tmp_path, log, cause, text):
+    (tmp_path / "file").touch()
+    (tmp_path / "t.log").symlink_to("/dev/full")
+    child = child_of(misbehave, Watch(logs=str((tmp_path / log).parent)))
+    child.start(Spec("prints"), "t")
+    heard = hear(child)[1]
+    assert (cause, True) == (heard.cause, heard.text.startswith("its log cannot be written: ")), heard
+    assert text in heard.text
 
 
 def test_a_child_goes_with_its_parent(child_of, tmp_path):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from trainers import checkpoint
 from trainers.classifier import OutOfMemory, TrainingDiverged, _Backward, train
 from trainers.config import Focal, Train
 from trainers.data import Mixable, Task
@@ -75,6 +76,29 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(task, tmp_path):
     assert heard == [1, 2, 3, 4]
     assert _scores(whole) == _scores(again)
     assert (tmp_path / "a/weights.safetensors").read_bytes() == (tmp_path / "b/weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_state_is_told_and_the_training_starts_again(task, tmp_path, capfd, damage):
+    config, heard = quick(duration="2 epochs"), []
+    whole = train(config, task, seed=3, report=quiet, work_dir=tmp_path, threads=1)
+    state = tmp_path / "last.pt"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes({"flip": content, "cut": content[:-100], "empty": b""}[damage])
+    again = train(config, task, seed=3, report=lambda epoch, _: heard.append(epoch), work_dir=tmp_path, threads=1)
+    assert ([1, 2], _scores(whole)) == (heard, _scores(again))
+    assert f"{state} is damaged (its sha256 is another); the training starts again" in capfd.readouterr().err
+
+
+def test_a_state_with_any_flipped_byte_is_not_gone_on_with(tmp_path):
+    state = {"model": {"weight": torch.arange(4.0)}, "step": 3}
+    checkpoint.save_state(tmp_path, state)
+    assert 3 == checkpoint.load_state(tmp_path)["step"]
+    path, content = tmp_path / "last.pt", (tmp_path / "last.pt").read_bytes()
+    for at in range(len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
+        assert checkpoint.load_state(tmp_path) is None
 
 
 def test_stopped_inside_an_epoch_and_resumed_equals_uninterrupted(task, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from torchvision.ops import sigmoid_focal_loss
 from trainers.config import CrossEntropy, Focal, LabelSmoothing, SoftF1, Train
 from trainers.losses import Targets, alpha_of, branch_loss, total_loss
 
-LOSSES = [Focal(), Focal(gamma=0.0), CrossEntropy(), LabelSmoothing(), SoftF1()]
+LOSSES = [Focal(), Focal(gamma=0.0), Focal(gamma=0.5), CrossEntropy(), LabelSmoothing(), SoftF1()]
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-1.0, 0.0, 3.0]])
 
 
@@ -27,9 +27,10 @@ class TestConformance:
         assert loss(right, whole(y)) < loss(torch.zeros(3, 3), whole(y)) < loss(wrong, whole(y))
 
     def test_extreme_logits_give_finite_gradients(self, config):
-        logits = (torch.eye(3) * 200 - 100).roll(1, 0).requires_grad_()
-        branch_loss(config, None)(logits, whole(torch.tensor([0, 1, 2]))).backward()
-        assert torch.isfinite(logits.grad).all()
+        for answer in (0, 1):  # certain and right, certain and wrong
+            logits = (torch.eye(3) * 200 - 100).roll(answer, 0).requires_grad_()
+            branch_loss(config, None)(logits, whole(torch.tensor([0, 1, 2]))).backward()
+            assert torch.isfinite(logits.grad).all()
 
     def test_a_mix_of_a_sample_with_itself_is_that_sample(self, config):
         loss, y = branch_loss(config, None), torch.tensor([0, 2, 1])
