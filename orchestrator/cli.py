@@ -12,9 +12,7 @@ from typing import Any
 import click
 
 from orchestrator import __version__
-from orchestrator.errors import SpecError, UserError
-
-EXIT_INTERRUPTED = 130
+from orchestrator.errors import INTERRUPTED, SpecError, UserError
 
 
 class Commands(click.Group):
@@ -32,7 +30,7 @@ class Commands(click.Group):
             click.echo(
                 "interrupted; the run can be continued: submit the same spec again, or `resume latest`", err=True
             )
-            ctx.exit(EXIT_INTERRUPTED)
+            ctx.exit(INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:  # noqa: BLE001 - the last line of defense: a sentence instead of a traceback
@@ -246,7 +244,7 @@ def logs(run: str, trial: str | None, store: Path | None, *, follow: bool) -> No
         for line in printed(paths, trial) if trial else story(paths, follow=follow):
             click.echo(line)
     except KeyboardInterrupt:
-        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None  # the run goes on
+        raise click.exceptions.Exit(INTERRUPTED) from None  # the run goes on
 
 
 @main.command()

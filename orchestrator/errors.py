@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""The exit code of a command that was interrupted, as shells have it."""
+
 
 class UserError(Exception):
     """Something the user can put right. The text says what was required, what was found, what to do.

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from data_prep.errors import MachineError
 from orchestrator import finals, phases, prepared, stages
 from orchestrator.control import Listener
-from orchestrator.errors import SpecError, UserError
+from orchestrator.errors import INTERRUPTED, SpecError, UserError
 from orchestrator.ledger import Ledger, LedgerLocked, is_live, read, replay
 from orchestrator.plan import STAGES, Keys, Plan, make_plan
 from orchestrator.progress import Reporter
@@ -33,7 +33,6 @@ from orchestrator.trial_tables import best_trial
 _TRACKER_WAIT_S = 30.0
 _FOLLOW_EVERY_S = 0.5
 _LOOK_EVERY_S = 0.05
-_INTERRUPTED = 130
 
 BODIES: dict[str, Callable[[stages.Context], stages.Done]] = {
     "catalog": stages.catalog,
@@ -81,12 +80,12 @@ def submit(experiment: Experiment, store: Store, options: Options) -> int:
         with Ledger(paths.root) as ledger:
             return _drive(experiment, store, plan, paths, ledger, options, reporter)
     except LedgerLocked:
-        reporter.say(f"run {plan.run_id} is being driven by another process; following it")
         try:
+            reporter.say(f"run {plan.run_id} is being driven by another process; following it")
             return follow(paths, reporter)
         except KeyboardInterrupt:
             reporter.say(f"no longer following; run {plan.run_id} goes on, `cancel {plan.run_id}` ends it")
-            return _INTERRUPTED
+            return INTERRUPTED
 
 
 def resume(paths: RunPaths, store: Store, options: Options) -> int:
@@ -237,7 +236,7 @@ def _drive(
             failed = _run_stages(context, outcomes)
         state, code = ("FAILED", 1) if failed else ("SUCCEEDED", 0)
     except KeyboardInterrupt:
-        state, code = "CANCELLED" if listener.cancelled else "INTERRUPTED", 130
+        state, code = "CANCELLED" if listener.cancelled else "INTERRUPTED", INTERRUPTED
         raise
     finally:
         listener.close()
@@ -354,7 +353,7 @@ def follow(paths: RunPaths, reporter: Reporter) -> int:
         time.sleep(_FOLLOW_EVERY_S)
     state = (paths.read_json("summary") or {}).get("state", "INTERRUPTED")
     reporter.say(f"run {paths.run_id}: {state}")
-    return {"SUCCEEDED": 0, "INTERRUPTED": 130, "CANCELLED": 130}.get(state, 1)
+    return {"SUCCEEDED": 0, "INTERRUPTED": INTERRUPTED, "CANCELLED": INTERRUPTED}.get(state, 1)
 
 
 def dump_yaml(value: Any, path: Path) -> None:

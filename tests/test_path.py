@@ -279,6 +279,17 @@ def test_a_second_submit_follows_the_first_and_no_key_is_written_anywhere(workpl
     first = subprocess.run([*command, "--detach"], check=False, timeout=60, **settings)
     assert 0 == first.returncode, first.stderr
     assert 0 == workplace.run("status", first.stdout.strip()).returncode, "it can be asked for at once"
+    with subprocess.Popen(
+        ["env", "--default-signal=INT", *command],
+        cwd=workplace.root,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as watcher:
+        assert "following it" in next(watcher.stderr)
+        watcher.send_signal(signal.SIGINT)
+        assert "no longer following; run" in watcher.stderr.read()
+    assert 130 == watcher.returncode
     second = subprocess.run(command, check=False, timeout=300, **settings)
     assert 0 == second.returncode, second.stderr
     assert "is being driven by another process; following it" in second.stderr
@@ -286,3 +297,14 @@ def test_a_second_submit_follows_the_first_and_no_key_is_written_anywhere(workpl
     assert 8 == len(list((run / "wandb").glob("offline-run-*")))
     found = [path for path in workplace.root.rglob("*") if path.is_file() and canary.encode() in path.read_bytes()]
     assert [] == found
+
+
+def test_missing_weights_end_a_run_as_failed_before_any_work(workplace, monkeypatch):
+    monkeypatch.setenv("MODEL_WEIGHTS", str(workplace.root / "empty"))
+    code, _, said = workplace.submit(
+        "--set", "train.model={backbone: tf_efficientnet_lite0, pretrained: true, head: single}"
+    )
+    assert (code, "a verified file was required, found none" in said, "dashboard" in said) == (1, True, False), said
+    (run,) = workplace.runs()
+    assert "FAILED" == json.loads((run / "summary.json").read_text())["state"]
+    assert "FAILED" in workplace.run("runs").stdout

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 from data_prep.registry import describe
 from data_prep.weights import CACHE_VARIABLE
+from orchestrator import phases
 from orchestrator.plan import QUICK_BACKBONE, Keys
 from orchestrator.reader import read
 from orchestrator.select import finalists
@@ -57,3 +58,23 @@ def test_where_test_labels_stand_and_who_sees_them_names_no_other_setting():
         assert plain.run != other.run
         assert plain.search(CATALOG) == other.search(CATALOG)
         assert plain.experiment.setting("plain", {})[0] == other.experiment.setting("plain", {})[0]
+
+
+def test_a_precision_that_was_probed_is_part_of_what_a_trial_is(tmp_path, monkeypatch):
+    own, parts = keys("train.precision=auto"), tmp_path / "parts"
+    parts.write_bytes(b"")
+    context = SimpleNamespace(
+        experiment=own.experiment,
+        schema=own.schema,
+        store=SimpleNamespace(root=tmp_path),
+        prepared={"plain": SimpleNamespace(key="p")},
+        rows={"plain": SimpleNamespace(path=tmp_path)},
+    )
+    monkeypatch.setattr(phases, "parts_file", lambda *given: parts)
+    found = {}
+    for chosen in ("fp32", "bf16"):
+        monkeypatch.setattr(phases, "precision_of", lambda *given, chosen=chosen: chosen)
+        spec = phases._trial(context, "s-plain-0000", "search", "plain", {}, 0, None)
+        assert chosen == spec.train["precision"]
+        found[chosen] = spec.key
+    assert found["fp32"] != found["bf16"]
