@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -107,12 +108,12 @@ def training(seed, report, work_dir):
 
 
 def timed(spec, report):
-    """Train and note when it began and ended."""
-    began = time.time()
+    """Train and note when it began and ended, and how many pages the kernel had to give it."""
+    began, faults = time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     with tempfile.TemporaryDirectory() as folder:
         training(spec.seed, report, Path(folder))
     with (Path(spec.store) / "times.log").open("a") as log:
-        log.write(f"{began} {time.time()}\n")
+        log.write(f"{began} {time.time()} {resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults}\n")
 
 
 def _bare_worker(inbox, outbox):
@@ -165,10 +166,12 @@ def trial_wall_vs_bare(n=N_TRIALS):
         ours(folder, timed, n, modules=(*TRAINING, "tests.benchmarks.training"))
         times = [tuple(map(float, line.split())) for line in (folder / "times.log").read_text().splitlines()]
     bare += _bare(n // 2)
-    first = min(begin for begin, _ in times)
-    took = max(end for _, end in times) - first
-    each = statistics.median(end - begin for begin, end in times)
-    return "s", took, bare, n, f"a training takes {each:.2f} s; start-up, left out: {first - began:.1f} s"
+    first = min(begin for begin, *_ in times)
+    took = max(end for _, end, _ in times) - first
+    each = statistics.median(end - begin for begin, end, _ in times)
+    faults = statistics.median(n_faults for *_, n_faults in times)
+    note = f"a training takes {each:.2f} s, {faults:.0f} page faults; start-up, left out: {first - began:.1f} s"
+    return "s", took, bare, n, note
 
 
 # -- growth ---------------------------------------------------------------------------------------------------------
