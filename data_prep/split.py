@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from data_prep.catalog.labels import Schema, name_in_catalog
 from data_prep.config import Split
 from data_prep.errors import DataError, some
-from data_prep.labels import Schema, name_in_catalog
 
 Ints = NDArray[np.int64]
 _OK = "ok"

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from orchestrator import __version__
-from orchestrator.errors import INTERRUPTED, SpecError, UserError
+from orchestrator.base.errors import INTERRUPTED, SpecError, UserError
 
 
 class Commands(click.Group):
@@ -72,14 +72,14 @@ FORMAT = click.option(
 
 
 def _store(folder: Path | None) -> Any:
-    from orchestrator.runs import default_store  # noqa: PLC0415
-    from orchestrator.store import Store  # noqa: PLC0415
+    from orchestrator.store.artifacts import Store  # noqa: PLC0415
+    from orchestrator.store.run_dir import default_store  # noqa: PLC0415
 
     return Store((folder or default_store()).resolve())
 
 
 def _read(spec: Path, overrides: tuple[str, ...] = ()) -> Any:
-    from orchestrator.reader import read  # noqa: PLC0415
+    from orchestrator.spec.load import read  # noqa: PLC0415
 
     return read(spec, list(overrides))
 
@@ -100,8 +100,8 @@ def check(spec: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) -> None:
     """Show what would run, what is cached and why, how many trials, and what it may cost."""
-    from orchestrator.plan import make_plan  # noqa: PLC0415
-    from orchestrator.views import plan_lines  # noqa: PLC0415
+    from orchestrator.planning.plan import make_plan  # noqa: PLC0415
+    from orchestrator.report.views import plan_lines  # noqa: PLC0415
 
     made = make_plan(_read(spec, overrides), _store(store))
     click.echo(json.dumps(made.to_json(), indent=1) if form == "json" else "\n".join(plan_lines(made)))
@@ -130,12 +130,12 @@ def submit(
     allow_download: bool,
 ) -> None:
     """Check, plan, run and report an experiment; go on with it if it was interrupted."""
-    from orchestrator.execute import Options  # noqa: PLC0415
-    from orchestrator.execute import submit as execute  # noqa: PLC0415
+    from orchestrator.run.driver import Options  # noqa: PLC0415
+    from orchestrator.run.driver import submit as execute  # noqa: PLC0415
 
     experiment = _read(spec, overrides)
     if detach:
-        from orchestrator.execute import detach as start_detached  # noqa: PLC0415
+        from orchestrator.run.driver import detach as start_detached  # noqa: PLC0415
 
         click.echo(start_detached(experiment, _store(store), sys.argv[1:]))
         return
@@ -164,7 +164,7 @@ def audit(
     form: str,
 ) -> None:
     """Check the data alone: what is in them, what leaks, and what to put into the spec."""
-    from orchestrator import audits  # noqa: PLC0415
+    from orchestrator.run import audit_only as audits  # noqa: PLC0415
 
     experiment = _read(spec, overrides)
     paths = audits.run(experiment, _store(store), probe=probe, address=address, insecure=insecure)
@@ -179,9 +179,9 @@ def audit(
 @click.option("--insecure", is_flag=True)
 def resume(run: str, store: Path | None, *, address: str | None, insecure: bool) -> None:
     """Go on with an interrupted run as it was resolved, whatever its spec says now."""
-    from orchestrator.execute import Options  # noqa: PLC0415
-    from orchestrator.execute import resume as execute  # noqa: PLC0415
-    from orchestrator.runs import find_run  # noqa: PLC0415
+    from orchestrator.run.driver import Options  # noqa: PLC0415
+    from orchestrator.run.driver import resume as execute  # noqa: PLC0415
+    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     home = _store(store)
     sys.exit(execute(find_run(home.root, run), home, Options(address=address, insecure=insecure)))
@@ -193,8 +193,8 @@ def resume(run: str, store: Path | None, *, address: str | None, insecure: bool)
 @STORE
 def stop(run: str, trial: str, store: Path | None) -> None:
     """End one running trial; what it has reported counts, the rest goes on."""
-    from orchestrator.control import stop_trial  # noqa: PLC0415
-    from orchestrator.runs import find_run  # noqa: PLC0415
+    from orchestrator.run.control import stop_trial  # noqa: PLC0415
+    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     name = stop_trial(find_run(_store(store).root, run), trial)
     click.echo(f"asked for the end of {name}; it comes within a second or so", err=True)
@@ -208,8 +208,8 @@ def stop(run: str, trial: str, store: Path | None) -> None:
 )
 def cancel(run: str, store: Path | None, *, timeout_s: float) -> None:
     """End a live run; `resume` or the same submit goes on with it."""
-    from orchestrator.control import cancel as ask  # noqa: PLC0415
-    from orchestrator.runs import find_run  # noqa: PLC0415
+    from orchestrator.run.control import cancel as ask  # noqa: PLC0415
+    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     paths = find_run(_store(store).root, run)
     if not ask(paths, timeout_s=timeout_s):
@@ -223,8 +223,8 @@ def cancel(run: str, store: Path | None, *, timeout_s: float) -> None:
 @STORE
 def why(run: str, item: str, store: Path | None) -> None:
     """Say why a stage, a trial or the trials of a setting are in their state."""
-    from orchestrator.runs import find_run  # noqa: PLC0415
-    from orchestrator.why import why as explain  # noqa: PLC0415
+    from orchestrator.report.explain import why as explain  # noqa: PLC0415
+    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     click.echo("\n".join(explain(find_run(_store(store).root, run), item)))
 
@@ -236,8 +236,8 @@ def why(run: str, item: str, store: Path | None) -> None:
 @click.option("--follow", "-f", is_flag=True, help="Go on until the run ends.")
 def logs(run: str, trial: str | None, store: Path | None, *, follow: bool) -> None:
     """Print the story of a run, or what one TRIAL has printed."""
-    from orchestrator.runs import find_run  # noqa: PLC0415
-    from orchestrator.why import printed, story  # noqa: PLC0415
+    from orchestrator.report.explain import printed, story  # noqa: PLC0415
+    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     paths = find_run(_store(store).root, run)
     try:
@@ -252,7 +252,7 @@ def logs(run: str, trial: str | None, store: Path | None, *, follow: bool) -> No
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
 def gc(store: Path | None, *, dry_run: bool) -> None:
     """Delete what no run of the store needs any more. A run is given up by deleting its folder."""
-    from orchestrator.garbage import collect, garbage  # noqa: PLC0415
+    from orchestrator.planning.garbage import collect, garbage  # noqa: PLC0415
 
     found = garbage(_store(store))
     for item in found.items:
@@ -270,7 +270,7 @@ def gc(store: Path | None, *, dry_run: bool) -> None:
 @STORE
 def runs(store: Path | None) -> None:
     """List the runs of a store, the latest first."""
-    from orchestrator.runs import all_runs, state_of  # noqa: PLC0415
+    from orchestrator.store.run_dir import all_runs, state_of  # noqa: PLC0415
 
     root = _store(store).root
     if not (found := all_runs(root)):
@@ -286,14 +286,14 @@ def runs(store: Path | None) -> None:
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def status(run: str, store: Path | None, form: str) -> None:
     """Show stages, trials and the best so far of a run, live or finished."""
-    from orchestrator.results import status_view  # noqa: PLC0415
-    from orchestrator.runs import find_run  # noqa: PLC0415
+    from orchestrator.report.results import status_view  # noqa: PLC0415
+    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     view = status_view(find_run(_store(store).root, run).root)
     if form == "json":
         click.echo(json.dumps(view, indent=1))
     else:
-        from orchestrator.views import status_lines  # noqa: PLC0415
+        from orchestrator.report.views import status_lines  # noqa: PLC0415
 
         click.echo("\n".join(status_lines(view)))
 
@@ -304,8 +304,8 @@ def status(run: str, store: Path | None, form: str) -> None:
 @FORMAT
 def results(run: str, store: Path | None, form: str) -> None:
     """Print the trials and the ensemble of a run."""
-    from orchestrator.results import render_results  # noqa: PLC0415
-    from orchestrator.runs import find_run  # noqa: PLC0415
+    from orchestrator.report.results import render_results  # noqa: PLC0415
+    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     click.echo(render_results(find_run(_store(store).root, run).root, form), nl=False)
 
@@ -315,8 +315,8 @@ def results(run: str, store: Path | None, form: str) -> None:
 @STORE
 def report(run: str, store: Path | None) -> None:
     """Write the HTML report of a run again and print its path."""
-    from orchestrator.report import build  # noqa: PLC0415
-    from orchestrator.runs import find_run  # noqa: PLC0415
+    from orchestrator.report.page import build  # noqa: PLC0415
+    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     click.echo(build(find_run(_store(store).root, run).root))
 
@@ -324,7 +324,7 @@ def report(run: str, store: Path | None) -> None:
 @main.command()
 def schema() -> None:
     """Print the JSON Schema of a spec, for editors."""
-    from orchestrator.spec import schema as make  # noqa: PLC0415
+    from orchestrator.spec.models import schema as make  # noqa: PLC0415
 
     click.echo(json.dumps(make(), indent=1))
 
@@ -334,7 +334,7 @@ def schema() -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Write here instead of standard output.")
 def init(folder: Path, out: Path | None) -> None:
     """Print a starter spec for the photos in a folder."""
-    from orchestrator.starter import starter_spec  # noqa: PLC0415
+    from orchestrator.spec.template import starter_spec  # noqa: PLC0415
 
     text = starter_spec(folder, (out.resolve().parent if out else Path.cwd()))
     if out is None:
@@ -357,10 +357,11 @@ def predict(run: str, photos: Path, out: Path, store: Path | None) -> None:
     The photos go through the preparation that the members were trained with. A bundle needs no store; each of its
     files is checked before it is used.
     """
-    from data_prep.labels import Schema  # noqa: PLC0415
-    from orchestrator import bundle, ensemble  # noqa: PLC0415
-    from orchestrator.predict import predict_folder  # noqa: PLC0415
-    from orchestrator.runs import find_run  # noqa: PLC0415
+    from data_prep.catalog.labels import Schema  # noqa: PLC0415
+    from orchestrator.ensemble import bundle  # noqa: PLC0415
+    from orchestrator.ensemble import members as ensemble  # noqa: PLC0415
+    from orchestrator.ensemble.predict import predict_folder  # noqa: PLC0415
+    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     if bundle.is_bundle(place := Path(run)):
         with bundle.open_bundle(place) as found:
@@ -381,8 +382,8 @@ def predict(run: str, photos: Path, out: Path, store: Path | None) -> None:
 @STORE
 def bundle(run: str, out: Path, store: Path | None) -> None:
     """Write a run's ensemble as one folder or zip that `predict` can use anywhere, without the store."""
-    from orchestrator.bundle import write_bundle  # noqa: PLC0415
-    from orchestrator.runs import find_run  # noqa: PLC0415
+    from orchestrator.ensemble.bundle import write_bundle  # noqa: PLC0415
+    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     home = _store(store)
     facts = write_bundle(find_run(home.root, run), home, out)
@@ -403,8 +404,8 @@ def compare(first: str, second: str, store: Path | None, form: str) -> None:
 
     Where the spec names a public part, on the private one.
     """
-    from orchestrator.compare import compare_lines, compare_runs  # noqa: PLC0415
-    from orchestrator.runs import find_run  # noqa: PLC0415
+    from orchestrator.ensemble.compare import compare_lines, compare_runs  # noqa: PLC0415
+    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     home = _store(store)
     found = compare_runs(find_run(home.root, first), find_run(home.root, second))
@@ -417,8 +418,8 @@ def compare(first: str, second: str, store: Path | None, form: str) -> None:
 @click.option("--allow-download", is_flag=True, help="Also fetch files whose sha256 nobody publishes, and record it.")
 def weights(names: tuple[str, ...], *, listing: bool, allow_download: bool) -> None:
     """Fetch and verify model weights; without NAMES, all whose sha256 is known."""
-    from data_prep.registry import WeightsError, describe, known  # noqa: PLC0415
-    from data_prep.weights import fetch_all, local  # noqa: PLC0415
+    from data_prep.weights.cache import fetch_all, local  # noqa: PLC0415
+    from data_prep.weights.registry import WeightsError, describe, known  # noqa: PLC0415
 
     unknown = sorted(set(names) - set(known()))
     if unknown:
@@ -441,7 +442,7 @@ def weights(names: tuple[str, ...], *, listing: bool, allow_download: bool) -> N
 @main.command()
 def doctor() -> None:
     """Say what this machine has and lacks; exit 1 if something needed is missing."""
-    from orchestrator.doctor import examine  # noqa: PLC0415
+    from orchestrator.run.doctor import examine  # noqa: PLC0415
 
     lines, healthy = examine()
     click.echo("\n".join(lines))

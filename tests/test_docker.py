@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep.weights import CACHE_VARIABLE
+from data_prep.weights.cache import CACHE_VARIABLE
 
 FOLDER = Path(__file__).resolve().parents[1] / "docker"
 HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")

@@ -92,7 +92,7 @@ def test_the_smoke_experiment_runs_on_two_nodes_and_a_wrong_token_is_refused(nod
 def nodes_used(address, environment):
     """Count the nodes of the cluster that are alive, asked through the same adapter."""
     code = (
-        "import ray; from orchestrator.cluster import connect\n"
+        "import ray; from orchestrator.cluster.connection import connect\n"
         f"with connect({address!r}) as cluster: print(len([n for n in ray.nodes() if n['Alive']]))"
     )
     done = subprocess.run(

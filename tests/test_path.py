@@ -13,8 +13,8 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator import tables
-from orchestrator.ledger import read
+from orchestrator.store import tables
+from orchestrator.store.ledger import read
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.registry import WeightsError
-from data_prep.weights import adopt, cache_dir, kept
+from data_prep.weights.cache import adopt, cache_dir, kept
+from data_prep.weights.registry import WeightsError
 
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".npz")
 _SAFE = ("model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_prep.registry import WeightsError, known
-from data_prep.weights import require
+from data_prep.weights.cache import require
+from data_prep.weights.registry import WeightsError, known
 from trainers import hub
 from trainers.backbones import known_backbones
 from trainers.config import Model

@@ -1,5 +1,1 @@
-"""The report of a run: one self-contained HTML page, made from the run's files alone."""
-
-from orchestrator.report.page import build
-
-__all__ = ["build"]
+"""The report of a run: words and pictures made from its files alone."""

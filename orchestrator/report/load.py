@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from data_prep.labels import Schema
-from orchestrator import tables
+from data_prep.catalog.labels import Schema
 from orchestrator.report import scores
+from orchestrator.store import tables
 
 T = TypeVar("T")
 

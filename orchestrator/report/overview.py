@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from orchestrator.hypotheses import needs_text
+from orchestrator.evaluation.hypotheses import needs_text
 from orchestrator.report import charts
 from orchestrator.report.load import Run, dicts, ensemble_scores, listed, mapping, number
 

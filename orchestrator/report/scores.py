@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orchestrator import vote as voting
-from orchestrator.heldout import held_out, shared
+from orchestrator.evaluation import vote as voting
+from orchestrator.evaluation.predictions import held_out, shared
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -84,7 +84,7 @@ def oof_answers(
     """Vote on out-of-fold predictions.
 
     A member's class is the argmax of its mean probability over the checkpoints that held the sample out; the vote
-    is `orchestrator.vote.cast`. Samples that not every member predicted are left out.
+    is `orchestrator.evaluation.vote.cast`. Samples that not every member predicted are left out.
 
     Args:
         predictions: setting, seed, sample_id, target, pred, probs; out-of-fold rows.

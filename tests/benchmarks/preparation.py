@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def drawn():
     """Return the paths of drawn photos, 384x512, kept between runs."""
-    from data_prep import synthetic
+    from data_prep.sample import synthetic
 
     root = Path(tempfile.gettempdir()) / f"bench-photos-{os.getuid()}"
     if not root.exists():
@@ -52,7 +52,7 @@ def one_thread():
 @functools.cache
 def plain_loop():
     """The loop a user would write: rembg.remove with a session, DeepFace.extract_faces, both with their defaults."""
-    from data_prep import weights
+    from data_prep.weights import cache as weights
 
     one_thread()
     os.environ |= {"U2NET_HOME": str(weights.cache_dir()), "DEEPFACE_HOME": str(weights.deepface_home())}
@@ -78,7 +78,8 @@ def bare_loop():
     import cv2
     from PIL import Image
 
-    from data_prep import background, faces, images
+    from data_prep.catalog import images
+    from data_prep.preparation import background, faces
 
     one_thread()
     session = background.open_session("u2netp", 1)
@@ -118,7 +119,7 @@ class WarmPool:
 
     def __init__(self, paths, n_workers):
         from data_prep.config import Prep
-        from data_prep.pool import ShardTask, prepare_shards
+        from data_prep.preparation.pool import ShardTask, prepare_shards
 
         photos = [(str(path), hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths] * n_workers
         tasks = [
@@ -279,8 +280,8 @@ def shards_read():
     """
     from PIL import Image
 
-    from data_prep import shards
-    from data_prep.images import decode, encode
+    from data_prep.catalog.images import decode, encode
+    from data_prep.preparation import shards
 
     n, rng = 20_000, np.random.default_rng(0)
     sources = [np.asarray(Image.open(path)) for path in drawn()]
@@ -341,7 +342,7 @@ def mosaic(folder, names, photos):
     """MosaicML Streaming, random reads; not among our dependencies, measured where it is installed."""
     from streaming import LocalDataset, MDSWriter
 
-    from data_prep.images import decode
+    from data_prep.catalog.images import decode
 
     with MDSWriter(out=str(folder / "mds"), columns={"image": "bytes"}, size_limit=2**21) as writer:
         for photo in photos:
@@ -354,7 +355,7 @@ def tar(folder, names, photos):
     """WebDataset, which reads in order only."""
     import webdataset
 
-    from data_prep.images import decode
+    from data_prep.catalog.images import decode
 
     with webdataset.TarWriter(str(folder / "all.tar")) as writer:
         for name, photo in zip(names, photos, strict=True):

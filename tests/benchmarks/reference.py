@@ -24,8 +24,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from orchestrator import tables
-from orchestrator.stats import Oof, interval, paired_difference
+from orchestrator.evaluation.metrics import Oof, interval, paired_difference
+from orchestrator.store import tables
 from trainers.config import Model
 from trainers.model import build
 from trainers.predict import as_tensor

@@ -41,11 +41,11 @@ def nothing_in_tune(config):
 
 def ours(folder, body, n, *, modules, n_epochs=3, search=None):
     """Run n trials through bridge and Tune; return (bridge, seconds)."""
-    from orchestrator.ledger import Ledger
-    from orchestrator.search import Studies, search_bridge
-    from orchestrator.space import Search
-    from orchestrator.tuning import run
-    from tests.orchestrator import toy
+    from orchestrator.search.ray_tune import run
+    from orchestrator.search.study import Studies, search_bridge
+    from orchestrator.spec.search_space import Search
+    from orchestrator.store.ledger import Ledger
+    from tests.orchestrator.search import toy
 
     wanted = Search.model_validate(
         {"trials": n, "sampler": "random", "space": {"train.x": {"float": [0.0, 1.0]}}, **(search or {})}
@@ -79,7 +79,7 @@ def trial_fixed_cost():
     The baseline is plain `tune.Tuner` by default with the same function, 12 trials of it: each costs the same there,
     because each gets a new process. `reuse_actors=True` is in the note.
     """
-    from orchestrator.cluster import connect
+    from orchestrator.cluster.connection import connect
 
     with tempfile.TemporaryDirectory() as place, connect(None, num_cpus=2, dashboard=False):
         folder, took, reused, plain = Path(place), [], [], []
@@ -119,7 +119,7 @@ def timed(spec, report):
 def _bare_worker(inbox, outbox):
     import importlib
 
-    from orchestrator.worker import TRAINING
+    from orchestrator.search.worker import TRAINING
 
     for name in TRAINING:
         importlib.import_module(name)
@@ -157,8 +157,8 @@ def trial_wall_vs_bare(n=N_TRIALS):
     files of Tune; half of them before ours and half after. Start-up is left out on both sides, but not what the first
     training of a worker costs more than its later ones: that is ours to pay.
     """
-    from orchestrator.cluster import connect
-    from orchestrator.worker import TRAINING
+    from orchestrator.cluster.connection import connect
+    from orchestrator.search.worker import TRAINING
 
     bare = _bare(n // 2)
     with tempfile.TemporaryDirectory() as place, connect(None, num_cpus=2, dashboard=False):
@@ -187,12 +187,12 @@ def driver_10k(n=10_000):
     """
     import psutil
 
-    from orchestrator.cluster import connect
-    from tests.orchestrator import toy
+    from orchestrator.cluster.connection import connect
+    from tests.orchestrator.search import toy
 
     marks = []
     with tempfile.TemporaryDirectory() as place, connect(None, num_cpus=2, dashboard=False):
-        from orchestrator.bridge import Bridge
+        from orchestrator.search.controller import Bridge
 
         finish = Bridge._finish
 
@@ -290,10 +290,10 @@ def _budget_spent(scores, target):
 
 def play_ours(space, curve, seed, *, target, folder, group=True):
     """Return the scores of all epochs up to the target, in the order they were trained, two trials at a time."""
-    from orchestrator.ledger import Ledger
-    from orchestrator.search import Studies, search_bridge
-    from orchestrator.space import Search
-    from tests.orchestrator import toy
+    from orchestrator.search.study import Studies, search_bridge
+    from orchestrator.spec.search_space import Search
+    from orchestrator.store.ledger import Ledger
+    from tests.orchestrator.search import toy
 
     search = Search.model_validate(
         {
@@ -336,7 +336,7 @@ def play_stock(space, curve, seed, *, target):
     from ray.tune.schedulers.async_hyperband import _Bracket
     from ray.tune.search.optuna import OptunaSearch
 
-    from orchestrator.space import Search, suggest
+    from orchestrator.spec.search_space import Search, suggest
 
     entries = Search.model_validate({"space": space}).space
     search = OptunaSearch(lambda trial: suggest(trial, entries) and None, metric="val_macro_f1", mode="max", seed=seed)
@@ -370,7 +370,7 @@ def random_best(space, curve, seed):
     """Return the best score of random search that trains every one of its trials to the end."""
     import optuna
 
-    from orchestrator.space import Search, suggest
+    from orchestrator.spec.search_space import Search, suggest
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     entries = Search.model_validate({"space": space}).space

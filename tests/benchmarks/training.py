@@ -137,8 +137,8 @@ def _photo_folder(root, size):
     """Draw 42 photos of six people and give them classes as ImageFolder wants them."""
     from PIL import Image
 
-    from data_prep.portrait import draw
-    from data_prep.synthetic import PHOTOS, people_of
+    from data_prep.sample.portrait import draw
+    from data_prep.sample.synthetic import PHOTOS, people_of
 
     photos = [(person, photo) for person in people_of(36, 0)[0][::4] for photo in PHOTOS]
     for at, (person, photo) in enumerate(photos):

@@ -17,7 +17,7 @@ _CAST = """
 import json, resource, sys, time
 from pathlib import Path
 import numpy as np
-from orchestrator.vote import cast
+from orchestrator.evaluation.vote import cast
 from tests.benchmarks.voting import OnDisk
 folder = Path(sys.argv[1])
 n_members = int(sys.argv[2])

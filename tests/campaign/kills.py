@@ -15,16 +15,16 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from orchestrator.ledger import Ledger, read, replay
-from tests.orchestrator import toy
-from tests.orchestrator.test_bridge import outcome
+from orchestrator.store.ledger import Ledger, read, replay
+from tests.orchestrator.search import toy
+from tests.orchestrator.search.test_controller import outcome
 
 EPOCH_S, LONGEST_S = 0.2, 1.6
 
 
 def start(folder, address, trials, concurrent):
     options = ["--address", address, "--trials", trials, "--concurrent", concurrent, "--epoch-s", EPOCH_S]
-    command = [sys.executable, "-m", "tests.orchestrator.toy", folder, *options]
+    command = [sys.executable, "-m", "tests.orchestrator.search.toy", folder, *options]
     return subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -91,7 +91,7 @@ def main():
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    from orchestrator.cluster import connect
+    from orchestrator.cluster.connection import connect
 
     failures = []
 

@@ -27,7 +27,7 @@ STEPS = '{"steps": ["remove_background", "crop_face", {"name": "resize", "size":
 
 
 def drawn(folder, n_people, size=(192, 256)):
-    from data_prep import synthetic
+    from data_prep.sample import synthetic
 
     synthetic.build(folder, n_people, size=size, jobs=2)
     return sorted(folder.glob("train/images/*/*.jpg"))
@@ -35,7 +35,7 @@ def drawn(folder, n_people, size=(192, 256)):
 
 def tasks_of(paths):
     """Return the photos as shards of 64, so that several are open and several are whole."""
-    from data_prep.pool import ShardTask
+    from data_prep.preparation.pool import ShardTask
 
     rows = [
         (f"train/{at:04}", str(path), hashlib.sha256(path.read_bytes()).hexdigest()) for at, path in enumerate(paths)
@@ -47,7 +47,7 @@ class Sleepy:
     """The real steps that need no network, and the time that the networks would take."""
 
     def __init__(self, prep, threads):
-        from data_prep.prepare import Preparation
+        from data_prep.preparation.pipeline import Preparation
 
         self.preparation = Preparation(prep, threads=threads)
 
@@ -67,8 +67,8 @@ def kills(folder, n, seed, steps=STEPS, make=None):
     import ray
 
     from data_prep.config import Prep
-    from data_prep.pool import prepare_shards
-    from data_prep.shards import read_shard
+    from data_prep.preparation.pool import prepare_shards
+    from data_prep.preparation.shards import read_shard
 
     paths = drawn(folder / "photos", 60)
     paths = (paths + paths)[:400]
@@ -171,7 +171,7 @@ def wait_for(process, store, pattern, limit_s=300):
 def memory(folder, n, seed):
     """Prepare n photos in one worker and read its peak memory after every tenth of them."""
     from data_prep.config import Prep
-    from data_prep.prepare import Preparation, prepare_row
+    from data_prep.preparation.pipeline import Preparation, prepare_row
 
     paths, preparation = drawn(folder / "photos", 36), Preparation(Prep.model_validate_json(STEPS))
     order, peaks = np.random.default_rng(seed).integers(0, len(paths), n), {}
@@ -195,9 +195,10 @@ def compare_with_loop(root, n, seed):
     from deepface import DeepFace
     from PIL import Image
 
-    from data_prep import background, faces, synthetic
+    from data_prep.catalog.images import decode
     from data_prep.config import CropFace
-    from data_prep.images import decode
+    from data_prep.preparation import background, faces
+    from data_prep.sample import synthetic
 
     truths = [truth for truth in synthetic.read_truth(root) if truth.path.startswith("train/")]
     session, detector = background.open_session("u2netp", 1), faces.open_detector("fastmtcnn")
@@ -243,8 +244,8 @@ def encoding(folder, n, seed):
 
     from PIL import Image
 
-    from data_prep.images import decode
-    from data_prep.prepare import around
+    from data_prep.catalog.images import decode
+    from data_prep.preparation.pipeline import around
 
     paths, crops = drawn(folder / "photos", 36, size=(384, 512)), []
     for at in np.random.default_rng(seed).permutation(len(paths))[:n]:
@@ -279,8 +280,8 @@ def parts(folder, n, seed):
     import torch
     from PIL import Image
 
-    from data_prep import background, faces
-    from data_prep.images import decode, encode
+    from data_prep.catalog.images import decode, encode
+    from data_prep.preparation import background, faces
 
     torch.set_num_threads(1)
     paths = drawn(folder / "photos", 36, size=(384, 512))

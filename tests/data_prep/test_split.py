@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.catalog.labels import Schema
 from data_prep.config import Split
 from data_prep.errors import DataError
-from data_prep.labels import Schema
 from data_prep.split import assign, deal_folds, deal_share, excluded, inner_part, strata
 
 SCHEMA = Schema({"mask": ["on", "off"], "sex": ["m", "f"], "age": ["<30", "30-59", ">=60"]})

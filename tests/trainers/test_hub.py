@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data_prep import weights
-from data_prep.registry import WeightsError
-from orchestrator.errors import UserError
-from orchestrator.execute import _require_weights
-from orchestrator.plan import Keys
-from orchestrator.reader import read
+from data_prep.weights import cache as weights
+from data_prep.weights.registry import WeightsError
+from orchestrator.base.errors import UserError
+from orchestrator.planning.plan import Keys
+from orchestrator.run.driver import _require_weights
+from orchestrator.spec.load import read
 from trainers import hub
 from trainers.config import Model
 from trainers.model import WeightsUnavailable, build

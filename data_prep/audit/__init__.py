@@ -1,0 +1,1 @@
+"""What makes scores lie: leaks, copies, corrupt files, shortcuts."""

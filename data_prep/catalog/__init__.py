@@ -1,0 +1,1 @@
+"""From a folder to one row per photo: layouts, labels, groups, hashes."""

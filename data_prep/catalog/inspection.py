@@ -1,0 +1,126 @@
+"""One look at a photo: its hashes, its size, and whether it can be used."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+from dataclasses import dataclass
+
+from PIL import JpegImagePlugin, PngImagePlugin
+
+from data_prep.audit.duplicates import perceptual_hash
+from data_prep.catalog.images import FORMATS, MAX_BYTES, MAX_PIXELS, PhotoError, decode
+from data_prep.errors import require_machine
+
+OK = "ok"
+UNREADABLE = "unreadable"
+_MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
+_OTHERS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"SIMPLE": "FITS", b"%PDF": "PDF"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What reading a photo once tells. `status` is "ok" or the reason of its quarantine."""
+
+    sha256: str | None
+    width: int | None  # pixels, upright
+    height: int | None  # as the header states it, where the photo does not decode
+    status: str
+    phash: str | None = None  # of what is seen, null where that is nothing
+
+
+def inspect_chunk(places: list[tuple[str, str]]) -> list[Facts]:
+    """Read photos one after another; a broken one is a fact, not an error.
+
+    Args:
+        places: (absolute `images/` folder, POSIX path below it).
+    """
+    return [inspect(images, relative) for images, relative in places]
+
+
+def inspect(images: str, relative: str) -> Facts:
+    """Read a photo once, hash it, and decode it whole if its header allows it.
+
+    The sizes that its file and its header state are checked first: a PNG of 410 kB can decode to 1.4 GB.
+
+    Raises:
+        MachineError: it could not be read, and that says nothing about the photo.
+    """
+    place = os.path.realpath(f"{images}/{relative}")
+    if not place.startswith(os.path.realpath(images) + os.sep):
+        return Facts(None, None, None, "refused: the link leads out of the data folder")
+    try:
+        facts = os.stat(place)  # noqa: PTH116 - see below
+        if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait for ever
+            return Facts(None, None, None, "not a file")
+        if facts.st_size > MAX_BYTES:
+            return Facts(None, None, None, f"too large: {facts.st_size} bytes")
+        with open(place, "rb") as handle:  # noqa: PTH123 - a plain string all the way: 100,000 Paths cost seconds
+            photo = handle.read(MAX_BYTES + 1)
+    except OSError as error:
+        require_machine(error, place, images)
+        return Facts(None, None, None, f"{UNREADABLE}: {error.strerror}")
+    return examine(photo)
+
+
+def examine(photo: bytes) -> Facts:
+    """Hash and decode the bytes of a photo."""
+    sha256 = hashlib.sha256(photo).hexdigest()
+    if (kind := format_of(photo)) not in FORMATS:
+        named = f"not allowed: {kind} (only JPEG, PNG and WebP)" if kind else "not an image"
+        return Facts(sha256, None, None, named if photo else "empty file")
+    broken = "truncated" if _is_cut(photo, kind) else "broken"
+    try:
+        width, height = _header(photo, kind)
+    except Exception:  # noqa: BLE001 - damaged headers end in a dozen kinds of errors; all are one fact about the photo
+        return Facts(sha256, None, None, broken)
+    if width * height > MAX_PIXELS:
+        return Facts(sha256, width, height, f"too large: {width}x{height}")
+    try:
+        pixels = decode(photo)  # upright, as preparation will see it
+    except PhotoError:
+        return Facts(sha256, width, height, broken)
+    except Exception:  # noqa: BLE001 - as above
+        return Facts(sha256, width, height, "broken")
+    height, width = pixels.shape[:2]
+    return Facts(sha256, width, height, OK, perceptual_hash(pixels))
+
+
+def format_of(photo: bytes) -> str | None:
+    """Name the format that a photo's first bytes state, None where they state none."""
+    if photo[:4] == b"RIFF" and photo[8:12] == b"WEBP":
+        return "WEBP"
+    if photo[4:8] == b"ftyp":
+        return "HEIC or video"
+    return next((kind for magic, kind in {**_MAGIC, **_OTHERS}.items() if photo.startswith(magic)), None)
+
+
+def _header(photo: bytes, kind: str) -> tuple[int, int]:
+    """Return the width and height that a photo's header states.
+
+    Image.open raises on a bomb before it tells the size; its plugins only read the header. WebP's plugin makes room
+    for the whole picture, so its header is read here (RFC 9649, sections 2.5-2.7).
+    """
+    if kind == "WEBP":
+        chunk = photo[12:16]
+        if chunk == b"VP8X":
+            width, height = (int.from_bytes(photo[at : at + 3], "little") + 1 for at in (24, 27))
+        elif chunk == b"VP8L":
+            bits = int.from_bytes(photo[21:25], "little")
+            width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        else:
+            width, height = (int.from_bytes(photo[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+        return width, height
+    plugin = JpegImagePlugin.JpegImageFile if kind == "JPEG" else PngImagePlugin.PngImageFile
+    with plugin(io.BytesIO(photo)) as image:
+        return image.width, image.height
+
+
+def _is_cut(photo: bytes, kind: str) -> bool:
+    if kind == "JPEG":
+        return not photo.rstrip(b"\0").endswith(b"\xff\xd9")
+    if kind == "PNG":
+        return b"IEND" not in photo[-64:]
+    return int.from_bytes(photo[4:8], "little") + 8 > len(photo)

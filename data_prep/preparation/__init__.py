@@ -1,0 +1,1 @@
+"""From photos to shards of crops: background removal, face crops, the actor pool."""

@@ -1,0 +1,284 @@
+"""Prepared samples in Parquet shards, an index written last, a reader, and one memory-mapped array for training.
+
+Roles, folds, groups and labels are not in here: they change without a photo being prepared again, and test labels
+must lie in one place only. They are joined by `sample_id`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data_prep.catalog.images import decode
+
+FORMAT_VERSION = 2
+INDEX = "index.json"
+ROWS_PER_SHARD = 256
+ROW_GROUP = 64  # small groups keep a random read of one row cheap
+CACHE_BYTES = 256 * 2**20
+
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("sha256", pa.string()),  # of the photo, not of the crop
+        ("image", pa.binary()),  # JPEG, (size, size, 3); PNG with alpha where the background is transparent
+        ("face_box", pa.list_(pa.float32(), 4)),  # x0, y0, x1, y1 as shares of the photo's sides; null without a face
+        ("face_confidence", pa.float32()),
+        ("n_faces", pa.int16()),  # found; the sample shows the largest central one
+        ("mask_area", pa.float32()),  # share of the photo that the background remover kept
+        ("outcome", pa.string()),  # "ok", or what steps had to do instead, joined by "; "
+        ("steps", pa.list_(pa.string())),  # the outcome of every step in order
+    ]
+)
+
+
+class ShardError(ValueError):
+    """A shard that is not what its index says."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """What index.json says of a folder of shards."""
+
+    n_shards: int  # a power of two; shards without rows have no file
+    size: int
+    steps: Any
+    shards: tuple[dict[str, Any], ...]  # file, sha256, size_bytes, n_rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All prepared samples as one array, shared by every process that maps it."""
+
+    images: NDArray[np.uint8]  # (N, size, size, 3)
+    sample_ids: list[str]
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Row of every sample id."""
+        return {sample: at for at, sample in enumerate(self.sample_ids)}
+
+
+def n_shards_for(n_samples: int) -> int:
+    """Return a power of two that gives about 256 samples a shard, so that growing data only ever halves shards."""
+    n_shards = 1
+    while n_shards * ROWS_PER_SHARD < n_samples:
+        n_shards *= 2
+    return n_shards
+
+
+def shard_of(sample_id: str, n_shards: int) -> int:
+    """Return the number of a sample's shard, a function of its id alone."""
+    return int.from_bytes(hashlib.sha256(sample_id.encode("utf-8", "surrogateescape")).digest()[:8], "big") % n_shards
+
+
+def shard_name(number: int) -> str:
+    """Return the file name of a shard."""
+    return f"shard-{number:05}.parquet"
+
+
+def write_shard(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows in the order of their ids; the same rows give the same bytes. Written beside and renamed."""
+    ordered = sorted(rows, key=lambda row: row["sample_id"])
+    table = pa.Table.from_pylist(ordered, schema=SCHEMA)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # photos are compressed already; statistics of them would only be large
+        pq.write_table(
+            table,
+            beside,
+            row_group_size=ROW_GROUP,
+            compression={"image": "none", "sample_id": "zstd"},
+            use_dictionary=False,
+            write_statistics=["sample_id"],
+        )
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read one shard with the schema that is expected, never with one that the file brings along.
+
+    Raises:
+        ShardError: it is no Parquet file, or its columns differ.
+    """
+    try:
+        found = pq.ParquetFile(path, memory_map=False)
+        physical = {field.name for field in found.schema_arrow}
+        if physical != set(SCHEMA.names):
+            raise ShardError(
+                f"{path}: columns {SCHEMA.names} were required, found {sorted(physical)}; delete it and submit again"
+            )
+        table = found.read(columns=columns)
+        wanted = pa.schema([SCHEMA.field(name) for name in columns]) if columns else SCHEMA
+        return table.select(wanted.names).cast(wanted)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        raise ShardError(f"{path}: a Parquet shard was required, found: {error}; delete it and submit again") from None
+
+
+def write_index(folder: Path, *, n_shards: int, size: int, steps: Any) -> None:
+    """Write index.json over the shards of a folder: the last file, so a folder with one is whole."""
+    shards = [
+        {
+            "file": path.name,
+            "sha256": _sha256(path),
+            "size_bytes": path.stat().st_size,
+            "n_rows": pq.read_metadata(path).num_rows,
+        }
+        for path in sorted(folder.glob("shard-*.parquet"))
+    ]
+    index = {"format_version": FORMAT_VERSION, "n_shards": n_shards, "size": size, "steps": steps, "shards": shards}
+    beside = folder / f".{INDEX}"
+    beside.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    beside.replace(folder / INDEX)
+
+
+def read_index(folder: Path) -> Index:
+    """Read index.json.
+
+    Raises:
+        ShardError: it is missing, or of another format version.
+    """
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ShardError(f"{folder / INDEX}: an index was required, found: {error}; submit again") from None
+    if (version := index.get("format_version")) != FORMAT_VERSION:
+        raise ShardError(
+            f"{folder / INDEX}: format version {FORMAT_VERSION} was required, found {version!r}; "
+            f"read it with the release that wrote it, or delete {folder} and submit again"
+        )
+    return Index(index["n_shards"], index["size"], index["steps"], tuple(index["shards"]))
+
+
+def verify_shard(folder: Path, shard: dict[str, Any]) -> Path:
+    """Return the path of a shard of the index whose bytes are what the index says.
+
+    Raises:
+        ShardError: it is missing or its sha256 differs.
+    """
+    path = folder / shard["file"]
+    if not path.is_file():
+        raise ShardError(f"{path}: required by {INDEX}, found no such file; delete {folder} and submit again")
+    if (found := _sha256(path)) != shard["sha256"]:
+        raise ShardError(
+            f"{path}: sha256 is {found[:8]}.., {INDEX} says {shard['sha256'][:8]}..; delete {folder} and submit again"
+        )
+    return path
+
+
+def read_shards(folder: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the shards of a folder in order, each checked against the index before it is used.
+
+    Raises:
+        ShardError: a shard is missing or its sha256 differs.
+    """
+    for shard in read_index(folder).shards:
+        yield read_shard(verify_shard(folder, shard), columns)
+
+
+class Shards(Sequence[bytes]):
+    """The encoded photos of a folder of shards, by position or by sample id, in any order.
+
+    A shard is verified and read when one of its photos is first asked for, and kept while there is room: encoded
+    photos are small, and a second read of the file for every photo would cost ten times its decoding.
+    """
+
+    def __init__(self, folder: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
+        """Open a folder.
+
+        Raises:
+            ShardError: the index is missing or of another format version.
+        """
+        self._folder, self._room = folder, cache_bytes
+        self._shards = read_index(folder).shards
+        self._starts = [0, *accumulate(shard["n_rows"] for shard in self._shards)]
+        self._kept: OrderedDict[int, pa.Array] = OrderedDict()
+        self._kept_bytes = 0
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @overload
+    def __getitem__(self, at: int) -> bytes: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[bytes]: ...
+    def __getitem__(self, at: int | slice) -> bytes | list[bytes]:
+        """Return the encoded photo at a position.
+
+        Raises:
+            IndexError: there is none.
+            ShardError: its shard is not what the index says.
+        """
+        if isinstance(at, slice):
+            return [self[one] for one in range(*at.indices(len(self)))]
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"position {at}: required below {len(self)}")
+        at %= len(self)
+        number = bisect_right(self._starts, at) - 1
+        photo: bytes = self._photos(number)[at - self._starts[number]].as_py()
+        return photo
+
+    @cached_property
+    def sample_ids(self) -> list[str]:
+        """The id of every position; reads and verifies all shards."""
+        return [name for table in read_shards(self._folder, ["sample_id"]) for name in table["sample_id"].to_pylist()]
+
+    def _photos(self, number: int) -> pa.Array:
+        if number in self._kept:
+            self._kept.move_to_end(number)
+            return self._kept[number]
+        path = verify_shard(self._folder, self._shards[number])
+        photos = self._kept[number] = read_shard(path, ["image"])["image"].combine_chunks()
+        self._kept_bytes += photos.nbytes
+        while len(self._kept) > 1 and self._kept_bytes > self._room:
+            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+        return photos
+
+
+def memory_map(prepared: Path, out: Path) -> Rows:
+    """Decode all shards once into `out/rows.npy`, (N, size, size, 3) uint8, and `out/rows.json`, the ids in order."""
+    index = read_index(prepared)
+    n_rows = sum(shard["n_rows"] for shard in index.shards)
+    out.mkdir(parents=True, exist_ok=True)
+    images = np.lib.format.open_memmap(
+        out / "rows.npy", mode="w+", dtype=np.uint8, shape=(n_rows, index.size, index.size, 3)
+    )
+    with (out / "rows.npy").open("r+b") as handle:
+        # on a full disk this raises; writing through the map would end the process with SIGBUS
+        os.posix_fallocate(handle.fileno(), 0, (out / "rows.npy").stat().st_size)
+    ids: list[str] = []
+    for table in read_shards(prepared, ["sample_id", "image"]):
+        for sample, image in zip(table["sample_id"].to_pylist(), table["image"], strict=True):
+            images[len(ids)] = decode(image.as_py())
+            ids.append(sample)
+    images.flush()
+    del images
+    (out / "rows.json").write_text(json.dumps(ids), encoding="utf-8")
+    return open_rows(out)
+
+
+def open_rows(folder: Path) -> Rows:
+    """Map the array that `memory_map` wrote, read-only."""
+    images = np.load(folder / "rows.npy", mmap_mode="r")
+    return Rows(images, json.loads((folder / "rows.json").read_text(encoding="utf-8")))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Drawn people, the sample data of quickstart and tests."""

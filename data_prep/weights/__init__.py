@@ -1,0 +1,1 @@
+"""Model weights of the preparation: the registry, downloads, the cache."""

@@ -1,0 +1,1 @@
+"""The door to Ray for everything but Tune."""

@@ -1,0 +1,154 @@
+"""The adapter of the Ray cluster: start a local one or attach to a running one, safely and quietly."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import re
+import secrets
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from orchestrator.base.errors import SpecError, UserError
+
+_OBJECT_STORE_BYTES = 512 * 2**20
+_HERE = {"localhost", "auto", "local"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster to run on."""
+
+    dashboard_url: str | None
+    resources: dict[str, float]
+    local: bool
+
+    def require(self, *, cpu: float, gpu: float) -> None:
+        """Refuse what the cluster can never give; Tune alone would wait for ever.
+
+        Raises:
+            SpecError: it has too few CPUs or GPUs.
+        """
+        for name, wanted in (("CPU", cpu), ("GPU", gpu)):
+            if wanted > self.resources.get(name, 0.0):
+                raise SpecError(
+                    f"resources: {name.lower()}: {wanted:g} was asked for, the cluster has {self.resources.get(name, 0.0):g}; "
+                    f"lower resources.per_trial or per_prep_worker"
+                )
+
+
+def local_gpus() -> int:
+    """Count the NVIDIA GPUs of this machine that may be used, without importing anything heavy."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() and name.strip() != "-1"])
+    devices = Path("/dev")
+    return len([path for path in devices.iterdir() if re.fullmatch(r"nvidia\d+", path.name)]) if devices.is_dir() else 0
+
+
+@contextmanager
+def connect(
+    address: str | None,
+    *,
+    insecure: bool = False,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    dashboard: bool = True,
+) -> Iterator[Cluster]:
+    """Attach to the cluster at an address, or start a local one that ends with the block.
+
+    Raises:
+        UserError: nothing answers there, the token is wrong, or a foreign machine is addressed without one.
+    """
+    _prepare_environment(address, insecure=insecure)
+    import ray  # noqa: PLC0415 - a second, and the environment must stand before
+
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        if address:
+            context = ray.init(address=address, **quiet)
+        else:
+            context = ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                object_store_memory=_OBJECT_STORE_BYTES,
+                **quiet,
+            )
+    except Exception as error:  # noqa: BLE001 - Ray raises a dozen kinds, all mean that there is no cluster
+        where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
+        raise UserError(
+            f"{where} was required and could not be reached: {_brief(error)}; "
+            "check the address, that Ray's versions are equal, and the token (RAY_AUTH_TOKEN_PATH)"
+        ) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would end the driver with exit code 15
+    try:
+        url = context.dashboard_url
+        yield Cluster(f"http://{url}" if url else None, ray.cluster_resources(), local=address is None)
+    finally:
+        ray.shutdown()
+
+
+def _prepare_environment(address: str | None, *, insecure: bool) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # workers import these packages from where this process found them
+    here = str(Path(__file__).resolve().parents[2])
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if here not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([here, *filter(None, paths)])
+    token = _has_token()
+    if address and not _is_here(address) and not token and not insecure:
+        raise SpecError(
+            f"--address {address}: a token is required for another machine's cluster, found none; set "
+            "RAY_AUTH_TOKEN_PATH, or say --insecure where the network is trusted"
+        )
+    if address is None and not token:
+        _make_token(Path.home() / ".ray" / "auth_token")
+        token = True
+    if token:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _is_here(address: str) -> bool:
+    """Say whether an address is this machine's own. A name that only begins like one (local-gpu:6379) is not."""
+    host = urlsplit(address if "://" in address else f"ray://{address}").hostname or ""
+    if host in _HERE:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _has_token() -> bool:
+    return bool(
+        os.environ.get("RAY_AUTH_TOKEN")
+        or os.environ.get("RAY_AUTH_TOKEN_PATH")
+        or (Path.home() / ".ray" / "auth_token").is_file()
+    )
+
+
+def _make_token(path: Path) -> None:
+    """Write a token that only its owner can read; Ray itself would write it for all to read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+def _brief(error: Exception) -> str:
+    """Return an error's first line, any token in it blotted out."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"\b[0-9a-f]{32,}\b", "...", text)[:300]

@@ -1,0 +1,264 @@
+"""A run's ensemble as one folder or zip, that answers photos without the store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from data_prep.config import Prep
+from data_prep.section import Section
+from orchestrator.base.errors import UserError
+from orchestrator.ensemble.members import Ensemble, Member, of_run
+from orchestrator.store.artifacts import MANIFEST, Store, file_sha256, git_commit, packages, write_json
+from orchestrator.store.run_dir import RunPaths
+
+FORMAT_VERSION = 1
+ENSEMBLE, CERTIFICATE, README = "ensemble.json", "certificate.json", "README.txt"
+_MANIFEST_BYTES, _BLOCK_BYTES = 2**24, 2**20
+_WEIGHTS = ("weights.safetensors", "model.json")
+_TEXT = """An ensemble of {n} image classifiers out of the run {run}.
+
+    python -m orchestrator predict THIS_FOLDER PHOTOS --out answers.csv
+
+answers every photo below PHOTOS: ImageID is its path, ans the class from 0 to {last}. Every file is checked against
+manifest.json before it is used. ensemble.json has the members, their preparation, the vote rule and the class names;
+certificate.json says how good the answers are and how that is known.
+"""
+
+
+def write_bundle(paths: RunPaths, store: Store, out: Path) -> dict[str, Any]:
+    """Write a run's ensemble to a new folder, or to a zip where `out` ends in .zip.
+
+    Returns:
+        n_members, n_checkpoints, size_bytes, and manifest_sha256, by which the whole can be recognised.
+
+    Raises:
+        UserError: `out` exists, the run has no ensemble, or a checkpoint is not what it should be.
+    """
+    if out.exists():
+        raise UserError(f"{out}: a new folder or zip was required, it exists; choose another name")
+    ensemble = of_run(paths, store)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    beside.chmod(0o755)
+    packed = beside.with_name(f"{beside.name}.zip")
+    try:
+        _fill(ensemble, paths, beside)
+        files = sorted(path for path in beside.rglob("*") if path.is_file())
+        facts = {
+            "n_members": len(ensemble.members),
+            "n_checkpoints": sum(len(member.checkpoints) for member in ensemble.members),
+            "size_bytes": sum(path.stat().st_size for path in files),
+            "manifest_sha256": file_sha256(beside / MANIFEST),
+        }
+        if out.suffix == ".zip":
+            with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:  # weights do not shrink
+                for path in files:
+                    archive.write(path, path.relative_to(beside).as_posix())
+            packed.replace(out)
+        else:
+            beside.rename(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        packed.unlink(missing_ok=True)
+    return facts
+
+
+def _fill(ensemble: Ensemble, paths: RunPaths, folder: Path) -> None:
+    members = []
+    for member in ensemble.members:
+        names = [f"members/{member.setting}/{at:03}" for at in range(len(member.checkpoints))]
+        for name, checkpoint in zip(names, member.checkpoints, strict=True):
+            (folder / name).mkdir(parents=True)
+            for file in _WEIGHTS:
+                shutil.copyfile(checkpoint / file, folder / name / file)
+        prep = member.prep.model_dump(mode="json", by_alias=True)
+        facts = {"setting": member.setting, "variant": member.variant, "votes": member.votes}
+        members.append({**facts, "prep": prep, "steps": member.steps, "checkpoints": names})
+    described = {
+        "format_version": FORMAT_VERSION,
+        "name": ensemble.name,
+        "rule": ensemble.rule,
+        "majority_class": ensemble.majority,
+        "classes": dict(ensemble.classes),
+        "members": members,
+    }
+    write_json(folder / ENSEMBLE, described)
+    n_classes = 1
+    for names in ensemble.classes.values():
+        n_classes *= len(names)
+    text = _TEXT.format(n=len(members), run=ensemble.name, last=n_classes - 1)
+    (folder / README).write_text(text, encoding="utf-8")
+    if paths.certificate.is_file():
+        shutil.copyfile(paths.certificate, folder / CERTIFICATE)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "kind": "bundle",
+        "run_id": paths.run_id,
+        "git_commit": git_commit(),
+        "packages": packages(),
+        "files": {
+            path.relative_to(folder).as_posix(): {"size_bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            for path in files
+        },
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def is_bundle(place: Path) -> bool:
+    """Say whether a path names a bundle rather than a run."""
+    return place.suffix == ".zip" or (place / MANIFEST).is_file()
+
+
+@contextmanager
+def open_bundle(place: Path) -> Iterator[Ensemble]:
+    """Check every file of a bundle against its manifest and yield its ensemble.
+
+    Raises:
+        UserError: a file is missing or differs, the format is another one, or this installation would prepare photos
+            in another way than the bundle was trained with.
+    """
+    if place.is_dir():
+        yield _read(place)
+        return
+    with tempfile.TemporaryDirectory(prefix="bundle-") as folder:
+        _unpack(place, Path(folder))
+        yield _read(Path(folder))
+
+
+def _unpack(place: Path, folder: Path) -> None:
+    """Unpack what the manifest names and nothing else, in blocks, each file no longer than the manifest says.
+
+    A file must lie in the zip as it is, and all of them must fit into it: so no small zip asks for a large disk.
+    """
+    try:
+        with zipfile.ZipFile(place) as archive:
+            with _stored(place, archive, MANIFEST) as source:
+                files = json.loads(source.read(_MANIFEST_BYTES))["files"]
+            sizes = {_inside(place, name): int(facts["size_bytes"]) for name, facts in files.items()}
+            if min(sizes.values(), default=0) < 0 or sum(sizes.values()) > place.stat().st_size:
+                raise ValueError(f"{MANIFEST} names more bytes than the zip has")
+            for name, size in {MANIFEST: _MANIFEST_BYTES, **sizes}.items():
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with _stored(place, archive, name) as source, target.open("wb") as sink:
+                    left = size + 1  # a longer one fails by its hash
+                    while block := source.read(min(left, _BLOCK_BYTES)):
+                        sink.write(block)
+                        left -= len(block)
+    except (
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
+        raise UserError(f"{place}: a bundle was required, found: {error}; make it again with `bundle`") from None
+
+
+def _stored(place: Path, archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """Open a file of a zip that does not compress it."""
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise UserError(
+            f"{place}: files stored as they are were required, {name!r} is compressed; take the zip that `bundle` wrote, "
+            "or unpack it and name the folder"
+        )
+    return archive.open(name)
+
+
+def _inside(place: Path, name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
+        raise UserError(f"{place}: names below the bundle were required, found {name!r}; do not trust it")
+    return name
+
+
+class _Voter(Section):
+    """A member, as ensemble.json describes it."""
+
+    setting: str
+    variant: str
+    votes: Annotated[int, Field(ge=1)]
+    prep: Prep
+    steps: list[Any]
+    checkpoints: Annotated[list[str], Field(min_length=1)]
+
+
+class _Described(Section):
+    """What ensemble.json holds."""
+
+    format_version: int
+    name: str
+    rule: Literal["hard", "soft"]
+    majority_class: Annotated[int, Field(ge=0)]
+    classes: dict[str, list[str]]
+    members: Annotated[list[_Voter], Field(min_length=1)]
+
+
+def _read(folder: Path) -> Ensemble:
+    files = _verified(folder)
+    if ENSEMBLE not in files:
+        raise UserError(f"{folder / ENSEMBLE}: required by a bundle, {MANIFEST} does not name it")
+    try:
+        found = _Described.model_validate_json((folder / ENSEMBLE).read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        raise UserError(
+            f"{folder / ENSEMBLE}: an ensemble was required, found in {place}: {first['msg']}; take the bundle from its "
+            "source again, or use the release that wrote it"
+        ) from None
+    members = tuple(_member(folder, one, files) for one in found.members)
+    return Ensemble(found.name, members, found.rule, found.majority_class, found.classes)
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """Check every file against the manifest and return the manifest's list of them."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version, files = manifest["format_version"], manifest["files"]
+        hashes = {_inside(folder, name): str(facts["sha256"]) for name, facts in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / MANIFEST}: a bundle's manifest was required, found: {error}") from None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{folder / MANIFEST}: format version {FORMAT_VERSION} was required, found {version!r}; "
+            "use the release that wrote it"
+        )
+    for name, sha256 in hashes.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(
+                f"{path}: required by {MANIFEST}, found no such file; take the bundle from its source again"
+            )
+        if (found := file_sha256(path)) != sha256:
+            raise UserError(
+                f"{path}: sha256 {sha256[:12]}.. was required by {MANIFEST}, found {found[:12]}..; the file "
+                "was changed or damaged, take the bundle from its source again"
+            )
+    return dict(files)
+
+
+def _member(folder: Path, one: _Voter, files: dict[str, Any]) -> Member:
+    for name in one.checkpoints:
+        if any(f"{name}/{file}" not in files for file in _WEIGHTS):
+            raise UserError(f"{folder / name}: weights named by {MANIFEST} were required, found none")
+    member = Member(one.setting, one.variant, one.votes, one.prep, tuple(folder / name for name in one.checkpoints))
+    if member.steps != one.steps:
+        raise UserError(
+            f"{folder}: the preparation {json.dumps(one.steps)} was required, this installation would do "
+            f"{json.dumps(member.steps)}; use the release that wrote the bundle"
+        )
+    return member

@@ -1,0 +1,1 @@
+"""Pure functions of predictions: scores, intervals, tests, selection, the vote."""

@@ -1,0 +1,70 @@
+"""The data checks alone: catalog, split and audit, with a page of their own and no training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import DataError, MachineError
+from orchestrator.base.console import Reporter
+from orchestrator.base.errors import UserError
+from orchestrator.planning.plan import Keys, make_plan
+from orchestrator.spec.models import Experiment
+from orchestrator.stages import context as stages
+from orchestrator.store.artifacts import Store, git_commit
+from orchestrator.store.ledger import Ledger, LedgerLocked
+from orchestrator.store.run_dir import RunPaths
+
+
+def run(experiment: Experiment, store: Store, *, probe: bool, address: str | None, insecure: bool) -> RunPaths:
+    """Audit the data of a spec and leave catalog.parquet, folds.parquet, audit.json and index.html in a folder.
+
+    The folder is `<store>/audits/<run id>`; what was read before is found in the store.
+
+    Raises:
+        UserError: the data cannot be used, or another process audits them.
+    """
+    from orchestrator.cluster.connection import connect  # noqa: PLC0415
+    from orchestrator.report.page import build_audit  # noqa: PLC0415
+
+    reporter = Reporter()
+    plan = make_plan(experiment, store)
+    paths = RunPaths(store.root / "audits" / plan.run_id)
+    paths.root.mkdir(parents=True, exist_ok=True)
+    try:
+        with Ledger(paths.root) as ledger, connect(address, insecure=insecure, dashboard=False) as cluster:
+            keys = Keys(experiment, plan.files)
+            labels = {name: list(names) for name, names in keys.schema.classes.items()}
+            ledger.append("run_started", commit=True, run_id=plan.run_id, git_commit=git_commit(), labels=labels)
+            cpus, gpus = (cluster.resources.get(name, 0.0) for name in ("CPU", "GPU"))
+            context = stages.Context(experiment, keys, store, paths, ledger, reporter, cpus=cpus, gpus=gpus)
+            for name, body in (("catalog", stages.catalog), ("split", stages.split)):
+                done = body(context)
+                reporter.outcome(name, done.outcome, done.note)
+            done = stages.audit(context, probe=probe)
+            reporter.outcome("audit", done.outcome, done.note)
+            ledger.append("run_ended", commit=True, state="SUCCEEDED")
+    except (DataError, MachineError) as error:
+        raise UserError(str(error)) from None
+    except LedgerLocked:
+        raise UserError(f"{paths.root}: another process audits these data; wait for it") from None
+    build_audit(paths.root)
+    return paths
+
+
+def lines(paths: RunPaths) -> list[str]:
+    """Return an audit's warnings as text, the gravest first."""
+    facts: dict[str, Any] = json.loads(Path(paths.audit).read_text(encoding="utf-8"))
+    found = [
+        f"{facts['n_photos']} photos, {facts['n_usable']} usable, {facts['n_groups']} groups, {facts['n_test']} for the test"
+    ]
+    for number, warning in enumerate(facts["warnings"], 1):
+        found += [f"{number}. {warning['what']} ({warning['n']})", f"   do: {warning['do']}"]
+    for label, one in ((facts["probe"] or {}).get("labels") or {}).items():
+        whole, rim = one["macro_f1"], one["rim"]
+        found.append(
+            f"probe {label}: macro F1 {whole['estimate']:.3f} ({whole['low']:.3f}-{whole['high']:.3f}), "
+            f"rim alone {rim['estimate']:.3f}, chance {one['chance']['estimate']:.3f}"
+        )
+    return found if facts["warnings"] else [*found, "no warnings"]

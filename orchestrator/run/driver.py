@@ -1,0 +1,369 @@
+"""Run a plan: one driver per run, stage after stage, every outcome in the ledger."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from ruamel.yaml import YAML
+
+from data_prep.errors import MachineError
+from orchestrator.base.console import Reporter
+from orchestrator.base.errors import INTERRUPTED, SpecError, UserError
+from orchestrator.planning.plan import STAGES, Keys, Plan, make_plan
+from orchestrator.run.control import Listener
+from orchestrator.search.trial_tables import best_trial
+from orchestrator.spec.load import read as read_spec
+from orchestrator.spec.models import Experiment
+from orchestrator.stages import context as stages
+from orchestrator.stages import finals, phases
+from orchestrator.stages import prepare as prepared
+from orchestrator.store.artifacts import Store, git_commit, packages, write_json
+from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read, replay
+from orchestrator.store.run_dir import RunPaths
+
+_TRACKER_WAIT_S = 30.0
+_FOLLOW_EVERY_S = 0.5
+_LOOK_EVERY_S = 0.05
+
+BODIES: dict[str, Callable[[stages.Context], stages.Done]] = {
+    "catalog": stages.catalog,
+    "split": stages.split,
+    "audit": stages.audit,
+    "prepare": prepared.prepare,
+    "search": phases.search,
+    "confirm": phases.confirm,
+    "hypotheses": finals.hypotheses,
+    "select": finals.select,
+    "vote": finals.vote,
+    "report": finals.report,
+}
+"""In the order they run: the audit measures the leaks of splits, so it comes after them."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run; changes no result."""
+
+    address: str | None = None
+    insecure: bool = False
+    smoke: bool = False
+    allow_download: bool = False
+
+
+def submit(experiment: Experiment, store: Store, options: Options) -> int:
+    """Run an experiment to its end and return the exit code of the contract.
+
+    A finished run returns at once, a live one is followed, a broken one is gone on with.
+    """
+    reporter = Reporter()
+    _refuse_missing_gpus(experiment, options)
+    plan = make_plan(experiment, store)
+    paths = RunPaths(store.root / "runs" / plan.run_id)
+    if (paths.read_json("summary") or {}).get("state") == "SUCCEEDED":
+        for stage in plan.stages:
+            reporter.outcome(stage.name, "CACHED", stage.why)
+        _say_results(paths, reporter)
+        return 0
+    if options.smoke and (code := _smoke(experiment, store, options, reporter)):
+        return code
+    paths.root.mkdir(parents=True, exist_ok=True)
+    try:
+        with Ledger(paths.root) as ledger:
+            return _drive(experiment, store, plan, paths, ledger, options, reporter)
+    except LedgerLocked:
+        try:
+            reporter.say(f"run {plan.run_id} is being driven by another process; following it")
+            return follow(paths, reporter)
+        except KeyboardInterrupt:
+            reporter.say(f"no longer following; run {plan.run_id} goes on, `cancel {plan.run_id}` ends it")
+            return INTERRUPTED
+
+
+def resume(paths: RunPaths, store: Store, options: Options) -> int:
+    """Go on with a run from its resolved.yaml.
+
+    Raises:
+        UserError: it is live.
+    """
+    if is_live(paths.root):
+        raise UserError(
+            f"run {paths.run_id}: a stopped run was required, it is live; follow it with `status {paths.run_id}`"
+        )
+    if not paths.resolved.is_file():
+        raise UserError(f"run {paths.run_id}: {paths.resolved} was required, found none; submit the spec again")
+    experiment = dataclasses.replace(read_spec(paths.resolved), text=paths.spec.read_text(encoding="utf-8"))
+    plan = make_plan(experiment, store)
+    if plan.run_id != paths.run_id:
+        raise UserError(
+            f"run {paths.run_id}: data or code changed since it was started (it would now be {plan.run_id}); "
+            "submit the spec again, what is unchanged is reused"
+        )
+    return submit(experiment, store, options)
+
+
+def detach(experiment: Experiment, store: Store, arguments: list[str]) -> str:
+    """Start `submit` in a process of its own, wait until it drives the run, and return the run's id.
+
+    Raises:
+        UserError: it ended with an error before that.
+    """
+    plan = make_plan(experiment, store)
+    paths = RunPaths(store.root / "runs" / plan.run_id)
+    paths.root.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "orchestrator", *(word for word in arguments if word != "--detach")]
+    with paths.driver_log.open("ab") as log:
+        driver = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+    while driver.poll() is None and not (paths.events.is_file() and is_live(paths.root)):
+        time.sleep(_LOOK_EVERY_S)
+    if driver.returncode:
+        raise UserError(
+            f"run {plan.run_id}: its driver ended with exit code {driver.returncode}; see {paths.driver_log}"
+        )
+    return plan.run_id
+
+
+def _refuse_missing_gpus(experiment: Experiment, options: Options) -> None:
+    """Refuse GPUs that a local run cannot have before anything starts; Tune alone would wait for ever."""
+    from orchestrator.cluster.connection import local_gpus  # noqa: PLC0415
+
+    resources = experiment.spec.resources
+    wanted = max(resources.per_trial.gpu, resources.per_prep_worker.gpu)
+    if options.address is None and wanted > local_gpus():
+        raise SpecError(
+            f"resources: gpu: {wanted:g} was asked for, this machine has {local_gpus()} GPU(s); "
+            "set gpu: 0 or attach to a cluster with --address"
+        )
+    cpus = os.cpu_count() or 1
+    wanted_cpus = max(resources.per_trial.cpu, resources.per_prep_worker.cpu)
+    if options.address is None and wanted_cpus > cpus:
+        raise SpecError(
+            f"resources: cpu: {wanted_cpus:g} was asked for, this machine has {cpus} cores; set cpu: {cpus} or less"
+        )
+
+
+def _smoke(experiment: Experiment, store: Store, options: Options, reporter: Reporter) -> int:
+    """Send one step of every variant through the whole path, as a run of its own."""
+    spec = experiment.spec
+    changes: list[str] = [f"name={spec.name[:56]}-smoke"]
+    if spec.search:
+        changes.append("search.trials=1")
+    if spec.confirm:
+        changes += ["confirm.finalists=1", "confirm.folds=2", f"confirm.seeds=[{spec.confirm.seeds[0]}]"]
+    source = store.root / "smoke" / f"{spec.name}.yaml"
+    source.parent.mkdir(parents=True, exist_ok=True)
+    dump_yaml(_one_step(experiment.resolved()), source)
+    reporter.say("smoke: one step of every variant through the whole path")
+    code = submit(read_spec(source, changes, check_roots=False), store, dataclasses.replace(options, smoke=False))
+    reporter.say("smoke: passed" if code == 0 else "smoke: failed, the real run was not started")
+    return code
+
+
+def _one_step(resolved: dict[str, Any]) -> dict[str, Any]:
+    """Change a resolved spec to trainings of one step, in whatever variant or space their length is named."""
+    search = resolved.get("search") or {}
+    for space in (search.get("space") or {}, *(search.get("variant_spaces") or {}).values(), *search.get("start", [])):
+        space.pop("train.duration", None)
+    if search:
+        search["start"] = [point for point in search.get("start", []) if point]
+    resolved["train"]["duration"] = "1 steps"
+    for own in resolved["variants"].values():
+        own["train.duration"] = "1 steps"
+    return resolved
+
+
+def _drive(
+    experiment: Experiment,
+    store: Store,
+    plan: Plan,
+    paths: RunPaths,
+    ledger: Ledger,
+    options: Options,
+    reporter: Reporter,
+) -> int:
+    from orchestrator.cluster.connection import connect  # noqa: PLC0415
+    from orchestrator.run import tracking as track  # noqa: PLC0415
+
+    began, listener = time.monotonic(), Listener(paths)
+    earlier = replay(ledger.events)
+    spent_s = float((paths.read_json("summary") or {}).get("wall_s", 0.0))
+    paths.summary.unlink(missing_ok=True)
+    paths.spec.write_text(experiment.text, encoding="utf-8")
+    dump_yaml(experiment.resolved(), paths.resolved)
+    write_json(paths.plan, plan.to_json())
+    resources = experiment.spec.resources
+    facts = {
+        "run_id": plan.run_id,
+        "key": plan.run_key,
+        "git_commit": git_commit(),
+        "packages": packages(),
+        "overrides": experiment.overrides,
+        "labels": {n: list(c) for n, c in Keys(experiment, plan.files).schema.classes.items()},
+    }
+    ledger.append("run_resumed" if earlier.trials or earlier.stages else "run_started", commit=True, **facts)
+    reporter.say(f"run [bold]{plan.run_id}[/]  in {escape(str(paths.root))}")
+    tracker = track.start(paths.root, experiment.spec.track)
+    outcomes: dict[str, str] = {}
+    state, code = "FAILED", 1
+    context: stages.Context | None = None
+    try:
+        _require_weights(experiment, allow_download=options.allow_download)
+        with connect(options.address, insecure=options.insecure) as cluster:
+            if cluster.dashboard_url:
+                reporter.say(f"dashboard {cluster.dashboard_url}")
+            cluster.require(
+                cpu=max(resources.per_trial.cpu, resources.per_prep_worker.cpu),
+                gpu=max(resources.per_trial.gpu, resources.per_prep_worker.gpu),
+            )
+            context = stages.Context(
+                experiment,
+                Keys(experiment, plan.files),
+                store,
+                paths,
+                ledger,
+                reporter,
+                cpus=cluster.resources.get("CPU", 1.0),
+                gpus=cluster.resources.get("GPU", 0.0),
+            )
+            failed = _run_stages(context, outcomes)
+        state, code = ("FAILED", 1) if failed else ("SUCCEEDED", 0)
+    except KeyboardInterrupt:
+        state, code = "CANCELLED" if listener.cancelled else "INTERRUPTED", INTERRUPTED
+        raise
+    finally:
+        listener.close()
+        ledger.append("run_ended", commit=True, state=state)
+        _write_summary(
+            paths,
+            ledger,
+            outcomes,
+            state,
+            spent_s + time.monotonic() - began,
+            context.n_quarantined() if context else 0,
+        )
+        missing = tracker.finish(_TRACKER_WAIT_S if state == "SUCCEEDED" else 2.0)
+        if missing:
+            reporter.say(f"tracking: {escape(missing)}")
+    if code == 0:
+        _say_results(paths, reporter)
+    return code
+
+
+def _run_stages(context: stages.Context, outcomes: dict[str, str]) -> bool:
+    """Run every stage in order; after a failure the rest is BLOCKED. Returns whether one failed."""
+    failed = False
+    for name, body in BODIES.items():
+        began = time.monotonic()
+        if failed:
+            outcome, note = "BLOCKED", "an earlier stage failed"
+        else:
+            try:
+                done = body(context)
+                outcome, note = done.outcome, done.note
+            except Exception as error:  # noqa: BLE001 - whatever a stage raises is its outcome
+                failed, outcome = True, "FAILED"
+                note = str(error) if isinstance(error, UserError | MachineError) else f"{type(error).__name__}: {error}"
+                context.paths.error.write_text(traceback.format_exc(), encoding="utf-8")
+                note += f"; details in {context.paths.error}"
+        wall_s = time.monotonic() - began
+        outcomes[name] = outcome
+        context.ledger.append("stage", commit=True, stage=name, outcome=outcome, wall_s=round(wall_s, 3), note=note)
+        context.reporter.outcome(name, outcome, note, wall_s)
+    return failed
+
+
+def _require_weights(experiment: Experiment, *, allow_download: bool) -> None:
+    """Find and verify every weight file before Ray starts; workers download nothing."""
+    from data_prep.weights.cache import fetch_all, require  # noqa: PLC0415
+    from data_prep.weights.registry import WeightsError, known  # noqa: PLC0415
+
+    wanted = set(experiment.backbones())
+    for arm in experiment.arms.values():
+        wanted |= {step.model for step in arm.prep.steps if step.name == "remove_background"}
+        wanted |= {step.detector for step in arm.prep.steps if step.name == "crop_face"}
+    try:
+        for name in sorted(wanted & set(known())):
+            if allow_download:
+                fetch_all([name], allow_unpinned=True)
+            else:
+                require(name)
+        for name in sorted(wanted - set(known())):
+            from trainers import hub  # noqa: PLC0415 - torch and timm, where they are needed anyway
+
+            (hub.fetch if allow_download else hub.require)(name)
+    except WeightsError as error:
+        raise UserError(str(error)) from None
+
+
+def _write_summary(
+    paths: RunPaths, ledger: Ledger, outcomes: dict[str, str], state: str, wall_s: float, n_quarantined: int
+) -> None:
+    replayed = replay(ledger.events)
+    counts = {"complete": 0, "pruned": 0, "failed": 0}
+    for trial in replayed.trials.values():
+        if trial.status:
+            counts[trial.status.lower()] += 1
+    selection = paths.read_json("selection") or {}
+    write_json(
+        paths.summary,
+        {
+            "run_id": paths.run_id,
+            "state": state,
+            "stages": {name: outcomes.get(name, "BLOCKED") for name in STAGES},
+            "trials": counts,
+            "quarantined": n_quarantined,
+            "best": best_trial(replayed),
+            "members": selection.get("members", []),
+            "wall_s": round(wall_s, 1),
+        },
+    )
+
+
+def _say_results(paths: RunPaths, reporter: Reporter) -> None:
+    from orchestrator.report.results import ensemble_lines, render_results  # noqa: PLC0415
+
+    reporter.say("")
+    sys.stdout.write(render_results(paths.root, "table"))
+    sys.stdout.flush()
+    for line in ensemble_lines(paths.root):
+        reporter.say(line)
+    reporter.say(f"report: {escape(str(paths.report))}")
+
+
+def follow(paths: RunPaths, reporter: Reporter) -> int:
+    """Show a run that another process drives, read-only, until it ends; return its exit code."""
+    seen = 0
+    while True:
+        live = is_live(paths.root)
+        events = read(paths.events) if paths.events.exists() else []
+        for event in events[seen:]:
+            if event["event"] == "stage":
+                reporter.outcome(event["stage"], event["outcome"], event.get("note") or "", event.get("wall_s"))
+        seen = len(events)
+        if not live:
+            break
+        time.sleep(_FOLLOW_EVERY_S)
+    state = (paths.read_json("summary") or {}).get("state", "INTERRUPTED")
+    reporter.say(f"run {paths.run_id}: {state}")
+    return {"SUCCEEDED": 0, "INTERRUPTED": INTERRUPTED, "CANCELLED": INTERRUPTED}.get(state, 1)
+
+
+def dump_yaml(value: Any, path: Path) -> None:
+    """Write plain data as YAML beside its place and rename it there."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 4096
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("w", encoding="utf-8") as handle:
+        yaml.dump(json.loads(json.dumps(value)), handle)
+    beside.replace(path)

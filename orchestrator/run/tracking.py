@@ -1,0 +1,229 @@
+"""The mirror of a run: one background process that reads the ledger and writes the Optuna journal, TensorBoard and W&B.
+
+It can block and fail nothing: the driver starts it, waits a little for it at the end, and goes on without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from orchestrator.spec.search_space import Choice, Search
+from orchestrator.store.ledger import State, Tail, TrialState, apply
+
+_POLL_S = 0.5
+_DONE = "tracked.json"
+
+
+@dataclass
+class Tracker:
+    """The driver's hold on the background process."""
+
+    process: subprocess.Popen[bytes] | None
+    run: Path
+
+    def finish(self, timeout_s: float) -> str | None:
+        """Wait for it to catch up; return what is missing, or None."""
+        if self.process is None:
+            return None
+        try:
+            code = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            return (
+                f"stopped after {timeout_s:.0f} s before everything was mirrored; details in {self.run / 'track.log'}"
+            )
+        return None if code == 0 else f"failed, study.log or W&B may lack trials; details in {self.run / 'track.log'}"
+
+
+def start(run: Path, settings: Any) -> Tracker:
+    """Start the mirror of a run."""
+    del settings  # it reads resolved.yaml itself
+    with (run / "track.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.run.tracking", str(run)],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    return Tracker(process, run)
+
+
+def main(run: Path, parent: int) -> int:
+    """Mirror a run until it has ended or its driver is gone; return 1 where a part of the mirror could not go on."""
+    spec = YAML(typ="safe", pure=True).load((run / "resolved.yaml").read_text(encoding="utf-8"))
+    track = spec.get("track") or {}
+    search = Search.model_validate_json(json.dumps(spec["search"])) if spec.get("search") else Search(trials=1)
+    sinks: list[Callable[[TrialState], None]] = [Journal(run, search)]
+    if track.get("tensorboard"):
+        sinks.append(lambda trial: _tensorboard(run, trial))
+    lines: list[tuple[list[Callable[[TrialState], None]], Path | None]] = [(sinks, None)]
+    wandb = track.get("wandb")
+    if wandb and wandb["mode"] != "disabled":
+        # its own thread, so that a slow service holds up nothing else
+        lines.append(([lambda trial: _wandb(run, wandb, trial)], run / _DONE))
+    broken: list[Exception] = []
+
+    def follow(own: list[Callable[[TrialState], None]], memory: Path | None) -> None:
+        try:
+            _follow(run, own, parent, memory)
+        except Exception as error:  # noqa: BLE001 - a full disk, say: it would end this thread alone, unseen
+            traceback.print_exc()
+            broken.append(error)
+
+    threads = [threading.Thread(target=follow, args=line) for line in lines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return 1 if broken else 0
+
+
+def _follow(run: Path, sinks: list[Callable[[TrialState], None]], parent: int, memory: Path | None) -> None:
+    """Hand every ended trial to the sinks, once; `memory` remembers them over restarts."""
+    seen: set[str] = set(json.loads(memory.read_text()) if memory and memory.exists() else [])
+    began, state, reader = time.time(), State(), Tail(run / "events.jsonl")
+    while True:
+        orphan = os.getppid() != parent
+        events = reader.read()
+        for event in events:
+            apply(state, event)
+            name = str(event.get("trial_id"))
+            if event["event"] == "trial_reopened":
+                seen.discard(name)
+            if event["event"] == "trial_ended" and name not in seen:
+                for sink in sinks:
+                    sink(state.trials[name])
+                seen.add(name)
+                if memory:
+                    memory.write_text(json.dumps(sorted(seen)))
+        if orphan or (events and events[-1]["event"] == "run_ended" and events[-1]["time"] > began - 1):
+            return
+        time.sleep(_POLL_S)
+
+
+class Journal:
+    """study.log: an Optuna journal with one study per variant, written anew by every driver and never read back."""
+
+    def __init__(self, run: Path, search: Search) -> None:
+        import optuna  # noqa: PLC0415
+        from optuna.storages import JournalStorage  # noqa: PLC0415
+        from optuna.storages.journal import JournalFileBackend  # noqa: PLC0415
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        (run / "study.log").unlink(missing_ok=True)
+        self.run, self.search = run, search
+        self.storage = JournalStorage(JournalFileBackend(str(run / "study.log")))
+        self.studies: dict[str, Any] = {}
+
+    def __call__(self, trial: TrialState) -> None:
+        import optuna  # noqa: PLC0415
+        from optuna.trial import TrialState as State  # noqa: PLC0415
+
+        if trial.phase != "search":
+            return
+        variant = trial.facts["variant"]
+        if variant not in self.studies:
+            self.studies[variant] = optuna.create_study(
+                storage=self.storage, study_name=f"{self.run.name}/{variant}", direction="maximize"
+            )
+        space, params, distributions = self.search.space_of(variant), {}, {}
+        for path, value in trial.facts["params"].items():
+            if path in space:
+                params[path], distributions[path] = _stored(space[path], value)
+        scores = {epoch: metrics["val_macro_f1"] for epoch, metrics in trial.reports.items()}
+        state = {"COMPLETE": State.COMPLETE, "PRUNED": State.PRUNED}.get(str(trial.status), State.FAIL)
+        self.studies[variant].add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                params=params,
+                distributions=distributions,
+                intermediate_values=scores,
+                value=max(scores.values()) if state in {State.COMPLETE, State.PRUNED} and scores else None,
+                user_attrs={"trial_id": trial.trial_id},
+            )
+        )
+
+
+def _stored(entry: Any, value: Any) -> tuple[Any, Any]:
+    """Return a value and its distribution as Optuna stores them; lists and maps go as JSON."""
+    from optuna import distributions as d  # noqa: PLC0415
+
+    if isinstance(entry, Choice):
+        texts = [item if isinstance(item, str | int | float | bool) else json.dumps(item) for item in entry.choice]
+        return (value if isinstance(value, str | int | float | bool) else json.dumps(value)), d.CategoricalDistribution(
+            texts
+        )
+    if hasattr(entry, "int_"):
+        return value, d.IntDistribution(*entry.int_, log=entry.log, step=entry.step or 1)
+    return value, d.FloatDistribution(*entry.float_, log=entry.log, step=entry.step)
+
+
+def _tensorboard(run: Path, trial: TrialState) -> None:
+    from tensorboard.compat.proto.event_pb2 import Event  # noqa: PLC0415
+    from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: PLC0415
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter  # noqa: PLC0415
+
+    writer = EventFileWriter(str(run / "tensorboard" / trial.trial_id))
+    for epoch, metrics in sorted(trial.reports.items()):
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        writer.add_event(Event(wall_time=time.time(), step=epoch, summary=Summary(value=values)))
+    writer.close()
+
+
+def _wandb(run: Path, settings: dict[str, Any], trial: TrialState) -> None:
+    """Write one W&B run. Nothing of the command line or the environment goes along."""
+    import wandb  # noqa: PLC0415
+
+    name = hashlib.sha256(f"{run.name}/{trial.trial_id}".encode()).hexdigest()[:16]
+    config = {key: trial.facts.get(key) for key in ("variant", "phase", "setting", "seed", "fold", "params", "train")}
+    quiet = wandb.Settings(
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        silent=True,
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        init_timeout=10,
+    )
+    try:
+        one = wandb.init(
+            project=settings["project"],
+            mode=settings["mode"],
+            id=name,
+            name=trial.trial_id,
+            group=run.name,
+            config=config,
+            dir=str(run),
+            settings=quiet,
+            reinit="finish_previous",
+            resume="allow" if settings["mode"] == "online" else None,
+        )
+    except Exception as error:  # noqa: BLE001 - whatever the service does, the run goes on
+        sys.stderr.write(f"W&B: {type(error).__name__}; going on offline, later: wandb sync {run / 'wandb'}\n")
+        settings["mode"] = "offline"
+        _wandb(run, settings, trial)
+        return
+    for epoch, metrics in sorted(trial.reports.items()):
+        one.log(metrics, step=epoch)
+    one.summary["status"] = trial.status
+    one.finish(exit_code=0 if trial.status != "FAILED" else 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), os.getppid()))

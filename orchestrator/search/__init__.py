@@ -1,0 +1,1 @@
+"""Propose settings, train them, stop early: the study, the trial controller, Ray Tune, workers."""

@@ -1,0 +1,43 @@
+"""The precision of a training. `auto` is probed where trials run, once per run, backbone and size."""
+
+from __future__ import annotations
+
+from orchestrator.spec.models import Arm
+from orchestrator.stages.context import Context
+
+
+def precision_of(context: Context, arm: Arm) -> str:
+    """Return an arm's precision. `auto` is probed once per run, backbone and size, and stands in the ledger."""
+    if arm.train.precision != "auto":
+        return arm.train.precision
+    share = context.experiment.spec.resources.per_trial
+    device, model = "cuda" if share.gpu else "cpu", arm.train.model
+    asked = {"backbone": model.backbone, "size": arm.prep.size, "device": device}
+    for event in context.ledger.events:
+        if event["event"] == "precision" and all(event[name] == value for name, value in asked.items()):
+            return str(event["chosen"])
+    seconds = _probe(context, arm, device)
+    chosen = min(seconds, key=lambda name: seconds[name])
+    context.ledger.append("precision", commit=True, **asked, seconds=seconds, chosen=chosen)
+    return chosen
+
+
+def _probe(context: Context, arm: Arm, device: str) -> dict[str, float]:
+    """Time a few steps where trials run."""
+    import ray  # noqa: PLC0415
+
+    def run() -> dict[str, float]:
+        from trainers.precision import probe  # noqa: PLC0415
+
+        return probe(
+            arm.train.model,
+            dict(zip(schema.names, schema.sizes, strict=True)),
+            size=arm.prep.size,
+            batch_size=arm.train.micro_batch or arm.train.batch_size,
+            device=device,
+            threads=max(1, int(share.cpu)),
+        )
+
+    share, schema = context.experiment.spec.resources.per_trial, context.schema
+    found: dict[str, float] = ray.get(ray.remote(num_cpus=share.cpu, num_gpus=share.gpu)(run).remote())
+    return found

@@ -1,0 +1,92 @@
+"""What earlier runs tell a search: their finished trials, where only the number of trials or the space has changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.spec.search_space import Search, holds_point
+from orchestrator.store.artifacts import Store, write_json
+from orchestrator.store.ledger import LedgerDamaged, TrialState, payload, read, replay
+
+FAMILIES = "families.json"
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Trials of one variant that need not be trained, as the events that tell of them."""
+
+    run_id: str
+    n_trials: int
+    events: list[dict[str, Any]]
+
+
+def earlier(store: Store, families: Mapping[str, str], search: Search, *, besides: str) -> dict[str, Earlier]:
+    """Return per variant what the run with the most usable trials tells.
+
+    Usable are the trials from the first on, up to one that has not ended or whose artifact is gone: what the sampler
+    suggests next rests on all of them. Trials whose point lies outside the space now are left out.
+
+    Args:
+        store: where runs and artifacts are.
+        families: variant -> digest of all that decides a trial of it, except `trials`, limits and space.
+        search: as it is wanted now.
+        besides: the run that asks.
+    """
+    found: dict[str, Earlier] = {}
+    for path in sorted((store.root / "runs").glob(f"*/{FAMILIES}")):
+        if path.parent.name == besides:
+            continue
+        try:
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+            shared = [name for name, family in families.items() if theirs.get(name) == family]
+            events = read(path.parent / "events.jsonl") if shared else []
+        except (OSError, ValueError, LedgerDamaged):
+            continue  # what another run tells is a help, not a need
+        trials = replay(events).trials
+        for variant in shared:
+            names = _usable([t for t in trials.values() if _is_of(t, variant)], search, store)
+            if len(names) > (found[variant].n_trials if variant in found else 0):
+                found[variant] = Earlier(path.parent.name, len(names), _renamed(events, names))
+    return found
+
+
+def _is_of(trial: TrialState, variant: str) -> bool:
+    return trial.phase == "search" and trial.facts["variant"] == variant
+
+
+def _usable(trials: list[TrialState], search: Search, store: Store) -> dict[str, str]:
+    """Return the trials to take over and the names they get, in the order they were started."""
+    names: dict[str, str] = {}
+    for trial in trials:
+        variant, key = trial.facts["variant"], trial.facts["key"]
+        space = search.space_of(variant)
+        lost = trial.status == "COMPLETE" and not (store.root / "trial" / key / "manifest.json").is_file()
+        if trial.status is None or lost or trial.failed_by_chance or len(names) >= search.trials:
+            break
+        if holds_point(space, trial.facts["params"]):
+            names[trial.trial_id] = f"s-{variant}-{len(names):04}"
+    return names
+
+
+def _renamed(events: list[dict[str, Any]], names: dict[str, str]) -> list[dict[str, Any]]:
+    told = []
+    for event in events:
+        kind, name = event["event"], event.get("trial_id")
+        if kind not in {"trial_started", "report", "trial_ended", "trial_reopened"} or name not in names:
+            continue
+        fields = {**payload(event), "event": kind, "trial_id": names[name]}
+        if kind == "trial_started":
+            fields["number"] = int(names[name].rsplit("-", 1)[1])
+        elif kind == "trial_ended":
+            fields["cached"] = True
+        told.append(fields)
+    return told
+
+
+def write_families(run: Path, families: Mapping[str, str]) -> None:
+    """Leave word of a search's families, for runs to come."""
+    write_json(run / FAMILIES, dict(families))

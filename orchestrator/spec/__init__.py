@@ -1,0 +1,1 @@
+"""What the user wrote: reading, models, messages with line and column."""

@@ -1,0 +1,357 @@
+"""The certificate of an ensemble: what it is made of, how good it is, how that is known, and what was looked at."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.config import Prep
+from data_prep.section import identity
+from orchestrator.ensemble import members as ensemble
+from orchestrator.ensemble.predict import prepare_photos, probabilities
+from orchestrator.evaluation import metrics as stats
+from orchestrator.evaluation import vote as voting
+from orchestrator.evaluation.predictions import HeldOut, Sides, read_held_out, shared
+from orchestrator.stages import test_set as board
+from orchestrator.stages.context import Context, load_json, ray_map
+from orchestrator.stages.phases import phase_trials
+from orchestrator.store import tables
+from orchestrator.store.artifacts import Artifact, git_commit, packages, write_json
+from orchestrator.store.run_dir import RunPaths
+
+FORMAT_VERSION = 1
+N_WORST_CLASSES, N_WORST_GROUPS = 5, 10
+N_CHECKED = 2
+"""Photos of each checked checkpoint. The first and the last checkpoint of every member are checked."""
+TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}
+"""Largest difference of a probability: sums of another batch size on a CPU, TF32 and other kernels on a GPU."""
+
+
+def certify(context: Context) -> dict[str, Any]:
+    """Check the members against their stored answers, write certificate.json and return it."""
+    chosen, paths, spec = load_json(context.paths.selection), context.paths, context.experiment.spec
+    trials = ensemble.member_trials(paths, chosen["members"])
+    artifacts = {s: [ensemble.checkpoint(context.store, t) for t in found] for s, found in trials.items()}
+    split = "oof" if spec.confirm else "val"
+    estimate = chosen["ensemble"].get(split)
+    test = chosen["ensemble"].get("test")
+    made = {
+        "format_version": FORMAT_VERSION,
+        "run_id": paths.run_id,
+        "run_key": context.keys.run,
+        "code": {"git_commit": git_commit(), "packages": packages()},
+        "data": _data(context),
+        "splits": {
+            name: {"key": found.key, "sha256": found.manifest["files"]["folds.parquet"]["sha256"]}
+            for name, found in sorted(context.folds.items())
+        },
+        "members": [
+            _member(context, one, votes, trials[one], artifacts[one], chosen)
+            for one, votes in zip(chosen["members"], chosen["weights"], strict=True)
+        ],
+        "vote": chosen["vote"],
+        "policy": chosen["policy"],
+        "estimate": {
+            "on": "out-of-fold predictions" if spec.confirm else "role val",
+            "of": whom(
+                spec.data.group,
+                {context.experiment.arms[own[0]["variant"]].data.split.strategy for own in trials.values()},
+                confirmed=spec.confirm is not None,
+            ),
+            **(estimate or {}),
+        },
+        "corrected": chosen["ensemble"].get("corrected"),
+        "gain": chosen["ensemble"].get("gain"),
+        "test": test,
+        "public": chosen["ensemble"].get("public"),
+        "gap": _gap(estimate, chosen["ensemble"].get("corrected"), test),
+        **_worst(context, chosen, split),
+        "looked_at": _looked_at(context, chosen, test),
+        "check": check(context, trials, artifacts, split),
+    }
+    made["statement"] = statement(made)
+    write_json(paths.certificate, made)
+    return made
+
+
+def whom(group: str, strategies: Collection[str], *, confirmed: bool) -> str:
+    """Say whose photos an estimate is about: new people's, only where splits and groups keep people apart.
+
+    Args:
+        group: the spec's `data.group`.
+        strategies: of the members' splits.
+        confirmed: whether it rests on out-of-fold predictions.
+    """
+    if not confirmed:
+        return "the photos that chose it (role val)"
+    if group == "sample_id" or "random" in strategies:
+        return "photos it has never seen, of people it may have seen"
+    return f"people (group: {group}) it has never seen"
+
+
+def _data(context: Context) -> dict[str, Any]:
+    facts = context.require_catalog().result
+    seen = board.read_board(context, ()) if context.experiment.spec.data.test else None
+    return {
+        "catalog_sha256": facts["content"],
+        "photos_sha256": facts["photos"],
+        "n_photos": facts["n_ok"],
+        "n_groups": facts["n_groups"],
+        "n_test": len(seen.order) if seen else 0,
+        "n_public": len(seen.public) if seen else 0,
+        "n_quarantined": context.n_quarantined(),
+    }
+
+
+def _member(
+    context: Context, setting: str, votes: int, trials: list[dict[str, Any]], artifacts: list[Artifact], chosen: Any
+) -> dict[str, Any]:
+    """Return a member's lineage: settings, and seed, fold, code and weights of each of its checkpoints."""
+    variant = trials[0]["variant"]
+    _, arm = context.experiment.setting(variant, json.loads(trials[0]["params"]))
+    own: dict[str, Any] = next((c for c in chosen["candidates"] if c["setting"] == setting), {})
+    return {
+        "setting": setting,
+        "variant": variant,
+        "votes": votes,
+        "settings": identity(arm),
+        "prep_steps": ensemble.Member(setting, variant, votes, arm.prep, ()).steps,
+        "n_params": own.get("n_params"),
+        "oof_macro_f1": own.get("oof_macro_f1"),
+        "checkpoints": [
+            {
+                "trial_id": trial["trial_id"],
+                "seed": trial["seed"],
+                "fold": trial["fold"],
+                "key": artifact.key,
+                "weights_sha256": artifact.manifest["files"]["weights.safetensors"]["sha256"],
+                "git_commit": artifact.manifest["git_commit"],
+                "host": artifact.manifest["host"],
+                "best_epoch": artifact.result.get("best_epoch"),
+            }
+            for trial, artifact in zip(trials, artifacts, strict=True)
+        ],
+    }
+
+
+def _gap(estimate: Any, corrected: Any, test: Any) -> dict[str, Any] | None:
+    """Return how far the honest estimate lies above the test score, and whether its interval holds the test score."""
+    if not estimate or not test:
+        return None
+    told, found = estimate["macro_f1"], test["macro_f1"]["estimate"]
+    honest = (corrected or {}).get("estimate")
+    return {
+        "estimate_minus_test": told["estimate"] - found,
+        "corrected_minus_test": None if honest is None else honest - found,
+        "test_is_inside_the_interval": bool(told["low"] <= found <= told["high"]),
+    }
+
+
+def _worst(context: Context, chosen: Any, split: str) -> dict[str, Any]:
+    """Return the classes and the people that the vote reads worst, out of fold."""
+    found = read_held_out(context.paths.predictions, split, context.schema.n_classes)
+    members: dict[str, HeldOut] = shared({setting: found[setting] for setting in chosen["members"]})
+    arms = list(members.values())
+    preds = voting.cast(
+        [one.votes for one in arms], [one.probs for one in arms], chosen["vote"]["rule"], chosen["weights"]
+    ).pred
+    targets = arms[0].targets
+    classes = stats.class_metrics(targets, preds, context.schema.n_classes)
+    for row in classes:
+        row["name"] = context.schema.class_name(row["class"])
+    groups = Sides.of(context.catalog_table(), context.schema.names).groups
+    owners = [groups[sample] for sample in arms[0].sample_ids]
+    n = Counter(owners)
+    right = Counter(owner for owner, ok in zip(owners, (preds == targets).tolist(), strict=True) if ok)
+    people = sorted(n, key=lambda group: (right[group] / n[group], -n[group], group))
+    return {
+        "classes": classes,
+        "worst_classes": sorted(classes, key=lambda row: (row["f1"], row["class"]))[:N_WORST_CLASSES],
+        "worst_groups": [
+            {"group": group, "n": n[group], "accuracy": right[group] / n[group]} for group in people[:N_WORST_GROUPS]
+        ],
+    }
+
+
+def _looked_at(context: Context, chosen: Any, test: Any) -> list[dict[str, Any]]:
+    """Say which data were looked at how often, and what for."""
+    search, confirm = phase_trials(context, "search"), phase_trials(context, "confirm")
+    opened = Counter(
+        (event["part"], event["by"]) for event in context.ledger.events if event["event"] == "test_labels_opened"
+    )
+    rows = [
+        {
+            "what": "role val",
+            "times": sum(len(trial.reports) for trial in search),
+            "why": f"scored after every epoch of {len(search)} search trials; chose epochs and finalists",
+        }
+    ]
+    if confirm:
+        rows += [
+            {
+                "what": "inner parts of the training folds",
+                "times": sum(len(trial.reports) for trial in confirm),
+                "why": f"scored after every epoch of {len(confirm)} confirm trials; chose epochs",
+            },
+            {
+                "what": "held-out folds",
+                "times": len(confirm),
+                "why": "predicted once by every confirm trial at its end; their labels never reached a training",
+            },
+        ]
+    judged = "out-of-fold labels" if confirm else "labels of role val"
+    rows.append(
+        {
+            "what": judged,
+            "times": len(chosen["candidates"]),
+            "why": f"scored {len(chosen['candidates'])} candidates (policy {chosen['policy']}) and "
+            f"{len(context.experiment.spec.hypotheses)} hypotheses",
+        }
+    )
+    if (peeks := chosen.get("peeks")) is not None:
+        rows.append(
+            {"what": "public half of the test set", "times": peeks["n_candidates"],
+             "why": f"PEEK: candidates were ranked by {peeks['by']}"}
+        )  # fmt: skip
+    if test:
+        rows.append(
+            {
+                "what": f"{test['part']} test labels" if test["part"] != "whole" else "test labels",
+                "times": sum(n for (_, by), n in opened.items() if by == "vote"),
+                "why": "scored the vote; nothing was chosen by them in this run",
+            }
+        )
+        rows.append(
+            {
+                "what": "the same test labels in other runs of this store",
+                "times": _other_runs(context.paths, context.require_catalog().result["content"]),
+                "why": "each look at a test score makes the next choice a little less honest",
+            }
+        )
+    return rows
+
+
+def _other_runs(paths: RunPaths, content: str) -> int:
+    """Count the other runs of the store that scored this very data set's test labels."""
+    found = 0
+    for path in paths.root.parent.glob("*/certificate.json"):
+        if path.parent == paths.root:
+            continue
+        try:
+            other = json.loads(path.read_text(encoding="utf-8"))
+            found += bool(other["test"]) and other["data"]["catalog_sha256"] == content
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def check(
+    context: Context, trials: Mapping[str, list[dict[str, Any]]], artifacts: Mapping[str, list[Artifact]], split: str
+) -> dict[str, Any]:
+    """Predict a few held-out photos of every member again, from the file on, by the code of `predict` and of bundles.
+
+    Returns:
+        equal, n_checkpoints, n_photos, max_difference (of a probability), tolerance, why (empty where equal).
+    """
+    from data_prep.catalog.builder import photo_path  # noqa: PLC0415
+
+    spec, base = context.experiment.spec, context.experiment.base
+    jobs, share = [], spec.resources.per_trial
+    for setting, own in trials.items():
+        prep = context.experiment.arms[own[0]["variant"]].prep
+        for at in sorted({0, len(own) - 1}):
+            stored = tables.read(artifacts[setting][at].file("predictions.parquet"), ["sample_id", "split", "probs"])
+            rows = [row for row in stored.to_pylist() if row["split"] == split]
+            picked = [rows[len(rows) * i // N_CHECKED] for i in range(min(N_CHECKED, len(rows)))]
+            photos = [(row["sample_id"], str(photo_path(spec.data, base, row["sample_id"]))) for row in picked]
+            if photos:
+                told = [row["probs"] for row in picked]
+                jobs.append(
+                    (
+                        own[at]["trial_id"],
+                        str(artifacts[setting][at].path),
+                        prep.model_dump_json(by_alias=True),
+                        photos,
+                        told,
+                        share.device,
+                    )
+                )
+    with context.reporter.task("check", len(jobs)) as advance:
+        found = []
+        for one in ray_map(_difference, jobs, cpu=share.cpu, gpu=share.gpu):
+            found.append(one)
+            advance(len(found), "checkpoints")
+    tolerance = TOLERANCE[share.device]
+    wrong = [
+        f"{trial_id}: {why or f'a probability differs by {off:.2g}'}"
+        for trial_id, off, why in found
+        if why or off > tolerance
+    ]
+    return {
+        "equal": not wrong,
+        "n_checkpoints": len(jobs),
+        "n_photos": sum(len(job[3]) for job in jobs),
+        "max_difference": max((off for _, off, _ in found), default=0.0),
+        "tolerance": tolerance,
+        "why": "; ".join(wrong),
+    }
+
+
+def _difference(job: tuple[str, str, str, Sequence[tuple[str, str]], list[list[float]], str]) -> tuple[str, float, str]:
+    """Return how far a checkpoint's answers lie from the stored ones; runs as a Ray task."""
+    trial_id, folder, prep, photos, told, device = job
+    try:
+        ids, images, lost = prepare_photos(
+            Prep.model_validate_json(prep), [(name, Path(path)) for name, path in photos]
+        )
+        if lost:
+            return trial_id, 1.0, f"photos cannot be read any more: {lost}"
+        probs = probabilities(Path(folder), images, device)
+    except Exception as error:  # noqa: BLE001 - whatever fails here fails for a user of `predict` too
+        return trial_id, 1.0, f"{type(error).__name__}: {error}"
+    del ids
+    if probs.shape != np.shape(told):
+        return trial_id, 1.0, f"{np.shape(told)} probabilities were stored, found {probs.shape}"
+    return trial_id, float(np.abs(probs - np.array(told)).max()), ""
+
+
+def statement(made: Mapping[str, Any]) -> str:
+    """Return the certificate in a few sentences."""
+    said, on, whose = [], made["estimate"]["on"], made["estimate"]["of"]
+    if f1 := made["estimate"].get("macro_f1"):
+        told, end = ("is expected to reach", "") if on != "role val" else ("reached", " Expect less of new photos.")
+        said.append(
+            f"On {whose} the vote of {len(made['members'])} members {told} macro F1 {f1['estimate']:.3f} "
+            f"(90 % interval {f1['low']:.3f} to {f1['high']:.3f}, {f1['n_groups']} groups).{end}"
+        )
+    if (honest := made["corrected"]) and honest.get("estimate") is not None:
+        said.append(
+            f"Corrected for having chosen among {honest['n_candidates']} candidates on these photos: "
+            f"{honest['estimate']:.3f} ({honest['low']:.3f} to {honest['high']:.3f})."
+        )
+    if made["test"]:
+        f1, part = made["test"]["macro_f1"], made["test"]["part"]
+        narrow = ", too narrow: no groups are known" if f1["too_narrow"] else ""
+        half = "the private half of the test set" if part == "private" else "the test set"
+        said.append(f"On {half} it reached {f1['estimate']:.3f} ({f1['low']:.3f} to {f1['high']:.3f}{narrow}).")
+    else:
+        said.append("There is no test score: no test labels are known.")
+    if made["gain"]:
+        gain = made["gain"]
+        said.append(
+            f"Over its best member alone the vote gains {gain['difference']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})."
+        )
+    said.append(
+        "The intervals cover which people were photographed, with these trained models; the luck of training is not in "
+        "them, and is smaller with more seeds."
+    )
+    if made["policy"] == "leaderboard":
+        said.append("The members were chosen by a leaderboard: a peek at the public half of the test set.")
+    equal = "equal the stored ones" if made["check"]["equal"] else "DIFFER from the stored ones"
+    said.append(f"The members' answers through `predict` {equal} on {made['check']['n_photos']} photos.")
+    return " ".join(said)

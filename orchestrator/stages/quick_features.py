@@ -1,0 +1,150 @@
+"""Features of photos by a frozen backbone, kept in the store: what the audit's quick models see."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from orchestrator.base.keys import digest, stage_key
+from orchestrator.planning.plan import QUICK_BACKBONE, VERSIONS
+from orchestrator.stages.context import Context, ray_map
+
+if TYPE_CHECKING:  # torch takes seconds
+    from trainers.model import Classifier
+
+SIDE = 96  # pixels; 300 photos a second and core
+MAX_PHOTOS = 4000
+"""More tell a quick model little; whole groups are taken, in the order of a hash."""
+VIEWS = ("whole", "rim")
+_RIM = 0.15  # of each side: what stays of a photo whose middle, the subject, is blanked
+_CHUNK = 128  # photos a task
+
+Floats = NDArray[np.float32]
+
+
+def chosen(catalog: pa.Table) -> pa.Table:
+    """Return at most 4,000 labelled photos, whole groups where those are smaller, in the catalog's order."""
+    rows = catalog.filter(pc.and_(pc.equal(catalog["status"], "ok"), pc.is_valid(catalog["label"])))
+    if len(rows) <= MAX_PHOTOS:
+        return rows
+    groups = rows["group"].to_pylist()
+    sizes = Counter(groups)
+    kept, n = set(), 0
+    for group in sorted(sizes, key=_hash):
+        if n + sizes[group] <= MAX_PHOTOS:
+            kept.add(group)
+            n += sizes[group]
+    if len(kept) > 1:
+        return rows.filter(pa.array([group in kept for group in groups]))
+    samples = rows["sample_id"].to_pylist()  # groups of thousands: a part of each
+    some = set(sorted(samples, key=_hash)[:MAX_PHOTOS])
+    return rows.filter(pa.array([sample in some for sample in samples]))
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+
+
+def features(context: Context, rows: pa.Table, view: str) -> Floats:
+    """Return what the backbone says of photos, (n_photos, n_features), from the store where it is known.
+
+    Args:
+        context: of a running experiment.
+        rows: of the catalog.
+        view: "whole", or "rim": the middle blanked.
+    """
+    from data_prep.catalog.builder import photo_path  # noqa: PLC0415
+    from data_prep.weights.cache import hashes  # noqa: PLC0415
+
+    samples, shas = rows["sample_id"].to_pylist(), rows["sha256"].to_pylist()
+    params = {"backbone": QUICK_BACKBONE, "weights": hashes(QUICK_BACKBONE), "side": SIDE, "view": view}
+    key = stage_key("features", VERSIONS["features"], params, {"photos": digest(shas)})
+    with context.turn("features", key, "looks at the same photos"):
+        if (found := context.store.find("features", key)) is None:
+            data, base = context.experiment.spec.data, context.experiment.base
+            photos = [(str(photo_path(data, base, sample)), sha) for sample, sha in zip(samples, shas, strict=True)]
+            chunks = [photos[start : start + _CHUNK] for start in range(0, len(photos), _CHUNK)]
+            work, parts = context.store.work_dir("features", key), []
+            with context.reporter.task(f"audit {view}", len(photos)) as advance:
+                for part in _resumable(chunks, view, work):
+                    parts.append(part)
+                    advance(sum(map(len, parts)), "features")
+            with context.store.draft("features", key, params=params, inputs={}) as draft:
+                np.save(draft.path / "features.npy", np.concatenate(parts))
+            found = context.store.get("features", key)
+    loaded: Floats = np.load(found.file("features.npy"))
+    return loaded
+
+
+def _resumable(chunks: list[list[tuple[str, str]]], view: str, work: Path) -> Iterator[Any]:
+    """Embed chunks in order, each kept in a file as soon as it is known; kept ones are read instead."""
+    places = [work / f"{number:05}.npy" for number in range(len(chunks))]
+    fresh = iter(ray_map(_embed, [(c, view) for c, place in zip(chunks, places, strict=True) if not place.is_file()]))
+    for place in places:
+        if not place.is_file():
+            beside = place.with_suffix(".part")
+            with beside.open("wb") as handle:
+                np.save(handle, next(fresh))
+            beside.replace(place)
+        yield np.load(place)
+
+
+def _embed(job: tuple[list[tuple[str, str]], str]) -> Floats:
+    """Embed some photos; runs as a Ray task on one core."""
+    import torch  # noqa: PLC0415
+
+    listed, view = job
+    model = _backbone()
+    photos = np.stack([_seen(Path(path), sha256, view) for path, sha256 in listed])
+    x = torch.from_numpy(photos).permute(0, 3, 1, 2).float().to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        out = model.features(x)
+    return np.asarray(out.numpy(), dtype=np.float32)
+
+
+@functools.cache
+def _backbone() -> Classifier:
+    import torch  # noqa: PLC0415
+
+    from trainers.config import Model  # noqa: PLC0415
+    from trainers.model import build  # noqa: PLC0415
+
+    return build(Model(backbone=QUICK_BACKBONE), {"unused": 2}).to(memory_format=torch.channels_last).eval()
+
+
+def _seen(path: Path, sha256: str, view: str) -> NDArray[np.uint8]:
+    """Read a photo as the quick model sees it: (96, 96, 3). One that changed since the catalog is black.
+
+    Raises:
+        MachineError: not the photo is to blame, but the disk or the machine.
+    """
+    import cv2  # noqa: PLC0415
+
+    from data_prep.catalog.images import PhotoError, decode  # noqa: PLC0415
+    from data_prep.errors import require_machine  # noqa: PLC0415
+
+    black = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
+    try:
+        photo = path.read_bytes()
+        if hashlib.sha256(photo).hexdigest() != sha256:
+            return black
+        pixels = cv2.resize(decode(photo, near=2 * SIDE), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    except OSError as error:
+        require_machine(error, str(path), str(path.parent))
+        return black
+    except PhotoError:
+        return black
+    if view == "rim":
+        edge = round(_RIM * SIDE)
+        pixels = pixels.copy()
+        pixels[edge:-edge, edge:-edge] = (124, 116, 104)  # ImageNet's mean, nothing to a normalised network
+    return np.asarray(pixels, dtype=np.uint8)

@@ -1,0 +1,1 @@
+"""Bytes at rest: artifacts, tables, the ledger, the files of a run."""

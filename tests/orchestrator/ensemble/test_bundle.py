@@ -1,0 +1,289 @@
+"""A bundle answers like the run it came from, and nothing that was changed in it is used."""
+
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from orchestrator.base.console import Reporter
+from orchestrator.base.errors import SpecError, UserError
+from orchestrator.ensemble.bundle import is_bundle, open_bundle, write_bundle
+from orchestrator.ensemble.members import of_run
+from orchestrator.ensemble.predict import answer, predict_folder
+from orchestrator.stages.certificate import TOLERANCE, _difference
+from orchestrator.store import tables
+from orchestrator.store.artifacts import Store, file_sha256
+from orchestrator.store.run_dir import RunPaths
+
+ROOT = Path(__file__).resolve().parents[3]
+SIZES = {"mask": 3, "gender": 2, "age": 3}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of two members with random weights, a checkpoint of each of two folds, and 100 photos."""
+    import torch
+
+    from trainers.checkpoint import save_weights
+    from trainers.config import Model
+    from trainers.model import build
+
+    root = tmp_path_factory.mktemp("bundle")
+    store, paths = Store(root / "store"), RunPaths(root / "store/runs/made-00000000")
+    paths.root.mkdir(parents=True)
+    paths.resolved.write_text((ROOT / "experiments/smoke.yaml").read_text())
+    trials = []
+    for number, setting in enumerate(("aaaa0000", "bbbb0000")):
+        for fold in range(2):
+            torch.manual_seed(10 * number + fold)
+            model = {"backbone": "test_efficientnet", "pretrained": False, "head": {"name": "single"}}
+            weights = build(Model.model_validate(model), SIZES, pretrained=False).state_dict()
+            with store.draft("trial", f"{setting}{fold}", params={}, inputs={}) as draft:
+                save_weights(draft.path, weights, {"model": model, "label_sizes": SIZES, "size": 32, "n_params": 1})
+            trials.append({"trial_id": f"c-{setting}-f{fold}", "setting": setting, "variant": "ab"[number], "phase": "confirm", "seed": 0,
+                           "fold": fold, "status": "COMPLETE", "params": "{}", "checkpoint": f"trial/{setting}{fold}"})  # fmt: skip
+    tables.write(tables.from_rows(trials, tables.trials_schema(SIZES)), paths.trials)
+    tables.write(pa.table({"label": pa.array([3, 3, 4, None], pa.int64())}), paths.catalog)
+    selection = {"members": ["bbbb0000", "aaaa0000"], "weights": [1, 1], "vote": {"rule": "hard"}}
+    paths.selection.write_text(json.dumps(selection))
+    (root / "photos/sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for at in range(99):
+        pixels = rng.integers(0, 256, (48, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "photos" / ("sub" if at % 2 else ".") / f"{at:03}.png")
+    (root / "photos/broken.jpg").write_text("not a photo")
+    return paths, store, root / "photos"
+
+
+@pytest.mark.parametrize("form", ["bundle", "bundle.zip"])
+def test_a_bundle_in_an_empty_folder_answers_a_hundred_photos_like_the_run(run, tmp_path, form):
+    paths, store, photos = run
+    write_bundle(paths, store, tmp_path / "made" / form)
+    (tmp_path / "empty").mkdir()
+    shutil.move(tmp_path / "made" / form, tmp_path / "empty" / form)
+    assert is_bundle(tmp_path / "empty" / form)
+    names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.*"))
+    wanted = answer(of_run(paths, store), [(name, photos / name) for name in names], Reporter())
+    with open_bundle(tmp_path / "empty" / form) as found:
+        assert found.members[0].setting == "bbbb0000"
+        counts = predict_folder(found, photos, tmp_path / "out.csv")
+    assert counts == {"answered": 99, "quarantined": 1}
+    told = dict(line.split(",") for line in (tmp_path / "out.csv").read_text().split()[1:])
+    assert told == {row["ImageID"]: str(row["pred"]) for row in wanted.to_pylist()}
+    assert len(told) == 100
+    assert told["broken.jpg"] == "3"  # the majority class
+
+
+def folder_of(run, tmp_path):
+    write_bundle(run[0], run[1], tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def opened(place):
+    with open_bundle(place) as found:
+        return found
+
+
+@pytest.mark.parametrize(
+    "name", ["members/aaaa0000/001/weights.safetensors", "members/bbbb0000/000/model.json", "ensemble.json"]
+)
+def test_a_changed_file_is_refused_by_name(run, tmp_path, name):
+    folder = folder_of(run, tmp_path)
+    raw = bytearray((folder / name).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (folder / name).write_bytes(raw)
+    with pytest.raises(UserError, match=f"{name}: sha256"):
+        opened(folder)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"{name}: required by manifest.json"):
+        opened(folder)
+
+
+def test_a_manifest_cannot_lead_out_of_the_bundle_and_a_zip_writes_nothing_beside_it(run, tmp_path):
+    folder = folder_of(run, tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["../outside.txt"] = {"size_bytes": 3, "sha256": "0" * 64}
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.writestr("manifest.json", json.dumps(manifest))
+        archive.writestr("../outside.txt", "hi!")
+    with pytest.raises(UserError, match="names below the bundle were required"):
+        opened(tmp_path / "evil.zip")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="names below the bundle were required"):
+        opened(folder)
+    (tmp_path / "no.zip").write_bytes(b"PK nonsense")
+    with pytest.raises(UserError, match="a bundle was required"):
+        opened(tmp_path / "no.zip")
+
+
+def zipped(folder, place, compression):
+    with zipfile.ZipFile(place, "w", compression) as archive:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            archive.write(path, path.relative_to(folder).as_posix())
+    return place
+
+
+def test_a_zip_cannot_unfold_to_more_than_it_is(run, tmp_path):
+    folder = folder_of(run, tmp_path)
+    assert opened(zipped(folder, tmp_path / "honest.zip", zipfile.ZIP_STORED)).members
+    with pytest.raises(UserError, match=r"'manifest.json' is compressed; take the zip that `bundle` wrote"):
+        opened(zipped(folder, tmp_path / "deflated.zip", zipfile.ZIP_DEFLATED))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["zeros"] = {"size_bytes": 2**40, "sha256": "0" * 64}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "zeros").write_bytes(bytes(1000))
+    with pytest.raises(UserError, match=r"manifest\.json names more bytes than the zip has"):
+        opened(zipped(folder, tmp_path / "promising.zip", zipfile.ZIP_STORED))
+    manifest["files"]["zeros"]["size_bytes"] = 1000
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "zeros").unlink()
+    mixed = zipped(folder, tmp_path / "mixed.zip", zipfile.ZIP_STORED)
+    with zipfile.ZipFile(mixed, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(1000))
+    with pytest.raises(UserError, match="'zeros' is compressed"):
+        opened(mixed)
+
+
+@pytest.mark.parametrize("backbone", ["local-dir:{folder}", "hf-hub:someone/something", "https://somewhere/model"])
+def test_a_stranger_s_model_comes_from_no_other_folder_and_not_from_the_net(run, tmp_path, monkeypatch, backbone):
+    import socket
+
+    import timm
+
+    from trainers.predict import load
+
+    folder = folder_of(run, tmp_path) / "members/aaaa0000/000"
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    config = {"architecture": "test_efficientnet", "num_classes": 0, "pretrained_cfg": {"architecture": "test_efficientnet"}}  # fmt: skip
+    (evil / "config.json").write_text(json.dumps(config))
+    assert timm.create_model(f"local-dir:{evil}", num_classes=0)  # what timm itself does with such a name
+    facts = json.loads((folder / "model.json").read_text())
+    facts["model"]["backbone"] = backbone.format(folder=evil)
+    (folder / "model.json").write_text(json.dumps(facts))
+    monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("it went to the net"))
+    with pytest.raises(ValueError, match="a model of timm was required, found"):
+        load(folder)
+
+
+def test_a_bundle_of_another_preparation_or_format_is_refused(run, tmp_path, monkeypatch):
+    from data_prep.preparation import steps
+
+    folder = folder_of(run, tmp_path)
+    monkeypatch.setitem(steps.VERSIONS, "resize", 99)
+    with pytest.raises(UserError, match="this installation would do"):
+        opened(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
+    with pytest.raises(UserError, match="format version 1 was required, found 99"):
+        opened(folder)
+
+
+def described(folder, change):
+    """Change ensemble.json, and the manifest with it, as one who writes bundles by hand would."""
+    made = change(json.loads((folder / "ensemble.json").read_text()))
+    (folder / "ensemble.json").write_text(json.dumps(made))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["ensemble.json"]["sha256"] = file_sha256(folder / "ensemble.json")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_folder_that_is_no_bundle_is_told_in_a_sentence(run, tmp_path):
+    folder = folder_of(run, tmp_path)
+    for change, place in (
+        (lambda made: {**made, "members": []}, "members"),
+        (lambda made: {**made, "rule": "loud"}, "rule"),
+        (lambda made: {**made, "members": [{**made["members"][0], "prep": {"steps": 3}}]}, "members.0.prep.steps"),
+        (lambda made: {**made, "members": [{"checkpoints": []}]}, "members.0.setting"),
+        (lambda made: [], "the whole"),
+    ):
+        copy = shutil.copytree(folder, tmp_path / "copy", dirs_exist_ok=True)
+        described(copy, change)
+        with pytest.raises(UserError, match=f"ensemble.json: an ensemble was required, found in {place}: "):
+            opened(copy)
+    for files in ([1], {"ensemble.json": {}}, {"ensemble.json": 3}, None):
+        (copy / "manifest.json").write_text(json.dumps({"format_version": 1, "files": files}))
+        with pytest.raises(UserError, match=r"manifest.json: a bundle's manifest was required, found"):
+            opened(copy)
+
+
+def test_a_zip_that_could_not_be_written_leaves_nothing(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_bundle(run[0], run[1], tmp_path / "out.zip")
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_changed_in_the_store_make_no_bundle_and_nothing_is_left_behind(run, tmp_path):
+    paths, store, _ = run
+    copied = Store(tmp_path / "store")
+    shutil.copytree(store.root, copied.root)
+    victim = copied.root / "trial/aaaa00001/weights.safetensors"
+    victim.write_bytes(victim.read_bytes()[:-1] + b"\0")
+    with pytest.raises(UserError, match=r"weights.safetensors: sha256 is"):
+        write_bundle(RunPaths(copied.root / "runs" / paths.run_id), copied, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="it exists"):
+        write_bundle(paths, store, tmp_path / "there")
+
+
+def test_a_name_that_is_no_utf8_is_answered_and_spelled_out(run, tmp_path):
+    paths, store, photos = run
+    (tmp_path / "photos").mkdir()
+    shutil.copyfile(photos / "000.png", tmp_path / "photos" / os.fsdecode(b"caf\xe9.png"))
+    assert {"answered": 1, "quarantined": 0} == predict_folder(
+        of_run(paths, store), tmp_path / "photos", tmp_path / "out.csv"
+    )
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith(r"caf\xe9.png,")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_photo_is_answered(run, tmp_path, monkeypatch):
+    from orchestrator.ensemble import predict
+
+    monkeypatch.setattr(predict, "answer", lambda *_: pytest.fail("it answered"))
+    for out, found in ((tmp_path / "nowhere/out.csv", "found no folder .*nowhere"), (tmp_path, "found a folder")):
+        with pytest.raises(SpecError, match=f"a file in a folder that can be written was required, {found}"):
+            predict_folder(None, run[2], out)
+
+
+def test_photos_are_answered_in_chunks_whose_size_changes_nothing(run, monkeypatch):
+    from orchestrator.ensemble import predict
+
+    paths, store, photos = run
+    named = [(path.name, path) for path in sorted(photos.rglob("*.*"))]
+    whole = answer(of_run(paths, store), named, Reporter(quiet=True))
+    sizes, inner = [], predict.probabilities
+    monkeypatch.setattr(predict, "chunk_of", lambda size: 32)
+    monkeypatch.setattr(predict, "probabilities", lambda *job: sizes.append(len(job[1])) or inner(*job))
+    assert whole.equals(answer(of_run(paths, store), named, Reporter(quiet=True)))
+    assert [32] * 12 + [3] * 4 == sizes, "four checkpoints, 99 readable photos"
+    monkeypatch.undo()
+    assert (512, 5376) == (predict.chunk_of(380), predict.chunk_of(128))
+
+
+def test_the_check_of_a_run_sees_a_member_whose_answers_are_not_the_stored_ones(run):
+    paths, store, photos = run
+    member = of_run(paths, store).members[0]
+    named = [(name, str(photos / name)) for name in ("000.png", "002.png")]
+    from orchestrator.ensemble.predict import prepare_photos, probabilities
+
+    _, images, _ = prepare_photos(member.prep, [(name, Path(path)) for name, path in named])
+    told = probabilities(member.checkpoints[0], images).tolist()
+    job = ("c-1", str(member.checkpoints[0]), member.prep.model_dump_json(by_alias=True), named, told, "cpu")
+    assert _difference(job)[1] <= TOLERANCE["cpu"]
+    assert _difference((*job[:1], str(member.checkpoints[1]), *job[2:]))[1] > TOLERANCE["cpu"]
+    assert (
+        "cannot be read"
+        in _difference((*job[:3], [("x", str(photos / "broken.jpg")), *named], [told[0], *told], "cpu"))[2]
+    )
+    assert "were stored" in _difference((*job[:4], [row[:5] for row in told], "cpu"))[2]

@@ -1,0 +1,87 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from orchestrator.base.errors import UserError
+from orchestrator.ensemble.compare import compare_lines, compare_runs
+from orchestrator.evaluation.metrics import Oof, interval, macro_f1
+from orchestrator.store import tables
+from orchestrator.store.run_dir import RunPaths
+
+SPEC = Path(__file__).resolve().parents[3] / "experiments/smoke.yaml"
+
+
+def leave(root, name, preds, labels, parts, groups):
+    """Leave the files of a run that `compare` reads."""
+    run = root / name
+    run.mkdir()
+    ids = [f"test/{at:03}" for at in range(len(labels))]
+    rows = [
+        {"sample_id": i, "ImageID": i, "pred": int(p), "votes": 1, "tie": False, "outcome": "voted"}
+        for i, p in zip(ids, preds, strict=True)
+    ]
+    tables.write(tables.from_rows(reversed(rows), tables.votes_schema([])), run / "votes.parquet")
+    tables.write(pa.table({"sample_id": ids, "label": labels, "part": parts}), run / "test_labels.parquet")
+    tables.write(pa.table({"sample_id": ids, "group": pa.array(groups, pa.string())}), run / "catalog.parquet")
+    shutil.copyfile(SPEC, run / "resolved.yaml")
+    (run / "selection.json").write_text(json.dumps({"policy": name, "members": ["a"]}))
+    return RunPaths(run)
+
+
+def test_two_ensembles_are_compared_on_the_private_half_by_id(tmp_path):
+    rng = np.random.default_rng(0)
+    labels, groups = rng.integers(0, 3, 90), [f"p{at // 3}" for at in range(90)]
+    parts = ["public" if at % 2 else "private" for at in range(90)]
+    good = np.where(rng.random(90) < 0.9, labels, (labels + 1) % 3)
+    bad = np.where(rng.random(90) < 0.5, labels, (labels + 1) % 3)
+    runs = [
+        leave(tmp_path, name, preds, labels, parts, groups) for name, preds in (("robust", good), ("leaderboard", bad))
+    ]
+    found = compare_runs(*runs)
+    private = np.array([part == "private" for part in parts])
+    expected = [macro_f1(labels[private], preds[private], 3) for preds in (good, bad)]
+    assert [row["macro_f1"]["estimate"] for row in found["runs"]] == pytest.approx(expected)
+    one = found["differences"]["macro_f1"]
+    assert one["difference"] == pytest.approx(expected[0] - expected[1])
+    assert (found["part"], one["n_samples"], one["n_groups"], one["too_narrow"]) == ("private", 45, 30, False)
+    assert one["low"] > 0
+    # 30 people whose gender (of mask, gender, age) is one: the interval resamples men and women apart
+    constant = np.repeat([0, 3], 45)  # a person's photos differ in age, not in gender
+    mixed = [leave(tmp_path, name, good + constant, labels + constant, parts, groups) for name in ("c", "d")]
+    bounds = compare_runs(*mixed)["runs"][0]["accuracy"]
+    sexes = [str(at // 45) for at in range(90) if private[at]]
+    mine = [group for group, keep in zip(groups, private, strict=True) if keep]
+    right = (good == labels)[private].astype(int)
+    expected = interval(Oof(mine, right * 0, 1 - right[None], mine, sexes, 2), metric="accuracy", seed=0)
+    assert (bounds["low"], bounds["high"]) == pytest.approx((expected.low, expected.high))
+    assert any("policy leaderboard" in line for line in compare_lines(found))
+
+
+def test_a_run_that_knows_more_classes_is_compared_in_either_order(tmp_path):
+    """smoke.yaml knows 18 classes; the second run answers a 19th and a 21st."""
+    labels = np.arange(12) % 3
+    more = labels.copy()
+    more[[0, 5]] = [18, 20]
+    parts, groups = ["public"] * 3 + ["private"] * 9, [f"p{at // 2}" for at in range(12)]
+    few, many = (
+        leave(tmp_path, name, preds, labels, parts, groups) for name, preds in (("few", labels), ("many", more))
+    )
+    one, other = (compare_runs(*pair)["differences"] for pair in ((few, many), (many, few)))
+    assert one["accuracy"]["difference"] == pytest.approx(1 / 9)
+    assert one["macro_f1"]["difference"] == pytest.approx(-other["macro_f1"]["difference"])
+
+
+def test_runs_over_other_labels_or_without_any_are_refused(tmp_path):
+    labels = [0, 1, 2, 0]
+    first = leave(tmp_path, "a", labels, labels, ["whole"] * 4, [None] * 4)
+    second = leave(tmp_path, "b", labels, [0, 1, 2, 1], ["whole"] * 4, [None] * 4)
+    assert compare_runs(first, first)["differences"]["accuracy"]["too_narrow"]
+    with pytest.raises(UserError, match="the same test labels and public part were required"):
+        compare_runs(first, second)
+    (tmp_path / "b/test_labels.parquet").unlink()
+    with pytest.raises(UserError, match=r"run b: test_labels.parquet was required"):
+        compare_runs(first, second)

@@ -1,0 +1,105 @@
+"""Arms that exclude different photos, or cut a label elsewhere in training, are compared on equal terms."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+
+from data_prep.catalog.builder import build_catalog
+from data_prep.catalog.labels import Schema, train_codes
+from data_prep.split import assign
+from orchestrator.evaluation.common_samples import search_scores, shared
+from orchestrator.evaluation.metrics import Oof, paired_difference
+from orchestrator.search.training_subsets import parts_file
+from orchestrator.stages import phases
+from orchestrator.store import tables
+from orchestrator.store.artifacts import Store
+from orchestrator.store.ledger import TrialState
+from tests.data_prep.conftest import AGE, contest  # noqa: F401 - a fixture
+
+
+def oof(ids: list[str], preds: list[int]) -> Oof:
+    targets = np.array([int(name[1:]) % 2 for name in ids])
+    return Oof(ids, targets, np.array([preds]), ids, None, 2)
+
+
+def test_arms_are_compared_on_the_samples_that_all_kept():
+    arms = {"all": oof(["s0", "s1", "s2", "s3"], [0, 1, 1, 0]), "fewer": oof(["s3", "s0", "s1"], [1, 0, 0])}
+    found = shared(arms)
+    assert [sorted(one.sample_ids) for one in found.values()] == [["s0", "s1", "s3"]] * 2
+    assert found["all"].preds.tolist() == [[0, 1, 0]]
+    assert shared({}) == {}
+
+
+def test_arms_with_little_in_common_stay_as_they_are():
+    arms = {"a": oof(["s0", "s1", "s2"], [0, 1, 0]), "b": oof(["s2", "s5", "s6"], [0, 1, 0])}
+    assert [one.sample_ids for one in shared(arms).values()] == [["s0", "s1", "s2"], ["s2", "s5", "s6"]]
+
+
+def test_a_paired_difference_counts_what_it_left_out():
+    found = paired_difference(oof(["s0", "s1", "s2", "s3"], [0, 1, 1, 1]), oof(["s0", "s1", "s9"], [0, 0, 1]), seed=0)
+    assert (found["n_samples"], found["n_left_out"]) == (2, 3)
+
+
+def finished(store: Store, name: str, part: str, answers: dict[str, tuple[int, int]], score: float) -> TrialState:
+    rows = [
+        {"trial_id": name, "setting": name, "variant": name, "seed": 0, "sample_id": sample, "split": "val", "target": target,
+         "pred": pred, "probs": [0.5, 0.5]}
+        for sample, (target, pred) in answers.items()
+    ]  # fmt: skip
+    with store.draft("trial", name, params={}, inputs={}) as draft:
+        tables.write(tables.from_rows(rows, tables.PREDICTIONS), draft.path / "predictions.parquet")
+    facts = {"store": str(store.root), "key": name, "parts": part, "setting": name, "variant": name}
+    return TrialState(name, facts, status="COMPLETE", end={"metrics": {"val_macro_f1": score}})
+
+
+def test_finalists_are_chosen_on_the_val_samples_that_all_arms_kept(tmp_path):
+    store = Store(tmp_path)
+    easy = {"a": (0, 0), "b": (1, 1), "c": (0, 0)}
+    hard = {**easy, "d": (1, 0)}  # the same answers, and one more photo that nobody gets right
+    trials = [finished(store, "easy", "p1", easy, 1.0), finished(store, "hard", "p2", hard, 0.73)]
+    assert search_scores(trials, "val_macro_f1") == [1.0, 1.0]
+    assert phases.ranking(trials) == [("easy", "easy", 1.0), ("hard", "hard", 1.0)]
+    alone = [finished(store, "x", "p1", easy, 0.4), finished(store, "y", "p1", easy, 0.5)]
+    assert search_scores(alone, "val_macro_f1") == [0.4, 0.5]  # one val part: as the trials said
+
+
+@pytest.mark.parametrize("fold", [None, 1])
+def test_a_moved_border_reaches_training_samples_alone(contest, tmp_path, fold):  # noqa: F811
+    for row in contest.people:
+        row["age"] = 58 if row["age"] == 41 else row["age"]
+    contest.save()
+    data = contest.data(labels={"age": AGE | {"train_bins": [30, 57]}})
+    catalog, schema = build_catalog(data, contest.base), Schema.of(data.labels)
+    folds = assign(catalog, schema, data.split, [], 3)
+    store = Store(tmp_path / "store")
+    with store.draft("split", "k" * 16, params={}, inputs={}) as draft:
+        tables.write(folds, draft.path / "folds.parquet")
+    context = SimpleNamespace(
+        folds={"moved": store.get("split", "k" * 16)},
+        schema=schema,
+        paths=SimpleNamespace(parts=tmp_path / "parts"),
+        experiment=SimpleNamespace(arms={"moved": SimpleNamespace(data=data)}),
+        catalog_table=lambda: catalog,
+    )
+    parts = tables.read(parts_file(context, "moved", fold)).to_pylist()
+    age = dict(zip(catalog["sample_id"].to_pylist(), catalog["age"].to_pylist(), strict=True))
+    found = {(row["part"] == "train", age[row["sample_id"]], row["label_age"]) for row in parts}
+    assert {(True, 58, 2), (True, 22, 0), (True, 60, 2), (False, 58, 1)} <= found
+    assert not {(True, 58, 1), (False, 58, 2)} & found
+
+
+def test_training_codes_come_from_columns_and_folders_alike(contest):  # noqa: F811
+    labels = {
+        "age": AGE | {"train_bins": [30, 50]},
+        "years": {"from": "folder", "part": 3, "bins": [30, 60], "train_bins": [25, 41]},
+    }
+    data = contest.data(labels=labels)
+    catalog = build_catalog(data, contest.base)
+    rows = catalog.filter(pc.is_valid(catalog["label"]))
+    codes = train_codes(data.labels, rows)
+    by_age = {name: set(zip(rows["age"].to_pylist(), codes[name], strict=True)) for name in codes}
+    assert by_age == {"age": {(22, 0), (41, 1), (60, 2)}, "years": {(22, 0), (41, 2), (60, 2)}}

@@ -1,0 +1,133 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from orchestrator.base.errors import UserError
+from orchestrator.evaluation.hypotheses import Claim, judge, parse
+from orchestrator.evaluation.metrics import Oof
+from orchestrator.evaluation.selection import choose, finalists, rank
+from orchestrator.report.page import build
+from orchestrator.report.results import ensemble_lines
+from orchestrator.stages.finals import hypotheses
+from orchestrator.store import tables
+from orchestrator.store.run_dir import RunPaths
+from tests.orchestrator.report.fake_run import SCHEMA, SETTINGS, write_run
+
+BASE = {
+    "low_rounded": 0.5,
+    "worst_class_recall": 0.2,
+    "total_variation": 0.1,
+    "n_params": 10,
+    "search_score": 0.6,
+    "variant": "v",
+}
+
+
+def test_robust_order_goes_down_its_list():
+    rows = [
+        {**BASE, "setting": name, **changes}
+        for name, changes in (
+            ("f", {}),
+            ("e", {}),
+            ("d", {"n_params": 9}),
+            ("c", {"total_variation": 0.09}),
+            ("b", {"worst_class_recall": 0.3}),
+            ("a", {"low_rounded": 0.51, "worst_class_recall": 0.0}),
+        )
+    ]
+    assert [row["setting"] for row in rank(rows, "robust")] == ["a", "b", "c", "d", "e", "f"]
+
+
+def test_every_variant_has_a_finalist_and_the_rest_are_the_best():
+    ranking = [("s1", "a", 0.9), ("s2", "a", 0.8), ("s3", "a", 0.7), ("s4", "b", 0.1), ("s1", "a", 0.2)]
+    assert finalists(ranking, 3, ["a", "b"]) == ["s1", "s2", "s4"]
+    assert finalists(ranking, 1, ["a", "b"]) == ["s1", "s4"]
+
+
+def test_fewer_candidates_than_members_is_said():
+    found = choose([{**BASE, "setting": "a"}], "robust", 3)
+    assert (found["members"], found["short_of"]) == (["a"], "1 members instead of 3: there are no more candidates")
+
+
+def test_an_explicit_list_takes_the_best_of_each_variant_in_its_order():
+    rows = [
+        {**BASE, "setting": "x", "variant": "a", "search_score": 0.1},
+        {**BASE, "setting": "y", "variant": "a"},
+        {**BASE, "setting": "z", "variant": "b"},
+    ]
+    assert choose(rows, ["b", "a"], 5)["members"] == ["z", "y"]
+    with pytest.raises(UserError, match="required one of robust, validation, leaderboard, diverse"):
+        rank(rows, "best")
+
+
+@pytest.mark.parametrize(
+    ("text", "claim"),
+    [
+        ("a > b", Claim("a", "b")),
+        ("a>b", None),
+        (" a > b on accuracy", Claim("a", "b", "accuracy")),
+        ("a > b on f1", None),
+    ],
+)
+def test_claims_read_like_sentences(text, claim):
+    if claim is None and "on" in text:
+        with pytest.raises(ValueError, match="a metric out of"):
+            parse(text)
+    elif claim is not None:
+        assert claim == parse(text)
+
+
+def test_a_planted_effect_is_supported_its_reverse_refuted_and_none_undecided():
+    rng = np.random.default_rng(0)
+    targets, groups = rng.integers(0, 3, 300), [f"g{at // 5}" for at in range(300)]
+
+    def arm(skill):
+        preds = np.where(rng.random(300) < skill, targets, rng.integers(0, 3, 300))[None]
+        return Oof([f"s{at}" for at in range(300)], targets, preds, groups, None, 3)
+
+    rows = judge(
+        ["good > bad", "bad > good", "same > same2"],
+        {"good": arm(0.9), "bad": arm(0.4), "same": arm(0.6), "same2": arm(0.6)},
+        seed=0,
+    )
+    assert [row["verdict"] for row in rows] == ["supported", "refuted", "undecided"]
+    assert rows[0]["n_groups"] == 60
+
+
+def test_a_claim_about_an_arm_whose_trials_failed_is_undecided_with_the_reason_and_the_others_are_judged(tmp_path):
+    context = half_failed(tmp_path, ["half-cutmix > single", "shallow > single", "single > single on accuracy"])
+    done = hypotheses(context)
+    assert done.outcome == "SUCCEEDED"
+    lost, judged, same = json.loads(context.paths.hypotheses.read_text())
+    assert (lost["verdict"], lost["difference"], lost["p_value"], lost["n_groups"]) == ("undecided", None, None, 0)
+    assert "'half-cutmix' has no finalist that finished all its trials" in lost["reason"]
+    assert (judged["reason"], judged["n_groups"] > 40, same["p_value"]) == (None, True, 1.0)
+    assert judged["p_adjusted"] == pytest.approx(min(1, 3 * judged["p_value"]))  # all that was claimed counts
+    assert f"half-cutmix > single: undecided ({lost['reason']})" in ensemble_lines(context.paths.root)
+    assert lost["reason"].replace("'", "&#39;") in build(context.paths.root).read_text()
+
+
+def half_failed(folder, claims):
+    """A run of three arms, of which every trial of one failed in confirm."""
+    paths, events = RunPaths(write_run(folder / "run")), []
+    for trial in tables.read(paths.trials).to_pylist():
+        facts = {name: trial[name] for name in ("trial_id", "setting", "variant", "phase")}
+        failed = trial["phase"] == "confirm" and trial["variant"] == "half-cutmix"
+        end = {"trial_id": trial["trial_id"], "status": "FAILED" if failed else trial["status"]}
+        events.append({"event": "trial_started", **facts})
+        events.append({"event": "trial_ended", **end, "metrics": {"val_macro_f1": trial["val_macro_f1"]}})
+    photos = tables.read(paths.predictions, filters=[("seed", "=", 0), ("setting", "=", SETTINGS[0])])
+    samples, labels = photos["sample_id"].to_pylist(), photos["target"].to_numpy()
+    codes = {f"label_{name}": column for name, column in zip(SCHEMA.names, SCHEMA.decode(labels).T, strict=True)}
+    catalog = {"sample_id": samples, "group": [one.split("/")[-2] for one in samples], "label": labels}
+    spec = SimpleNamespace(hypotheses=claims, confirm=object(), seed=0)
+    return SimpleNamespace(
+        experiment=SimpleNamespace(spec=spec),
+        paths=paths,
+        schema=SCHEMA,
+        ledger=SimpleNamespace(events=events),
+        catalog_table=lambda: pa.table({**catalog, **codes}),
+    )

@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+from orchestrator.planning.cost import training_s
+from orchestrator.spec.load import read
+from orchestrator.store.artifacts import Store
+
+SPEC = Path(__file__).resolve().parents[3] / "experiments/quickstart.yaml"  # six epochs a trial
+
+
+def finished(store, key, backbone, *seconds, **model):
+    train = {"model": {"backbone": backbone, **model}}
+    with store.draft("trial", key * 64, params={"train": train, "seed": 0, "fold": None}, inputs={}) as draft:
+        draft.result["history"] = [{"epoch_s": took} for took in seconds]
+
+
+@pytest.fixture
+def experiment():
+    return read(SPEC, check_roots=False)
+
+
+def test_a_plan_costs_what_earlier_trials_of_its_backbone_took(experiment, tmp_path):
+    store = Store(tmp_path)
+    assert training_s(experiment, store, 17) is None
+    finished(store, "a", "tf_efficientnet_lite0", 9.0, 2.0, 2.0)
+    finished(store, "b", "tf_efficientnet_lite0", 4.0)
+    finished(store, "c", "resnet18", 50.0)
+    finished(store, "d", "tf_efficientnet_lite0", 0.01, frozen={"views": 1})
+    finished(store, "e", "tf_efficientnet_lite0", 0.02, head={"name": "frozen_deep"})
+    assert (17 * 6 * 3.0, 2) == training_s(experiment, store, 17)
+
+
+def test_a_backbone_that_never_ran_here_has_no_cost(experiment, tmp_path):
+    finished(Store(tmp_path), "a", "resnet18", 50.0)
+    assert training_s(experiment, Store(tmp_path), 17) is None

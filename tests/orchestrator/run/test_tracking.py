@@ -1,0 +1,42 @@
+"""The mirror of a run is a process of its own, and says when it could not go on."""
+
+import json
+import resource
+import time
+
+import pytest
+
+from orchestrator.run import tracking as track
+
+N_TRIALS = 40
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of forty trials that has ended."""
+    (tmp_path / "resolved.yaml").write_text("search: {trials: 40, space: {train.lr: {float: [0.1, 1]}}}\ntrack: {}\n")
+    events = []
+    for at in range(N_TRIALS):
+        facts = {"trial_id": f"s-{at}", "phase": "search", "variant": "a", "params": {"train.lr": 0.5}}
+        events.append({"event": "trial_started", **facts})
+        events.append({"event": "report", "trial_id": f"s-{at}", "epoch": 1, "metrics": {"val_macro_f1": 0.5}})
+        events.append({"event": "trial_ended", "trial_id": f"s-{at}", "status": "COMPLETE"})
+    events.append({"event": "run_ended", "state": "SUCCEEDED"})
+    lines = [json.dumps({"time": time.time() + 60, **event}) + "\n" for event in events]
+    (tmp_path / "events.jsonl").write_text("".join(lines))
+    return tmp_path
+
+
+def test_a_disk_that_is_full_is_told_and_is_no_success(run):
+    tracker = track.start(run, None)
+    resource.prlimit(tracker.process.pid, resource.RLIMIT_FSIZE, (12_000, 12_000))  # bytes that a file may have
+    said = tracker.finish(60)
+    assert said is not None
+    assert "study.log or W&B may lack trials; details in" in said
+    assert "OSError" in (run / "track.log").read_text()
+
+
+def test_a_whole_mirror_has_nothing_to_say(run):
+    assert track.start(run, None).finish(60) is None
+    text = (run / "study.log").read_text()
+    assert [f"s-{at}" for at in range(N_TRIALS) if f'"s-{at}"' not in text] == []

@@ -1,0 +1,107 @@
+"""Trials that stand on others: who waits for whom, and what a death for memory changes."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+
+from orchestrator.search.controller import Bridge
+from orchestrator.search.study import Studies
+from orchestrator.search.trial import TrialSpec
+from orchestrator.spec.search_space import Confirm, Search
+from orchestrator.stages import phases
+from orchestrator.stages.phases import _in_order
+from orchestrator.store.ledger import Ledger
+
+
+def spec(trial_id, variant="A", source=None, **train):
+    train = {"batch_size": 32, **train}
+    return TrialSpec(
+        trial_id, "s", variant, "confirm", 0, 0, {}, train, f"key-{trial_id}", "", "", "", {}, source=source
+    )
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with Ledger(tmp_path) as opened:
+        yield opened
+
+
+def finish(bridge, trial_id, status="COMPLETE"):
+    bridge.heard(trial_id, 1, {"val_macro_f1": 0.5})
+    bridge.ended(trial_id, status)
+
+
+@pytest.mark.parametrize("status", ["COMPLETE", "FAILED"])
+def test_confirm_proposes_a_dependent_when_its_source_has_ended_however(ledger, status):
+    specs = [spec("ac0", "A+C", "key-a0"), spec("a0"), spec("a1"), spec("ac1", "A+C", "key-a1")]
+    bridge = Bridge(ledger, "confirm", _in_order(specs, lambda: bridge.known))
+    assert ["a0", "a1"] == [bridge.next().spec.trial_id for _ in range(2)]
+    assert bridge.next() is None
+    finish(bridge, "a1", status)
+    assert "ac1" == bridge.next().spec.trial_id
+    assert bridge.next() is None
+    finish(bridge, "a0", status)
+    assert "ac0" == bridge.next().spec.trial_id
+    finish(bridge, "ac0", status)
+    finish(bridge, "ac1", status)
+    assert "FINISHED" == bridge.next()
+
+
+def test_a_dependent_whose_source_ended_before_a_restart_does_not_wait(ledger):
+    first = Bridge(ledger, "confirm", _in_order([spec("a0")], lambda: first.known))
+    first.next()
+    finish(first, "a0")
+    again = Bridge(ledger, "confirm", _in_order([spec("ac0", "A+C", "key-a0")], lambda: again.known))
+    assert "ac0" == again.next().spec.trial_id
+
+
+def test_search_lets_a_variant_wait_until_all_trials_of_its_source_have_ended(ledger):
+    numbers = itertools.count()
+    studies = Studies(
+        "run",
+        Search(trials=2, sampler="random", space={"train.optimizer.lr": {"float": [0.1, 0.2]}}),
+        ["A+C", "A"],
+        0,
+        lambda trial_id, variant, point: spec(f"{variant}{next(numbers)}", variant),
+        {"A+C": "A"},
+    )
+    bridge = Bridge(ledger, "search", studies.proposals(), tell=studies.tell)
+    assert ["A0", "A1"] == [bridge.next().spec.trial_id for _ in range(2)]
+    finish(bridge, "A0")
+    assert bridge.next() is None
+    finish(bridge, "A1", "FAILED")
+    assert ["A+C2", "A+C3"] == [bridge.next().spec.trial_id for _ in range(2)]
+    assert bridge.next() is None  # one that dies would have to be tried again
+    finish(bridge, "A+C2")
+    finish(bridge, "A+C3")
+    assert "FINISHED" == bridge.next()
+
+
+def test_a_worker_killed_for_memory_is_tried_once_more_with_half_the_micro_batch(ledger):
+    bridge = Bridge(ledger, "confirm", iter([(spec("a"), None)]))
+    bridge.next()
+    bridge.died("a", "killed", cause="memory")
+    again = bridge.next()
+    assert (16, 1) == (again.spec.micro_batch, again.deaths)
+    bridge.died("a", "killed", cause="memory")
+    assert "FINISHED" == bridge.next()
+    assert ("FAILED", True) == (bridge.known["a"].status, "with 16 photos at once" in bridge.known["a"].end["error"])
+
+
+def test_a_death_that_is_not_about_memory_changes_nothing(ledger):
+    bridge = Bridge(ledger, "confirm", iter([(spec("a"), None)]))
+    bridge.next()
+    bridge.died("a", "node lost")
+    assert bridge.next().spec.micro_batch is None
+
+
+def test_in_confirm_a_head_stands_on_the_best_of_its_source_among_the_finalists(monkeypatch):
+    monkeypatch.setattr(phases, "sources", lambda experiment: {"A+C": "A"})
+    monkeypatch.setattr(phases, "_trial", lambda context, name, *rest, source: spec(name, source=source))
+    points = {"on-it": ("A+C", {}), "second": ("B", {}), "best": ("A", {}), "other": ("A", {})}
+    found = phases._confirm_trials(SimpleNamespace(experiment=None), Confirm(seeds=[7], folds=2), points)
+    stands_on = {one.trial_id: one.source for one in found}
+    assert "key-c-best-s7-f1" == stands_on["c-on-it-s7-f1"]
+    assert {None} == {source for name, source in stands_on.items() if "on-it" not in name}
+    assert "c-on-it-s7-f1" == found[-1].trial_id

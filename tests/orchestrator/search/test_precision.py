@@ -1,0 +1,46 @@
+from types import SimpleNamespace
+
+from orchestrator.search import precision
+from orchestrator.store.ledger import Ledger
+from trainers.config import Train, remarks
+from trainers.precision import probe
+
+
+def arm(precision, backbone="resnet18"):
+    train = Train.model_validate({"precision": precision, "model": {"backbone": backbone}})
+    return SimpleNamespace(train=train, prep=SimpleNamespace(size=32))
+
+
+def test_auto_is_probed_once_per_run_and_backbone_and_found_again_after_a_restart(tmp_path, monkeypatch):
+    probed = []
+
+    def timed(context, arm, device):
+        probed.append(arm.train.model.backbone)
+        return {"fp32": 2.0, "bf16": 1.0}
+
+    monkeypatch.setattr(precision, "_probe", timed)
+    share = SimpleNamespace(cpu=1, gpu=0)
+    for _ in range(2):
+        with Ledger(tmp_path) as ledger:
+            experiment = SimpleNamespace(spec=SimpleNamespace(resources=SimpleNamespace(per_trial=share)))
+            context = SimpleNamespace(experiment=experiment, ledger=ledger)
+            found = [
+                precision.precision_of(context, arm(*asked)) for asked in (("auto",), ("fp32",), ("auto", "resnet34"))
+            ]
+            assert ["bf16", "fp32", "bf16"] == found
+    assert ["resnet18", "resnet34"] == probed
+
+
+def test_a_probe_times_every_precision_of_the_device():
+    seconds = probe(arm("auto", "test_efficientnet").train.model, {"a": 2}, size=32, batch_size=4)
+    assert {"fp32", "bf16"} == set(seconds)
+    assert min(seconds.values()) > 0
+
+
+def test_what_is_rarely_wanted_is_told_with_its_reason():
+    def told(**augment):
+        return " ".join(remarks(Train.model_validate({"augment": augment})))
+
+    assert "resembles neither" in told(mixup="offline")
+    assert not told(mixup="offline", policy="none")
+    assert not told(mixup="online")

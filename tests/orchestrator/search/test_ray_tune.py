@@ -1,0 +1,160 @@
+"""The bridge under real Tune, in one local cluster that is told it has a GPU."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cluster.connection import _prepare_environment
+from orchestrator.report.explain import why
+from orchestrator.search.controller import Bridge
+from orchestrator.search.worker import Watch
+from orchestrator.store.ledger import Ledger, read, replay
+from orchestrator.store.run_dir import RunPaths
+from tests.orchestrator.search import toy
+from tests.orchestrator.search.test_controller import outcome
+from tests.orchestrator.search.test_worker import Spec, misbehave
+
+_prepare_environment(None, insecure=False)  # before anything in this process imports Ray, which reads it then
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+FAULTS = {
+    "raises": ("raised", "ValueError: no such layer"),
+    "nan": ("diverged", "val_macro_f1 is nan in epoch 1"),
+    "forgets": ("metric", "val_macro_f1 was required in the report of epoch 1, found val_accuracy"),
+    "hangs": ("hung", "no report for 6 s"),
+    "eats": ("memory", "of memory taken, 0.4 allowed"),
+    "exits": ("exited", "exit code 3 in the middle of training, 3 times"),
+    "killed": ("killed", "killed by SIGSEGV, 3 times"),
+}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from orchestrator.cluster.connection import connect
+
+    before = signal.getsignal(signal.SIGTERM)
+    with connect(None, num_cpus=2, num_gpus=1, dashboard=False):
+        import ray
+
+        assert before == signal.getsignal(signal.SIGTERM)  # the driver answers it, as always
+
+        yield ray.get_runtime_context().gcs_address
+
+
+def specs(folder, names, body_of=lambda name: {}):
+    make = toy.spec_maker(folder)
+    return [make(name, name, {"what": name, **body_of(name)}) for name in names]
+
+
+def fault(spec, report):
+    misbehave(Spec(spec.params["what"], n=2), report)
+
+
+def run_all(folder, wanted, body, **options):
+    from orchestrator.search.ray_tune import run
+
+    with Ledger(folder) as ledger:
+        bridge = Bridge(ledger, "search", iter([(spec, None) for spec in wanted]))
+        run(bridge, folder / "tune/search", body=body, modules=(), **{"cpu": 0.5, "gpu": 0, **options})
+    return bridge
+
+
+def test_one_of_each_failure_costs_that_trial_only_and_why_tells_it(cluster, tmp_path):
+    names = ["good-1", *FAULTS, "good-2"]
+    watch = Watch(report_s=6, memory_gb=0.4, logs=str(tmp_path / "logs"))
+    bridge = run_all(tmp_path, specs(tmp_path, names), fault, max_concurrent=2, watch=watch)
+    assert {"COMPLETE": 2, "FAILED": 7} == bridge.counts
+    for name, (cause, text) in FAULTS.items():
+        trial = bridge.known[f"s-{name}"]
+        assert ("FAILED", cause, True) == (trial.status, trial.end["cause"], text in trial.end["error"]), trial.end
+        told = "\n".join(why(RunPaths(tmp_path), f"s-{name}"))
+        assert text in told
+        assert f"\n  {cause}: " in told
+    assert "no such layer" in (tmp_path / "logs/s-raises.log").read_text()
+    from ray.tune import ExperimentAnalysis
+
+    found = ExperimentAnalysis(str(tmp_path / "tune/search"))
+    assert Counter(trial.status for trial in found.trials)["TERMINATED"] == 2
+    assert {f"s-{name}" for name in names} == {trial.config["name"] for trial in found.trials}
+
+
+def test_half_a_gpu_each_overlaps_and_a_whole_one_waits(cluster, tmp_path):
+    def note(spec, report):
+        began = time.time()
+        time.sleep(1.5)
+        (Path(spec.store) / f"{spec.trial_id}.json").write_text(json.dumps([began, time.time()]))
+        report(1, {"val_macro_f1": 0.5})
+
+    def overlap(folder, gpu):
+        folder.mkdir()
+        run_all(folder, specs(folder, ["x", "y"]), note, max_concurrent=2, gpu=gpu)
+        first, second = sorted(json.loads(path.read_text()) for path in folder.glob("s-*.json"))
+        return first[1] - second[0]
+
+    assert overlap(tmp_path / "half", 0.5) > 0
+    assert overlap(tmp_path / "whole", 1) <= 0
+
+
+def test_killed_drivers_lose_nothing_and_tune_and_optuna_open_what_is_left(cluster, tmp_path):
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    command = [
+        sys.executable,
+        "-m",
+        "tests.orchestrator.search.toy",
+        str(killed),
+        "--address",
+        cluster,
+        "--trials",
+        "10",
+    ]
+    for n_ended in (2, 6, None):
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while n_ended and driver.poll() is None and len(ends(killed)) < n_ended:
+            time.sleep(0.02)
+        assert driver.poll() is None
+        if n_ended:
+            driver.kill()
+        driver.wait(120)
+    toy.drive(calm, {"trials": 10}, max_concurrent=1, epoch_s=0.01)
+    assert outcome(calm) == outcome(killed)
+    assert {1} == set(Counter(ends(killed)).values())
+    lines = Counter((killed / "trained.log").read_text().splitlines())
+    again = {line.split()[0] for line, n in lines.items() if n > 1}
+    assert len(again) <= 2  # the ones in flight, at most an epoch of each
+    from ray.tune import ExperimentAnalysis
+
+    found = ExperimentAnalysis(str(killed / "tune/search"))
+    assert sorted(outcome(killed)) == sorted(found.dataframe()["config/name"])
+    check_journal(killed)
+
+
+def ends(folder):
+    path = folder / "events.jsonl"
+    return [e["trial_id"] for e in read(path) if e["event"] == "trial_ended"] if path.exists() else []
+
+
+def check_journal(folder):
+    """Mirror the ledger and open it with Optuna, as a user would."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    from orchestrator.run.tracking import Journal
+    from orchestrator.spec.search_space import Search
+
+    journal = Journal(folder, Search.model_validate({"space": toy.SPACE}))
+    for trial in replay(read(folder / "events.jsonl")).trials.values():
+        journal(trial)
+    study = optuna.load_study(
+        study_name=f"{folder.name}/a", storage=JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    )
+    assert len(outcome(folder)) == len(study.trials)
+    assert not [trial for trial in study.trials if trial.state == optuna.trial.TrialState.RUNNING]
+    assert "train.lr" in optuna.importance.get_param_importances(study)
+    assert optuna.visualization.plot_optimization_history(study).data
+    assert optuna.visualization.plot_parallel_coordinate(study).data

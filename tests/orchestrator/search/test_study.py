@@ -1,0 +1,195 @@
+"""Studies: what is asked first, what is told, and what earlier runs have to tell."""
+
+import json
+
+import optuna
+import pytest
+
+from orchestrator.search.reuse import earlier, write_families
+from orchestrator.spec.search_space import Search
+from orchestrator.store.artifacts import Store
+from orchestrator.store.ledger import Ledger, payload
+from tests.orchestrator.search import toy
+from tests.orchestrator.search.test_controller import outcome, play
+
+GOOD = {"train.lr": 0.01, "train.head": "deep"}
+WIDER = {
+    **toy.SPACE,
+    "train.lr": {"float": [1e-5, 1.0], "log": True},
+    "train.head": {"choice": ["shallow", "single", "deep"]},
+}
+
+
+def points(folder, search, n):
+    studies = toy.make_studies(folder, search)
+    return [studies.ask("a")[1] for _ in range(n)]
+
+
+def test_known_good_points_come_first_and_what_they_leave_open_is_sampled(tmp_path):
+    first, second, third = points(tmp_path, {"start": [GOOD, {"train.head": "single"}]}, 3)
+    assert GOOD.items() <= first.items()
+    assert 16 <= first["train.hidden"] <= 512
+    assert "single" == second["train.head"]
+    assert third not in (first, second)
+
+
+def test_a_start_given_later_is_tried_next(tmp_path):
+    studies = toy.make_studies(tmp_path, {"start": [GOOD]})
+    studies.ask("a", {"train.lr": 0.05, "train.head": "single"})
+    assert GOOD.items() <= studies.ask("a")[1].items()
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "qmc", "grid"])
+def test_a_suggestion_is_a_function_of_history_and_number(tmp_path, sampler):
+    search = {"sampler": sampler, "trials": 14, "space": {"train.x": {"int": [0, 40]}, "train.y": {"choice": [1, 2]}}}
+
+    def study(n_known):
+        studies, told = toy.make_studies(tmp_path, search), []
+        for number in range(14):
+            asked, point = studies.ask("a", known[number] if number < n_known else None)
+            studies.tell(("a", asked), "COMPLETE", {1: {"val_macro_f1": point["train.x"] / 40}})
+            told.append(point)
+        return told
+
+    known = []
+    known = study(0)
+    assert known == study(7) == study(12)
+    assert 14 == len({json.dumps(point) for point in known})
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "qmc", "grid"])
+def test_a_small_space_is_tried_out_before_a_setting_comes_again(tmp_path, sampler):
+    space = {"train.x": {"int": [1, 5]}, "train.y": {"choice": ["a", "b"]}}
+
+    def study(n_known):
+        studies, told = toy.make_studies(tmp_path, {"sampler": sampler, "trials": 13, "space": space}), []
+        for number in range(13):
+            asked, point = studies.ask("a", known[number] if number < n_known else None)
+            studies.tell(("a", asked), "COMPLETE", {1: {"val_macro_f1": point["train.x"] / 5}})
+            told.append(json.dumps(point, sort_keys=True))
+        return told
+
+    known = []
+    first = study(0)
+    assert 10 == len(set(first[:10])) == len(set(first))
+    known = [json.loads(point) for point in first]
+    assert first == study(4) == study(11) == study(12)
+
+
+def test_what_ended_early_or_badly_is_told_as_that(tmp_path):
+    studies = toy.make_studies(tmp_path, {})
+    for status, cause in (("COMPLETE", None), ("PRUNED", None), ("FAILED", "raised"), ("FAILED", "memory")):
+        asked, _ = studies.ask("a")
+        studies.tell(("a", asked), status, {1: {"val_macro_f1": 0.5}, 2: {"val_macro_f1": 0.4}}, cause)
+    state = optuna.trial.TrialState
+    trials = studies.studies["a"].trials
+    assert [state.COMPLETE, state.PRUNED, state.FAIL, state.PRUNED] == [trial.state for trial in trials]
+    assert (0.5, {1: 0.5, 2: 0.4}) == (trials[0].value, trials[1].intermediate_values)
+    assert [{}, {}, {}, {"memory": 1.0}] == [dict(trial.constraints) for trial in trials]
+
+
+def test_the_sampler_keeps_away_from_what_does_not_fit(tmp_path):
+    size = {"choice": ["small", "big"]}
+    studies = toy.make_studies(tmp_path, {"space": {"train.x": {"float": [0.0, 1.0]}, "train.size": size}})
+    n_big = []
+    for _ in range(60):
+        asked, point = studies.ask("a")
+        big = point["train.size"] == "big"
+        n_big.append(big)
+        reports = {} if big else {1: {"val_macro_f1": point["train.x"]}}
+        studies.tell(("a", asked), "FAILED" if big else "COMPLETE", reports, "memory" if big else None)
+    assert sum(n_big[40:]) <= 5  # by chance it would be ten
+
+
+def test_a_sampler_that_fails_is_replaced_by_chance_and_said_so(tmp_path, monkeypatch):
+    studies, said = toy.make_studies(tmp_path, {}), []
+    studies.warn = said.append
+    studies.ask("a")
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("no convergence")
+
+    monkeypatch.setattr(optuna.samplers.TPESampler, "sample_relative", fail)
+    asked, point = studies.ask("a")
+    studies.ask("a")
+    assert "train.lr" in point
+    assert ["the tpe sampler failed (RuntimeError: no convergence); such trials are sampled at random"] == said
+    studies.tell(("a", asked), "COMPLETE", {1: {"val_macro_f1": 0.5}})
+    running = [t for t in studies.studies["a"].trials if t.state == optuna.trial.TrialState.RUNNING]
+    assert 2 == len(running)  # the first and the last one, which were not told; no orphan of the failure
+
+
+def finished_run(root, name, search, families):
+    """Play a study in a run folder of a store, with artifacts for what was finished."""
+    run, store = root / "runs" / name, Store(root)
+    run.parent.mkdir(exist_ok=True)
+    done = {}
+    play(run, search=search, store=done)
+    for key, history in done.items():
+        if store.find("trial", key) is None:
+            with store.draft("trial", key, params={}, inputs={}) as draft:
+                draft.result["history"] = history
+    write_families(run, families)
+    return run
+
+
+def take_over(root, name, search, families):
+    """Begin a run with what earlier ones tell, play it, and return (taken over, epochs trained)."""
+    wanted = Search.model_validate({"space": toy.SPACE, **search})
+    found = earlier(Store(root), families, wanted, besides=name).get("a")
+    run = root / "runs" / name
+    run.mkdir()
+    with Ledger(run) as ledger:
+        for event in found.events if found else []:
+            ledger.append(event["event"], **payload(event))
+    return found, play(run, search=search)[1]
+
+
+SEARCH = {"trials": 8, "scheduler": {"name": "asha", "grace": "1 epochs", "reduction": 3}}
+
+
+def test_more_trials_of_the_same_study_train_only_those(tmp_path):
+    first = finished_run(tmp_path, "first", SEARCH, {"a": "family"})
+    found, trained = take_over(tmp_path, "second", {**SEARCH, "trials": 12}, {"a": "family"})
+    assert (8, "first") == (found.n_trials, found.run_id)
+    assert {f"s-a-{n:04}" for n in range(8, 12)} == {name for name, _ in trained}
+    play(tmp_path / "calm", search={**SEARCH, "trials": 12})
+    assert outcome(tmp_path / "calm") == outcome(tmp_path / "runs/second")
+    assert outcome(first).items() <= outcome(tmp_path / "runs/second").items()
+
+
+def test_fewer_trials_or_another_study_take_over_what_fits(tmp_path):
+    finished_run(tmp_path, "first", SEARCH, {"a": "family"})
+    wanted = Search.model_validate({**SEARCH, "space": toy.SPACE})
+    assert {} == earlier(Store(tmp_path), {"a": "another"}, wanted, besides="second")
+    assert {} == earlier(Store(tmp_path), {"a": "family"}, wanted, besides="first")
+    fewer = Search.model_validate({**SEARCH, "space": toy.SPACE, "trials": 3})
+    assert 3 == earlier(Store(tmp_path), {"a": "family"}, fewer, besides="second")["a"].n_trials
+
+
+def test_a_wider_space_with_a_new_choice_keeps_the_old_trials(tmp_path):
+    first = finished_run(tmp_path, "first", SEARCH, {"a": "family"})
+    search = {**SEARCH, "trials": 11, "space": WIDER}
+    found, trained = take_over(tmp_path, "second", search, {"a": "family"})
+    assert (8, 3) == (found.n_trials, len({name for name, _ in trained}))
+    assert outcome(first).items() <= outcome(tmp_path / "runs/second").items()
+
+
+def test_a_narrower_space_leaves_out_what_is_no_longer_in_it(tmp_path):
+    first = finished_run(tmp_path, "first", SEARCH, {"a": "family"})
+    narrow = {**toy.SPACE, "train.head": {"choice": ["deep"]}}
+    kept = [point for point, *_ in outcome(first).values() if point["train.head"] == "deep"]
+    found, _ = take_over(tmp_path, "second", {**SEARCH, "space": narrow}, {"a": "family"})
+    assert len(kept) == found.n_trials
+    assert kept == [point for point, *_ in outcome(tmp_path / "runs/second").values()][: len(kept)]
+
+
+def test_a_trial_whose_artifact_is_gone_ends_what_is_taken_over(tmp_path):
+    first = finished_run(tmp_path, "first", SEARCH, {"a": "family"})
+    with Ledger(first) as ledger:
+        started = [event for event in ledger.events if event["event"] == "trial_started"]
+        done = {event["trial_id"] for event in ledger.events if event.get("status") == "COMPLETE"}
+    at, gone = next((n, event) for n, event in enumerate(started) if n and event["trial_id"] in done)
+    (tmp_path / "trial" / gone["key"] / "manifest.json").unlink()
+    wanted = Search.model_validate({**SEARCH, "space": toy.SPACE})
+    assert at == earlier(Store(tmp_path), {"a": "family"}, wanted, besides="second")["a"].n_trials

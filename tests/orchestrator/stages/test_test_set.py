@@ -1,0 +1,138 @@
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from data_prep.catalog.labels import Schema
+from data_prep.config import TestHoldOut
+from data_prep.errors import DataError
+from orchestrator.base.console import Reporter
+from orchestrator.evaluation.selection import choose, give_scores, rank
+from orchestrator.stages import test_set as board
+from orchestrator.stages.test_set import public_half, read_board, scored
+
+BASE = {"low_rounded": 0.5, "worst_class_recall": 0.2, "total_variation": 0.1, "n_params": 10, "search_score": 0.6}
+
+
+def test_the_public_half_is_a_function_of_the_names_and_never_splits_a_group():
+    samples = [f"test/{at:03}" for at in range(70)]
+    groups = {sample: f"p{at // 7}" for at, sample in enumerate(samples)}
+    public = public_half(samples, groups, 0.5)
+    assert public == public_half(list(reversed(samples)), groups, 0.5)
+    assert len({groups[sample] for sample in public}) == 5
+    assert {groups[s] for s in public}.isdisjoint(groups[s] for s in samples if s not in public)
+    assert len(public_half(samples, None, 0.3)) == 21
+    assert public_half(samples, groups, None) == frozenset()
+
+
+def test_one_group_cannot_be_halved():
+    with pytest.raises(DataError, match=r"data\.test\.public"):
+        public_half(["test/a", "test/b"], {"test/a": "p", "test/b": "p"}, 0.5)
+
+
+def four_photos(**lost):
+    """A run with a hold-out test set of two people; `lost` says what each variant's preparation could not handle."""
+    made = {name: SimpleNamespace(result={"quarantined": dict.fromkeys(photos, "no face")}) for name, photos in lost.items()}  # fmt: skip
+    samples, groups = [f"test/{at}.jpg" for at in range(4)], ["p", "p", "q", "q"]
+    return SimpleNamespace(
+        experiment=SimpleNamespace(
+            spec=SimpleNamespace(data=SimpleNamespace(test=TestHoldOut(hold_out=0.5))), base=None
+        ),
+        prepared=made,
+        schema=Schema({"mask": ["on", "off"], "sex": ["m", "f"]}),
+        catalog_table=lambda: pa.table({"sample_id": samples, "group": groups}),
+        require_catalog=lambda: SimpleNamespace(result={"quarantined": {"test/3.jpg": "truncated"}}),
+    )
+
+
+def test_a_photo_is_lost_only_where_one_of_those_that_answer_could_not_prepare_it():
+    context = four_photos(plain=[], rembg=["test/0.jpg"], face=["test/1.jpg"])
+    assert read_board(context, ["plain"]).lost == {"test/3.jpg": "truncated"}
+    assert read_board(context, ["plain", "face", "face"]).lost == {"test/1.jpg": "no face", "test/3.jpg": "truncated"}
+
+
+def test_answers_on_a_test_set_with_groups_are_resampled_within_the_labels_that_are_constant_there():
+    context = four_photos(plain=[])
+    board = read_board(context, [])
+    preds = dict.fromkeys((sample for sample, _ in board.order), 0)
+    labels = dict(zip(preds, (0, 2, 1, 3), strict=True))  # both wear a mask once; p is m, q is f
+    found = scored(context, board, "whole", preds, labels)
+    assert (found.groups, found.strata) == (["p", "p", "q", "q"], ["[0]", "[0]", "[1]", "[1]"])
+    assert found.targets.tolist() == [0, 2, 1, 3]
+    alone = scored(context, replace(board, groups=None), "whole", preds, labels)
+    assert (alone.groups, alone.strata) == (None, None)
+    assert np.array_equal(alone.preds, found.preds)
+
+
+def candidates(**scores):
+    return [{**BASE, "setting": name, "variant": name, "board_score": score} for name, score in scores.items()]
+
+
+def test_a_leaderboard_ranks_by_what_it_saw_and_chooses_nobody_it_has_not_seen():
+    rows = candidates(a=0.5, b=None, c=0.7, d=0.5)
+    assert [row["setting"] for row in rank(rows, "leaderboard")] == ["c", "a", "d", "b"]
+    found = choose(rows, "leaderboard", 4)
+    assert (found["members"], found["weights"]) == (["c", "a", "d"], [1, 1, 1])
+    assert found["short_of"].startswith("3 members instead of 4")
+    assert "peek" in found["rule"]
+
+
+def test_scores_typed_in_by_hand_go_to_the_best_finalist_of_their_variant():
+    rows = [
+        {**BASE, "setting": "x", "variant": "a", "search_score": 0.1},
+        {**BASE, "setting": "y", "variant": "a", "search_score": 0.9},
+        {**BASE, "setting": "z", "variant": "b"},
+    ]
+    given = {row["setting"]: row["board_score"] for row in give_scores(rows, {"a": 0.79})}
+    assert given == {"x": None, "y": 0.79, "z": None}
+
+
+def test_a_diverse_choice_keeps_its_votes():
+    rows = [
+        {**BASE, "setting": name, "variant": name, "low_rounded": low}
+        for name, low in (("a", 0.6), ("b", 0.5), ("c", 0.4))
+    ]
+    found = choose(rows, "diverse", 3, ["c", "a", "c"])
+    assert (found["members"], found["weights"], found["short_of"]) == (["a", "c"], [1, 2], None)
+    assert [row["reason"].split(";")[0] for row in found["candidates"]] == [
+        "added 1 times",
+        "added 0 times",
+        "added 2 times",
+    ]
+
+
+def test_checkpoints_answer_on_the_trials_device_a_batch_of_mapped_rows_at_a_time(tmp_path, monkeypatch):
+    """There may be no GPU here: what is asked of the cluster and of torch is looked at."""
+    from orchestrator.spec.models import TrialShare
+    from trainers import predict
+
+    np.save(tmp_path / "rows.npy", np.zeros((4, 2, 2, 3), np.uint8))
+    (tmp_path / "rows.json").write_text(json.dumps(["test/a", "test/b", "train/c", "test/d"]))
+    asked = []
+
+    def inline(function, jobs, **share):
+        asked.append(share)
+        return map(function, jobs)
+
+    def answer(model, images, rows, *, device):
+        asked.append((type(images), rows.tolist(), device))
+        return np.full((len(rows), 2), 0.5, np.float32)
+
+    monkeypatch.setattr(board, "ray_map", inline)
+    monkeypatch.setattr(predict, "load", lambda folder: None)
+    monkeypatch.setattr(predict, "predict", answer)
+    artifact = SimpleNamespace(path=tmp_path, file=lambda name: None)
+    resources = SimpleNamespace(per_trial=TrialShare(cpu=2, gpu=0.5))
+    context = SimpleNamespace(
+        experiment=SimpleNamespace(spec=SimpleNamespace(resources=resources)),
+        store=SimpleNamespace(get=lambda kind, key: artifact),
+        rows={"base": artifact},
+        reporter=Reporter(quiet=True),
+    )
+    trial = SimpleNamespace(facts={"key": "k", "variant": "base", "setting": "s"})
+    members, _ = board.answers(context, [trial], ["test/d", "test/a"])
+    assert [{"cpu": 2, "gpu": 0.5}, (np.memmap, [3, 0], "cuda")] == asked
+    assert (2, 2) == members["s"][1].shape
