@@ -15,6 +15,7 @@ from data_prep.section import identity
 from data_prep.weights.cache import is_fetched, recorded
 from orchestrator.base.errors import SpecError
 from orchestrator.base.keys import digest, stage_key
+from orchestrator.base.versions import QUICK_BACKBONE, STAGES, VERSIONS
 from orchestrator.planning.cost import training_s
 from orchestrator.search.reuse import earlier
 from orchestrator.spec.models import Arm, Experiment, known_to_training
@@ -23,16 +24,7 @@ from orchestrator.store.artifacts import Artifact, Store
 from orchestrator.store.run_dir import RunPaths
 from trainers.config import FrozenDeepHead, remarks
 
-QUICK_BACKBONE = "tf_efficientnet_lite0"
-"""What the audit's quick models see photos with."""
 _SLOW_SAMPLING_S = 60.0
-STAGES = ("catalog", "audit", "split", "prepare", "search", "confirm", "hypotheses", "select", "vote", "report")
-VERSIONS = (
-    dict.fromkeys((*STAGES, "rows", "features"), 1)
-    | dict.fromkeys(("prepare", "shard", "search", "confirm", "trial", "vote", "report"), 2)
-    | {"catalog": 4, "audit": 3}
-)
-"""Raise one by hand when the meaning of its stage changes; what was made before is then made again."""
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from orchestrator.base.errors import SpecError, UserError
-from orchestrator.planning.plan import STAGES
-from orchestrator.run.control import one_trial
-from orchestrator.store.ledger import TrialState, is_live, read, replay
+from orchestrator.base.versions import STAGES
+from orchestrator.store.ledger import TrialState, is_live, one_trial, read, replay
 from orchestrator.store.run_dir import RunPaths
 
 _SCORE = "val_macro_f1"

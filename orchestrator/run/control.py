@@ -10,7 +10,7 @@ import time
 
 from orchestrator.base.errors import UserError
 from orchestrator.search.worker import stop_file
-from orchestrator.store.ledger import TrialState, is_live, read, replay
+from orchestrator.store.ledger import is_live, one_trial, read, replay
 from orchestrator.store.run_dir import RunPaths, state_of
 
 _POLL_S = 0.5
@@ -64,21 +64,6 @@ def stop_trial(paths: RunPaths, name: str) -> str:
     paths.control.mkdir(exist_ok=True)
     stop_file(paths.control, trial.trial_id).touch()
     return trial.trial_id
-
-
-def one_trial(trials: list[TrialState], name: str, wanted: str) -> TrialState:
-    """Return the trial with this id or unique prefix of one.
-
-    Raises:
-        UserError: none or several fit.
-    """
-    fits = [t for t in trials if t.trial_id == name] or [t for t in trials if t.trial_id.startswith(name)]
-    if len(fits) != 1:
-        shown = ", ".join(t.trial_id for t in (fits or trials)[:8]) or "none"
-        raise UserError(
-            f"{name}: {wanted} was required, found {'several' if fits else 'no such one'}; there are: {shown}"
-        )
-    return fits[0]
 
 
 def cancel(paths: RunPaths, *, timeout_s: float) -> bool:

@@ -20,7 +20,8 @@ from ruamel.yaml import YAML
 from data_prep.errors import MachineError
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import INTERRUPTED, SpecError, UserError
-from orchestrator.planning.plan import STAGES, Keys, Plan, make_plan
+from orchestrator.base.versions import STAGES
+from orchestrator.planning.plan import Keys, Plan, make_plan
 from orchestrator.run.control import Listener
 from orchestrator.search.trial_tables import best_trial
 from orchestrator.spec.load import read as read_spec

@@ -12,7 +12,7 @@ import numpy as np
 
 from orchestrator.base.errors import UserError
 from orchestrator.base.keys import stage_key
-from orchestrator.planning.plan import VERSIONS
+from orchestrator.base.versions import VERSIONS
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, Store, write_json
 

@@ -16,7 +16,7 @@ from data_prep.config import TestTable
 from data_prep.section import identity
 from orchestrator.base.errors import SpecError
 from orchestrator.base.keys import digest
-from orchestrator.evaluation.hypotheses import parse as parse_claim
+from orchestrator.spec.claims import parse as parse_claim
 from orchestrator.spec.messages import nearest, validate
 from orchestrator.spec.models import Arm, Experiment, Select, Spec
 from orchestrator.spec.search_space import Search, apply, assignments

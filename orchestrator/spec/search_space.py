@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from data_prep.section import BARE_NAME, Count, Section, Seed
-from orchestrator.search.budget import Limits
+from orchestrator.spec.limits import Limits
 
 
 class _Entry(Section):

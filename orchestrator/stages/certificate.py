@@ -12,13 +12,14 @@ import numpy as np
 
 from data_prep.config import Prep
 from data_prep.section import identity
+from orchestrator.cluster.tasks import ray_map
 from orchestrator.ensemble import members as ensemble
 from orchestrator.ensemble.predict import prepare_photos, probabilities
 from orchestrator.evaluation import metrics as stats
 from orchestrator.evaluation import vote as voting
 from orchestrator.evaluation.predictions import HeldOut, Sides, read_held_out, shared
 from orchestrator.stages import test_set as board
-from orchestrator.stages.context import Context, load_json, ray_map
+from orchestrator.stages.context import Context, load_json
 from orchestrator.stages.phases import phase_trials
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, git_commit, packages, write_json

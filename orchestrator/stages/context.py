@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from data_prep.catalog.labels import Schema
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import UserError
+from orchestrator.cluster.tasks import ray_map
 from orchestrator.planning.plan import Keys
 from orchestrator.spec.models import Experiment
 from orchestrator.store import tables
@@ -94,30 +95,6 @@ class Done:
 
     outcome: str
     note: str
-
-
-def ray_map(function: Callable[[Any], Any], items: Iterable[Any], *, cpu: float = 1, gpu: float = 0) -> Iterator[Any]:
-    """Map a function over items with Ray tasks, results in order, at most a few per core in flight.
-
-    What the function raises is raised here. A task gets `cpu` and `gpu`.
-    """
-    import ray  # noqa: PLC0415
-
-    def get(reference: Any) -> Any:
-        try:
-            return ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-
-    remote = ray.remote(num_cpus=cpu, num_gpus=gpu)(function)
-    limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    waiting: list[Any] = []
-    for item in items:
-        waiting.append(remote.remote(item))
-        if len(waiting) >= limit:
-            yield get(waiting.pop(0))
-    for reference in waiting:
-        yield get(reference)
 
 
 def catalog(context: Context) -> Done:

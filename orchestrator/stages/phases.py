@@ -14,9 +14,9 @@ from data_prep.section import identity
 from data_prep.weights.cache import recorded
 from orchestrator.base.errors import UserError
 from orchestrator.base.keys import stage_key
+from orchestrator.base.versions import VERSIONS
 from orchestrator.evaluation import common_samples as fair
 from orchestrator.evaluation import selection
-from orchestrator.planning.plan import VERSIONS
 from orchestrator.search.controller import OBJECTIVE, Bridge
 from orchestrator.search.precision import precision_of
 from orchestrator.search.reuse import earlier, write_families

@@ -18,7 +18,7 @@ from data_prep.errors import some
 from data_prep.preparation.steps import steps_identity
 from orchestrator.base.errors import UserError
 from orchestrator.base.keys import digest, stage_key
-from orchestrator.planning.plan import VERSIONS
+from orchestrator.base.versions import VERSIONS
 from orchestrator.spec.models import Arm
 from orchestrator.stages.context import Context, Done, link
 from orchestrator.store.artifacts import Artifact, write_json

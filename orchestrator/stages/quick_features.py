@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.base.keys import digest, stage_key
-from orchestrator.planning.plan import QUICK_BACKBONE, VERSIONS
-from orchestrator.stages.context import Context, ray_map
+from orchestrator.base.versions import QUICK_BACKBONE, VERSIONS
+from orchestrator.cluster.tasks import ray_map
+from orchestrator.stages.context import Context
 
 if TYPE_CHECKING:  # torch takes seconds
     from trainers.model import Classifier

@@ -18,8 +18,8 @@ from data_prep.audit.examination import leak, people
 from data_prep.catalog.labels import Schema
 from data_prep.config import Split
 from data_prep.split import deal_folds
+from orchestrator.base.versions import QUICK_BACKBONE
 from orchestrator.evaluation.metrics import Oof, interval, macro_f1
-from orchestrator.planning.plan import QUICK_BACKBONE
 from orchestrator.stages.context import Context
 from orchestrator.stages.quick_features import chosen, features
 

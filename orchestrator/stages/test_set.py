@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from orchestrator.cluster.tasks import ray_map
 from orchestrator.evaluation import metrics as stats
 from orchestrator.evaluation.metrics import Ints, Oof
 from orchestrator.evaluation.predictions import Sides
-from orchestrator.stages.context import Context, majority_class, ray_map
+from orchestrator.stages.context import Context, majority_class
 from orchestrator.store import tables
 from orchestrator.store.ledger import TrialState
 

@@ -204,3 +204,18 @@ class Ledger:
         if commit:
             os.fsync(self._file.fileno())
         self.events.append(record)
+
+
+def one_trial(trials: list[TrialState], name: str, wanted: str) -> TrialState:
+    """Return the trial with this id or unique prefix of one.
+
+    Raises:
+        UserError: none or several fit.
+    """
+    fits = [t for t in trials if t.trial_id == name] or [t for t in trials if t.trial_id.startswith(name)]
+    if len(fits) != 1:
+        shown = ", ".join(t.trial_id for t in (fits or trials)[:8]) or "none"
+        raise UserError(
+            f"{name}: {wanted} was required, found {'several' if fits else 'no such one'}; there are: {shown}"
+        )
+    return fits[0]

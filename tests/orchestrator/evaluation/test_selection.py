@@ -6,11 +6,12 @@ import pyarrow as pa
 import pytest
 
 from orchestrator.base.errors import UserError
-from orchestrator.evaluation.hypotheses import Claim, judge, parse
+from orchestrator.evaluation.hypotheses import judge
 from orchestrator.evaluation.metrics import Oof
 from orchestrator.evaluation.selection import choose, finalists, rank
 from orchestrator.report.page import build
 from orchestrator.report.results import ensemble_lines
+from orchestrator.spec.claims import Claim, parse
 from orchestrator.stages.finals import hypotheses
 from orchestrator.store import tables
 from orchestrator.store.run_dir import RunPaths

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 from data_prep.weights.cache import CACHE_VARIABLE
 from data_prep.weights.registry import describe
+from orchestrator.base.versions import QUICK_BACKBONE
 from orchestrator.evaluation.selection import finalists
-from orchestrator.planning.plan import QUICK_BACKBONE, Keys
+from orchestrator.planning.plan import Keys
 from orchestrator.spec.load import read
 from orchestrator.stages import phases
 

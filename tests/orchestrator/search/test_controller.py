@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from orchestrator.search.budget import Limits, seconds
 from orchestrator.search.controller import Bridge, Rungs
+from orchestrator.spec.limits import Limits, seconds
 from orchestrator.spec.search_space import Asha, Median
 from orchestrator.store.ledger import Ledger, read, replay
 from tests.orchestrator.search import toy

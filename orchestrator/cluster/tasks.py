@@ -1,0 +1,30 @@
+"""Map a function over items with Ray tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+
+def ray_map(function: Callable[[Any], Any], items: Iterable[Any], *, cpu: float = 1, gpu: float = 0) -> Iterator[Any]:
+    """Map a function over items with Ray tasks, results in order, at most a few per core in flight.
+
+    What the function raises is raised here. A task gets `cpu` and `gpu`.
+    """
+    import ray  # noqa: PLC0415
+
+    def get(reference: Any) -> Any:
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+
+    remote = ray.remote(num_cpus=cpu, num_gpus=gpu)(function)
+    limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting: list[Any] = []
+    for item in items:
+        waiting.append(remote.remote(item))
+        if len(waiting) >= limit:
+            yield get(waiting.pop(0))
+    for reference in waiting:
+        yield get(reference)
