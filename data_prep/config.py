@@ -92,7 +92,9 @@ class TestTable(Section):
     id: str = "ImageID"
     label: str | None = None
     group: str | None = None
-    public: Fraction | None = None  # share of the test set that the policy `leaderboard` may look at
+    public: Fraction | None = (
+        None  # share of the test set that the policy `leaderboard` may look at
+    )
 
 
 class TestHoldOut(Section):
@@ -123,7 +125,9 @@ class _ValueLabel(Section):
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
         if (self.classes is None) == (self.bins is None):
-            raise ValueError("needs either classes (a list of values) or bins (a list of borders), not both")
+            raise ValueError(
+                "needs either classes (a list of values) or bins (a list of borders), not both"
+            )
         if self.train_bins is not None and len(self.train_bins) != len(self.bins or []):
             raise ValueError(
                 f"train_bins moves the borders of bins in training: as many were required, found {self.train_bins} "
@@ -189,7 +193,9 @@ class Data(Section):
     def _plain_names(cls, labels: dict[str, Any]) -> dict[str, Any]:
         for name in labels:
             if not name.isidentifier():
-                raise ValueError(f"a label's name must be letters, digits and underscores, found {name!r}")
+                raise ValueError(
+                    f"a label's name must be letters, digits and underscores, found {name!r}"
+                )
         return labels
 
     @field_validator("exclude")
@@ -248,7 +254,10 @@ class Resize(Section):
 
 
 Step = Annotated[
-    Annotated[RemoveBackground | CropFace | CenterCrop | KeepAspect | Resize, Field(discriminator="name")], BARE_NAME
+    Annotated[
+        RemoveBackground | CropFace | CenterCrop | KeepAspect | Resize, Field(discriminator="name")
+    ],
+    BARE_NAME,
 ]
 
 
@@ -256,7 +265,9 @@ class Prep(Section):
     """The steps that turn a photo into a training sample, in the user's order."""
 
     steps: Annotated[list[Step], Field(min_length=1)] = [Resize(size=128)]
-    max_lost: Annotated[float, Field(gt=0, le=1)] = how(0.5)  # share of the photos; above it the run stops
+    max_lost: Annotated[float, Field(gt=0, le=1)] = how(
+        0.5
+    )  # share of the photos; above it the run stops
 
     @model_validator(mode="after")
     def _ends_square(self) -> Self:

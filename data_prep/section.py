@@ -49,10 +49,14 @@ def _bare_name(value: Any) -> Any:
 class _BareName:
     """Lets a bare string s stand for {name: s}, and says so in the JSON Schema."""
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
         return core_schema.no_info_before_validator_function(_bare_name, handler(source))
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         inner = handler(schema["schema"])
         names = sorted(inner.get("discriminator", {}).get("mapping", {}))
         return {"anyOf": [{"type": "string", **({"enum": names} if names else {})}, inner]}
@@ -80,6 +84,10 @@ def check_rule(where: str, wanted: Any) -> None:
         if set(wanted) != {"not"} or isinstance(wanted["not"], dict):
             raise ValueError(f"{form}, found {wanted}")
     elif isinstance(wanted, list):
-        numbers = [isinstance(value, int | float) and not isinstance(value, bool) for value in wanted]
-        if not wanted or (any(numbers) and (not all(numbers) or len(wanted) != 2 or wanted[0] > wanted[1])):
+        numbers = [
+            isinstance(value, int | float) and not isinstance(value, bool) for value in wanted
+        ]
+        if not wanted or (
+            any(numbers) and (not all(numbers) or len(wanted) != 2 or wanted[0] > wanted[1])
+        ):
             raise ValueError(f"{form}, found {wanted}")

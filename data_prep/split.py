@@ -27,7 +27,11 @@ _N_DEALS = 20
 
 
 def assign(
-    catalog: pa.Table, schema: Schema, split: Split, exclude: list[dict[str, Any]], n_folds: int | None
+    catalog: pa.Table,
+    schema: Schema,
+    split: Split,
+    exclude: list[dict[str, Any]],
+    n_folds: int | None,
 ) -> pa.Table:
     """Give every usable sample its role and fold.
 
@@ -55,7 +59,9 @@ def assign(
     owners, codes = _units(split, samples, groups, schema.decode(labels))
     val = deal_share(owners, codes, split.val, seed=split.seed, purpose="val")
     folds = (
-        deal_folds(owners, codes, n_folds, seed=split.seed) if n_folds else np.full(len(samples), -1, dtype=np.int64)
+        deal_folds(owners, codes, n_folds, seed=split.seed)
+        if n_folds
+        else np.full(len(samples), -1, dtype=np.int64)
     )
     out = excluded(labelled, schema, exclude)
     roles = np.where(out, "excluded", np.where(val, "val", "train"))
@@ -71,12 +77,16 @@ def assign(
             "group": usable["group"],
             "label": usable["label"],
             "role": pa.array([role.get(sample, "test") for sample in ids], pa.string()),
-            "fold": pa.array([at if (at := fold.get(sample, -1)) >= 0 else None for sample in ids], pa.int64()),
+            "fold": pa.array(
+                [at if (at := fold.get(sample, -1)) >= 0 else None for sample in ids], pa.int64()
+            ),
         }
     )
 
 
-def inner_part(folds: pa.Table, fold: int, split: Split, schema: Schema) -> tuple[list[str], list[str]]:
+def inner_part(
+    folds: pa.Table, fold: int, split: Split, schema: Schema
+) -> tuple[list[str], list[str]]:
     """Split the samples outside a fold into (train, inner val), by the same strategy and share.
 
     The inner val part drives the schedule, early stopping and the best epoch of a confirm trial, whose fold is never
@@ -105,7 +115,13 @@ def inner_part(folds: pa.Table, fold: int, split: Split, schema: Schema) -> tupl
         if _lost_class(labels[~val], schema) is None:
             break
         # balances nothing: strata of one group each would be dealt alike again
-        val = deal_share(owners, codes[:, :0], split.val, seed=split.seed, purpose=f"inner {fold}, deal {attempt}")
+        val = deal_share(
+            owners,
+            codes[:, :0],
+            split.val,
+            seed=split.seed,
+            purpose=f"inner {fold}, deal {attempt}",
+        )
     if lost := _lost_class(labels[~val], schema):
         raise DataError(
             "data.split",
@@ -118,7 +134,13 @@ def inner_part(folds: pa.Table, fold: int, split: Split, schema: Schema) -> tupl
 
 
 def deal_share(
-    groups: Sequence[str], codes: Ints, share: float, *, seed: int, purpose: str, where: str = "data.split"
+    groups: Sequence[str],
+    codes: Ints,
+    share: float,
+    *,
+    seed: int,
+    purpose: str,
+    where: str = "data.split",
 ) -> NDArray[np.bool_]:
     """Choose a share of the groups, the same share of every stratum to within one group.
 
@@ -143,8 +165,12 @@ def deal_share(
     n_groups = len(place)
     if n_groups < 2:
         raise DataError(where, f"at least 2 groups were required for two parts, found {n_groups}")
-    exact = Fraction(str(share)).limit_denominator(1_000_000)  # integers: floats would round differently somewhere
-    if not 0 < (n_chosen := int(n_groups * exact + Fraction(1, 2))) < n_groups:  # neither part may be empty
+    exact = Fraction(str(share)).limit_denominator(
+        1_000_000
+    )  # integers: floats would round differently somewhere
+    if (
+        not 0 < (n_chosen := int(n_groups * exact + Fraction(1, 2))) < n_groups
+    ):  # neither part may be empty
         exact = Fraction(min(max(n_chosen, 1), n_groups - 1), n_groups)
     top, bottom = exact.numerator, exact.denominator
     marks = (2 * top * np.arange(n_groups + 1, dtype=np.int64) + bottom) // (2 * bottom)
@@ -163,7 +189,8 @@ def deal_folds(groups: Sequence[str], codes: Ints, n_folds: int, *, seed: int) -
     inverse, place = _line(groups, codes, seed, "fold")
     if len(place) < n_folds:
         raise DataError(
-            "confirm.folds", f"at least one group per fold was required, found {len(place)} groups for {n_folds} folds"
+            "confirm.folds",
+            f"at least one group per fold was required, found {len(place)} groups for {n_folds} folds",
         )
     return (place % n_folds)[inverse]
 
@@ -215,7 +242,9 @@ def cells(table: pa.Table, schema: Schema, columns: Sequence[str], where: str) -
     return np.array([numbers.setdefault(tuple(row), len(numbers)) for row in rows], np.int64)
 
 
-def _fits(table: pa.Table, schema: Schema, column: str, wanted: Any, where: str) -> NDArray[np.bool_]:
+def _fits(
+    table: pa.Table, schema: Schema, column: str, wanted: Any, where: str
+) -> NDArray[np.bool_]:
     if isinstance(wanted, Mapping):
         return ~_fits(table, schema, column, wanted["not"], where)
     values, numeric = _values(table, schema, column, where)
@@ -237,21 +266,28 @@ def _values(table: pa.Table, schema: Schema, column: str, where: str) -> tuple[l
         "role",
         *(f"label_{name}" for name in schema.names),
     }
-    if (name := name_in_catalog(column, table.column_names)) in table.column_names and name not in own:
+    if (
+        name := name_in_catalog(column, table.column_names)
+    ) in table.column_names and name not in own:
         kind = table[name].type
         return table[name].to_pylist(), pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if column in schema.names:
-        return [schema.classes[column][code] for code in table[f"label_{column}"].to_pylist()], False
+        return [
+            schema.classes[column][code] for code in table[f"label_{column}"].to_pylist()
+        ], False
     there = [name.removeprefix("table_") for name in table.column_names if name not in own]
     there += [name for name in schema.names if name not in there]
     raise DataError(
-        where, f"a column of the table or a label was required, found {column!r}; there are {', '.join(there)}"
+        where,
+        f"a column of the table or a label was required, found {column!r}; there are {', '.join(there)}",
     )
 
 
 def _test_of(wanted: Any, numeric: bool, where: str) -> Callable[[Any], bool]:
     listed = wanted if isinstance(wanted, list) else [wanted]
-    numbers = [value for value in listed if isinstance(value, int | float) and not isinstance(value, bool)]
+    numbers = [
+        value for value in listed if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
     if isinstance(wanted, list) and len(wanted) == 2 and len(numbers) == 2:
         if not numeric:
             raise DataError(
@@ -261,12 +297,18 @@ def _test_of(wanted: Any, numeric: bool, where: str) -> Callable[[Any], bool]:
         return lambda value: bool(numbers[0] <= value <= numbers[1])
     if numeric:
         if len(numbers) < len(listed):
-            raise DataError(where, f"the column holds numbers, found {wanted!r}; write numbers without quotes")
+            raise DataError(
+                where, f"the column holds numbers, found {wanted!r}; write numbers without quotes"
+            )
         return set(numbers).__contains__
-    return {str(value).lower() if isinstance(value, bool) else str(value) for value in listed}.__contains__
+    return {
+        str(value).lower() if isinstance(value, bool) else str(value) for value in listed
+    }.__contains__
 
 
-def _units(split: Split, samples: Sequence[str], groups: Sequence[str], codes: Ints) -> tuple[Sequence[str], Ints]:
+def _units(
+    split: Split, samples: Sequence[str], groups: Sequence[str], codes: Ints
+) -> tuple[Sequence[str], Ints]:
     """Return what a strategy moves as one, and what it balances: random moves photos, the others groups."""
     if split.strategy == "balanced_profile":
         return groups, codes
@@ -276,7 +318,10 @@ def _units(split: Split, samples: Sequence[str], groups: Sequence[str], codes: I
 def _line(groups: Sequence[str], codes: Ints, seed: int, purpose: str) -> tuple[Ints, Ints]:
     """Order the groups by stratum, shuffled within each: each sample's group, and each group's place in the line."""
     names, inverse, kept = strata(groups, codes)
-    hashes = [hashlib.sha256(f"{seed}|{purpose}|{name}".encode("utf-8", "surrogateescape")).digest() for name in names]
+    hashes = [
+        hashlib.sha256(f"{seed}|{purpose}|{name}".encode("utf-8", "surrogateescape")).digest()
+        for name in names
+    ]
     line = sorted(range(len(names)), key=lambda at: (kept[at].tolist(), hashes[at]))
     place = np.empty(len(names), dtype=np.int64)
     place[line] = np.arange(len(names))
@@ -287,7 +332,8 @@ def _refuse_missing(roles: NDArray[np.str_], schema: Schema, labels: Ints) -> No
     for role in ("train", "val"):
         if not (roles == role).any():
             raise DataError(
-                "data.exclude", f"samples of role {role} were required, the exclusions leave none; loosen them"
+                "data.exclude",
+                f"samples of role {role} were required, the exclusions leave none; loosen them",
             )
     if lost := _lost_class(labels[roles == "train"], schema):
         raise DataError(

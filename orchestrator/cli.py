@@ -28,7 +28,8 @@ class Commands(click.Group):
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo(
-                "interrupted; the run can be continued: submit the same spec again, or `resume latest`", err=True
+                "interrupted; the run can be continued: submit the same spec again, or `resume latest`",
+                err=True,
             )
             ctx.exit(INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -41,7 +42,9 @@ class Commands(click.Group):
             ctx.exit(1)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="orchestrator")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def main(*, debug: bool) -> None:
@@ -58,7 +61,11 @@ def _interrupt(number: int, frame: Any) -> None:
 SPEC = click.argument("spec", type=click.Path(path_type=Path))
 RUN = click.argument("run")
 SET = click.option(
-    "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a value of the spec; recorded."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Override a value of the spec; recorded.",
 )
 STORE = click.option(
     "--store",
@@ -67,7 +74,11 @@ STORE = click.option(
     help="Folder of artifacts and runs.  [default: $ORCHESTRATOR_STORE or ./runs-store]",
 )
 FORMAT = click.option(
-    "--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
 )
 
 
@@ -90,21 +101,9 @@ def _read(spec: Path, overrides: tuple[str, ...] = ()) -> Any:
 def check(spec: Path, overrides: tuple[str, ...]) -> None:
     """Say everything that is wrong with a spec, with line and column."""
     experiment = _read(spec, overrides)
-    click.echo(f"{spec}: valid; {len(experiment.arms)} variant(s): {', '.join(experiment.arms)}", err=True)
-
-
-@main.command()
-@SPEC
-@SET
-@STORE
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) -> None:
-    """Show what would run, what is cached and why, how many trials, and what it may cost."""
-    from orchestrator.planning.plan import make_plan  # noqa: PLC0415
-    from orchestrator.report.views import plan_lines  # noqa: PLC0415
-
-    made = make_plan(_read(spec, overrides), _store(store))
-    click.echo(json.dumps(made.to_json(), indent=1) if form == "json" else "\n".join(plan_lines(made)))
+    click.echo(
+        f"{spec}: valid; {len(experiment.arms)} variant(s): {', '.join(experiment.arms)}", err=True
+    )
 
 
 @main.command()
@@ -112,11 +111,36 @@ def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) 
 @SET
 @STORE
 @click.option(
-    "--address", default=None, envvar="RAY_ADDRESS", help="Ray cluster to attach to; a local one is started otherwise."
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
-@click.option("--insecure", is_flag=True, help="Attach to another machine's cluster without a token.")
+def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) -> None:
+    """Show what would run, what is cached and why, how many trials, and what it may cost."""
+    from orchestrator.planning.plan import make_plan  # noqa: PLC0415
+    from orchestrator.report.views import plan_lines  # noqa: PLC0415
+
+    made = make_plan(_read(spec, overrides), _store(store))
+    click.echo(
+        json.dumps(made.to_json(), indent=1) if form == "json" else "\n".join(plan_lines(made))
+    )
+
+
+@main.command()
+@SPEC
+@SET
+@STORE
+@click.option(
+    "--address",
+    default=None,
+    envvar="RAY_ADDRESS",
+    help="Ray cluster to attach to; a local one is started otherwise.",
+)
+@click.option(
+    "--insecure", is_flag=True, help="Attach to another machine's cluster without a token."
+)
 @click.option("--detach", is_flag=True, help="Run in the background and print the run's id.")
-@click.option("--smoke", is_flag=True, help="Send one step of every variant through the whole path first.")
+@click.option(
+    "--smoke", is_flag=True, help="Send one step of every variant through the whole path first."
+)
 @click.option("--allow-download", is_flag=True, help="Let missing model weights be fetched.")
 def submit(
     spec: Path,
@@ -139,7 +163,9 @@ def submit(
 
         click.echo(start_detached(experiment, _store(store), sys.argv[1:]))
         return
-    options = Options(address=address, insecure=insecure, smoke=smoke, allow_download=allow_download)
+    options = Options(
+        address=address, insecure=insecure, smoke=smoke, allow_download=allow_download
+    )
     sys.exit(execute(experiment, _store(store), options))
 
 
@@ -150,9 +176,13 @@ def submit(
 @click.option("--address", default=None, envvar="RAY_ADDRESS")
 @click.option("--insecure", is_flag=True)
 @click.option(
-    "--probe", is_flag=True, help="Train a quick model of each label: which is hard, which is told by the rim."
+    "--probe",
+    is_flag=True,
+    help="Train a quick model of each label: which is hard, which is told by the rim.",
 )
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
+)
 def audit(
     spec: Path,
     overrides: tuple[str, ...],
@@ -168,7 +198,11 @@ def audit(
 
     experiment = _read(spec, overrides)
     paths = audits.run(experiment, _store(store), probe=probe, address=address, insecure=insecure)
-    click.echo(paths.audit.read_text(encoding="utf-8") if form == "json" else "\n".join(audits.lines(paths)))
+    click.echo(
+        paths.audit.read_text(encoding="utf-8")
+        if form == "json"
+        else "\n".join(audits.lines(paths))
+    )
     click.echo(f"page: {paths.root / 'index.html'}", err=True)
 
 
@@ -204,7 +238,12 @@ def stop(run: str, trial: str, store: Path | None) -> None:
 @RUN
 @STORE
 @click.option(
-    "--timeout", "timeout_s", type=float, default=30.0, show_default=True, help="Seconds to wait for its end."
+    "--timeout",
+    "timeout_s",
+    type=float,
+    default=30.0,
+    show_default=True,
+    help="Seconds to wait for its end.",
 )
 def cancel(run: str, store: Path | None, *, timeout_s: float) -> None:
     """End a live run; `resume` or the same submit goes on with it."""
@@ -213,7 +252,9 @@ def cancel(run: str, store: Path | None, *, timeout_s: float) -> None:
 
     paths = find_run(_store(store).root, run)
     if not ask(paths, timeout_s=timeout_s):
-        raise UserError(f"run {paths.run_id}: asked to end, still live after {timeout_s:g} s; look again with `status`")
+        raise UserError(
+            f"run {paths.run_id}: asked to end, still live after {timeout_s:g} s; look again with `status`"
+        )
     click.echo(f"cancelled {paths.run_id}; go on with `resume {paths.run_id}`", err=True)
 
 
@@ -274,7 +315,9 @@ def runs(store: Path | None) -> None:
 
     root = _store(store).root
     if not (found := all_runs(root)):
-        click.echo(f"no runs in {root}; submit a spec, or name another store with --store", err=True)
+        click.echo(
+            f"no runs in {root}; submit a spec, or name another store with --store", err=True
+        )
     for run in found:
         state = state_of(run)
         click.echo(f"{run.run_id:<40} {state['state']:<12} {state['wall_s']:>8.0f} s")
@@ -283,7 +326,9 @@ def runs(store: Path | None) -> None:
 @main.command()
 @RUN
 @STORE
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
+)
 def status(run: str, store: Path | None, form: str) -> None:
     """Show stages, trials and the best so far of a run, live or finished."""
     from orchestrator.report.results import status_view  # noqa: PLC0415
@@ -331,7 +376,12 @@ def schema() -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Write here instead of standard output.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Write here instead of standard output.",
+)
 def init(folder: Path, out: Path | None) -> None:
     """Print a starter spec for the photos in a folder."""
     from orchestrator.spec.template import starter_spec  # noqa: PLC0415
@@ -349,7 +399,9 @@ def init(folder: Path, out: Path | None) -> None:
 @main.command()
 @click.argument("run", metavar="RUN|BUNDLE")
 @click.argument("photos", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="CSV to write: ImageID, ans.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="CSV to write: ImageID, ans."
+)
 @STORE
 def predict(run: str, photos: Path, out: Path, store: Path | None) -> None:
     """Answer a folder of photos with the ensemble of a run, or of a bundle (a folder or zip that `bundle` wrote).
@@ -371,14 +423,24 @@ def predict(run: str, photos: Path, out: Path, store: Path | None) -> None:
         found = ensemble.of_run(find_run(home.root, run), home)
         counts = predict_folder(found, photos, out)
     schema = Schema(dict(found.classes))
-    meaning = ", ".join(f"{number} {schema.class_name(number)}" for number in range(schema.n_classes))
+    meaning = ", ".join(
+        f"{number} {schema.class_name(number)}" for number in range(schema.n_classes)
+    )
     click.echo(f"ans: {meaning}", err=True)
-    click.echo(f"wrote {out}: {counts['answered']} photos answered, {counts['quarantined']} quarantined", err=True)
+    click.echo(
+        f"wrote {out}: {counts['answered']} photos answered, {counts['quarantined']} quarantined",
+        err=True,
+    )
 
 
 @main.command()
 @RUN
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder, or new file ending in .zip.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="New folder, or new file ending in .zip.",
+)
 @STORE
 def bundle(run: str, out: Path, store: Path | None) -> None:
     """Write a run's ensemble as one folder or zip that `predict` can use anywhere, without the store."""
@@ -398,7 +460,9 @@ def bundle(run: str, out: Path, store: Path | None) -> None:
 @click.argument("first", metavar="RUN")
 @click.argument("second", metavar="RUN")
 @STORE
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
+)
 def compare(first: str, second: str, store: Path | None, form: str) -> None:
     """Compare the ensembles of two runs on the test photos that both answered, with the paired interval.
 
@@ -414,8 +478,14 @@ def compare(first: str, second: str, store: Path | None, form: str) -> None:
 
 @main.command()
 @click.argument("names", nargs=-1)
-@click.option("--list", "listing", is_flag=True, help="Only show every name with size, licence and place.")
-@click.option("--allow-download", is_flag=True, help="Also fetch files whose sha256 nobody publishes, and record it.")
+@click.option(
+    "--list", "listing", is_flag=True, help="Only show every name with size, licence and place."
+)
+@click.option(
+    "--allow-download",
+    is_flag=True,
+    help="Also fetch files whose sha256 nobody publishes, and record it.",
+)
 def weights(names: tuple[str, ...], *, listing: bool, allow_download: bool) -> None:
     """Fetch and verify model weights; without NAMES, all whose sha256 is known."""
     from data_prep.weights.cache import fetch_all, local  # noqa: PLC0415

@@ -35,7 +35,12 @@ class Workplace:
 
     @property
     def environment(self):
-        return {**os.environ, "PYTHONPATH": str(ROOT), "ORCHESTRATOR_STORE": str(self.root / "store"), "COLUMNS": "200"}
+        return {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "ORCHESTRATOR_STORE": str(self.root / "store"),
+            "COLUMNS": "200",
+        }
 
     def run(self, *arguments, timeout=900):
         return subprocess.run(
@@ -51,7 +56,11 @@ class Workplace:
     def submit(self, *arguments):
         """Submit the spec; return (exit code, stage -> outcome, standard error)."""
         done = self.run("submit", self.spec, *arguments)
-        outcomes = dict(re.findall(r"^\S? ?(\w+) +(SUCCEEDED|CACHED|FAILED|BLOCKED)\b", done.stderr, re.MULTILINE))
+        outcomes = dict(
+            re.findall(
+                r"^\S? ?(\w+) +(SUCCEEDED|CACHED|FAILED|BLOCKED)\b", done.stderr, re.MULTILINE
+            )
+        )
         return done.returncode, outcomes, done.stderr
 
     def runs(self):
@@ -80,7 +89,9 @@ def workplace(tmp_path, drawn):
     shutil.copytree(drawn, tmp_path / "data/sample")
     (tmp_path / "experiments").mkdir()
     text = (
-        (ROOT / "experiments/smoke.yaml").read_text().replace("wandb: {project: masks, mode: offline}", "wandb: null")
+        (ROOT / "experiments/smoke.yaml")
+        .read_text()
+        .replace("wandb: {project: masks, mode: offline}", "wandb: null")
     )
     (tmp_path / "experiments/spec.yaml").write_text(text)
     return Workplace(tmp_path)

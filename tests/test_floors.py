@@ -17,16 +17,26 @@ def test_no_package_has_a_known_hole(name):
 
 
 def test_the_two_packages_that_own_one_cv2_are_equal():
-    assert metadata.version("opencv-python-headless") == metadata.version("opencv-contrib-python-headless")
+    assert metadata.version("opencv-python-headless") == metadata.version(
+        "opencv-contrib-python-headless"
+    )
 
 
 def test_the_one_known_complaint_of_pip_is_the_only_one():
-    done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
-    complaints = [line for line in done.stdout.splitlines() if line and line != "No broken requirements found."]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False
+    )
+    complaints = [
+        line
+        for line in done.stdout.splitlines()
+        if line and line != "No broken requirements found."
+    ]
     assert [] == [
         line
         for line in complaints
-        if not re.match(r"facenet-pytorch 2\.6\.0 has requirement (numpy|Pillow|torch|torchvision)<", line)
+        if not re.match(
+            r"facenet-pytorch 2\.6\.0 has requirement (numpy|Pillow|torch|torchvision)<", line
+        )
     ]
 
 

@@ -35,7 +35,9 @@ def ensemble(work):
 
 def test_the_quickstart_reads_what_guessing_does_not(place):
     test = ensemble(place)["test"]
-    assert test["macro_f1"]["estimate"] > 0.2  # the true class shares give 0.06, the mask state alone 0.17
+    assert (
+        test["macro_f1"]["estimate"] > 0.2
+    )  # the true class shares give 0.06, the mask state alone 0.17
     assert test["macro_f1_mask"] > 0.85
     trials = json.loads((place.runs()[-1] / "summary.json").read_text())["trials"]
     assert trials["complete"] + trials["pruned"] >= 8 + 9
@@ -46,7 +48,13 @@ def test_shuffled_labels_teach_nothing(place):
     root = place.root / "data/sample/train"
     people = list(csv.DictReader((root / "train.csv").open()))
     rows = [
-        (f"{person['path']}/{photo.name}", person["id"], photo.stem.rstrip("12345"), person["gender"], person["age"])
+        (
+            f"{person['path']}/{photo.name}",
+            person["id"],
+            photo.stem.rstrip("12345"),
+            person["gender"],
+            person["age"],
+        )
         for person in people
         for photo in sorted((root / "images" / person["path"]).iterdir())
     ]
@@ -54,7 +62,9 @@ def test_shuffled_labels_teach_nothing(place):
     with (root / "shuffled.csv").open("w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(["path", "id", "mask", "gender", "age"])
-        writer.writerows([*row[:2], *rows[other][2:]] for row, other in zip(rows, order, strict=True))
+        writer.writerows(
+            [*row[:2], *rows[other][2:]] for row, other in zip(rows, order, strict=True)
+        )
     place.change(
         (
             "{layout: profile_folders, root: ../data/sample/train, table: train.csv}",
@@ -75,12 +85,16 @@ def test_shuffled_labels_teach_nothing(place):
     assert ensemble(place)["oof"]["macro_f1"]["high"] < 0.10
 
 
-@pytest.mark.skipif(not (DATA / "build.py").is_file(), reason="the real portraits are not beside this checkout")
+@pytest.mark.skipif(
+    not (DATA / "build.py").is_file(), reason="the real portraits are not beside this checkout"
+)
 def test_the_same_path_runs_on_real_portraits(tmp_path, new_workplace):
     work = new_workplace(tmp_path)
     (tmp_path / "experiments").mkdir()
     text = (ROOT / "experiments/portraits.yaml").read_text()
-    work.spec.write_text(text.replace("duration: 5 epochs", "duration: 2 epochs").replace("folds: 3", "folds: 2"))
+    work.spec.write_text(
+        text.replace("duration: 5 epochs", "duration: 2 epochs").replace("folds: 3", "folds: 2")
+    )
     subprocess.run(
         [
             sys.executable,

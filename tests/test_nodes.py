@@ -38,11 +38,20 @@ def nodes(tmp_path):
     common = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
     try:
         for where in (
-            ["--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false"],
+            [
+                "--head",
+                f"--port={port}",
+                "--node-ip-address=127.0.0.1",
+                "--include-dashboard=false",
+            ],
             [f"--address=127.0.0.1:{port}"],
         ):
             subprocess.run(
-                [RAY, "start", *where, *common], env=environment, check=True, capture_output=True, timeout=120
+                [RAY, "start", *where, *common],
+                env=environment,
+                check=True,
+                capture_output=True,
+                timeout=120,
             )
         yield f"127.0.0.1:{port}", environment
     finally:
@@ -57,7 +66,9 @@ def nodes(tmp_path):
         psutil.wait_procs(ours, timeout=10)
 
 
-def test_the_smoke_experiment_runs_on_two_nodes_and_a_wrong_token_is_refused(nodes, workplace, tmp_path):
+def test_the_smoke_experiment_runs_on_two_nodes_and_a_wrong_token_is_refused(
+    nodes, workplace, tmp_path
+):
     address, environment = nodes
     wrong = tmp_path / "wrong"
     wrong.write_text(secret := secrets.token_hex(32))
@@ -96,6 +107,11 @@ def nodes_used(address, environment):
         f"with connect({address!r}) as cluster: print(len([n for n in ray.nodes() if n['Alive']]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100, check=True
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
     )
     return int(done.stdout.split()[-1])

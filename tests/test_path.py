@@ -70,7 +70,11 @@ def check_answers(workplace, run):
     assert done.returncode == 0, done.stderr
     for source in ("latest", bundle):
         done = workplace.run(
-            "predict", source, workplace.root / "data/sample/eval/images", "--out", workplace.root / "out.csv"
+            "predict",
+            source,
+            workplace.root / "data/sample/eval/images",
+            "--out",
+            workplace.root / "out.csv",
         )
         assert done.returncode == 0, done.stderr
         assert "ans: 0 wear/male/" in done.stderr
@@ -82,22 +86,32 @@ def check_answers(workplace, run):
 def check_certificate(workplace, run):
     """It knows where every member comes from, and has looked at the test labels once."""
     made = json.loads((run / "certificate.json").read_text())
-    assert (made["check"]["equal"], made["check"]["n_photos"], made["check"]["why"]) == (True, 8, "")
+    assert (made["check"]["equal"], made["check"]["n_photos"], made["check"]["why"]) == (
+        True,
+        8,
+        "",
+    )
     for member in made["members"]:
         assert [(one["seed"], one["fold"]) for one in member["checkpoints"]] == [(0, 0), (0, 1)]
         for one in member["checkpoints"]:
             weights = workplace.root / "store/trial" / one["key"] / "weights.safetensors"
             assert hashlib.sha256(weights.read_bytes()).hexdigest() == one["weights_sha256"]
     assert [row["times"] for row in made["looked_at"] if row["what"] == "test labels"] == [1]
-    assert made["statement"].startswith("On people (group: id) it has never seen the vote of 2 members is expected")
+    assert made["statement"].startswith(
+        "On people (group: id) it has never seen the vote of 2 members is expected"
+    )
 
 
 def check_leaderboard(workplace, run):
     """It sees the public half alone, and trains nothing again."""
-    code, outcomes, said = workplace.submit("--set", "select.policy=leaderboard", "--set", "data.test.public=0.5")
+    code, outcomes, said = workplace.submit(
+        "--set", "select.policy=leaderboard", "--set", "data.test.public=0.5"
+    )
     assert (code, outcomes["search"], outcomes["confirm"]) == (0, "CACHED", "CACHED"), said
     board = next(one for one in workplace.runs() if one != run)
-    selection, made = (json.loads((board / name).read_text()) for name in ("selection.json", "certificate.json"))
+    selection, made = (
+        json.loads((board / name).read_text()) for name in ("selection.json", "certificate.json")
+    )
     labels = tables.read(board / "test_labels.parquet").to_pylist()
     halves = Counter(row["part"] for row in labels)
     assert selection["peeks"]["n_photos"] == halves["public"]
@@ -106,14 +120,19 @@ def check_leaderboard(workplace, run):
         ("whole", "vote"),
     ]
     assert selection["ensemble"]["test"]["macro_f1"]["n_samples"] == halves["private"]
-    assert [row["who"] for row in selection["ensemble"]["board"]] == ["ensemble", *selection["members"]]
+    assert [row["who"] for row in selection["ensemble"]["board"]] == [
+        "ensemble",
+        *selection["members"],
+    ]
     ranked = [one["board_score"] for one in selection["candidates"]]
     assert sorted(ranked, reverse=True) == ranked
     assert "a peek at the public half" in made["statement"]
     assert [row["times"] for row in made["looked_at"] if "other runs" in row["what"]] == [1]
 
 
-def test_a_spec_goes_in_and_every_file_of_the_contract_comes_out_and_nothing_is_done_twice(workplace):
+def test_a_spec_goes_in_and_every_file_of_the_contract_comes_out_and_nothing_is_done_twice(
+    workplace,
+):
     code, outcomes, said = workplace.submit()
     assert code == 0, said
     assert {"SUCCEEDED"} == set(outcomes.values())
@@ -122,8 +141,15 @@ def test_a_spec_goes_in_and_every_file_of_the_contract_comes_out_and_nothing_is_
     for name, columns in COLUMNS.items():
         assert set(columns) <= set(pq.read_schema(run / name).names), name
     summary = json.loads((run / "summary.json").read_text())
-    assert (summary["trials"], summary["quarantined"]) == ({"complete": 8, "pruned": 0, "failed": 0}, 0)
-    test_rows = [row for row in tables.read(run / "predictions.parquet").to_pylist() if row["split"] == "test"]
+    assert (summary["trials"], summary["quarantined"]) == (
+        {"complete": 8, "pruned": 0, "failed": 0},
+        0,
+    )
+    test_rows = [
+        row
+        for row in tables.read(run / "predictions.parquet").to_pylist()
+        if row["split"] == "test"
+    ]
     assert {None} == {row["target"] for row in test_rows}
     assert tables.read(run / "votes.parquet")["ImageID"].to_pylist() == [
         line.split(",")[0] for line in (run / "submission.csv").read_text().split()[1:]
@@ -132,7 +158,12 @@ def test_a_spec_goes_in_and_every_file_of_the_contract_comes_out_and_nothing_is_
     code, outcomes, said = workplace.submit()
     assert (0, {"CACHED"}, False) == (code, set(outcomes.values()), "dashboard" in said)
     # how to run and where to track are no part of a run
-    workplace.change(("tensorboard: true}", "tensorboard: false}\nresources: {per_trial: {cpu: 2}, max_concurrent: 1}"))
+    workplace.change(
+        (
+            "tensorboard: true}",
+            "tensorboard: false}\nresources: {per_trial: {cpu: 2}, max_concurrent: 1}",
+        )
+    )
     assert (0, {"CACHED"}) == (lambda done: (done[0], set(done[1].values())))(workplace.submit())
     check_answers(workplace, run)
     check_certificate(workplace, run)
@@ -172,7 +203,10 @@ def test_a_spec_goes_in_and_every_file_of_the_contract_comes_out_and_nothing_is_
 
 def kill_when(workplace, ready, how=signal.SIGKILL):
     """Start a submit and send its driver a signal when its run folder is as wanted; return its exit code."""
-    heard = ["env", "--default-signal=INT"]  # a background job of a shell hands on that it does not hear SIGINT
+    heard = [
+        "env",
+        "--default-signal=INT",
+    ]  # a background job of a shell hands on that it does not hear SIGINT
     driver = subprocess.Popen(
         [*heard, *workplace.command("submit", workplace.spec)],
         cwd=workplace.root,
@@ -182,7 +216,11 @@ def kill_when(workplace, ready, how=signal.SIGKILL):
     )
     until = time.monotonic() + 200
     while time.monotonic() < until and driver.poll() is None:
-        if (workplace.root / "store/runs").is_dir() and workplace.runs() and ready(workplace.runs()[0]):
+        if (
+            (workplace.root / "store/runs").is_dir()
+            and workplace.runs()
+            and ready(workplace.runs()[0])
+        ):
             break
         time.sleep(0.05)
     assert driver.poll() is None, "the driver ended before it could be killed"
@@ -192,7 +230,10 @@ def kill_when(workplace, ready, how=signal.SIGKILL):
 
 def test_killed_in_search_it_goes_on_and_no_finished_trial_is_trained_again(workplace):
     workplace.change(("search: {trials: 2", "search: {trials: 4"))
-    kill_when(workplace, lambda run: (run / "events.jsonl").exists() and len(events(run, "trial_ended")) >= 2)
+    kill_when(
+        workplace,
+        lambda run: (run / "events.jsonl").exists() and len(events(run, "trial_ended")) >= 2,
+    )
     (run,) = workplace.runs()
     before = {event["trial_id"]: event for event in events(run, "trial_ended")}
     code, _, said = workplace.submit()
@@ -209,7 +250,9 @@ def test_killed_in_search_it_goes_on_and_no_finished_trial_is_trained_again(work
 
 def test_killed_in_prepare_it_goes_on_and_no_shard_is_made_twice(workplace, monkeypatch):
     workplace.change(("- center_crop", "- {name: crop_face, detector: fastmtcnn}"))
-    kill_when(workplace, lambda run: (run / "events.jsonl").exists() and len(events(run, "shard")) >= 1)
+    kill_when(
+        workplace, lambda run: (run / "events.jsonl").exists() and len(events(run, "shard")) >= 1
+    )
     (run,) = workplace.runs()
     code, _, said = workplace.submit()
     assert code == 0, said
@@ -222,16 +265,30 @@ def test_corrupt_photos_are_counted_and_the_run_finishes(workplace):
     (people[0] / "mask1.jpg").write_bytes((people[0] / "mask1.jpg").read_bytes()[:900])
     (people[1] / "mask1.jpg").write_text("not a photo")
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", len(header)) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    chunk = (
+        struct.pack(">I", len(header))
+        + b"IHDR"
+        + header
+        + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    )
     (people[2] / "mask1.jpg").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
     test_photo = sorted((workplace.root / "data/sample/eval/images").iterdir())[0]
     test_photo.write_bytes(b"")
     code, _, said = workplace.submit()
     assert code == 0, said
     (run,) = workplace.runs()
-    audit, summary = (json.loads((run / name).read_text()) for name in ("audit.json", "summary.json"))
-    assert (audit["n_quarantined"], summary["quarantined"]) == (4, 4)  # three for training, one to be answered
-    row = next(row for row in tables.read(run / "votes.parquet").to_pylist() if row["ImageID"] == test_photo.name)
+    audit, summary = (
+        json.loads((run / name).read_text()) for name in ("audit.json", "summary.json")
+    )
+    assert (audit["n_quarantined"], summary["quarantined"]) == (
+        4,
+        4,
+    )  # three for training, one to be answered
+    row = next(
+        row
+        for row in tables.read(run / "votes.parquet").to_pylist()
+        if row["ImageID"] == test_photo.name
+    )
     assert (row["votes"], row["outcome"]) == (0, "quarantined: empty file")
 
 
@@ -240,7 +297,15 @@ def test_poisoned_test_labels_change_nothing_before_the_vote(workplace):
     table = workplace.root / "data/sample/eval/info.csv"
     lines = table.read_text().split()
     table.write_text(
-        "\n".join([lines[0], *(f"{line.split(',')[0]},{(int(line.split(',')[1]) + 7) % 18}" for line in lines[1:])])
+        "\n".join(
+            [
+                lines[0],
+                *(
+                    f"{line.split(',')[0]},{(int(line.split(',')[1]) + 7) % 18}"
+                    for line in lines[1:]
+                ),
+            ]
+        )
         + "\n"
     )
     assert workplace.submit()[0] == 0
@@ -250,12 +315,16 @@ def test_poisoned_test_labels_change_nothing_before_the_vote(workplace):
     for one in chosen:
         one["ensemble"].pop("test")
     assert chosen[0] == chosen[1]
-    assert tables.read(first / "predictions.parquet").equals(tables.read(second / "predictions.parquet"))
+    assert tables.read(first / "predictions.parquet").equals(
+        tables.read(second / "predictions.parquet")
+    )
 
 
 def test_interrupted_in_confirm_it_says_so_and_resume_goes_on(workplace):
     code = kill_when(
-        workplace, lambda run: (run / "events.jsonl").exists() and len(events(run, "trial_ended")) >= 5, signal.SIGINT
+        workplace,
+        lambda run: (run / "events.jsonl").exists() and len(events(run, "trial_ended")) >= 5,
+        signal.SIGINT,
     )
     (run,) = workplace.runs()
     assert (130, "INTERRUPTED") == (code, json.loads((run / "summary.json").read_text())["state"])
@@ -264,7 +333,10 @@ def test_interrupted_in_confirm_it_says_so_and_resume_goes_on(workplace):
     assert {1} == set(Counter(event["trial_id"] for event in events(run, "trial_ended")).values())
     from ray.tune import ExperimentAnalysis
 
-    assert {4} == {len(ExperimentAnalysis(str(run / "tune" / phase)).dataframe()) for phase in ("search", "confirm")}
+    assert {4} == {
+        len(ExperimentAnalysis(str(run / "tune" / phase)).dataframe())
+        for phase in ("search", "confirm")
+    }
     again = workplace.run("resume", "latest")
     assert 0 == again.returncode, again.stderr
 
@@ -278,7 +350,9 @@ def test_a_second_submit_follows_the_first_and_no_key_is_written_anywhere(workpl
     settings = {"cwd": workplace.root, "env": environment, "capture_output": True, "text": True}
     first = subprocess.run([*command, "--detach"], check=False, timeout=60, **settings)
     assert 0 == first.returncode, first.stderr
-    assert 0 == workplace.run("status", first.stdout.strip()).returncode, "it can be asked for at once"
+    assert 0 == workplace.run("status", first.stdout.strip()).returncode, (
+        "it can be asked for at once"
+    )
     with subprocess.Popen(
         ["env", "--default-signal=INT", *command],
         cwd=workplace.root,
@@ -295,7 +369,11 @@ def test_a_second_submit_follows_the_first_and_no_key_is_written_anywhere(workpl
     assert "is being driven by another process; following it" in second.stderr
     (run,) = workplace.runs()
     assert 8 == len(list((run / "wandb").glob("offline-run-*")))
-    found = [path for path in workplace.root.rglob("*") if path.is_file() and canary.encode() in path.read_bytes()]
+    found = [
+        path
+        for path in workplace.root.rglob("*")
+        if path.is_file() and canary.encode() in path.read_bytes()
+    ]
     assert [] == found
 
 
@@ -304,7 +382,11 @@ def test_missing_weights_end_a_run_as_failed_before_any_work(workplace, monkeypa
     code, _, said = workplace.submit(
         "--set", "train.model={backbone: tf_efficientnet_lite0, pretrained: true, head: single}"
     )
-    assert (code, "a verified file was required, found none" in said, "dashboard" in said) == (1, True, False), said
+    assert (code, "a verified file was required, found none" in said, "dashboard" in said) == (
+        1,
+        True,
+        False,
+    ), said
     (run,) = workplace.runs()
     assert "FAILED" == json.loads((run / "summary.json").read_text())["state"]
     assert "FAILED" in workplace.run("runs").stdout

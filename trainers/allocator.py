@@ -19,4 +19,6 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(name), "mallopt", None) if name else None
     if mallopt is None:
         return False  # another C library
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)) and bool(mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE_BYTES - 1))
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)) and bool(
+        mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE_BYTES - 1)
+    )

@@ -20,12 +20,31 @@ POLICIES: dict[str, list[dict[str, Any]]] = {
     "none": [],
     "basic": [
         {"name": "HorizontalFlip", "p": 0.5},
-        {"name": "Affine", "translate_percent": 0.06, "scale": [0.9, 1.1], "rotate": [-10, 10], "p": 0.7},
+        {
+            "name": "Affine",
+            "translate_percent": 0.06,
+            "scale": [0.9, 1.1],
+            "rotate": [-10, 10],
+            "p": 0.7,
+        },
     ],
     "strong": [
         {"name": "HorizontalFlip", "p": 0.5},
-        {"name": "Affine", "translate_percent": 0.1, "scale": [0.8, 1.2], "rotate": [-20, 20], "p": 0.8},
-        {"name": "ColorJitter", "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.05, "p": 0.8},
+        {
+            "name": "Affine",
+            "translate_percent": 0.1,
+            "scale": [0.8, 1.2],
+            "rotate": [-20, 20],
+            "p": 0.8,
+        },
+        {
+            "name": "ColorJitter",
+            "brightness": 0.3,
+            "contrast": 0.3,
+            "saturation": 0.3,
+            "hue": 0.05,
+            "p": 0.8,
+        },
         {"name": "GaussianBlur", "p": 0.2},
         {"name": "CoarseDropout", "p": 0.3},
     ],
@@ -66,7 +85,9 @@ def sample_seeds(seed: int, epoch: int, rows: NDArray[np.int64]) -> Seeds:
     The finalizer of SplitMix64 (Steele et al. 2014, fig. 18) over row * golden ratio + key.
     """
     with np.errstate(over="ignore"):
-        z = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed_of(seed, "augment", epoch) << 32)
+        z = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(
+            seed_of(seed, "augment", epoch) << 32
+        )
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -94,14 +115,22 @@ class _Composed:
 
         steps = []
         for op in ops:
-            settings = {name: tuple(v) if isinstance(v, list) else v for name, v in op.items() if name != "name"}
+            settings = {
+                name: tuple(v) if isinstance(v, list) else v
+                for name, v in op.items()
+                if name != "name"
+            }
             kind = getattr(albumentations, str(op.get("name")), None)
             if kind is None:
-                raise ValueError(f"train.augment.policy: albumentations has no operation {op.get('name')!r}")
+                raise ValueError(
+                    f"train.augment.policy: albumentations has no operation {op.get('name')!r}"
+                )
             try:
                 steps.append(kind(**settings))
             except (TypeError, ValueError) as error:
-                raise ValueError(f"train.augment.policy: {op['name']} does not take {settings}: {error}") from None
+                raise ValueError(
+                    f"train.augment.policy: {op['name']} does not take {settings}: {error}"
+                ) from None
         self._bits = np.random.PCG64(0)
         self._python = random.Random(0)  # noqa: S311 - no secret
         self._compose = albumentations.Compose(steps)
@@ -109,7 +138,12 @@ class _Composed:
 
     def __call__(self, photo: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         state: Any = {"state": seed << 64 | seed, "inc": 1}
-        self._bits.state = {"bit_generator": "PCG64", "state": state, "has_uint32": 0, "uinteger": 0}
+        self._bits.state = {
+            "bit_generator": "PCG64",
+            "state": state,
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
         self._python.seed(seed)
         out: NDArray[np.uint8] = self._compose(image=photo)["image"]
         return out

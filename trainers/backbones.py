@@ -17,4 +17,6 @@ def known_backbones() -> frozenset[str]:
     if spec is None or spec.origin is None:
         return frozenset()
     files = sorted((Path(spec.origin).parent / "models").glob("*.py"))
-    return frozenset(name for file in files for name in _MODEL.findall(file.read_text(encoding="utf-8")))
+    return frozenset(
+        name for file in files for name in _MODEL.findall(file.read_text(encoding="utf-8"))
+    )

@@ -36,7 +36,13 @@ Keep = Callable[[dict[str, object], Callable[[], Features]], Features]
 class Bank:
     """Looks up features by row. `keep` may find what another training computed."""
 
-    def __init__(self, model: Classifier, task: Task, augmented: Augmentation | None, keep: Keep | None = None) -> None:
+    def __init__(
+        self,
+        model: Classifier,
+        task: Task,
+        augmented: Augmentation | None,
+        keep: Keep | None = None,
+    ) -> None:
         """Identify the backbone by its weights; nothing is computed yet.
 
         Args:
@@ -55,8 +61,12 @@ class Bank:
         """Return the features of rows in a view, (B, F) float32."""
         if view not in self._tables:
             task = self._task
-            held = np.sort(task.train if view.number is not None else np.concatenate([task.train, task.val]))
-            ids = hashlib.sha256("\n".join(task.name(row) for row in held).encode("utf-8", "surrogateescape"))
+            held = np.sort(
+                task.train if view.number is not None else np.concatenate([task.train, task.val])
+            )
+            ids = hashlib.sha256(
+                "\n".join(task.name(row) for row in held).encode("utf-8", "surrogateescape")
+            )
             identity: dict[str, object] = {
                 "weights": self._weights,
                 "samples": ids.hexdigest(),

@@ -39,7 +39,9 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     except OSError as error:
         wrong = str(error)
     if wrong:
-        sys.stderr.write(f"{path} is damaged ({wrong}); the training starts again from its first epoch\n")
+        sys.stderr.write(
+            f"{path} is damaged ({wrong}); the training starts again from its first epoch\n"
+        )
         return None
     state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state

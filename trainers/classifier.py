@@ -95,13 +95,18 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     mixup, mixable = config.augment.mixup, task.mixable
     if isinstance(mixup, OfflineMixUp):
         if mixable is None:
-            raise ValueError("offline mixup: which rows may be mixed was required, found nothing in the task")
+            raise ValueError(
+                "offline mixup: which rows may be mixed was required, found nothing in the task"
+            )
         task = task.with_pairs(offline_pairs(mixup, task.train, mixable, seed=seed))
     augmented = augment.build(config.augment.policy)
     # -- model ------------------------------------------------------------------------------------------------------
     torch.manual_seed(seed_of(seed, "init"))
     model = build(
-        config.model, task.label_sizes, size=task.images.shape[1], pretrained=False if source is not None else None
+        config.model,
+        task.label_sizes,
+        size=task.images.shape[1],
+        pretrained=False if source is not None else None,
     )
     if config.model.head.name == "frozen_deep":
         _load_backbone(model, source)
@@ -116,10 +121,16 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     }
     precision = _precision(config, task, device, threads or torch.get_num_threads())
     scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
-    micro = min(config.micro_batch or config.batch_size, micro_batch or config.batch_size, config.batch_size)
+    micro = min(
+        config.micro_batch or config.batch_size, micro_batch or config.batch_size, config.batch_size
+    )
     # -- a frozen backbone is asked once per photo and view, unless photos are mixed in the batch ---------------------
     freeze = config.model.freeze
-    looked_up = freeze is not None and isinstance(config.augment.cutmix, NoCutMix) and isinstance(mixup, NoMixUp)
+    looked_up = (
+        freeze is not None
+        and isinstance(config.augment.cutmix, NoCutMix)
+        and isinstance(mixup, NoMixUp)
+    )
     bank = Bank(model, task, augmented, keep) if looked_up else None
     net: nn.Module = model.head if bank else model
     moves: nn.Module = model.head if freeze else model  # what a checkpoint has to hold
@@ -129,7 +140,11 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     def inputs(rows: Ints, epoch: int | None = None) -> Tensor:
         """Photos (B, 3, H, W) uint8, or their features (B, F); augmented where an epoch is given."""
         if bank is not None and freeze is not None:
-            view = View((epoch - 1) % freeze.views, seed, config.augment.policy) if epoch and augmented else PLAIN
+            view = (
+                View((epoch - 1) % freeze.views, seed, config.augment.policy)
+                if epoch and augmented
+                else PLAIN
+            )
             return bank(rows, view)
         photos = task.photos(rows)
         if epoch and augmented:
@@ -153,7 +168,11 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
             report(epoch, metrics)
     # -- epochs -----------------------------------------------------------------------------------------------------
     for epoch in range(len(history) + 1, n_epochs + 1):
-        if config.early_stop and history and len(history) - best_epoch(history) >= config.early_stop:
+        if (
+            config.early_stop
+            and history
+            and len(history) - best_epoch(history) >= config.early_stop
+        ):
             break
         began, total, seen, lr = time.perf_counter(), 0.0, 0, 0.0
         model.train()
@@ -162,11 +181,15 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         rng = np.random.default_rng(seed_of(seed, "mix", epoch))
         order = epoch_order(task, seed=seed, epoch=epoch, balance=config.balance)
         parts = list(batches(order, config.batch_size, drop_single=True))[: n_steps - step]
-        for rows, x in zip(parts, ahead(partial(inputs, epoch=epoch), parts, n_loaders), strict=True):
+        for rows, x in zip(
+            parts, ahead(partial(inputs, epoch=epoch), parts, n_loaders), strict=True
+        ):
             photos, targets = x, {name: task.targets_of(own, rows) for name, own in codes.items()}
             if (mixed := mix(x, config.augment, rng, _fits(task, rows))) is not None:
                 photos = mixed.x
-                targets = {name: own.mixed(mixed.partner, mixed.weight) for name, own in targets.items()}
+                targets = {
+                    name: own.mixed(mixed.partner, mixed.weight) for name, own in targets.items()
+                }
             lr = lr_at(
                 config.schedule,
                 config.optimizer.lr,
@@ -203,7 +226,9 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         plateau.see(metrics["val_macro_f1"], getattr(config.schedule, "patience", 0))
         history.append(metrics)
         if best_epoch(history) == epoch:
-            checkpoint.save_weights(work_dir, model.state_dict(), describe(config, task, model, precision))
+            checkpoint.save_weights(
+                work_dir, model.state_dict(), describe(config, task, model, precision)
+            )
         # the state is on the disk before anybody hears of the epoch
         checkpoint.save_state(
             work_dir,
@@ -262,15 +287,23 @@ def evaluate(
         total += loss * len(rows)
         preds.append(model.head.log_probs(logits).argmax(1).cpu().numpy())
         if rows[-1] == task.val[-1]:
-            scores = {"val_loss": total / len(task.val), **_scores(task, answered, np.concatenate(preds))}
+            scores = {
+                "val_loss": total / len(task.val),
+                **_scores(task, answered, np.concatenate(preds)),
+            }
         yield rows, loss, scores
 
 
 def _scores(task: Task, answered: tuple[str, ...], pred: Ints) -> dict[str, float]:
-    target, sizes = task.codes_of(answered)[task.val], tuple(task.label_sizes[name] for name in answered)
+    target, sizes = (
+        task.codes_of(answered)[task.val],
+        tuple(task.label_sizes[name] for name in answered),
+    )
     scores = {"val_accuracy": accuracy(target, pred), "val_macro_f1": macro_f1(target, pred)}
     for at, name in enumerate(answered):
-        scores[f"val_macro_f1_{name}"] = macro_f1(split_class(target, sizes)[:, at], split_class(pred, sizes)[:, at])
+        scores[f"val_macro_f1_{name}"] = macro_f1(
+            split_class(target, sizes)[:, at], split_class(pred, sizes)[:, at]
+        )
     return scores
 
 
@@ -332,9 +365,13 @@ def _halved(micro: int) -> int:
     return micro // 2
 
 
-def _diverged(what: str, value: float, task: Task, rows: Ints, step: int, lr: float) -> TrainingDiverged:
+def _diverged(
+    what: str, value: float, task: Task, rows: Ints, step: int, lr: float
+) -> TrainingDiverged:
     named = ", ".join(task.name(row) for row in rows.tolist())
-    return TrainingDiverged(f"{what} is {value} at step {step}, lr {lr:g}, samples {named}; lower the learning rate")
+    return TrainingDiverged(
+        f"{what} is {value} at step {step}, lr {lr:g}, samples {named}; lower the learning rate"
+    )
 
 
 def _fits(task: Task, rows: Ints) -> NDArray[np.bool_] | None:
@@ -351,11 +388,17 @@ def _load_backbone(model: Classifier, source: Mapping[str, Tensor] | None) -> No
     if source is None:
         raise ValueError("head frozen_deep: the weights of its source were required, found none")
     prefix = "backbone."
-    own = {name.removeprefix(prefix): value for name, value in source.items() if name.startswith(prefix)}
+    own = {
+        name.removeprefix(prefix): value
+        for name, value in source.items()
+        if name.startswith(prefix)
+    }
     try:
         model.backbone.load_state_dict(own, strict=True)
     except RuntimeError as error:
-        raise ValueError(f"head frozen_deep: the source's backbone must be the same: {error}") from None
+        raise ValueError(
+            f"head frozen_deep: the source's backbone must be the same: {error}"
+        ) from None
 
 
 def _existing(task: Task) -> NDArray[np.bool_]:
@@ -364,13 +407,19 @@ def _existing(task: Task) -> NDArray[np.bool_]:
     return np.bincount(found, minlength=task.n_classes) > 0
 
 
-def _class_weights(config: Train, task: Task, labels: tuple[str, ...], device: str) -> Tensor | None:
+def _class_weights(
+    config: Train, task: Task, labels: tuple[str, ...], device: str
+) -> Tensor | None:
     """Return what a sample counts by its class in one branch, (k,): the balance times the loss's alpha."""
     weights = alpha_of(config.loss, labels, task.label_sizes)
     if config.balance == "class_weights":
         codes = task.codes_of(labels)[task.parents(task.train)[0]]
-        counts = np.bincount(codes, minlength=int(np.prod([task.label_sizes[name] for name in labels]))).astype(float)
-        balance = np.where(counts > 0, len(codes) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0)
+        counts = np.bincount(
+            codes, minlength=int(np.prod([task.label_sizes[name] for name in labels]))
+        ).astype(float)
+        balance = np.where(
+            counts > 0, len(codes) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0
+        )
         own = torch.tensor(balance, dtype=torch.float32)
         weights = own if weights is None else weights * own
     return None if weights is None else weights.to(device)
@@ -385,7 +434,12 @@ def _precision(config: Train, task: Task, device: str, threads: int) -> str:
     size = int(task.images.shape[1])
     state = torch.get_rng_state()  # the probe draws a model of its own
     took = probe(
-        config.model, task.label_sizes, size=size, batch_size=config.batch_size, device=device, threads=threads
+        config.model,
+        task.label_sizes,
+        size=size,
+        batch_size=config.batch_size,
+        device=device,
+        threads=threads,
     )
     torch.set_rng_state(state)
     return min(took, key=lambda name: took[name])

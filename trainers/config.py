@@ -26,7 +26,9 @@ class Duration:
     def parse(cls, text: str) -> Duration:
         """Read '10 epochs' or '500 steps'."""
         if not re.match(_DURATION, text):
-            raise ValueError(f"a duration must read like '10 epochs' or '500 steps', found {text!r}")
+            raise ValueError(
+                f"a duration must read like '10 epochs' or '500 steps', found {text!r}"
+            )
         number, unit = text.split()
         return cls(int(number), "epochs" if unit.startswith("epoch") else "steps")
 
@@ -83,7 +85,8 @@ class FrozenDeepHead(_Branches):
 
 
 Head = Annotated[
-    Annotated[SingleHead | ShallowHead | DeepHead | FrozenDeepHead, Field(discriminator="name")], BARE_NAME
+    Annotated[SingleHead | ShallowHead | DeepHead | FrozenDeepHead, Field(discriminator="name")],
+    BARE_NAME,
 ]
 
 
@@ -143,7 +146,10 @@ class SoftF1(_Loss):
     name: Literal["f1"] = "f1"
 
 
-Loss = Annotated[Annotated[Focal | CrossEntropy | LabelSmoothing | SoftF1, Field(discriminator="name")], BARE_NAME]
+Loss = Annotated[
+    Annotated[Focal | CrossEntropy | LabelSmoothing | SoftF1, Field(discriminator="name")],
+    BARE_NAME,
+]
 
 
 class _Optimizer(Section):
@@ -202,7 +208,10 @@ class Constant(Section):
     name: Literal["none"] = "none"
 
 
-Schedule = Annotated[Annotated[ReduceOnPlateau | Cosine | StepDecay | Constant, Field(discriminator="name")], BARE_NAME]
+Schedule = Annotated[
+    Annotated[ReduceOnPlateau | Cosine | StepDecay | Constant, Field(discriminator="name")],
+    BARE_NAME,
+]
 
 
 class NoCutMix(Section):
@@ -226,7 +235,9 @@ class HalfCutMix(Section):
     p: Probability = 0.5
 
 
-CutMix = Annotated[Annotated[NoCutMix | RandomCutMix | HalfCutMix, Field(discriminator="name")], BARE_NAME]
+CutMix = Annotated[
+    Annotated[NoCutMix | RandomCutMix | HalfCutMix, Field(discriminator="name")], BARE_NAME
+]
 
 
 class NoMixUp(Section):
@@ -272,7 +283,9 @@ class OfflineMixUp(_MixUp):
     ratio: Annotated[float, Field(gt=0, le=10)] = 1.0
 
 
-MixUp = Annotated[Annotated[NoMixUp | OnlineMixUp | OfflineMixUp, Field(discriminator="name")], BARE_NAME]
+MixUp = Annotated[
+    Annotated[NoMixUp | OnlineMixUp | OfflineMixUp, Field(discriminator="name")], BARE_NAME
+]
 
 
 class Augment(Section):
@@ -339,7 +352,9 @@ def remarks(train: Train) -> list[str]:
             "resembles neither, and the effect of the extra samples cannot be told from the rest; "
             "set train.augment.policy: none and cutmix: none"
         )
-    if train.model.freeze and (not isinstance(augment.cutmix, NoCutMix) or not isinstance(augment.mixup, NoMixUp)):
+    if train.model.freeze and (
+        not isinstance(augment.cutmix, NoCutMix) or not isinstance(augment.mixup, NoMixUp)
+    ):
         found.append(
             "a frozen backbone's features cannot be kept where photos are mixed: every epoch computes them anew"
         )

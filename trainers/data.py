@@ -63,7 +63,9 @@ class Task:
     def codes_of(self, labels: tuple[str, ...]) -> Ints:
         """Return the joint class over some of the labels for every row of the array, (N,)."""
         columns = [list(self.label_sizes).index(name) for name in labels]
-        return joint_class(self.targets[:, columns], tuple(self.label_sizes[name] for name in labels))
+        return joint_class(
+            self.targets[:, columns], tuple(self.label_sizes[name] for name in labels)
+        )
 
     def parents(self, rows: Ints) -> tuple[Ints, Ints]:
         """Return both parents of each row, (B,) and (B,); a photo is its own twice."""
@@ -89,7 +91,10 @@ class Task:
             return Targets(torch.from_numpy(codes[rows])[:, None], torch.ones(len(rows), 1))
         first, second = self.parents(rows)
         half = torch.from_numpy(np.where(first == second, 1.0, 0.5).astype(np.float32))
-        return Targets(torch.from_numpy(np.stack([codes[first], codes[second]], 1)), torch.stack([half, 1 - half], 1))
+        return Targets(
+            torch.from_numpy(np.stack([codes[first], codes[second]], 1)),
+            torch.stack([half, 1 - half], 1),
+        )
 
     def name(self, row: int) -> str:
         """Return the sample id of a row; a made one is named by its parents."""

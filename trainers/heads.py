@@ -42,7 +42,9 @@ class Branches(nn.Module):
         self.trunk = trunk or nn.Identity()
         self.layers = nn.ModuleDict(layers)
         # a buffer, so that it travels with the weights
-        self.register_buffer("exists", torch.ones(n_existing, dtype=torch.bool) if n_existing else None)
+        self.register_buffer(
+            "exists", torch.ones(n_existing, dtype=torch.bool) if n_existing else None
+        )
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Map (B, F) features to {branch: (B, k) logits}."""
@@ -74,11 +76,17 @@ def _deep(head: DeepHead, n_features: int, sizes: Mapping[str, int]) -> Branches
 def _frozen_deep(head: FrozenDeepHead, n_features: int, sizes: Mapping[str, int]) -> Branches:
     """Model A+C: features -> projection; per label projection -> hidden, BatchNorm, activation, Dropout -> k."""
     projection = nn.Linear(n_features, head.projection)
-    return _per_label(head, sizes, lambda k: _deep_branch(head, head.projection, k), trunk=projection)
+    return _per_label(
+        head, sizes, lambda k: _deep_branch(head, head.projection, k), trunk=projection
+    )
 
 
 def _per_label(
-    head: Any, sizes: Mapping[str, int], layer: Callable[[int], nn.Module], *, trunk: nn.Module | None = None
+    head: Any,
+    sizes: Mapping[str, int],
+    layer: Callable[[int], nn.Module],
+    *,
+    trunk: nn.Module | None = None,
 ) -> Branches:
     n_existing = math.prod(sizes.values()) if head.joint == "existing" else None
     layers = {name: layer(k) for name, k in sizes.items()}
@@ -112,7 +120,9 @@ HEADS: dict[str, Callable[[Any, int, Mapping[str, int]], Branches]] = {
 
 
 def joint_log_probs(
-    logits: Mapping[str, Tensor], branches: Mapping[str, tuple[str, ...]], exists: Tensor | None = None
+    logits: Mapping[str, Tensor],
+    branches: Mapping[str, tuple[str, ...]],
+    exists: Tensor | None = None,
 ) -> Tensor:
     """Join branches into log probabilities over the joint class: (B, n_classes), the first label weighing most.
 
@@ -126,4 +136,8 @@ def joint_log_probs(
         total = one if total is None else (total[:, :, None] + one[:, None, :]).flatten(1)
     if total is None:
         raise ValueError("a head has at least one branch")
-    return total if exists is None else torch.log_softmax(total.masked_fill(~exists, -torch.inf), dim=1)
+    return (
+        total
+        if exists is None
+        else torch.log_softmax(total.masked_fill(~exists, -torch.inf), dim=1)
+    )

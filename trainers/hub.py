@@ -55,7 +55,9 @@ def fetch(backbone: str) -> Path:
         import timm  # noqa: PLC0415
 
         try:
-            timm.create_model(backbone, pretrained=True, num_classes=0)  # leaves the file in a library's cache
+            timm.create_model(
+                backbone, pretrained=True, num_classes=0
+            )  # leaves the file in a library's cache
         except Exception as error:  # noqa: BLE001 - whatever the hub's client raises, the weights did not come
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             raise WeightsError(
@@ -78,7 +80,9 @@ def _places(backbone: str) -> Iterator[Path]:
     if facts.hf_hub_id:
         repository, _, revision = facts.hf_hub_id.partition("@")
         for name in (*_SAFE, facts.hf_hub_filename or "pytorch_model.bin"):
-            if isinstance(found := try_to_load_from_cache(repository, name, revision=revision or None), str):
+            if isinstance(
+                found := try_to_load_from_cache(repository, name, revision=revision or None), str
+            ):
                 yield Path(found)
     if facts.url:
         yield Path(get_dir()) / "checkpoints" / facts.url.rpartition("/")[2]

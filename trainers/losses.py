@@ -123,5 +123,8 @@ def total_loss(
 ) -> Tensor:
     """Sum the branches' losses, each by its weight (1 where none is given)."""
     return torch.stack(
-        [weights.get(name, 1.0) * losses[name](logits[name].float(), targets[name]) for name in logits]
+        [
+            weights.get(name, 1.0) * losses[name](logits[name].float(), targets[name])
+            for name in logits
+        ]
     ).sum()

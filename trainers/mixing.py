@@ -62,7 +62,9 @@ def mixup(x: Tensor, partner: Tensor, lam: float) -> MixedBatch:
     """Blend each photo with its partner's (Zhang et al. 2018, eq. 1); a photo that is its own partner stays."""
     _check(x, partner)
     weight = torch.where(partner == torch.arange(len(x)), 1.0, lam)
-    return MixedBatch(torch.lerp(x[partner].float(), x.float(), weight.view(-1, 1, 1, 1)), partner, weight)
+    return MixedBatch(
+        torch.lerp(x[partner].float(), x.float(), weight.view(-1, 1, 1, 1)), partner, weight
+    )
 
 
 def mix(
@@ -82,12 +84,20 @@ def mix(
         if isinstance(cutmix, HalfCutMix):
             return half_cutmix(x, partner)
         return random_cutmix(
-            x, partner, float(rng.beta(cutmix.alpha, cutmix.alpha)), (float(rng.random()), float(rng.random()))
+            x,
+            partner,
+            float(rng.beta(cutmix.alpha, cutmix.alpha)),
+            (float(rng.random()), float(rng.random())),
         )
     if isinstance(config.mixup, OnlineMixUp):
-        order, chosen = np.arange(len(x)), np.flatnonzero(fits) if fits is not None else np.arange(len(x))
+        order, chosen = (
+            np.arange(len(x)),
+            np.flatnonzero(fits) if fits is not None else np.arange(len(x)),
+        )
         order[chosen] = rng.permutation(chosen)
-        return mixup(x, torch.from_numpy(order), float(rng.beta(config.mixup.alpha, config.mixup.alpha)))
+        return mixup(
+            x, torch.from_numpy(order), float(rng.beta(config.mixup.alpha, config.mixup.alpha))
+        )
     return None
 
 
@@ -114,7 +124,8 @@ def offline_pairs(config: OfflineMixUp, rows: Ints, mixable: Mixable, *, seed: i
     pairs = []
     for first in np.concatenate(firsts).tolist():
         others = fitting[
-            (mixable.within[fitting] == mixable.within[first]) & (mixable.group[fitting] != mixable.group[first])
+            (mixable.within[fitting] == mixable.within[first])
+            & (mixable.group[fitting] != mixable.group[first])
         ]
         if len(others):
             pairs.append((first, int(rng.choice(others))))
@@ -123,4 +134,6 @@ def offline_pairs(config: OfflineMixUp, rows: Ints, mixable: Mixable, *, seed: i
 
 def _check(x: Tensor, partner: Tensor) -> None:
     if not torch.equal(partner.sort().values, torch.arange(len(x))):
-        raise ValueError(f"a permutation of {len(x)} samples was required, found {partner.tolist()[:8]}")
+        raise ValueError(
+            f"a permutation of {len(x)} samples was required, found {partner.tolist()[:8]}"
+        )

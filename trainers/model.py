@@ -73,7 +73,11 @@ class Classifier(nn.Module):
 
 
 def build(
-    model: Model, label_sizes: Mapping[str, int], *, size: int | None = None, pretrained: bool | None = None
+    model: Model,
+    label_sizes: Mapping[str, int],
+    *,
+    size: int | None = None,
+    pretrained: bool | None = None,
 ) -> Classifier:
     """Build a classifier.
 
@@ -89,7 +93,9 @@ def build(
     """
     if model.backbone.split(".")[0] not in known_backbones():
         # timm would take hf-hub:NAME from the net and local-dir:PATH from anywhere on this disk
-        raise ValueError(f"train.model.backbone: a model of timm was required, found {model.backbone!r}")
+        raise ValueError(
+            f"train.model.backbone: a model of timm was required, found {model.backbone!r}"
+        )
     import timm  # noqa: PLC0415
 
     wanted = model.pretrained if pretrained is None else pretrained
@@ -102,7 +108,9 @@ def build(
     sized = {"img_size": size} if size and facts is not None and facts.fixed_input_size else {}
     given = {"pretrained_cfg_overlay": {"file": str(file)}} if file and not from_registry else {}
     try:
-        backbone = timm.create_model(model.backbone, pretrained=bool(given), num_classes=0, **given, **sized)
+        backbone = timm.create_model(
+            model.backbone, pretrained=bool(given), num_classes=0, **given, **sized
+        )
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"train.model.backbone: {error}") from None
     if file and from_registry:
@@ -110,14 +118,18 @@ def build(
     config: dict[str, Any] = backbone.pretrained_cfg
     n_features = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
     head = HEADS[model.head.name](model.head, n_features, label_sizes)
-    return Classifier(backbone, head, tuple(config["mean"]), tuple(config["std"]), frozen=model.freeze is not None)
+    return Classifier(
+        backbone, head, tuple(config["mean"]), tuple(config["std"]), frozen=model.freeze is not None
+    )
 
 
 def _load_by_order(backbone: nn.Module, path: Path) -> None:
     """Load a checkpoint whose names differ and whose order is the same, checking every shape."""
     theirs = torch.load(path, map_location="cpu", weights_only=True)
     ours = backbone.state_dict()
-    values = [value for name, value in theirs.items() if not name.startswith(("classifier", "_fc", "fc"))]
+    values = [
+        value for name, value in theirs.items() if not name.startswith(("classifier", "_fc", "fc"))
+    ]
     if len(values) < len(ours):
         raise WeightsUnavailable(f"{path}: {len(ours)} tensors were required, found {len(values)}")
     renamed = {}

@@ -63,7 +63,9 @@ def check_operation(op: dict[str, Any]) -> None:
     for setting in op.keys() - {"name"}:
         if setting not in known:
             takes = ", ".join(sorted(known))
-            raise ValueError(f"{name} does not take {setting!r}; it takes {takes}{_near(setting, sorted(known))}")
+            raise ValueError(
+                f"{name} does not take {setting!r}; it takes {takes}{_near(setting, sorted(known))}"
+            )
 
 
 def _near(name: str, known: list[str]) -> str:

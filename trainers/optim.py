@@ -43,7 +43,9 @@ class Plateau:
                 self.cuts, self.waited = self.cuts + 1, 0
 
 
-def lr_at(config: Any, base: float, *, step: int, steps_per_epoch: int, n_steps: int, cuts: int) -> float:
+def lr_at(
+    config: Any, base: float, *, step: int, steps_per_epoch: int, n_steps: int, cuts: int
+) -> float:
     """Return the learning rate of a step (from 0).
 
     Args:

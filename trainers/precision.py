@@ -19,11 +19,19 @@ _REPEATS = 3
 def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
     """Return the context in which a model computes in a precision; its weights stay float32."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device_type=device.split(":", maxsplit=1)[0], dtype=dtype, enabled=precision != "fp32")
+    return torch.autocast(
+        device_type=device.split(":", maxsplit=1)[0], dtype=dtype, enabled=precision != "fp32"
+    )
 
 
 def probe(
-    model: Model, label_sizes: Mapping[str, int], *, size: int, batch_size: int, device: str = "cpu", threads: int = 1
+    model: Model,
+    label_sizes: Mapping[str, int],
+    *,
+    size: int,
+    batch_size: int,
+    device: str = "cpu",
+    threads: int = 1,
 ) -> dict[str, float]:
     """Return seconds per training step for each precision, medians of three after a first one.
 
@@ -38,8 +46,16 @@ def probe(
         threads: of torch on the CPU.
     """
     torch.set_num_threads(threads)
-    net = build(model, label_sizes, size=size, pretrained=False).to(device).to(memory_format=torch.channels_last)
-    x = torch.randint(0, 255, (min(batch_size, 32), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2).to(device)
+    net = (
+        build(model, label_sizes, size=size, pretrained=False)
+        .to(device)
+        .to(memory_format=torch.channels_last)
+    )
+    x = (
+        torch.randint(0, 255, (min(batch_size, 32), size, size, 3), dtype=torch.uint8)
+        .permute(0, 3, 1, 2)
+        .to(device)
+    )
     took: dict[str, list[float]] = {"fp32": [], "bf16": []}
     if device != "cpu":
         took["fp16"] = []

@@ -17,7 +17,12 @@ from trainers.model import Classifier, build
 def load(folder: Path) -> Classifier:
     """Rebuild a model from its folder alone, in eval mode."""
     weights, facts = checkpoint.load_weights(folder)
-    model = build(Model.model_validate(facts["model"]), facts["label_sizes"], size=facts["size"], pretrained=False)
+    model = build(
+        Model.model_validate(facts["model"]),
+        facts["label_sizes"],
+        size=facts["size"],
+        pretrained=False,
+    )
     model.load_state_dict(weights)
     return model.to(memory_format=torch.channels_last).eval()
 

@@ -62,7 +62,9 @@ def association(counts: Any) -> float:
     return round(float(min(1.0, np.sqrt(phi / small))), 4) if small > 0 else 0.0
 
 
-def tells(labelled: pa.Table, codes: Any, schema: Schema, labels: Mapping[str, Label]) -> list[dict[str, Any]]:
+def tells(
+    labelled: pa.Table, codes: Any, schema: Schema, labels: Mapping[str, Label]
+) -> list[dict[str, Any]]:
     """Say how much other columns and the photos' own form tell of each label.
 
     Counted once per group, so that seven photos of one person are one witness. A column that a label is read from is
@@ -74,9 +76,14 @@ def tells(labelled: pa.Table, codes: Any, schema: Schema, labels: Mapping[str, L
     """
     columns: dict[str, Sequence[Any]] = {
         "(photo size)": [
-            f"{w}x{h}" for w, h in zip(labelled["width"].to_pylist(), labelled["height"].to_pylist(), strict=True)
+            f"{w}x{h}"
+            for w, h in zip(
+                labelled["width"].to_pylist(), labelled["height"].to_pylist(), strict=True
+            )
         ],
-        "(file type)": [sample.rpartition(".")[2].lower() for sample in labelled["sample_id"].to_pylist()],
+        "(file type)": [
+            sample.rpartition(".")[2].lower() for sample in labelled["sample_id"].to_pylist()
+        ],
     }
     sources = {
         name_in_catalog(label.column, labelled.column_names)
@@ -85,7 +92,9 @@ def tells(labelled: pa.Table, codes: Any, schema: Schema, labels: Mapping[str, L
     }
     for name in labelled.column_names:
         if name not in OWN_COLUMNS and not name.startswith("label_") and name not in sources:
-            columns[name] = ["" if value is None else str(value) for value in labelled[name].to_pylist()]
+            columns[name] = [
+                "" if value is None else str(value) for value in labelled[name].to_pylist()
+            ]
     groups = labelled["group"].to_pylist()
     found = []
     for column, values in columns.items():
@@ -93,11 +102,20 @@ def tells(labelled: pa.Table, codes: Any, schema: Schema, labels: Mapping[str, L
         if not 2 <= len(names) <= min(_MAX_VALUES, len(set(groups)) / _WITNESSES):
             continue
         for at, label in enumerate(schema.names):
-            once = set(zip(groups, (names[value] for value in values), codes[:, at].tolist(), strict=True))
+            once = set(
+                zip(groups, (names[value] for value in values), codes[:, at].tolist(), strict=True)
+            )
             counts = np.zeros((len(names), schema.sizes[at]), dtype=np.int64)
             for _, value, code in once:
                 counts[value, code] += 1
-            found.append({"column": column, "label": label, "association": association(counts), "n_values": len(names)})
+            found.append(
+                {
+                    "column": column,
+                    "label": label,
+                    "association": association(counts),
+                    "n_values": len(names),
+                }
+            )
     return sorted(found, key=lambda one: -one["association"])
 
 
@@ -141,11 +159,18 @@ def sizes(usable: pa.Table) -> dict[str, Any]:
     """Return how large photos are, in pixels: the ten most frequent sizes, and the range of both sides."""
     pairs = Counter(zip(usable["width"].to_pylist(), usable["height"].to_pylist(), strict=True))
     facts: dict[str, Any] = {
-        "frequent": [{"width": width, "height": height, "n": n} for (width, height), n in pairs.most_common(10)],
+        "frequent": [
+            {"width": width, "height": height, "n": n}
+            for (width, height), n in pairs.most_common(10)
+        ],
         "n_distinct": len(pairs),
     }
     for side in ("width", "height"):
         values = usable[side].to_numpy()
         if len(values):
-            facts[side] = {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
+            facts[side] = {
+                "min": int(values.min()),
+                "median": float(np.median(values)),
+                "max": int(values.max()),
+            }
     return facts

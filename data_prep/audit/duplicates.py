@@ -21,10 +21,14 @@ _SIDE = 64  # pixels of the grey thumbnail
 _LOW = 16  # rows and columns of the cosine transform that make the hash: 256 bits
 _COARSE = 8  # of them, those whose bits survive a crop best; they choose candidates
 _TRIM = 0.02  # of each side: the second hash, of the inner photo, meets the hash of a copy cropped by up to 3 %
-_FLAT = 2.0  # standard deviation of grey values, 0 to 255, below which there is no structure to compare
+_FLAT = (
+    2.0  # standard deviation of grey values, 0 to 255, below which there is no structure to compare
+)
 _WORDS = _LOW * _LOW // 64
 _N_BANDS = 24
-_WINDOW = 12  # neighbours in a band that are compared; copies of one picture stand beside each other
+_WINDOW = (
+    12  # neighbours in a band that are compared; copies of one picture stand beside each other
+)
 _CHUNK = 1024  # hashes at a time: text of all of them would take fresh memory, which costs more than reading it
 _FAR = 64
 """Bits of 256. Copies re-encoded or cropped by 3 % differ in up to 32 (cropped on one side only: 60), nine in ten
@@ -62,7 +66,9 @@ def thumbnail(pixels: RGB) -> NDArray[np.float32]:
     import cv2  # noqa: PLC0415
 
     grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    return np.asarray(cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA), dtype=np.float32)
+    return np.asarray(
+        cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA), dtype=np.float32
+    )
 
 
 def candidates(hashes: Sequence[str | None], *, far: int = _FAR) -> tuple[Pairs, NDArray[np.int64]]:
@@ -84,7 +90,10 @@ def candidates(hashes: Sequence[str | None], *, far: int = _FAR) -> tuple[Pairs,
     entries = _entries([hashes[at] or "" for at in known])
     # in the order of all coarse bits: for the cache, and so that equal hashes stand together even in an endless run
     order = np.argsort(_numbers(entries.T, _coarse_bits()), kind="stable")
-    entries, owners = entries.take(order, axis=0), np.tile(np.array(known, dtype=np.int64), 3)[order]
+    entries, owners = (
+        entries.take(order, axis=0),
+        np.tile(np.array(known, dtype=np.int64), 3)[order],
+    )
     columns, words = np.ascontiguousarray(entries.T), entries.view(np.uint64)
     found, closest = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     n = len(hashes)
@@ -101,7 +110,9 @@ def _entries(hashes: list[str]) -> NDArray[np.uint8]:
     entries = np.empty((3 * n, _WORDS * 8), dtype=np.uint8)
     for start in range(0, n, _CHUNK):
         raw = bytes.fromhex("".join(hashes[start : start + _CHUNK]))
-        whole, inner = np.frombuffer(raw, dtype=np.uint8).reshape(-1, 2, _WORDS * 8).transpose(1, 0, 2)
+        whole, inner = (
+            np.frombuffer(raw, dtype=np.uint8).reshape(-1, 2, _WORDS * 8).transpose(1, 0, 2)
+        )
         stop = start + len(whole)
         entries[start:stop], entries[n + start : n + stop] = whole, inner
         entries[2 * n + start : 2 * n + stop] = whole ^ _mirror()
@@ -120,7 +131,9 @@ def _numbers(columns: NDArray[np.uint8], bits: NDArray[np.int64]) -> NDArray[np.
     """Read some bits of entries (32 bytes, m) as numbers (m,), the first bit counts most; a byte at a time, by a table."""
     values = np.zeros((len(columns), 8), dtype=np.uint64)
     values.flat[bits] = np.uint64(1) << np.arange(len(bits), dtype=np.uint64)[::-1]
-    set_bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.uint64)  # of every byte
+    set_bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(
+        np.uint64
+    )  # of every byte
     numbers = np.zeros(columns.shape[1], dtype=np.uint64)
     for byte in np.unique(bits // 8):
         numbers += (set_bits @ values[byte]).take(columns[byte])
@@ -164,7 +177,9 @@ def _neighbours(
     return np.concatenate(keys), np.concatenate(gaps)
 
 
-def _closest(keys: NDArray[np.int64], gaps: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _closest(
+    keys: NDArray[np.int64], gaps: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Keep every pair once, with the fewest bits it was found by."""
     order = np.lexsort((gaps, keys))
     keys, gaps = keys[order], gaps[order]
@@ -179,7 +194,9 @@ def same_picture(first: RGB, second: RGB) -> bool:
     Source: Evangelidis and Psarakis 2008, "Parametric image alignment using enhanced correlation coefficient".
     """
     one, other = thumbnail(first), thumbnail(second)
-    return any(_correlation(one, side) >= SAME for side in (other, np.ascontiguousarray(other[:, ::-1])))
+    return any(
+        _correlation(one, side) >= SAME for side in (other, np.ascontiguousarray(other[:, ::-1]))
+    )
 
 
 def _correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
@@ -191,16 +208,30 @@ def _correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     start = np.eye(2, 3, dtype=np.float32)
     try:
         _, found = cv2.findTransformECC(
-            smooth[0], smooth[1], start.copy(), cv2.MOTION_AFFINE, stop, inputMask=None, gaussFiltSize=1
+            smooth[0],
+            smooth[1],
+            start.copy(),
+            cv2.MOTION_AFFINE,
+            stop,
+            inputMask=None,
+            gaussFiltSize=1,
         )
     except cv2.error:  # it did not converge: nothing in common
         return 0.0
-    if np.abs(found - start)[:, :2].max() > _STRETCH or np.abs(found[:, 2]).max() > _STRETCH * _SIDE:
+    if (
+        np.abs(found - start)[:, :2].max() > _STRETCH
+        or np.abs(found[:, 2]).max() > _STRETCH * _SIDE
+    ):
         return 0.0  # anything correlates with a few pixels drawn large
-    laid = cv2.warpAffine(smooth[1], found, (_SIDE, _SIDE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    laid = cv2.warpAffine(
+        smooth[1], found, (_SIDE, _SIDE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    )
     known = np.full((_SIDE, _SIDE), 1, dtype=np.float32)
     # interpolated, so that a pixel mixed with the outside stays out: the rim alone cost 0.02
-    inside = cv2.warpAffine(known, found, (_SIDE, _SIDE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP) > 1 - 1e-6
+    inside = (
+        cv2.warpAffine(known, found, (_SIDE, _SIDE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        > 1 - 1e-6
+    )
     return float(np.corrcoef(smooth[0][inside], laid[inside])[0, 1])
 
 
@@ -250,7 +281,9 @@ def sets_of(pairs: Iterable[tuple[int, int]]) -> Iterator[list[int]]:
 @functools.cache
 def _coarse_bits() -> NDArray[np.int64]:
     rows, columns = np.divmod(np.arange(_LOW * _LOW), _LOW)
-    return np.flatnonzero((rows < _COARSE) & (columns < _COARSE) & (rows + columns > 0))  # not the mean
+    return np.flatnonzero(
+        (rows < _COARSE) & (columns < _COARSE) & (rows + columns > 0)
+    )  # not the mean
 
 
 @functools.cache

@@ -63,7 +63,9 @@ def audit(
     lost = catalog.filter(pc.not_equal(catalog["status"], "ok"))
     quarantined = [
         {"sample_id": sample, "reason": reason}
-        for sample, reason in zip(lost["sample_id"].to_pylist(), lost["status"].to_pylist(), strict=True)
+        for sample, reason in zip(
+            lost["sample_id"].to_pylist(), lost["status"].to_pylist(), strict=True
+        )
     ]
     classes = _classes(found, schema)
     alike = people(usable)
@@ -92,7 +94,9 @@ def audit(
         "people": alike,
         "imbalance": round(max(classes.values()) / min(classes.values()), 2) if classes else None,
         "test_groups_in_train": _shared_groups(usable),
-        "variants": {name: _variant(table, schema, alike) for name, table in folds_by_variant.items()},
+        "variants": {
+            name: _variant(table, schema, alike) for name, table in folds_by_variant.items()
+        },
         "leak_gap": dict(gaps or {}),
         "probe": probe,
     }
@@ -111,7 +115,9 @@ def people(usable: pa.Table) -> list[list[str]]:
     number = {name: at for at, name in enumerate(names)}
     first: dict[str, int] = {}
     links = []
-    for group, *marks in zip(groups, usable["sha256"].to_pylist(), usable["near"].to_pylist(), strict=True):
+    for group, *marks in zip(
+        groups, usable["sha256"].to_pylist(), usable["near"].to_pylist(), strict=True
+    ):
         for mark in marks:
             if (
                 group is not None
@@ -130,13 +136,18 @@ def leak(folds: pa.Table, alike: Sequence[Sequence[str]] = ()) -> float:
         alike: of `people`; groups of one set count as one.
     """
     one_of = {name: members[0] for members in alike for name in members}
-    roles, groups = folds["role"].to_pylist(), [one_of.get(group, group) for group in folds["group"].to_pylist()]
+    roles, groups = (
+        folds["role"].to_pylist(),
+        [one_of.get(group, group) for group in folds["group"].to_pylist()],
+    )
     train = {group for group, role in zip(groups, roles, strict=True) if role == "train"}
     val = [group in train for group, role in zip(groups, roles, strict=True) if role == "val"]
     return sum(val) / len(val) if val else 0.0
 
 
-def _excluded(labelled: pa.Table, schema: Schema, rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _excluded(
+    labelled: pa.Table, schema: Schema, rules: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Count what each rule takes out; a photo may stand under two."""
     groups = np.array(labelled["group"].to_pylist(), dtype=object)
     found = []
@@ -160,7 +171,11 @@ def _variant(folds: pa.Table, schema: Schema, alike: Sequence[Sequence[str]]) ->
             for role in ("train", "val", "test", "excluded")
             if (roles == role).any()
         },
-        "counts": {role: _counts(schema.decode(found), schema) for role, found in parts.items() if len(found)},
+        "counts": {
+            role: _counts(schema.decode(found), schema)
+            for role, found in parts.items()
+            if len(found)
+        },
         "classes": {role: _classes(found, schema) for role, found in parts.items() if len(found)},
         "folds": {str(fold): int((numbers == fold).sum()) for fold in dealt},
         "fold_classes": {str(fold): _classes(labels[numbers == fold], schema) for fold in dealt},
@@ -177,22 +192,36 @@ def _variant(folds: pa.Table, schema: Schema, alike: Sequence[Sequence[str]]) ->
 
 def _counts(codes: Any, schema: Schema) -> dict[str, dict[str, int]]:
     return {
-        name: dict(zip(classes, np.bincount(codes[:, at], minlength=len(classes)).tolist(), strict=True))
+        name: dict(
+            zip(classes, np.bincount(codes[:, at], minlength=len(classes)).tolist(), strict=True)
+        )
         for at, (name, classes) in enumerate(schema.classes.items())
     }
 
 
 def _absent(codes: Any, schema: Schema) -> list[str]:
-    return [f"{label} {name}" for label, found in _counts(codes, schema).items() for name, n in found.items() if n == 0]
+    return [
+        f"{label} {name}"
+        for label, found in _counts(codes, schema).items()
+        for name, n in found.items()
+        if n == 0
+    ]
 
 
 def _classes(labels: Any, schema: Schema) -> dict[str, int]:
     values, counts = np.unique(labels, return_counts=True)
-    return {schema.class_name(label): n for label, n in zip(values.tolist(), counts.tolist(), strict=True)}
+    return {
+        schema.class_name(label): n
+        for label, n in zip(values.tolist(), counts.tolist(), strict=True)
+    }
 
 
 def _constant_labels(groups: list[str], codes: Any, schema: Schema) -> list[str]:
-    return [name for at, name in enumerate(schema.names) if strata(groups, codes[:, at : at + 1])[2].shape[1]]
+    return [
+        name
+        for at, name in enumerate(schema.names)
+        if strata(groups, codes[:, at : at + 1])[2].shape[1]
+    ]
 
 
 def _strata_sizes(codes: Any) -> dict[str, int]:
@@ -202,7 +231,9 @@ def _strata_sizes(codes: Any) -> dict[str, int]:
 
 def _shared_groups(usable: pa.Table) -> list[str]:
     is_test = pc.starts_with(usable["sample_id"], "test/")
-    test, train = (set(usable.filter(part)["group"].to_pylist()) for part in (is_test, pc.invert(is_test)))
+    test, train = (
+        set(usable.filter(part)["group"].to_pylist()) for part in (is_test, pc.invert(is_test))
+    )
     return sorted((test & train) - {None})
 
 
@@ -218,13 +249,17 @@ def _near_duplicates(usable: pa.Table) -> dict[str, Any]:
     pairs, _ = candidates(hashes, far=_VERY_NEAR)
     sha, ids = usable["sha256"].to_pylist(), usable["sample_id"].to_pylist()
     within = [
-        (a, b) for a, b in pairs.tolist() if groups[a] is not None and groups[a] == groups[b] and sha[a] != sha[b]
+        (a, b)
+        for a, b in pairs.tolist()
+        if groups[a] is not None and groups[a] == groups[b] and sha[a] != sha[b]
     ]
     facts["within_group"] = _counted([[ids[at] for at in members] for members in sets_of(within)])
     return facts
 
 
-def _sorted_sets(usable: pa.Table, keys: Sequence[str | None], unlike: Sequence[str] | None = None) -> dict[str, Any]:
+def _sorted_sets(
+    usable: pa.Table, keys: Sequence[str | None], unlike: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Sort sets of photos with one key; with `unlike`, only sets that differ in it."""
     same: dict[str, list[int]] = defaultdict(list)
     for at, key in enumerate(keys):
@@ -242,8 +277,12 @@ def _sorted_sets(usable: pa.Table, keys: Sequence[str | None], unlike: Sequence[
             continue
         names = [ids[at] for at in found]
         sides = {name.partition("/")[0] for name in names}
-        one_group = len({groups[at] for at in found}) == 1  # of a test table without groups nothing is known
-        kinds["train_and_test" if len(sides) > 1 else "within_group" if one_group else "across_groups"].append(names)
+        one_group = (
+            len({groups[at] for at in found}) == 1
+        )  # of a test table without groups nothing is known
+        kinds[
+            "train_and_test" if len(sides) > 1 else "within_group" if one_group else "across_groups"
+        ].append(names)
         if len({labels[at] for at in found} - {None}) > 1:
             kinds["label_conflicts"].append(names)
     return {kind: _counted(sets) for kind, sets in kinds.items()}

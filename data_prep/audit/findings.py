@@ -59,7 +59,10 @@ def _copies(facts: dict[str, Any]) -> Iterator[Found]:
         "across_groups": ("stand in different groups, so validation leaks", joined),
     }
     for kind, (what, do) in equal.items():
-        for name, word in (("duplicates", "equal photos"), ("near_duplicates", "near-duplicates (one picture)")):
+        for name, word in (
+            ("duplicates", "equal photos"),
+            ("near_duplicates", "near-duplicates (one picture)"),
+        ):
             sets = facts[name][kind]
             yield kind, f"{word} {what}", sets["n"], sets["examples"], do
     yield (
@@ -85,7 +88,13 @@ def _copies(facts: dict[str, Any]) -> Iterator[Found]:
         "take them out of one of the two, or the test score is too good",
     )
     lost = [f"{found['sample_id']}: {found['reason']}" for found in facts["quarantined"]]
-    yield "quarantined", "photos cannot be used and are left out", len(lost), lost, "replace or remove them"
+    yield (
+        "quarantined",
+        "photos cannot be used and are left out",
+        len(lost),
+        lost,
+        "replace or remove them",
+    )
 
 
 def _splits(facts: dict[str, Any], schema: Schema) -> Iterator[Found]:
@@ -104,7 +113,11 @@ def _splits(facts: dict[str, Any], schema: Schema) -> Iterator[Found]:
         )
         do = "data.join_duplicates: true" if by_picture else "data.split.strategy: balanced_profile"
         yield "leak", what, n_leaked, [], do
-        gone = [f"fold {fold}: {label}" for fold, lacking in variant["folds_without"].items() for label in lacking]
+        gone = [
+            f"fold {fold}: {label}"
+            for fold, lacking in variant["folds_without"].items()
+            for label in lacking
+        ]
         yield (
             "missing",
             f"variant {name}: classes without a training photo when a fold is held out",
@@ -148,7 +161,11 @@ def _labels(facts: dict[str, Any]) -> Iterator[Found]:
             low = float(border) - 3
             borders = histogram["borders"]
             moved = [in_digits(value) for value in [*borders[:at], low, *borders[at + 1 :]]]
-            first, last, near = in_digits(low), in_digits(float(border) - 1), at > 0 and borders[at - 1] >= low
+            first, last, near = (
+                in_digits(low),
+                in_digits(float(border) - 1),
+                at > 0 and borders[at - 1] >= low,
+            )
             yield (
                 "border",
                 (
@@ -164,7 +181,9 @@ def _labels(facts: dict[str, Any]) -> Iterator[Found]:
             )
     for one in facts["tells"]:
         if one["association"] >= _TELLS:
-            of_photos = one["column"].startswith("(")  # a fact of the files, not a column that a rule could name
+            of_photos = one["column"].startswith(
+                "("
+            )  # a fact of the files, not a column that a rule could name
             yield (
                 "tells",
                 (
@@ -199,7 +218,9 @@ def _labels(facts: dict[str, Any]) -> Iterator[Found]:
 def _models(facts: dict[str, Any]) -> Iterator[Found]:
     for label, found in ((facts.get("probe") or {}).get("labels") or {}).items():
         whole, rim, chance = (found[name]["estimate"] for name in ("macro_f1", "rim", "chance"))
-        if found["rim"]["low"] > found["chance"]["high"] and rim - chance >= _SHORTCUT * max(whole - chance, 0):
+        if found["rim"]["low"] > found["chance"]["high"] and rim - chance >= _SHORTCUT * max(
+            whole - chance, 0
+        ):
             yield (
                 "shortcut",
                 (

@@ -35,8 +35,13 @@ class Photos:
     def places(self) -> list[tuple[str, str]]:
         """Return (`images/` folder, path below it) of each."""
         here = images_of(self.data.source, self.base)
-        there = images_of(self.data.test, self.base) if isinstance(self.data.test, TestTable) else here
-        return [*((here, name) for name in self.source.relatives), *((there, name) for name in self.test.relatives)]
+        there = (
+            images_of(self.data.test, self.base) if isinstance(self.data.test, TestTable) else here
+        )
+        return [
+            *((here, name) for name in self.source.relatives),
+            *((there, name) for name in self.test.relatives),
+        ]
 
 
 def inspect_all(
@@ -50,8 +55,12 @@ def inspect_all(
     refusals = [*photos.source.refusals, *photos.test.refusals]
     facts = [Facts(None, None, None, str(problem)) for problem in refusals]
     places = photos.places()
-    todo = sorted((at for at, problem in enumerate(refusals) if problem is None), key=places.__getitem__)
-    chunks = [[places[at] for at in todo[start : start + CHUNK]] for start in range(0, len(todo), CHUNK)]
+    todo = sorted(
+        (at for at, problem in enumerate(refusals) if problem is None), key=places.__getitem__
+    )
+    chunks = [
+        [places[at] for at in todo[start : start + CHUNK]] for start in range(0, len(todo), CHUNK)
+    ]
     done = 0
     for chunk in _resumable(chunks, map_chunks, work):
         for fact in chunk:
@@ -69,16 +78,24 @@ def _resumable(
     if work is None:
         yield from map_chunks(inspect_chunk, chunks)
         return
-    names = [hashlib.sha256(json.dumps(chunk).encode()).hexdigest()[:32] + ".json" for chunk in chunks]
+    names = [
+        hashlib.sha256(json.dumps(chunk).encode()).hexdigest()[:32] + ".json" for chunk in chunks
+    ]
     kept = {path.name for path in work.iterdir()}
-    fresh = iter(map_chunks(inspect_chunk, [c for c, name in zip(chunks, names, strict=True) if name not in kept]))
+    fresh = iter(
+        map_chunks(
+            inspect_chunk, [c for c, name in zip(chunks, names, strict=True) if name not in kept]
+        )
+    )
     for name in names:
         if name in kept:
             yield [Facts(*row) for row in json.loads((work / name).read_text(encoding="utf-8"))]
             continue
         found = list(next(fresh))
         beside = work / f".{name}"
-        beside.write_text(json.dumps([dataclasses.astuple(fact) for fact in found]), encoding="utf-8")
+        beside.write_text(
+            json.dumps([dataclasses.astuple(fact) for fact in found]), encoding="utf-8"
+        )
         beside.replace(work / name)
         yield found
 
@@ -97,7 +114,9 @@ def near_sets(
         Sets of positions, and how many pairs that look alike were left out because there are more than `MAX_COMPARED`.
     """
     n_source, places = len(photos.source.relatives), photos.places()
-    order = sorted(range(len(places)), key=places.__getitem__)  # what is found must not depend on a table's order
+    order = sorted(
+        range(len(places)), key=places.__getitem__
+    )  # what is found must not depend on a table's order
     pairs, _ = candidates([facts[at].phash for at in order])
     found = [(order[a], order[b]) for a, b in pairs.tolist()]
     apart = [(a, b) for a, b in found if groups[a] != groups[b] or (a < n_source) != (b < n_source)]
@@ -120,10 +139,17 @@ def joined(groups: Sequence[str], facts: list[Facts], near: list[list[int]]) -> 
     """Give groups that share a photo or a near-duplicate one name; the test table's photos join nothing."""
     names = sorted(set(groups))
     number = {name: at for at, name in enumerate(names)}
-    links = [(number[groups[alike[0]]], number[groups[at]]) for alike in near for at in alike if at < len(groups)]
+    links = [
+        (number[groups[alike[0]]], number[groups[at]])
+        for alike in near
+        for at in alike
+        if at < len(groups)
+    ]
     first: dict[str, str] = {}
     for group, fact in zip(groups, facts, strict=False):
         if fact.sha256 is not None:
             links.append((number[first.setdefault(fact.sha256, group)], number[group]))
     parts = {member: members for members in sets_of(links) for member in members}
-    return ["+".join(names[at] for at in parts.get(number[group], [number[group]])) for group in groups]
+    return [
+        "+".join(names[at] for at in parts.get(number[group], [number[group]])) for group in groups
+    ]

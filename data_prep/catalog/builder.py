@@ -62,33 +62,50 @@ def build_catalog(
     known = [at for at, problem in enumerate(source.refusals) if problem is None]
     if not known:
         raise DataError(
-            "data.source", f"training photos were required, found none that may be opened: {some(_reasons(source))}"
+            "data.source",
+            f"training photos were required, found none that may be opened: {some(_reasons(source))}",
         )
     own_groups, codes = _groups(data, source), _codes(data, source, known)
-    test = list_test(data.test, base) if isinstance(data.test, TestTable) else Listing([], [], {"group": []})
+    test = (
+        list_test(data.test, base)
+        if isinstance(data.test, TestTable)
+        else Listing([], [], {"group": []})
+    )
     n_source = len(source.relatives)
     photos = Photos(data, base, source, test)
     read = inspect_all(photos, map_chunks=map_chunks, progress=progress, work=work)
     test_groups = [_text(group) for group in test.columns["group"]]
-    near, n_left_out = near_sets(photos, read, [*own_groups, *test_groups], map_chunks=map_chunks, progress=progress)
+    near, n_left_out = near_sets(
+        photos, read, [*own_groups, *test_groups], map_chunks=map_chunks, progress=progress
+    )
     groups = joined(own_groups, read, near) if data.join_duplicates else own_groups
     held = _held_out(data, groups, codes, known)
 
-    ids = [_sample_id("test" if held[at] else "train", relative) for at, relative in enumerate(source.relatives)]
+    ids = [
+        _sample_id("test" if held[at] else "train", relative)
+        for at, relative in enumerate(source.relatives)
+    ]
     ids += [_sample_id("test", relative) for relative in test.relatives]
     order = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
     facts = [read[at] for at in order]
 
-    statuses = np.array([fact.status == OK for fact in facts])  # in sorted order, like all that follows
+    statuses = np.array(
+        [fact.status == OK for fact in facts]
+    )  # in sorted order, like all that follows
     is_source = order < n_source
     rows = np.where(is_source, order, 0)  # a row of the source; meaningless for a test table's
     train = is_source & ~np.concatenate([held, np.ones(len(test.relatives), dtype=bool)])[order]
     labels = np.where((train & statuses)[:, None], codes[rows], -1)
     _refuse_missing(
-        labels[train & statuses], schema, [fact.status for fact, at in zip(facts, train, strict=True) if at]
+        labels[train & statuses],
+        schema,
+        [fact.status for fact, at in zip(facts, train, strict=True) if at],
     )
 
-    roots = {"source": data.source.root, "test": data.test.root if isinstance(data.test, TestTable) else ""}
+    roots = {
+        "source": data.source.root,
+        "test": data.test.root if isinstance(data.test, TestTable) else "",
+    }
     relatives = [*source.relatives, *test.relatives]
 
     def column(values: Sequence[str | None]) -> pa.Array:
@@ -97,18 +114,25 @@ def build_catalog(
     columns: dict[str, pa.Array] = {
         "sample_id": column(ids),
         "path": column(
-            [_path(roots["source" if at < n_source else "test"], name) for at, name in enumerate(relatives)]
+            [
+                _path(roots["source" if at < n_source else "test"], name)
+                for at, name in enumerate(relatives)
+            ]
         ),
         "group": column([*groups, *test_groups]),
     }
     if data.join_duplicates:
         columns["own_group"] = column([*own_groups, *test_groups])
     for name, values in _own_columns(data, source, schema).items():
-        columns[name] = _typed([values[at] if shown else None for at, shown in zip(rows, train, strict=True)])
+        columns[name] = _typed(
+            [values[at] if shown else None for at, shown in zip(rows, train, strict=True)]
+        )
     unknown = labels[:, 0] < 0
     for place, name in enumerate(schema.names):
         columns[f"label_{name}"] = pa.array(labels[:, place], pa.int64(), mask=unknown)
-    columns["label"] = pa.array(np.where(unknown, 0, schema.encode(np.maximum(labels, 0))), pa.int64(), mask=unknown)
+    columns["label"] = pa.array(
+        np.where(unknown, 0, schema.encode(np.maximum(labels, 0))), pa.int64(), mask=unknown
+    )
     columns["sha256"] = pa.array([fact.sha256 for fact in facts], pa.string())
     columns["width"] = pa.array([fact.width for fact in facts], pa.int64())
     columns["height"] = pa.array([fact.height for fact in facts], pa.int64())
@@ -133,7 +157,9 @@ def photo_path(data: Data, base: Path, sample_id: str) -> Path:
     side, _, relative = sample_id.partition("/")
     section = data.test if side == "test" and isinstance(data.test, TestTable) else data.source
     if problem := refusal(relative):
-        raise DataError("data.source" if section is data.source else "data.test", f"{sample_id!r}: {problem}")
+        raise DataError(
+            "data.source" if section is data.source else "data.test", f"{sample_id!r}: {problem}"
+        )
     return base / section.root / "images" / relative
 
 
@@ -146,7 +172,10 @@ def content_hash(catalog: pa.Table) -> str:
     sha = hashlib.sha256()
     for name in sorted(set(catalog.column_names) - {"path", "phash"}):
         values = json.dumps(
-            [name, catalog[name].to_pylist()], ensure_ascii=False, separators=(",", ":"), allow_nan=False
+            [name, catalog[name].to_pylist()],
+            ensure_ascii=False,
+            separators=(",", ":"),
+            allow_nan=False,
         )
         sha.update(values.encode())
     return sha.hexdigest()
@@ -181,7 +210,10 @@ def test_labels(data: Data, base: Path, catalog: pa.Table) -> pa.Table | None:
     else:
         return None
     return pa.table(
-        {"sample_id": pa.array(ids, pa.string()), "label": pa.array([answers[sample] for sample in ids], pa.int64())}
+        {
+            "sample_id": pa.array(ids, pa.string()),
+            "label": pa.array([answers[sample] for sample in ids], pa.int64()),
+        }
     )
 
 
@@ -191,7 +223,9 @@ def test_order(data: Data, base: Path, catalog: pa.Table) -> list[tuple[str, str
         listing = list_test(data.test, base)
         return list(zip(_test_ids(listing), map(str, listing.columns["ImageID"]), strict=True))
     return [
-        (sample, sample.partition("/")[2]) for sample in catalog["sample_id"].to_pylist() if sample.startswith("test/")
+        (sample, sample.partition("/")[2])
+        for sample in catalog["sample_id"].to_pylist()
+        if sample.startswith("test/")
     ]
 
 
@@ -204,7 +238,9 @@ def _answers(test: TestTable, base: Path, schema: Schema) -> dict[str, int]:
     where, column = "data.test.label", str(test.label)
     columns = read_table(base / test.root / test.table, where, [test.id, column])
     if column not in columns:
-        raise DataError(where, f"a column {column!r} was required in {test.table}, found none of that name")
+        raise DataError(
+            where, f"a column {column!r} was required in {test.table}, found none of that name"
+        )
     named = _reading(schema, where, column, {str(value) for value in columns[column]})
     answers, faults = {}, []
     for sample, value in zip(_test_ids(list_test(test, base)), columns[column], strict=True):
@@ -230,7 +266,9 @@ def _reading(schema: Schema, where: str, column: str, values: set[str]) -> dict[
     names = {schema.class_name(label): label for label in range(schema.n_classes)}
     codes = {str(label): label for label in range(schema.n_classes)}
     either = names | codes
-    doubtful = sorted(value for value in names.keys() & codes.keys() if names[value] != codes[value])
+    doubtful = sorted(
+        value for value in names.keys() & codes.keys() if names[value] != codes[value]
+    )
     if not doubtful or values - either.keys():
         return either
     fitting = [reading for reading in (names, codes) if values <= reading.keys()]
@@ -280,9 +318,12 @@ def _groups(data: Data, source: Listing) -> list[str]:
             f"columns are {', '.join(source.columns)} (sample_id: every photo is its own group)",
         )
     groups = [_text(value) for value in source.columns[data.group]]
-    if empty := [relative for relative, group in zip(source.relatives, groups, strict=True) if not group]:
+    if empty := [
+        relative for relative, group in zip(source.relatives, groups, strict=True) if not group
+    ]:
         raise DataError(
-            "data.group", f"a value of {data.group} was required for every photo, {len(empty)} have none: {some(empty)}"
+            "data.group",
+            f"a value of {data.group} was required for every photo, {len(empty)} have none: {some(empty)}",
         )
     return [str(group) for group in groups]
 
@@ -302,7 +343,12 @@ def _held_out(data: Data, groups: Sequence[str], codes: np.ndarray, known: list[
         return held
     share, own = data.test.hold_out, [groups[at] for at in known]
     held[known] = deal_share(
-        own, codes[known], share, seed=_HOLD_OUT_SEED, purpose="hold_out", where="data.test.hold_out"
+        own,
+        codes[known],
+        share,
+        seed=_HOLD_OUT_SEED,
+        purpose="hold_out",
+        where="data.test.hold_out",
     )
     return held
 
@@ -337,8 +383,15 @@ def _refuse_missing(codes: np.ndarray, schema: Schema, statuses: list[str]) -> N
 def _typed(values: list[Any]) -> pa.Array:
     """Store a column as whole numbers, numbers or text, whichever holds all its values; 007 stays text."""
     clean = [None if value != value else value for value in values]  # noqa: PLR0124 - a NaN of a Parquet table
-    known = {str(value).lower() if isinstance(value, bool) else str(value) for value in clean if value is not None}
+    known = {
+        str(value).lower() if isinstance(value, bool) else str(value)
+        for value in clean
+        if value is not None
+    }
     for kind, convert, form in ((pa.int64(), int, _WHOLE), (pa.float64(), float, _REAL)):
         if known and all(form.fullmatch(text) for text in known):
             return pa.array([None if value is None else convert(value) for value in clean], kind)
-    return pa.array([str(value).lower() if isinstance(value, bool) else _text(value) for value in clean], pa.string())
+    return pa.array(
+        [str(value).lower() if isinstance(value, bool) else _text(value) for value in clean],
+        pa.string(),
+    )

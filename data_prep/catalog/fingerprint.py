@@ -30,10 +30,14 @@ def fingerprint(data: Data, base: Path) -> str:
         root = base / section.root
         if not root.is_dir():
             raise DataError(
-                f"data.{side}.root", f"a folder was required, found nothing at {root}; roots are relative to {base}"
+                f"data.{side}.root",
+                f"a folder was required, found nothing at {root}; roots are relative to {base}",
             )
         if not (root / "images").is_dir():
-            raise DataError(f"data.{side}.root", f"photos below {root / 'images'} were required, found no such folder")
+            raise DataError(
+                f"data.{side}.root",
+                f"photos below {root / 'images'} were required, found no such folder",
+            )
         for line in sorted(_walk(root / "images", "")):
             sha.update(
                 f"{side}\0{line}\0".encode("utf-8", "surrogateescape")
@@ -60,7 +64,9 @@ def sides(data: Data) -> list[tuple[str, Side]]:
 def _walk(folder: Path | str, prefix: str) -> Iterator[str]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):  # a linked folder is one line, so that loops end
+            if entry.is_dir(
+                follow_symlinks=False
+            ):  # a linked folder is one line, so that loops end
                 yield from _walk(entry.path, f"{prefix}{entry.name}/")
                 continue
             try:

@@ -45,8 +45,17 @@ def decode(photo: bytes, *, fill: tuple[int, int, int] = (0, 0, 0), near: int | 
             upright = ImageOps.exif_transpose(image)
             return np.ascontiguousarray(np.asarray(_to_rgb(upright, fill)))
         except OSError as error:
-            raise PhotoError("truncated" if "truncated" in str(error) else f"broken: {error}") from None
-        except (ValueError, SyntaxError, IndexError, TypeError, MemoryError, OverflowError) as error:
+            raise PhotoError(
+                "truncated" if "truncated" in str(error) else f"broken: {error}"
+            ) from None
+        except (
+            ValueError,
+            SyntaxError,
+            IndexError,
+            TypeError,
+            MemoryError,
+            OverflowError,
+        ) as error:
             raise PhotoError(f"broken: {error}") from None
 
 

@@ -17,7 +17,14 @@ from data_prep.errors import require_machine
 OK = "ok"
 UNREADABLE = "unreadable"
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
-_OTHERS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"SIMPLE": "FITS", b"%PDF": "PDF"}
+_OTHERS = {
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"SIMPLE": "FITS",
+    b"%PDF": "PDF",
+}
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,9 @@ def format_of(photo: bytes) -> str | None:
         return "WEBP"
     if photo[4:8] == b"ftyp":
         return "HEIC or video"
-    return next((kind for magic, kind in {**_MAGIC, **_OTHERS}.items() if photo.startswith(magic)), None)
+    return next(
+        (kind for magic, kind in {**_MAGIC, **_OTHERS}.items() if photo.startswith(magic)), None
+    )
 
 
 def _header(photo: bytes, kind: str) -> tuple[int, int]:
@@ -111,7 +120,9 @@ def _header(photo: bytes, kind: str) -> tuple[int, int]:
             bits = int.from_bytes(photo[21:25], "little")
             width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
         else:
-            width, height = (int.from_bytes(photo[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+            width, height = (
+                int.from_bytes(photo[at : at + 2], "little") & 0x3FFF for at in (26, 28)
+            )
         return width, height
     plugin = JpegImagePlugin.JpegImageFile if kind == "JPEG" else PngImagePlugin.PngImageFile
     with plugin(io.BytesIO(photo)) as image:

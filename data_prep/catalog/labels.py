@@ -67,10 +67,14 @@ class Schema:
         Raises:
             ValueError: a code is out of range, or their number is wrong.
         """
-        many = getattr(codes, "ndim", 1) == 2  # an array is known by its shape: this module imports no NumPy
+        many = (
+            getattr(codes, "ndim", 1) == 2
+        )  # an array is known by its shape: this module imports no NumPy
         columns = list(codes.T) if many else list(codes)
         if len(columns) != len(self.sizes):
-            raise ValueError(f"{len(self.sizes)} codes were required, one per label, found {len(columns)}")
+            raise ValueError(
+                f"{len(self.sizes)} codes were required, one per label, found {len(columns)}"
+            )
         label: Any = 0
         for name, column, size in zip(self.names, columns, self.sizes, strict=True):
             _check_range(column, size, f"codes of {name}")
@@ -103,7 +107,10 @@ class Schema:
 
     def class_name(self, label: int) -> str:
         """Return a readable name such as 'wear/male/<30'."""
-        return "/".join(names[code] for names, code in zip(self.classes.values(), self.decode(label), strict=True))
+        return "/".join(
+            names[code]
+            for names, code in zip(self.classes.values(), self.decode(label), strict=True)
+        )
 
 
 def class_names(label: Label) -> list[str]:
@@ -137,7 +144,9 @@ def code_of(label: Label, value: Any) -> int | str:
         ]
         names = list(label.classes)
         return (
-            fits[0] if len(fits) == 1 else f"stem {value!r} fits {' and '.join(names[at] for at in fits) or 'no class'}"
+            fits[0]
+            if len(fits) == 1
+            else f"stem {value!r} fits {' and '.join(names[at] for at in fits) or 'no class'}"
         )
     if value is None or value == "":
         return "the value is empty"
@@ -219,7 +228,9 @@ def train_codes(labels: Mapping[str, Label], catalog: Any) -> dict[str, list[int
     return found
 
 
-def _codes(name: str, label: Label, relatives: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[int]:
+def _codes(
+    name: str, label: Label, relatives: Sequence[str], columns: Mapping[str, Sequence[Any]]
+) -> list[int]:
     known: dict[Any, int | str] = {}  # few distinct values: 100,000 photos cost 0.1 s
     codes, faults = [], []
     for relative, value in zip(relatives, _values(name, label, relatives, columns), strict=True):
@@ -239,15 +250,24 @@ def _codes(name: str, label: Label, relatives: Sequence[str], columns: Mapping[s
     return codes
 
 
-def _values(name: str, label: Label, relatives: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
+def _values(
+    name: str, label: Label, relatives: Sequence[str], columns: Mapping[str, Sequence[Any]]
+) -> Sequence[Any]:
     if isinstance(label, StemLabel):
-        return [relative.rpartition("/")[2].rpartition(".")[0] or relative.rpartition("/")[2] for relative in relatives]
+        return [
+            relative.rpartition("/")[2].rpartition(".")[0] or relative.rpartition("/")[2]
+            for relative in relatives
+        ]
     if isinstance(label, FolderLabel):
-        parts = (relative.rpartition("/")[0].rpartition("/")[2].split(label.separator) for relative in relatives)
+        parts = (
+            relative.rpartition("/")[0].rpartition("/")[2].split(label.separator)
+            for relative in relatives
+        )
         return [found[label.part] if label.part < len(found) else None for found in parts]
     if label.column not in columns:
         raise DataError(
-            f"data.labels.{name}.column", f"one of {', '.join(columns)} was required, found {label.column!r}"
+            f"data.labels.{name}.column",
+            f"one of {', '.join(columns)} was required, found {label.column!r}",
         )
     return columns[label.column]
 
@@ -260,7 +280,9 @@ def _rule(label: Label) -> str:
             else f"folder part {label.part} cut at {label.separator!r}"
         )
         return f"{where}, {f'bins {label.bins}' if label.bins else f'classes {label.classes}'}"
-    return "stem, " + ", ".join(f"{name}: {' or '.join(_patterns(found))}" for name, found in label.classes.items())
+    return "stem, " + ", ".join(
+        f"{name}: {' or '.join(_patterns(found))}" for name, found in label.classes.items()
+    )
 
 
 def _patterns(found: str | list[str]) -> list[str]:
@@ -281,4 +303,6 @@ def _check_range(codes: Any, size: int, what: str) -> None:
     else:
         return
     if low < 0 or high >= size:
-        raise ValueError(f"{what} from 0 to {size - 1} were required, found {low if low < 0 else high}")
+        raise ValueError(
+            f"{what} from 0 to {size - 1} were required, found {low if low < 0 else high}"
+        )

@@ -15,12 +15,35 @@ from data_prep.errors import DataError, some
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 _NOTES = (
-    *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".xmp", ".yaml", ".yml", ".md", ".html", ".aae", ".log"),
+    *(
+        ".txt",
+        ".csv",
+        ".tsv",
+        ".json",
+        ".jsonl",
+        ".xml",
+        ".xmp",
+        ".yaml",
+        ".yml",
+        ".md",
+        ".html",
+        ".aae",
+        ".log",
+    ),
     *(".mat", ".pts", ".npy", ".npz", ".pkl", ".mov", ".mp4", ".avi"),
 )
 """What people and tools write beside photos: no photo is lost by leaving it alone."""
-_LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}  # of file managers, hidden or not
-_FOREIGN = re.compile(r"[a-z][a-z0-9+.-]*://|data:|[a-z]:[\\/]", re.IGNORECASE)  # URLs and drive letters
+_LITTER = {
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "icon\r",
+    "__macosx",
+    "@eadir",
+}  # of file managers, hidden or not
+_FOREIGN = re.compile(
+    r"[a-z][a-z0-9+.-]*://|data:|[a-z]:[\\/]", re.IGNORECASE
+)  # URLs and drive letters
 
 Columns = dict[str, list[Any]]
 Source = ProfileFolders | ClassFolders | Table
@@ -38,7 +61,9 @@ class Listing:
         """Return the photos whose position fits."""
         kept = [at for at in range(len(self.relatives)) if wanted(at)]
         columns = {name: [values[at] for at in kept] for name, values in self.columns.items()}
-        return Listing([self.relatives[at] for at in kept], [self.refusals[at] for at in kept], columns)
+        return Listing(
+            [self.relatives[at] for at in kept], [self.refusals[at] for at in kept], columns
+        )
 
 
 def list_source(source: Source, base: Path) -> Listing:
@@ -52,7 +77,9 @@ def list_source(source: Source, base: Path) -> Listing:
     """
     images = images_of(source, base)
     if not Path(images).is_dir():
-        raise DataError("data.source.root", f"photos below {images} were required, found no such folder")
+        raise DataError(
+            "data.source.root", f"photos below {images} were required, found no such folder"
+        )
     if isinstance(source, ClassFolders):
         listing = _class_folders(images)
     else:
@@ -61,8 +88,12 @@ def list_source(source: Source, base: Path) -> Listing:
         key = source.path if isinstance(source, Table) else "path"
         if key not in columns:
             entry = "data.source.path" if isinstance(source, Table) else "data.source.table"
-            raise DataError(entry, f"{path}: a column {key!r} was required, found {', '.join(columns)}")
-        listing = (_profile_folders if isinstance(source, ProfileFolders) else _one_by_one)(images, key, columns)
+            raise DataError(
+                entry, f"{path}: a column {key!r} was required, found {', '.join(columns)}"
+            )
+        listing = (_profile_folders if isinstance(source, ProfileFolders) else _one_by_one)(
+            images, key, columns
+        )
     _refuse_twins(listing, "data.source")
     return listing
 
@@ -77,7 +108,9 @@ def list_test(test: TestTable, base: Path) -> Listing:
     listing = _one_by_one(images_of(test, base), test.id, columns, "data.test.table")
     _refuse_twins(listing, "data.test.table")
     groups = columns[test.group] if test.group else [None] * len(listing.relatives)
-    return Listing(listing.relatives, listing.refusals, {"ImageID": columns[test.id], "group": groups})
+    return Listing(
+        listing.relatives, listing.refusals, {"ImageID": columns[test.id], "group": groups}
+    )
 
 
 def images_of(section: Source | TestTable, base: Path) -> str:
@@ -115,14 +148,19 @@ def read_table(path: Path, where: str, keep: Sequence[str] | None = None) -> Col
         DataError: it cannot be read, a row has another number of cells than the header, or a name stands twice.
     """
     try:
-        return _read_parquet(path, where, keep) if path.suffix.lower() == ".parquet" else _read_csv(path, where, keep)
+        return (
+            _read_parquet(path, where, keep)
+            if path.suffix.lower() == ".parquet"
+            else _read_csv(path, where, keep)
+        )
     except FileNotFoundError:
         raise DataError(where, f"a table was required at {path}, found none") from None
     except OSError as error:
         raise DataError(where, f"{path} cannot be read: {error}") from None
     except UnicodeDecodeError as error:
         raise DataError(
-            where, f"{path}: UTF-8 was required, found byte {error.object[error.start]:#x}; save it as UTF-8"
+            where,
+            f"{path}: UTF-8 was required, found byte {error.object[error.start]:#x}; save it as UTF-8",
         ) from None
 
 
@@ -132,7 +170,10 @@ def _read_csv(path: Path, where: str, keep: Sequence[str] | None) -> Columns:
         try:
             names = [name.strip() for name in next(reader, [])]
             if not names or len(set(names)) < len(names) or not all(names):
-                raise DataError(where, f"{path}: a header line of distinct column names was required, found {names}")
+                raise DataError(
+                    where,
+                    f"{path}: a header line of distinct column names was required, found {names}",
+                )
             rows = []
             for row in reader:
                 if len(row) != len(names) and row:
@@ -146,7 +187,9 @@ def _read_csv(path: Path, where: str, keep: Sequence[str] | None) -> Columns:
         except csv.Error as error:
             raise DataError(where, f"{path}:{reader.line_num}: {error}") from None
     if not rows:
-        raise DataError(where, f"{path}: at least one row was required below the header, found none")
+        raise DataError(
+            where, f"{path}: at least one row was required below the header, found none"
+        )
     kept = [(name, at) for at, name in enumerate(names) if keep is None or name in keep]
     return {name: [row[at] or None for row in rows] for name, at in kept}
 
@@ -158,7 +201,10 @@ def _read_parquet(path: Path, where: str, keep: Sequence[str] | None) -> Columns
     try:
         file = pq.ParquetFile(path)
         if len(set(file.schema_arrow.names)) < len(file.schema_arrow.names):
-            raise DataError(where, f"{path}: distinct column names were required, found {file.schema_arrow.names}")
+            raise DataError(
+                where,
+                f"{path}: distinct column names were required, found {file.schema_arrow.names}",
+            )
         plain = [field.name for field in file.schema_arrow if _is_plain(field.type)]
         names = [name for name in plain if keep is None or name in keep]
         columns: Columns = file.read(columns=names).to_pydict()
@@ -175,7 +221,14 @@ def _is_plain(kind: Any) -> bool:
 
     value = kind.value_type if pt.is_dictionary(kind) else kind
     return any(
-        check(value) for check in (pt.is_integer, pt.is_floating, pt.is_string, pt.is_large_string, pt.is_boolean)
+        check(value)
+        for check in (
+            pt.is_integer,
+            pt.is_floating,
+            pt.is_string,
+            pt.is_large_string,
+            pt.is_boolean,
+        )
     )
 
 
@@ -185,7 +238,10 @@ def _columns_of_test(test: TestTable, base: Path) -> Columns:
     columns = read_table(path, "data.test.table", wanted)
     for entry, name in (("id", test.id), ("group", test.group)):
         if name is not None and name not in columns:
-            raise DataError(f"data.test.{entry}", f"{path}: a column {name!r} was required, found none of that name")
+            raise DataError(
+                f"data.test.{entry}",
+                f"{path}: a column {name!r} was required, found none of that name",
+            )
     return columns
 
 
@@ -198,9 +254,12 @@ def _class_folders(images: str) -> Listing:
             refusals.append(problem)
     if not relatives:
         raise DataError(
-            "data.source.root", f"{images}/<class>/<photo> was required, found no photo ({', '.join(EXTENSIONS)})"
+            "data.source.root",
+            f"{images}/<class>/<photo> was required, found no photo ({', '.join(EXTENSIONS)})",
         )
-    return Listing(relatives, refusals, {"folder": [relative.partition("/")[0] for relative in relatives]})
+    return Listing(
+        relatives, refusals, {"folder": [relative.partition("/")[0] for relative in relatives]}
+    )
 
 
 def _profile_folders(images: str, key: str, columns: Columns) -> Listing:
@@ -208,7 +267,11 @@ def _profile_folders(images: str, key: str, columns: Columns) -> Listing:
     folders = [_tidy(value) for value in columns[key]]
     rooms = {str(room) for path in map(PurePosixPath, folders) for room in (path, *path.parents)}
     for row, folder in enumerate(folders):
-        found = [(folder, problem)] if (problem := refusal(folder)) else list(_photos_in(images, folder, rooms))
+        found = (
+            [(folder, problem)]
+            if (problem := refusal(folder))
+            else list(_photos_in(images, folder, rooms))
+        )
         if not found:
             lost.append(repr(folder))
         for relative, why in found:
@@ -221,10 +284,16 @@ def _profile_folders(images: str, key: str, columns: Columns) -> Listing:
             f"a folder with photos below {images} was required for every row, {len(lost)} have none: "
             f"{some(lost)}. Restore the folders or take their rows out of the table",
         )
-    return Listing(relatives, refusals, {name: [values[row] for row in rows] for name, values in columns.items()})
+    return Listing(
+        relatives,
+        refusals,
+        {name: [values[row] for row in rows] for name, values in columns.items()},
+    )
 
 
-def _one_by_one(images: str, key: str, columns: Columns, where: str = "data.source.table") -> Listing:
+def _one_by_one(
+    images: str, key: str, columns: Columns, where: str = "data.source.table"
+) -> Listing:
     relatives = [_tidy(value) for value in columns[key]]
     refusals = [refusal(relative) for relative in relatives]
     lost = [
@@ -241,7 +310,9 @@ def _one_by_one(images: str, key: str, columns: Columns, where: str = "data.sour
     return Listing(relatives, refusals, columns)
 
 
-def _photos_in(images: str, folder: str, rooms: Collection[str] = ()) -> Iterator[tuple[str, str | None]]:
+def _photos_in(
+    images: str, folder: str, rooms: Collection[str] = ()
+) -> Iterator[tuple[str, str | None]]:
     """List a folder's photos, and what else may hold photos with the reason why it is not read; `rooms` are read too."""
     place = os.path.realpath(f"{images}/{folder}")
     if not place.startswith(os.path.realpath(images) + os.sep):
@@ -272,7 +343,9 @@ def _entries(folder: str) -> list[tuple[str, bool]]:
     return sorted(
         (name, is_folder)
         for name, is_folder in found
-        if not name.startswith(".") and name.lower() not in _LITTER and (is_folder or not name.lower().endswith(_NOTES))
+        if not name.startswith(".")
+        and name.lower() not in _LITTER
+        and (is_folder or not name.lower().endswith(_NOTES))
     )
 
 
@@ -295,5 +368,6 @@ def _refuse_twins(listing: Listing, where: str) -> None:
         seen[key] = relative
     if twins:
         raise DataError(
-            where, f"names that differ in more than case were required, {len(twins)} stand twice: {some(twins)}"
+            where,
+            f"names that differ in more than case were required, {len(twins)} stand twice: {some(twins)}",
         )

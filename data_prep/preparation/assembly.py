@@ -38,7 +38,9 @@ class ShardResult:
     quarantined: list[tuple[str, str]]  # sample_id, reason
     wall_s: float
     seconds: dict[str, float]  # spent by workers, by step
-    by_chance: list[str] = field(default_factory=list)  # sample_ids of the quarantined that another try may bring back
+    by_chance: list[str] = field(
+        default_factory=list
+    )  # sample_ids of the quarantined that another try may bring back
 
 
 class Assembly:
@@ -91,7 +93,9 @@ class Assembly:
         path = folder / shard_name(self.task.number)
         write_shard(path, self._rows)
         films = folder / (path.name + SHEET_SUFFIX)
-        films.write_text(json.dumps(sheet.to_json(sheet.keep(self._films, sheet.PER_SHARD))), encoding="utf-8")
+        films.write_text(
+            json.dumps(sheet.to_json(sheet.keep(self._films, sheet.PER_SHARD))), encoding="utf-8"
+        )
         return ShardResult(
             self.task,
             path,
@@ -122,7 +126,9 @@ def _donated(task: ShardTask) -> tuple[dict[tuple[str, str], dict[str, Any]], li
             rows: Iterable[dict[str, Any]] = read_shard(path).to_pylist()
         except ShardError:
             continue
-        found |= {of: row for row in rows if (of := _photo(row["sample_id"], row["sha256"])) in wanted}
+        found |= {
+            of: row for row in rows if (of := _photo(row["sample_id"], row["sha256"])) in wanted
+        }
         films += read_sheet(path.with_name(path.name + SHEET_SUFFIX))
     return found, films
 

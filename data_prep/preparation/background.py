@@ -39,7 +39,9 @@ def open_session(model: str, threads: int, *, gpu: bool = False) -> Any:
         options.intra_op_num_threads = options.inter_op_num_threads = threads
         session = new_session(model, sess_opts=options, providers=[_CUDA, _CPU] if gpu else [_CPU])
         if model in U2NETS and _CUDA not in session.inner_session.get_providers():
-            session.inner_session = onnxruntime.InferenceSession(lean(file), options, providers=[_CPU])
+            session.inner_session = onnxruntime.InferenceSession(
+                lean(file), options, providers=[_CPU]
+            )
         return session
 
 
@@ -50,12 +52,8 @@ def missing_gpu(session: Any) -> str | None:
     import onnxruntime  # noqa: PLC0415
 
     if _CUDA not in onnxruntime.get_available_providers():
-        return (
-            f"this onnxruntime ({onnxruntime.__version__}) is built without CUDA; install rembg[gpu] instead of [cpu]"
-        )
-    return (
-        f"onnxruntime {onnxruntime.__version__} could not load CUDA; its driver, CUDA and cuDNN must fit that version"
-    )
+        return f"this onnxruntime ({onnxruntime.__version__}) is built without CUDA; install rembg[gpu] instead of [cpu]"
+    return f"onnxruntime {onnxruntime.__version__} could not load CUDA; its driver, CUDA and cuDNN must fit that version"
 
 
 def person_mask(session: Any, photo: RGB) -> NDArray[np.uint8] | None:

@@ -16,7 +16,10 @@ from data_prep.catalog.images import Pixels, opaque
 
 SIDE = 96  # longest side of a frame in pixels
 _QUALITY = 75
-_MASK_SHARES = (0.1, 0.9)  # a person in a portrait fills more than a tenth and less than nine tenths of it
+_MASK_SHARES = (
+    0.1,
+    0.9,
+)  # a person in a portrait fills more than a tenth and less than nine tenths of it
 _SURE = 0.95  # of a face; below it is worth a look
 PER_SHARD = {"ordinary": 2, "mask": 4, "face": 4}
 PER_REPORT = {"ordinary": 6, "mask": 12, "face": 12}
@@ -32,7 +35,9 @@ class Film:
     frames: list[str]  # JPEG, base64
 
 
-def kind_of(mask_area: float | None, face_confidence: float | None, *, show: bool) -> tuple[str | None, float]:
+def kind_of(
+    mask_area: float | None, face_confidence: float | None, *, show: bool
+) -> tuple[str | None, float]:
     """Say what makes a photo worth looking at, and how bad it is; None where nothing does."""
     if face_confidence is not None and face_confidence < _SURE:
         return "face", face_confidence
@@ -57,16 +62,21 @@ def _small(pixels: Pixels) -> str:
 def ordinary(samples: Iterable[str]) -> set[str]:
     """Choose a shard's ordinary examples, by their ids alone."""
     return set(
-        sorted(samples, key=lambda sample: hashlib.sha256(sample.encode("utf-8", "surrogateescape")).digest())[
-            : PER_SHARD["ordinary"]
-        ]
+        sorted(
+            samples,
+            key=lambda sample: hashlib.sha256(sample.encode("utf-8", "surrogateescape")).digest(),
+        )[: PER_SHARD["ordinary"]]
     )
 
 
 def keep(films: Iterable[Film], limits: dict[str, int]) -> list[Film]:
     """Keep the worst films of every kind."""
     ordered = sorted(films, key=lambda film: (film.kind, film.worth, film.sample_id))
-    return [film for kind, limit in limits.items() for film in [one for one in ordered if one.kind == kind][:limit]]
+    return [
+        film
+        for kind, limit in limits.items()
+        for film in [one for one in ordered if one.kind == kind][:limit]
+    ]
 
 
 def to_json(films: Iterable[Film]) -> list[dict[str, Any]]:
@@ -80,7 +90,12 @@ def from_json(values: Any) -> list[Film]:
     for value in values if isinstance(values, list) else []:
         try:
             found.append(
-                Film(value["sample_id"], value["kind"], float(value["worth"]), [str(one) for one in value["frames"]])
+                Film(
+                    value["sample_id"],
+                    value["kind"],
+                    float(value["worth"]),
+                    [str(one) for one in value["frames"]],
+                )
             )
         except (KeyError, TypeError, ValueError):
             continue

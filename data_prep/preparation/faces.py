@@ -11,7 +11,12 @@ from data_prep.catalog.images import RGB
 from data_prep.weights.cache import deepface_home, require
 from data_prep.weights.registry import WeightsError
 
-_PACKAGES = {"mtcnn": "mtcnn", "retinaface": "retina-face", "mediapipe": "mediapipe", "dlib": "dlib"}
+_PACKAGES = {
+    "mtcnn": "mtcnn",
+    "retinaface": "retina-face",
+    "mediapipe": "mediapipe",
+    "dlib": "dlib",
+}
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,18 @@ def open_detector(backend: str) -> Any:
             modeling.build_model("face_detector", backend)
         except (ImportError, ValueError) as error:
             package = _PACKAGES.get(backend, "ultralytics" if backend.startswith("yolo") else None)
-            remedy = f"pip install {package}" if package else f"python -m orchestrator weights {backend}"
-            raise WeightsError(f"face detector {backend}: {str(error).splitlines()[0]}; run `{remedy}`") from None
+            remedy = (
+                f"pip install {package}" if package else f"python -m orchestrator weights {backend}"
+            )
+            raise WeightsError(
+                f"face detector {backend}: {str(error).splitlines()[0]}; run `{remedy}`"
+            ) from None
     return DeepFace
 
 
-def main_face(deepface: Any, backend: str, photo: RGB, search_size: int | None = None) -> Face | None:
+def main_face(
+    deepface: Any, backend: str, photo: RGB, search_size: int | None = None
+) -> Face | None:
     """Return the largest central face of a photo, or None.
 
     Args:
@@ -69,7 +80,11 @@ def main_face(deepface: Any, backend: str, photo: RGB, search_size: int | None =
         if (face := _main(deepface, backend, small)) is not None:
             x, y = width / size[0], height / size[1]
             x0, y0, x1, y1 = face.box
-            return Face((round(x0 * x), round(y0 * y), round(x1 * x), round(y1 * y)), face.confidence, face.n_found)
+            return Face(
+                (round(x0 * x), round(y0 * y), round(x1 * x), round(y1 * y)),
+                face.confidence,
+                face.n_found,
+            )
     return _main(deepface, backend, photo)
 
 
@@ -89,7 +104,12 @@ def _main(deepface: Any, backend: str, photo: RGB) -> Face | None:
         area, confidence = item["facial_area"], float(item["confidence"] or 0.0)
         if confidence <= 0:  # the whole photo with confidence 0 is DeepFace's word for "no face"
             continue
-        box = (int(area["x"]), int(area["y"]), int(area["x"] + area["w"]), int(area["y"] + area["h"]))
+        box = (
+            int(area["x"]),
+            int(area["y"]),
+            int(area["x"] + area["w"]),
+            int(area["y"] + area["h"]),
+        )
         faces.append(Face(box, min(confidence, 1.0), len(found)))
     return max(faces, key=lambda face: _prominence(face, width, height), default=None)
 

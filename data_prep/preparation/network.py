@@ -56,7 +56,10 @@ def lean(file: Path) -> bytes:
     names = {name for node in nodes for name in node.input} & weights.keys()
     for field, kept in (
         (graph.node, nodes),
-        (graph.initializer, [onnx.numpy_helper.from_array(weights[name], name) for name in sorted(names)]),
+        (
+            graph.initializer,
+            [onnx.numpy_helper.from_array(weights[name], name) for name in sorted(names)],
+        ),
         (graph.value_info, []),
     ):
         del field[:]
@@ -90,7 +93,11 @@ def _scaled(node: Any, shape: list[int] | None, weights: dict[str, NDArray[Any]]
     settings = _settings(node)
     sizes = weights.get(node.input[3]) if len(node.input) == 4 else None
     wanted = b"pytorch_half_pixel", b"linear"
-    if sizes is None or not shape or (settings["coordinate_transformation_mode"], settings["mode"]) != wanted:
+    if (
+        sizes is None
+        or not shape
+        or (settings["coordinate_transformation_mode"], settings["mode"]) != wanted
+    ):
         yield node
         return
     scales = (sizes / np.array(shape)).astype(np.float32)
@@ -108,7 +115,9 @@ def _scaled(node: Any, shape: list[int] | None, weights: dict[str, NDArray[Any]]
     )
 
 
-def _split(node: Any, join: Any, shapes: dict[str, list[int]], weights: dict[str, NDArray[Any]]) -> Iterator[Any]:
+def _split(
+    node: Any, join: Any, shapes: dict[str, list[int]], weights: dict[str, NDArray[Any]]
+) -> Iterator[Any]:
     """Convolve what was joined by channels part after part into one sum: nothing is copied to be joined."""
     import onnx  # noqa: PLC0415
 
@@ -132,8 +141,19 @@ def _blocked(node: Any, shape: list[int] | None, weights: dict[str, NDArray[Any]
     import onnx  # noqa: PLC0415
 
     kernel, settings, out = weights[node.input[1]], _settings(node), node.output[0]
-    plain = settings["strides"] == settings["dilations"] == [1, 1] and settings["pads"] == [1, 1, 1, 1]
-    if kernel.shape[0] != 1 or kernel.shape[2:] != (3, 3) or not plain or not shape or any(np.mod(shape[2:], _BLOCK)):
+    plain = settings["strides"] == settings["dilations"] == [1, 1] and settings["pads"] == [
+        1,
+        1,
+        1,
+        1,
+    ]
+    if (
+        kernel.shape[0] != 1
+        or kernel.shape[2:] != (3, 3)
+        or not plain
+        or not shape
+        or any(np.mod(shape[2:], _BLOCK))
+    ):
         yield node
         return
     side = _BLOCK + 2
@@ -146,9 +166,16 @@ def _blocked(node: Any, shape: list[int] | None, weights: dict[str, NDArray[Any]
         weights[f"{out}_bias"] = np.repeat(weights[name], _BLOCK**2)
         inputs.append(f"{out}_bias")
     yield onnx.helper.make_node(
-        "Conv", inputs, [f"{out}_blocks"], kernel_shape=[side, side], strides=[_BLOCK, _BLOCK], pads=[1, 1, 1, 1]
+        "Conv",
+        inputs,
+        [f"{out}_blocks"],
+        kernel_shape=[side, side],
+        strides=[_BLOCK, _BLOCK],
+        pads=[1, 1, 1, 1],
     )
-    yield onnx.helper.make_node("DepthToSpace", [f"{out}_blocks"], [out], blocksize=_BLOCK, mode="DCR")
+    yield onnx.helper.make_node(
+        "DepthToSpace", [f"{out}_blocks"], [out], blocksize=_BLOCK, mode="DCR"
+    )
 
 
 def _needed(nodes: list[Any], outputs: list[str]) -> list[Any]:

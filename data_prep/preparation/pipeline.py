@@ -76,7 +76,8 @@ class Preparation:
         self.seconds: dict[str, float] = defaultdict(float)  # spent so far, by step
         self._near = decode_near(prep)
         self._run = [
-            (step.name, _BUILDERS[step.name](step, _Means(threads, gpu, self.warnings))) for step in prep.steps
+            (step.name, _BUILDERS[step.name](step, _Means(threads, gpu, self.warnings)))
+            for step in prep.steps
         ]
 
     def __call__(
@@ -106,7 +107,14 @@ class Preparation:
             began = self._clock(name, began)
         if watch:
             watch(pixels)
-        made = Prepared(encode(pixels), notes.face_box, notes.face_confidence, notes.n_faces, notes.mask_area, outcomes)
+        made = Prepared(
+            encode(pixels),
+            notes.face_box,
+            notes.face_confidence,
+            notes.n_faces,
+            notes.mask_area,
+            outcomes,
+        )
         self._clock("encode", began)
         return made
 
@@ -139,7 +147,9 @@ class Outcome:
     row: dict[str, Any] | None
     reason: str | None
     film: sheet.Film | None = None  # where the photo is worth looking at
-    chance: bool = False  # another try may end differently: the reason does not follow from the photo's bytes
+    chance: bool = (
+        False  # another try may end differently: the reason does not follow from the photo's bytes
+    )
 
 
 def prepare_row(row: Row, preparation: Callable[..., Prepared], *, show: bool = False) -> Outcome:
@@ -168,7 +178,9 @@ def prepare_row(row: Row, preparation: Callable[..., Prepared], *, show: bool = 
     except (PhotoError, Dropped) as error:
         return Outcome(sample, None, str(error))
     except Exception as error:  # noqa: BLE001 - one photo that a library chokes on must not cost the shard
-        return Outcome(sample, None, f"{type(error).__name__}: {error}", chance=True)  # it may have lacked memory
+        return Outcome(
+            sample, None, f"{type(error).__name__}: {error}", chance=True
+        )  # it may have lacked memory
     found = {
         "sample_id": sample,
         "sha256": sha256,
@@ -239,10 +251,17 @@ def _crop_face(step: CropFace, means: _Means) -> _Run:
             notes.face_confidence, notes.n_faces = 0.0, 0
             if step.on_missing == "drop" and not notes.always:
                 raise Dropped("no face")
-            notes.outcome = "no face: whole photo" if step.on_missing == "keep" else "no face: center"
+            notes.outcome = (
+                "no face: whole photo" if step.on_missing == "keep" else "no face: center"
+            )
             return pixels if step.on_missing == "keep" else center(pixels, None)
         height, width = pixels.shape[:2]
-        notes.face_box = [face.box[0] / width, face.box[1] / height, face.box[2] / width, face.box[3] / height]
+        notes.face_box = [
+            face.box[0] / width,
+            face.box[1] / height,
+            face.box[2] / width,
+            face.box[3] / height,
+        ]
         notes.face_confidence, notes.n_faces = face.confidence, face.n_found
         return around(pixels, face.box, step.margin)
 
@@ -280,7 +299,9 @@ def _keep_aspect(step: KeepAspect, means: _Means) -> _Run:
         del notes
         height, width = pixels.shape[:2]
         side = max(height, width)
-        canvas = np.zeros((side, side, pixels.shape[2]), np.uint8)  # what has alpha is padded transparent
+        canvas = np.zeros(
+            (side, side, pixels.shape[2]), np.uint8
+        )  # what has alpha is padded transparent
         canvas[..., :3] = step.fill
         top, left = (side - height) // 2, (side - width) // 2
         canvas[top : top + height, left : left + width] = pixels
@@ -297,7 +318,9 @@ def _resize(step: Resize, means: _Means) -> _Run:
         if pixels.shape[:2] == (step.size, step.size):
             return pixels
         # Pillow's bilinear filter widens with the scale, so it does not alias when it shrinks, and minds the alpha
-        small = Image.fromarray(np.ascontiguousarray(pixels)).resize((step.size, step.size), Image.Resampling.BILINEAR)
+        small = Image.fromarray(np.ascontiguousarray(pixels)).resize(
+            (step.size, step.size), Image.Resampling.BILINEAR
+        )
         return np.asarray(small)
 
     return run

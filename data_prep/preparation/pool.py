@@ -28,7 +28,9 @@ _MAX_PHOTOS = 32  # in one call
 _IN_FLIGHT = 2  # calls a worker holds: the next one is there when one ends
 _LOOK_EVERY_S = 2.0
 _MAX_TIMEOUTS = 2
-_MAX_DEATHS = 3  # of workers at one photo; two of them may be chance where workers are killed from outside
+_MAX_DEATHS = (
+    3  # of workers at one photo; two of them may be chance where workers are killed from outside
+)
 _MAX_BAD_STARTS = 3  # in a row
 
 
@@ -44,7 +46,9 @@ class Worker:
         self.preparation = make(prep, threads)
         return list(getattr(self.preparation, "warnings", ()))
 
-    def prepare(self, rows: list[Row], shown: set[str]) -> tuple[list[Outcome], dict[str, float], float]:
+    def prepare(
+        self, rows: list[Row], shown: set[str]
+    ) -> tuple[list[Outcome], dict[str, float], float]:
         """Prepare a few photos; return their outcomes, the seconds per step, and the seconds in all."""
         began, before = time.perf_counter(), Counter(getattr(self.preparation, "seconds", {}))
         outcomes = [prepare_row(row, self.preparation, show=row[0] in shown) for row in rows]
@@ -147,7 +151,10 @@ class _Pool:
     ) -> None:
         import ray  # noqa: PLC0415
 
-        self._ray, self._actor = ray, ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(Worker)
+        self._ray, self._actor = (
+            ray,
+            ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(Worker),
+        )
         self._waiting, self._work_dir, self._timeout_s = waiting, work_dir, timeout_s
         self._load = (prep, make, max(1, int(cpus)))
         self._share, self._most = {"CPU": cpus, "GPU": gpus}, n_workers
@@ -173,7 +180,11 @@ class _Pool:
                 self._hire()
                 self._kill_late()
             self._feed()
-            replies = {hand.loading or hand.calls[0].reply: hand for hand in self._hands if hand.loading or hand.calls}
+            replies = {
+                hand.loading or hand.calls[0].reply: hand
+                for hand in self._hands
+                if hand.loading or hand.calls
+            }
             if not replies:
                 if self._open and not self._ready:
                     time.sleep(_LOOK_EVERY_S / 4)  # no room for a worker now
@@ -192,7 +203,11 @@ class _Pool:
 
     def _fill(self) -> None:
         """Open shards until every worker can be given photos."""
-        while self._waiting and len(self._queue) < _MAX_PHOTOS * (len(self._hands) + 1) and not self._ready:
+        while (
+            self._waiting
+            and len(self._queue) < _MAX_PHOTOS * (len(self._hands) + 1)
+            and not self._ready
+        ):
             assembly = Assembly(task := self._waiting.popleft())
             self._open[task.number] = assembly
             self._queue.extend((task.number, row) for row in assembly.left)
@@ -213,7 +228,11 @@ class _Pool:
     def _room(self) -> int:
         """Return how many workers the cluster can hold now."""
         has = self._ray.cluster_resources()
-        fits = [math.floor(has.get(name, 0.0) / share + 1e-9) for name, share in self._share.items() if share]
+        fits = [
+            math.floor(has.get(name, 0.0) / share + 1e-9)
+            for name, share in self._share.items()
+            if share
+        ]
         return int(max(1, min([*fits, self._most])))
 
     def _hire(self) -> None:
@@ -226,7 +245,12 @@ class _Pool:
         """Give every ready worker what it may hold, one round after the other."""
         for _ in range(_IN_FLIGHT):
             for hand in self._hands:
-                if self._queue and not hand.loading and not hand.late and len(hand.calls) < _IN_FLIGHT:
+                if (
+                    self._queue
+                    and not hand.loading
+                    and not hand.late
+                    and len(hand.calls) < _IN_FLIGHT
+                ):
                     self._give(hand)
 
     def _give(self, hand: _Hand) -> None:
@@ -286,9 +310,15 @@ class _Pool:
     def _kill_late(self) -> None:
         now = time.monotonic()
         for hand in self._hands:
-            if not hand.calls or hand.late or now - hand.since <= self._timeout_s * len(hand.calls[0].rows):
+            if (
+                not hand.calls
+                or hand.late
+                or now - hand.since <= self._timeout_s * len(hand.calls[0].rows)
+            ):
                 continue
-            if not self._ray.wait([hand.calls[0].reply], timeout=0)[0]:  # else it was we who were late
+            if not self._ray.wait([hand.calls[0].reply], timeout=0)[
+                0
+            ]:  # else it was we who were late
                 hand.late = True
                 self._ray.kill(hand.actor)
 

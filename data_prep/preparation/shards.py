@@ -35,8 +35,14 @@ SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
         ("sha256", pa.string()),  # of the photo, not of the crop
-        ("image", pa.binary()),  # JPEG, (size, size, 3); PNG with alpha where the background is transparent
-        ("face_box", pa.list_(pa.float32(), 4)),  # x0, y0, x1, y1 as shares of the photo's sides; null without a face
+        (
+            "image",
+            pa.binary(),
+        ),  # JPEG, (size, size, 3); PNG with alpha where the background is transparent
+        (
+            "face_box",
+            pa.list_(pa.float32(), 4),
+        ),  # x0, y0, x1, y1 as shares of the photo's sides; null without a face
         ("face_confidence", pa.float32()),
         ("n_faces", pa.int16()),  # found; the sample shows the largest central one
         ("mask_area", pa.float32()),  # share of the photo that the background remover kept
@@ -83,7 +89,12 @@ def n_shards_for(n_samples: int) -> int:
 
 def shard_of(sample_id: str, n_shards: int) -> int:
     """Return the number of a sample's shard, a function of its id alone."""
-    return int.from_bytes(hashlib.sha256(sample_id.encode("utf-8", "surrogateescape")).digest()[:8], "big") % n_shards
+    return (
+        int.from_bytes(
+            hashlib.sha256(sample_id.encode("utf-8", "surrogateescape")).digest()[:8], "big"
+        )
+        % n_shards
+    )
 
 
 def shard_name(number: int) -> str:
@@ -128,7 +139,9 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
         wanted = pa.schema([SCHEMA.field(name) for name in columns]) if columns else SCHEMA
         return table.select(wanted.names).cast(wanted)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-        raise ShardError(f"{path}: a Parquet shard was required, found: {error}; delete it and submit again") from None
+        raise ShardError(
+            f"{path}: a Parquet shard was required, found: {error}; delete it and submit again"
+        ) from None
 
 
 def write_index(folder: Path, *, n_shards: int, size: int, steps: Any) -> None:
@@ -142,7 +155,13 @@ def write_index(folder: Path, *, n_shards: int, size: int, steps: Any) -> None:
         }
         for path in sorted(folder.glob("shard-*.parquet"))
     ]
-    index = {"format_version": FORMAT_VERSION, "n_shards": n_shards, "size": size, "steps": steps, "shards": shards}
+    index = {
+        "format_version": FORMAT_VERSION,
+        "n_shards": n_shards,
+        "size": size,
+        "steps": steps,
+        "shards": shards,
+    }
     beside = folder / f".{INDEX}"
     beside.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     beside.replace(folder / INDEX)
@@ -157,7 +176,9 @@ def read_index(folder: Path) -> Index:
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise ShardError(f"{folder / INDEX}: an index was required, found: {error}; submit again") from None
+        raise ShardError(
+            f"{folder / INDEX}: an index was required, found: {error}; submit again"
+        ) from None
     if (version := index.get("format_version")) != FORMAT_VERSION:
         raise ShardError(
             f"{folder / INDEX}: format version {FORMAT_VERSION} was required, found {version!r}; "
@@ -174,7 +195,9 @@ def verify_shard(folder: Path, shard: dict[str, Any]) -> Path:
     """
     path = folder / shard["file"]
     if not path.is_file():
-        raise ShardError(f"{path}: required by {INDEX}, found no such file; delete {folder} and submit again")
+        raise ShardError(
+            f"{path}: required by {INDEX}, found no such file; delete {folder} and submit again"
+        )
     if (found := _sha256(path)) != shard["sha256"]:
         raise ShardError(
             f"{path}: sha256 is {found[:8]}.., {INDEX} says {shard['sha256'][:8]}..; delete {folder} and submit again"
@@ -237,7 +260,11 @@ class Shards(Sequence[bytes]):
     @cached_property
     def sample_ids(self) -> list[str]:
         """The id of every position; reads and verifies all shards."""
-        return [name for table in read_shards(self._folder, ["sample_id"]) for name in table["sample_id"].to_pylist()]
+        return [
+            name
+            for table in read_shards(self._folder, ["sample_id"])
+            for name in table["sample_id"].to_pylist()
+        ]
 
     def _photos(self, number: int) -> pa.Array:
         if number in self._kept:

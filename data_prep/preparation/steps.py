@@ -20,7 +20,9 @@ def steps_identity(prep: Prep) -> list[Any]:
     for step in prep.steps:
         entry: dict[str, Any] = {"step": identity(step), "version": VERSIONS[step.name]}
         if (name := weights_of(step)) is not None:
-            entry["weights"] = hashes(name) or name  # a name only until they are fetched; nothing runs before
+            entry["weights"] = (
+                hashes(name) or name
+            )  # a name only until they are fetched; nothing runs before
         found.append(entry)
     return found
 

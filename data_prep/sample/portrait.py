@@ -15,10 +15,32 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 _SS = 2  # supersampling: drawn twice as large and reduced, so that edges are smooth
-_SKIN = ((244, 208, 177), (232, 190, 160), (215, 165, 130), (196, 144, 110), (168, 118, 88), (140, 96, 72))
+_SKIN = (
+    (244, 208, 177),
+    (232, 190, 160),
+    (215, 165, 130),
+    (196, 144, 110),
+    (168, 118, 88),
+    (140, 96, 72),
+)
 _HAIR = ((28, 22, 20), (52, 36, 26), (88, 58, 36), (120, 82, 48), (160, 118, 70), (96, 44, 28))
-_CLOTHES = ((40, 52, 84), (120, 36, 44), (58, 92, 70), (200, 200, 205), (30, 30, 34), (170, 140, 96), (88, 74, 120))
-_MASKS = ((238, 240, 242), (150, 190, 222), (70, 74, 84), (232, 184, 190), (132, 176, 150), (90, 110, 160))
+_CLOTHES = (
+    (40, 52, 84),
+    (120, 36, 44),
+    (58, 92, 70),
+    (200, 200, 205),
+    (30, 30, 34),
+    (170, 140, 96),
+    (88, 74, 120),
+)
+_MASKS = (
+    (238, 240, 242),
+    (150, 190, 222),
+    (70, 74, 84),
+    (232, 184, 190),
+    (132, 176, 150),
+    (90, 110, 160),
+)
 RGB = NDArray[np.uint8]
 Point = tuple[float, float]
 
@@ -53,7 +75,9 @@ class Person:
 
 def rng_for(*parts: object) -> np.random.Generator:
     """Return a generator that depends on the parts alone."""
-    return np.random.default_rng(int(hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16], 16))
+    return np.random.default_rng(
+        int(hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16], 16)
+    )
 
 
 def make_person(number: int, gender: str, age_group: int, seed: int) -> Person:
@@ -65,7 +89,11 @@ def make_person(number: int, gender: str, age_group: int, seed: int) -> Person:
         int(rng.choice([30, 36, 41, 45, 48, 50, 52, 54, 56, 57, 58, 59])),
         60,
     )[age_group]
-    old = np.clip((0.08, 0.45, 0.9)[age_group] + (age - 45) / 200 * (age_group == 1) + rng.normal(0, 0.1), 0, 1)
+    old = np.clip(
+        (0.08, 0.45, 0.9)[age_group] + (age - 45) / 200 * (age_group == 1) + rng.normal(0, 0.1),
+        0,
+        1,
+    )
     gray = np.clip((old - 0.42) * 1.9 + rng.normal(0, 0.13), 0, 1)
     skin = int(rng.integers(len(_SKIN)))
     base = np.array(_HAIR[rng.integers(len(_HAIR) if skin < 3 else 3)], float)

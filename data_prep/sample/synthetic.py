@@ -29,7 +29,14 @@ PHOTOS = ("incorrect_mask", "mask1", "mask2", "mask3", "mask4", "mask5", "normal
 TRUTH = "truth.parquet"
 _MIN_TRAIN, _MIN_EVAL = 4, 2  # people per gender x age cell
 _CELLS = [(gender, age) for gender in ("male", "female") for age in range(3)]
-_SHARES = (0.145, 0.108, 0.022, 0.194, 0.216, 0.029)  # of people in the contest, by gender x age group
+_SHARES = (
+    0.145,
+    0.108,
+    0.022,
+    0.194,
+    0.216,
+    0.029,
+)  # of people in the contest, by gender x age group
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,9 @@ def cell_counts(n_people: int) -> list[tuple[int, int]]:
     extra = n_people - least
     ideal = [share / sum(_SHARES) * extra for share in _SHARES]
     counts = [int(value) for value in ideal]
-    for at in sorted(range(len(ideal)), key=lambda at: counts[at] - ideal[at])[: extra - sum(counts)]:
+    for at in sorted(range(len(ideal)), key=lambda at: counts[at] - ideal[at])[
+        : extra - sum(counts)
+    ]:
         counts[at] += 1
     found = []
     for count in counts:
@@ -77,24 +86,37 @@ def people_of(n_people: int, seed: int) -> tuple[list[Person], list[Person]]:
     return sides
 
 
-def _write_person(person: Person, *, side: str, out: Path, seed: int, size: tuple[int, int]) -> list[dict[str, object]]:
+def _write_person(
+    person: Person, *, side: str, out: Path, seed: int, size: tuple[int, int]
+) -> list[dict[str, object]]:
     rows = []
     for photo in PHOTOS:
         pixels, shape, box = draw(person, photo, seed, size)
         hidden = hashlib.sha256(f"{seed}|{person.id}|{photo}".encode()).hexdigest()[:40]
-        place = f"train/images/{person.folder}/{photo}.jpg" if side == "train" else f"eval/images/{hidden}.jpg"
+        place = (
+            f"train/images/{person.folder}/{photo}.jpg"
+            if side == "train"
+            else f"eval/images/{hidden}.jpg"
+        )
         (out / place).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(out / place, quality=92)
         packed = io.BytesIO()
         Image.fromarray(shape).save(packed, "PNG")
         state = {"incorrect_mask": 1, "normal": 2}.get(photo, 0)
         rows.append(
-            {"path": place, "face_box": list(box), "silhouette": packed.getvalue(), "answer": state * 6 + person.group}
+            {
+                "path": place,
+                "face_box": list(box),
+                "silhouette": packed.getvalue(),
+                "answer": state * 6 + person.group,
+            }
         )
     return rows
 
 
-def build(out: Path, n_people: int, *, seed: int = 0, size: tuple[int, int] = (192, 256), jobs: int = 1) -> None:
+def build(
+    out: Path, n_people: int, *, seed: int = 0, size: tuple[int, int] = (192, 256), jobs: int = 1
+) -> None:
     """Write a data set in the contest's layout, and truth.parquet beside it.
 
     Raises:
@@ -117,13 +139,20 @@ def build(out: Path, n_people: int, *, seed: int = 0, size: tuple[int, int] = (1
         [[p.id, p.gender, "drawn", p.age, p.folder] for p in train],
     )
     answers = sorted(
-        [Path(str(row["path"])).name, row["answer"]] for row in rows if str(row["path"]).startswith("eval/")
+        [Path(str(row["path"])).name, row["answer"]]
+        for row in rows
+        if str(row["path"]).startswith("eval/")
     )
     _write_csv(out / "eval" / "info.csv", ["ImageID", "ans"], answers)
-    pq.write_table(pa.Table.from_pylist([{k: v for k, v in row.items() if k != "answer"} for row in rows]), out / TRUTH)
+    pq.write_table(
+        pa.Table.from_pylist([{k: v for k, v in row.items() if k != "answer"} for row in rows]),
+        out / TRUTH,
+    )
 
 
-def _write_task(task: tuple[Person, str], *, out: Path, seed: int, size: tuple[int, int]) -> list[dict[str, object]]:
+def _write_task(
+    task: tuple[Person, str], *, out: Path, seed: int, size: tuple[int, int]
+) -> list[dict[str, object]]:
     return _write_person(task[0], side=task[1], out=out, seed=seed, size=size)
 
 
@@ -136,7 +165,11 @@ def read_truth(root: Path) -> list[Truth]:
     """Read what is known of every photo of a drawn data set."""
     rows = pq.read_table(root / TRUTH, memory_map=False).to_pylist()
     return [
-        Truth(row["path"], tuple(row["face_box"]), np.asarray(Image.open(io.BytesIO(row["silhouette"]))))
+        Truth(
+            row["path"],
+            tuple(row["face_box"]),
+            np.asarray(Image.open(io.BytesIO(row["silhouette"]))),
+        )
         for row in rows
     ]
 
@@ -152,9 +185,13 @@ def main(argv: list[str] | None = None) -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Draw sample portraits in the contest's layout.")
     parser.add_argument("--out", type=Path, required=True, help="new or empty folder")
-    parser.add_argument("--people", type=int, default=96, help="train and eval together (default 96)")
+    parser.add_argument(
+        "--people", type=int, default=96, help="train and eval together (default 96)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=_size, default=(192, 256), help="WIDTHxHEIGHT (default 192x256)")
+    parser.add_argument(
+        "--size", type=_size, default=(192, 256), help="WIDTHxHEIGHT (default 192x256)"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     args = parser.parse_args(argv)
     try:

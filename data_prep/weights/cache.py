@@ -17,7 +17,15 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from data_prep.weights.downloads import DEEPFACE, RECORD, Say, digest, fetch_pinned, fetch_with_library, land
+from data_prep.weights.downloads import (
+    DEEPFACE,
+    RECORD,
+    Say,
+    digest,
+    fetch_pinned,
+    fetch_with_library,
+    land,
+)
 from data_prep.weights.registry import Weights, WeightsError, describe, pinned
 
 CACHE_VARIABLE = "MODEL_WEIGHTS"
@@ -155,7 +163,10 @@ def fetch_all(
     names: Iterable[str] | None = None, say: Say | None = None, *, allow_unpinned: bool = False
 ) -> dict[str, Path]:
     """Fetch and verify several weights, or all pinned ones."""
-    return {name: fetch(name, say or _to_stderr, allow_unpinned=allow_unpinned) for name in (names or pinned())}
+    return {
+        name: fetch(name, say or _to_stderr, allow_unpinned=allow_unpinned)
+        for name in (names or pinned())
+    }
 
 
 def _nothing(text: str) -> None:
@@ -188,9 +199,14 @@ def _recorded() -> dict[str, dict[str, str]]:
 def _record(name: str, files: dict[str, str]) -> None:
     from filelock import FileLock  # noqa: PLC0415
 
-    with FileLock(cache_dir() / f".{RECORD}.lock"):  # the names have locks of their own, the record is one file
+    with FileLock(
+        cache_dir() / f".{RECORD}.lock"
+    ):  # the names have locks of their own, the record is one file
         beside = cache_dir() / f".{RECORD}.{os.getpid()}"
-        beside.write_text(json.dumps(_recorded() | {name: files}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        beside.write_text(
+            json.dumps(_recorded() | {name: files}, indent=1, sort_keys=True) + "\n",
+            encoding="utf-8",
+        )
         beside.replace(cache_dir() / RECORD)
 
 

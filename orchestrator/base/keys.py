@@ -14,7 +14,9 @@ def canonical(value: Any) -> str:
         ValueError: a NaN or an infinity stands in it; neither equals itself across JSON readers.
         TypeError: something is not a JSON value.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
 
 
 def digest(value: Any) -> str:

@@ -6,7 +6,18 @@ QUICK_BACKBONE = "tf_efficientnet_lite0"
 """What the audit's quick models see photos with."""
 
 
-STAGES = ("catalog", "audit", "split", "prepare", "search", "confirm", "hypotheses", "select", "vote", "report")
+STAGES = (
+    "catalog",
+    "audit",
+    "split",
+    "prepare",
+    "search",
+    "confirm",
+    "hypotheses",
+    "select",
+    "vote",
+    "report",
+)
 
 
 VERSIONS: dict[str, int] = (

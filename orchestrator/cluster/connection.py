@@ -49,7 +49,11 @@ def local_gpus() -> int:
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() and name.strip() != "-1"])
     devices = Path("/dev")
-    return len([path for path in devices.iterdir() if re.fullmatch(r"nvidia\d+", path.name)]) if devices.is_dir() else 0
+    return (
+        len([path for path in devices.iterdir() if re.fullmatch(r"nvidia\d+", path.name)])
+        if devices.is_dir()
+        else 0
+    )
 
 
 @contextmanager
@@ -91,10 +95,14 @@ def connect(
             "check the address, that Ray's versions are equal, and the token (RAY_AUTH_TOKEN_PATH)"
         ) from None
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would end the driver with exit code 15
+        signal.signal(
+            signal.SIGTERM, on_terminate
+        )  # Ray's own would end the driver with exit code 15
     try:
         url = context.dashboard_url
-        yield Cluster(f"http://{url}" if url else None, ray.cluster_resources(), local=address is None)
+        yield Cluster(
+            f"http://{url}" if url else None, ray.cluster_resources(), local=address is None
+        )
     finally:
         ray.shutdown()
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 
-def ray_map(function: Callable[[Any], Any], items: Iterable[Any], *, cpu: float = 1, gpu: float = 0) -> Iterator[Any]:
+def ray_map(
+    function: Callable[[Any], Any], items: Iterable[Any], *, cpu: float = 1, gpu: float = 0
+) -> Iterator[Any]:
     """Map a function over items with Ray tasks, results in order, at most a few per core in flight.
 
     What the function raises is raised here. A task gets `cpu` and `gpu`.

@@ -17,7 +17,14 @@ from data_prep.config import Prep
 from data_prep.section import Section
 from orchestrator.base.errors import UserError
 from orchestrator.ensemble.members import Ensemble, Member, of_run
-from orchestrator.store.artifacts import MANIFEST, Store, file_sha256, git_commit, packages, write_json
+from orchestrator.store.artifacts import (
+    MANIFEST,
+    Store,
+    file_sha256,
+    git_commit,
+    packages,
+    write_json,
+)
 from orchestrator.store.run_dir import RunPaths
 
 FORMAT_VERSION = 1
@@ -60,7 +67,9 @@ def write_bundle(paths: RunPaths, store: Store, out: Path) -> dict[str, Any]:
             "manifest_sha256": file_sha256(beside / MANIFEST),
         }
         if out.suffix == ".zip":
-            with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:  # weights do not shrink
+            with zipfile.ZipFile(
+                packed, "w", zipfile.ZIP_STORED
+            ) as archive:  # weights do not shrink
                 for path in files:
                     archive.write(path, path.relative_to(beside).as_posix())
             packed.replace(out)
@@ -107,7 +116,10 @@ def _fill(ensemble: Ensemble, paths: RunPaths, folder: Path) -> None:
         "git_commit": git_commit(),
         "packages": packages(),
         "files": {
-            path.relative_to(folder).as_posix(): {"size_bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            path.relative_to(folder).as_posix(): {
+                "size_bytes": path.stat().st_size,
+                "sha256": file_sha256(path),
+            }
             for path in files
         },
     }
@@ -144,7 +156,9 @@ def _unpack(place: Path, folder: Path) -> None:
         with zipfile.ZipFile(place) as archive:
             with _stored(place, archive, MANIFEST) as source:
                 files = json.loads(source.read(_MANIFEST_BYTES))["files"]
-            sizes = {_inside(place, name): int(facts["size_bytes"]) for name, facts in files.items()}
+            sizes = {
+                _inside(place, name): int(facts["size_bytes"]) for name, facts in files.items()
+            }
             if min(sizes.values(), default=0) < 0 or sum(sizes.values()) > place.stat().st_size:
                 raise ValueError(f"{MANIFEST} names more bytes than the zip has")
             for name, size in {MANIFEST: _MANIFEST_BYTES, **sizes}.items():
@@ -165,7 +179,9 @@ def _unpack(place: Path, folder: Path) -> None:
         AttributeError,
         RuntimeError,
     ) as error:
-        raise UserError(f"{place}: a bundle was required, found: {error}; make it again with `bundle`") from None
+        raise UserError(
+            f"{place}: a bundle was required, found: {error}; make it again with `bundle`"
+        ) from None
 
 
 def _stored(place: Path, archive: zipfile.ZipFile, name: str) -> IO[bytes]:
@@ -181,7 +197,9 @@ def _stored(place: Path, archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 def _inside(place: Path, name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
-        raise UserError(f"{place}: names below the bundle were required, found {name!r}; do not trust it")
+        raise UserError(
+            f"{place}: names below the bundle were required, found {name!r}; do not trust it"
+        )
     return name
 
 
@@ -231,7 +249,9 @@ def _verified(folder: Path) -> dict[str, Any]:
         version, files = manifest["format_version"], manifest["files"]
         hashes = {_inside(folder, name): str(facts["sha256"]) for name, facts in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / MANIFEST}: a bundle's manifest was required, found: {error}") from None
+        raise UserError(
+            f"{folder / MANIFEST}: a bundle's manifest was required, found: {error}"
+        ) from None
     if version != FORMAT_VERSION:
         raise UserError(
             f"{folder / MANIFEST}: format version {FORMAT_VERSION} was required, found {version!r}; "
@@ -254,8 +274,16 @@ def _verified(folder: Path) -> dict[str, Any]:
 def _member(folder: Path, one: _Voter, files: dict[str, Any]) -> Member:
     for name in one.checkpoints:
         if any(f"{name}/{file}" not in files for file in _WEIGHTS):
-            raise UserError(f"{folder / name}: weights named by {MANIFEST} were required, found none")
-    member = Member(one.setting, one.variant, one.votes, one.prep, tuple(folder / name for name in one.checkpoints))
+            raise UserError(
+                f"{folder / name}: weights named by {MANIFEST} were required, found none"
+            )
+    member = Member(
+        one.setting,
+        one.variant,
+        one.votes,
+        one.prep,
+        tuple(folder / name for name in one.checkpoints),
+    )
     if member.steps != one.steps:
         raise UserError(
             f"{folder}: the preparation {json.dumps(one.steps)} was required, this installation would do "

@@ -34,14 +34,23 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
                 f"runs {first.run_id} and {one.run_id}: the same test labels and public part were required, found "
                 "different ones; compare runs over one test set"
             )
-    private, schema = sorted(set(labels) - public), Schema.of(read(first.resolved, check_roots=False).spec.data.labels)
+    private, schema = (
+        sorted(set(labels) - public),
+        Schema.of(read(first.resolved, check_roots=False).spec.data.labels),
+    )
     # the second run may know more classes: both are counted over all that either answers
-    n_classes = max(schema.n_classes, *(preds[sample] + 1 for preds, *_ in sides for sample in labels))
+    n_classes = max(
+        schema.n_classes, *(preds[sample] + 1 for preds, *_ in sides for sample in labels)
+    )
     judged = [_oof(preds, labels, private, groups, schema, n_classes) for preds, *_ in sides]
     runs = []
     for paths, (preds, *_), oof in zip((first, second), sides, judged, strict=True):
         selection = paths.read_json("selection")
-        row = {"run_id": paths.run_id, "policy": selection["policy"], "members": selection["members"]}
+        row = {
+            "run_id": paths.run_id,
+            "policy": selection["policy"],
+            "members": selection["members"],
+        }
         for metric in ("macro_f1", "accuracy"):
             row[metric] = stats.interval(oof, metric=metric, seed=0).to_json()
         if public:
@@ -51,15 +60,21 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
     return {
         "part": "private" if public else "whole",
         "runs": runs,
-        "differences": {m: stats.paired_difference(*judged, metric=m, seed=0) for m in ("macro_f1", "accuracy")},
+        "differences": {
+            m: stats.paired_difference(*judged, metric=m, seed=0) for m in ("macro_f1", "accuracy")
+        },
     }
 
 
-def _side(paths: RunPaths) -> tuple[dict[str, int], dict[str, int], frozenset[str], dict[str, str] | None]:
+def _side(
+    paths: RunPaths,
+) -> tuple[dict[str, int], dict[str, int], frozenset[str], dict[str, str] | None]:
     """Return a run's answers, the labels, the public part, and the groups where all are known."""
     for path in (paths.votes, paths.test_labels):
         if not path.is_file():
-            raise UserError(f"run {paths.run_id}: {path.name} was required, found none; it needs a labelled test set")
+            raise UserError(
+                f"run {paths.run_id}: {path.name} was required, found none; it needs a labelled test set"
+            )
     votes, truth = tables.read(paths.votes), tables.read(paths.test_labels)
     preds = dict(zip(votes["sample_id"].to_pylist(), votes["pred"].to_pylist(), strict=True))
     labels = dict(zip(truth["sample_id"].to_pylist(), truth["label"].to_pylist(), strict=True))
@@ -101,7 +116,9 @@ def compare_lines(found: dict[str, Any]) -> list[str]:
             f"{name} {row[key]['estimate']:.3f} ({row[key]['low']:.3f} to {row[key]['high']:.3f})"
             for key, name in (("macro_f1", "macro F1"), ("accuracy", "accuracy"))
         )
-        lines.append(f"{row['run_id']}  policy {row['policy']}, {len(row['members'])} members: {spans}{shown}")
+        lines.append(
+            f"{row['run_id']}  policy {row['policy']}, {len(row['members'])} members: {spans}{shown}"
+        )
     for key, name in (("macro_f1", "macro F1"), ("accuracy", "accuracy")):
         one = found["differences"][key]
         lines.append(

@@ -27,7 +27,9 @@ class Member:
     variant: str
     votes: int
     prep: Prep
-    checkpoints: tuple[Path, ...]  # folders with weights.safetensors and model.json, their hashes checked
+    checkpoints: tuple[
+        Path, ...
+    ]  # folders with weights.safetensors and model.json, their hashes checked
 
     @property
     def steps(self) -> list[Any]:
@@ -49,7 +51,11 @@ class Ensemble:
 def member_trials(paths: RunPaths, settings: list[str]) -> dict[str, list[dict[str, Any]]]:
     """Return per member the finished trials whose checkpoints answer for it, rows of trials.parquet."""
     phase = "confirm" if read(paths.resolved, check_roots=False).spec.confirm else "search"
-    wanted = [("phase", "=", phase), ("status", "=", "COMPLETE"), ("setting", "in", settings or [""])]
+    wanted = [
+        ("phase", "=", phase),
+        ("status", "=", "COMPLETE"),
+        ("setting", "in", settings or [""]),
+    ]
     rows = tables.read(paths.trials, filters=wanted).to_pylist()
     found = {setting: [row for row in rows if row["setting"] == setting] for setting in settings}
     return found if phase == "confirm" else {setting: own[:1] for setting, own in found.items()}
@@ -91,7 +97,9 @@ def of_run(paths: RunPaths, store: Store) -> Ensemble:
             experiment.arms[trials[setting][0]["variant"]].prep,
             tuple(checkpoint(store, trial).path for trial in trials[setting]),
         )
-        for setting, votes in zip(settings, selection.get("weights") or [1] * len(settings), strict=True)
+        for setting, votes in zip(
+            settings, selection.get("weights") or [1] * len(settings), strict=True
+        )
     ]
     for member in members:
         _require_same_steps(paths, member)
@@ -118,6 +126,10 @@ def _require_same_steps(paths: RunPaths, member: Member) -> None:
 
 
 def _majority(paths: RunPaths) -> int:
-    labels = [label for label in tables.read(paths.catalog, ["label"])["label"].to_pylist() if label is not None]
+    labels = [
+        label
+        for label in tables.read(paths.catalog, ["label"])["label"].to_pylist()
+        if label is not None
+    ]
     values, counts = np.unique(labels, return_counts=True)
     return int(values[counts.argmax()])

@@ -36,11 +36,17 @@ def predict_folder(ensemble: Ensemble, photos: Path, out: Path) -> dict[str, int
     """
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         instead = "a folder" if out.is_dir() else f"no folder {out.parent} that can be written"
-        raise SpecError(f"--out {out}: a file in a folder that can be written was required, found {instead}")
-    found = sorted(path for path in photos.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+        raise SpecError(
+            f"--out {out}: a file in a folder that can be written was required, found {instead}"
+        )
+    found = sorted(
+        path for path in photos.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file()
+    )
     if not found:
         raise UserError(f"{photos}: photos ({', '.join(EXTENSIONS)}) were required, found none")
-    votes = answer(ensemble, [(_shown(path.relative_to(photos)), path) for path in found], Reporter())
+    votes = answer(
+        ensemble, [(_shown(path.relative_to(photos)), path) for path in found], Reporter()
+    )
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     beside.write_text(voting.submission(votes), encoding="utf-8")
     beside.replace(out)
@@ -85,7 +91,9 @@ def answer(ensemble: Ensemble, photos: Photos, reporter: Reporter) -> pa.Table:
     )
 
 
-def probabilities(checkpoint: Path, images: NDArray[np.uint8], device: str = "cpu") -> NDArray[np.float32]:
+def probabilities(
+    checkpoint: Path, images: NDArray[np.uint8], device: str = "cpu"
+) -> NDArray[np.float32]:
     """Return one checkpoint's probabilities (N, C) of prepared photos (N, H, W, 3)."""
     from trainers.predict import load, predict  # noqa: PLC0415
 
@@ -97,7 +105,9 @@ def chunk_of(size: int) -> int:
     return max(1, _CHUNK_BYTES // (size * size * 3 * _BATCH)) * _BATCH
 
 
-def prepare_photos(prep: Prep, photos: Photos) -> tuple[list[str], NDArray[np.uint8], dict[str, str]]:
+def prepare_photos(
+    prep: Prep, photos: Photos
+) -> tuple[list[str], NDArray[np.uint8], dict[str, str]]:
     """Prepare photos as training did, all at once.
 
     Returns:
@@ -108,7 +118,11 @@ def prepare_photos(prep: Prep, photos: Photos) -> tuple[list[str], NDArray[np.ui
     """
     lost: dict[str, str] = {}
     chunks = list(_prepared(prep, photos, lost, Reporter()))
-    return [name for names, _ in chunks for name in names], np.concatenate([images for _, images in chunks]), lost
+    return (
+        [name for names, _ in chunks for name in names],
+        np.concatenate([images for _, images in chunks]),
+        lost,
+    )
 
 
 def _prepared(
@@ -127,7 +141,9 @@ def _prepared(
     ids, images = list[str](), list[NDArray[np.uint8]]()
     with reporter.task("prepare", len(photos)) as advance:
         for done, (name, path) in enumerate(photos, 1):
-            outcome = prepare_row((f"test/{name}", str(path), ""), preparation)  # a test photo: it is never dropped
+            outcome = prepare_row(
+                (f"test/{name}", str(path), ""), preparation
+            )  # a test photo: it is never dropped
             if outcome.row is None:
                 own[name] = outcome.reason or "no reason was given"
             else:
@@ -142,7 +158,9 @@ def _prepared(
             yield ids, np.stack(images)
     lost |= own
     if len(own) == len(photos):
-        raise UserError(f"readable photos were required, found none among {len(photos)}: {next(iter(own.values()))}")
+        raise UserError(
+            f"readable photos were required, found none among {len(photos)}: {next(iter(own.values()))}"
+        )
 
 
 def _device() -> str:

@@ -22,7 +22,9 @@ def shared(arms: Mapping[str, Oof]) -> dict[str, Oof]:
     if len(common) < _LEAST * min((len(oof.sample_ids) for oof in arms.values()), default=0):
         return dict(arms)
     return {
-        name: oof.take(np.array([at for at, sample in enumerate(oof.sample_ids) if sample in common], np.int64))
+        name: oof.take(
+            np.array([at for at, sample in enumerate(oof.sample_ids) if sample in common], np.int64)
+        )
         for name, oof in arms.items()
     }
 

@@ -34,11 +34,17 @@ def judge(claims: list[str], arms: dict[str, Any], *, seed: int) -> list[dict[st
     rows = []
     for text in claims:
         claim = parse(text)
-        row: dict[str, Any] = {"claim": text, "metric": claim.metric, "reason": _unjudged(claim, arms)}
+        row: dict[str, Any] = {
+            "claim": text,
+            "metric": claim.metric,
+            "reason": _unjudged(claim, arms),
+        }
         if row["reason"]:
             rows.append({**row, **_NOTHING})
         else:
-            found = paired_difference(arms[claim.better], arms[claim.worse], metric=claim.metric, seed=seed)
+            found = paired_difference(
+                arms[claim.better], arms[claim.worse], metric=claim.metric, seed=seed
+            )
             rows.append({**row, **found})
     p_values = [1.0 if row["reason"] else row["p_value"] for row in rows]
     for row, adjusted in zip(rows, holm(p_values), strict=True):
@@ -46,9 +52,16 @@ def judge(claims: list[str], arms: dict[str, Any], *, seed: int) -> list[dict[st
             continue
         row["p_adjusted"] = adjusted
         decided = adjusted < ALPHA
-        row["verdict"] = ("supported" if row["difference"] > 0 else "refuted") if decided else "undecided"
-        errors = {name: row[name] for name in ("standard_error", "standard_error_one_seed", "n_groups", "n_seeds")}
-        row["needs"] = None if decided else needed(row["difference"], alpha=ALPHA / len(rows), **errors)
+        row["verdict"] = (
+            ("supported" if row["difference"] > 0 else "refuted") if decided else "undecided"
+        )
+        errors = {
+            name: row[name]
+            for name in ("standard_error", "standard_error_one_seed", "n_groups", "n_seeds")
+        }
+        row["needs"] = (
+            None if decided else needed(row["difference"], alpha=ALPHA / len(rows), **errors)
+        )
     return rows
 
 

@@ -98,7 +98,11 @@ def macro_f1(targets: Ints, preds: Ints, n_classes: int) -> float:
 
 def recalls(targets: Ints, preds: Ints, n_classes: int) -> dict[int, float]:
     """Return the recall of every class present in the targets."""
-    return {int(k): float(np.mean(preds[targets == k] == k)) for k in range(n_classes) if np.any(targets == k)}
+    return {
+        int(k): float(np.mean(preds[targets == k] == k))
+        for k in range(n_classes)
+        if np.any(targets == k)
+    }
 
 
 def class_metrics(targets: Ints, preds: Ints, n_classes: int) -> list[dict[str, Any]]:
@@ -125,17 +129,24 @@ def calibration_error(confidences: Floats, correct: NDArray[np.bool_], n_bins: i
         n_bins: of equal width; Guo et al. 2017 use 15.
     """
     place = np.minimum((confidences * n_bins).astype(np.int64), n_bins - 1)
-    sure, right = (np.bincount(place, weights=values, minlength=n_bins) for values in (confidences, correct))
+    sure, right = (
+        np.bincount(place, weights=values, minlength=n_bins) for values in (confidences, correct)
+    )
     return float(np.abs(sure - right).sum() / max(len(confidences), 1))
 
 
 def total_variation(targets: Ints, preds: Ints, n_classes: int) -> float:
     """Return half the summed difference of the true and the predicted class shares, 0 to 1."""
-    true, found = (np.bincount(values, minlength=n_classes) / max(len(values), 1) for values in (targets, preds))
+    true, found = (
+        np.bincount(values, minlength=n_classes) / max(len(values), 1)
+        for values in (targets, preds)
+    )
     return float(np.abs(true - found).sum() / 2)
 
 
-def interval(oof: Oof, *, metric: str = "macro_f1", seed: int, n: int = N_RESAMPLES, level: float = LEVEL) -> Interval:
+def interval(
+    oof: Oof, *, metric: str = "macro_f1", seed: int, n: int = N_RESAMPLES, level: float = LEVEL
+) -> Interval:
     """Return a metric, averaged over seeds, with its percentile interval by resampling groups within strata.
 
     Source: Efron and Tibshirani 1993, chapters 8 and 13; the cluster bootstrap.
@@ -151,7 +162,9 @@ def interval(oof: Oof, *, metric: str = "macro_f1", seed: int, n: int = N_RESAMP
         ]
     )
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, float(low), float(high), level, len(strata), len(oof.targets), oof.groups is None)
+    return Interval(
+        estimate, float(low), float(high), level, len(strata), len(oof.targets), oof.groups is None
+    )
 
 
 def paired_difference(a: Oof, b: Oof, *, metric: str = "macro_f1", seed: int) -> dict[str, Any]:
@@ -185,7 +198,11 @@ def paired_difference(a: Oof, b: Oof, *, metric: str = "macro_f1", seed: int) ->
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     difference = float((by_seed(ones, ta).mean(0) - by_seed(ones, tb).mean(0))[0])
     n_seeds = min(len(ta), len(tb))
-    alone = np.sqrt(np.mean([np.var(x - y) for x, y in zip(*drawn, strict=False)])) if n_seeds > 1 else None
+    alone = (
+        np.sqrt(np.mean([np.var(x - y) for x, y in zip(*drawn, strict=False)]))
+        if n_seeds > 1
+        else None
+    )
     pairs = list(zip(_pad(ta, len(tb)), _pad(tb, len(ta)), strict=True))
     beyond = n_swaps = 0
     for swap in _swaps(n_groups, rng):
@@ -197,7 +214,10 @@ def paired_difference(a: Oof, b: Oof, *, metric: str = "macro_f1", seed: int) ->
             ],
             axis=0,
         )
-        beyond, n_swaps = beyond + int(np.sum(np.abs(under) >= abs(difference) - 1e-12)), n_swaps + len(swap)
+        beyond, n_swaps = (
+            beyond + int(np.sum(np.abs(under) >= abs(difference) - 1e-12)),
+            n_swaps + len(swap),
+        )
     p_value = beyond / n_swaps if n_groups <= _EXACT_GROUPS else (beyond + 1) / (n_swaps + 1)
     return {
         "difference": difference,
@@ -231,7 +251,9 @@ def resample(strata: list[str], n: int, rng: np.random.Generator) -> Floats:
     names = np.array(strata)
     for stratum in sorted(set(strata)):
         members = np.flatnonzero(names == stratum)
-        weights[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n)
+        weights[:, members] = rng.multinomial(
+            len(members), np.full(len(members), 1 / len(members)), size=n
+        )
     return weights
 
 
@@ -277,5 +299,7 @@ def _common(a: Oof, b: Oof) -> tuple[Oof, Oof]:
     ia, ib = (np.array(side, np.int64) for side in zip(*pairs, strict=True))
     a, b = a.take(ia), b.take(ib)
     if not np.array_equal(a.targets, b.targets):
-        raise ValueError("two arms disagree on the class of a sample; they were trained on different labels")
+        raise ValueError(
+            "two arms disagree on the class of a sample; they were trained on different labels"
+        )
     return a, b

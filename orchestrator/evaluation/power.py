@@ -46,7 +46,9 @@ def needed(
         exact = n_groups * (standard_error / wanted) ** 2
         people = max(math.ceil(exact), n_groups + 1) if exact <= _MOST else None
         if standard_error_one_seed is not None and n_seeds > 1:
-            of_seeds = max(0.0, (standard_error_one_seed**2 - standard_error**2) / (1 - 1 / n_seeds))
+            of_seeds = max(
+                0.0, (standard_error_one_seed**2 - standard_error**2) / (1 - 1 / n_seeds)
+            )
             of_people = max(0.0, standard_error_one_seed**2 - of_seeds)
             room = wanted**2 - of_people
             if room > 0 and of_seeds / room <= _MOST:

@@ -47,7 +47,14 @@ class Sides:
     def oof(self, sample_ids: Sequence[str], targets: Ints, preds: Ints, n_classes: int) -> Oof:
         """Return predictions (S, N) with their groups and strata."""
         groups = [self.groups[one] for one in sample_ids]
-        return Oof(list(sample_ids), targets, preds, groups, [self.strata[one] for one in sample_ids], n_classes)
+        return Oof(
+            list(sample_ids),
+            targets,
+            preds,
+            groups,
+            [self.strata[one] for one in sample_ids],
+            n_classes,
+        )
 
 
 @dataclass(frozen=True)
@@ -81,10 +88,18 @@ def held_out(rows: pa.Table, n_classes: int) -> dict[str, HeldOut]:
     rows = rows.filter(pc.equal(pc.list_value_length(rows["probs"]), n_classes)).combine_chunks()
     if not len(rows):
         return {}
-    settings, setting = np.unique(np.array(rows["setting"].to_pylist(), object), return_inverse=True)
+    settings, setting = np.unique(
+        np.array(rows["setting"].to_pylist(), object), return_inverse=True
+    )
     names, sample = _numbered(rows["sample_id"])
     seeds, targets, preds = (rows[name].to_numpy() for name in ("seed", "target", "pred"))
-    probs = rows["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, n_classes)
+    probs = (
+        rows["probs"]
+        .combine_chunks()
+        .flatten()
+        .to_numpy(zero_copy_only=False)
+        .reshape(-1, n_classes)
+    )
     found = {}
     for number, name in enumerate(settings):
         at = np.flatnonzero(setting == number)

@@ -23,7 +23,9 @@ RULES = {
 }
 
 
-def finalists(ranking: Sequence[tuple[str, str, float]], n: int, variants: Sequence[str]) -> list[str]:
+def finalists(
+    ranking: Sequence[tuple[str, str, float]], n: int, variants: Sequence[str]
+) -> list[str]:
     """Return the settings to confirm: the best n of the run, and at least one per variant.
 
     Where n is smaller than the number of variants, every variant still gets its best one.
@@ -38,7 +40,9 @@ def finalists(ranking: Sequence[tuple[str, str, float]], n: int, variants: Seque
         if setting not in best or score > best[setting][0]:
             best[setting] = (score, variant)
     ordered = sorted(best, key=lambda setting: (-best[setting][0], setting))
-    first = {variant: next((s for s in ordered if best[s][1] == variant), None) for variant in variants}
+    first = {
+        variant: next((s for s in ordered if best[s][1] == variant), None) for variant in variants
+    }
     chosen = [setting for setting in first.values() if setting]
     for setting in ordered:
         if len(chosen) >= n:
@@ -93,26 +97,44 @@ def rank(candidates: Sequence[dict[str, Any]], policy: str | list[str]) -> list[
     if policy == "validation":
         return sorted(candidates, key=lambda c: (-(c["search_score"] or 0.0), c["setting"]))
     if policy == "leaderboard":
-        return sorted(candidates, key=lambda c: (c["board_score"] is None, -(c["board_score"] or 0.0), c["setting"]))
+        return sorted(
+            candidates,
+            key=lambda c: (c["board_score"] is None, -(c["board_score"] or 0.0), c["setting"]),
+        )
     if isinstance(policy, list):
         wanted = [c for c in candidates if c["variant"] in policy]
-        return sorted(wanted, key=lambda c: (policy.index(c["variant"]), -(c["search_score"] or 0.0), c["setting"]))
-    raise UserError(f"select.policy {policy}: required one of {', '.join(RULES)} or a list of variants")
+        return sorted(
+            wanted,
+            key=lambda c: (policy.index(c["variant"]), -(c["search_score"] or 0.0), c["setting"]),
+        )
+    raise UserError(
+        f"select.policy {policy}: required one of {', '.join(RULES)} or a list of variants"
+    )
 
 
-def give_scores(candidates: Sequence[dict[str, Any]], scores: Mapping[str, float]) -> list[dict[str, Any]]:
+def give_scores(
+    candidates: Sequence[dict[str, Any]], scores: Mapping[str, float]
+) -> list[dict[str, Any]]:
     """Give variants' scores of a leaderboard, typed in by hand, to the best finalist of each by its search score."""
     best: dict[str, str] = {}
     for one in rank(candidates, "validation"):
         best.setdefault(one["variant"], one["setting"])
     return [
-        {**one, "board_score": scores.get(one["variant"]) if best[one["variant"]] == one["setting"] else None}
+        {
+            **one,
+            "board_score": scores.get(one["variant"])
+            if best[one["variant"]] == one["setting"]
+            else None,
+        }
         for one in candidates
     ]
 
 
 def choose(
-    candidates: Sequence[dict[str, Any]], policy: str | list[str], n: int, picks: Sequence[str] | None = None
+    candidates: Sequence[dict[str, Any]],
+    policy: str | list[str],
+    n: int,
+    picks: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Return selection.json without the ensemble's scores: every candidate, its rank, and the members.
 
@@ -131,18 +153,28 @@ def choose(
     elif picks is not None:
         members = [c["setting"] for c in ranked if c["setting"] in picks]
     else:
-        members = [c["setting"] for c in ranked if policy != "leaderboard" or c["board_score"] is not None][:n]
-    weights = [list(picks).count(setting) for setting in members] if picks is not None else [1] * len(members)
+        members = [
+            c["setting"] for c in ranked if policy != "leaderboard" or c["board_score"] is not None
+        ][:n]
+    weights = (
+        [list(picks).count(setting) for setting in members]
+        if picks is not None
+        else [1] * len(members)
+    )
     rows = []
     for place, found in enumerate(ranked, 1):
         chosen = found["setting"] in members
-        reason = f"rank {place} of {len(ranked)} by {policy if isinstance(policy, str) else 'the list'}"
+        reason = (
+            f"rank {place} of {len(ranked)} by {policy if isinstance(policy, str) else 'the list'}"
+        )
         if picks is not None:
             reason = f"added {list(picks).count(found['setting'])} times; rank {place} of {len(ranked)} by robustness"
         rows.append({**found, "rank": place, "chosen": chosen, "reason": reason})
     wanted = len(policy) if isinstance(policy, list) else n
     short = (
-        f"{len(members)} members instead of {wanted}: there are no more candidates" if sum(weights) < wanted else None
+        f"{len(members)} members instead of {wanted}: there are no more candidates"
+        if sum(weights) < wanted
+        else None
     )
     rule = RULES[policy] if isinstance(policy, str) else "the spec's order"
     return {

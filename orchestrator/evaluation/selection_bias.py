@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 
 from orchestrator.evaluation import vote as voting
-from orchestrator.evaluation.metrics import LEVEL, Floats, Ints, Oof, counts, owners_of, resample, score, weighted
+from orchestrator.evaluation.metrics import (
+    LEVEL,
+    Floats,
+    Ints,
+    Oof,
+    counts,
+    owners_of,
+    resample,
+    score,
+    weighted,
+)
 from orchestrator.evaluation.predictions import HeldOut
 
 N_RESAMPLES = 500
@@ -61,7 +71,10 @@ class Pool:
 
     def scores(self, weights: Floats) -> Floats:
         """Return macro F1 of every candidate alone, averaged over seeds, with groups counted by weights: (n, K)."""
-        return np.stack([np.mean([weighted(weights, one) for one in seeds], axis=0) for seeds in self.alone], axis=1)
+        return np.stack(
+            [np.mean([weighted(weights, one) for one in seeds], axis=0) for seeds in self.alone],
+            axis=1,
+        )
 
     def counts(self, choice: Choice, weights: Floats, *, alone: bool = False) -> Floats:
         """Return the counts of weighted groups, (S, n, 3, C): of a vote as one, or of one candidate alone by seed."""
@@ -128,12 +141,23 @@ def corrected(
     unseen = (weights == 0).astype(np.float64)
     usable = np.flatnonzero(unseen.any(1))
     if not len(usable):
-        return {"estimate": None, "low": None, "high": None, "optimism": None, "n_resamples": 0, **facts}
+        return {
+            "estimate": None,
+            "low": None,
+            "high": None,
+            "optimism": None,
+            "n_resamples": 0,
+            **facts,
+        }
     rows: dict[Choice, list[int]] = {}
     for at, choice in zip(usable.tolist(), choose(pool, weights[usable], n), strict=True):
         rows.setdefault(choice, []).append(at)
-    drawn = [pool.counts(choice, unseen[at], alone=alone) for choice, at in rows.items()]  # each (S, n, 3, C)
-    estimate = _score(sum((one.sum(1, keepdims=True) for one in drawn[1:]), drawn[0].sum(1, keepdims=True)))
+    drawn = [
+        pool.counts(choice, unseen[at], alone=alone) for choice, at in rows.items()
+    ]  # each (S, n, 3, C)
+    estimate = _score(
+        sum((one.sum(1, keepdims=True) for one in drawn[1:]), drawn[0].sum(1, keepdims=True))
+    )
     scores = np.concatenate([score(one, "macro_f1").mean(0) for one in drawn])
     low, high = np.quantile(scores, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) + estimate - scores.mean()
     facts |= {"optimism": facts["naive"] - estimate, "n_resamples": len(usable)}

@@ -53,7 +53,9 @@ def cast(
     """
     n_photos, n_classes = len(preds[0]), probs[0].shape[1]
     counts = list(weights) if weights else [1] * len(preds)
-    votes = Votes(np.empty(n_photos, np.int64), np.empty(n_photos, np.int64), np.zeros(n_photos, bool))
+    votes = Votes(
+        np.empty(n_photos, np.int64), np.empty(n_photos, np.int64), np.zeros(n_photos, bool)
+    )
     for start in range(0, n_photos, CHUNK):
         rows = np.arange(start, min(start + CHUNK, n_photos))
         own = [np.asarray(one[start : start + CHUNK]).astype(np.int64) for one in preds]
@@ -76,14 +78,18 @@ def cast(
     return votes
 
 
-def _summed(probs: Sequence[Any], counts: Sequence[int], rows: Ints, n_classes: int) -> NDArray[np.float64]:
+def _summed(
+    probs: Sequence[Any], counts: Sequence[int], rows: Ints, n_classes: int
+) -> NDArray[np.float64]:
     total = np.zeros((len(rows), n_classes))
     for one, count in zip(probs, counts, strict=True):
         total += count * one[rows].astype(np.float64)
     return total
 
 
-def _break_ties(leading: NDArray[np.bool_], sums: NDArray[np.float64], preds: Sequence[Ints]) -> Ints:
+def _break_ties(
+    leading: NDArray[np.bool_], sums: NDArray[np.float64], preds: Sequence[Ints]
+) -> Ints:
     """Return the winners among the leading classes (T, C).
 
     Sums are rounded, so that the order in which members are added cannot decide.
@@ -109,7 +115,12 @@ def align(ids: Sequence[str], member: str, found: Mapping[str, Any] | Sequence[s
     asked = set(wanted)
     problems = []
     for what, bad in (
-        ("twice", sorted(name for name, n in Counter(names).items() if n > 1) if len(place) < len(names) else []),
+        (
+            "twice",
+            sorted(name for name, n in Counter(names).items() if n > 1)
+            if len(place) < len(names)
+            else [],
+        ),
         ("missing", sorted(asked - set(place))),
         ("not asked for", sorted(set(place) - asked)),
     ):
@@ -117,7 +128,9 @@ def align(ids: Sequence[str], member: str, found: Mapping[str, Any] | Sequence[s
             more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
             problems.append(f"{len(bad)} {what}: {', '.join(bad[:_NAMED])}{more}")
     if problems:
-        raise UserError(f"member {member}: one prediction per photo was required, found {'; '.join(problems)}")
+        raise UserError(
+            f"member {member}: one prediction per photo was required, found {'; '.join(problems)}"
+        )
     return np.array([place[name] for name in wanted], np.int64)
 
 
@@ -156,7 +169,11 @@ def vote_table(
 
     tie = spread(votes.tie, otherwise=False)
     outcomes = [
-        f"quarantined: {quarantined[sample]}" if sample in quarantined else "tie" if tied else "voted"
+        f"quarantined: {quarantined[sample]}"
+        if sample in quarantined
+        else "tie"
+        if tied
+        else "voted"
         for (sample, _), tied in zip(order, tie.tolist(), strict=True)
     ]
     columns = [

@@ -54,7 +54,11 @@ def _epoch_seconds(store: Store) -> dict[tuple[str, bool], list[float]]:
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
-        done = [(entry.stat().st_mtime, entry.name) for entry in entries if not entry.name.startswith(".")]
+        done = [
+            (entry.stat().st_mtime, entry.name)
+            for entry in entries
+            if not entry.name.startswith(".")
+        ]
     found: dict[tuple[str, bool], list[float]] = {}
     for _, key in heapq.nlargest(_LOOKED_AT, done):
         if (artifact := store.find("trial", key)) is None:

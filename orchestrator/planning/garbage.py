@@ -14,7 +14,18 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.ledger import TrialState, is_live, read, replay
 from orchestrator.store.run_dir import RunPaths, all_runs
 
-KINDS = ("catalog", "audit", "split", "prepare", "shard", "rows", "features", "search", "confirm", "trial")
+KINDS = (
+    "catalog",
+    "audit",
+    "split",
+    "prepare",
+    "shard",
+    "rows",
+    "features",
+    "search",
+    "confirm",
+    "trial",
+)
 """Other folders of a store are left alone."""
 
 Names = set[tuple[str, str]]
@@ -49,12 +60,16 @@ def garbage(store: Store) -> Garbage:
     """
     for audit in sorted((store.root / "audits").glob("*/")):
         if is_live(audit):
-            raise UserError(f"gc: a store without live audits was required, {audit.name} is audited; wait for it")
+            raise UserError(
+                f"gc: a store without live audits was required, {audit.name} is audited; wait for it"
+            )
     artifacts: Names = set()
     work: Names = set()
     for run in all_runs(store.root):
         if is_live(run.root):
-            raise UserError(f"gc: a store without live runs was required, {run.run_id} is live; wait or cancel it")
+            raise UserError(
+                f"gc: a store without live runs was required, {run.run_id} is live; wait or cancel it"
+            )
         trials = list(replay(read(run.events)).trials.values())
         artifacts |= _artifacts(store, run) | {("trial", trial.facts["key"]) for trial in trials}
         work |= _work(run, trials)
@@ -103,7 +118,11 @@ def _artifacts(store: Store, run: RunPaths) -> Names:
     needed |= audits | {("search", keys.search(catalog))}
     for arm in experiment.arms.values():
         prepare = keys.prepare(arm, catalog.result["photos"])
-        needed |= {("split", keys.split(arm, content)), ("prepare", prepare), ("rows", keys.rows(prepare))}
+        needed |= {
+            ("split", keys.split(arm, content)),
+            ("prepare", prepare),
+            ("rows", keys.rows(prepare)),
+        }
         for partial in store.all("prepare"):  # that lack photos by chance
             if partial.manifest["inputs"].get("whole") == prepare:
                 needed |= {("prepare", partial.key), ("rows", keys.rows(partial.key))}
@@ -117,20 +136,34 @@ def _work(run: RunPaths, trials: list[TrialState]) -> Names:
     """Return the trainings that a run would go on with: a finished one has none."""
     if (run.read_json("summary") or {}).get("state") == "SUCCEEDED":
         return set()
-    return {("trial", trial.facts["key"]) for trial in trials if trial.status is None or trial.failed_by_chance}
+    return {
+        ("trial", trial.facts["key"])
+        for trial in trials
+        if trial.status is None or trial.failed_by_chance
+    }
 
 
 def _shards(store: Store, needed: Names) -> Names:
     """Return the shards that needed preparations are made of: the files are the same ones, or have the same content."""
-    prepared = [found for kind, key in needed if kind == "prepare" and (found := store.find(kind, key))]
-    hashes = {facts["sha256"] for artifact in prepared for facts in artifact.manifest["files"].values()}
+    prepared = [
+        found for kind, key in needed if kind == "prepare" and (found := store.find(kind, key))
+    ]
+    hashes = {
+        facts["sha256"] for artifact in prepared for facts in artifact.manifest["files"].values()
+    }
     shards = store.all("shard")
-    return {("shard", s.key) for s in shards if any(f["sha256"] in hashes for f in s.manifest["files"].values())}
+    return {
+        ("shard", s.key)
+        for s in shards
+        if any(f["sha256"] in hashes for f in s.manifest["files"].values())
+    }
 
 
 def _features(store: Store, needed: Names) -> Names:
     """Return the kept features of photos that are needed. The audit's own name no preparation, and may go."""
-    found = ((feature.key, feature.manifest["inputs"].get("photos")) for feature in store.all("features"))
+    found = (
+        (feature.key, feature.manifest["inputs"].get("photos")) for feature in store.all("features")
+    )
     return {("features", key) for key, photos in found if ("prepare", photos) in needed}
 
 

@@ -48,7 +48,9 @@ class Plan:
     trials: dict[str, int]  # phase -> number of trainings at most
     n_photos: int | None  # None until the catalog is known
     n_to_prepare: int | None
-    training_s: float | None  # estimate, one trial after another; None where no trial like it ran in this store
+    training_s: (
+        float | None
+    )  # estimate, one trial after another; None where no trial like it ran in this store
     notes: tuple[str, ...]
     n_cached: int = 0  # search trials that an earlier run has finished
 
@@ -64,11 +66,15 @@ class Keys:
         self.experiment = experiment
         self.files = files
         self.schema = Schema.of(experiment.spec.data.labels)
-        self._partial: dict[str, str] = {}  # key of a set of shards -> of the one that lacks photos by chance
+        self._partial: dict[
+            str, str
+        ] = {}  # key of a set of shards -> of the one that lacks photos by chance
 
     @property
     def run(self) -> str:
-        return digest({"spec": self.experiment.identity(), "versions": VERSIONS, "files": self.files})
+        return digest(
+            {"spec": self.experiment.identity(), "versions": VERSIONS, "files": self.files}
+        )
 
     @property
     def catalog(self) -> str:
@@ -76,7 +82,8 @@ class Keys:
         params = {name: data[name] for name in ("source", "test", "group", "join_duplicates")}
         # borders that only training knows change no row of the catalog
         params["labels"] = {
-            name: {k: v for k, v in label.items() if k != "train_bins"} for name, label in data["labels"].items()
+            name: {k: v for k, v in label.items() if k != "train_bins"}
+            for name, label in data["labels"].items()
         }
         return stage_key("catalog", VERSIONS["catalog"], params, {"files": self.files})
 
@@ -90,14 +97,20 @@ class Keys:
         return stage_key("split", VERSIONS["split"], params, {"catalog": content})
 
     def audit(self, content: str, *, probe: bool = False) -> str:
-        inputs = {f"split/{name}": self.split(arm, content) for name, arm in self.experiment.arms.items()}
+        inputs = {
+            f"split/{name}": self.split(arm, content) for name, arm in self.experiment.arms.items()
+        }
         params = {"labels": identity(self.experiment.spec.data)["labels"], "probe": probe}
         if not is_fetched(QUICK_BACKBONE):
-            params["without"] = QUICK_BACKBONE  # nothing was measured with it; once it is there, it is
+            params["without"] = (
+                QUICK_BACKBONE  # nothing was measured with it; once it is there, it is
+            )
         return stage_key("audit", VERSIONS["audit"], params, {"catalog": content, **inputs})
 
     def prepare(self, arm: Arm, photos: str) -> str:
-        key = stage_key("prepare", VERSIONS["prepare"], steps_identity(arm.prep), {"photos": photos})
+        key = stage_key(
+            "prepare", VERSIONS["prepare"], steps_identity(arm.prep), {"photos": photos}
+        )
         return self._partial.get(key, key)
 
     def without(self, whole: str, samples: list[str]) -> str:
@@ -125,7 +138,9 @@ class Keys:
             "search": identity(spec.search) if spec.search else None,
             "train": {name: identity(arm.train) for name, arm in self.experiment.arms.items()},
             "trial": VERSIONS["trial"],
-            "train_bins": {name: train_borders(arm.data.labels) for name, arm in self.experiment.arms.items()},
+            "train_bins": {
+                name: train_borders(arm.data.labels) for name, arm in self.experiment.arms.items()
+            },
         }
         return stage_key("search", VERSIONS["search"], params, self._inputs(catalog))
 
@@ -138,7 +153,11 @@ class Keys:
         spec, inputs = self.experiment.spec, self._inputs(catalog)
         if spec.search is None:
             return {}
-        how = {"seed": spec.seed, "sampler": spec.search.sampler, "scheduler": identity(spec.search.scheduler)}
+        how = {
+            "seed": spec.seed,
+            "sampler": spec.search.sampler,
+            "scheduler": identity(spec.search.scheduler),
+        }
         return {
             name: digest(
                 {
@@ -168,7 +187,10 @@ class Keys:
         return stage_key("confirm", VERSIONS["confirm"], params, self._inputs(catalog))
 
     def _stands_on_another(self) -> bool:
-        return any(isinstance(arm.train.model.head, FrozenDeepHead) for arm in self.experiment.arms.values())
+        return any(
+            isinstance(arm.train.model.head, FrozenDeepHead)
+            for arm in self.experiment.arms.values()
+        )
 
 
 def make_plan(experiment: Experiment, store: Store) -> Plan:
@@ -183,16 +205,23 @@ def make_plan(experiment: Experiment, store: Store) -> Plan:
         raise SpecError(str(error)) from None
     keys = Keys(experiment, files)
     run_id = f"{experiment.spec.name}-{keys.run[:8]}"
-    finished = (RunPaths(store.root / "runs" / run_id).read_json("summary") or {}).get("state") == "SUCCEEDED"
+    finished = (RunPaths(store.root / "runs" / run_id).read_json("summary") or {}).get(
+        "state"
+    ) == "SUCCEEDED"
     n_cached = _n_cached(keys, store, run_id)
     stages, n_photos, n_to_prepare = _stages(keys, store, finished, n_cached)
     trials = n_trials(experiment)
     cost = training_s(experiment, store, sum(trials.values()) - n_cached)
     notes = _notes(experiment)
     if cost:
-        notes = (*notes, f"training time is judged by {cost[1]} earlier trial(s) with this backbone; size counts too")
+        notes = (
+            *notes,
+            f"training time is judged by {cost[1]} earlier trial(s) with this backbone; size counts too",
+        )
     took_s = round(cost[0], 1) if cost else None
-    return Plan(run_id, keys.run, files, stages, trials, n_photos, n_to_prepare, took_s, notes, n_cached)
+    return Plan(
+        run_id, keys.run, files, stages, trials, n_photos, n_to_prepare, took_s, notes, n_cached
+    )
 
 
 def _n_cached(keys: Keys, store: Store, run_id: str) -> int:
@@ -228,7 +257,11 @@ def _notes(experiment: Experiment) -> tuple[str, ...]:
         notes.append(
             "split random puts photos of one person on both sides; its scores are too good (audit.json says how far)"
         )
-    notes += [f"variant {name}: {why}" for name, arm in experiment.arms.items() for why in remarks(arm.train)]
+    notes += [
+        f"variant {name}: {why}"
+        for name, arm in experiment.arms.items()
+        for why in remarks(arm.train)
+    ]
     if spec.data.test is None:
         notes.append("no data.test: no vote and no submission")
     if spec.search and (cost := _sampling_s(spec.search)) > _SLOW_SAMPLING_S:
@@ -251,7 +284,9 @@ def _finalists(experiment: Experiment, search: Artifact) -> list[str]:
 
     ranking = [(setting, variant, score) for setting, variant, score in search.result["ranking"]]
     return finalists(
-        ranking, experiment.spec.confirm.finalists if experiment.spec.confirm else 0, list(experiment.arms)
+        ranking,
+        experiment.spec.confirm.finalists if experiment.spec.confirm else 0,
+        list(experiment.arms),
     )
 
 
@@ -267,14 +302,18 @@ def _stages(
 
     def add(name: str, cached: bool, key: str | None, why: str) -> None:
         outcome = "CACHED" if cached or finished else "WOULD_RUN"
-        planned.append(PlannedStage(name, outcome, "this run has finished" if finished else why, key))
+        planned.append(
+            PlannedStage(name, outcome, "this run has finished" if finished else why, key)
+        )
 
     catalog = store.find("catalog", keys.catalog)
     add(
         "catalog",
         catalog is not None,
         keys.catalog,
-        "these files and labels were read before" if catalog else "files, labels or groups are new or changed",
+        "these files and labels were read before"
+        if catalog
+        else "files, labels or groups are new or changed",
     )
     if catalog is None:
         for name in STAGES[1:]:
@@ -286,7 +325,11 @@ def _stages(
     prepares = {name: keys.prepare(arm, catalog.result["photos"]) for name, arm in arms.items()}
     missing_splits = [name for name, key in splits.items() if not store.find("split", key)]
     missing_preps = [name for name, key in prepares.items() if not store.find("prepare", key)]
-    partial = {one.manifest["inputs"].get("whole") for one in store.all("prepare")} if missing_preps else set()
+    partial = (
+        {one.manifest["inputs"].get("whole") for one in store.all("prepare")}
+        if missing_preps
+        else set()
+    )
     add(
         "audit",
         store.find("audit", audit) is not None,
@@ -297,7 +340,9 @@ def _stages(
         "split",
         not missing_splits,
         digest(splits),
-        "splits are unchanged" if not missing_splits else f"new split for {', '.join(missing_splits)}",
+        "splits are unchanged"
+        if not missing_splits
+        else f"new split for {', '.join(missing_splits)}",
     )
     add(
         "prepare",

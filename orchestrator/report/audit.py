@@ -28,12 +28,18 @@ def audit(run: Run) -> dict[str, Any]:
         "known": True,
         "numbers": _numbers(facts),
         "copies": _copies(facts),
-        "people": [" = ".join(map(str, names)) for names in listed(facts.get("people"))[:_MAX_PEOPLE]],
+        "people": [
+            " = ".join(map(str, names)) for names in listed(facts.get("people"))[:_MAX_PEOPLE]
+        ],
         "n_people": len(listed(facts.get("people"))),
         "reasons": list(mapping(facts.get("reasons")).items()),
-        "histograms": [_histogram(name, one) for name, one in mapping(facts.get("histograms")).items()],
+        "histograms": [
+            _histogram(name, one) for name, one in mapping(facts.get("histograms")).items()
+        ],
         "joint": dicts(facts.get("joint")),
-        "tells": [one for one in dicts(facts.get("tells")) if number(one.get("association"))][:_MAX_TELLS],
+        "tells": [one for one in dicts(facts.get("tells")) if number(one.get("association"))][
+            :_MAX_TELLS
+        ],
         "sizes": mapping(facts.get("photo_sizes")),
         "folds": _folds(facts),
         "gaps": _gaps(facts),
@@ -57,7 +63,10 @@ def _numbers(facts: dict[str, Any]) -> list[tuple[str, Any]]:
 def _copies(facts: dict[str, Any]) -> list[tuple[str, list[Any]]]:
     rows = []
     for kind, text in _KINDS:
-        cells = [mapping(mapping(facts.get(name)).get(kind)).get("n") for name in ("duplicates", "near_duplicates")]
+        cells = [
+            mapping(mapping(facts.get(name)).get(kind)).get("n")
+            for name in ("duplicates", "near_duplicates")
+        ]
         rows.append((text, cells))
     return rows
 
@@ -74,18 +83,27 @@ def _folds(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Return one table per distinct split: classes down, roles and folds across."""
     tables: dict[str, dict[str, Any]] = {}
     for name, variant in mapping(facts.get("variants")).items():
-        parts = {f"{role}": mapping(found) for role, found in mapping(variant.get("classes")).items()}
-        parts |= {f"fold {fold}": mapping(found) for fold, found in mapping(variant.get("fold_classes")).items()}
+        parts = {
+            f"{role}": mapping(found) for role, found in mapping(variant.get("classes")).items()
+        }
+        parts |= {
+            f"fold {fold}": mapping(found)
+            for fold, found in mapping(variant.get("fold_classes")).items()
+        }
         key = json.dumps(parts, sort_keys=True)
         classes = list(mapping(facts.get("classes")))[:_MAX_CLASSES]
         rows = [(one, [found.get(one, 0) for found in parts.values()]) for one in classes]
-        tables.setdefault(key, {"variants": [], "columns": list(parts), "rows": rows})["variants"].append(name)
+        tables.setdefault(key, {"variants": [], "columns": list(parts), "rows": rows})[
+            "variants"
+        ].append(name)
     return list(tables.values())
 
 
 def _gaps(facts: dict[str, Any]) -> list[dict[str, Any]]:
     found = mapping(facts.get("leak_gap"))
-    ends = [0.0] + [number(one.get(end)) or 0.0 for one in found.values() for end in ("low", "high")]
+    ends = [0.0] + [
+        number(one.get(end)) or 0.0 for one in found.values() for end in ("low", "high")
+    ]
     scale = (min(ends) - 0.02, max(ends) + 0.02)
     rows = []
     for name, variant in mapping(facts.get("variants")).items():
@@ -112,7 +130,9 @@ def _probe(facts: dict[str, Any]) -> dict[str, Any]:
         bounds = {part: mapping(one.get(part)) for part in ("macro_f1", "rim", "chance")}
         plots = {
             part: charts.interval(
-                (found["low"], found["estimate"], found["high"]), (0.0, 1.0), strong=part == "macro_f1"
+                (found["low"], found["estimate"], found["high"]),
+                (0.0, 1.0),
+                strong=part == "macro_f1",
             )
             for part, found in bounds.items()
         }
@@ -122,7 +142,9 @@ def _probe(facts: dict[str, Any]) -> dict[str, Any]:
                 "name": name,
                 **bounds,
                 "plots": plots,
-                "matrix": charts.matrix(listed(one.get("confusion")), names, title=f"Confusion of {name}"),
+                "matrix": charts.matrix(
+                    listed(one.get("confusion")), names, title=f"Confusion of {name}"
+                ),
             }
         )
     rows.sort(key=lambda row: row["macro_f1"].get("estimate", 0.0))

@@ -63,7 +63,9 @@ def join(parts: Sequence[object]) -> Markup:
     return Markup("").join(escape(part) for part in parts)
 
 
-def svg(width: float, height: float, body: Sequence[object], title: str, *, wide: bool = False) -> Markup:
+def svg(
+    width: float, height: float, body: Sequence[object], title: str, *, wide: bool = False
+) -> Markup:
     """Wrap a drawing with its accessible title."""
     return tag(
         "svg",
@@ -91,8 +93,18 @@ def nice_ticks(low: float, high: float, n: int = 5) -> list[float]:
 
 def log_ticks(low: float, high: float) -> list[float]:
     """Return the decimal logarithms of round numbers in 10^low..10^high: decades, or 1, 2, 5 in a short range."""
-    steps = (1,) if high - low >= 2 else (1, 2, 5) if high - low >= 0.7 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
-    found = [math.log10(step) + decade for decade in range(math.floor(low), math.floor(high) + 1) for step in steps]
+    steps = (
+        (1,)
+        if high - low >= 2
+        else (1, 2, 5)
+        if high - low >= 0.7
+        else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    )
+    found = [
+        math.log10(step) + decade
+        for decade in range(math.floor(low), math.floor(high) + 1)
+        for step in steps
+    ]
     return [tick for tick in found if low - 1e-9 <= tick <= high + 1e-9]
 
 
@@ -121,7 +133,10 @@ def interval(
         return pad + min(1.0, max(0.0, share)) * (width - 2 * pad)
 
     body: list[object] = [tag("line", x1=pad, x2=width - pad, y1=10, y2=10, class_="rail")]
-    body += [tag("line", x1=x(tick), x2=x(tick), y1=4, y2=16, class_="grid") for tick in nice_ticks(*scale, 4)]
+    body += [
+        tag("line", x1=x(tick), x2=x(tick), y1=4, y2=16, class_="grid")
+        for tick in nice_ticks(*scale, 4)
+    ]
     if mark is not None and scale[0] <= mark <= scale[1]:
         body.append(tag("line", x1=x(mark), x2=x(mark), y1=1, y2=19, class_="reference"))
     color = "c0" if strong else "muted"
@@ -143,7 +158,13 @@ def scale_axis(scale: tuple[float, float], width: float = 190) -> Markup:
 
 
 def lines(
-    series: Sequence[Series], x_label: str, y_label: str, *, title: str, width: float = 360, height: float = 240
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    *,
+    title: str,
+    width: float = 360,
+    height: float = 240,
 ) -> Markup:
     """Draw lines over epochs; strong ones on top, every line with its name as a tooltip."""
     points = [point for one in series for point in one.points]
@@ -156,23 +177,49 @@ def lines(
     def place(point: tuple[float, float]) -> tuple[float, float]:
         across = (point[0] - x_low) / ((x_high - x_low) or 1.0) if x_high > x_low else 0.5
         up = (point[1] - y_low) / ((y_high - y_low) or 1.0)
-        return left + across * (width - left - right), height - bottom - up * (height - top - bottom)
+        return left + across * (width - left - right), height - bottom - up * (
+            height - top - bottom
+        )
 
     body: list[object] = []
     for tick in nice_ticks(y_low, y_high):
         y = place((x_low, tick))[1]
         body.append(tag("line", x1=left, x2=width - right, y1=y, y2=y, class_="grid"))
-        body.append(tag("text", f"{tick:g}", x=left - 6, y=y + 3.5, class_="tick", text_anchor="end"))
+        body.append(
+            tag("text", f"{tick:g}", x=left - 6, y=y + 3.5, class_="tick", text_anchor="end")
+        )
     foot = height - bottom + 15
     body += [
-        tag("text", f"{tick:g}", x=place((tick, y_low))[0], y=foot, class_="tick", text_anchor="middle")
+        tag(
+            "text",
+            f"{tick:g}",
+            x=place((tick, y_low))[0],
+            y=foot,
+            class_="tick",
+            text_anchor="middle",
+        )
         for tick in _whole_ticks(x_low, x_high)
     ]
-    body.append(tag("text", x_label, x=(left + width - right) / 2, y=height - 4, class_="axis", text_anchor="middle"))
+    body.append(
+        tag(
+            "text",
+            x_label,
+            x=(left + width - right) / 2,
+            y=height - 4,
+            class_="axis",
+            text_anchor="middle",
+        )
+    )
     middle = (top + height - bottom) / 2
     body.append(
         tag(
-            "text", y_label, x=11, y=middle, class_="axis", text_anchor="middle", transform=f"rotate(-90 11 {middle:g})"
+            "text",
+            y_label,
+            x=11,
+            y=middle,
+            class_="axis",
+            text_anchor="middle",
+            transform=f"rotate(-90 11 {middle:g})",
         )
     )
     for one in sorted(series, key=lambda item: item.strong):
@@ -194,7 +241,9 @@ def lines(
     return svg(width, height, body, title, wide=True)
 
 
-def bars(groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str, width: float = 340, left: float = 96) -> Markup:
+def bars(
+    groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str, width: float = 340, left: float = 96
+) -> Markup:
     """Draw groups of horizontal bars, one group per class."""
     row, gap = 11.0, 9.0
     widest = max((bar.share for _, found in groups for bar in found), default=0.0) or 1.0
@@ -264,11 +313,15 @@ def histogram(
     for tick in nice_ticks(0.0, highest, 4):
         y = top + up * (1 - tick / highest)
         body.append(tag("line", x1=left, x2=size[0] - right, y1=y, y2=y, class_="grid"))
-        body.append(tag("text", f"{tick:g}", x=left - 6, y=y + 3.5, class_="tick", text_anchor="end"))
+        body.append(
+            tag("text", f"{tick:g}", x=left - 6, y=y + 3.5, class_="tick", text_anchor="end")
+        )
     for at, n in enumerate(counts):
         value = start + at * width
         tall = up * n / highest
-        note = tag("title", f"{value:g}: {n:g}" if width == 1 else f"{value:g} to {value + width:g}: {n:g}")
+        note = tag(
+            "title", f"{value:g}: {n:g}" if width == 1 else f"{value:g} to {value + width:g}: {n:g}"
+        )
         body.append(
             tag(
                 "rect",
@@ -285,13 +338,29 @@ def histogram(
         for tick in nice_ticks(start, end, 8)
     ]
     for value, what in marks:
-        body.append(tag("line", x1=x(value), x2=x(value), y1=top - 6, y2=top + up, class_="reference"))
-        body.append(tag("text", f"{what} {value:g}", x=x(value), y=top - 9, class_="tick", text_anchor="middle"))
+        body.append(
+            tag("line", x1=x(value), x2=x(value), y1=top - 6, y2=top + up, class_="reference")
+        )
+        body.append(
+            tag(
+                "text",
+                f"{what} {value:g}",
+                x=x(value),
+                y=top - 9,
+                class_="tick",
+                text_anchor="middle",
+            )
+        )
     return svg(size[0], size[1], body, title, wide=True)
 
 
 def matrix(
-    counts: Sequence[Sequence[float]], names: Sequence[str], *, title: str, cell: float = 34, as_share: bool = False
+    counts: Sequence[Sequence[float]],
+    names: Sequence[str],
+    *,
+    title: str,
+    cell: float = 34,
+    as_share: bool = False,
 ) -> Markup:
     """Draw a square of numbers, shaded by their share of the row (or by the number itself with `as_share`)."""
     n = len(names)
@@ -328,7 +397,9 @@ def matrix(
             shown = value if math.isfinite(value) else 0.0
             share = shown if as_share else shown / total
             text = f"{value:.2f}" if as_share else f"{value:.0f}"
-            note = f"{name} → {names[j]}: {text}" + ("" if as_share else f" ({share:.0%} of the row)")
+            note = f"{name} → {names[j]}: {text}" + (
+                "" if as_share else f" ({share:.0%} of the row)"
+            )
             x0, y0 = room + j * cell, top + i * cell
             body.append(
                 tag(
@@ -355,11 +426,22 @@ def matrix(
                     )
                 )
             if i == j:
-                body.append(tag("rect", x=x0 + 0.5, y=y0 + 0.5, width=cell - 1, height=cell - 1, class_="diagonal"))
+                body.append(
+                    tag(
+                        "rect",
+                        x=x0 + 0.5,
+                        y=y0 + 0.5,
+                        width=cell - 1,
+                        height=cell - 1,
+                        class_="diagonal",
+                    )
+                )
     return svg(width, height, body, title)
 
 
-def parallel(axes: Sequence[Axis], scores: Sequence[float], names: Sequence[str], *, title: str) -> Markup:
+def parallel(
+    axes: Sequence[Axis], scores: Sequence[float], names: Sequence[str], *, title: str
+) -> Markup:
     """Draw one line per trial across its settings; the best tenth is strong, the stronger the better."""
     step, top, bottom, side = 150.0, 34.0, 38.0, 64.0
     absent = -0.14  # below the pole: the setting does not apply to the trial
@@ -375,7 +457,8 @@ def parallel(axes: Sequence[Axis], scores: Sequence[float], names: Sequence[str]
         best = rank >= len(order) - n_best
         positions = [axis.positions[row] for axis in axes]
         path = " ".join(
-            "{:.1f},{:.1f}".format(*place(at, absent if one is None else one)) for at, one in enumerate(positions)
+            "{:.1f},{:.1f}".format(*place(at, absent if one is None else one))
+            for at, one in enumerate(positions)
         )
         opacity = None if best else f"{0.15 + 0.45 * rank / max(1, len(order)):.2f}"
         body.append(
@@ -395,7 +478,9 @@ def parallel(axes: Sequence[Axis], scores: Sequence[float], names: Sequence[str]
         ticks = [*axis.ticks, (absent, "not used")] if None in axis.positions else axis.ticks
         for position, label in ticks:
             spot = place(index, position)
-            body.append(tag("text", shorten(label, 12), x=spot[0] + 6, y=spot[1] + 3.5, class_="tick halo"))
+            body.append(
+                tag("text", shorten(label, 12), x=spot[0] + 6, y=spot[1] + 3.5, class_="tick halo")
+            )
     return svg(width, height, body, title, wide=True)
 
 
@@ -417,13 +502,17 @@ def scatter(
 
     def place(position: float, score: float) -> tuple[float, float]:
         up = (score - scale[0]) / ((scale[1] - scale[0]) or 1.0)
-        return left + (0.04 + 0.92 * position) * (width - left - right), height - bottom - up * (height - top - bottom)
+        return left + (0.04 + 0.92 * position) * (width - left - right), height - bottom - up * (
+            height - top - bottom
+        )
 
     body: list[object] = []
     for tick in nice_ticks(*scale, 4):
         y = place(0, tick)[1]
         body.append(tag("line", x1=left, x2=width - right, y1=y, y2=y, class_="grid"))
-        body.append(tag("text", f"{tick:g}", x=left - 6, y=y + 3.5, class_="tick", text_anchor="end"))
+        body.append(
+            tag("text", f"{tick:g}", x=left - 6, y=y + 3.5, class_="tick", text_anchor="end")
+        )
     last = -1.0
     for position, text in ticks:
         if position - last < _TICK_ROOM:
@@ -453,7 +542,15 @@ def scatter(
     for position, score, color, note in points:
         x, y = place(position, score)
         body.append(
-            tag("circle", tag("title", note), cx=x, cy=y, r=3.2, class_=f"dot {_color(color)}", fill_opacity="0.75")
+            tag(
+                "circle",
+                tag("title", note),
+                cx=x,
+                cy=y,
+                r=3.2,
+                class_=f"dot {_color(color)}",
+                fill_opacity="0.75",
+            )
         )
     return svg(width, height, body, f"score against {name}")
 

@@ -22,10 +22,18 @@ def distributions(run: Run) -> dict[str, Any]:
         return {"sets": [], "known": False}
     truth: dict[str, int] = {}
     if run.test_labels is not None:
-        truth = dict(zip(run.test_labels["sample_id"].to_pylist(), run.test_labels["label"].to_pylist(), strict=True))
+        truth = dict(
+            zip(
+                run.test_labels["sample_id"].to_pylist(),
+                run.test_labels["label"].to_pylist(),
+                strict=True,
+            )
+        )
     counts: dict[str, Counter[tuple[str, int | None]]] = defaultdict(Counter)
     groups: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    columns = (run.folds[name].to_pylist() for name in ("variant", "sample_id", "group", "label", "role"))
+    columns = (
+        run.folds[name].to_pylist() for name in ("variant", "sample_id", "group", "label", "role")
+    )
     for variant, sample, group, label, role in zip(*columns, strict=True):
         counts[variant][role, truth.get(sample) if role == "test" else label] += 1
         if group is not None:
@@ -34,7 +42,11 @@ def distributions(run: Run) -> dict[str, Any]:
     for variant, found in counts.items():
         alike[tuple(sorted(found.items(), key=str))].append(variant)
     sets = [
-        {"variants": names, "roles": _roles(counts[names[0]], groups[names[0]]), "plots": _plots(run, counts[names[0]])}
+        {
+            "variants": names,
+            "roles": _roles(counts[names[0]], groups[names[0]]),
+            "plots": _plots(run, counts[names[0]]),
+        }
         for names in alike.values()
     ]
     return {
@@ -54,9 +66,15 @@ def distributions(run: Run) -> dict[str, Any]:
     }
 
 
-def _roles(found: Counter[tuple[str, int | None]], groups: dict[str, set[str]]) -> list[dict[str, Any]]:
+def _roles(
+    found: Counter[tuple[str, int | None]], groups: dict[str, set[str]]
+) -> list[dict[str, Any]]:
     totals = {role: sum(n for (one, _), n in found.items() if one == role) for role in _ROLES}
-    return [{"role": role, "n": n, "n_groups": len(groups[role]) or None} for role, n in totals.items() if n]
+    return [
+        {"role": role, "n": n, "n_groups": len(groups[role]) or None}
+        for role, n in totals.items()
+        if n
+    ]
 
 
 def _plots(run: Run, found: Counter[tuple[str, int | None]]) -> list[tuple[str, Any]]:
@@ -93,17 +111,30 @@ def preparation(run: Run) -> dict[str, Any]:
     """Return per set of shards its steps, rates per class, warnings and contact sheet, out of prep.json."""
     shards = [event for event in run.events if event.get("event") == "shard"]
     facts = [
-        ("photos prepared in this run", sum(int(number(event.get("n_prepared")) or 0) for event in shards)),
-        ("photos copied from earlier shards", sum(int(number(event.get("n_copied")) or 0) for event in shards)),
+        (
+            "photos prepared in this run",
+            sum(int(number(event.get("n_prepared")) or 0) for event in shards),
+        ),
+        (
+            "photos copied from earlier shards",
+            sum(int(number(event.get("n_copied")) or 0) for event in shards),
+        ),
     ]
     sets = [_prepared_set(one) for one in run.prep.get("sets") or [] if isinstance(one, dict)]
-    steps = [mapping(step) for step in mapping(run.resolved.get("prep")).get("steps") or [] if isinstance(step, dict)]
+    steps = [
+        mapping(step)
+        for step in mapping(run.resolved.get("prep")).get("steps") or []
+        if isinstance(step, dict)
+    ]
     return {"facts": facts if shards else [], "sets": sets, "steps": [] if sets else _named(steps)}
 
 
 def _named(steps: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [
-        (str(step.get("name")), ", ".join(f"{key} {_text(value)}" for key, value in step.items() if key != "name"))
+        (
+            str(step.get("name")),
+            ", ".join(f"{key} {_text(value)}" for key, value in step.items() if key != "name"),
+        )
         for step in steps
     ]
 
@@ -158,7 +189,9 @@ def provenance(run: Run) -> dict[str, Any]:
         "packages": sorted(mapping(start.get("packages")).items()),
         "commit": start.get("git_commit"),
         "key": start.get("key"),
-        "overrides": [(name, _text(value)) for name, value in mapping(start.get("overrides")).items()],
+        "overrides": [
+            (name, _text(value)) for name, value in mapping(start.get("overrides")).items()
+        ],
         "n_starts": starts,
         "n_deaths": sum(event.get("event") == "worker_died" for event in run.events),
         "spec": run.resolved_text,

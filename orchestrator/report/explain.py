@@ -57,11 +57,19 @@ def _stage(paths: RunPaths, name: str, events: list[dict[str, Any]]) -> list[str
         if last["outcome"] == "FAILED" and paths.error.is_file():
             lines += [f"  traceback: {paths.error}"]
         if last["outcome"] == "BLOCKED":
-            blocked = next((event for event in reversed(events) if event.get("outcome") == "FAILED"), None)
+            blocked = next(
+                (event for event in reversed(events) if event.get("outcome") == "FAILED"), None
+            )
             lines += [f"  by {blocked['stage']}: {blocked.get('note')}"] if blocked else []
         return [line for line in lines if line.strip()]
-    planned = next((one for one in (paths.read_json("plan") or {}).get("stages", []) if one["name"] == name), None)
-    return [f"stage {name}: has not ended", f"  planned as {planned['outcome']}: {planned['why']}" if planned else ""]
+    planned = next(
+        (one for one in (paths.read_json("plan") or {}).get("stages", []) if one["name"] == name),
+        None,
+    )
+    return [
+        f"stage {name}: has not ended",
+        f"  planned as {planned['outcome']}: {planned['why']}" if planned else "",
+    ]
 
 
 def _trial(paths: RunPaths, trial: TrialState, events: list[dict[str, Any]]) -> list[str]:
@@ -99,7 +107,9 @@ _TOLD: dict[str, Callable[[dict[str, Any]], str]] = {
     "trial_started": lambda e: f"{e['trial_id']} started",
     "worker_died": lambda e: f"{e['trial_id']} will be tried again: {e['error']}",
     "trial_reopened": lambda e: f"{e['trial_id']} failed by chance and is tried again",
-    "trial_ended": lambda e: f"{e['trial_id']} {e['status']} {e.get('error') or e.get('why') or ''}".rstrip(),
+    "trial_ended": lambda e: (
+        f"{e['trial_id']} {e['status']} {e.get('error') or e.get('why') or ''}".rstrip()
+    ),
 }
 
 
@@ -118,7 +128,11 @@ def story(paths: RunPaths, *, follow: bool = False) -> Iterator[str]:
     while True:
         live = follow and is_live(paths.root)
         events = read(paths.events) if paths.events.is_file() else []
-        yield from (f"{_clock(event['time'])} {tell(event)}" for event in events[seen:] if event["event"] in _TOLD)
+        yield from (
+            f"{_clock(event['time'])} {tell(event)}"
+            for event in events[seen:]
+            if event["event"] in _TOLD
+        )
         seen = len(events)
         if not live:
             break

@@ -52,7 +52,11 @@ class Run:
     def weights(self) -> list[int]:
         """Votes of every member: one each, unless policy diverse gave one several."""
         found = listed(self.selection.get("weights"))
-        return [int(one) for one in found] if len(found) == len(self.members) else [1] * len(self.members)
+        return (
+            [int(one) for one in found]
+            if len(found) == len(self.members)
+            else [1] * len(self.members)
+        )
 
     @property
     def candidates(self) -> list[dict[str, Any]]:
@@ -62,7 +66,9 @@ class Run:
     @property
     def rule(self) -> str:
         """How the members vote: hard or soft."""
-        stated = mapping(self.selection.get("vote")).get("rule") or mapping(self.resolved.get("vote")).get("rule")
+        stated = mapping(self.selection.get("vote")).get("rule") or mapping(
+            self.resolved.get("vote")
+        ).get("rule")
         return str(stated or "hard")
 
     @functools.cached_property
@@ -79,7 +85,9 @@ class Run:
 
     def started(self) -> dict[str, Any]:
         """Return the facts of the latest start: git commit, packages, overrides."""
-        starts = [event for event in self.events if event.get("event") in {"run_started", "run_resumed"}]
+        starts = [
+            event for event in self.events if event.get("event") in {"run_started", "run_resumed"}
+        ]
         return starts[-1] if starts else {}
 
     def class_name(self, label: int) -> str:
@@ -116,15 +124,22 @@ def load(root: Path) -> Run:
     members = {str(member) for member in listed(selection.get("members"))}
     return Run(
         root=root,
-        summary=mapping(read("summary.json", read_json, {}, needed=False)),  # written after the report
+        summary=mapping(
+            read("summary.json", read_json, {}, needed=False)
+        ),  # written after the report
         selection=selection,
-        certificate=mapping(read("certificate.json", read_json, {}, needed=False)),  # of runs that came to their end
+        certificate=mapping(
+            read("certificate.json", read_json, {}, needed=False)
+        ),  # of runs that came to their end
         hypotheses=read("hypotheses.json", lambda path: dicts(read_json(path)), None),
         audit=mapping(read("audit.json", read_json, {})),
         prep=mapping(read("prep.json", read_json, {}, needed=False)),
         resolved=resolved,
         resolved_text=read(
-            "resolved.yaml", lambda path: path.read_text(encoding="utf-8", errors="replace"), "", needed=False
+            "resolved.yaml",
+            lambda path: path.read_text(encoding="utf-8", errors="replace"),
+            "",
+            needed=False,
         ),
         events=events,
         schema=_schema(resolved, events),
@@ -187,8 +202,13 @@ def ensemble_scores(selection: dict[str, Any], side: str) -> dict[str, dict[str,
     found = mapping(mapping(selection.get("ensemble")).get(side))
     if number(found.get("estimate")) is not None:
         found = {"macro_f1": found}
-    scores = {name: value if isinstance(value, dict) else {"estimate": value} for name, value in found.items()}
-    return {name: value for name, value in scores.items() if number(value.get("estimate")) is not None}
+    scores = {
+        name: value if isinstance(value, dict) else {"estimate": value}
+        for name, value in found.items()
+    }
+    return {
+        name: value for name, value in scores.items() if number(value.get("estimate")) is not None
+    }
 
 
 def _yaml(path: Path) -> Any:
@@ -209,7 +229,11 @@ def _schema(resolved: dict[str, Any], events: Iterable[dict[str, Any]]) -> Schem
 
     labels = mapping(mapping(resolved.get("data")).get("labels"))
     try:
-        return Schema.of(TypeAdapter(dict[str, Label]).validate_json(json.dumps(labels))) if labels else None
+        return (
+            Schema.of(TypeAdapter(dict[str, Label]).validate_json(json.dumps(labels)))
+            if labels
+            else None
+        )
     except (ValidationError, TypeError):
         return None
 

@@ -86,20 +86,32 @@ def classes(run: Run) -> dict[str, Any]:
     if run.schema is None:
         return {"rows": [], "sides": []}
     n_classes = run.schema.n_classes
-    tables = [scores.confusion(found.targets, found.preds, n_classes) for found in run.answers.values()]
+    tables = [
+        scores.confusion(found.targets, found.preds, n_classes) for found in run.answers.values()
+    ]
     measured = [scores.class_scores(counts) for counts in tables]
     rows = []
     for label in range(n_classes):
         cells = [
-            {"support": int(counts[label].sum()), **{key: float(values[label]) for key, values in one.items()}}
+            {
+                "support": int(counts[label].sum()),
+                **{key: float(values[label]) for key, values in one.items()},
+            }
             for counts, one in zip(tables, measured, strict=True)
         ]
         if any(cell["support"] for cell in cells):
             rows.append(
-                {"name": run.schema.class_name(label), "cells": [cell if cell["support"] else None for cell in cells]}
+                {
+                    "name": run.schema.class_name(label),
+                    "cells": [cell if cell["support"] else None for cell in cells],
+                }
             )
     totals = [
-        {"macro_f1": scores.macro_f1(counts), "accuracy": scores.accuracy(counts), "n": int(counts.sum())}
+        {
+            "macro_f1": scores.macro_f1(counts),
+            "accuracy": scores.accuracy(counts),
+            "n": int(counts.sum()),
+        }
         for counts in tables
     ]
     return {
@@ -117,7 +129,9 @@ def _mismatch(run: Run, totals: list[dict[str, Any]]) -> list[str]:
         value = number(ensemble_scores(run.selection, side).get("macro_f1", {}).get("estimate"))
         if value is not None and abs(value - total["macro_f1"]) > _MISMATCH:
             given = total["macro_f1"]
-            found.append(f"{TITLES[side]}: selection.json says macro F1 {value:.3f}, the predictions give {given:.3f}")
+            found.append(
+                f"{TITLES[side]}: selection.json says macro F1 {value:.3f}, the predictions give {given:.3f}"
+            )
     return found
 
 
@@ -132,7 +146,9 @@ def agreement(run: Run) -> dict[str, Any]:
             at = found.votes == votes
             if at.any():
                 right = float((found.preds == found.targets)[at].mean())
-                by_votes.append({"votes": votes, "n": int(at.sum()), "share": float(at.mean()), "right": right})
+                by_votes.append(
+                    {"votes": votes, "n": int(at.sum()), "share": float(at.mean()), "right": right}
+                )
         names = (
             [f"{place}. {setting}" for place, setting in enumerate(run.members, 1)]
             if len(run.members) == n_members
@@ -145,7 +161,14 @@ def agreement(run: Run) -> dict[str, Any]:
             cell=46,
             as_share=True,
         )
-        sides.append({"name": name, "by_votes": by_votes, "plot": plot if n_members > 1 else "", "n_votes": n_votes})
+        sides.append(
+            {
+                "name": name,
+                "by_votes": by_votes,
+                "plot": plot if n_members > 1 else "",
+                "n_votes": n_votes,
+            }
+        )
     outcomes: dict[str, int] = defaultdict(int)
     if run.votes is not None:
         for outcome in run.votes["outcome"].to_pylist():
@@ -175,9 +198,14 @@ def search(run: Run) -> dict[str, Any]:
     }
     names = sorted({name for row in rows for name in row["params"]})
     axes = [
-        axis for name in names if (axis := _axis(name, [row["params"].get(name) for row in rows], log=name in logs))
+        axis
+        for name in names
+        if (axis := _axis(name, [row["params"].get(name) for row in rows], log=name in logs))
     ]
-    colors = {variant: at for at, variant in enumerate(sorted({str(row["trial"]["variant"]) for row in rows}))}
+    colors = {
+        variant: at
+        for at, variant in enumerate(sorted({str(row["trial"]["variant"]) for row in rows}))
+    }
     titles = [
         f"{row['score']:.3f} {row['trial']['variant']} {row['trial']['trial_id']}: {_short(row['params'])}"
         for row in rows
@@ -205,12 +233,18 @@ def search(run: Run) -> dict[str, Any]:
     cut = slice(0, _MAX_PARALLEL)
     shown = [charts.Axis(axis.name, axis.positions[cut], axis.ticks) for axis in drawn]
     plot = (
-        charts.parallel(shown, ends[cut], titles[cut], title="Settings of the trials and their score")
+        charts.parallel(
+            shown, ends[cut], titles[cut], title="Settings of the trials and their score"
+        )
         if len(shown) > 1
         else ""
     )
     bars = [
-        (axis.name, [charts.Bar(strengths[axis.name] or 0.0, f"{strengths[axis.name] or 0.0:.0%}", 0)]) for axis in axes
+        (
+            axis.name,
+            [charts.Bar(strengths[axis.name] or 0.0, f"{strengths[axis.name] or 0.0:.0%}", 0)],
+        )
+        for axis in axes
     ]
     title = "Share of the variance of the score that one setting explains"
     return {
@@ -239,9 +273,14 @@ def _axis(name: str, values: list[Any], *, log: bool) -> charts.Axis | None:
         if high <= low:
             return None
         ticks = charts.log_ticks(low, high) if log else charts.nice_ticks(low, high, 5)
-        labels = [((tick - low) / (high - low), f"{10**tick:.4g}" if log else f"{tick:g}") for tick in ticks]
+        labels = [
+            ((tick - low) / (high - low), f"{10**tick:.4g}" if log else f"{tick:g}")
+            for tick in ticks
+        ]
         return charts.Axis(
-            name, [None if value is None else (turn(value) - low) / (high - low) for value in values], labels
+            name,
+            [None if value is None else (turn(value) - low) / (high - low) for value in values],
+            labels,
         )
     words = sorted({str(value) for value in known})
     if len(words) < 2:
@@ -261,10 +300,16 @@ def association(positions: list[float | None], ends: list[float], n_bins: int = 
     Numbers with many values are cut into `n_bins` groups of equal size. This is epsilon squared of a one-way analysis
     of variance: 0 where a setting tells nothing about the score, 1 where it decides it. Kelley 1935.
     """
-    pairs = [(position, score) for position, score in zip(positions, ends, strict=True) if position is not None]
+    pairs = [
+        (position, score)
+        for position, score in zip(positions, ends, strict=True)
+        if position is not None
+    ]
     values = sorted({position for position, _ in pairs})
     if len(values) > n_bins:
-        borders = np.quantile([position for position, _ in pairs], np.linspace(0, 1, n_bins + 1)[1:-1])
+        borders = np.quantile(
+            [position for position, _ in pairs], np.linspace(0, 1, n_bins + 1)[1:-1]
+        )
         owners = [int(np.searchsorted(borders, position, side="right")) for position, _ in pairs]
     else:
         owners = [values.index(position) for position, _ in pairs]
@@ -299,7 +344,10 @@ def curves(run: Run) -> dict[str, Any]:
         for metric, text in _CURVES.items():
             series = [
                 charts.Series(
-                    f"{facts[name]['variant']} {name}", points, colors[str(facts[name]["variant"])], name in best
+                    f"{facts[name]['variant']} {name}",
+                    points,
+                    colors[str(facts[name]["variant"])],
+                    name in best,
                 )
                 for name in kept
                 if (points := _points(rows[name], metric))
@@ -307,13 +355,21 @@ def curves(run: Run) -> dict[str, Any]:
             plots.append(charts.lines(series, "epoch", text, title=f"{title}: {text} by epoch"))
         if any(plots):
             panels.append(
-                {"title": title, "plots": [plot for plot in plots if plot], "n": len(ids), "n_shown": len(kept)}
+                {
+                    "title": title,
+                    "plots": [plot for plot in plots if plot],
+                    "n": len(ids),
+                    "n_shown": len(kept),
+                }
             )
     return {"panels": panels, "legend": _legend(colors)}
 
 
 def _points(rows: list[dict[str, Any]], metric: str) -> list[tuple[float, float]]:
-    found = [(float(row["epoch"]), number(row.get(metric))) for row in sorted(rows, key=lambda row: row["epoch"])]
+    found = [
+        (float(row["epoch"]), number(row.get(metric)))
+        for row in sorted(rows, key=lambda row: row["epoch"])
+    ]
     return [(epoch, value) for epoch, value in found if value is not None]
 
 
@@ -343,7 +399,13 @@ def trials(run: Run) -> dict[str, Any]:
     counts: dict[str, int] = defaultdict(int)
     for one in found:
         counts[str(one.get("status"))] += 1
-    return {"rows": rows, "labels": labels, "n": len(found), "counts": dict(counts), "known": run.trials is not None}
+    return {
+        "rows": rows,
+        "labels": labels,
+        "n": len(found),
+        "counts": dict(counts),
+        "known": run.trials is not None,
+    }
 
 
 def _short(params: dict[str, Any]) -> str:
@@ -355,5 +417,6 @@ def _short(params: dict[str, Any]) -> str:
 
 def _legend(colors: dict[str, int]) -> list[tuple[str, str]]:
     return [
-        (name, f"c{at % charts.N_COLORS}" + (" dashed" if at >= charts.N_COLORS else "")) for name, at in colors.items()
+        (name, f"c{at % charts.N_COLORS}" + (" dashed" if at >= charts.N_COLORS else ""))
+        for name, at in colors.items()
     ]

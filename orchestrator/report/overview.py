@@ -13,7 +13,13 @@ from orchestrator.report.load import Run, dicts, ensemble_scores, listed, mappin
 _MAX_EXAMPLES = 5
 _FEW_GROUPS = 30  # a bootstrap over fewer resamples too few people for its ends to be trusted
 _NOTABLE_FAILURES = 0.1
-_GRAVE = ("train_and_test", "test_group", "leak", "label_conflicts", "across_groups")  # scores that lie, or labels
+_GRAVE = (
+    "train_and_test",
+    "test_group",
+    "leak",
+    "label_conflicts",
+    "across_groups",
+)  # scores that lie, or labels
 
 
 def head(run: Run) -> dict[str, Any]:
@@ -25,7 +31,9 @@ def head(run: Run) -> dict[str, Any]:
         "run_id": run.summary.get("run_id") or run.root.name,
         "state": state(run),
         "wall_s": number(run.summary.get("wall_s")) or driven_s(run.events),
-        "ended": datetime.fromtimestamp(times[-1], UTC).strftime("%Y-%m-%d %H:%M UTC") if times else None,
+        "ended": datetime.fromtimestamp(times[-1], UTC).strftime("%Y-%m-%d %H:%M UTC")
+        if times
+        else None,
         "commit": start.get("git_commit"),
     }
 
@@ -72,12 +80,20 @@ def result(run: Run) -> dict[str, Any]:
     by_setting = {str(candidate.get("setting")): candidate for candidate in run.candidates}
     points = _points(run)
     members = [
-        {**by_setting.get(setting, {}), "setting": setting, "place": place, "params": points.get(setting, {})}
+        {
+            **by_setting.get(setting, {}),
+            "setting": setting,
+            "place": place,
+            "params": points.get(setting, {}),
+        }
         for place, setting in enumerate(run.members, 1)
     ]
     scores = [oof.get("macro_f1", {}), test.get("macro_f1", {})]
     ends = [
-        end for score in scores for name in ("low", "high", "estimate") if (end := number(score.get(name))) is not None
+        end
+        for score in scores
+        for name in ("low", "high", "estimate")
+        if (end := number(score.get(name))) is not None
     ]
     scale = (max(0.0, min(ends) - 0.05), min(1.0, max(ends) + 0.05)) if ends else (0.0, 1.0)
     return {
@@ -104,10 +120,15 @@ def result(run: Run) -> dict[str, Any]:
     }
 
 
-def label_scores(run: Run, oof: dict[str, dict[str, Any]], test: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def label_scores(
+    run: Run, oof: dict[str, dict[str, Any]], test: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Return the ensemble's macro F1 per label."""
     names = run.schema.names if run.schema else ()
-    rows = [{"name": name, "oof": oof.get(f"macro_f1_{name}"), "test": test.get(f"macro_f1_{name}")} for name in names]
+    rows = [
+        {"name": name, "oof": oof.get(f"macro_f1_{name}"), "test": test.get(f"macro_f1_{name}")}
+        for name in names
+    ]
     return [row for row in rows if row["oof"] or row["test"]]
 
 
@@ -115,10 +136,15 @@ def worries(run: Run) -> dict[str, Any]:
     """Return what should be known before the result is used, the gravest first."""
     found = [*_about_the_run(run), *_about_the_result(run), *_about_the_data(run)]
     order = {"bad": 0, "warn": 1, "info": 2}
-    return {"items": sorted(found, key=lambda item: order[item["level"]]), "audited": bool(run.audit)}
+    return {
+        "items": sorted(found, key=lambda item: order[item["level"]]),
+        "audited": bool(run.audit),
+    }
 
 
-def _worry(level: str, what: str, do: str = "", examples: list[str] | None = None) -> dict[str, Any]:
+def _worry(
+    level: str, what: str, do: str = "", examples: list[str] | None = None
+) -> dict[str, Any]:
     return {"level": level, "what": what, "do": do, "examples": (examples or [])[:_MAX_EXAMPLES]}
 
 
@@ -141,7 +167,8 @@ def _about_the_run(run: Run) -> list[dict[str, Any]]:
         found.append(
             _worry(
                 "bad",
-                "; ".join([f"the run is {state(run)}", *notes]) + "; what stands here may be incomplete",
+                "; ".join([f"the run is {state(run)}", *notes])
+                + "; what stands here may be incomplete",
                 "mend what failed and submit again; finished work is reused"
                 if notes
                 else "submit it again; finished work is reused",
@@ -153,15 +180,26 @@ def _about_the_run(run: Run) -> list[dict[str, Any]]:
         level = "warn" if len(failed) > _NOTABLE_FAILURES * len(trials) else "info"
         examples = [f"{trial.get('trial_id')}: {last_line(trial.get('error'))}" for trial in failed]
         found.append(
-            _worry(level, f"{len(failed)} of {len(trials)} trials failed", "see the table of trials", examples)
+            _worry(
+                level,
+                f"{len(failed)} of {len(trials)} trials failed",
+                "see the table of trials",
+                examples,
+            )
         )
     return found
 
 
 def _about_the_result(run: Run) -> list[dict[str, Any]]:
     found = []
-    oof, test = (ensemble_scores(run.selection, side).get("macro_f1", {}) for side in ("oof", "test"))
-    low, n_groups, score = number(oof.get("low")), number(oof.get("n_groups")), number(test.get("estimate"))
+    oof, test = (
+        ensemble_scores(run.selection, side).get("macro_f1", {}) for side in ("oof", "test")
+    )
+    low, n_groups, score = (
+        number(oof.get("low")),
+        number(oof.get("n_groups")),
+        number(test.get("estimate")),
+    )
     if run.selection.get("policy") == "leaderboard":
         found.append(
             _worry(
@@ -207,10 +245,16 @@ def _about_the_result(run: Run) -> list[dict[str, Any]]:
                 "add people, not photos",
             )
         )
-    worst = [c for c in run.candidates if c.get("chosen") and number(c.get("worst_class_recall")) == 0.0]
+    worst = [
+        c for c in run.candidates if c.get("chosen") and number(c.get("worst_class_recall")) == 0.0
+    ]
     if worst:
         names = sorted(
-            {run.class_name(int(c["worst_class"])) for c in worst if number(c.get("worst_class")) is not None}
+            {
+                run.class_name(int(c["worst_class"]))
+                for c in worst
+                if number(c.get("worst_class")) is not None
+            }
         )
         named = f" ({', '.join(names)})" if names else ""
         found.append(
@@ -228,7 +272,11 @@ def _about_the_data(run: Run) -> list[dict[str, Any]]:
     for warning in dicts(run.audit.get("warnings")):
         n = number(warning.get("n"))
         what = str(warning.get("what"))
-        text = f"{what}: {n:.0f}" if n is not None and what.startswith(("photos", "equal", "near")) else what
+        text = (
+            f"{what}: {n:.0f}"
+            if n is not None and what.startswith(("photos", "equal", "near"))
+            else what
+        )
         found.append(
             _worry(
                 "bad" if warning.get("kind") in _GRAVE else "warn",
@@ -238,7 +286,9 @@ def _about_the_data(run: Run) -> list[dict[str, Any]]:
             )
         )
     if run.audit and not dicts(run.audit.get("warnings")):
-        leaks = {name: share for name, share in mapping(run.audit.get("leak")).items() if number(share)}
+        leaks = {
+            name: share for name, share in mapping(run.audit.get("leak")).items() if number(share)
+        }
         found += [
             _worry(
                 "bad",
@@ -266,7 +316,12 @@ def last_line(text: Any) -> str:
 def hypotheses(run: Run) -> dict[str, Any]:
     """Return the verdicts with their differences on one scale."""
     rows = run.hypotheses or []
-    ends = [end for row in rows for name in ("low", "high", "difference") if (end := number(row.get(name))) is not None]
+    ends = [
+        end
+        for row in rows
+        for name in ("low", "high", "difference")
+        if (end := number(row.get(name))) is not None
+    ]
     reach = max((abs(end) for end in ends), default=0.0) * 1.1 or 0.1
     shown = [
         {

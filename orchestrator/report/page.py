@@ -69,7 +69,9 @@ def _write(html: str, place: Path) -> Path:
     return place
 
 
-def render(run: Run, wanted: tuple[str, ...] | None = None, head: dict[str, Any] | None = None) -> str:
+def render(
+    run: Run, wanted: tuple[str, ...] | None = None, head: dict[str, Any] | None = None
+) -> str:
     """Return the page as HTML, all of its sections or those that are wanted."""
     environment = _environment()
     macros = environment.get_template("sections.html.j2").make_module()
@@ -126,10 +128,14 @@ def visible(value: Any) -> Any:
         return ""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
-    if all(char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cf", "Cs"} for char in value):
+    if all(
+        char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cf", "Cs"} for char in value
+    ):
         return value
     spelled = "".join(
-        char if char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cf", "Cs"} else f"\\u{ord(char):04x}"
+        char
+        if char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cf", "Cs"}
+        else f"\\u{ord(char):04x}"
         for char in value
     )
     return escape(spelled)

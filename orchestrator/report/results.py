@@ -26,7 +26,18 @@ _CANDIDATE = (
     "n_params",
 )
 _WORDS = {"", "trial_id", "variant", "phase", "setting", "status", "params", "score"}
-_SHOWN = ("trial_id", "variant", "phase", "seed", "fold", "status", "epochs", "val_macro_f1", "val_accuracy", "params")
+_SHOWN = (
+    "trial_id",
+    "variant",
+    "phase",
+    "seed",
+    "fold",
+    "status",
+    "epochs",
+    "val_macro_f1",
+    "val_accuracy",
+    "params",
+)
 
 
 def trials_view(run: Path) -> list[dict[str, Any]]:
@@ -36,8 +47,14 @@ def trials_view(run: Path) -> list[dict[str, Any]]:
         return []
     from orchestrator.store import tables  # noqa: PLC0415
 
-    rows = [{name: _finite(value) for name, value in row.items()} for row in tables.read(path).to_pylist()]
-    return sorted(rows, key=lambda row: (row["phase"] != "search", -(row["val_macro_f1"] or -1.0), row["trial_id"]))
+    rows = [
+        {name: _finite(value) for name, value in row.items()}
+        for row in tables.read(path).to_pylist()
+    ]
+    return sorted(
+        rows,
+        key=lambda row: (row["phase"] != "search", -(row["val_macro_f1"] or -1.0), row["trial_id"]),
+    )
 
 
 def render_results(run: Path, form: str) -> str:
@@ -60,11 +77,17 @@ def _tables(run: Path, rows: list[dict[str, Any]]) -> str:
     """Draw trials, candidates and the ensemble's scores, those that there are."""
     parts = []
     if rows:
-        parts.append(_table("trials", _SHOWN, [[_cell(name, row[name]) for name in _SHOWN] for row in rows]))
+        parts.append(
+            _table("trials", _SHOWN, [[_cell(name, row[name]) for name in _SHOWN] for row in rows])
+        )
     if candidates := _candidates(run):
-        parts.append(_table("candidates, * votes", _CANDIDATE, [_candidate_cells(one) for one in candidates]))
+        parts.append(
+            _table("candidates, * votes", _CANDIDATE, [_candidate_cells(one) for one in candidates])
+        )
     if scores := _score_rows(ensemble(run) or {}):
-        parts.append(_table("ensemble", ("score", "estimate", "90 % interval", "groups", "photos"), scores))
+        parts.append(
+            _table("ensemble", ("score", "estimate", "90 % interval", "groups", "photos"), scores)
+        )
     return (
         "\n".join(parts)
         if parts
@@ -82,7 +105,9 @@ def _table(title: str, names: tuple[str, ...], rows: list[list[str]]) -> str:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
         table.add_column(
-            name.replace("val_", ""), justify="left" if name in _WORDS else "right", no_wrap=name != "params"
+            name.replace("val_", ""),
+            justify="left" if name in _WORDS else "right",
+            no_wrap=name != "params",
         )
     for row in rows:
         table.add_row(*map(Text, row))
@@ -113,12 +138,18 @@ def _score_rows(found: dict[str, Any]) -> list[list[str]]:
             if isinstance(value, str):
                 continue  # which part of the test set it is
             score = value if isinstance(value, dict) else {"estimate": value}
-            span = f"{_cell('', score['low'])} to {_cell('', score['high'])}" if score.get("low") is not None else ""
+            span = (
+                f"{_cell('', score['low'])} to {_cell('', score['high'])}"
+                if score.get("low") is not None
+                else ""
+            )
             narrow = bool(score.get("too_narrow"))
             groups = "" if narrow else str(score.get("n_groups") or "")
             span += " (too narrow)" if narrow else ""
             photos = str(score.get("n_samples") or "")
-            rows.append([f"{title} {metric}", _cell("", score.get("estimate")), span, groups, photos])
+            rows.append(
+                [f"{title} {metric}", _cell("", score.get("estimate")), span, groups, photos]
+            )
     return rows
 
 
@@ -166,7 +197,11 @@ def ensemble_lines(run: Path) -> list[str]:
             accuracy = f", accuracy {_span(scores['accuracy'])}" if scores.get("accuracy") else ""
             lines.append(
                 f"{where:<12} macro F1 {_span(f1)}{accuracy}; n {f1.get('n_samples', '?')} photos, "
-                + ("photos resampled: too narrow" if f1.get("too_narrow") else f"{f1.get('n_groups', '?')} groups")
+                + (
+                    "photos resampled: too narrow"
+                    if f1.get("too_narrow")
+                    else f"{f1.get('n_groups', '?')} groups"
+                )
             )
     if (honest := found.get("corrected") or {}).get("estimate") is not None:
         chosen = f"corrected for choosing among {honest['n_candidates']} candidates on these photos"
@@ -203,12 +238,16 @@ def status_view(run: Path) -> dict[str, Any]:
         if event["event"] in {"run_started", "run_resumed"}:
             last = {}
         elif event["event"] == "stage":
-            last[event["stage"]] = {key: event.get(key) for key in ("stage", "outcome", "wall_s", "note")}
+            last[event["stage"]] = {
+                key: event.get(key) for key in ("stage", "outcome", "wall_s", "note")
+            }
     facts = state_of(RunPaths(run))
     open_ = "RUNNING" if facts["state"] == "RUNNING" else "UNFINISHED"
     counts = dict(Counter(trial.status or open_ for trial in state.trials.values()))
     scored = [t for t in state.trials.values() if t.phase == "search" and t.reports]
-    best = max(scored, key=lambda t: max(m["val_macro_f1"] for m in t.reports.values()), default=None)
+    best = max(
+        scored, key=lambda t: max(m["val_macro_f1"] for m in t.reports.values()), default=None
+    )
     return {
         "run_id": run.name,
         "state": facts["state"],

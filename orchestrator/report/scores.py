@@ -79,7 +79,11 @@ def marginal(counts: Ints, sizes: tuple[int, ...], position: int) -> Ints:
 
 
 def oof_answers(
-    predictions: pa.Table, members: list[str], rule: str, n_classes: int, weights: list[int] | None = None
+    predictions: pa.Table,
+    members: list[str],
+    rule: str,
+    n_classes: int,
+    weights: list[int] | None = None,
 ) -> Answers | None:
     """Vote on out-of-fold predictions.
 
@@ -110,9 +114,17 @@ def oof_answers(
 def labelled_answers(votes: pa.Table, test_labels: pa.Table) -> Answers | None:
     """Join the vote on the test set with its labels, by sample id."""
     if "part" in test_labels.column_names:  # where a part is public, all are scored on the rest
-        test_labels = test_labels.filter(pc.fill_null(pc.not_equal(test_labels["part"], "public"), fill_value=True))
-    known = dict(zip(test_labels["sample_id"].to_pylist(), test_labels["label"].to_pylist(), strict=True))
-    rows = [row for row in votes.to_pylist() if known.get(row["sample_id"]) is not None and row["pred"] is not None]
+        test_labels = test_labels.filter(
+            pc.fill_null(pc.not_equal(test_labels["part"], "public"), fill_value=True)
+        )
+    known = dict(
+        zip(test_labels["sample_id"].to_pylist(), test_labels["label"].to_pylist(), strict=True)
+    )
+    rows = [
+        row
+        for row in votes.to_pylist()
+        if known.get(row["sample_id"]) is not None and row["pred"] is not None
+    ]
     if not rows:
         return None
     members = [name for name in votes.column_names if name.startswith("pred_")]
@@ -121,7 +133,10 @@ def labelled_answers(votes: pa.Table, test_labels: pa.Table) -> Answers | None:
         np.array([known[row["sample_id"]] for row in rows], dtype=np.int64),
         np.array([row["pred"] for row in rows], dtype=np.int64),
         np.array([row["votes"] or 0 for row in rows], dtype=np.int64),
-        np.array([[-1 if row[name] is None else row[name] for row in rows] for name in members], dtype=np.int64),
+        np.array(
+            [[-1 if row[name] is None else row[name] for row in rows] for name in members],
+            dtype=np.int64,
+        ),
     )
 
 
@@ -132,5 +147,9 @@ def agreement(member_preds: Ints) -> Floats:
     for a in range(n):
         for b in range(n):
             both = (member_preds[a] >= 0) & (member_preds[b] >= 0)
-            shares[a, b] = float((member_preds[a] == member_preds[b])[both].mean()) if both.any() else float("nan")
+            shares[a, b] = (
+                float((member_preds[a] == member_preds[b])[both].mean())
+                if both.any()
+                else float("nan")
+            )
     return shares

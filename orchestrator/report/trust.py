@@ -20,7 +20,9 @@ def certificate(run: Run) -> dict[str, Any]:
         "gain": mapping(made.get("gain")),
         "calibration": number(mapping(made.get("estimate")).get("calibration_error")),
         "check": mapping(made.get("check")),
-        "on": "out of fold" if mapping(made.get("estimate")).get("on") != "role val" else "role val",
+        "on": "out of fold"
+        if mapping(made.get("estimate")).get("on") != "role val"
+        else "role val",
         "worst_classes": dicts(made.get("worst_classes")),
         "worst_groups": dicts(made.get("worst_groups")),
         "group": mapping(run.resolved.get("data")).get("group"),
@@ -35,11 +37,23 @@ def _scores(run: Run) -> list[dict[str, Any]]:
     estimate = mapping(made.get("estimate"))
     rows = [
         (_about(estimate), estimate.get("on"), mapping(estimate.get("macro_f1"))),
-        ("the same, corrected for the choice", "choose in the bag, score out of it", mapping(made.get("corrected"))),
-        ("public half of the test set", "a leaderboard's view", mapping(mapping(made.get("public")).get("macro_f1"))),
+        (
+            "the same, corrected for the choice",
+            "choose in the bag, score out of it",
+            mapping(made.get("corrected")),
+        ),
+        (
+            "public half of the test set",
+            "a leaderboard's view",
+            mapping(mapping(made.get("public")).get("macro_f1")),
+        ),
         ("test", _part(made), mapping(mapping(made.get("test")).get("macro_f1"))),
     ]
-    return [{"name": name, "on": on, **score} for name, on, score in rows if number(score.get("estimate")) is not None]
+    return [
+        {"name": name, "on": on, **score}
+        for name, on, score in rows
+        if number(score.get("estimate")) is not None
+    ]
 
 
 def _about(estimate: dict[str, Any]) -> str:
@@ -58,7 +72,9 @@ def _lineage(member: dict[str, Any]) -> dict[str, Any]:
         **member,
         "n": len(checkpoints),
         "seeds": sorted({str(one.get("seed")) for one in checkpoints}),
-        "folds": sorted({str(one.get("fold")) for one in checkpoints if one.get("fold") is not None}),
+        "folds": sorted(
+            {str(one.get("fold")) for one in checkpoints if one.get("fold") is not None}
+        ),
         "commits": sorted({str(one.get("git_commit"))[:12] for one in checkpoints}),
         "checkpoints": checkpoints,
     }
@@ -71,7 +87,8 @@ def _hashes(made: dict[str, Any]) -> list[tuple[str, str]]:
     for variant, one in mapping(made.get("splits")).items():
         splits.setdefault(str(mapping(one).get("sha256")), []).append(str(variant))
     found += [
-        ("split" if len(splits) == 1 else f"split of {', '.join(names)}", sha256) for sha256, names in splits.items()
+        ("split" if len(splits) == 1 else f"split of {', '.join(names)}", sha256)
+        for sha256, names in splits.items()
     ]
     found.append(("code", mapping(made.get("code")).get("git_commit")))
     return [(name, str(value)) for name, value in found if value]
@@ -98,6 +115,10 @@ def marginal(run: Run) -> list[dict[str, Any]]:
     """Return what each member adds to the out-of-fold vote."""
     by_setting = {str(candidate.get("setting")): candidate for candidate in run.candidates}
     return [
-        {**row, "adds": mapping(row.get("adds")), "variant": by_setting.get(str(row.get("setting")), {}).get("variant")}
+        {
+            **row,
+            "adds": mapping(row.get("adds")),
+            "variant": by_setting.get(str(row.get("setting")), {}).get("variant"),
+        }
         for row in dicts(mapping(run.selection.get("ensemble")).get("marginal"))
     ]

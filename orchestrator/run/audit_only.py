@@ -17,7 +17,9 @@ from orchestrator.store.ledger import Ledger, LedgerLocked
 from orchestrator.store.run_dir import RunPaths
 
 
-def run(experiment: Experiment, store: Store, *, probe: bool, address: str | None, insecure: bool) -> RunPaths:
+def run(
+    experiment: Experiment, store: Store, *, probe: bool, address: str | None, insecure: bool
+) -> RunPaths:
     """Audit the data of a spec and leave catalog.parquet, folds.parquet, audit.json and index.html in a folder.
 
     The folder is `<store>/audits/<run id>`; what was read before is found in the store.
@@ -33,12 +35,23 @@ def run(experiment: Experiment, store: Store, *, probe: bool, address: str | Non
     paths = RunPaths(store.root / "audits" / plan.run_id)
     paths.root.mkdir(parents=True, exist_ok=True)
     try:
-        with Ledger(paths.root) as ledger, connect(address, insecure=insecure, dashboard=False) as cluster:
+        with (
+            Ledger(paths.root) as ledger,
+            connect(address, insecure=insecure, dashboard=False) as cluster,
+        ):
             keys = Keys(experiment, plan.files)
             labels = {name: list(names) for name, names in keys.schema.classes.items()}
-            ledger.append("run_started", commit=True, run_id=plan.run_id, git_commit=git_commit(), labels=labels)
+            ledger.append(
+                "run_started",
+                commit=True,
+                run_id=plan.run_id,
+                git_commit=git_commit(),
+                labels=labels,
+            )
             cpus, gpus = (cluster.resources.get(name, 0.0) for name in ("CPU", "GPU"))
-            context = stages.Context(experiment, keys, store, paths, ledger, reporter, cpus=cpus, gpus=gpus)
+            context = stages.Context(
+                experiment, keys, store, paths, ledger, reporter, cpus=cpus, gpus=gpus
+            )
             for name, body in (("catalog", stages.catalog), ("split", stages.split)):
                 done = body(context)
                 reporter.outcome(name, done.outcome, done.note)

@@ -49,7 +49,9 @@ def require_live(paths: RunPaths) -> None:
         UserError: it is not live.
     """
     if not is_live(paths.root):
-        raise UserError(f"run {paths.run_id}: a live run was required, it is {state_of(paths)['state']}")
+        raise UserError(
+            f"run {paths.run_id}: a live run was required, it is {state_of(paths)['state']}"
+        )
 
 
 def stop_trial(paths: RunPaths, name: str) -> str:

@@ -8,7 +8,13 @@ import shutil
 from importlib import metadata, util
 from pathlib import Path
 
-FLOORS = {"ray": (2, 56), "torch": (2, 6), "pyarrow": (14, 0, 1), "pillow": (12, 3), "rembg": (2, 0, 75)}
+FLOORS = {
+    "ray": (2, 56),
+    "torch": (2, 6),
+    "pyarrow": (14, 0, 1),
+    "pillow": (12, 3),
+    "rembg": (2, 0, 75),
+}
 """Versions below have known holes."""
 _NEEDED = (
     "ray",
@@ -52,7 +58,11 @@ def _packages() -> list[tuple[bool, str]]:
         floor = FLOORS.get(name)
         numbers = tuple(int(part) for part in version.split("+")[0].split(".") if part.isdigit())
         good = floor is None or numbers >= floor
-        need = "" if good else f"; required {'.'.join(map(str, floor or ()))} or newer, older ones have known holes"
+        need = (
+            ""
+            if good
+            else f"; required {'.'.join(map(str, floor or ()))} or newer, older ones have known holes"
+        )
         checks.append((good, f"{name} {version}{need}"))
     return checks
 
@@ -64,14 +74,21 @@ def _weights() -> list[tuple[bool, str]]:
     checks = []
     for name in pinned():
         found = local(name)
-        state = f"at {found}" if found else f"not here; `python -m orchestrator weights {name}` fetches them"
+        state = (
+            f"at {found}"
+            if found
+            else f"not here; `python -m orchestrator weights {name}` fetches them"
+        )
         checks.append((True, f"weights {name}: {state}"))  # needed only by specs that name them
     return checks
 
 
 def _disk(folder: Path) -> tuple[bool, str]:
     free_gib = shutil.disk_usage(folder).free / 2**30
-    return free_gib >= _MIN_FREE_GIB, f"{free_gib:.1f} GiB free at {folder} (required {_MIN_FREE_GIB:.0f})"
+    return (
+        free_gib >= _MIN_FREE_GIB,
+        f"{free_gib:.1f} GiB free at {folder} (required {_MIN_FREE_GIB:.0f})",
+    )
 
 
 def _machine() -> list[tuple[bool, str]]:
@@ -79,10 +96,17 @@ def _machine() -> list[tuple[bool, str]]:
 
     n_gpus = local_gpus()
     cuda = "" if n_gpus else "; specs must say gpu: 0"
-    key = "a key is set" if os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists() else "no key: offline"
+    key = (
+        "a key is set"
+        if os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()
+        else "no key: offline"
+    )
     dashboard = util.find_spec("aiohttp") is not None
     return [
         (True, f"{os.cpu_count()} CPU cores, {n_gpus} GPU(s){cuda}"),
         (True, f"W&B: {key}"),
-        (dashboard, "Ray dashboard" + ("" if dashboard else ": parts missing; install ray[default]")),
+        (
+            dashboard,
+            "Ray dashboard" + ("" if dashboard else ": parts missing; install ray[default]"),
+        ),
     ]

@@ -87,7 +87,9 @@ def submit(experiment: Experiment, store: Store, options: Options) -> int:
             reporter.say(f"run {plan.run_id} is being driven by another process; following it")
             return follow(paths, reporter)
         except KeyboardInterrupt:
-            reporter.say(f"no longer following; run {plan.run_id} goes on, `cancel {plan.run_id}` ends it")
+            reporter.say(
+                f"no longer following; run {plan.run_id} goes on, `cancel {plan.run_id}` ends it"
+            )
             return INTERRUPTED
 
 
@@ -102,8 +104,12 @@ def resume(paths: RunPaths, store: Store, options: Options) -> int:
             f"run {paths.run_id}: a stopped run was required, it is live; follow it with `status {paths.run_id}`"
         )
     if not paths.resolved.is_file():
-        raise UserError(f"run {paths.run_id}: {paths.resolved} was required, found none; submit the spec again")
-    experiment = dataclasses.replace(read_spec(paths.resolved), text=paths.spec.read_text(encoding="utf-8"))
+        raise UserError(
+            f"run {paths.run_id}: {paths.resolved} was required, found none; submit the spec again"
+        )
+    experiment = dataclasses.replace(
+        read_spec(paths.resolved), text=paths.spec.read_text(encoding="utf-8")
+    )
     plan = make_plan(experiment, store)
     if plan.run_id != paths.run_id:
         raise UserError(
@@ -122,9 +128,16 @@ def detach(experiment: Experiment, store: Store, arguments: list[str]) -> str:
     plan = make_plan(experiment, store)
     paths = RunPaths(store.root / "runs" / plan.run_id)
     paths.root.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "orchestrator", *(word for word in arguments if word != "--detach")]
+    command = [
+        sys.executable,
+        "-m",
+        "orchestrator",
+        *(word for word in arguments if word != "--detach"),
+    ]
     with paths.driver_log.open("ab") as log:
-        driver = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+        driver = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+        )
     while driver.poll() is None and not (paths.events.is_file() and is_live(paths.root)):
         time.sleep(_LOOK_EVERY_S)
     if driver.returncode:
@@ -160,12 +173,20 @@ def _smoke(experiment: Experiment, store: Store, options: Options, reporter: Rep
     if spec.search:
         changes.append("search.trials=1")
     if spec.confirm:
-        changes += ["confirm.finalists=1", "confirm.folds=2", f"confirm.seeds=[{spec.confirm.seeds[0]}]"]
+        changes += [
+            "confirm.finalists=1",
+            "confirm.folds=2",
+            f"confirm.seeds=[{spec.confirm.seeds[0]}]",
+        ]
     source = store.root / "smoke" / f"{spec.name}.yaml"
     source.parent.mkdir(parents=True, exist_ok=True)
     dump_yaml(_one_step(experiment.resolved()), source)
     reporter.say("smoke: one step of every variant through the whole path")
-    code = submit(read_spec(source, changes, check_roots=False), store, dataclasses.replace(options, smoke=False))
+    code = submit(
+        read_spec(source, changes, check_roots=False),
+        store,
+        dataclasses.replace(options, smoke=False),
+    )
     reporter.say("smoke: passed" if code == 0 else "smoke: failed, the real run was not started")
     return code
 
@@ -173,7 +194,11 @@ def _smoke(experiment: Experiment, store: Store, options: Options, reporter: Rep
 def _one_step(resolved: dict[str, Any]) -> dict[str, Any]:
     """Change a resolved spec to trainings of one step, in whatever variant or space their length is named."""
     search = resolved.get("search") or {}
-    for space in (search.get("space") or {}, *(search.get("variant_spaces") or {}).values(), *search.get("start", [])):
+    for space in (
+        search.get("space") or {},
+        *(search.get("variant_spaces") or {}).values(),
+        *search.get("start", []),
+    ):
         space.pop("train.duration", None)
     if search:
         search["start"] = [point for point in search.get("start", []) if point]
@@ -211,7 +236,9 @@ def _drive(
         "overrides": experiment.overrides,
         "labels": {n: list(c) for n, c in Keys(experiment, plan.files).schema.classes.items()},
     }
-    ledger.append("run_resumed" if earlier.trials or earlier.stages else "run_started", commit=True, **facts)
+    ledger.append(
+        "run_resumed" if earlier.trials or earlier.stages else "run_started", commit=True, **facts
+    )
     reporter.say(f"run [bold]{plan.run_id}[/]  in {escape(str(paths.root))}")
     tracker = track.start(paths.root, experiment.spec.track)
     outcomes: dict[str, str] = {}
@@ -273,12 +300,18 @@ def _run_stages(context: stages.Context, outcomes: dict[str, str]) -> bool:
                 outcome, note = done.outcome, done.note
             except Exception as error:  # noqa: BLE001 - whatever a stage raises is its outcome
                 failed, outcome = True, "FAILED"
-                note = str(error) if isinstance(error, UserError | MachineError) else f"{type(error).__name__}: {error}"
+                note = (
+                    str(error)
+                    if isinstance(error, UserError | MachineError)
+                    else f"{type(error).__name__}: {error}"
+                )
                 context.paths.error.write_text(traceback.format_exc(), encoding="utf-8")
                 note += f"; details in {context.paths.error}"
         wall_s = time.monotonic() - began
         outcomes[name] = outcome
-        context.ledger.append("stage", commit=True, stage=name, outcome=outcome, wall_s=round(wall_s, 3), note=note)
+        context.ledger.append(
+            "stage", commit=True, stage=name, outcome=outcome, wall_s=round(wall_s, 3), note=note
+        )
         context.reporter.outcome(name, outcome, note, wall_s)
     return failed
 
@@ -307,7 +340,12 @@ def _require_weights(experiment: Experiment, *, allow_download: bool) -> None:
 
 
 def _write_summary(
-    paths: RunPaths, ledger: Ledger, outcomes: dict[str, str], state: str, wall_s: float, n_quarantined: int
+    paths: RunPaths,
+    ledger: Ledger,
+    outcomes: dict[str, str],
+    state: str,
+    wall_s: float,
+    n_quarantined: int,
 ) -> None:
     replayed = replay(ledger.events)
     counts = {"complete": 0, "pruned": 0, "failed": 0}
@@ -349,7 +387,9 @@ def follow(paths: RunPaths, reporter: Reporter) -> int:
         events = read(paths.events) if paths.events.exists() else []
         for event in events[seen:]:
             if event["event"] == "stage":
-                reporter.outcome(event["stage"], event["outcome"], event.get("note") or "", event.get("wall_s"))
+                reporter.outcome(
+                    event["stage"], event["outcome"], event.get("note") or "", event.get("wall_s")
+                )
         seen = len(events)
         if not live:
             break

@@ -43,10 +43,12 @@ class Tracker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            return (
-                f"stopped after {timeout_s:.0f} s before everything was mirrored; details in {self.run / 'track.log'}"
-            )
-        return None if code == 0 else f"failed, study.log or W&B may lack trials; details in {self.run / 'track.log'}"
+            return f"stopped after {timeout_s:.0f} s before everything was mirrored; details in {self.run / 'track.log'}"
+        return (
+            None
+            if code == 0
+            else f"failed, study.log or W&B may lack trials; details in {self.run / 'track.log'}"
+        )
 
 
 def start(run: Path, settings: Any) -> Tracker:
@@ -67,7 +69,11 @@ def main(run: Path, parent: int) -> int:
     """Mirror a run until it has ended or its driver is gone; return 1 where a part of the mirror could not go on."""
     spec = YAML(typ="safe", pure=True).load((run / "resolved.yaml").read_text(encoding="utf-8"))
     track = spec.get("track") or {}
-    search = Search.model_validate_json(json.dumps(spec["search"])) if spec.get("search") else Search(trials=1)
+    search = (
+        Search.model_validate_json(json.dumps(spec["search"]))
+        if spec.get("search")
+        else Search(trials=1)
+    )
     sinks: list[Callable[[TrialState], None]] = [Journal(run, search)]
     if track.get("tensorboard"):
         sinks.append(lambda trial: _tensorboard(run, trial))
@@ -93,7 +99,9 @@ def main(run: Path, parent: int) -> int:
     return 1 if broken else 0
 
 
-def _follow(run: Path, sinks: list[Callable[[TrialState], None]], parent: int, memory: Path | None) -> None:
+def _follow(
+    run: Path, sinks: list[Callable[[TrialState], None]], parent: int, memory: Path | None
+) -> None:
     """Hand every ended trial to the sinks, once; `memory` remembers them over restarts."""
     seen: set[str] = set(json.loads(memory.read_text()) if memory and memory.exists() else [])
     began, state, reader = time.time(), State(), Tail(run / "events.jsonl")
@@ -111,7 +119,9 @@ def _follow(run: Path, sinks: list[Callable[[TrialState], None]], parent: int, m
                 seen.add(name)
                 if memory:
                     memory.write_text(json.dumps(sorted(seen)))
-        if orphan or (events and events[-1]["event"] == "run_ended" and events[-1]["time"] > began - 1):
+        if orphan or (
+            events and events[-1]["event"] == "run_ended" and events[-1]["time"] > began - 1
+        ):
             return
         time.sleep(_POLL_S)
 
@@ -146,14 +156,18 @@ class Journal:
             if path in space:
                 params[path], distributions[path] = _stored(space[path], value)
         scores = {epoch: metrics["val_macro_f1"] for epoch, metrics in trial.reports.items()}
-        state = {"COMPLETE": State.COMPLETE, "PRUNED": State.PRUNED}.get(str(trial.status), State.FAIL)
+        state = {"COMPLETE": State.COMPLETE, "PRUNED": State.PRUNED}.get(
+            str(trial.status), State.FAIL
+        )
         self.studies[variant].add_trial(
             optuna.trial.create_trial(
                 state=state,
                 params=params,
                 distributions=distributions,
                 intermediate_values=scores,
-                value=max(scores.values()) if state in {State.COMPLETE, State.PRUNED} and scores else None,
+                value=max(scores.values())
+                if state in {State.COMPLETE, State.PRUNED} and scores
+                else None,
                 user_attrs={"trial_id": trial.trial_id},
             )
         )
@@ -164,10 +178,13 @@ def _stored(entry: Any, value: Any) -> tuple[Any, Any]:
     from optuna import distributions as d  # noqa: PLC0415
 
     if isinstance(entry, Choice):
-        texts = [item if isinstance(item, str | int | float | bool) else json.dumps(item) for item in entry.choice]
-        return (value if isinstance(value, str | int | float | bool) else json.dumps(value)), d.CategoricalDistribution(
-            texts
-        )
+        texts = [
+            item if isinstance(item, str | int | float | bool) else json.dumps(item)
+            for item in entry.choice
+        ]
+        return (
+            value if isinstance(value, str | int | float | bool) else json.dumps(value)
+        ), d.CategoricalDistribution(texts)
     if hasattr(entry, "int_"):
         return value, d.IntDistribution(*entry.int_, log=entry.log, step=entry.step or 1)
     return value, d.FloatDistribution(*entry.float_, log=entry.log, step=entry.step)
@@ -190,7 +207,10 @@ def _wandb(run: Path, settings: dict[str, Any], trial: TrialState) -> None:
     import wandb  # noqa: PLC0415
 
     name = hashlib.sha256(f"{run.name}/{trial.trial_id}".encode()).hexdigest()[:16]
-    config = {key: trial.facts.get(key) for key in ("variant", "phase", "setting", "seed", "fold", "params", "train")}
+    config = {
+        key: trial.facts.get(key)
+        for key in ("variant", "phase", "setting", "seed", "fold", "params", "train")
+    }
     quiet = wandb.Settings(
         console="off",
         disable_code=True,
@@ -215,7 +235,9 @@ def _wandb(run: Path, settings: dict[str, Any], trial: TrialState) -> None:
             resume="allow" if settings["mode"] == "online" else None,
         )
     except Exception as error:  # noqa: BLE001 - whatever the service does, the run goes on
-        sys.stderr.write(f"W&B: {type(error).__name__}; going on offline, later: wandb sync {run / 'wandb'}\n")
+        sys.stderr.write(
+            f"W&B: {type(error).__name__}; going on offline, later: wandb sync {run / 'wandb'}\n"
+        )
         settings["mode"] = "offline"
         _wandb(run, settings, trial)
         return

@@ -34,8 +34,12 @@ class Rungs:
 
     scheduler: Any
     max_epochs: int
-    scores: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch -> trial -> best so far
-    _ranked: dict[int, list[float]] = field(default_factory=dict)  # epoch -> the same scores, ascending
+    scores: dict[int, dict[str, float]] = field(
+        default_factory=dict
+    )  # epoch -> trial -> best so far
+    _ranked: dict[int, list[float]] = field(
+        default_factory=dict
+    )  # epoch -> the same scores, ascending
 
     def stops(self, trial_id: str, epoch: int, best: float) -> str | None:
         """Take in a trial's best score up to an epoch (from 1); say why it ends here, or None."""
@@ -52,7 +56,9 @@ class Rungs:
                     f"the first {keep} go on, {ranked[-keep]:.4f} was needed"
                 )
         if isinstance(self.scheduler, Median) and epoch >= Duration.parse(self.scheduler.grace).n:
-            others = [score for name, score in self.scores.get(epoch, {}).items() if name != trial_id]
+            others = [
+                score for name, score in self.scores.get(epoch, {}).items() if name != trial_id
+            ]
             self._enter(trial_id, epoch, best)
             if len(others) > 1 and best < (middle := statistics.median(others)):
                 return (
@@ -142,11 +148,17 @@ class Bridge:
         first: dict[str, Live] = {}
         self._reopen()
         events = self.ledger.events
-        reopened = {e["trial_id"]: at for at, e in enumerate(events) if e["event"] == "trial_reopened"}
+        reopened = {
+            e["trial_id"]: at for at, e in enumerate(events) if e["event"] == "trial_reopened"
+        }
         for at, event in enumerate(events):
             self.budget.see(event, self.phase)
             name = str(event.get("trial_id"))
-            if event["event"] == "trial_started" and event["phase"] == self.phase and name not in self.known:
+            if (
+                event["event"] == "trial_started"
+                and event["phase"] == self.phase
+                and name not in self.known
+            ):
                 trial = TrialState(name, payload(event))
                 self._know(trial)
                 given[name] = first[name] = Live(*resume(trial), None)
@@ -165,9 +177,15 @@ class Bridge:
                 self._again.append(replace(live, told_again=trial))
             elif event["event"] == "worker_died":
                 live = given[name]
-                spec = replace(live.spec, micro_batch=event.get("micro_batch", live.spec.micro_batch))
-                given[name] = replace(live, spec=spec, deaths=live.deaths + event.get("counts", True))
-        self._again += [replace(live, finished=self._in_store(live.spec)) for live in given.values()]
+                spec = replace(
+                    live.spec, micro_batch=event.get("micro_batch", live.spec.micro_batch)
+                )
+                given[name] = replace(
+                    live, spec=spec, deaths=live.deaths + event.get("counts", True)
+                )
+        self._again += [
+            replace(live, finished=self._in_store(live.spec)) for live in given.values()
+        ]
 
     def _reopen(self) -> None:
         """Give trials that failed by chance another go, unless what comes after this phase rests on their failure."""
@@ -196,7 +214,9 @@ class Bridge:
         if self.over():
             return "FINISHED"  # what has begun ends as it would have: stopped, it would be of no use to anybody
         live, self.parked = self.parked or self._propose(), None
-        if live is not None and any(live.spec.key == other.spec.key for other in self.live.values()):
+        if live is not None and any(
+            live.spec.key == other.spec.key for other in self.live.values()
+        ):
             self.parked = live  # two trainings of one artifact at a time would write the same files
             return None
         if live is None:
@@ -213,7 +233,9 @@ class Bridge:
         if self._again[0].told_again is not None:
             return self._again.pop(0)
         open_ = {live.spec.key for live in [*self.live.values(), *self._again]}
-        at = next((at for at, live in enumerate(self._again) if live.spec.source not in open_), None)
+        at = next(
+            (at for at, live in enumerate(self._again) if live.spec.source not in open_), None
+        )
         return self._again.pop(at) if at is not None else None
 
     def _propose(self) -> Live | None:
@@ -258,10 +280,18 @@ class Bridge:
             score = f"epoch {epochs}, best {best:.4f}" if best is not None else "no report yet"
             running.append(f"{name}  {score}, {now - live.began:.0f} s")
         took = [
-            end["wall_s"] for end in (trial.end for trial in list(self.known.values())) if end and not end.get("cached")
+            end["wall_s"]
+            for end in (trial.end for trial in list(self.known.values()))
+            if end and not end.get("cached")
         ]
-        left = statistics.fmean(took) * max(0, total - self.n_ended) / max(1, len(lives)) if took else None
-        return Glance(self.n_ended, dict(self.counts), self.top if self.best else None, left, tuple(running))
+        left = (
+            statistics.fmean(took) * max(0, total - self.n_ended) / max(1, len(lives))
+            if took
+            else None
+        )
+        return Glance(
+            self.n_ended, dict(self.counts), self.top if self.best else None, left, tuple(running)
+        )
 
     # -- hearing ---------------------------------------------------------------------------------------------------
     def heard(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> bool:
@@ -272,7 +302,9 @@ class Bridge:
         if epoch not in trial.reports:
             self.ledger.append("report", trial_id=trial_id, epoch=epoch, metrics=metrics)
         why = self._hear(trial, epoch, trial.reports.get(epoch, metrics))
-        if why is None or live.finished is not None:  # nothing is saved by stopping what is finished
+        if (
+            why is None or live.finished is not None
+        ):  # nothing is saved by stopping what is finished
             return False
         self._finish(live, "PRUNED", why=why)
         return True
@@ -287,7 +319,13 @@ class Bridge:
         return rungs.stops(trial.trial_id, epoch, best) if rungs else None
 
     def ended(
-        self, trial_id: str, status: str, error: str | None = None, *, cause: str | None = None, why: str | None = None
+        self,
+        trial_id: str,
+        status: str,
+        error: str | None = None,
+        *,
+        cause: str | None = None,
+        why: str | None = None,
     ) -> None:
         """Take in how a trial ended; it counts once, whoever says so again.
 
@@ -302,7 +340,13 @@ class Bridge:
             self._finish(live, status, error=error, cause=cause, why=why)
 
     def _finish(
-        self, live: Live, status: str, *, error: str | None = None, cause: str | None = None, why: str | None = None
+        self,
+        live: Live,
+        status: str,
+        *,
+        error: str | None = None,
+        cause: str | None = None,
+        why: str | None = None,
     ) -> None:
         name = live.spec.trial_id
         self.live.pop(name, None)
@@ -339,7 +383,9 @@ class Bridge:
         if self.progress:
             self.progress(self.n_ended, f"best {self.top:.3f}" if self.best else "")
 
-    def died(self, trial_id: str, error: str, *, cause: str = "killed", counts: bool = True) -> None:
+    def died(
+        self, trial_id: str, error: str, *, cause: str = "killed", counts: bool = True
+    ) -> None:
         """Take in that a trial's process died: it is tried again from its checkpoint, a few times.
 
         A death that does not count (its node was lost or taken away) leaves the number of attempts as it was. One for
@@ -356,7 +402,9 @@ class Bridge:
             return
         spec, facts = live.spec, {"error": error, "cause": cause, "counts": counts}
         if cause == "memory":
-            whole = spec.micro_batch or spec.train.get("micro_batch") or spec.train.get("batch_size", 0)
+            whole = (
+                spec.micro_batch or spec.train.get("micro_batch") or spec.train.get("batch_size", 0)
+            )
             if spec.micro_batch is not None or whole < 4:
                 advice = "use a smaller train.batch_size, photo size or backbone, or fewer trials at once"
                 error = f"out of memory with {whole} photos at once: {error}; {advice}"
@@ -366,4 +414,6 @@ class Bridge:
             facts["micro_batch"] = spec.micro_batch
         self.ledger.append("worker_died", commit=True, trial_id=trial_id, **facts)
         del self.live[trial_id]
-        self.retries.append(replace(live, spec=spec, deaths=live.deaths + counts, attempt=live.attempt + 1))
+        self.retries.append(
+            replace(live, spec=spec, deaths=live.deaths + counts, attempt=live.attempt + 1)
+        )

@@ -21,9 +21,21 @@ import numpy as np
 
 from orchestrator.search.memory import private_bytes
 
-GROWTH_BYTES = 512 * 2**20  # of one process over its trials, what malloc keeps of it for the next one included
+GROWTH_BYTES = (
+    512 * 2**20
+)  # of one process over its trials, what malloc keeps of it for the next one included
 _OWN = ("orchestrator", "trainers", "data_prep", "__main__")
-_WATCHED = ("builtins", "os", "random", "numpy", "numpy.random", "torch", "torch.nn", "torch.nn.functional", "timm")
+_WATCHED = (
+    "builtins",
+    "os",
+    "random",
+    "numpy",
+    "numpy.random",
+    "torch",
+    "torch.nn",
+    "torch.nn.functional",
+    "timm",
+)
 
 
 class Slate:
@@ -47,7 +59,9 @@ class Slate:
         for place, names in self._names().items():
             before = self.names.get(place)
             if before is not None:
-                found += [f"{place}.{name}" for name, value in names.items() if before.get(name) != value]
+                found += [
+                    f"{place}.{name}" for name, value in names.items() if before.get(name) != value
+                ]
                 found += [f"{place}.{name}" for name in before if name not in names]
         grown = self._grown()
         return [*found, f"memory grown by {grown / 1e6:.0f} MB"] if grown > GROWTH_BYTES else found
@@ -73,7 +87,8 @@ class Slate:
                 name: _mark(value)
                 for name, value in list(names.items())
                 # a submodule appears beside the names when it is first imported, and lazy things hide their state
-                if not isinstance(value, ModuleType) and not (place in _WATCHED and name.startswith("_"))
+                if not isinstance(value, ModuleType)
+                and not (place in _WATCHED and name.startswith("_"))
             }
             for place, names in places.items()
         }
@@ -103,13 +118,19 @@ def _facts() -> dict[str, Any]:
         "module path": list(sys.path),
         "threads": threading.active_count(),
         "trace hook": (sys.gettrace(), sys.getprofile(), sys.excepthook, sys.displayhook),
-        "signal handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)],
+        "signal handlers": [
+            signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+        ],
         "recursion limit": sys.getrecursionlimit(),
     }
     if (torch := sys.modules.get("torch")) is not None and hasattr(torch, "get_num_threads"):
         hooks = vars(torch.nn.modules.module)
         facts |= {
-            "torch hooks": {name: len(value) for name, value in hooks.items() if name.startswith("_global_") and value},
+            "torch hooks": {
+                name: len(value)
+                for name, value in hooks.items()
+                if name.startswith("_global_") and value
+            },
             "torch threads": torch.get_num_threads(),
             "torch default type": torch.get_default_dtype(),
             "torch gradients": torch.is_grad_enabled(),

@@ -26,6 +26,8 @@ def private_bytes(pid: int) -> int:
 
 def machine_bytes() -> tuple[int, int]:
     """Return this machine's total and available memory."""
-    lines = (line.split() for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+    lines = (
+        line.split() for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    )
     found = {name: int(kb) * 1024 for name, kb, *_ in lines}
     return found["MemTotal:"], found["MemAvailable:"]

@@ -14,7 +14,9 @@ def precision_of(context: Context, arm: Arm) -> str:
     device, model = "cuda" if share.gpu else "cpu", arm.train.model
     asked = {"backbone": model.backbone, "size": arm.prep.size, "device": device}
     for event in context.ledger.events:
-        if event["event"] == "precision" and all(event[name] == value for name, value in asked.items()):
+        if event["event"] == "precision" and all(
+            event[name] == value for name, value in asked.items()
+        ):
             return str(event["chosen"])
     seconds = _probe(context, arm, device)
     chosen = min(seconds, key=lambda name: seconds[name])
@@ -39,5 +41,7 @@ def _probe(context: Context, arm: Arm, device: str) -> dict[str, float]:
         )
 
     share, schema = context.experiment.spec.resources.per_trial, context.schema
-    found: dict[str, float] = ray.get(ray.remote(num_cpus=share.cpu, num_gpus=share.gpu)(run).remote())
+    found: dict[str, float] = ray.get(
+        ray.remote(num_cpus=share.cpu, num_gpus=share.gpu)(run).remote()
+    )
     return found

@@ -66,7 +66,9 @@ class Warm(tune.Trainable):
             self.again = _told(told["reports"], told["error"])
             return
         spec = TrialSpec(**config["spec"])
-        self.child.start(spec, spec.trial_id, seed=spec.seed, threads=spec.threads, device=spec.device)
+        self.child.start(
+            spec, spec.trial_id, seed=spec.seed, threads=spec.threads, device=spec.device
+        )
 
     def step(self) -> dict[str, Any]:
         if self.again is not None:
@@ -74,13 +76,19 @@ class Warm(tune.Trainable):
         heard = self.child.next()
         if isinstance(heard, Reported):
             return {"epoch": heard.epoch, **heard.metrics}
-        return {RESULT_DUPLICATE: True} if heard is None else {"done": True, "cause": heard.cause, "error": heard.text}
+        return (
+            {RESULT_DUPLICATE: True}
+            if heard is None
+            else {"done": True, "cause": heard.cause, "error": heard.text}
+        )
 
     def cleanup(self) -> None:
         self.child.kill()
 
 
-def _told(reports: list[tuple[int, dict[str, float]]], error: str | None) -> Iterator[dict[str, Any]]:
+def _told(
+    reports: list[tuple[int, dict[str, float]]], error: str | None
+) -> Iterator[dict[str, Any]]:
     for epoch, metrics in reports:
         yield {"epoch": epoch, **metrics}
     yield {"done": True, "error": error} if error else {RESULT_DUPLICATE: True}
@@ -120,9 +128,16 @@ class Proposals(Searcher):
             return None
         if isinstance(live, str):
             return Searcher.FINISHED
-        config: dict[str, Any] = {"name": live.spec.trial_id, "attempt": live.attempt, "spec": live.spec.to_json()}
+        config: dict[str, Any] = {
+            "name": live.spec.trial_id,
+            "attempt": live.attempt,
+            "spec": live.spec.to_json(),
+        }
         if (told := live.told_again) is not None:
-            config["again"] = {"reports": sorted(told.reports.items()), "error": told.end.get("error")}
+            config["again"] = {
+                "reports": sorted(told.reports.items()),
+                "error": told.end.get("error"),
+            }
         elif live.finished is not None:
             config["again"] = {"reports": list(enumerate(live.finished, 1)), "error": None}
         return config
@@ -149,7 +164,9 @@ class Decisions(FIFOScheduler):
     def __init__(self, bridge: Bridge) -> None:
         super().__init__()
         self.bridge = bridge
-        self.failed: list[tuple[Any, Any, str]] = []  # (controller, trial, reason), to be shown as errors
+        self.failed: list[
+            tuple[Any, Any, str]
+        ] = []  # (controller, trial, reason), to be shown as errors
         self._nodes, self._looked = _nodes(), time.monotonic()
         self._waiting: list[Any] = []
 
@@ -196,13 +213,20 @@ class Decisions(FIFOScheduler):
         error = trial.get_error()
         text = _brief(error)
         if isinstance(error, OutOfMemoryError):
-            self.bridge.died(_name(trial), f"the cluster ran out of memory and ended it: {text}", cause="memory")
+            self.bridge.died(
+                _name(trial), f"the cluster ran out of memory and ended it: {text}", cause="memory"
+            )
         elif isinstance(error, RayActorError | NodeDiedError):
             nodes = _nodes()
             lost = not self._nodes <= nodes or bool(getattr(error, "preempted", False))
             self._nodes = nodes
             where = "its node was lost" if lost else "its worker died"
-            self.bridge.died(_name(trial), f"{where}: {text}", cause="node" if lost else "killed", counts=not lost)
+            self.bridge.died(
+                _name(trial),
+                f"{where}: {text}",
+                cause="node" if lost else "killed",
+                counts=not lost,
+            )
         else:
             self.bridge.ended(_name(trial), "FAILED", text, cause="raised")
 
@@ -265,11 +289,15 @@ def run(
         tick: called after every step of Tune's loop.
     """
     os.environ.update(QUIET)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is told by us, with its reason
+    logging.getLogger("ray.tune").setLevel(
+        logging.CRITICAL
+    )  # what failed is told by us, with its reason
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # a class of its own carries what all trials share, so that no trial's config does
-    worker = type("Trial", (Warm,), {"body": staticmethod(body), "watch": watch, "modules": tuple(modules)})
+    worker = type(
+        "Trial", (Warm,), {"body": staticmethod(body), "watch": watch, "modules": tuple(modules)}
+    )
     decisions = Decisions(bridge)
     with warnings.catch_warnings(), memory_kills_are_deaths():
         warnings.simplefilter("ignore")
@@ -290,7 +318,9 @@ def run(
                 verbose=0,
                 callbacks=[Files(decisions, tick)],
                 failure_config=tune.FailureConfig(max_failures=0),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial's own are in the store
+                checkpoint_config=tune.CheckpointConfig(
+                    checkpoint_at_end=False
+                ),  # a trial's own are in the store
             ),
         ).fit()
 

@@ -24,7 +24,9 @@ class Earlier:
     events: list[dict[str, Any]]
 
 
-def earlier(store: Store, families: Mapping[str, str], search: Search, *, besides: str) -> dict[str, Earlier]:
+def earlier(
+    store: Store, families: Mapping[str, str], search: Search, *, besides: str
+) -> dict[str, Earlier]:
     """Return per variant what the run with the most usable trials tells.
 
     Usable are the trials from the first on, up to one that has not ended or whose artifact is gone: what the sampler
@@ -64,7 +66,10 @@ def _usable(trials: list[TrialState], search: Search, store: Store) -> dict[str,
     for trial in trials:
         variant, key = trial.facts["variant"], trial.facts["key"]
         space = search.space_of(variant)
-        lost = trial.status == "COMPLETE" and not (store.root / "trial" / key / "manifest.json").is_file()
+        lost = (
+            trial.status == "COMPLETE"
+            and not (store.root / "trial" / key / "manifest.json").is_file()
+        )
         if trial.status is None or lost or trial.failed_by_chance or len(names) >= search.trials:
             break
         if holds_point(space, trial.facts["params"]):
@@ -76,7 +81,10 @@ def _renamed(events: list[dict[str, Any]], names: dict[str, str]) -> list[dict[s
     told = []
     for event in events:
         kind, name = event["event"], event.get("trial_id")
-        if kind not in {"trial_started", "report", "trial_ended", "trial_reopened"} or name not in names:
+        if (
+            kind not in {"trial_started", "report", "trial_ended", "trial_reopened"}
+            or name not in names
+        ):
             continue
         fields = {**payload(event), "event": kind, "trial_id": names[name]}
         if kind == "trial_started":

@@ -32,7 +32,9 @@ class Studies:
     variants: list[str]
     seed: int
     make_spec: MakeSpec
-    sources: dict[str, str] = field(default_factory=dict)  # variant -> the variant that must have ended before
+    sources: dict[str, str] = field(
+        default_factory=dict
+    )  # variant -> the variant that must have ended before
     warn: Callable[[str], None] = print
     _warned: bool = field(default=False, init=False)
 
@@ -42,7 +44,9 @@ class Studies:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.spaces = {name: self.search.space_of(name) for name in self.variants}
         self.grids = (
-            {name: grid(space) for name, space in self.spaces.items()} if self.search.sampler == "grid" else None
+            {name: grid(space) for name, space in self.spaces.items()}
+            if self.search.sampler == "grid"
+            else None
         )
         self.studies = {
             name: optuna.create_study(study_name=f"{self.run_id}/{name}", direction="maximize")
@@ -54,13 +58,17 @@ class Studies:
         self.points: dict[str, list[dict[str, Any]]] = {name: [] for name in self.variants}
         self._tried: dict[str, set[str]] = {name: set() for name in self.variants}
         self._exhausted: set[str] = set()
-        self._newest = dict.fromkeys(self.variants, -1)  # Optuna's number of the last trial that was asked for
+        self._newest = dict.fromkeys(
+            self.variants, -1
+        )  # Optuna's number of the last trial that was asked for
 
     def budget(self, variant: str) -> int:
         """Return how many trials a variant gets."""
         if not self.spaces[variant]:
             return 1
-        return min(self.search.trials, len(self.grids[variant])) if self.grids else self.search.trials
+        return (
+            min(self.search.trials, len(self.grids[variant])) if self.grids else self.search.trials
+        )
 
     def ask(self, variant: str, known: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Return Optuna's next trial and its point; `known` asks for a point that was asked for before.
@@ -75,7 +83,9 @@ class Studies:
         number = self.asked[variant]
         self.asked[variant] += 1
         # a quasi-random sequence counts its calls, and learns nothing from what is told
-        fixed = known if known is not None and self.search.sampler != "qmc" else self._fixed(variant)
+        fixed = (
+            known if known is not None and self.search.sampler != "qmc" else self._fixed(variant)
+        )
         at = _DRAWS - 1 if variant in self._exhausted and not fixed else 0
         draws = [self._draw(variant, number, at, fixed, known=known is not None)]
         while not fixed and self._is_tried(variant, draws[-1][1]):
@@ -92,17 +102,27 @@ class Studies:
         return trial, point
 
     def _draw(
-        self, variant: str, number: int, attempt: int, fixed: dict[str, Any] | None, *, known: bool = False
+        self,
+        variant: str,
+        number: int,
+        attempt: int,
+        fixed: dict[str, Any] | None,
+        *,
+        known: bool = False,
     ) -> tuple[Any, dict[str, Any]]:
         import optuna  # noqa: PLC0415
 
         study, space = self.studies[variant], self.spaces[variant]
         seed = self._seed(variant, number, attempt) if attempt else self._seed(variant, number)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # experimental options of samplers that we name on purpose
+            warnings.simplefilter(
+                "ignore"
+            )  # experimental options of samplers that we name on purpose
             study.sampler = self._sampler(variant, seed, at_random=known or attempt >= _OWN_DRAWS)
             if fixed:
-                study.enqueue_trial({path: _stored(space[path], value) for path, value in fixed.items()})
+                study.enqueue_trial(
+                    {path: _stored(space[path], value) for path, value in fixed.items()}
+                )
             try:
                 trial = study.ask()
                 point = suggest(trial, space)
@@ -113,7 +133,9 @@ class Studies:
                         f"the {self.search.sampler} sampler failed ({type(error).__name__}: {error}); "
                         "such trials are sampled at random"
                     )
-                for orphan in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+                for orphan in study.get_trials(
+                    deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)
+                ):
                     if orphan.number > self._newest[variant]:
                         study.tell(orphan.number, state=optuna.trial.TrialState.FAIL)
                 study.sampler = optuna.samplers.RandomSampler(seed=seed)
@@ -132,7 +154,11 @@ class Studies:
             own = {path: value for path, value in start.items() if path in space}
             if own and not any(own.items() <= point.items() for point in tried):
                 return own
-        return next((point for point in self.grids[variant] if point not in tried), None) if self.grids else None
+        return (
+            next((point for point in self.grids[variant] if point not in tried), None)
+            if self.grids
+            else None
+        )
 
     def _seed(self, *parts: Any) -> int:
         return int(digest([self.seed, *parts])[:8], 16)
@@ -144,7 +170,9 @@ class Studies:
             # what is known leaves nothing to sample, and these two take their time
             return optuna.samplers.RandomSampler(seed=seed)
         make: dict[str, Callable[[], Any]] = {
-            "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True),
+            "tpe": lambda: optuna.samplers.TPESampler(
+                seed=seed, multivariate=True, group=True, constant_liar=True
+            ),
             "random": lambda: optuna.samplers.RandomSampler(seed=seed),
             "gp": lambda: optuna.samplers.GPSampler(seed=seed),
             "qmc": lambda: optuna.samplers.QMCSampler(seed=self._seed(variant), scramble=True),
@@ -152,7 +180,9 @@ class Studies:
         }
         return make[self.search.sampler]()
 
-    def tell(self, asked: tuple[str, Any], status: str, reports: Reports, cause: str | None = None) -> None:
+    def tell(
+        self, asked: tuple[str, Any], status: str, reports: Reports, cause: str | None = None
+    ) -> None:
         """Tell a study how a trial ended: intermediate values, and PRUNED as what it is.
 
         A setting that does not fit into memory violates a constraint, so that the sampler goes elsewhere; as FAIL it
@@ -227,7 +257,10 @@ def search_bridge(
         finished: looks up the epochs of a trial that is finished in the store.
         gpus_per_trial: what gpu_hours are counted with.
     """
-    rungs = {name: Rungs(studies.search.scheduler, _max_epochs(durations[name])) for name in studies.variants}
+    rungs = {
+        name: Rungs(studies.search.scheduler, _max_epochs(durations[name]))
+        for name in studies.variants
+    }
     return Bridge(
         ledger,
         "search",

@@ -22,18 +22,24 @@ def parts_file(context: Context, variant: str, fold: int | None) -> Path:
     key, schema = context.folds[variant].key, context.schema
     moved = train_borders(context.experiment.arms[variant].data.labels)
     part = "search" if fold is None else f"fold{fold}"
-    path = context.paths.parts / f"{key[:12]}{f'-{digest(moved)[:8]}' if moved else ''}-{part}.parquet"
+    path = (
+        context.paths.parts / f"{key[:12]}{f'-{digest(moved)[:8]}' if moved else ''}-{part}.parquet"
+    )
     if path.is_file():
         return path
     folds = tables.read(context.folds[variant].file("folds.parquet"))
     rows = {row["sample_id"]: row for row in folds.to_pylist()}
     if fold is None:
-        parts = {sample: row["role"] for sample, row in rows.items() if row["role"] in {"train", "val"}}
+        parts = {
+            sample: row["role"] for sample, row in rows.items() if row["role"] in {"train", "val"}
+        }
     else:
         train, val = inner_part(folds, fold, context.experiment.arms[variant].data.split, schema)
         parts = {**dict.fromkeys(train, "train"), **dict.fromkeys(val, "val")}
         parts |= {
-            sample: "holdout" for sample, row in rows.items() if row["fold"] == fold and row["role"] in {"train", "val"}
+            sample: "holdout"
+            for sample, row in rows.items()
+            if row["fold"] == fold and row["role"] in {"train", "val"}
         }
     samples = sorted(parts)
     codes = [list(schema.decode(rows[sample]["label"])) for sample in samples]
@@ -46,7 +52,8 @@ def parts_file(context: Context, variant: str, fold: int | None) -> Path:
         "part": [parts[sample] for sample in samples],
     }
     columns |= {
-        f"label_{name}": pa.array([int(code[at]) for code in codes], pa.int64()) for at, name in enumerate(schema.names)
+        f"label_{name}": pa.array([int(code[at]) for code in codes], pa.int64())
+        for at, name in enumerate(schema.names)
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     tables.write(pa.table(columns), path)
@@ -63,17 +70,28 @@ def mixable_file(context: Context, train: Train) -> Path | None:
     if isinstance(mixup, NoMixUp) or (isinstance(mixup, OnlineMixUp) and not mixup.only):
         return None
     within = mixup.within if isinstance(mixup, OfflineMixUp) else []
-    path = context.paths.parts / f"mixable-{digest([context.require_catalog().key, mixup.only, within])[:12]}.parquet"
+    path = (
+        context.paths.parts
+        / f"mixable-{digest([context.require_catalog().key, mixup.only, within])[:12]}.parquet"
+    )
     if path.is_file():
         return path
     table, schema, where = context.catalog_table(), context.schema, "train.augment.mixup"
     table = table.filter(pc.is_valid(table["label"]))
-    fits = excluded(table, schema, [mixup.only], f"{where}.only") if mixup.only else np.ones(len(table), bool)
+    fits = (
+        excluded(table, schema, [mixup.only], f"{where}.only")
+        if mixup.only
+        else np.ones(len(table), bool)
+    )
     columns = {
         "sample_id": table["sample_id"],
         "fits": pa.array(fits),
         "within": pa.array(cells(table, schema, within, f"{where}.within")),
-        "group": table["group"].combine_chunks().dictionary_encode().indices.cast(pa.int64()).fill_null(-1),
+        "group": table["group"]
+        .combine_chunks()
+        .dictionary_encode()
+        .indices.cast(pa.int64())
+        .fill_null(-1),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     tables.write(pa.table(columns), path)
@@ -88,4 +106,7 @@ def _moved_codes(context: Context, variant: str) -> dict[str, dict[str, int]]:
     catalog = context.catalog_table()
     rows = catalog.filter(pc.is_valid(catalog["label"]))
     found = train_codes(labels, rows)
-    return {name: dict(zip(rows["sample_id"].to_pylist(), codes, strict=True)) for name, codes in found.items()}
+    return {
+        name: dict(zip(rows["sample_id"].to_pylist(), codes, strict=True))
+        for name, codes in found.items()
+    }

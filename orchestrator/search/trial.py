@@ -38,10 +38,16 @@ class TrialSpec:
     label_sizes: dict[str, int]
     threads: int = 1
     device: str = "cpu"
-    inputs: dict[str, str] = field(default_factory=dict)  # name -> key or sha256 of what the trial is made of
-    mixable: str | None = None  # Parquet: sample_id, fits, within, group; where MixUp asks who may be mixed
+    inputs: dict[str, str] = field(
+        default_factory=dict
+    )  # name -> key or sha256 of what the trial is made of
+    mixable: str | None = (
+        None  # Parquet: sample_id, fits, within, group; where MixUp asks who may be mixed
+    )
     source: str | None = None  # key of the trial whose feature map head frozen_deep stands on
-    micro_batch: int | None = None  # after its worker was killed for memory; part of no key, said in the result
+    micro_batch: int | None = (
+        None  # after its worker was killed for memory; part of no key, said in the result
+    )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -142,21 +148,29 @@ def _source_weights(spec: TrialSpec, store: Store) -> dict[str, Any] | None:
         raise MissingSource(
             f"head frozen_deep: a finished trial of {variant} was required, found none; see why it failed"
         )
-    own = {"seed": spec.seed, "fold": spec.fold, **{name: spec.inputs.get(name) for name in ("parts", "prepare")}}
+    own = {
+        "seed": spec.seed,
+        "fold": spec.fold,
+        **{name: spec.inputs.get(name) for name in ("parts", "prepare")},
+    }
     theirs = {
         **{name: found.manifest["params"].get(name) for name in ("seed", "fold")},
         **{name: found.manifest["inputs"].get(name) for name in ("parts", "prepare")},
     }
     if wrong := [name for name, value in own.items() if value != theirs[name]]:
         told = "; ".join(f"{name} {own[name]} was required, found {theirs[name]}" for name in wrong)
-        raise UserError(f"head frozen_deep: its source {spec.source} was trained on other data: {told}")
+        raise UserError(
+            f"head frozen_deep: its source {spec.source} was trained on other data: {told}"
+        )
     from trainers.checkpoint import load_weights  # noqa: PLC0415
 
     found.file("weights.safetensors")
     return dict(load_weights(found.path)[0])
 
 
-def _keep_features(store: Store, photos: str, identity: dict[str, object], compute: Callable[[], Any]) -> Any:
+def _keep_features(
+    store: Store, photos: str, identity: dict[str, object], compute: Callable[[], Any]
+) -> Any:
     """Find features in the store or put them there, once per node however many trials ask; map them read-only."""
     from filelock import FileLock  # noqa: PLC0415
 
@@ -165,7 +179,9 @@ def _keep_features(store: Store, photos: str, identity: dict[str, object], compu
         folder = store.work_dir("features", key)
         with FileLock(folder.with_suffix(".lock")):
             if store.find("features", key) is None:
-                with store.draft("features", key, params=identity, inputs={"photos": photos}) as draft:
+                with store.draft(
+                    "features", key, params=identity, inputs={"photos": photos}
+                ) as draft:
                     np.save(draft.path / "features.npy", compute())
     return np.load(store.get("features", key).path / "features.npy", mmap_mode="r")
 
@@ -176,9 +192,15 @@ def _mixable(spec: TrialSpec, index: Mapping[str, int]) -> Any:
         return None
     from trainers.data import Mixable  # noqa: PLC0415
 
-    table = [row for row in tables.read(Path(spec.mixable)).to_pylist() if row["sample_id"] in index]
+    table = [
+        row for row in tables.read(Path(spec.mixable)).to_pylist() if row["sample_id"] in index
+    ]
     at = [index[row["sample_id"]] for row in table]
-    fits, within, group = np.zeros(len(index), np.bool_), np.zeros(len(index), np.int64), np.zeros(len(index), np.int64)
+    fits, within, group = (
+        np.zeros(len(index), np.bool_),
+        np.zeros(len(index), np.int64),
+        np.zeros(len(index), np.int64),
+    )
     fits[at] = [row["fits"] for row in table]
     within[at] = [row["within"] for row in table]
     group[at] = [row["group"] for row in table]
@@ -204,7 +226,9 @@ def _parts(spec: TrialSpec, index: Mapping[str, int]) -> dict[str, tuple[Any, An
     for name in ("train", "val", "holdout"):
         own = [row for row in table if row["part"] == name and row["sample_id"] in index]
         at = np.array([index[row["sample_id"]] for row in own], np.int64)
-        codes = np.array([[row[f"label_{label}"] for label in spec.label_sizes] for row in own], np.int64)
+        codes = np.array(
+            [[row[f"label_{label}"] for label in spec.label_sizes] for row in own], np.int64
+        )
         found[name] = (at, codes.reshape(len(own), len(spec.label_sizes)))
     return found
 

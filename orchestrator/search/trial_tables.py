@@ -31,10 +31,16 @@ def trials_table(state: State, labels: Iterable[str]) -> pa.Table:
         best = trial.end.get("metrics") or {}
         rows.append(
             {
-                **{name: trial.facts[name] for name in ("setting", "variant", "phase", "seed", "fold")},
+                **{
+                    name: trial.facts[name]
+                    for name in ("setting", "variant", "phase", "seed", "fold")
+                },
                 "trial_id": trial.trial_id,
                 "params": json.dumps(trial.facts["params"], sort_keys=True),
-                **{name: trial.end.get(name) for name in ("status", "epochs", "wall_s", "checkpoint", "error")},
+                **{
+                    name: trial.end.get(name)
+                    for name in ("status", "epochs", "wall_s", "checkpoint", "error")
+                },
                 **{name: value for name, value in best.items() if name in schema.names},
             }
         )
@@ -43,7 +49,9 @@ def trials_table(state: State, labels: Iterable[str]) -> pa.Table:
 
 def curves_table(state: State) -> pa.Table:
     """Return curves.parquet from what the ledger tells."""
-    metrics = sorted({name for trial in state.trials.values() for one in trial.reports.values() for name in one})
+    metrics = sorted(
+        {name for trial in state.trials.values() for one in trial.reports.values() for name in one}
+    )
     rows = [
         {"trial_id": t.trial_id, "epoch": epoch, **found}
         for t in state.trials.values()
@@ -57,16 +65,23 @@ def collect(context: Context) -> None:
     parts = []
     for trial in replay(context.ledger.events).trials.values():
         if trial.status == "COMPLETE":
-            table = tables.read(context.store.get("trial", trial.facts["key"]).file("predictions.parquet"))
+            table = tables.read(
+                context.store.get("trial", trial.facts["key"]).file("predictions.parquet")
+            )
             parts.append(_renamed(table, trial))
-    tables.write(pa.concat_tables(parts) if parts else tables.PREDICTIONS.empty_table(), context.paths.predictions)
+    tables.write(
+        pa.concat_tables(parts) if parts else tables.PREDICTIONS.empty_table(),
+        context.paths.predictions,
+    )
 
 
 def _renamed(table: pa.Table, trial: TrialState) -> pa.Table:
     """Give a trial's predictions the names they have in this run; the artifact may come from another one."""
     for name in ("trial_id", "setting", "variant"):
         value = trial.trial_id if name == "trial_id" else trial.facts[name]
-        table = table.set_column(table.schema.get_field_index(name), name, pa.array([value] * len(table), pa.string()))
+        table = table.set_column(
+            table.schema.get_field_index(name), name, pa.array([value] * len(table), pa.string())
+        )
     return table.cast(tables.PREDICTIONS)
 
 

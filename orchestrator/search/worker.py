@@ -100,7 +100,9 @@ class Child:
         self._busy = self._stopping = False
         self._began = self._heard = self._looked = 0.0
 
-    def start(self, spec: Any, trial_id: str, *, seed: int = 0, threads: int = 1, device: str = "cpu") -> None:
+    def start(
+        self, spec: Any, trial_id: str, *, seed: int = 0, threads: int = 1, device: str = "cpu"
+    ) -> None:
         """Begin a trial; in a new process if the last one is not as it was before its first trial."""
         if self._stopping and not self._has_stopped():
             self.kill()
@@ -119,7 +121,11 @@ class Child:
 
     def next(self) -> Reported | Failed | None:
         """Wait for the trial's next report; None is its proper end. Asking again lets it go on."""
-        if self._busy and time.monotonic() - self._looked > _POLL_S and (reason := self._reason()) is not None:
+        if (
+            self._busy
+            and time.monotonic() - self._looked > _POLL_S
+            and (reason := self._reason()) is not None
+        ):
             self.kill()  # one that reports all the time is never waited for
             return reason
         if self._unheard:
@@ -204,8 +210,13 @@ class Child:
     def _dead(self) -> Failed:
         status = self._reap()
         if os.WIFSIGNALED(status):
-            return Failed("killed", f"its process was killed by {signal.Signals(os.WTERMSIG(status)).name}")
-        return Failed("exited", f"its process ended with exit code {os.WEXITSTATUS(status)} in the middle of training")
+            return Failed(
+                "killed", f"its process was killed by {signal.Signals(os.WTERMSIG(status)).name}"
+            )
+        return Failed(
+            "exited",
+            f"its process ended with exit code {os.WEXITSTATUS(status)} in the middle of training",
+        )
 
     def _reason(self) -> Failed | None:
         """Say why a trial has to end, if it has to."""
@@ -217,7 +228,9 @@ class Child:
         if watch.control and stop_file(watch.control, self.trial_id).exists():
             return Failed("stopped", "stopped by hand")
         if watch.report_s is not None and now - self._heard > watch.report_s and self._is_awaited():
-            return Failed("hung", f"no report for {watch.report_s:g} s (resources.per_trial.report_s)")
+            return Failed(
+                "hung", f"no report for {watch.report_s:g} s (resources.per_trial.report_s)"
+            )
         if watch.wall_s is not None and now - self._began > watch.wall_s:
             return Failed("hung", f"not done after {watch.wall_s:g} s (resources.per_trial.wall_s)")
         return None
@@ -253,13 +266,17 @@ def checked(epoch: int, metrics: dict[str, Any]) -> dict[str, float]:
     """
     if OBJECTIVE not in metrics:
         found = ", ".join(sorted(metrics)) or "nothing"
-        raise BadReport("metric", f"{OBJECTIVE} was required in the report of epoch {epoch}, found {found}")
+        raise BadReport(
+            "metric", f"{OBJECTIVE} was required in the report of epoch {epoch}, found {found}"
+        )
     values = {}
     for name, value in metrics.items():
         try:
             values[name] = float(value)
         except (TypeError, ValueError):
-            raise BadReport("metric", f"{name} was required as a number in epoch {epoch}, found {value!r}") from None
+            raise BadReport(
+                "metric", f"{name} was required as a number in epoch {epoch}, found {value!r}"
+            ) from None
         if not math.isfinite(values[name]):
             raise BadReport("diverged", f"{name} is {values[name]} in epoch {epoch}")
     return values
@@ -292,12 +309,16 @@ def _be_child(body: Body, pipe: Any, parent: int, *, trims: bool) -> NoReturn:
                 left = slate.differences() if answer[0] != "failed" else ["an error"]
                 clean = not left
                 if left and answer[0] != "failed":
-                    sys.stderr.write(f"left behind: {', '.join(left[:20])}; the next trial gets a new process\n")
+                    sys.stderr.write(
+                        f"left behind: {', '.join(left[:20])}; the next trial gets a new process\n"
+                    )
             pipe.send((*answer, clean))
     except (EOFError, OSError) as error:
         with contextlib.suppress(OSError):  # the parent has gone, or has no more trials
             # otherwise it waits for a trial whose log cannot be written
-            pipe.send(("failed", cause_of(error), f"its log cannot be written: {reason_of(error)}", False))
+            pipe.send(
+                ("failed", cause_of(error), f"its log cannot be written: {reason_of(error)}", False)
+            )
     finally:
         os._exit(0)
 
@@ -320,7 +341,11 @@ def _run(body: Body, spec: Any, pipe: Any) -> tuple[str, ...]:
         return ("stopped",)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent hears of it
         traceback.print_exc()
-        answer: tuple[str, ...] = ("failed", cause_of(error), reason_of(error, getattr(spec, "store", None)))
+        answer: tuple[str, ...] = (
+            "failed",
+            cause_of(error),
+            reason_of(error, getattr(spec, "store", None)),
+        )
     else:
         answer = ("ended",)
     if waits and not pipe.recv():

@@ -26,8 +26,12 @@ def parse(text: str) -> Claim:
     """
     match = _CLAIM.match(text)
     if match is None:
-        raise ValueError(f"a claim reads like 'half > none' or 'half > none on accuracy', found {text!r}")
+        raise ValueError(
+            f"a claim reads like 'half > none' or 'half > none on accuracy', found {text!r}"
+        )
     better, worse, metric = match[1], match[2], match[3] or "macro_f1"
     if metric not in METRICS:
-        raise ValueError(f"a metric out of {', '.join(METRICS)} was required, found {metric!r} in {text!r}")
+        raise ValueError(
+            f"a metric out of {', '.join(METRICS)} was required, found {metric!r} in {text!r}"
+        )
     return Claim(better, worse, metric)

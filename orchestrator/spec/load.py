@@ -70,11 +70,15 @@ def _parse_set(text: str) -> tuple[str, Any]:
     try:
         return path.strip(), lone_value(value)
     except DocumentError as error:
-        raise SpecError(f"--set {path.strip()}: {'; '.join(problem.text for problem in error.problems)}") from None
+        raise SpecError(
+            f"--set {path.strip()}: {'; '.join(problem.text for problem in error.problems)}"
+        ) from None
 
 
 def _arms(spec: Spec, document: Document, problems: list[Problem]) -> dict[str, Arm]:
-    base = Arm(data=spec.data, prep=spec.prep, train=spec.train).model_dump(mode="json", by_alias=True)
+    base = Arm(data=spec.data, prep=spec.prep, train=spec.train).model_dump(
+        mode="json", by_alias=True
+    )
     arms = {}
     for name, changes in spec.variants.items():
         wrong = False
@@ -83,24 +87,33 @@ def _arms(spec: Spec, document: Document, problems: list[Problem]) -> dict[str, 
                 wrong = True
                 mark = document.where(("variants", name, path), key=True)
                 problems.append(
-                    Problem(*mark, f"variants.{name}: may override {', '.join(VARIANT_PATHS)}; found {path!r}")
+                    Problem(
+                        *mark,
+                        f"variants.{name}: may override {', '.join(VARIANT_PATHS)}; found {path!r}",
+                    )
                 )
         under: Path_ = ("variants", name)
         if not wrong:
             if len(changes) == 1:
                 under = (*under, next(iter(changes)))
-            arm = validate(Arm, apply(base, changes), document, problems, under, f"variants.{name}: ")
+            arm = validate(
+                Arm, apply(base, changes), document, problems, under, f"variants.{name}: "
+            )
             if arm is not None:
                 arms[name] = arm
     return arms
 
 
-def _check_backbones(spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]) -> None:
+def _check_backbones(
+    spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]
+) -> None:
     wanted = {arm.train.model.backbone for arm in arms.values()}
     paths: dict[str, Path_] = {spec.train.model.backbone: ("train", "model", "backbone")}
     for name, changes in spec.variants.items():
         for path in changes:
-            paths.setdefault(arms[name].train.model.backbone if name in arms else "", ("variants", name, path))
+            paths.setdefault(
+                arms[name].train.model.backbone if name in arms else "", ("variants", name, path)
+            )
     for where, space in _spaces(spec.search) if spec.search else []:
         for choice in getattr(space.get("train.model.backbone"), "choice", None) or []:
             wanted.add(str(choice))
@@ -111,10 +124,14 @@ def _check_backbones(spec: Spec, arms: dict[str, Arm], document: Document, probl
             close = difflib.get_close_matches(backbone, known, n=3, cutoff=0.5)
             near = f"; nearest: {', '.join(close)}" if close else ""
             mark = document.where(paths.get(backbone, ("train",)))
-            problems.append(Problem(*mark, f"train.model.backbone: timm has no model {backbone!r}{near}"))
+            problems.append(
+                Problem(*mark, f"train.model.backbone: timm has no model {backbone!r}{near}")
+            )
 
 
-def _check_names(spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]) -> None:
+def _check_names(
+    spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]
+) -> None:
     """Check what refers to something else in the spec: claims, member lists, labels."""
     variants, labels = list(spec.variants), list(spec.data.labels)
 
@@ -122,9 +139,14 @@ def _check_names(spec: Spec, arms: dict[str, Arm], document: Document, problems:
         problems.append(Problem(*document.where(where), text))
 
     for at, text in enumerate(spec.hypotheses):
-        _check_claim(text, spec, arms, lambda why, at=at: refuse(("hypotheses", at), f"hypotheses: {why}"))  # type: ignore[misc]
+        _check_claim(
+            text, spec, arms, lambda why, at=at: refuse(("hypotheses", at), f"hypotheses: {why}")
+        )  # type: ignore[misc]
     if spec.hypotheses and spec.confirm is None:
-        refuse(("hypotheses",), "hypotheses are judged on confirm's out-of-fold predictions; remove confirm: null")
+        refuse(
+            ("hypotheses",),
+            "hypotheses are judged on confirm's out-of-fold predictions; remove confirm: null",
+        )
     _check_members(spec.select, variants, refuse)
     for arm in arms.values():
         _check_alpha(arm, spec, document, problems)
@@ -135,12 +157,19 @@ def _check_names(spec: Spec, arms: dict[str, Arm], document: Document, problems:
                     refuse(where, f"{'.'.join(map(str, where))}: no label {name!r}; {known}")
 
 
-def _check_members(select: Select, variants: list[str], refuse: Callable[[Path_, str], None]) -> None:
+def _check_members(
+    select: Select, variants: list[str], refuse: Callable[[Path_, str], None]
+) -> None:
     """Check the variants that a list of members, or of a board's scores, names."""
     listed = select.policy if isinstance(select.policy, list) else []
     if isinstance(select.policy, list) and len(set(listed)) < max(len(listed), 1):
-        refuse(("select", "policy"), f"select.policy: a list of distinct variants was required, found {listed}")
-    for key, name in [("policy", name) for name in listed] + [("scores", name) for name in select.scores or {}]:
+        refuse(
+            ("select", "policy"),
+            f"select.policy: a list of distinct variants was required, found {listed}",
+        )
+    for key, name in [("policy", name) for name in listed] + [
+        ("scores", name) for name in select.scores or {}
+    ]:
         if name not in variants:
             known = f"variants are {', '.join(variants)}{nearest(name, variants)}"
             refuse(("select", key), f"select.{key}: no variant {name!r}; {known}")
@@ -155,7 +184,9 @@ def _check_alpha(arm: Arm, spec: Spec, document: Document, problems: list[Proble
             problems.append(Problem(*mark, f"train.loss.alpha.{name}: {wanted}"))
 
 
-def _check_claim(text: str, spec: Spec, arms: dict[str, Arm], refuse: Callable[[str], None]) -> None:
+def _check_claim(
+    text: str, spec: Spec, arms: dict[str, Arm], refuse: Callable[[str], None]
+) -> None:
     """Check that a claim reads well and that its arms can be paired: they answer the same photos over all labels."""
     try:
         claim = parse_claim(text)
@@ -165,13 +196,19 @@ def _check_claim(text: str, spec: Spec, arms: dict[str, Arm], refuse: Callable[[
     variants, labels = list(spec.variants), list(spec.data.labels)
     for side in dict.fromkeys((claim.better, claim.worse)):
         if side not in variants:
-            refuse(f"no variant {side!r} in {text!r}; variants are {', '.join(variants)}{nearest(side, variants)}")
-        elif side in arms and set(own := _head_labels(side, arms[side], spec.search) or labels) != set(labels):
+            refuse(
+                f"no variant {side!r} in {text!r}; variants are {', '.join(variants)}{nearest(side, variants)}"
+            )
+        elif side in arms and set(
+            own := _head_labels(side, arms[side], spec.search) or labels
+        ) != set(labels):
             refuse(
                 f"arms that answer {', '.join(labels)} were required in {text!r}, the head of {side!r} answers "
                 f"{', '.join(own)}; remove the claim"
             )
-    if {claim.better, claim.worse} <= set(arms) and arms[claim.better].data.split != arms[claim.worse].data.split:
+    if {claim.better, claim.worse} <= set(arms) and arms[claim.better].data.split != arms[
+        claim.worse
+    ].data.split:
         refuse(
             f"arms of one data.split were required in {text!r}, {claim.better!r} and {claim.worse!r} are split "
             "differently, so nothing pairs their photos; submit them as two specs and `compare` the runs on the test set"
@@ -181,7 +218,9 @@ def _check_claim(text: str, spec: Spec, arms: dict[str, Arm], refuse: Callable[[
 def _head_labels(name: str, arm: Arm, search: Search | None) -> list[str] | None:
     """Return the labels that a head was told to answer; None for all, and where the search may say otherwise."""
     space, head = search.space_of(name) if search else {}, arm.train.model.head
-    if not isinstance(head, SingleHead) or {"train.model.head", "train.model.head.labels"} & set(space):
+    if not isinstance(head, SingleHead) or {"train.model.head", "train.model.head.labels"} & set(
+        space
+    ):
         return None
     return head.labels or None
 
@@ -202,29 +241,45 @@ def _alphas(arm: Arm) -> dict[str, list[float]]:
     return alpha if isinstance(alpha, dict) else {}
 
 
-def _check_frozen(spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]) -> None:
+def _check_frozen(
+    spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]
+) -> None:
     """Check that head frozen_deep stands in a variant, on another one that sees the same photos."""
     spaces = _spaces(spec.search) if spec.search else []
     if isinstance(spec.train.model.head, FrozenDeepHead):
         text = "train.model.head: frozen_deep stands on another variant, so it stands in a variant only"
-        problems.append(Problem(*document.where(("train", "model", "head")), f"{text}; move it there"))
+        problems.append(
+            Problem(*document.where(("train", "model", "head")), f"{text}; move it there")
+        )
         return
-    for (where, space), path in itertools.product(spaces, ("train.model.head", "train.model.head.name")):
-        named = [c.get("name") if isinstance(c, dict) else c for c in getattr(space.get(path), "choice", [])]
+    for (where, space), path in itertools.product(
+        spaces, ("train.model.head", "train.model.head.name")
+    ):
+        named = [
+            c.get("name") if isinstance(c, dict) else c
+            for c in getattr(space.get(path), "choice", [])
+        ]
         if "frozen_deep" in named:
             mark, place = document.where((*where, path), key=True), ".".join((*where, path))
-            problems.append(Problem(*mark, f"{place}: frozen_deep stands in a variant, never in the space"))
+            problems.append(
+                Problem(*mark, f"{place}: frozen_deep stands in a variant, never in the space")
+            )
     for name, arm in arms.items():
         head = arm.train.model.head
         if not isinstance(head, FrozenDeepHead):
             continue
-        own, space = document.where(("variants", name)), spec.search.space_of(name) if spec.search else {}
+        own, space = (
+            document.where(("variants", name)),
+            spec.search.space_of(name) if spec.search else {},
+        )
         for path in ("train.model.head", "train.model.head.name", "train.model.backbone"):
             if path in space:
-                text = (
-                    f"{path}: may not be searched beside variant {name!r}, whose head frozen_deep rests on one backbone"
+                text = f"{path}: may not be searched beside variant {name!r}, whose head frozen_deep rests on one backbone"
+                problems.append(
+                    Problem(
+                        *document.where(("search", "space", path), key=True), f"search.space.{text}"
+                    )
                 )
-                problems.append(Problem(*document.where(("search", "space", path), key=True), f"search.space.{text}"))
         if (why := _bad_source(name, head.source, arms, list(spec.variants))) is not None:
             problems.append(Problem(*own, f"variants.{name}: head frozen_deep, from: {why}"))
 
@@ -248,7 +303,9 @@ def _bad_source(name: str, source: str, arms: dict[str, Arm], variants: list[str
     return f"{source!r} must have the same {', '.join(differ)}, found another" if differ else None
 
 
-def _check_space(spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]) -> None:
+def _check_space(
+    spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]
+) -> None:
     """Try the space's corners on every variant: paths must exist, values must fit, no setting may go unused."""
     if spec.search is None:
         return
@@ -257,29 +314,41 @@ def _check_space(spec: Spec, arms: dict[str, Arm], document: Document, problems:
         for path in space:
             if not path.startswith("train."):
                 mark = document.where((*where, path), key=True)
-                problems.append(Problem(*mark, f"{'.'.join(where)}: paths begin with train., found {path!r}"))
+                problems.append(
+                    Problem(*mark, f"{'.'.join(where)}: paths begin with train., found {path!r}")
+                )
                 return
     for name, arm in arms.items():
         space, base = search.space_of(name), arm.model_dump(mode="json", by_alias=True)
         points = assignments(space, limit=_MAX_ASSIGNMENTS, rng=random.Random(0)) if space else []  # noqa: S311 - no secret
         for point in points:
             found: list[Problem] = []
-            validate(Arm, apply(base, point), document, found, ("search", "space"), "search.space: ")
+            validate(
+                Arm, apply(base, point), document, found, ("search", "space"), "search.space: "
+            )
             for problem in found:
                 if problem.text not in seen:
                     seen.add(problem.text)
-                    problems.append(Problem(*_space_mark(problem.text, search, document), problem.text))
+                    problems.append(
+                        Problem(*_space_mark(problem.text, search, document), problem.text)
+                    )
 
 
-def _check_twins(spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]) -> None:
+def _check_twins(
+    spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]
+) -> None:
     """Check that no two variants resolve to the same settings: each would count for one of them, the other has none."""
     twins: dict[str, str] = {}
     for name, arm in arms.items():
         space = spec.search.space_of(name) if spec.search else {}
         points = assignments(space, limit=_MAX_ASSIGNMENTS, rng=random.Random(0)) if space else [{}]  # noqa: S311 - no secret
-        near = digest([_settings(arm, points[0]), {path: repr(entry) for path, entry in space.items()}])
+        near = digest(
+            [_settings(arm, points[0]), {path: repr(entry) for path, entry in space.items()}]
+        )
         one = twins.setdefault(near, name)
-        if one != name and all(_settings(arm, point) == _settings(arms[one], point) for point in points):
+        if one != name and all(
+            _settings(arm, point) == _settings(arms[one], point) for point in points
+        ):
             text = f"variants.{name}: settings of its own were required, found those of {one!r}; remove one of the two"
             problems.append(Problem(*document.where(("variants", name), key=True), text))
 
@@ -293,7 +362,8 @@ def _settings(arm: Arm, point: dict[str, Any]) -> dict[str, Any]:
 def _spaces(search: Search) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
     """Return the spaces of a search, each with its place in the document."""
     own: list[tuple[tuple[str, ...], dict[str, Any]]] = [
-        (("search", "variant_spaces", name), dict(entries)) for name, entries in search.variant_spaces.items()
+        (("search", "variant_spaces", name), dict(entries))
+        for name, entries in search.variant_spaces.items()
     ]
     return [(("search", "space"), dict(search.space)), *own]
 
@@ -326,4 +396,6 @@ def _check_roots(spec: Spec, base: Path, document: Document, problems: list[Prob
             )
         elif (table := getattr(section, "table", None)) and not (root / table).is_file():
             mark = document.where(("data", side, "table"))
-            problems.append(Problem(*mark, f"data.{side}.table: required a file, found none at {root / table}"))
+            problems.append(
+                Problem(*mark, f"data.{side}.table: required a file, found none at {root / table}")
+            )

@@ -14,7 +14,12 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def validate(
-    model: type[M], data: Any, document: Document, problems: list[Problem], under: Path_ = (), prefix: str = ""
+    model: type[M],
+    data: Any,
+    document: Document,
+    problems: list[Problem],
+    under: Path_ = (),
+    prefix: str = "",
 ) -> M | None:
     """Validate data against a model; what is wrong goes to `problems`, each with its place in the document.
 
@@ -34,7 +39,9 @@ def validate(
         return None
 
 
-def _problem(fault: Any, data: Any, document: Document, under: Path_, prefix: str, model: type[BaseModel]) -> Problem:
+def _problem(
+    fault: Any, data: Any, document: Document, under: Path_, prefix: str, model: type[BaseModel]
+) -> Problem:
     path, parent = _real_path(fault["loc"], data)
     dotted = prefix + ".".join(str(part) for part in path)
     found = _short(fault.get("input"))
@@ -45,20 +52,29 @@ def _problem(fault: Any, data: Any, document: Document, under: Path_, prefix: st
     elif kind == "missing":
         text = f"{dotted}: required, found nothing; add {path[-1]}:"
     elif kind == "union_tag_invalid":
-        tag, known = str(fault["ctx"]["tag"]), [t.strip("' ") for t in fault["ctx"]["expected_tags"].split(",")]
+        tag, known = (
+            str(fault["ctx"]["tag"]),
+            [t.strip("' ") for t in fault["ctx"]["expected_tags"].split(",")],
+        )
         text = f"{dotted}: required one of {', '.join(known)}; found {tag!r}{nearest(tag, known)}"
     elif kind == "literal_error":
         known = [t.strip("' ") for t in fault["ctx"]["expected"].replace(" or ", ", ").split(",")]
         text = f"{dotted}: required one of {', '.join(known)}; found {found}{nearest(str(fault.get('input')), known)}"
     elif kind == "value_error":
-        text = f"{dotted}: {fault['ctx']['error'] if 'error' in fault.get('ctx', {}) else fault['msg']}".lstrip(": ")
-    elif kind in {"string_pattern_mismatch", "string_type"} and (form := _form(_pattern_of(fault, path))):
+        text = f"{dotted}: {fault['ctx']['error'] if 'error' in fault.get('ctx', {}) else fault['msg']}".lstrip(
+            ": "
+        )
+    elif kind in {"string_pattern_mismatch", "string_type"} and (
+        form := _form(_pattern_of(fault, path))
+    ):
         text = f"{dotted}: required {form}, found {found}"
     else:
         message = fault["msg"].replace("Input should be", "required").replace("Value error, ", "")
         text = f"{dotted}: {message[0].lower() + message[1:]}, found {found}{_hint(fault)}"
     where = under or path
-    if kind == "value_error" and not where:  # a rule over several sections begins with the setting that it blames
+    if (
+        kind == "value_error" and not where
+    ):  # a rule over several sections begins with the setting that it blames
         where = tuple(text.split(maxsplit=1)[0].strip(":").split("."))
     line, column = document.where(where, key=key)
     return Problem(line, column, text)
@@ -108,7 +124,9 @@ def _is_tag(part: str) -> bool:
     return "[" in part or part in {"str", "int", "float", "dict", "list", "bool"}
 
 
-def _unknown_key(loc: tuple[str | int, ...], path: Path_, parent: Any, model: type[BaseModel]) -> str:
+def _unknown_key(
+    loc: tuple[str | int, ...], path: Path_, parent: Any, model: type[BaseModel]
+) -> str:
     """Say that a key is unknown, or that the named component does not use it, and name the nearest right one."""
     key, dotted = str(path[-1]), ".".join(str(part) for part in path)
     known = _fields_at(loc[:-1], model)
@@ -133,7 +151,12 @@ def _tag(node: dict[str, Any]) -> Any:
     """Return the value that tells a member of a union from the others."""
     properties = node.get("properties", {})
     return next(
-        (properties[key]["const"] for key in ("name", "layout", "from") if "const" in properties.get(key, {})), None
+        (
+            properties[key]["const"]
+            for key in ("name", "layout", "from")
+            if "const" in properties.get(key, {})
+        ),
+        None,
     )
 
 
@@ -152,7 +175,9 @@ def _alternatives(node: dict[str, Any], root: dict[str, Any]) -> list[dict[str, 
     if "$ref" in node:
         return _alternatives(root["$defs"][node["$ref"].rsplit("/", 1)[1]], root)
     options = node.get("anyOf") or node.get("oneOf")
-    return [leaf for option in options for leaf in _alternatives(option, root)] if options else [node]
+    return (
+        [leaf for option in options for leaf in _alternatives(option, root)] if options else [node]
+    )
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -163,7 +188,11 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str) if not isinstance(value, str) else repr(value)
+    text = (
+        json.dumps(value, ensure_ascii=False, default=str)
+        if not isinstance(value, str)
+        else repr(value)
+    )
     return text if len(text) <= 60 else text[:57] + "..."
 
 

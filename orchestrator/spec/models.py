@@ -24,13 +24,19 @@ class Select(Section):
     """Which finalists vote."""
 
     policy: Literal["robust", "validation", "leaderboard", "diverse"] | list[str] = "robust"
-    members: Annotated[int, Field(ge=1, le=100)] = 3  # votes of the ensemble; diverse may give one member several
-    scores: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = None  # a leaderboard's, typed in by hand
+    members: Annotated[int, Field(ge=1, le=100)] = (
+        3  # votes of the ensemble; diverse may give one member several
+    )
+    scores: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = (
+        None  # a leaderboard's, typed in by hand
+    )
 
     @model_validator(mode="after")
     def _scores_are_of_a_board(self) -> Self:
         if self.scores is not None and self.policy != "leaderboard":
-            raise ValueError("scores are used by policy leaderboard alone; remove scores or choose that policy")
+            raise ValueError(
+                "scores are used by policy leaderboard alone; remove scores or choose that policy"
+            )
         if self.scores is not None and not self.scores:
             raise ValueError("scores: at least one variant's score was required, found none")
         return self
@@ -115,25 +121,35 @@ class Spec(Section):
     def _a_board_needs_labels(self) -> Self:
         test = self.data.test
         if self.select.policy == "leaderboard" and self.select.scores is None:
-            if test is None or test.public is None or (isinstance(test, TestTable) and test.label is None):
+            if (
+                test is None
+                or test.public is None
+                or (isinstance(test, TestTable) and test.label is None)
+            ):
                 raise ValueError(
                     "select.policy leaderboard looks at the public half of a labelled test set; add data.test.public "
                     "(and data.test.label), or type the board's scores into select.scores: {variant: 0.79}"
                 )
         elif isinstance(test, TestTable) and test.public is not None and test.label is None:
-            raise ValueError("data.test.public divides labelled test sets; add data.test.label or remove public")
+            raise ValueError(
+                "data.test.public divides labelled test sets; add data.test.label or remove public"
+            )
         return self
 
     @model_validator(mode="after")
     def _search_fits(self) -> Self:
-        unknown = sorted(set(self.search.variant_spaces) - set(self.variants)) if self.search else []
+        unknown = (
+            sorted(set(self.search.variant_spaces) - set(self.variants)) if self.search else []
+        )
         if unknown:
             raise ValueError(
                 f"search.variant_spaces names {', '.join(unknown)}, the variants are {', '.join(self.variants)}"
             )
         limits = self.search.limits if self.search else None
         if limits and limits.gpu_hours is not None and not self.resources.per_trial.gpu:
-            raise ValueError("search.limits.gpu_hours needs resources.per_trial.gpu above 0, found 0")
+            raise ValueError(
+                "search.limits.gpu_hours needs resources.per_trial.gpu above 0, found 0"
+            )
         return self
 
 
@@ -164,7 +180,11 @@ class Experiment:
         found = set()
         for name, arm in self.arms.items():
             space = self.spec.search.space_of(name) if self.spec.search else {}
-            wanted = space["train.model.pretrained"].corners() if "train.model.pretrained" in space else []
+            wanted = (
+                space["train.model.pretrained"].corners()
+                if "train.model.pretrained" in space
+                else []
+            )
             if arm.train.model.pretrained or True in wanted:
                 key = "train.model.backbone"
                 found |= set(space[key].corners() if key in space else [arm.train.model.backbone])
@@ -174,7 +194,9 @@ class Experiment:
         """Return id and resolved arm of a variant at one point of its search space."""
         arm = self.arms[variant]
         if point:
-            arm = Arm.model_validate_json(json.dumps(apply(arm.model_dump(mode="json", by_alias=True), point)))
+            arm = Arm.model_validate_json(
+                json.dumps(apply(arm.model_dump(mode="json", by_alias=True), point))
+            )
         return setting_id({**identity(arm), "data": known_to_training(arm.data)}), arm
 
 
@@ -182,7 +204,9 @@ def known_to_training(data: Data) -> dict[str, Any]:
     """Return what identifies a data section, without where test labels stand and who may see them: the vote's alone."""
     found = identity(data)
     if found["test"]:
-        found["test"] = {name: value for name, value in found["test"].items() if name not in {"label", "public"}}
+        found["test"] = {
+            name: value for name, value in found["test"].items() if name not in {"label", "public"}
+        }
     return found
 
 

@@ -88,7 +88,9 @@ def _entry(value: Any) -> Any:
     kinds: dict[str, type[Section]] = {"choice": Choice, "int": IntRange, "float": FloatRange}
     named = [key for key in kinds if key in value]
     if len(named) != 1:
-        raise ValueError(f"one of choice, int, float was required, found {', '.join(value) or 'nothing'}")
+        raise ValueError(
+            f"one of choice, int, float was required, found {', '.join(value) or 'nothing'}"
+        )
     return kinds[named[0]].model_validate(value)
 
 
@@ -120,7 +122,9 @@ class NoScheduler(Section):
     name: Literal["none"] = "none"
 
 
-Scheduler = Annotated[Annotated[Asha | Median | NoScheduler, Field(discriminator="name")], BARE_NAME]
+Scheduler = Annotated[
+    Annotated[Asha | Median | NoScheduler, Field(discriminator="name")], BARE_NAME
+]
 
 
 class Search(Section):
@@ -150,9 +154,13 @@ class Search(Section):
                 entries = [space[path] for space in spaces if path in space]
                 if not entries:
                     known = ", ".join(sorted({path for space in spaces for path in space}))
-                    raise ValueError(f"start: {path!r} is not in the space; the space has {known or 'nothing'}")
+                    raise ValueError(
+                        f"start: {path!r} is not in the space; the space has {known or 'nothing'}"
+                    )
                 if not any(contains(entry, value) for entry in entries):
-                    raise ValueError(f"start: {path} is {value!r}, which the space does not contain")
+                    raise ValueError(
+                        f"start: {path} is {value!r}, which the space does not contain"
+                    )
         return self
 
     def space_of(self, variant: str) -> dict[str, Any]:
@@ -187,7 +195,9 @@ def order(space: dict[str, Any]) -> list[str]:
             if isinstance(entry, Choice):
                 for value in wanted if isinstance(wanted, list) else [wanted]:
                     if value not in entry.choice:
-                        raise ValueError(f"{path}: when {other} is {value!r}, which is none of {entry.choice}")
+                        raise ValueError(
+                            f"{path}: when {other} is {value!r}, which is none of {entry.choice}"
+                        )
     while waiting:
         ready = [path for path in waiting if all(other in done for other in space[path].when)]
         if not ready:
@@ -200,7 +210,8 @@ def order(space: dict[str, Any]) -> list[str]:
 def holds(when: dict[str, Any], point: dict[str, Any]) -> bool:
     """Say whether the conditions of an entry hold at a point."""
     return all(
-        path in point and (point[path] in wanted if isinstance(wanted, list) else point[path] == wanted)
+        path in point
+        and (point[path] in wanted if isinstance(wanted, list) else point[path] == wanted)
         for path, wanted in when.items()
     )
 
@@ -221,7 +232,9 @@ def contains(entry: Any, value: Any) -> bool:
 def holds_point(space: dict[str, Any], point: dict[str, Any]) -> bool:
     """Say whether a point lies in a space: every path whose condition holds has a value it can take, and no other."""
     wanted = {path for path in order(space) if holds(space[path].when, point)}
-    return wanted == set(point) and all(contains(space[path], value) for path, value in point.items())
+    return wanted == set(point) and all(
+        contains(space[path], value) for path, value in point.items()
+    )
 
 
 def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
@@ -304,14 +317,20 @@ def apply(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
             child = here[part] if isinstance(here, list) else here.get(part)
             if isinstance(child, str):
                 child = {"name": child}
-            if isinstance(child, list) and parts[at + 1].isdecimal() and int(parts[at + 1]) < len(child):
+            if (
+                isinstance(child, list)
+                and parts[at + 1].isdecimal()
+                and int(parts[at + 1]) < len(child)
+            ):
                 parts[at + 1] = int(parts[at + 1])
             elif not isinstance(child, dict):
                 child = {}  # a path that leads nowhere: what is checked next refuses it
             here[part] = child
             here = child
         value = _copy(overrides[path])
-        if len(parts) > 1 and parts[-1] == "name" and here.get("name") != value:  # the spec's own name is only a name
+        if (
+            len(parts) > 1 and parts[-1] == "name" and here.get("name") != value
+        ):  # the spec's own name is only a name
             here.clear()
         here[parts[-1]] = value
     return result

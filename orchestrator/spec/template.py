@@ -39,19 +39,29 @@ def starter_spec(folder: Path, base: Path) -> str:
     """
     images = folder / "images"
     if not images.is_dir():
-        raise SpecError(f"{folder}: photos below {images} were required, found no such folder; move them there")
+        raise SpecError(
+            f"{folder}: photos below {images} were required, found no such folder; move them there"
+        )
     root = os.path.relpath(folder.resolve(), base.resolve())
     tables = sorted(path for path in folder.iterdir() if path.suffix == ".csv")
     name = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-") or "experiment"
     head = _from_table(tables[0], root) if tables else _from_folders(images, root)
     n_labels = head.count("from:")
-    second = "  shallow: {train.model.head: shallow}\n" if n_labels > 1 else "  cutmix: {train.augment.cutmix: half}\n"
+    second = (
+        "  shallow: {train.model.head: shallow}\n"
+        if n_labels > 1
+        else "  cutmix: {train.augment.cutmix: half}\n"
+    )
     top = f"# Question: what can be read from these photos?\n# Command:  python -m orchestrator submit THIS_FILE\nname: {name}\nseed: 42\n"
     return top + head + _TAIL.format(second=second, n=2)
 
 
 def _from_folders(images: Path, root: str) -> str:
-    classes = sorted(path.name for path in images.iterdir() if path.is_dir() and any(map(_is_photo, path.iterdir())))
+    classes = sorted(
+        path.name
+        for path in images.iterdir()
+        if path.is_dir() and any(map(_is_photo, path.iterdir()))
+    )
     if len(classes) < 2:
         raise SpecError(
             f"{images}: one folder of photos per class was required (or a .csv table beside images/), found "
@@ -72,14 +82,27 @@ def _from_table(table: Path, root: str) -> str:
     if not rows:
         raise SpecError(f"{table}: rows were required, found none")
     columns = list(rows[0])
-    path = next((name for name in ("path", "file", "filename", "image", "ImageID") if name in columns), columns[0])
+    path = next(
+        (name for name in ("path", "file", "filename", "image", "ImageID") if name in columns),
+        columns[0],
+    )
     images = table.parent / "images"
     profiles = (images / (rows[0][path] or "?")).is_dir()
     layout = "profile_folders" if profiles else "table"
-    group = next((name for name in ("id", "group", "person", "person_id", "subject") if name in columns), None)
+    group = next(
+        (name for name in ("id", "group", "person", "person_id", "subject") if name in columns),
+        None,
+    )
     labels = [line for name in columns if name not in {path, group} if (line := _label(name, rows))]
     if profiles:
-        stems = sorted({photo.stem for row in rows[:5] for photo in (images / row[path]).iterdir() if _is_photo(photo)})
+        stems = sorted(
+            {
+                photo.stem
+                for row in rows[:5]
+                for photo in (images / row[path]).iterdir()
+                if _is_photo(photo)
+            }
+        )
         alike: dict[str, list[str]] = {}
         for stem in stems:
             alike.setdefault(stem.rstrip("0123456789") or stem, []).append(stem)
@@ -88,7 +111,10 @@ def _from_table(table: Path, root: str) -> str:
             for name, found in alike.items()
         )
         if len(alike) > 1:
-            labels.insert(0, f"    photo: {{from: stem, classes: {{{patterns}}}}}   # check which stems mean the same")
+            labels.insert(
+                0,
+                f"    photo: {{from: stem, classes: {{{patterns}}}}}   # check which stems mean the same",
+            )
     if not labels:
         raise SpecError(
             f"{table}: a column with 2 to {_MAX_CLASSES} values or with numbers was required, found {', '.join(columns)}"
@@ -114,9 +140,15 @@ def _label(name: str, rows: list[dict[str, str]]) -> str | None:
             return None
         listed = ", ".join(_quote(value) for value in values)
         return f"    {_identifier(name)}: {{from: column, column: {_quote(name)}, classes: [{listed}]}}"
-    cuts = sorted({numbers[len(numbers) * part // _BINS] for part in range(1, _BINS)} - {numbers[0]})
+    cuts = sorted(
+        {numbers[len(numbers) * part // _BINS] for part in range(1, _BINS)} - {numbers[0]}
+    )
     bins = ", ".join(f"{cut:g}" for cut in cuts)
-    return f"    {_identifier(name)}: {{from: column, column: {_quote(name)}, bins: [{bins}]}}" if bins else None
+    return (
+        f"    {_identifier(name)}: {{from: column, column: {_quote(name)}, bins: [{bins}]}}"
+        if bins
+        else None
+    )
 
 
 def _is_photo(path: Path) -> bool:
@@ -130,6 +162,12 @@ def _identifier(text: str) -> str:
 
 def _quote(text: str) -> str:
     """Quote what YAML would not read as this very text."""
-    if re.fullmatch(r"[A-Za-z_][\w./-]*", text) and text.lower() not in {"true", "false", "null", "yes", "no"}:
+    if re.fullmatch(r"[A-Za-z_][\w./-]*", text) and text.lower() not in {
+        "true",
+        "false",
+        "null",
+        "yes",
+        "no",
+    }:
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

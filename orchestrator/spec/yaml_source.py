@@ -14,7 +14,13 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, DocumentStartEvent, NodeEvent
+from ruamel.yaml.events import (
+    AliasEvent,
+    CollectionEndEvent,
+    CollectionStartEvent,
+    DocumentStartEvent,
+    NodeEvent,
+)
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from orchestrator.base.errors import SpecError
@@ -63,7 +69,9 @@ class DocumentError(SpecError):
 
     def __init__(self, path: Path, problems: list[Problem], lines: list[str] | None = None) -> None:
         self.problems = sorted(set(problems))
-        super().__init__("\n".join(_render(path, problem, lines or []) for problem in self.problems))
+        super().__init__(
+            "\n".join(_render(path, problem, lines or []) for problem in self.problems)
+        )
 
 
 def _render(path: Path, problem: Problem, lines: list[str]) -> str:
@@ -87,11 +95,17 @@ def load(path: Path) -> Document:
     node = _compose(text, path, lines)
     if node is None:
         raise DocumentError(
-            path, [Problem(1, 1, "required a spec, found an empty file; `init FOLDER` writes one")], lines
+            path,
+            [Problem(1, 1, "required a spec, found an empty file; `init FOLDER` writes one")],
+            lines,
         )
     if not isinstance(node, MappingNode):
         kind = "a list" if isinstance(node, SequenceNode) else "a single value"
-        raise DocumentError(path, [Problem(1, 1, f"required a mapping (key: value) at the top, found {kind}")], lines)
+        raise DocumentError(
+            path,
+            [Problem(1, 1, f"required a mapping (key: value) at the top, found {kind}")],
+            lines,
+        )
     document = Document(path, {}, lines)
     problems: list[Problem] = []
     document.data = _build(node, (), document, problems)
@@ -122,22 +136,39 @@ def _compose(text: str, path: Path, lines: list[str]) -> Node | None:
     except MarkedYAMLError as error:
         raise DocumentError(path, [_syntax(error, lines)], lines) from None
     except YAMLError as error:
-        raise DocumentError(path, [Problem(1, 1, f"required YAML, found: {error}")], lines) from None
+        raise DocumentError(
+            path, [Problem(1, 1, f"required YAML, found: {error}")], lines
+        ) from None
     return node
 
 
 def _read(path: Path) -> str:
     if not path.exists():
-        raise DocumentError(path, [Problem(0, 0, "required a spec file, found nothing there; check the path")])
+        raise DocumentError(
+            path, [Problem(0, 0, "required a spec file, found nothing there; check the path")]
+        )
     if not path.is_file():
-        raise DocumentError(path, [Problem(0, 0, "required a regular file, found a folder, pipe or device")])
+        raise DocumentError(
+            path, [Problem(0, 0, "required a regular file, found a folder, pipe or device")]
+        )
     if (size := path.stat().st_size) > MAX_SIZE_BYTES:
-        raise DocumentError(path, [Problem(0, 0, f"a spec has at most {MAX_SIZE_BYTES} bytes, found {size}")])
+        raise DocumentError(
+            path, [Problem(0, 0, f"a spec has at most {MAX_SIZE_BYTES} bytes, found {size}")]
+        )
     try:
-        return path.read_bytes().decode("utf-8-sig")  # a byte order mark is harmless, so it is dropped
+        return path.read_bytes().decode(
+            "utf-8-sig"
+        )  # a byte order mark is harmless, so it is dropped
     except UnicodeDecodeError as error:
         raise DocumentError(
-            path, [Problem(0, 0, f"required UTF-8 text, found byte {error.object[error.start]:#04x} at {error.start}")]
+            path,
+            [
+                Problem(
+                    0,
+                    0,
+                    f"required UTF-8 text, found byte {error.object[error.start]:#04x} at {error.start}",
+                )
+            ],
         ) from None
     except OSError as error:
         raise DocumentError(path, [Problem(0, 0, f"cannot be read: {error.strerror}")]) from None
@@ -159,7 +190,11 @@ def _check_events(yaml: YAML, text: str, path: Path, lines: list[str]) -> None:
         elif documents > 1:
             problem = "one file is one experiment; found a second document (---)"
         if problem:
-            raise DocumentError(path, [Problem(event.start_mark.line + 1, event.start_mark.column + 1, problem)], lines)
+            raise DocumentError(
+                path,
+                [Problem(event.start_mark.line + 1, event.start_mark.column + 1, problem)],
+                lines,
+            )
 
 
 def _syntax(error: MarkedYAMLError, lines: list[str]) -> Problem:
@@ -176,7 +211,10 @@ def _build(node: Node, path: Path_, document: Document, problems: list[Problem])
     if isinstance(node, ScalarNode):
         return _scalar(node, problems)
     if isinstance(node, SequenceNode):
-        return [_build(child, (*path, index), document, problems) for index, child in enumerate(node.value)]
+        return [
+            _build(child, (*path, index), document, problems)
+            for index, child in enumerate(node.value)
+        ]
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
         mark = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
@@ -186,7 +224,9 @@ def _build(node: Node, path: Path_, document: Document, problems: list[Problem])
         key = str(key_node.value)
         if key in mapping:
             first = document.key_marks[(*path, key)][0]
-            problems.append(Problem(*mark, f"key {key!r} stands twice, first in line {first}; keep one"))
+            problems.append(
+                Problem(*mark, f"key {key!r} stands twice, first in line {first}; keep one")
+            )
         document.key_marks[(*path, key)] = mark
         mapping[key] = _build(value_node, (*path, key), document, problems)
     return mapping
@@ -203,7 +243,11 @@ def _scalar(node: ScalarNode, problems: list[Problem]) -> Any:
         return text.lower() == "true"
     mark = node.start_mark.line + 1, node.start_mark.column + 1
     if _INT.fullmatch(text) and len(text) > MAX_DIGITS:
-        problems.append(Problem(*mark, f"a number of at most {MAX_DIGITS} digits was required, found {len(text)}"))
+        problems.append(
+            Problem(
+                *mark, f"a number of at most {MAX_DIGITS} digits was required, found {len(text)}"
+            )
+        )
     elif _INT.fullmatch(text):
         # int(text, 0) would refuse 012, which YAML 1.2 reads as 12
         return int(text, 0) if text[:2] in {"0o", "0x"} else int(text)

@@ -37,7 +37,9 @@ def certify(context: Context) -> dict[str, Any]:
     """Check the members against their stored answers, write certificate.json and return it."""
     chosen, paths, spec = load_json(context.paths.selection), context.paths, context.experiment.spec
     trials = ensemble.member_trials(paths, chosen["members"])
-    artifacts = {s: [ensemble.checkpoint(context.store, t) for t in found] for s, found in trials.items()}
+    artifacts = {
+        s: [ensemble.checkpoint(context.store, t) for t in found] for s, found in trials.items()
+    }
     split = "oof" if spec.confirm else "val"
     estimate = chosen["ensemble"].get(split)
     test = chosen["ensemble"].get("test")
@@ -61,7 +63,10 @@ def certify(context: Context) -> dict[str, Any]:
             "on": "out-of-fold predictions" if spec.confirm else "role val",
             "of": whom(
                 spec.data.group,
-                {context.experiment.arms[own[0]["variant"]].data.split.strategy for own in trials.values()},
+                {
+                    context.experiment.arms[own[0]["variant"]].data.split.strategy
+                    for own in trials.values()
+                },
                 confirmed=spec.confirm is not None,
             ),
             **(estimate or {}),
@@ -110,7 +115,12 @@ def _data(context: Context) -> dict[str, Any]:
 
 
 def _member(
-    context: Context, setting: str, votes: int, trials: list[dict[str, Any]], artifacts: list[Artifact], chosen: Any
+    context: Context,
+    setting: str,
+    votes: int,
+    trials: list[dict[str, Any]],
+    artifacts: list[Artifact],
+    chosen: Any,
 ) -> dict[str, Any]:
     """Return a member's lineage: settings, and seed, fold, code and weights of each of its checkpoints."""
     variant = trials[0]["variant"]
@@ -159,7 +169,10 @@ def _worst(context: Context, chosen: Any, split: str) -> dict[str, Any]:
     members: dict[str, HeldOut] = shared({setting: found[setting] for setting in chosen["members"]})
     arms = list(members.values())
     preds = voting.cast(
-        [one.votes for one in arms], [one.probs for one in arms], chosen["vote"]["rule"], chosen["weights"]
+        [one.votes for one in arms],
+        [one.probs for one in arms],
+        chosen["vote"]["rule"],
+        chosen["weights"],
     ).pred
     targets = arms[0].targets
     classes = stats.class_metrics(targets, preds, context.schema.n_classes)
@@ -168,13 +181,18 @@ def _worst(context: Context, chosen: Any, split: str) -> dict[str, Any]:
     groups = Sides.of(context.catalog_table(), context.schema.names).groups
     owners = [groups[sample] for sample in arms[0].sample_ids]
     n = Counter(owners)
-    right = Counter(owner for owner, ok in zip(owners, (preds == targets).tolist(), strict=True) if ok)
+    right = Counter(
+        owner for owner, ok in zip(owners, (preds == targets).tolist(), strict=True) if ok
+    )
     people = sorted(n, key=lambda group: (right[group] / n[group], -n[group], group))
     return {
         "classes": classes,
-        "worst_classes": sorted(classes, key=lambda row: (row["f1"], row["class"]))[:N_WORST_CLASSES],
+        "worst_classes": sorted(classes, key=lambda row: (row["f1"], row["class"]))[
+            :N_WORST_CLASSES
+        ],
         "worst_groups": [
-            {"group": group, "n": n[group], "accuracy": right[group] / n[group]} for group in people[:N_WORST_GROUPS]
+            {"group": group, "n": n[group], "accuracy": right[group] / n[group]}
+            for group in people[:N_WORST_GROUPS]
         ],
     }
 
@@ -183,7 +201,9 @@ def _looked_at(context: Context, chosen: Any, test: Any) -> list[dict[str, Any]]
     """Say which data were looked at how often, and what for."""
     search, confirm = phase_trials(context, "search"), phase_trials(context, "confirm")
     opened = Counter(
-        (event["part"], event["by"]) for event in context.ledger.events if event["event"] == "test_labels_opened"
+        (event["part"], event["by"])
+        for event in context.ledger.events
+        if event["event"] == "test_labels_opened"
     )
     rows = [
         {
@@ -252,7 +272,10 @@ def _other_runs(paths: RunPaths, content: str) -> int:
 
 
 def check(
-    context: Context, trials: Mapping[str, list[dict[str, Any]]], artifacts: Mapping[str, list[Artifact]], split: str
+    context: Context,
+    trials: Mapping[str, list[dict[str, Any]]],
+    artifacts: Mapping[str, list[Artifact]],
+    split: str,
 ) -> dict[str, Any]:
     """Predict a few held-out photos of every member again, from the file on, by the code of `predict` and of bundles.
 
@@ -266,10 +289,15 @@ def check(
     for setting, own in trials.items():
         prep = context.experiment.arms[own[0]["variant"]].prep
         for at in sorted({0, len(own) - 1}):
-            stored = tables.read(artifacts[setting][at].file("predictions.parquet"), ["sample_id", "split", "probs"])
+            stored = tables.read(
+                artifacts[setting][at].file("predictions.parquet"), ["sample_id", "split", "probs"]
+            )
             rows = [row for row in stored.to_pylist() if row["split"] == split]
             picked = [rows[len(rows) * i // N_CHECKED] for i in range(min(N_CHECKED, len(rows)))]
-            photos = [(row["sample_id"], str(photo_path(spec.data, base, row["sample_id"]))) for row in picked]
+            photos = [
+                (row["sample_id"], str(photo_path(spec.data, base, row["sample_id"])))
+                for row in picked
+            ]
             if photos:
                 told = [row["probs"] for row in picked]
                 jobs.append(
@@ -303,7 +331,9 @@ def check(
     }
 
 
-def _difference(job: tuple[str, str, str, Sequence[tuple[str, str]], list[list[float]], str]) -> tuple[str, float, str]:
+def _difference(
+    job: tuple[str, str, str, Sequence[tuple[str, str]], list[list[float]], str],
+) -> tuple[str, float, str]:
     """Return how far a checkpoint's answers lie from the stored ones; runs as a Ray task."""
     trial_id, folder, prep, photos, told, device = job
     try:
@@ -325,7 +355,11 @@ def statement(made: Mapping[str, Any]) -> str:
     """Return the certificate in a few sentences."""
     said, on, whose = [], made["estimate"]["on"], made["estimate"]["of"]
     if f1 := made["estimate"].get("macro_f1"):
-        told, end = ("is expected to reach", "") if on != "role val" else ("reached", " Expect less of new photos.")
+        told, end = (
+            ("is expected to reach", "")
+            if on != "role val"
+            else ("reached", " Expect less of new photos.")
+        )
         said.append(
             f"On {whose} the vote of {len(made['members'])} members {told} macro F1 {f1['estimate']:.3f} "
             f"(90 % interval {f1['low']:.3f} to {f1['high']:.3f}, {f1['n_groups']} groups).{end}"
@@ -339,7 +373,9 @@ def statement(made: Mapping[str, Any]) -> str:
         f1, part = made["test"]["macro_f1"], made["test"]["part"]
         narrow = ", too narrow: no groups are known" if f1["too_narrow"] else ""
         half = "the private half of the test set" if part == "private" else "the test set"
-        said.append(f"On {half} it reached {f1['estimate']:.3f} ({f1['low']:.3f} to {f1['high']:.3f}{narrow}).")
+        said.append(
+            f"On {half} it reached {f1['estimate']:.3f} ({f1['low']:.3f} to {f1['high']:.3f}{narrow})."
+        )
     else:
         said.append("There is no test score: no test labels are known.")
     if made["gain"]:
@@ -352,7 +388,11 @@ def statement(made: Mapping[str, Any]) -> str:
         "them, and is smaller with more seeds."
     )
     if made["policy"] == "leaderboard":
-        said.append("The members were chosen by a leaderboard: a peek at the public half of the test set.")
+        said.append(
+            "The members were chosen by a leaderboard: a peek at the public half of the test set."
+        )
     equal = "equal the stored ones" if made["check"]["equal"] else "DIFFER from the stored ones"
-    said.append(f"The members' answers through `predict` {equal} on {made['check']['n_photos']} photos.")
+    said.append(
+        f"The members' answers through `predict` {equal} on {made['check']['n_photos']} photos."
+    )
     return " ".join(said)

@@ -52,10 +52,14 @@ class Context:
     @property
     def began(self) -> float:
         """When the run was started last, in seconds since the epoch; once trials rest on its photos, when first."""
-        starts = [e["time"] for e in self.ledger.events if e["event"] in {"run_started", "run_resumed"}]
+        starts = [
+            e["time"] for e in self.ledger.events if e["event"] in {"run_started", "run_resumed"}
+        ]
         if not starts:
             return time.time()
-        return float(starts[0 if any(e["event"] == "trial_started" for e in self.ledger.events) else -1])
+        return float(
+            starts[0 if any(e["event"] == "trial_started" for e in self.ledger.events) else -1]
+        )
 
     @contextmanager
     def turn(self, kind: str, name: str, does: str) -> Iterator[None]:
@@ -83,7 +87,9 @@ class Context:
     def n_quarantined(self) -> int:
         """Count the photos that could not be read or prepared."""
         lost = set(self.catalog.result["quarantined"]) if self.catalog else set()
-        return len(lost.union(*(artifact.result["quarantined"] for artifact in self.prepared.values())))
+        return len(
+            lost.union(*(artifact.result["quarantined"] for artifact in self.prepared.values()))
+        )
 
     def catalog_table(self) -> pa.Table:
         return tables.read(self.require_catalog().file("catalog.parquet"))
@@ -104,18 +110,28 @@ def catalog(context: Context) -> Done:
     data, base, key = context.experiment.spec.data, context.experiment.base, context.keys.catalog
     with context.turn("catalog", key, "reads the same photos"):
         found = context.store.find("catalog", key)
-        if found is not None and found.manifest["finished"] < context.began and _come_back(context, found):
+        if (
+            found is not None
+            and found.manifest["finished"] < context.began
+            and _come_back(context, found)
+        ):
             shutil.rmtree(found.path)  # rights are no part of the key
             found = None
         if found is None:
             with (
-                context.store.draft("catalog", key, params={}, inputs={"files": context.keys.files}) as draft,
+                context.store.draft(
+                    "catalog", key, params={}, inputs={"files": context.keys.files}
+                ) as draft,
                 context.reporter.task("catalog", None) as advance,
             ):
                 work = context.store.work_dir("catalog", key)
                 table = build_catalog(data, base, map_chunks=ray_map, progress=advance, work=work)
                 tables.write(table, draft.path / "catalog.parquet")
-                draft.result |= {"content": content_hash(table), "photos": photos_hash(table), **_facts(table)}
+                draft.result |= {
+                    "content": content_hash(table),
+                    "photos": photos_hash(table),
+                    **_facts(table),
+                }
     context.catalog = artifact = found or context.store.get("catalog", key)
     copy_file(artifact.file("catalog.parquet"), context.paths.catalog)
     facts = artifact.result
@@ -151,7 +167,9 @@ def _facts(table: pa.Table) -> dict[str, Any]:
         "n_ok": pc.sum(ok).as_py() or 0,
         "n_groups": pc.count_distinct(table.filter(ok)["group"]).as_py(),
         "majority_class": majority,
-        "quarantined": dict(zip(bad["sample_id"].to_pylist(), bad["status"].to_pylist(), strict=True)),
+        "quarantined": dict(
+            zip(bad["sample_id"].to_pylist(), bad["status"].to_pylist(), strict=True)
+        ),
     }
 
 
@@ -166,8 +184,12 @@ def split(context: Context) -> Done:
         key = context.keys.split(arm, catalog.result["content"])
         if context.store.find("split", key) is None:
             made += 1
-            table = assign(context.catalog_table(), context.schema, arm.data.split, arm.data.exclude, n_folds)
-            with context.store.draft("split", key, params={}, inputs={"catalog": catalog.key}) as draft:
+            table = assign(
+                context.catalog_table(), context.schema, arm.data.split, arm.data.exclude, n_folds
+            )
+            with context.store.draft(
+                "split", key, params={}, inputs={"catalog": catalog.key}
+            ) as draft:
                 tables.write(table, draft.path / "folds.parquet")
                 draft.result |= dict(Counter(table["role"].to_pylist()))
         artifact = context.store.get("split", key)
@@ -179,7 +201,9 @@ def split(context: Context) -> Done:
         parts.append(table.add_column(0, "variant", pa.array([name] * len(table), pa.string())))
     tables.write(pa.concat_tables(parts), context.paths.folds)
     roles = next(iter(context.folds.values())).result
-    note = ", ".join(f"{roles[role]} {role}" for role in ("train", "val", "test", "excluded") if roles.get(role))
+    note = ", ".join(
+        f"{roles[role]} {role}" for role in ("train", "val", "test", "excluded") if roles.get(role)
+    )
     return Done("SUCCEEDED" if made else "CACHED", note)
 
 
@@ -196,8 +220,13 @@ def audit(context: Context, *, probe: bool = False) -> Done:
     key = context.keys.audit(content, probe=probe)
     found = context.store.find("audit", key)
     if found is None:
-        folds = {name: tables.read(artifact.file("folds.parquet")) for name, artifact in context.folds.items()}
-        with context.store.draft("audit", key, params={}, inputs={"catalog": context.require_catalog().key}) as draft:
+        folds = {
+            name: tables.read(artifact.file("folds.parquet"))
+            for name, artifact in context.folds.items()
+        }
+        with context.store.draft(
+            "audit", key, params={}, inputs={"catalog": context.require_catalog().key}
+        ) as draft:
             facts = examine(
                 context.catalog_table(),
                 folds,
@@ -212,7 +241,10 @@ def audit(context: Context, *, probe: bool = False) -> Done:
     artifact = found or context.store.get("audit", key)
     copy_file(artifact.file("audit.json"), context.paths.audit)
     n_warnings = artifact.result["n_warnings"]
-    return Done("CACHED" if found else "SUCCEEDED", f"{n_warnings} warning(s), see audit.json" if n_warnings else "")
+    return Done(
+        "CACHED" if found else "SUCCEEDED",
+        f"{n_warnings} warning(s), see audit.json" if n_warnings else "",
+    )
 
 
 def copy_file(source: Path, place: Path) -> None:

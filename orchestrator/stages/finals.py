@@ -49,14 +49,20 @@ def _complete_settings(context: Context) -> dict[str, str]:
     """Return setting -> variant of the candidates whose every trial finished."""
     by_setting = _checkpoints(context)
     return {
-        s: found[0].facts["variant"] for s, found in by_setting.items() if all(t.status == "COMPLETE" for t in found)
+        s: found[0].facts["variant"]
+        for s, found in by_setting.items()
+        if all(t.status == "COMPLETE" for t in found)
     }
 
 
 def _held_out(context: Context) -> dict[str, HeldOut]:
     """Return per finalist the predictions that choices rest on, those over other classes left out."""
     found = read_held_out(context.paths.predictions, _judged(context)[1], context.schema.n_classes)
-    return {setting: found[setting] for setting in sorted(_complete_settings(context)) if setting in found}
+    return {
+        setting: found[setting]
+        for setting in sorted(_complete_settings(context))
+        if setting in found
+    }
 
 
 def _sides(context: Context) -> Sides:
@@ -99,13 +105,19 @@ def hypotheses(context: Context) -> Done:
 
 def select(context: Context) -> Done:
     """Choose the members of the ensemble, and say what their vote is worth."""
-    spec, scores, variants = context.experiment.spec, _search_scores(context), _complete_settings(context)
+    spec, scores, variants = (
+        context.experiment.spec,
+        _search_scores(context),
+        _complete_settings(context),
+    )
     found, sides, n_classes = _held_out(context), _sides(context), context.schema.n_classes
     trials = _checkpoints(context)
     full = _arms(context, found, sides)
     arms = fair.shared(full)
     if not found:
-        raise UserError("select: finalists with out-of-fold predictions over all labels were required, found none")
+        raise UserError(
+            "select: finalists with out-of-fold predictions over all labels were required, found none"
+        )
     candidates = [
         selection.candidate(
             setting,
@@ -115,7 +127,9 @@ def select(context: Context) -> Done:
             n_params=_n_params(context, trials[setting][0]),
             seed=spec.seed,
         )
-        | {"n_left_out": len(full[setting].sample_ids) - len(oof.sample_ids)}  # photos that another arm excluded
+        | {
+            "n_left_out": len(full[setting].sample_ids) - len(oof.sample_ids)
+        }  # photos that another arm excluded
         for setting, oof in sorted(arms.items())
     ]
     peeks = None
@@ -125,20 +139,26 @@ def select(context: Context) -> Done:
     together = shared({setting: found[setting] for setting in robust})
     pool = None  # variants split differently may have no photo in common; then nothing can be said of their best
     if next(iter(together.values())).sample_ids:
-        pool = optimism.Pool(list(together.values()), _like(sides, together, n_classes), spec.vote.rule)
+        pool = optimism.Pool(
+            list(together.values()), _like(sides, together, n_classes), spec.vote.rule
+        )
     picks = None
     if spec.select.policy == "diverse" and pool:
         every = np.ones((1, len(pool.strata)))
         picks = [robust[at] for at in optimism.greedy(pool, every, spec.select.members)[0]]
     chosen = selection.choose(candidates, spec.select.policy, spec.select.members, picks)
     if not chosen["members"]:
-        raise UserError(f"select: finalists that policy {spec.select.policy} may choose were required, found none")
+        raise UserError(
+            f"select: finalists that policy {spec.select.policy} may choose were required, found none"
+        )
     chosen["peeks"] = peeks
     chosen["vote"] = {"rule": spec.vote.rule, "tie": voting.TIE_RULE}
     rests_on = _judged(context)[1]
     members = shared({setting: found[setting] for setting in chosen["members"]})
     if not next(iter(members.values())).sample_ids:
-        raise UserError("select: photos that all members held out were required, found none; give them one data.split")
+        raise UserError(
+            "select: photos that all members held out were required, found none; give them one data.split"
+        )
     chosen["ensemble"] = {
         "oof": None,
         rests_on: _vote_scores(context, sides, members, chosen["weights"]),
@@ -161,7 +181,9 @@ def select(context: Context) -> Done:
     )
 
 
-def _with_board(context: Context, candidates: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _with_board(
+    context: Context, candidates: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Add the scores of a leaderboard to the candidates: typed in by hand, or seen on the public half."""
     typed = context.experiment.spec.select.scores
     if typed is not None:
@@ -173,27 +195,41 @@ def _with_board(context: Context, candidates: list[dict[str, Any]]) -> tuple[lis
     by_setting = _checkpoints(context)
     trials = [trial for c in candidates for trial in by_setting[c["setting"]]]
     shown = board.peek(context, seen, trials)
-    peeks = {"by": "the public half of the test set", "n_photos": len(seen.public), "n_candidates": len(candidates)}
+    peeks = {
+        "by": "the public half of the test set",
+        "n_photos": len(seen.public),
+        "n_candidates": len(candidates),
+    }
     return [{**c, "board_score": shown[c["setting"]]} for c in candidates], peeks
 
 
 def _n_params(context: Context, trial: TrialState) -> int:
-    return int(load_json(context.store.get("trial", trial.facts["key"]).path / "model.json")["n_params"])
+    return int(
+        load_json(context.store.get("trial", trial.facts["key"]).path / "model.json")["n_params"]
+    )
 
 
-def _like(sides: Sides, members: dict[str, HeldOut], n_classes: int, pred: stats.Ints | None = None) -> stats.Oof:
+def _like(
+    sides: Sides, members: dict[str, HeldOut], n_classes: int, pred: stats.Ints | None = None
+) -> stats.Oof:
     """Return the samples of some members with their groups, answered by `pred`."""
     first = next(iter(members.values()))
-    return sides.oof(first.sample_ids, first.targets, first.preds if pred is None else pred[None], n_classes)
+    return sides.oof(
+        first.sample_ids, first.targets, first.preds if pred is None else pred[None], n_classes
+    )
 
 
 def _cast(context: Context, members: dict[str, HeldOut], weights: list[int]) -> voting.Votes:
     """Let members vote on samples that each of their checkpoints held out."""
     arms = members.values()
-    return voting.cast([m.votes for m in arms], [m.probs for m in arms], context.experiment.spec.vote.rule, weights)
+    return voting.cast(
+        [m.votes for m in arms], [m.probs for m in arms], context.experiment.spec.vote.rule, weights
+    )
 
 
-def _vote_scores(context: Context, sides: Sides, members: dict[str, HeldOut], weights: list[int]) -> dict[str, Any]:
+def _vote_scores(
+    context: Context, sides: Sides, members: dict[str, HeldOut], weights: list[int]
+) -> dict[str, Any]:
     """Return the headline: the scores of the vote, and how far its mean probability can be believed."""
     votes = _cast(context, members, weights)
     oof = _like(sides, members, context.schema.n_classes, votes.pred)
@@ -205,23 +241,41 @@ def _vote_scores(context: Context, sides: Sides, members: dict[str, HeldOut], we
     }
 
 
-def _about_members(context: Context, sides: Sides, members: dict[str, HeldOut], weights: list[int]) -> dict[str, Any]:
+def _about_members(
+    context: Context, sides: Sides, members: dict[str, HeldOut], weights: list[int]
+) -> dict[str, Any]:
     """Return how often members agree, what each adds to the vote, and what the vote adds to the best of them."""
     n_classes, seed, names = context.schema.n_classes, context.experiment.spec.seed, list(members)
     whole = _like(sides, members, n_classes, _cast(context, members, weights).pred)
     answers = np.stack([one.votes for one in members.values()])
     alone = {name: _like(sides, members, n_classes, one.votes) for name, one in members.items()}
-    scores = {name: stats.macro_f1(one.targets, one.preds[0], n_classes) for name, one in alone.items()}
+    scores = {
+        name: stats.macro_f1(one.targets, one.preds[0], n_classes) for name, one in alone.items()
+    }
     marginal = []
     for at, name in enumerate(names):
         others = {other: one for other, one in members.items() if other != name}
-        row: dict[str, Any] = {"setting": name, "votes": weights[at], "macro_f1": scores[name], "adds": None}
+        row: dict[str, Any] = {
+            "setting": name,
+            "votes": weights[at],
+            "macro_f1": scores[name],
+            "adds": None,
+        }
         if others:
-            rest = _like(sides, others, n_classes, _cast(context, others, weights[:at] + weights[at + 1 :]).pred)
+            rest = _like(
+                sides,
+                others,
+                n_classes,
+                _cast(context, others, weights[:at] + weights[at + 1 :]).pred,
+            )
             row["adds"] = stats.paired_difference(whole, rest, seed=seed)
         marginal.append(row)
     best = max(names, key=lambda name: (scores[name], -names.index(name)))
-    gain = {"over": best, **stats.paired_difference(whole, alone[best], seed=seed)} if len(names) > 1 else None
+    gain = (
+        {"over": best, **stats.paired_difference(whole, alone[best], seed=seed)}
+        if len(names) > 1
+        else None
+    )
     return {
         "agreement": [[float(np.mean(a == b)) for b in answers] for a in answers],
         "marginal": marginal,
@@ -247,7 +301,8 @@ def _scores(context: Context, oof: stats.Oof) -> dict[str, Any]:
     """Return macro F1 and accuracy with intervals, and macro F1 and accuracy per label."""
     seed = context.experiment.spec.seed
     found: dict[str, Any] = {
-        metric: stats.interval(oof, metric=metric, seed=seed).to_json() for metric in ("macro_f1", "accuracy")
+        metric: stats.interval(oof, metric=metric, seed=seed).to_json()
+        for metric in ("macro_f1", "accuracy")
     }
     truth, given = (context.schema.decode(labels) for labels in (oof.targets, oof.preds[0]))
     for at, (name, size) in enumerate(zip(context.schema.names, context.schema.sizes, strict=True)):
@@ -267,8 +322,13 @@ def vote(context: Context) -> Done:
     seen = board.read_board(context, (trial.facts["variant"] for trial in trials))
     readable = [sample for sample, _ in seen.order if sample not in seen.lost]
     members, found = board.answers(context, trials, readable)
-    known = tables.read(context.paths.predictions, filters=[("split", "!=", "test")]).cast(tables.PREDICTIONS)
-    tables.write(pa.concat_tables([known, board.prediction_table(found, readable)]), context.paths.predictions)
+    known = tables.read(context.paths.predictions, filters=[("split", "!=", "test")]).cast(
+        tables.PREDICTIONS
+    )
+    tables.write(
+        pa.concat_tables([known, board.prediction_table(found, readable)]),
+        context.paths.predictions,
+    )
     table = voting.vote_table(
         seen.order,
         members,

@@ -59,7 +59,9 @@ def _trial(
     train["precision"] = precision = precision_of(context, arm)
     trained_as = identity(arm.train)
     if precision != "fp32":
-        trained_as |= {"precision": precision}  # what `auto` chose here: another machine may choose otherwise
+        trained_as |= {
+            "precision": precision
+        }  # what `auto` chose here: another machine may choose otherwise
     key = stage_key(
         "trial",
         VERSIONS["trial"],
@@ -109,7 +111,11 @@ def sources(experiment: Experiment) -> dict[str, str]:
 
 def _best_of(context: Context, variant: str) -> TrialState | None:
     """Return the best finished search trial of a variant, ordered as finalists are."""
-    done = [t for t in phase_trials(context, "search") if t.facts["variant"] == variant and t.status == "COMPLETE"]
+    done = [
+        t
+        for t in phase_trials(context, "search")
+        if t.facts["variant"] == variant and t.status == "COMPLETE"
+    ]
     return min(done, key=lambda t: (-t.end["metrics"][OBJECTIVE], t.facts["setting"]), default=None)
 
 
@@ -119,11 +125,27 @@ def _run(context: Context, bridge: Bridge, phase: str, total: int) -> None:
     resources = context.experiment.spec.resources
     share = resources.per_trial
     fit = int(min(context.cpus / share.cpu, context.gpus / share.gpu if share.gpu else np.inf))
-    concurrent = max(1, fit if resources.max_concurrent == "auto" else min(fit, resources.max_concurrent))
-    watch = Watch(share.wall_s, share.report_s, share.memory_gb, str(context.paths.control), str(context.paths.logs))
+    concurrent = max(
+        1, fit if resources.max_concurrent == "auto" else min(fit, resources.max_concurrent)
+    )
+    watch = Watch(
+        share.wall_s,
+        share.report_s,
+        share.memory_gb,
+        str(context.paths.control),
+        str(context.paths.logs),
+    )
     with context.reporter.trials(phase, total, lambda: bridge.look(total)) as tick:
         folder = context.paths.tune / phase
-        run(bridge, folder, cpu=share.cpu, gpu=share.gpu, max_concurrent=concurrent, watch=watch, tick=tick)
+        run(
+            bridge,
+            folder,
+            cpu=share.cpu,
+            gpu=share.gpu,
+            max_concurrent=concurrent,
+            watch=watch,
+            tick=tick,
+        )
 
 
 def _in_store(context: Context) -> Callable[[TrialSpec], list[dict[str, float]] | None]:
@@ -142,13 +164,17 @@ def _take_over(context: Context, wanted: Search, families: dict[str, str]) -> No
         for one in earlier(context.store, families, wanted, besides=context.paths.run_id).values():
             for event in one.events:
                 context.ledger.append(event.pop("event"), **event)
-            context.reporter.say(f"  search: {one.n_trials} trials are taken over from run {one.run_id}")
+            context.reporter.say(
+                f"  search: {one.n_trials} trials are taken over from run {one.run_id}"
+            )
     write_families(context.paths.root, families)
 
 
 def phase_trials(context: Context, phase: str) -> list[TrialState]:
     """Return the trials of a phase in the order they were started."""
-    return [trial for trial in replay(context.ledger.events).trials.values() if trial.phase == phase]
+    return [
+        trial for trial in replay(context.ledger.events).trials.values() if trial.phase == phase
+    ]
 
 
 def _reuse(context: Context, kind: str, key: str) -> bool:
@@ -157,7 +183,9 @@ def _reuse(context: Context, kind: str, key: str) -> bool:
     if found is None or phase_trials(context, kind):
         return False
     for event in read(found.file("events.jsonl")):
-        context.ledger.append(event.pop("event"), **{k: v for k, v in event.items() if k not in {"n", "time"}})
+        context.ledger.append(
+            event.pop("event"), **{k: v for k, v in event.items() if k not in {"n", "time"}}
+        )
     shutil.rmtree(context.paths.tune / kind, ignore_errors=True)
     shutil.copytree(found.path / "tune", context.paths.tune / kind)
     return True
@@ -168,13 +196,16 @@ def _keep(context: Context, kind: str, key: str, result: dict[str, Any]) -> None
 
     Not one with failures by chance: they would be failures for every run to come.
     """
-    if context.store.find(kind, key) or any(trial.failed_by_chance for trial in phase_trials(context, kind)):
+    if context.store.find(kind, key) or any(
+        trial.failed_by_chance for trial in phase_trials(context, kind)
+    ):
         return
     names = {trial.trial_id for trial in phase_trials(context, kind)}
     events = [
         e
         for e in context.ledger.events
-        if e["event"] in {"trial_started", "report", "trial_ended", "trial_reopened"} and e["trial_id"] in names
+        if e["event"] in {"trial_started", "report", "trial_ended", "trial_reopened"}
+        and e["trial_id"] in names
     ]
     with context.store.draft(kind, key, params={}, inputs={}) as draft:
         text = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
@@ -184,12 +215,23 @@ def _keep(context: Context, kind: str, key: str, result: dict[str, Any]) -> None
 
 
 def _note(context: Context, trials: list[TrialState]) -> str:
-    counted = {name: sum(trial.status == name for trial in trials) for name in ("COMPLETE", "PRUNED", "FAILED")}
+    counted = {
+        name: sum(trial.status == name for trial in trials)
+        for name in ("COMPLETE", "PRUNED", "FAILED")
+    }
     told = [f"{n} {name.lower()}" for name, n in counted.items() if n]
     if n_cached := sum(bool(trial.end.get("cached")) for trial in trials):
         told.append(f"{n_cached} of them cached")
-    found = [context.store.find("trial", key) for key in {t.facts["key"] for t in trials if t.status == "COMPLETE"}]
-    taken = sum(facts["size_bytes"] for artifact in found if artifact for facts in artifact.manifest["files"].values())
+    found = [
+        context.store.find("trial", key)
+        for key in {t.facts["key"] for t in trials if t.status == "COMPLETE"}
+    ]
+    taken = sum(
+        facts["size_bytes"]
+        for artifact in found
+        if artifact
+        for facts in artifact.manifest["files"].values()
+    )
     reached = [e["reason"] for e in context.ledger.events if e["event"] == "limit_reached"]
     return ", ".join([*told, f"{taken / 1e6:.0f} MB of checkpoints", *reached[-1:]])
 
@@ -219,7 +261,9 @@ def search(context: Context) -> Done:
         _take_over(context, wanted, context.keys.families(context.require_catalog()))
         context.ledger.append("phase_started", commit=True, phase="search")
         variants = list(context.experiment.arms)
-        studies = Studies(context.paths.run_id, wanted, variants, spec.seed, make, stands_on, context.reporter.say)
+        studies = Studies(
+            context.paths.run_id, wanted, variants, spec.seed, make, stands_on, context.reporter.say
+        )
         durations = {name: arm.train.duration for name, arm in context.experiment.arms.items()}
         bridge = search_bridge(
             studies,
@@ -244,7 +288,10 @@ def ranking(trials: list[TrialState]) -> list[tuple[str, str, float]]:
     """Return (setting, variant, score) of the finished trials, scored on the val samples that all of them kept."""
     done = [trial for trial in trials if trial.status == "COMPLETE"]
     scores = fair.search_scores(done, OBJECTIVE)
-    return [(t.facts["setting"], t.facts["variant"], score) for t, score in zip(done, scores, strict=True)]
+    return [
+        (t.facts["setting"], t.facts["variant"], score)
+        for t, score in zip(done, scores, strict=True)
+    ]
 
 
 def confirm(context: Context) -> Done:
@@ -256,7 +303,11 @@ def confirm(context: Context) -> Done:
         return Done("SUCCEEDED", "confirm: null")
     found = phase_trials(context, "search")
     chosen = selection.finalists(ranking(found), wanted.finalists, list(context.experiment.arms))
-    points = {t.facts["setting"]: (t.facts["variant"], t.facts["params"]) for t in found if t.status == "COMPLETE"}
+    points = {
+        t.facts["setting"]: (t.facts["variant"], t.facts["params"])
+        for t in found
+        if t.status == "COMPLETE"
+    }
     key = context.keys.confirm(context.require_catalog(), chosen)
     reused = _reuse(context, "confirm", key)
     if not reused:
@@ -277,7 +328,9 @@ def confirm(context: Context) -> Done:
     write_tables(context)
     collect(context)
     if not any(trial.status == "COMPLETE" for trial in trials):
-        raise UserError(f"confirm: at least one finished trial was required, all {len(trials)} failed; see `results`")
+        raise UserError(
+            f"confirm: at least one finished trial was required, all {len(trials)} failed; see `results`"
+        )
     _keep(context, "confirm", key, {})
     return Done("CACHED" if reused else "SUCCEEDED", _note(context, trials))
 
@@ -291,12 +344,18 @@ def _confirm_trials(
     `points`, which come best first and hold the best setting of every variant.
     """
     stands_on, keys, specs = sources(context.experiment), dict[tuple[str, int, int], str](), []
-    for setting, (variant, point) in sorted(points.items(), key=lambda item: item[1][0] in stands_on):
-        best = next((name for name, (owner, _) in points.items() if owner == stands_on.get(variant)), "")
+    for setting, (variant, point) in sorted(
+        points.items(), key=lambda item: item[1][0] in stands_on
+    ):
+        best = next(
+            (name for name, (owner, _) in points.items() if owner == stands_on.get(variant)), ""
+        )
         for seed, fold in itertools.product(wanted.seeds, range(wanted.folds)):
             source = keys.get((best, seed, fold))
             trial_id = f"c-{setting}-s{seed}-f{fold}"
-            specs.append(_trial(context, trial_id, "confirm", variant, point, seed, fold, source=source))
+            specs.append(
+                _trial(context, trial_id, "confirm", variant, point, seed, fold, source=source)
+            )
             keys[setting, seed, fold] = specs[-1].key
     return specs
 

@@ -111,14 +111,19 @@ def _prepare_one(context: Context, key: str, arm: Arm) -> tuple[Artifact, bool, 
         a key of its own, which `context.keys` gives from now on.
     """
     steps = steps_identity(arm.prep)
-    with context.turn("prepare", digest(steps), "prepares by the same steps"), _enough_room(context.store.root):
+    with (
+        context.turn("prepare", digest(steps), "prepares by the same steps"),
+        _enough_room(context.store.root),
+    ):
         if (found := context.store.find("prepare", key)) is not None:
             return found, True, (0, 0)  # another run made it while this one waited
         wanted = _shard_rows(context)
         keys = {number: _shard_key(steps, rows) for number, rows in wanted.items()}
         counts, seconds = _make_shards(context, key, arm, wanted, keys)
         lost = sorted(
-            sample for one in keys.values() for sample in context.store.get("shard", one).result.get("by_chance", [])
+            sample
+            for one in keys.values()
+            for sample in context.store.get("shard", one).result.get("by_chance", [])
         )
         if lost:
             context.reporter.say(
@@ -164,8 +169,12 @@ def _make_shards(
         found = _intact(context, "shard", keys[number])
         if found is not None and _settled(context, found):
             continue
-        given = [path for n, folder in donors if (path := folder / shard_name(number % n)).is_file()]
-        tasks.append(ShardTask(number, rows, [*given, *([found.path / "shard.parquet"] if found else [])]))
+        given = [
+            path for n, folder in donors if (path := folder / shard_name(number % n)).is_file()
+        ]
+        tasks.append(
+            ShardTask(number, rows, [*given, *([found.path / "shard.parquet"] if found else [])])
+        )
     n_prepared = n_copied = 0
     lost: list[str] = []
     seconds: dict[str, float] = defaultdict(float)
@@ -186,8 +195,12 @@ def _make_shards(
         ):
             number = result.task.number
             facts = {"n_prepared": result.n_prepared, "n_copied": result.n_copied}
-            shutil.rmtree(context.store.root / "shard" / keys[number], ignore_errors=True)  # one that is tried again
-            with context.store.draft("shard", keys[number], params={"steps": steps}, inputs={}) as draft:
+            shutil.rmtree(
+                context.store.root / "shard" / keys[number], ignore_errors=True
+            )  # one that is tried again
+            with context.store.draft(
+                "shard", keys[number], params={"steps": steps}, inputs={}
+            ) as draft:
                 shutil.move(result.path, draft.path / "shard.parquet")
                 shutil.move(result.sheet, draft.path / _SHEET)
                 draft.result |= facts | {
@@ -213,7 +226,9 @@ def _settled(context: Context, shard: Artifact) -> bool:
     if not shard.result.get("by_chance"):
         return True
     share = context.experiment.spec.resources.per_prep_worker
-    return bool(shard.manifest["finished"] >= context.began and share.timeout_s <= shard.result["timeout_s"])
+    return bool(
+        shard.manifest["finished"] >= context.began and share.timeout_s <= shard.result["timeout_s"]
+    )
 
 
 def _link_shards(
@@ -230,7 +245,9 @@ def _link_shards(
     from data_prep.preparation.shards import n_shards_for, shard_name, write_index  # noqa: PLC0415
 
     steps = steps_identity(arm.prep)
-    inputs = {} if key == whole else {"whole": whole}  # the set that this one is without photos lost by chance
+    inputs = (
+        {} if key == whole else {"whole": whole}
+    )  # the set that this one is without photos lost by chance
     with context.store.draft("prepare", key, params={"steps": steps}, inputs=inputs) as draft:
         quarantined: dict[str, str] = {}
         for number in sorted(wanted):
@@ -238,7 +255,12 @@ def _link_shards(
             link(shard.file("shard.parquet"), draft.path / shard_name(number))
             link(shard.file(_SHEET), draft.path / (shard_name(number) + SHEET_SUFFIX))
             quarantined |= shard.result["quarantined"]
-        write_index(draft.path, n_shards=n_shards_for(sum(map(len, wanted.values()))), steps=steps, size=arm.prep.size)
+        write_index(
+            draft.path,
+            n_shards=n_shards_for(sum(map(len, wanted.values()))),
+            steps=steps,
+            size=arm.prep.size,
+        )
         draft.result |= {
             "n_shards": len(wanted),
             "quarantined": quarantined,
@@ -258,13 +280,22 @@ def _shard_rows(context: Context) -> dict[int, list[tuple[str, str, str]]]:
     table = table.filter(pc.equal(table["status"], "ok"))
     n_shards = n_shards_for(len(table))
     rows: dict[int, list[tuple[str, str, str]]] = {number: [] for number in range(n_shards)}
-    for sample, sha256 in zip(table["sample_id"].to_pylist(), table["sha256"].to_pylist(), strict=True):
-        rows[shard_of(sample, n_shards)].append((sample, str(photo_path(data, base, sample)), sha256))
+    for sample, sha256 in zip(
+        table["sample_id"].to_pylist(), table["sha256"].to_pylist(), strict=True
+    ):
+        rows[shard_of(sample, n_shards)].append(
+            (sample, str(photo_path(data, base, sample)), sha256)
+        )
     return {number: sorted(found) for number, found in rows.items() if found}
 
 
 def _shard_key(steps: Any, rows: list[tuple[str, str, str]]) -> str:
-    return stage_key("shard", VERSIONS["shard"], steps, {"rows": digest([[sample, sha] for sample, _, sha in rows])})
+    return stage_key(
+        "shard",
+        VERSIONS["shard"],
+        steps,
+        {"rows": digest([[sample, sha] for sample, _, sha in rows])},
+    )
 
 
 def _donors(context: Context, steps: Any) -> list[tuple[int, Path]]:
@@ -304,7 +335,9 @@ def _describe(context: Context, artifact: Artifact, variants: list[str]) -> dict
     table = pa.concat_tables([read_shard(path, _METADATA) for path in files]) if files else None
     seen = table.to_pylist() if table is not None else []
     rates = _rates(context, seen)
-    films = [film for path in files for film in read_sheet(path.with_name(path.name + SHEET_SUFFIX))]
+    films = [
+        film for path in files for film in read_sheet(path.with_name(path.name + SHEET_SUFFIX))
+    ]
     n_prepared = artifact.result["n_prepared"]
     return {
         "variants": variants,
@@ -315,7 +348,9 @@ def _describe(context: Context, artifact: Artifact, variants: list[str]) -> dict
             **{name: sum(fails(row) for row in seen) for name, fails in _FAILURES.items()},
         },
         "seconds": {
-            name: round(value / n_prepared, 4) for name, value in artifact.result["seconds"].items() if n_prepared
+            name: round(value / n_prepared, 4)
+            for name, value in artifact.result["seconds"].items()
+            if n_prepared
         },
         "rates": rates,
         "warnings": _warnings(rates),
@@ -340,7 +375,9 @@ _FAILURES = {"no face": _no_face, "empty mask": _no_person, "several faces": _se
 
 def _rates(context: Context, seen: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return how often each thing went wrong in each class of each label, where it did at all."""
-    catalog = context.catalog_table().select(["sample_id", *(f"label_{name}" for name in context.schema.classes)])
+    catalog = context.catalog_table().select(
+        ["sample_id", *(f"label_{name}" for name in context.schema.classes)]
+    )
     labels = {row["sample_id"]: row for row in catalog.to_pylist()}
     found = []
     for failure, fails in _FAILURES.items():
@@ -350,8 +387,14 @@ def _rates(context: Context, seen: list[dict[str, Any]]) -> list[dict[str, Any]]
         for label, names in context.schema.classes.items():
             classes = []
             for code, name in enumerate(names):
-                own = [row["sample_id"] for row in seen if labels[row["sample_id"]][f"label_{label}"] == code]
-                classes.append({"class": name, "n": len(own), "failed": len(failed.intersection(own))})
+                own = [
+                    row["sample_id"]
+                    for row in seen
+                    if labels[row["sample_id"]][f"label_{label}"] == code
+                ]
+                classes.append(
+                    {"class": name, "n": len(own), "failed": len(failed.intersection(own))}
+                )
             found.append({"failure": failure, "label": label, "classes": classes})
     return found
 

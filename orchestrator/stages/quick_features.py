@@ -67,12 +67,20 @@ def features(context: Context, rows: pa.Table, view: str) -> Floats:
     from data_prep.weights.cache import hashes  # noqa: PLC0415
 
     samples, shas = rows["sample_id"].to_pylist(), rows["sha256"].to_pylist()
-    params = {"backbone": QUICK_BACKBONE, "weights": hashes(QUICK_BACKBONE), "side": SIDE, "view": view}
+    params = {
+        "backbone": QUICK_BACKBONE,
+        "weights": hashes(QUICK_BACKBONE),
+        "side": SIDE,
+        "view": view,
+    }
     key = stage_key("features", VERSIONS["features"], params, {"photos": digest(shas)})
     with context.turn("features", key, "looks at the same photos"):
         if (found := context.store.find("features", key)) is None:
             data, base = context.experiment.spec.data, context.experiment.base
-            photos = [(str(photo_path(data, base, sample)), sha) for sample, sha in zip(samples, shas, strict=True)]
+            photos = [
+                (str(photo_path(data, base, sample)), sha)
+                for sample, sha in zip(samples, shas, strict=True)
+            ]
             chunks = [photos[start : start + _CHUNK] for start in range(0, len(photos), _CHUNK)]
             work, parts = context.store.work_dir("features", key), []
             with context.reporter.task(f"audit {view}", len(photos)) as advance:
@@ -89,7 +97,12 @@ def features(context: Context, rows: pa.Table, view: str) -> Floats:
 def _resumable(chunks: list[list[tuple[str, str]]], view: str, work: Path) -> Iterator[Any]:
     """Embed chunks in order, each kept in a file as soon as it is known; kept ones are read instead."""
     places = [work / f"{number:05}.npy" for number in range(len(chunks))]
-    fresh = iter(ray_map(_embed, [(c, view) for c, place in zip(chunks, places, strict=True) if not place.is_file()]))
+    fresh = iter(
+        ray_map(
+            _embed,
+            [(c, view) for c, place in zip(chunks, places, strict=True) if not place.is_file()],
+        )
+    )
     for place in places:
         if not place.is_file():
             beside = place.with_suffix(".part")
@@ -119,7 +132,11 @@ def _backbone() -> Classifier:
     from trainers.config import Model  # noqa: PLC0415
     from trainers.model import build  # noqa: PLC0415
 
-    return build(Model(backbone=QUICK_BACKBONE), {"unused": 2}).to(memory_format=torch.channels_last).eval()
+    return (
+        build(Model(backbone=QUICK_BACKBONE), {"unused": 2})
+        .to(memory_format=torch.channels_last)
+        .eval()
+    )
 
 
 def _seen(path: Path, sha256: str, view: str) -> NDArray[np.uint8]:
@@ -138,7 +155,9 @@ def _seen(path: Path, sha256: str, view: str) -> NDArray[np.uint8]:
         photo = path.read_bytes()
         if hashlib.sha256(photo).hexdigest() != sha256:
             return black
-        pixels = cv2.resize(decode(photo, near=2 * SIDE), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        pixels = cv2.resize(
+            decode(photo, near=2 * SIDE), (SIDE, SIDE), interpolation=cv2.INTER_AREA
+        )
     except OSError as error:
         require_machine(error, str(path), str(path.parent))
         return black
@@ -147,5 +166,9 @@ def _seen(path: Path, sha256: str, view: str) -> NDArray[np.uint8]:
     if view == "rim":
         edge = round(_RIM * SIDE)
         pixels = pixels.copy()
-        pixels[edge:-edge, edge:-edge] = (124, 116, 104)  # ImageNet's mean, nothing to a normalised network
+        pixels[edge:-edge, edge:-edge] = (
+            124,
+            116,
+            104,
+        )  # ImageNet's mean, nothing to a normalised network
     return np.asarray(pixels, dtype=np.uint8)

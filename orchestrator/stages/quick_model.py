@@ -49,7 +49,9 @@ def leak_gaps(context: Context, folds: Mapping[str, pa.Table]) -> dict[str, dict
     if not leaking:
         return {}
     if local(QUICK_BACKBONE) is None:
-        context.reporter.say(f"audit: the leak gap needs `python -m orchestrator weights {QUICK_BACKBONE}`; left out")
+        context.reporter.say(
+            f"audit: the leak gap needs `python -m orchestrator weights {QUICK_BACKBONE}`; left out"
+        )
         return {}
     rows = chosen(catalog)
     people_of = persons(rows, alike)
@@ -60,7 +62,9 @@ def leak_gaps(context: Context, folds: Mapping[str, pa.Table]) -> dict[str, dict
     by_split: dict[str, dict[str, Any]] = {}
     for name in sorted(leaking):
         split = arms[name].data.split
-        by_split.setdefault(split.model_dump_json(), leak_gap(x, rows, people_of, context.schema, split))
+        by_split.setdefault(
+            split.model_dump_json(), leak_gap(x, rows, people_of, context.schema, split)
+        )
     return {name: by_split[arms[name].data.split.model_dump_json()] for name in sorted(leaking)}
 
 
@@ -72,7 +76,12 @@ def persons(rows: pa.Table, alike: Sequence[Sequence[str]]) -> list[str]:
 
 
 def leak_gap(
-    x: Floats, rows: pa.Table, owners: Sequence[str], schema: Schema, split: Split, n_seeds: int = N_SEEDS
+    x: Floats,
+    rows: pa.Table,
+    owners: Sequence[str],
+    schema: Schema,
+    split: Split,
+    n_seeds: int = N_SEEDS,
 ) -> dict[str, Any]:
     """Score one quick model under a split's strategy and under a disjoint one.
 
@@ -146,7 +155,9 @@ def probe_labels(context: Context) -> dict[str, Any] | None:
     from data_prep.weights.cache import local  # noqa: PLC0415
 
     if local(QUICK_BACKBONE) is None:
-        context.reporter.say(f"audit: the probe needs `python -m orchestrator weights {QUICK_BACKBONE}`; left out")
+        context.reporter.say(
+            f"audit: the probe needs `python -m orchestrator weights {QUICK_BACKBONE}`; left out"
+        )
         return None
     catalog = context.catalog_table()
     rows = chosen(catalog)
@@ -158,7 +169,13 @@ def probe_labels(context: Context) -> dict[str, Any] | None:
 
 
 def probe(
-    views: Mapping[str, Floats], rows: pa.Table, owners: Sequence[str], schema: Schema, *, seed: int, n_folds: int = 5
+    views: Mapping[str, Floats],
+    rows: pa.Table,
+    owners: Sequence[str],
+    schema: Schema,
+    *,
+    seed: int,
+    n_folds: int = 5,
 ) -> dict[str, Any]:
     """Score quick models of each label out of fold; intervals resample groups, chance is of permuted groups."""
     codes = schema.decode(rows["label"].to_numpy())
@@ -169,10 +186,20 @@ def probe(
     blind = [_out_of_fold(views["whole"], one, dealt, schema.sizes) for one in shuffled]
     found = {}
     for at, (name, size) in enumerate(zip(schema.names, schema.sizes, strict=True)):
-        chance = [macro_f1(one[:, at], pred[:, at], size) for one, pred in zip(shuffled, blind, strict=True)]
+        chance = [
+            macro_f1(one[:, at], pred[:, at], size)
+            for one, pred in zip(shuffled, blind, strict=True)
+        ]
         scored = {}
         for view, pred in answers.items():
-            oof = Oof(rows["sample_id"].to_pylist(), codes[:, at], pred[None, :, at], list(owners), None, size)
+            oof = Oof(
+                rows["sample_id"].to_pylist(),
+                codes[:, at],
+                pred[None, :, at],
+                list(owners),
+                None,
+                size,
+            )
             bounds = interval(oof, seed=seed)
             scored[view] = {"estimate": bounds.estimate, "low": bounds.low, "high": bounds.high}
         confusion = np.zeros((size, size), dtype=np.int64)
@@ -184,7 +211,12 @@ def probe(
             "classes": schema.classes[name],
             "confusion": confusion.tolist(),
         }
-    return {"n_photos": len(rows), "n_groups": len(set(owners)), "n_folds": n_folds, "labels": found}
+    return {
+        "n_photos": len(rows),
+        "n_groups": len(set(owners)),
+        "n_folds": n_folds,
+        "labels": found,
+    }
 
 
 def compress(x: Any) -> Floats:

@@ -35,7 +35,11 @@ class Board:
 
     def part(self, name: str) -> list[tuple[str, str]]:
         """Return the photos of a part: public, private or whole."""
-        return [pair for pair in self.order if name == "whole" or (pair[0] in self.public) == (name == "public")]
+        return [
+            pair
+            for pair in self.order
+            if name == "whole" or (pair[0] in self.public) == (name == "public")
+        ]
 
     @property
     def judged(self) -> str:
@@ -66,12 +70,16 @@ def read_board(context: Context, variants: Iterable[str]) -> Board:
         groups if known else None,
         {sample: lost[sample] for sample, _ in order if sample in lost},
         public_half(
-            [sample for sample, _ in order], groups if known else None, data.test.public if data.test else None
+            [sample for sample, _ in order],
+            groups if known else None,
+            data.test.public if data.test else None,
         ),
     )
 
 
-def public_half(samples: Sequence[str], groups: dict[str, str] | None, share: float | None) -> frozenset[str]:
+def public_half(
+    samples: Sequence[str], groups: dict[str, str] | None, share: float | None
+) -> frozenset[str]:
     """Choose the public part of a test set: a function of the names alone, and never of a label.
 
     Args:
@@ -85,15 +93,21 @@ def public_half(samples: Sequence[str], groups: dict[str, str] | None, share: fl
         return frozenset()
     units = [groups[sample] if groups else sample for sample in samples]
     none = np.zeros((len(units), 0), np.int64)
-    chosen = deal_share(units, none, share, seed=_PUBLIC_SEED, purpose="public", where="data.test.public")
-    return frozenset(sample for sample, public in zip(samples, chosen.tolist(), strict=True) if public)
+    chosen = deal_share(
+        units, none, share, seed=_PUBLIC_SEED, purpose="public", where="data.test.public"
+    )
+    return frozenset(
+        sample for sample, public in zip(samples, chosen.tolist(), strict=True) if public
+    )
 
 
 def open_labels(context: Context, board: Board, part: str, *, by: str) -> dict[str, int] | None:
     """Read the labels of a part of the test set, and write down who looked; None where there are none."""
     from data_prep.catalog.builder import test_labels  # noqa: PLC0415
 
-    labels = test_labels(context.experiment.spec.data, context.experiment.base, context.catalog_table())
+    labels = test_labels(
+        context.experiment.spec.data, context.experiment.base, context.catalog_table()
+    )
     if labels is None:
         return None
     wanted = {sample for sample, _ in board.part(part)}
@@ -107,7 +121,8 @@ def label_table(board: Board, labels: dict[str, int]) -> pa.Table:
     names = sorted(sample for sample, _ in board.order)
     parts = ["public" if sample in board.public else board.judged for sample in names]
     return pa.table(
-        {"sample_id": names, "label": [labels[sample] for sample in names], "part": parts}, schema=tables.TEST_LABELS
+        {"sample_id": names, "label": [labels[sample] for sample in names], "part": parts},
+        schema=tables.TEST_LABELS,
     )
 
 
@@ -117,7 +132,9 @@ def _predict_checkpoint(job: tuple[str, str, list[int], str]) -> Any:
     from trainers.predict import load, predict  # noqa: PLC0415
 
     folder, rows, at, device = job
-    return predict(load(Path(folder)), open_rows(Path(rows)).images, np.array(at, np.int64), device=device)
+    return predict(
+        load(Path(folder)), open_rows(Path(rows)).images, np.array(at, np.int64), device=device
+    )
 
 
 def answers(
@@ -141,7 +158,9 @@ def answers(
         artifact.file("weights.safetensors")  # checks its hash
         folder = str(context.rows[trial.facts["variant"]].path)
         index = open_rows(Path(folder)).index
-        jobs.append((str(artifact.path), folder, [index[sample] for sample in samples], share.device))
+        jobs.append(
+            (str(artifact.path), folder, [index[sample] for sample in samples], share.device)
+        )
     found: list[tuple[TrialState, Any]] = []
     if samples:
         with context.reporter.task("vote", len(jobs)) as advance:
@@ -154,7 +173,9 @@ def answers(
     by_setting: dict[str, list[Any]] = {}
     for trial, probs in found:
         by_setting.setdefault(trial.facts["setting"], []).append(probs)
-    return {setting: (samples, np.mean(each, axis=0)) for setting, each in by_setting.items()}, found
+    return {
+        setting: (samples, np.mean(each, axis=0)) for setting, each in by_setting.items()
+    }, found
 
 
 def prediction_table(found: Sequence[tuple[TrialState, Any]], samples: list[str]) -> pa.Table:
@@ -174,11 +195,17 @@ def prediction_table(found: Sequence[tuple[TrialState, Any]], samples: list[str]
             "pred": pa.array(probs.argmax(1).astype(np.int64)),
             "probs": pa.ListArray.from_arrays(pa.array(offsets), flat),
         }
-        parts.append(pa.table([columns[name] for name in tables.PREDICTIONS.names], schema=tables.PREDICTIONS))
+        parts.append(
+            pa.table(
+                [columns[name] for name in tables.PREDICTIONS.names], schema=tables.PREDICTIONS
+            )
+        )
     return pa.concat_tables(parts)
 
 
-def scored(context: Context, board: Board, part: str, preds: dict[str, int], labels: dict[str, int]) -> Oof:
+def scored(
+    context: Context, board: Board, part: str, preds: dict[str, int], labels: dict[str, int]
+) -> Oof:
     """Return answers on a part of the test set beside its labels, with groups and strata where groups are known."""
     ids = [sample for sample, _ in board.part(part)]
     truth: Ints = np.array([labels[sample] for sample in ids], np.int64)

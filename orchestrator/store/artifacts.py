@@ -70,7 +70,9 @@ class Artifact:
         """
         path, facts = self.path / name, self.manifest["files"].get(name)
         if facts is None or not path.is_file():
-            raise UserError(f"{path}: required by {MANIFEST}, found no such file; delete {self.path} and submit again")
+            raise UserError(
+                f"{path}: required by {MANIFEST}, found no such file; delete {self.path} and submit again"
+            )
         if verify and (found := file_sha256(path)) != facts["sha256"]:
             raise UserError(
                 f"{path}: sha256 is {found[:8]}.., the manifest says {facts['sha256'][:8]}..; "
@@ -109,7 +111,9 @@ class Store:
             UserError: there is none.
         """
         if (artifact := self.find(kind, key)) is None:
-            raise UserError(f"{self.root / kind / key}: a finished artifact was required, none is there; submit again")
+            raise UserError(
+                f"{self.root / kind / key}: a finished artifact was required, none is there; submit again"
+            )
         return artifact
 
     def all(self, kind: str) -> Iterator[Artifact]:
@@ -158,7 +162,9 @@ class Store:
 
     def _publish(self, beside: Path, place: Path) -> None:
         if place.exists() and self.find(place.parent.name, place.name) is None:
-            shutil.rmtree(place, ignore_errors=True)  # half-deleted by hand, or damaged: no manifest, no artifact
+            shutil.rmtree(
+                place, ignore_errors=True
+            )  # half-deleted by hand, or damaged: no manifest, no artifact
         try:
             beside.rename(place)
         except OSError:
@@ -173,7 +179,8 @@ def _is_whole(manifest: Any) -> bool:
         and manifest.keys() >= _READ.keys()
         and all(isinstance(manifest[name], kind) for name, kind in _READ.items())
         and all(
-            isinstance(facts, dict) and facts.keys() >= {"size_bytes", "sha256"} for facts in manifest["files"].values()
+            isinstance(facts, dict) and facts.keys() >= {"size_bytes", "sha256"}
+            for facts in manifest["files"].values()
         )
     )
 
@@ -208,7 +215,10 @@ def _file_facts(folder: Path) -> dict[str, dict[str, Any]]:
                 path.parent == folder
             ):  # below lie Tune's files alone, 5 a trial and 1.5 ms each, which nobody computes with
                 os.fsync(handle.fileno())
-            size, sha256 = os.fstat(handle.fileno()).st_size, hashlib.file_digest(handle, "sha256").hexdigest()
+            size, sha256 = (
+                os.fstat(handle.fileno()).st_size,
+                hashlib.file_digest(handle, "sha256").hexdigest(),
+            )
         facts[path.relative_to(folder).as_posix()] = {"size_bytes": size, "sha256": sha256}
     return facts
 
@@ -219,14 +229,27 @@ def git_commit() -> str | None:
     here = Path(__file__).resolve().parent
     try:
         commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=False
+            ["git", "rev-parse", "HEAD"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
         )
         dirty = subprocess.run(
-            ["git", "diff", "--quiet", "HEAD"], cwd=here, capture_output=True, timeout=5, check=False
+            ["git", "diff", "--quiet", "HEAD"],
+            cwd=here,
+            capture_output=True,
+            timeout=5,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return commit.stdout.strip() + ("+" if dirty.returncode else "") if commit.returncode == 0 else None
+    return (
+        commit.stdout.strip() + ("+" if dirty.returncode else "")
+        if commit.returncode == 0
+        else None
+    )
 
 
 @cache

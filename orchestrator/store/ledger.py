@@ -33,7 +33,9 @@ class TrialState:
     """A trial as its events tell it."""
 
     trial_id: str
-    facts: dict[str, Any]  # of trial_started: phase, variant, number, setting, params, seed, fold, key
+    facts: dict[
+        str, Any
+    ]  # of trial_started: phase, variant, number, setting, params, seed, fold, key
     reports: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch -> metrics
     status: str | None = None  # COMPLETE, PRUNED, FAILED; None while it has not ended
     end: dict[str, Any] = field(default_factory=dict)  # of trial_ended
@@ -212,7 +214,9 @@ def one_trial(trials: list[TrialState], name: str, wanted: str) -> TrialState:
     Raises:
         UserError: none or several fit.
     """
-    fits = [t for t in trials if t.trial_id == name] or [t for t in trials if t.trial_id.startswith(name)]
+    fits = [t for t in trials if t.trial_id == name] or [
+        t for t in trials if t.trial_id.startswith(name)
+    ]
     if len(fits) != 1:
         shown = ", ".join(t.trial_id for t in (fits or trials)[:8]) or "none"
         raise UserError(

@@ -82,9 +82,13 @@ def all_runs(store: Path) -> list[RunPaths]:
     """Return the runs of a store, the latest started first."""
     folder = store / "runs"
     found = (
-        [RunPaths(path) for path in folder.iterdir() if (path / "events.jsonl").is_file()] if folder.is_dir() else []
+        [RunPaths(path) for path in folder.iterdir() if (path / "events.jsonl").is_file()]
+        if folder.is_dir()
+        else []
     )
-    return sorted(found, key=lambda run: -run.resolved.stat().st_mtime if run.resolved.exists() else 0)
+    return sorted(
+        found, key=lambda run: -run.resolved.stat().st_mtime if run.resolved.exists() else 0
+    )
 
 
 def find_run(store: Path, name: str) -> RunPaths:
@@ -105,7 +109,9 @@ def find_run(store: Path, name: str) -> RunPaths:
     if len(fits) != 1:
         shown = ", ".join(run.run_id for run in (fits or runs)[:8])
         found = "several: " if fits else "none; there are: "
-        raise SpecError(f"RUN {name}: one run id or a unique prefix was required, found {found}{shown}")
+        raise SpecError(
+            f"RUN {name}: one run id or a unique prefix was required, found {found}{shown}"
+        )
     return fits[0]
 
 
@@ -119,4 +125,8 @@ def state_of(run: RunPaths) -> dict[str, Any]:
     alive = is_live(run.root)
     ended = time.time() if alive or not run.events.exists() else run.events.stat().st_mtime
     began = run.resolved.stat().st_mtime if run.resolved.exists() else ended
-    return {"run_id": run.run_id, "state": "RUNNING" if alive else "INTERRUPTED", "wall_s": ended - began}
+    return {
+        "run_id": run.run_id,
+        "state": "RUNNING" if alive else "INTERRUPTED",
+        "wall_s": ended - began,
+    }

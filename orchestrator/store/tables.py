@@ -49,10 +49,14 @@ PREDICTIONS = pa.schema(
     ]
 )
 
-MIXED = pa.schema([("sample_id", _TEXT), ("parent_a", _TEXT), ("parent_b", _TEXT), ("weight_a", _FLOAT)])
+MIXED = pa.schema(
+    [("sample_id", _TEXT), ("parent_a", _TEXT), ("parent_b", _TEXT), ("weight_a", _FLOAT)]
+)
 """mixed.parquet of a trial: the extra training samples of offline MixUp. The rest of the weight is parent_b's."""
 
-TEST_LABELS = pa.schema([("sample_id", _TEXT), ("label", _INT), ("part", _TEXT)])  # part: public | private | whole
+TEST_LABELS = pa.schema(
+    [("sample_id", _TEXT), ("label", _INT), ("part", _TEXT)]
+)  # part: public | private | whole
 
 VOTE_FIELDS: list[tuple[str, pa.DataType]] = [
     ("sample_id", _TEXT),

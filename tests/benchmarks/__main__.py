@@ -32,7 +32,13 @@ def check_latency():
     for _ in range(REPEATS):  # interleaved, so that a slow moment hits both
         ours.append(seconds([sys.executable, "-m", "orchestrator", "schema"]))
         baseline.append(seconds([sys.executable, "-c", "import click, pydantic, ruamel.yaml"]))
-    return "s", statistics.median(ours), statistics.median(baseline), REPEATS, "a fresh process each"
+    return (
+        "s",
+        statistics.median(ours),
+        statistics.median(baseline),
+        REPEATS,
+        "a fresh process each",
+    )
 
 
 BENCHMARKS = {
@@ -79,7 +85,9 @@ def main():
                     "note": note,
                 }
             )
-            print(f"{name:<28} {ours:10.4g} {baseline:10.4g} {unit:<6} ratio {ours / baseline:8.3f}  n {n}  {note}")
+            print(
+                f"{name:<28} {ours:10.4g} {baseline:10.4g} {unit:<6} ratio {ours / baseline:8.3f}  n {n}  {note}"
+            )
     args.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 

@@ -34,7 +34,10 @@ def catalog_100k():
                 done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
                 runs.append(json.loads(done.stdout))
     peak = max(one["peak_mib"] for one in took["ours"])
-    searched = {n: statistics.median(s for one in took["ours"] for s in one["searched"][str(n)]) for n in SEARCHED}
+    searched = {
+        n: statistics.median(s for one in took["ours"] for s in one["searched"][str(n)])
+        for n in SEARCHED
+    }
     rates = {n: s / (n * math.log2(n)) for n, s in searched.items()}
     growth = ", ".join(f"{n} hashes {s:.3f} s" for n, s in searched.items()) + "".join(
         f", {rates[SEARCHED[-1]] / rates[n]:.2f} times n log n from {n}" for n in SEARCHED[:-1]
@@ -67,7 +70,9 @@ def draw(folder):
 def hashes(n, seed=0):
     """Draw n hashes whose bits are as skewed as those of portraits, every hundredth a near-duplicate of another."""
     rng = np.random.default_rng(seed)
-    base = rng.integers(0, 256, (40, 64), dtype=np.uint8)[rng.integers(0, 40, n)]  # 40 kinds of scene
+    base = rng.integers(0, 256, (40, 64), dtype=np.uint8)[
+        rng.integers(0, 40, n)
+    ]  # 40 kinds of scene
     raw = base ^ np.packbits(rng.random((n, 512)) < 0.3, axis=1)
     copies = np.arange(0, n - 1, 100)
     raw[copies] = raw[copies + 1] ^ np.packbits(rng.random((len(copies), 512)) < 0.05, axis=1)
@@ -88,7 +93,11 @@ def ours(folder):
             "labels": {
                 "mask": {
                     "from": "stem",
-                    "classes": {"wear": "mask*", "incorrect": "incorrect_mask", "not_wear": "normal"},
+                    "classes": {
+                        "wear": "mask*",
+                        "incorrect": "incorrect_mask",
+                        "not_wear": "normal",
+                    },
                 },
                 "gender": {"from": "column", "column": "gender", "classes": ["male", "female"]},
                 "age": {"from": "column", "column": "age", "bins": [30, 60]},
@@ -129,7 +138,11 @@ def baseline(folder):
     began = time.perf_counter()
     people = pd.read_csv(folder / "train/train.csv").set_index("path")
     rows = [
-        {"path": f"{place}/{name}", "person": place.rpartition("/")[2], "stem": name.rpartition(".")[0]}
+        {
+            "path": f"{place}/{name}",
+            "person": place.rpartition("/")[2],
+            "stem": name.rpartition(".")[0],
+        }
         for place, _, names in os.walk(folder / "train/images")
         for name in names
     ]
@@ -137,12 +150,17 @@ def baseline(folder):
     table["mask"] = table["stem"].map(
         lambda stem: 0 if stem.startswith("mask") else 1 if stem == "incorrect_mask" else 2
     )
-    table["group_class"] = (table["gender"] == "female") * 3 + (table["age"] >= 30) * 1 + (table["age"] >= 60) * 1
+    table["group_class"] = (
+        (table["gender"] == "female") * 3 + (table["age"] >= 30) * 1 + (table["age"] >= 60) * 1
+    )
     table["label"] = table["mask"] * 6 + table["group_class"]
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
     for at, (_, held) in enumerate(folds.split(table, table["group_class"], table["person"])):
         table.loc[held, "fold"] = at
-    return {"s": time.perf_counter() - began, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {
+        "s": time.perf_counter() - began,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
 if __name__ == "__main__":

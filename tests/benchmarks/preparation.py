@@ -37,7 +37,9 @@ def drawn():
         synthetic.build(beside / "drawn", 36, size=(384, 512), jobs=2)
         (beside / "drawn").rename(root)
     paths = sorted(root.glob("train/images/*/*.jpg"))
-    return [paths[at] for at in np.random.default_rng(0).permutation(len(paths))[: N_WARM + N_PHOTOS]]
+    return [
+        paths[at] for at in np.random.default_rng(0).permutation(len(paths))[: N_WARM + N_PHOTOS]
+    ]
 
 
 def one_thread():
@@ -55,7 +57,10 @@ def plain_loop():
     from data_prep.weights import cache as weights
 
     one_thread()
-    os.environ |= {"U2NET_HOME": str(weights.cache_dir()), "DEEPFACE_HOME": str(weights.deepface_home())}
+    os.environ |= {
+        "U2NET_HOME": str(weights.cache_dir()),
+        "DEEPFACE_HOME": str(weights.deepface_home()),
+    }
     import rembg
     from deepface import DeepFace
     from PIL import Image
@@ -65,7 +70,9 @@ def plain_loop():
     def run(path):
         cut = rembg.remove(Image.open(path), session=session)
         photo = np.asarray(cut.convert("RGB"))
-        faces = DeepFace.extract_faces(photo[..., ::-1], detector_backend="fastmtcnn", enforce_detection=False)
+        faces = DeepFace.extract_faces(
+            photo[..., ::-1], detector_backend="fastmtcnn", enforce_detection=False
+        )
         crop = Image.fromarray((faces[0]["face"] * 255).astype(np.uint8)).resize((128, 128))
         crop.save(out / f"{path.parent.name}-{path.name}", quality=95)
 
@@ -90,10 +97,15 @@ def bare_loop():
     ready = {}
     for path in drawn():
         photo = images.decode(path.read_bytes())
-        feed = session.normalize(Image.fromarray(photo), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (320, 320))
+        feed = session.normalize(
+            Image.fromarray(photo), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (320, 320)
+        )
         mask = background.person_mask(session, photo)
         cut = background.lay_over(photo, mask, [0, 0, 0]) if mask is not None else photo
-        ready[path] = feed, cv2.resize(cut, (192, 256), interpolation=cv2.INTER_AREA)[..., ::-1].copy()
+        ready[path] = (
+            feed,
+            cv2.resize(cut, (192, 256), interpolation=cv2.INTER_AREA)[..., ::-1].copy(),
+        )
 
     def run(path):
         feed, small = ready[path]
@@ -121,9 +133,13 @@ class WarmPool:
         from data_prep.config import Prep
         from data_prep.preparation.pool import ShardTask, prepare_shards
 
-        photos = [(str(path), hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths] * n_workers
+        photos = [
+            (str(path), hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths
+        ] * n_workers
         tasks = [
-            ShardTask(number, [(f"train/{number}-{at:03}", *photo) for at, photo in enumerate(photos)])
+            ShardTask(
+                number, [(f"train/{number}-{at:03}", *photo) for at, photo in enumerate(photos)]
+            )
             for number in range(REPEATS + 1)
         ]
         self.folder, self.done, self.start, self.began = tempfile.TemporaryDirectory(), 0, 0, None
@@ -149,7 +165,11 @@ class WarmPool:
         """
         self.start, self.began = self.done + self.n_warm, None
         next(self.shards)
-        n, wall_s, cpu_s = self.done - self.start, time.perf_counter() - self.began[0], processor_s() - self.began[1]
+        n, wall_s, cpu_s = (
+            self.done - self.start,
+            time.perf_counter() - self.began[0],
+            processor_s() - self.began[1],
+        )
         time.sleep(1.0)  # the calls that workers still hold end now, not in somebody else's time
         return n / wall_s, n / cpu_s
 
@@ -162,7 +182,9 @@ def processor_s():
     import psutil
 
     own = psutil.Process()
-    workers = [one for one in own.children(recursive=True) if "ray::Worker" in " ".join(one.cmdline())]
+    workers = [
+        one for one in own.children(recursive=True) if "ray::Worker" in " ".join(one.cmdline())
+    ]
     return sum(sum(one.cpu_times()[:2]) for one in [own, *workers])
 
 
@@ -171,7 +193,12 @@ class BareProcesses:
 
     def __init__(self, n):
         command = [sys.executable, "-m", "tests.benchmarks.preparation"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "stderr": subprocess.DEVNULL}
+        pipes = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "text": True,
+            "stderr": subprocess.DEVNULL,
+        }
         self.processes = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(n)]
         for one in self.processes:
             one.stdout.readline()
@@ -199,7 +226,10 @@ def medians(ways):
         for name, way in ways.items():
             found[name].append(way())
             print(name, *(f"{one:.2f}" for one in found[name][-1]), file=sys.stderr)
-    return {name: tuple(map(statistics.median, zip(*values, strict=True))) for name, values in found.items()}
+    return {
+        name: tuple(map(statistics.median, zip(*values, strict=True)))
+        for name, values in found.items()
+    }
 
 
 @contextmanager
@@ -233,9 +263,7 @@ def measured():
 def beside(name):
     found = measured()
     ours, other = found["pool"], found[name]
-    note = (
-        f"one core, {N_PHOTOS} photos of 384x512 a repetition; by processor time the ratio is {ours[1] / other[1]:.3f}"
-    )
+    note = f"one core, {N_PHOTOS} photos of 384x512 a repetition; by processor time the ratio is {ours[1] / other[1]:.3f}"
     return "photos/s", ours[0], other[0], REPEATS, note
 
 
@@ -263,13 +291,25 @@ def prepare_two_workers():
     bare = BareProcesses(2)
     try:
         with pools(1, 2) as (one, two):
-            ways = {"bare": functools.partial(bare.per_second, 1), "bare two": functools.partial(bare.per_second, 2)}
+            ways = {
+                "bare": functools.partial(bare.per_second, 1),
+                "bare two": functools.partial(bare.per_second, 2),
+            }
             found = medians(ways | {"pool": one.per_second, "pool two": two.per_second})
     finally:
         bare.close()
-    ours, baseline = found["pool two"][0] / found["pool"][0], found["bare two"][0] / found["bare"][0]
+    ours, baseline = (
+        found["pool two"][0] / found["pool"][0],
+        found["bare two"][0] / found["bare"][0],
+    )
     by_cpu = (found["pool two"][1] / found["pool"][1]) / (found["bare two"][1] / found["bare"][1])
-    return "x", ours, baseline, REPEATS, f"gain of two over one; by processor time the ratio is {by_cpu:.3f}"
+    return (
+        "x",
+        ours,
+        baseline,
+        REPEATS,
+        f"gain of two over one; by processor time the ratio is {by_cpu:.3f}",
+    )
 
 
 def shards_read():
@@ -291,7 +331,8 @@ def shards_read():
         top, left = rng.integers(0, source.shape[0] - 128), rng.integers(0, source.shape[1] - 128)
         photos.append(encode(np.ascontiguousarray(source[top : top + 128, left : left + 128])))
     rows = [
-        dict.fromkeys(shards.SCHEMA.names) | {"sample_id": f"train/{at:05}", "sha256": str(at), "image": photo}
+        dict.fromkeys(shards.SCHEMA.names)
+        | {"sample_id": f"train/{at:05}", "sha256": str(at), "image": photo}
         for at, photo in enumerate(photos)
     ]
     names = [f"{row['sample_id'].replace('/', '-')}.jpg" for row in rows]
@@ -313,7 +354,11 @@ def shards_read():
             (files / name).write_bytes(photo)
         files_s = time.perf_counter() - began
         order, found = rng.permutation(n), {"ours": [], "files": []}
-        others = {name: make(Path(folder), names, photos) for name, make in OTHERS.items() if find_spec(name)}
+        others = {
+            name: make(Path(folder), names, photos)
+            for name, make in OTHERS.items()
+            if find_spec(name)
+        }
         found |= {name: [] for name in others}
         for _ in range(REPEATS):
             reader = shards.Shards(ours)
@@ -335,7 +380,13 @@ def shards_read():
             f"{sum(map(len, photos)) / n:.0f} of JPEG; written at {n / write_s:.0f}/s beside {n / files_s:.0f}/s"
             + "".join(f"; {name} {statistics.median(found[name]):.0f}/s" for name in others)
         )
-        return "photos/s", statistics.median(found["ours"]), statistics.median(found["files"]), REPEATS, note
+        return (
+            "photos/s",
+            statistics.median(found["ours"]),
+            statistics.median(found["files"]),
+            REPEATS,
+            note,
+        )
 
 
 def mosaic(folder, names, photos):

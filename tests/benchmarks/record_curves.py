@@ -60,7 +60,11 @@ def main():
     task = Task(images, codes, [str(row) for row in rows], sizes, rows[~held], rows[held])
     base = {
         "train": {
-            "model": {"backbone": "test_efficientnet", "pretrained": False, "head": {"name": "shallow"}},
+            "model": {
+                "backbone": "test_efficientnet",
+                "pretrained": False,
+                "head": {"name": "shallow"},
+            },
             "optimizer": {"name": "adam", "lr": 1e-3},
             "schedule": "none",
             "augment": {"policy": "none"},
@@ -80,7 +84,9 @@ def main():
                         Train.model_validate_json(json.dumps(apply(base, point)["train"])),
                         task,
                         seed=0,
-                        report=lambda epoch, metrics, curve=curve: curve.append(round(metrics["val_macro_f1"], 5)),
+                        report=lambda epoch, metrics, curve=curve: curve.append(
+                            round(metrics["val_macro_f1"], 5)
+                        ),
                         work_dir=Path(folder),
                         threads=1,
                     )

@@ -69,12 +69,18 @@ def people_of(script):
     module = sys.modules["build"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     people = {row["person_id"] for row in csv.DictReader((script.parent / "portraits.csv").open())}
-    return {f"{module.digest(0, person, name, 'eval')}.jpg": person for person in people for name in NAMES}
+    return {
+        f"{module.digest(0, person, name, 'eval')}.jpg": person
+        for person in people
+        for name in NAMES
+    }
 
 
 def oof(ids, targets, preds, groups):
     classes = np.stack(np.unravel_index(targets, SIZES), 1)
-    strata = [str(row[1:].tolist()) for row in classes]  # gender and age group are constant within a person
+    strata = [
+        str(row[1:].tolist()) for row in classes
+    ]  # gender and age group are constant within a person
     return Oof(ids, targets, preds[None], groups, strata, 18)
 
 
@@ -83,7 +89,9 @@ def answers_of(x, classes, x_new, scale):
     answers = []
     for codes in np.unravel_index(classes, SIZES):
         regression = LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
-        answers.append(make_pipeline(scale or "passthrough", regression).fit(x, codes).predict(x_new))
+        answers.append(
+            make_pipeline(scale or "passthrough", regression).fit(x, codes).predict(x_new)
+        )
     return np.ravel_multi_index(tuple(answers), SIZES).astype(np.int64)
 
 
@@ -91,7 +99,11 @@ def compare(what, ours, others):
     sides = {"ours": ours, **others}
     for metric in ("macro_f1", "accuracy"):
         for name, one in sides.items():
-            print(f"{what}, {name}", metric, json.dumps(interval(one, metric=metric, seed=0).to_json()))
+            print(
+                f"{what}, {name}",
+                metric,
+                json.dumps(interval(one, metric=metric, seed=0).to_json()),
+            )
             if one is not ours:
                 found = paired_difference(ours, one, metric=metric, seed=0)
                 print(f"{what}, ours - {name}", metric, json.dumps(found))
@@ -100,8 +112,12 @@ def compare(what, ours, others):
 def compare_folds(run, paths, classes, x):
     """Compare on the people of training: the run's out-of-fold answers, and references blind to the same folds."""
     places = {f"train/{path.parent.name}/{path.name}": at for at, path in enumerate(paths)}
-    fold_of = {row["sample_id"]: row["fold"] for row in tables.read(run / "folds.parquet").to_pylist()}
-    rows = [row for row in tables.read(run / "predictions.parquet").to_pylist() if row["split"] == "oof"]
+    fold_of = {
+        row["sample_id"]: row["fold"] for row in tables.read(run / "folds.parquet").to_pylist()
+    }
+    rows = [
+        row for row in tables.read(run / "predictions.parquet").to_pylist() if row["split"] == "oof"
+    ]
     if len({(row["setting"], row["seed"]) for row in rows}) != 1:
         raise SystemExit("a run with one finalist and one seed was required, found more")
     ids = [row["sample_id"] for row in rows]
@@ -114,11 +130,17 @@ def compare_folds(run, paths, classes, x):
             rest, here = at[folds != fold], folds == fold
             pred[here] = answers_of(x[rest], classes[rest], x[at[here]], scale)
         others[name] = oof(ids, classes[at], pred, groups)
-    compare("out of fold", oof(ids, classes[at], np.array([row["pred"] for row in rows], np.int64), groups), others)
+    compare(
+        "out of fold",
+        oof(ids, classes[at], np.array([row["pred"] for row in rows], np.int64), groups),
+        others,
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--people", type=Path)
@@ -127,9 +149,14 @@ def main():
     torch.set_num_threads(1)
     paths, classes = train_photos(args.data / "train")
     test = list(csv.DictReader((args.data / "eval/info.csv").open()))
-    ids, targets = [row["ImageID"] for row in test], np.array([int(row["ans"]) for row in test], np.int64)
+    ids, targets = (
+        [row["ImageID"] for row in test],
+        np.array([int(row["ans"]) for row in test], np.int64),
+    )
     x, x_test = features(paths), features([args.data / "eval/images" / name for name in ids])
-    votes = {row["ImageID"]: row["pred"] for row in tables.read(args.run / "votes.parquet").to_pylist()}
+    votes = {
+        row["ImageID"]: row["pred"] for row in tables.read(args.run / "votes.parquet").to_pylist()
+    }
     owners = people_of(args.people) if args.people else None
     groups = [owners[name] for name in ids] if owners else None
     others = {}
@@ -140,7 +167,9 @@ def main():
         ):
             print(f"test, {name}, label {label}: accuracy {np.mean(found == true):.3f}")
         others[name] = oof(ids, targets, pred, groups)
-    compare("test", oof(ids, targets, np.array([votes[name] for name in ids], np.int64), groups), others)
+    compare(
+        "test", oof(ids, targets, np.array([votes[name] for name in ids], np.int64), groups), others
+    )
     if args.out_of_fold:
         compare_folds(args.run, paths, classes, x)
 

@@ -48,14 +48,27 @@ def ours(folder, body, n, *, modules, n_epochs=3, search=None):
     from tests.orchestrator.search import toy
 
     wanted = Search.model_validate(
-        {"trials": n, "sampler": "random", "space": {"train.x": {"float": [0.0, 1.0]}}, **(search or {})}
+        {
+            "trials": n,
+            "sampler": "random",
+            "space": {"train.x": {"float": [0.0, 1.0]}},
+            **(search or {}),
+        }
     )
     folder.mkdir(parents=True)
     with Ledger(folder) as ledger:
         studies = Studies("bench", wanted, ["a"], 0, toy.spec_maker(folder))
         bridge = search_bridge(studies, ledger, {"a": f"{n_epochs} epochs"})
         began = time.perf_counter()
-        run(bridge, folder / "tune/search", cpu=1, gpu=0, max_concurrent=2, body=body, modules=modules)
+        run(
+            bridge,
+            folder / "tune/search",
+            cpu=1,
+            gpu=0,
+            max_concurrent=2,
+            body=body,
+            modules=modules,
+        )
         return bridge, time.perf_counter() - began
 
 
@@ -85,12 +98,13 @@ def trial_fixed_cost():
         folder, took, reused, plain = Path(place), [], [], []
         stock(folder / "first", 2, reuse=True)  # the first to load torch from the disk pays for all
         for turn in range(3):
-            took.append(ours(folder / f"ours{turn}", nothing, N_TRIALS, modules=("torch", "timm"))[1] / N_TRIALS)
+            took.append(
+                ours(folder / f"ours{turn}", nothing, N_TRIALS, modules=("torch", "timm"))[1]
+                / N_TRIALS
+            )
             reused.append(stock(folder / f"reused{turn}", N_TRIALS, reuse=True) / N_TRIALS)
             plain.append(stock(folder / f"plain{turn}", N_STOCK, reuse=False) / N_STOCK)
-    note = (
-        f"{N_TRIALS} trials ours, {N_STOCK} by default; plain Tune with reuse_actors {statistics.median(reused):.3f} s"
-    )
+    note = f"{N_TRIALS} trials ours, {N_STOCK} by default; plain Tune with reuse_actors {statistics.median(reused):.3f} s"
     return "s", statistics.median(took), statistics.median(plain), 3, note
 
 
@@ -104,7 +118,14 @@ def training(seed, report, work_dir):
     from trainers.classifier import train
 
     config = _config(head="single", duration="3 epochs", batch_size=32)
-    return train(config, _task(N_PHOTOS, 32, N_PHOTOS * 3 // 4), seed=seed, report=report, work_dir=work_dir, threads=1)
+    return train(
+        config,
+        _task(N_PHOTOS, 32, N_PHOTOS * 3 // 4),
+        seed=seed,
+        report=report,
+        work_dir=work_dir,
+        threads=1,
+    )
 
 
 def timed(spec, report):
@@ -113,7 +134,9 @@ def timed(spec, report):
     with tempfile.TemporaryDirectory() as folder:
         training(spec.seed, report, Path(folder))
     with (Path(spec.store) / "times.log").open("a") as log:
-        log.write(f"{began} {time.time()} {resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults}\n")
+        log.write(
+            f"{began} {time.time()} {resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults}\n"
+        )
 
 
 def _bare_worker(inbox, outbox):
@@ -164,7 +187,10 @@ def trial_wall_vs_bare(n=N_TRIALS):
     with tempfile.TemporaryDirectory() as place, connect(None, num_cpus=2, dashboard=False):
         folder, began = Path(place) / "ours", time.time()
         ours(folder, timed, n, modules=(*TRAINING, "tests.benchmarks.training"))
-        times = [tuple(map(float, line.split())) for line in (folder / "times.log").read_text().splitlines()]
+        times = [
+            tuple(map(float, line.split()))
+            for line in (folder / "times.log").read_text().splitlines()
+        ]
     bare += _bare(n // 2)
     first = min(begin for begin, *_ in times)
     took = max(end for _, end, _ in times) - first
@@ -216,7 +242,10 @@ def driver_10k(n=10_000):
                 studies.tell(("a", asked), "COMPLETE", {1: {"val_macro_f1": toy.score(point, 9)}})
             told.append(f"{sampler} {asked_s * 1e3:.0f} ms at trial {n_asked}")
     tenth = n // 10
-    first, last = (marks[tenth - 1] - marks[0]) / (tenth - 1), (marks[-1] - marks[-tenth]) / (tenth - 1)
+    first, last = (
+        (marks[tenth - 1] - marks[0]) / (tenth - 1),
+        (marks[-1] - marks[-tenth]) / (tenth - 1),
+    )
     return "s", last, first, n, f"driver {grown / 1e6:.0f} MB; a suggestion: {', '.join(told)}"
 
 
@@ -228,7 +257,11 @@ def _heads(point):
     """A conditional space where the deep head is best, but only when its own two settings fit."""
     top = 0.75 - 0.06 * abs(math.log10(point["train.lr"]) + 2.5)
     if point["train.head"] == "deep":
-        top += 0.15 - 0.05 * abs(math.log2(point["train.hidden"]) - 7) - 0.4 * abs(point["train.drop"] - 0.5)
+        top += (
+            0.15
+            - 0.05 * abs(math.log2(point["train.hidden"]) - 7)
+            - 0.4 * abs(point["train.drop"] - 0.5)
+        )
     elif point["train.head"] == "shallow":
         top += 0.03
     return top
@@ -272,7 +305,10 @@ def tasks():
     """Return name -> (space, curve): recorded full curves of real trainings, and conditional toy spaces."""
     from tests.benchmarks.record_curves import PLACE, SPACES
 
-    found = {"toy heads": (HEADS, _grows(_heads, 0.5)), "toy optimizers": (OPTIMIZERS, _grows(_optimizers, 0.4))}
+    found = {
+        "toy heads": (HEADS, _grows(_heads, 0.5)),
+        "toy optimizers": (OPTIMIZERS, _grows(_optimizers, 0.4)),
+    }
     for name, curves in (json.loads(PLACE.read_text()) if PLACE.exists() else {}).items():
 
         def curve(point, epoch, curves=curves):
@@ -308,7 +344,9 @@ def play_ours(space, curve, seed, *, target, folder, group=True):
     scores, store = [], {}
 
     with Ledger(folder) as ledger:
-        bridge = search_bridge(studies, ledger, {"a": f"{N_EPOCHS} epochs"}, finished=lambda spec: store.get(spec.key))
+        bridge = search_bridge(
+            studies, ledger, {"a": f"{N_EPOCHS} epochs"}, finished=lambda spec: store.get(spec.key)
+        )
         heard = bridge.heard
 
         def hear(trial_id, epoch, metrics):
@@ -320,7 +358,10 @@ def play_ours(space, curve, seed, *, target, folder, group=True):
 
         bridge.heard = hear
         toy.simulate(
-            bridge, max_concurrent=2, curve=curve, finish=lambda spec, history: store.setdefault(spec.key, history)
+            bridge,
+            max_concurrent=2,
+            curve=curve,
+            finish=lambda spec, history: store.setdefault(spec.key, history),
         )
     return scores
 
@@ -328,7 +369,11 @@ def play_ours(space, curve, seed, *, target, folder, group=True):
 def _default_tpe(seed, at_random):
     import optuna
 
-    return optuna.samplers.RandomSampler(seed=seed) if at_random else optuna.samplers.TPESampler(seed=seed)
+    return (
+        optuna.samplers.RandomSampler(seed=seed)
+        if at_random
+        else optuna.samplers.TPESampler(seed=seed)
+    )
 
 
 def play_stock(space, curve, seed, *, target):
@@ -339,7 +384,9 @@ def play_stock(space, curve, seed, *, target):
     from orchestrator.spec.search_space import Search, suggest
 
     entries = Search.model_validate({"space": space}).space
-    search = OptunaSearch(lambda trial: suggest(trial, entries) and None, metric="val_macro_f1", mode="max", seed=seed)
+    search = OptunaSearch(
+        lambda trial: suggest(trial, entries) and None, metric="val_macro_f1", mode="max", seed=seed
+    )
     bracket = _Bracket(min_t=1, max_t=N_EPOCHS, reduction_factor=3, s=0)
     scores, running, n, now = [], [], 0, 0.0
     while len(scores) < BUDGET * N_EPOCHS and (not scores or scores[-1] < target):
@@ -374,7 +421,9 @@ def random_best(space, curve, seed):
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     entries = Search.model_validate({"space": space}).space
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed), direction="maximize")
+    study = optuna.create_study(
+        sampler=optuna.samplers.RandomSampler(seed=seed), direction="maximize"
+    )
     points = [suggest(study.ask(), entries) for _ in range(BUDGET)]
     return max(curve(point, epoch) for point in points for epoch in range(1, N_EPOCHS + 1))
 
@@ -409,7 +458,9 @@ def search_vs_stock():
                         scores = play_stock(space, curve, seed, target=target)
                     else:
                         group = kind == "ours"
-                        scores = play_ours(space, curve, seed, target=target, folder=Path(place), group=group)
+                        scores = play_ours(
+                            space, curve, seed, target=target, folder=Path(place), group=group
+                        )
                 spent.append(_budget_spent(scores, target))
         low, high = interval(rows["ours"], rows["stock"])
         means = {kind: statistics.fmean(found) for kind, found in rows.items()}
@@ -423,5 +474,7 @@ def search_vs_stock():
         stock_all.append([found / means["stock"] for found in rows["stock"]])
     ours_mean, stock_mean = np.mean(ours_all, 0), np.mean(stock_all, 0)
     low, high = interval(ours_mean, stock_mean)
-    note = f"90 % interval of the ratio {low:.2f} to {high:.2f}, {N_SEEDS} seeds; " + "; ".join(notes)
+    note = f"90 % interval of the ratio {low:.2f} to {high:.2f}, {N_SEEDS} seeds; " + "; ".join(
+        notes
+    )
     return "of stock", float(ours_mean.mean()), float(stock_mean.mean()), N_SEEDS, note

@@ -32,8 +32,17 @@ def _task(n_photos, size, n_train=None):
 def _config(**settings):
     from trainers.config import Train
 
-    model = {"backbone": "tf_efficientnet_lite0", "pretrained": False, "head": settings.pop("head", "single")}
-    base = {"model": model, "loss": "cross_entropy", "schedule": "none", "augment": {"policy": "none"}}
+    model = {
+        "backbone": "tf_efficientnet_lite0",
+        "pretrained": False,
+        "head": settings.pop("head", "single"),
+    }
+    base = {
+        "model": model,
+        "loss": "cross_entropy",
+        "schedule": "none",
+        "augment": {"policy": "none"},
+    }
     return Train.model_validate({**base, **settings})
 
 
@@ -56,8 +65,15 @@ def loop_vs_bare():
         memory_format=torch.channels_last
     )
     y = torch.from_numpy(task.codes_of(tuple(_LABELS))[task.train])
-    net = torch.nn.Sequential(model.backbone, model.head.layers["joint"]).to(memory_format=torch.channels_last).train()
-    adam, lossy = torch.optim.Adam(net.parameters(), lr=1e-4, weight_decay=5e-4), torch.nn.CrossEntropyLoss()
+    net = (
+        torch.nn.Sequential(model.backbone, model.head.layers["joint"])
+        .to(memory_format=torch.channels_last)
+        .train()
+    )
+    adam, lossy = (
+        torch.optim.Adam(net.parameters(), lr=1e-4, weight_decay=5e-4),
+        torch.nn.CrossEntropyLoss(),
+    )
     ours, bare = [], []
 
     def bare_epoch(_, metrics):
@@ -112,7 +128,11 @@ def loop_vs_timm():
             use_prefetcher=False,
             device=torch.device("cpu"),
         )
-        net = create_model("tf_efficientnet_lite0", num_classes=18).to(memory_format=torch.channels_last).train()
+        net = (
+            create_model("tf_efficientnet_lite0", num_classes=18)
+            .to(memory_format=torch.channels_last)
+            .train()
+        )
         adam, lossy = create_optimizer_v2(net, opt="adam", lr=1e-4), LabelSmoothingCrossEntropy(0.1)
 
         def their_epoch(_, metrics):
@@ -173,17 +193,25 @@ def _reader_vs_imagefolder(size_of_photos, note):
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as folder:
         photos = _photo_folder(Path(folder), size_of_photos)
-        dataset = datasets.ImageFolder(photos, v2.Compose([*resize, v2.RandomHorizontalFlip(), *to_float]))
-        small = np.stack([np.asarray(image.resize((SIZE, SIZE))) for image, _ in datasets.ImageFolder(photos)])
+        dataset = datasets.ImageFolder(
+            photos, v2.Compose([*resize, v2.RandomHorizontalFlip(), *to_float])
+        )
+        small = np.stack(
+            [np.asarray(image.resize((SIZE, SIZE))) for image, _ in datasets.ImageFolder(photos)]
+        )
         n = 4096  # many more rows than caches hold, drawn from few photos
         images = _map(np.tile(small, (n // len(small) + 1, 1, 1, 1))[:n], Path(folder))
-        task = Task(images, np.zeros((n, 1), np.int64), [""] * n, {"one": 2}, np.arange(n), np.arange(0))
+        task = Task(
+            images, np.zeros((n, 1), np.int64), [""] * n, {"one": 2}, np.arange(n), np.arange(0)
+        )
         flip = augment.build([{"name": "HorizontalFlip", "p": 0.5}])
         model = build(Model(backbone="tf_efficientnet_lite0", pretrained=False), _LABELS)
         for repeat in range(REPEATS + 1):
             began = time.process_time()
             for rows in np.random.default_rng(repeat).permutation(n).reshape(-1, 32):
-                model._normalized(as_tensor(flip(task.photos(rows), augment.sample_seeds(0, repeat, rows))))
+                model._normalized(
+                    as_tensor(flip(task.photos(rows), augment.sample_seeds(0, repeat, rows)))
+                )
             ours.append(n / (time.process_time() - began))
             began = time.process_time()
             for _ in DataLoader(dataset, batch_size=32, shuffle=True):
@@ -194,12 +222,16 @@ def _reader_vs_imagefolder(size_of_photos, note):
 
 def reader_vs_imagefolder_original():
     """Read 128 px rows beside torchvision's ImageFolder over the original 384 x 512 JPEGs, equal transforms."""
-    return _reader_vs_imagefolder((384, 512), "128 px float batches, flip and normalize; ImageFolder resizes 384 x 512")
+    return _reader_vs_imagefolder(
+        (384, 512), "128 px float batches, flip and normalize; ImageFolder resizes 384 x 512"
+    )
 
 
 def reader_vs_imagefolder_prepared():
     """Read 128 px rows beside torchvision's ImageFolder over prepared 128 px JPEGs, equal transforms."""
-    return _reader_vs_imagefolder((SIZE, SIZE), "128 px float batches, flip and normalize; ImageFolder decodes 128 px")
+    return _reader_vs_imagefolder(
+        (SIZE, SIZE), "128 px float batches, flip and normalize; ImageFolder decodes 128 px"
+    )
 
 
 def reader_vs_albumentations():
@@ -209,8 +241,13 @@ def reader_vs_albumentations():
     from trainers import augment
 
     n, ours, theirs = 1024, [], []
-    settings = [{k: tuple(v) if isinstance(v, list) else v for k, v in op.items()} for op in augment.POLICIES["basic"]]
-    compose = albumentations.Compose([getattr(albumentations, op.pop("name"))(**op) for op in settings])
+    settings = [
+        {k: tuple(v) if isinstance(v, list) else v for k, v in op.items()}
+        for op in augment.POLICIES["basic"]
+    ]
+    compose = albumentations.Compose(
+        [getattr(albumentations, op.pop("name"))(**op) for op in settings]
+    )
     policy = augment.build("basic")
     with tempfile.TemporaryDirectory() as folder:
         ready = np.random.default_rng(0).integers(0, 255, (n, SIZE, SIZE, 3), dtype=np.uint8)
@@ -225,7 +262,13 @@ def reader_vs_albumentations():
             for photo in ready:
                 compose(image=photo)
             theirs.append(n / (time.process_time() - began))
-    return "img/cpu-s", _median(ours[1:]), _median(theirs[1:]), REPEATS, "policy basic, 128 px uint8"
+    return (
+        "img/cpu-s",
+        _median(ours[1:]),
+        _median(theirs[1:]),
+        REPEATS,
+        "policy basic, 128 px uint8",
+    )
 
 
 def rows_vs_copy():
@@ -245,7 +288,13 @@ def rows_vs_copy():
             for start in range(0, n, batch):
                 block[start : start + batch].copy()
             copies.append(block.nbytes / 1e6 / (time.process_time() - began))
-    return "MB/s", _median(ours[1:]), _median(copies[1:]), REPEATS, "batches of 32 rows of 128 px, 201 MB in all"
+    return (
+        "MB/s",
+        _median(ours[1:]),
+        _median(copies[1:]),
+        REPEATS,
+        "batches of 32 rows of 128 px, 201 MB in all",
+    )
 
 
 def bank_vs_backbone():
@@ -273,7 +322,10 @@ def bank_vs_backbone():
 
     def settings(lr, epochs):
         config = _config(
-            head="shallow", duration=f"{epochs} epochs", batch_size=32, optimizer={"name": "adam", "lr": lr}
+            head="shallow",
+            duration=f"{epochs} epochs",
+            batch_size=32,
+            optimizer={"name": "adam", "lr": lr},
         )
         model = config.model.model_dump(by_alias=True) | {"frozen": {"views": 1}}
         return type(config).model_validate(config.model_dump(by_alias=True) | {"model": model})
@@ -339,7 +391,9 @@ def kept_memory():
     rates = {"kept": [], "default": []}
     for _ in range(5):
         for how, found in rates.items():
-            done = subprocess.run([sys.executable, "-c", _STEPS, how], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, "-c", _STEPS, how], capture_output=True, text=True, check=True
+            )
             found.append(128 / float(done.stdout))
     note = "tf_efficientnet_lite0, 160 px, batch 32, a fresh process each"
     return "img/cpu-s", _median(rates["kept"]), _median(rates["default"]), 5, note
@@ -370,7 +424,9 @@ def rows_memory():
 
     def reading(path, n):
         running = [
-            subprocess.Popen([sys.executable, "-c", _READ, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            subprocess.Popen(
+                [sys.executable, "-c", _READ, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
             for _ in range(n)
         ]
         for one in running:
@@ -384,4 +440,10 @@ def rows_memory():
         path = str(Path(folder) / "rows.npy")
         np.save(path, np.zeros((2048, SIZE, SIZE, 3), np.uint8))
         four, one = reading(path, 4), reading(path, 1)
-    return "MB", four, one, 1, "PSS of the mapping of a 101 MB array, all of it read; at most 1.2 times is wanted"
+    return (
+        "MB",
+        four,
+        one,
+        1,
+        "PSS of the mapping of a 101 MB array, all of it read; at most 1.2 times is wanted",
+    )

@@ -65,7 +65,9 @@ def draw(folder, n_photos=N_PHOTOS, n_members=N_MEMBERS, ties=TIES, seed=0):
         wrong = rng.random(n_photos) < 0.2
         pred = np.where(wrong, rng.integers(0, N_CLASSES, n_photos), truth).astype(np.int8)
         pair = truth if member % 2 else other
-        last = ((truth + 2) % N_CLASSES).astype(np.int8)  # an odd member out, so that two classes have equal votes
+        last = ((truth + 2) % N_CLASSES).astype(
+            np.int8
+        )  # an odd member out, so that two classes have equal votes
         pred[tied] = (last if member == n_members - 1 and n_members % 2 else pair)[tied]
         probs = np.lib.format.open_memmap(
             folder / f"probs{member}.npy", mode="w+", dtype=np.float16, shape=(n_photos, N_CLASSES)

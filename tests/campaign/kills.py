@@ -23,14 +23,27 @@ EPOCH_S, LONGEST_S = 0.2, 1.6
 
 
 def start(folder, address, trials, concurrent):
-    options = ["--address", address, "--trials", trials, "--concurrent", concurrent, "--epoch-s", EPOCH_S]
+    options = [
+        "--address",
+        address,
+        "--trials",
+        trials,
+        "--concurrent",
+        concurrent,
+        "--epoch-s",
+        EPOCH_S,
+    ]
     command = [sys.executable, "-m", "tests.orchestrator.search.toy", folder, *options]
-    return subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def ends(folder):
     path = folder / "events.jsonl"
-    return [e["trial_id"] for e in read(path) if e["event"] == "trial_ended"] if path.exists() else []
+    return (
+        [e["trial_id"] for e in read(path) if e["event"] == "trial_ended"] if path.exists() else []
+    )
 
 
 def n_events(folder):
@@ -86,7 +99,9 @@ def finished_again(folder, address, trials):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
@@ -107,20 +122,38 @@ def main():
         calm = Path(place) / "calm"
         start(calm, address, args.trials, 1).wait(900)
         with Ledger(calm) as ledger:
-            undisturbed = toy.make_bridge(ledger, toy.make_studies(calm, {"trials": args.trials}), calm)
+            undisturbed = toy.make_bridge(
+                ledger, toy.make_studies(calm, {"trials": args.trials}), calm
+            )
         print(f"undisturbed: {dict(undisturbed.counts)}", flush=True)
         for concurrent in (1, 2):
             folder, rng = Path(place) / f"killed{concurrent}", random.Random(args.seed + concurrent)
-            found = campaign(folder, address, kills=args.kills, trials=args.trials, concurrent=concurrent, rng=rng)
+            found = campaign(
+                folder,
+                address,
+                kills=args.kills,
+                trials=args.trials,
+                concurrent=concurrent,
+                rng=rng,
+            )
             rungs = found.pop("rungs")
             print(f"max_concurrent {concurrent}: {found}", flush=True)
-            check(f"{args.trials} trials, each ended once", found["ended once"] == found["trials"] == args.trials)
+            check(
+                f"{args.trials} trials, each ended once",
+                found["ended once"] == found["trials"] == args.trials,
+            )
             check("none is left without an end", found["without an end"] == 0)
-            check("a driver over the finished study trains nothing", finished_again(folder, address, args.trials) == 0)
+            check(
+                "a driver over the finished study trains nothing",
+                finished_again(folder, address, args.trials) == 0,
+            )
             names = ExperimentAnalysis(str(folder / "tune/search")).dataframe()["config/name"]
             check("Tune's folder has all trials", sorted(names) == sorted(outcome(folder)))
             if concurrent == 1:
-                check("settings, results and ends equal the undisturbed ones", outcome(folder) == outcome(calm))
+                check(
+                    "settings, results and ends equal the undisturbed ones",
+                    outcome(folder) == outcome(calm),
+                )
                 check("rungs equal the undisturbed ones", rungs == undisturbed.rungs["a"].scores)
     sys.exit(1 if failures else 0)
 

@@ -38,9 +38,13 @@ def tasks_of(paths):
     from data_prep.preparation.pool import ShardTask
 
     rows = [
-        (f"train/{at:04}", str(path), hashlib.sha256(path.read_bytes()).hexdigest()) for at, path in enumerate(paths)
+        (f"train/{at:04}", str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+        for at, path in enumerate(paths)
     ]
-    return [ShardTask(number, rows[start : start + 64]) for number, start in enumerate(range(0, len(rows), 64))]
+    return [
+        ShardTask(number, rows[start : start + 64])
+        for number, start in enumerate(range(0, len(rows), 64))
+    ]
 
 
 class Sleepy:
@@ -58,7 +62,13 @@ class Sleepy:
 
 def light_kills(folder, n, seed):
     """Kill workers as `kills` does, with Sleepy workers: for machines that have better things to do."""
-    return kills(folder, n, seed, steps='{"steps": ["keep_aspect", {"name": "resize", "size": 64}]}', make=Sleepy)
+    return kills(
+        folder,
+        n,
+        seed,
+        steps='{"steps": ["keep_aspect", {"name": "resize", "size": 64}]}',
+        make=Sleepy,
+    )
 
 
 def kills(folder, n, seed, steps=STEPS, make=None):
@@ -138,20 +148,38 @@ def drivers(folder, n, seed):
     steps = "prep.steps=[{name: crop_face, on_missing: center}, {name: resize, size: 64}]"
     for name, n_kills in (("calm", 0), ("killed", n)):
         store = folder / name
-        command = [sys.executable, "-m", "orchestrator", "submit", str(spec), "--store", str(store), "--set", steps]
+        command = [
+            sys.executable,
+            "-m",
+            "orchestrator",
+            "submit",
+            str(spec),
+            "--store",
+            str(store),
+            "--set",
+            steps,
+        ]
         for _ in range(n_kills):
-            one = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            one = subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
             wait_for(one, store, "prepare/.work-*")
             time.sleep(rng.uniform(0.0, 6.0))
             one.kill()
             one.wait()
-        one = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        one = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         wait_for(one, store, "prepare/[0-9a-f]*/manifest.json")
         one.send_signal(signal.SIGINT)
         one.wait()
         (made,) = store.glob("prepare/[0-9a-f]*")
         stores[name] = {path.name: path.read_bytes() for path in made.glob("shard-*.parquet")}
-    events = [json.loads(line) for path in (folder / "killed").glob("runs/*/events.jsonl") for line in path.open()]
+    events = [
+        json.loads(line)
+        for path in (folder / "killed").glob("runs/*/events.jsonl")
+        for line in path.open()
+    ]
     numbers = [event["number"] for event in events if event["event"] == "shard"]
     return {
         "kills": n,
@@ -212,10 +240,16 @@ def compare_with_loop(root, n, seed):
         ours = faces.main_face(detector, "fastmtcnn", cut, CropFace().search_size)
         cut = np.asarray(rembg.remove(Image.open(root / truth.path), session=their_session))
         black = np.asarray(Image.fromarray(cut).convert("RGB"))
-        theirs = DeepFace.extract_faces(black[..., ::-1], detector_backend="fastmtcnn", enforce_detection=False)
+        theirs = DeepFace.extract_faces(
+            black[..., ::-1], detector_backend="fastmtcnn", enforce_detection=False
+        )
         best = max(theirs, key=lambda one: one["confidence"])
         area = best["facial_area"]
-        box = (area["x"], area["y"], area["x"] + area["w"], area["y"] + area["h"]) if best["confidence"] > 0 else None
+        box = (
+            (area["x"], area["y"], area["x"] + area["w"], area["y"] + area["h"])
+            if best["confidence"] > 0
+            else None
+        )
         found["mask"].append(overlap(mask > 127, truth.silhouette))
         found["mask loop"].append(overlap(cut[..., 3] > 127, truth.silhouette))
         found["found"].append(ours is not None)
@@ -252,9 +286,14 @@ def encoding(folder, n, seed):
         photo = decode(paths[at].read_bytes())
         height, width = photo.shape[:2]
         box = (width // 4, height // 6, 3 * width // 4, 4 * height // 6)
-        crops.append(Image.fromarray(np.ascontiguousarray(around(photo, box, 0.1))).resize((128, 128)))
+        crops.append(
+            Image.fromarray(np.ascontiguousarray(around(photo, box, 0.1))).resize((128, 128))
+        )
     rows = {}
-    ways = {f"jpeg {quality}": {"format": "JPEG", "quality": quality, "subsampling": 0} for quality in (85, 90, 95, 98)}
+    ways = {
+        f"jpeg {quality}": {"format": "JPEG", "quality": quality, "subsampling": 0}
+        for quality in (85, 90, 95, 98)
+    }
     for name, settings in (ways | {"png": {"format": "PNG", "compress_level": 4}}).items():
         encoded = []
         for crop in crops:
@@ -263,7 +302,10 @@ def encoding(folder, n, seed):
         began = time.perf_counter()
         back = [decode(one) for one in encoded]
         speed = len(back) / (time.perf_counter() - began)
-        errors = [np.mean((np.asarray(crop, float) - one) ** 2) for crop, one in zip(crops, back, strict=True)]
+        errors = [
+            np.mean((np.asarray(crop, float) - one) ** 2)
+            for crop, one in zip(crops, back, strict=True)
+        ]
         psnr = 10 * np.log10(255**2 / max(np.mean(errors), 1e-9))
         rows[name] = {
             "bytes": round(np.mean([len(one) for one in encoded])),
@@ -285,17 +327,27 @@ def parts(folder, n, seed):
 
     torch.set_num_threads(1)
     paths = drawn(folder / "photos", 36, size=(384, 512))
-    photos = [paths[at].read_bytes() for at in np.random.default_rng(seed).permutation(len(paths))[:n]]
+    photos = [
+        paths[at].read_bytes() for at in np.random.default_rng(seed).permutation(len(paths))[:n]
+    ]
     session, detector = background.open_session("u2netp", 1), faces.open_detector("fastmtcnn")
     pixels = [decode(photo) for photo in photos]
-    feeds = [session.normalize(Image.fromarray(one), (0.5,) * 3, (0.2,) * 3, (320, 320)) for one in pixels]
+    feeds = [
+        session.normalize(Image.fromarray(one), (0.5,) * 3, (0.2,) * 3, (320, 320))
+        for one in pixels
+    ]
     masks = [background.person_mask(session, one) for one in pixels]
-    cuts = [background.lay_over(one, mask, [0, 0, 0]) for one, mask in zip(pixels, masks, strict=True)]
+    cuts = [
+        background.lay_over(one, mask, [0, 0, 0]) for one, mask in zip(pixels, masks, strict=True)
+    ]
     ways = {
         "decode": (decode, photos),
         "u2netp alone": (lambda feed: session.inner_session.run(None, feed), feeds),
         "mask, u2netp included": (lambda one: background.person_mask(session, one), pixels),
-        "lay over": (lambda pair: background.lay_over(*pair, [0, 0, 0]), list(zip(pixels, masks, strict=True))),
+        "lay over": (
+            lambda pair: background.lay_over(*pair, [0, 0, 0]),
+            list(zip(pixels, masks, strict=True)),
+        ),
         "face at 512 px": (lambda one: faces.main_face(detector, "fastmtcnn", one), cuts),
         "face at 256 px": (lambda one: faces.main_face(detector, "fastmtcnn", one, 256), cuts),
         "encode 128 px": (lambda one: encode(np.ascontiguousarray(one[:128, :128])), pixels),
@@ -325,7 +377,9 @@ STUDIES = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], help="all of them where none is named")
+    parser.add_argument(
+        "studies", nargs="*", choices=[*STUDIES, []], help="all of them where none is named"
+    )
     parser.add_argument("--n", type=int)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -335,7 +389,12 @@ def main():
         try:
             began = time.perf_counter()
             facts = study(folder, args.n or n, args.seed)
-            print(json.dumps({"study": name, **facts, "wall_s": round(time.perf_counter() - began, 1)}), flush=True)
+            print(
+                json.dumps(
+                    {"study": name, **facts, "wall_s": round(time.perf_counter() - began, 1)}
+                ),
+                flush=True,
+            )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

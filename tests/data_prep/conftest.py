@@ -10,7 +10,10 @@ from PIL import Image
 from data_prep.config import Data
 
 STEMS = ("incorrect_mask", "mask1", "mask2", "normal")
-MASK = {"from": "stem", "classes": {"wear": "mask*", "incorrect": "incorrect_mask", "not_wear": "normal"}}
+MASK = {
+    "from": "stem",
+    "classes": {"wear": "mask*", "incorrect": "incorrect_mask", "not_wear": "normal"},
+}
 GENDER = {"from": "column", "column": "gender", "classes": ["male", "female"]}
 AGE = {"from": "column", "column": "age", "bins": [30, 60]}
 
@@ -37,14 +40,20 @@ class Contest:
         self.base, self.images = base, base / "train/images"
         ages = (22, 41, 60)
         self.people = [
-            {"id": f"{at:06d}", "gender": ("male", "female")[at % 2], "race": "x", "age": ages[at // 2 % 3]}
+            {
+                "id": f"{at:06d}",
+                "gender": ("male", "female")[at % 2],
+                "race": "x",
+                "age": ages[at // 2 % 3],
+            }
             for at in range(12)
         ]
         for at, person in enumerate(self.people):
             person["path"] = f"{person['id']}_{person['gender']}_x_{person['age']}"
             for number, stem in enumerate(STEMS):
                 self.photo(
-                    f"train/images/{person['path']}/{stem}{('.jpg', '.PNG', '.jpeg', '.JPG')[at % 4]}", 10 * at + number
+                    f"train/images/{person['path']}/{stem}{('.jpg', '.PNG', '.jpeg', '.JPG')[at % 4]}",
+                    10 * at + number,
                 )
         self.tests = [{"ImageID": f"{name}.jpg", "ans": at} for at, name in enumerate("cabfed")]
         for at, row in enumerate(self.tests):

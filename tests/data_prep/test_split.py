@@ -38,7 +38,9 @@ def every_cell(n: int = 4) -> list[tuple[int, int]]:
     return [(sex, age) for sex in range(2) for age in range(3) for _ in range(n)]
 
 
-PEOPLE = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2)), max_size=40).map(lambda extra: every_cell() + extra)
+PEOPLE = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2)), max_size=40).map(
+    lambda extra: every_cell() + extra
+)
 ASKED = st.builds(Split, strategy=GROUPED, val=st.floats(0.05, 0.6), seed=st.integers(0, 2**32 - 1))
 
 
@@ -54,7 +56,9 @@ def tried(*arguments) -> pa.Table | None:
     """Some seeds put all people of a class into one part; that is refused, and no law is about it."""
     _, schema, split, _, n_folds = arguments
     table = assigned(*arguments)
-    refused = table is None or any(isinstance(inner_of(table, at, split, schema), str) for at in range(n_folds))
+    refused = table is None or any(
+        isinstance(inner_of(table, at, split, schema), str) for at in range(n_folds)
+    )
     return None if refused else table
 
 
@@ -63,7 +67,11 @@ def tried(*arguments) -> pa.Table | None:
 def test_no_group_stands_on_two_sides_of_a_split_or_a_fold(people, split, n_folds):
     table = tried(catalog_of(people), SCHEMA, split, [], n_folds)
     if table is not None:
-        assert all(len(found) == 1 for column in ("role", "fold") for found in sides(table, column).values())
+        assert all(
+            len(found) == 1
+            for column in ("role", "fold")
+            for found in sides(table, column).values()
+        )
 
 
 @settings(max_examples=40, deadline=None)
@@ -92,19 +100,28 @@ def test_no_group_stands_on_two_sides_of_an_inner_part(people, split, n_folds, d
 def test_every_stratum_is_within_one_group_of_ideal(people, share, n_folds, seed):
     groups, codes = [f"g{at}" for at in range(len(people))], np.array(people, dtype=np.int64)
     chosen = deal_share(groups, codes, share, seed=seed, purpose="val")
-    total, in_stratum = Counter(people), Counter(person for person, out in zip(people, chosen, strict=True) if out)
+    total, in_stratum = (
+        Counter(people),
+        Counter(person for person, out in zip(people, chosen, strict=True) if out),
+    )
     assert all(abs(in_stratum[stratum] - n * share) < 1 + 1e-4 for stratum, n in total.items())
     assert 0 < in_stratum.total() < len(people)
     assert abs(in_stratum.total() - len(people) * share) < 1  # the totals balance too
     if n_folds <= len(people):
-        folds = Counter(zip(people, deal_folds(groups, codes, n_folds, seed=seed).tolist(), strict=True))
+        folds = Counter(
+            zip(people, deal_folds(groups, codes, n_folds, seed=seed).tolist(), strict=True)
+        )
         assert all(
-            abs(folds[stratum, fold] - n / n_folds) < 1 for stratum, n in total.items() for fold in range(n_folds)
+            abs(folds[stratum, fold] - n / n_folds) < 1
+            for stratum, n in total.items()
+            for fold in range(n_folds)
         )
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.randoms(use_true_random=False), st.sampled_from(["random", "profile", "balanced_profile"]))
+@given(
+    st.randoms(use_true_random=False), st.sampled_from(["random", "profile", "balanced_profile"])
+)
 def test_the_order_of_rows_changes_nothing(random, strategy):
     table, split = catalog_of(every_cell()), Split(strategy=strategy, val=0.3, seed=3)
     shuffled = table.take(random.sample(range(len(table)), len(table)))
@@ -125,7 +142,13 @@ GOLDEN = {
 
 @pytest.mark.parametrize("strategy", ["random", "profile", "balanced_profile"])
 def test_a_split_is_the_same_on_every_machine_and_version(strategy):
-    table = assign(catalog_of(every_cell(2), n_test=0), SCHEMA, Split(strategy=strategy, val=0.25, seed=1), [], 3)
+    table = assign(
+        catalog_of(every_cell(2), n_test=0),
+        SCHEMA,
+        Split(strategy=strategy, val=0.25, seed=1),
+        [],
+        3,
+    )
     letters = {"train": "t", "val": "v"}
     roles = "".join(letters[role] for role in table["role"].to_pylist())
     assert GOLDEN[strategy] == (roles, "".join(map(str, table["fold"].to_pylist())))
@@ -134,13 +157,16 @@ def test_a_split_is_the_same_on_every_machine_and_version(strategy):
 def test_the_seed_decides():
     table = catalog_of(every_cell(6))
     splits = {
-        json.dumps(assign(table, SCHEMA, Split(val=0.3, seed=seed), [], None)["role"].to_pylist()) for seed in range(5)
+        json.dumps(assign(table, SCHEMA, Split(val=0.3, seed=seed), [], None)["role"].to_pylist())
+        for seed in range(5)
     }
     assert len(splits) == 5
 
 
 def test_random_splits_photos_and_so_people():
-    table = assign(catalog_of(every_cell(), n_photos=6), SCHEMA, Split(strategy="random", val=0.5), [], 2)
+    table = assign(
+        catalog_of(every_cell(), n_photos=6), SCHEMA, Split(strategy="random", val=0.5), [], 2
+    )
     assert any(len(found) == 2 for found in sides(table, "role").values())
     assert Counter(table["role"].to_pylist()) == {"train": 72, "val": 72, "test": 1}
 
@@ -148,9 +174,17 @@ def test_random_splits_photos_and_so_people():
 def test_quarantined_photos_have_no_row_and_test_photos_no_fold():
     table = catalog_of(every_cell(), n_test=3)
     status = ["truncated" if at in {0, len(table) - 1} else "ok" for at in range(len(table))]
-    folds = assign(table.set_column(table.column_names.index("status"), "status", [status]), SCHEMA, Split(), [], 3)
+    folds = assign(
+        table.set_column(table.column_names.index("status"), "status", [status]),
+        SCHEMA,
+        Split(),
+        [],
+        3,
+    )
     assert len(table) - 2 == len(folds)
-    assert [(row["sample_id"], row["role"], row["fold"], row["label"]) for row in folds.to_pylist()[-2:]] == [
+    assert [
+        (row["sample_id"], row["role"], row["fold"], row["label"]) for row in folds.to_pylist()[-2:]
+    ] == [
         ("test/0.jpg", "test", None, None),
         ("test/1.jpg", "test", None, None),
     ]
@@ -187,7 +221,11 @@ def test_exclusions_keep_arms_paired_and_spare_the_test_set():
 def test_rules_take_out_what_they_name(rule, kept):
     table = catalog_of(every_cell(2), n_test=0)
     assert kept == {
-        years for years, out in zip(table["years"].to_pylist(), excluded(table, SCHEMA, [rule]), strict=True) if not out
+        years
+        for years, out in zip(
+            table["years"].to_pylist(), excluded(table, SCHEMA, [rule]), strict=True
+        )
+        if not out
     }
 
 
@@ -221,7 +259,10 @@ def inner_of(table, fold, split, schema):
 
 @pytest.mark.parametrize("strategy", ["profile", "balanced_profile"])
 def test_every_training_of_confirm_sees_every_class_or_the_class_is_named_with_its_fold(strategy):
-    people, counts = [(at % 2, 2 if at < 3 else at // 2 % 2) for at in range(30)], Counter()  # three are 60 and more
+    people, counts = (
+        [(at % 2, 2 if at < 3 else at // 2 % 2) for at in range(30)],
+        Counter(),
+    )  # three are 60 and more
     old = {f"train/p{at:04d}/{photo}.jpg" for at in range(3) for photo in range(2)}
     for seed, fold in itertools.product(range(20), range(3)):
         split = Split(strategy=strategy, seed=seed)
@@ -229,7 +270,11 @@ def test_every_training_of_confirm_sees_every_class_or_the_class_is_named_with_i
             continue  # role train has nobody of 60 and more
         rows = [row for row in table.to_pylist() if row["fold"] not in (None, fold)]
         first = deal_share(
-            [row["group"] for row in rows], codes_of(rows, strategy), 0.2, seed=seed, purpose=f"inner {fold}"
+            [row["group"] for row in rows],
+            codes_of(rows, strategy),
+            0.2,
+            seed=seed,
+            purpose=f"inner {fold}",
         )
         dealt = {row["sample_id"] for row, val in zip(rows, first, strict=True) if not val}
         found = inner_of(table, fold, split, SCHEMA)

@@ -36,12 +36,16 @@ def test_half_of_all_photos_are_flipped():
     flipped = augment.build(FLIP)(photos.copy(), augment.sample_seeds(0, 1, rows))[:, 0, 0, 0] == 1
     assert 900 < flipped.sum() < 1100
     run = augment.build([{"name": "HorizontalFlip", "p": 1.0}])
-    np.testing.assert_array_equal(PHOTOS[:, :, ::-1], run(PHOTOS.copy(), augment.sample_seeds(0, 1, ROWS)))
+    np.testing.assert_array_equal(
+        PHOTOS[:, :, ::-1], run(PHOTOS.copy(), augment.sample_seeds(0, 1, ROWS))
+    )
     np.testing.assert_array_equal(photos[~flipped], photos[:1].repeat((~flipped).sum(), 0))
 
 
 def test_seeds_of_samples_are_distinct_over_rows_epochs_and_seeds():
-    seeds = [augment.sample_seeds(seed, epoch, np.arange(500)) for seed in (0, 1) for epoch in (1, 2)]
+    seeds = [
+        augment.sample_seeds(seed, epoch, np.arange(500)) for seed in (0, 1) for epoch in (1, 2)
+    ]
     assert 2000 == len(set(np.concatenate(seeds).tolist()))
 
 
@@ -54,8 +58,14 @@ def test_items_come_in_order_from_threads_and_an_error_comes_through():
 @pytest.mark.parametrize(
     ("op", "told"),
     [
-        ({"name": "HorizontalFlop"}, "albumentations has no operation 'HorizontalFlop'; nearest: HorizontalFlip"),
-        ({"name": "GaussianBlur", "blurlimit": 3}, "GaussianBlur does not take 'blurlimit'; .*nearest: blur_limit"),
+        (
+            {"name": "HorizontalFlop"},
+            "albumentations has no operation 'HorizontalFlop'; nearest: HorizontalFlip",
+        ),
+        (
+            {"name": "GaussianBlur", "blurlimit": 3},
+            "GaussianBlur does not take 'blurlimit'; .*nearest: blur_limit",
+        ),
         ({"p": 0.5}, "an operation is {name: HorizontalFlip"),
     ],
 )
@@ -79,7 +89,10 @@ def test_what_is_read_of_an_operation_is_what_it_takes():
         "RandomResizedCrop",
     ):
         known = settings_of(name)
-        assert set(inspect.signature(getattr(albumentations, name).__init__).parameters) - {"self"} <= known, name
+        assert (
+            set(inspect.signature(getattr(albumentations, name).__init__).parameters) - {"self"}
+            <= known
+        ), name
         getattr(albumentations, name)
     for ops in augment.POLICIES.values():
         Train.model_validate({"augment": {"policy": ops}})

@@ -43,10 +43,20 @@ def task():
         images[at, :, :, color] += np.uint8(200 if light else 90)
     rows = np.arange(120)
     mixable = Mixable(codes[:, 1] == 0, codes[:, 0], rows // 2)
-    return Task(images, codes, [f"s{at}" for at in rows], {"color": 2, "light": 2}, rows[:90], rows[90:], mixable)
+    return Task(
+        images,
+        codes,
+        [f"s{at}" for at in rows],
+        {"color": 2, "light": 2},
+        rows[:90],
+        rows[90:],
+        mixable,
+    )
 
 
-@pytest.mark.parametrize("head", ["single", "shallow", "deep", {"name": "deep", "joint": "existing"}], ids=str)
+@pytest.mark.parametrize(
+    "head", ["single", "shallow", "deep", {"name": "deep", "joint": "existing"}], ids=str
+)
 def test_every_head_learns_and_predicts_from_its_folder_what_it_validated(task, tmp_path, head):
     result = train(quick(head), task, seed=1, report=quiet, work_dir=tmp_path, threads=1)
     assert result.metrics["val_macro_f1"] > 0.6  # chance is 0.25
@@ -72,10 +82,19 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(task, tmp_path):
     with pytest.raises(Killed):
         train(config, task, seed=3, report=stop, work_dir=_new(tmp_path / "b"), threads=1)
     heard = []
-    again = train(config, task, seed=3, report=lambda epoch, _: heard.append(epoch), work_dir=tmp_path / "b", threads=1)
+    again = train(
+        config,
+        task,
+        seed=3,
+        report=lambda epoch, _: heard.append(epoch),
+        work_dir=tmp_path / "b",
+        threads=1,
+    )
     assert heard == [1, 2, 3, 4]
     assert _scores(whole) == _scores(again)
-    assert (tmp_path / "a/weights.safetensors").read_bytes() == (tmp_path / "b/weights.safetensors").read_bytes()
+    assert (tmp_path / "a/weights.safetensors").read_bytes() == (
+        tmp_path / "b/weights.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
@@ -86,9 +105,19 @@ def test_a_damaged_state_is_told_and_the_training_starts_again(task, tmp_path, c
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes({"flip": content, "cut": content[:-100], "empty": b""}[damage])
-    again = train(config, task, seed=3, report=lambda epoch, _: heard.append(epoch), work_dir=tmp_path, threads=1)
+    again = train(
+        config,
+        task,
+        seed=3,
+        report=lambda epoch, _: heard.append(epoch),
+        work_dir=tmp_path,
+        threads=1,
+    )
     assert ([1, 2], _scores(whole)) == (heard, _scores(again))
-    assert f"{state} is damaged (its sha256 is another); the training starts again" in capfd.readouterr().err
+    assert (
+        f"{state} is damaged (its sha256 is another); the training starts again"
+        in capfd.readouterr().err
+    )
 
 
 def test_a_state_with_any_flipped_byte_is_not_gone_on_with(tmp_path):
@@ -102,7 +131,9 @@ def test_a_state_with_any_flipped_byte_is_not_gone_on_with(tmp_path):
 
 
 def test_stopped_inside_an_epoch_and_resumed_equals_uninterrupted(task, tmp_path, monkeypatch):
-    config = quick(augment={"policy": "none", "mixup": "offline"}, micro_batch=8, duration="3 epochs")
+    config = quick(
+        augment={"policy": "none", "mixup": "offline"}, micro_batch=8, duration="3 epochs"
+    )
     whole = train(config, task, seed=3, report=quiet, work_dir=_new(tmp_path / "a"), threads=1)
     step, steps = torch.optim.Adam.step, []
 
@@ -118,12 +149,16 @@ def test_stopped_inside_an_epoch_and_resumed_equals_uninterrupted(task, tmp_path
     monkeypatch.undo()
     again = train(config, task, seed=3, report=quiet, work_dir=tmp_path / "b", threads=1)
     assert _scores(whole) == _scores(again)
-    assert (tmp_path / "a/weights.safetensors").read_bytes() == (tmp_path / "b/weights.safetensors").read_bytes()
+    assert (tmp_path / "a/weights.safetensors").read_bytes() == (
+        tmp_path / "b/weights.safetensors"
+    ).read_bytes()
 
 
 def test_five_steps_give_the_loss_they_always_gave(task, tmp_path):
     """A change of the loop that is no change of meaning keeps this number; another one raises the trial's version."""
-    config = quick("deep", duration="5 steps", augment={"policy": "none", "cutmix": "half"}, clip_norm=1.0)
+    config = quick(
+        "deep", duration="5 steps", augment={"policy": "none", "cutmix": "half"}, clip_norm=1.0
+    )
     result = train(config, task, seed=11, report=quiet, work_dir=tmp_path, threads=1)
     assert GOLDEN == pytest.approx(result.history[0]["train_loss"], rel=1e-4)
 
@@ -136,7 +171,12 @@ def test_a_batch_in_micro_batches_has_the_gradient_of_the_whole(task):
     for micro in (11, 4, 2):
         net.zero_grad()
         backward = _Backward(
-            net, {"joint": branch_loss(Focal(), None)}, {}, "cpu", "fp32", torch.amp.GradScaler("cpu", enabled=False)
+            net,
+            {"joint": branch_loss(Focal(), None)},
+            {},
+            "cpu",
+            "fp32",
+            torch.amp.GradScaler("cpu", enabled=False),
         )
         found.append((backward(x, {"joint": y}, micro), net.layers["joint"].weight.grad.clone()))
     for loss, gradient in found[1:]:
@@ -176,7 +216,9 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(task, tmp_path
     assert [4, 4] == [epoch["train_micro_batch"] for epoch in result.history]
     asked = quick("shallow", batch_size=32, duration="2 epochs", micro_batch=4)
     again = train(asked, task, seed=1, report=quiet, work_dir=_new(tmp_path / "b"), threads=1)
-    assert result.history[0]["train_loss"] == pytest.approx(again.history[0]["train_loss"], rel=1e-3)
+    assert result.history[0]["train_loss"] == pytest.approx(
+        again.history[0]["train_loss"], rel=1e-3
+    )
 
 
 def test_memory_for_not_even_two_photos_ends_the_training_cleanly(task, tmp_path, small_memory):
@@ -188,11 +230,17 @@ def test_memory_for_not_even_two_photos_ends_the_training_cleanly(task, tmp_path
 def test_a_score_that_is_not_finite_names_the_samples(task, tmp_path, monkeypatch):
     def broken(self, x):
         logits = forward(self, x)
-        return logits if self.training else {name: value * float("nan") for name, value in logits.items()}
+        return (
+            logits
+            if self.training
+            else {name: value * float("nan") for name, value in logits.items()}
+        )
 
     forward = Classifier.forward
     monkeypatch.setattr(Classifier, "forward", broken)
-    with pytest.raises(TrainingDiverged, match=r"val loss is nan at step 6, lr 0\.003, samples s90, s91, .*s119"):
+    with pytest.raises(
+        TrainingDiverged, match=r"val loss is nan at step 6, lr 0\.003, samples s90, s91, .*s119"
+    ):
         train(quick(), task, seed=1, report=quiet, work_dir=tmp_path, threads=1)
 
 
@@ -214,7 +262,10 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_its_place(task, tmp_pa
         {"precision": "auto"},
         {"micro_batch": 6, "clip_norm": 1.0},
         {"augment": {"policy": "none", "mixup": "offline"}},
-        {"augment": {"policy": "none", "mixup": "offline", "cutmix": "half"}, "balance": "weighted_sampler"},
+        {
+            "augment": {"policy": "none", "mixup": "offline", "cutmix": "half"},
+            "balance": "weighted_sampler",
+        },
         {"loss": {"name": "focal", "alpha": {"light": [1, 3]}}},
         {"schedule": {"name": "step", "every": 1}, "duration": "3 steps"},
     ],
@@ -238,7 +289,10 @@ def _new(path):
 
 
 def _scores(result):
-    return [{name: value for name, value in epoch.items() if name != "epoch_s"} for epoch in result.history]
+    return [
+        {name: value for name, value in epoch.items() if name != "epoch_s"}
+        for epoch in result.history
+    ]
 
 
 def test_memory_that_a_step_frees_is_kept_for_the_next():

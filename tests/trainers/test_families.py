@@ -37,7 +37,9 @@ def test_a_family_builds_with_every_head(backbone):
         with torch.device("meta"):
             model = build(config, SIZES, size=64)
         if name == "single":  # the backbone is the same below the others
-            assert (2, FEATURES[backbone]) == tuple(model.features(torch.zeros(2, 3, 64, 64, device="meta")).shape)
+            assert (2, FEATURES[backbone]) == tuple(
+                model.features(torch.zeros(2, 3, 64, 64, device="meta")).shape
+            )
         logits = model.head(torch.zeros(2, FEATURES[backbone], device="meta"))
         assert 18 == model.head.log_probs(logits).shape[1]
 
@@ -55,4 +57,6 @@ def test_photos_are_normalized_inside_the_model():
     wanted = ((photo / 255.0 - mean) / std).permute(0, 3, 1, 2)
     for x in (photo.permute(0, 3, 1, 2), photo.permute(0, 3, 1, 2).float().contiguous()):
         torch.testing.assert_close(wanted, model._normalized(x), rtol=1e-4, atol=1e-5)
-    assert model._normalized(photo.permute(0, 3, 1, 2)).is_contiguous(memory_format=torch.channels_last)
+    assert model._normalized(photo.permute(0, 3, 1, 2)).is_contiguous(
+        memory_format=torch.channels_last
+    )

@@ -24,7 +24,10 @@ def config(head, **settings):
                 "frozen": settings.pop("frozen", None),
             },
             "optimizer": {"name": "adam", "lr": 3e-3},
-            "augment": {"policy": settings.pop("policy", "none"), "cutmix": settings.pop("cutmix", "none")},
+            "augment": {
+                "policy": settings.pop("policy", "none"),
+                "cutmix": settings.pop("cutmix", "none"),
+            },
             "duration": "2 epochs",
             "batch_size": 16,
             **settings,
@@ -52,7 +55,14 @@ def task():
 @pytest.fixture(scope="module")
 def source(task, tmp_path_factory):
     folder = tmp_path_factory.mktemp("A")
-    train(config("single", duration="3 epochs"), task, seed=1, report=quiet, work_dir=folder, threads=1)
+    train(
+        config("single", duration="3 epochs"),
+        task,
+        seed=1,
+        report=quiet,
+        work_dir=folder,
+        threads=1,
+    )
     return load_weights(folder)[0]
 
 
@@ -60,7 +70,15 @@ def source(task, tmp_path_factory):
 def test_a_frozen_feature_map_is_bitwise_unchanged_after_training_its_statistics_included(
     task, source, tmp_path, cutmix
 ):
-    train(config(A_C, cutmix=cutmix), task, seed=1, report=quiet, work_dir=tmp_path, threads=1, source=source)
+    train(
+        config(A_C, cutmix=cutmix),
+        task,
+        seed=1,
+        report=quiet,
+        work_dir=tmp_path,
+        threads=1,
+        source=source,
+    )
     after = load_weights(tmp_path)[0]
     backbone = [name for name in source if name.startswith("backbone.")]
     assert any("running_mean" in name for name in backbone)
@@ -71,17 +89,33 @@ def test_a_frozen_feature_map_is_bitwise_unchanged_after_training_its_statistics
 def test_a_backbone_that_is_not_frozen_moves_with_its_statistics(task, source, tmp_path):
     train(config("shallow"), task, seed=1, report=quiet, work_dir=tmp_path, threads=1)
     after = load_weights(tmp_path)[0]
-    assert not any(torch.equal(source[name], after[name]) for name in source if name.endswith("bn1.running_mean"))
+    assert not any(
+        torch.equal(source[name], after[name])
+        for name in source
+        if name.endswith("bn1.running_mean")
+    )
 
 
-def test_the_head_trains_to_the_same_scores_with_kept_features_and_without(task, source, tmp_path, monkeypatch):
+def test_the_head_trains_to_the_same_scores_with_kept_features_and_without(
+    task, source, tmp_path, monkeypatch
+):
     results = []
     for name in ("bank", "backbone"):
         (tmp_path / name).mkdir()
         if name == "backbone":
-            monkeypatch.setattr("trainers.classifier.NoMixUp", type("Nothing", (), {}))  # as if photos were mixed
+            monkeypatch.setattr(
+                "trainers.classifier.NoMixUp", type("Nothing", (), {})
+            )  # as if photos were mixed
         results.append(
-            train(config(A_C), task, seed=1, report=quiet, work_dir=tmp_path / name, threads=1, source=source)
+            train(
+                config(A_C),
+                task,
+                seed=1,
+                report=quiet,
+                work_dir=tmp_path / name,
+                threads=1,
+                source=source,
+            )
         )
     for one, other in zip(*(result.history for result in results), strict=True):
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
@@ -123,7 +157,13 @@ def test_other_weights_samples_or_views_are_other_features(task):
 
     torch.manual_seed(0)
     model = build(Model(backbone="test_efficientnet", pretrained=False), SIZES).eval()
-    views = [PLAIN, View(0, 1, "basic"), View(1, 1, "basic"), View(0, 2, "basic"), View(0, 1, "strong")]
+    views = [
+        PLAIN,
+        View(0, 1, "basic"),
+        View(1, 1, "basic"),
+        View(0, 2, "basic"),
+        View(0, 1, "strong"),
+    ]
     for view in views:
         Bank(model, task, None, keep)(task.train[:2], view)
     fewer = Task(task.images, task.targets, task.sample_ids, SIZES, task.train[:5], task.val)
@@ -134,7 +174,14 @@ def test_other_weights_samples_or_views_are_other_features(task):
 
 
 def test_a_pretrained_backbone_may_be_frozen_below_any_head(task, tmp_path):
-    result = train(config("deep", frozen={"views": 1}), task, seed=1, report=quiet, work_dir=tmp_path, threads=1)
+    result = train(
+        config("deep", frozen={"views": 1}),
+        task,
+        seed=1,
+        report=quiet,
+        work_dir=tmp_path,
+        threads=1,
+    )
     assert np.isfinite(result.metrics["val_loss"])
 
 

@@ -72,7 +72,9 @@ def test_a_head_on_b4_has_the_parameters_of_its_formula(name, n_params):
 
 def test_one_label_alone_has_its_own_classes():
     assert 3 == head("single", labels=["age"]).layers["joint"].out_features
-    assert ("mask", "age") == head("single", labels=["age", "mask"]).branches["joint"]  # as the schema counts
+    assert ("mask", "age") == head("single", labels=["age", "mask"]).branches[
+        "joint"
+    ]  # as the schema counts
 
 
 def test_a_deep_branch_has_the_activation_it_is_told():
@@ -88,7 +90,9 @@ def test_a_joint_probability_is_the_product_of_its_branches():
 
 def test_the_joint_class_is_the_best_of_those_that_exist():
     one = head("shallow", 4, {"kind": 2, "color": 2}, joint="existing")
-    one.exists[:] = torch.tensor([True, False, False, True])  # the best per label, (1, 0), was never seen
+    one.exists[:] = torch.tensor(
+        [True, False, False, True]
+    )  # the best per label, (1, 0), was never seen
     logits = {"kind": torch.tensor([[0.0, 1.0]]), "color": torch.tensor([[0.6, 0.0]])}
     assert 2 == joint_log_probs(logits, one.branches).argmax(1).item()
     joint = one.log_probs(logits).exp()

@@ -57,7 +57,11 @@ def arrive(machine, revision):
 
     torch.manual_seed(revision)
     state = timm.create_model(BACKBONE).state_dict()
-    home = machine / "hub" / f"models--{timm.get_pretrained_cfg(BACKBONE).hf_hub_id.replace('/', '--')}"
+    home = (
+        machine
+        / "hub"
+        / f"models--{timm.get_pretrained_cfg(BACKBONE).hf_hub_id.replace('/', '--')}"
+    )
     (home / "snapshots" / str(revision)).mkdir(parents=True)
     (home / "refs").mkdir(exist_ok=True)
     (home / "refs/main").write_text(str(revision))
@@ -79,7 +83,9 @@ def test_what_came_first_is_recorded_and_used_whatever_the_hub_gives_later(machi
     changed = bytearray(own.read_bytes())
     changed[-1] ^= 1
     own.write_bytes(changed)
-    with pytest.raises(WeightsUnavailable, match=r"test_efficientnet\.safetensors: sha256 .* was required"):
+    with pytest.raises(
+        WeightsUnavailable, match=r"test_efficientnet\.safetensors: sha256 .* was required"
+    ):
         build(MODEL, {"kind": 2})
     own.unlink()
     with pytest.raises(WeightsError, match=r"sha256 .* was recorded for test_efficientnet, found"):
@@ -88,7 +94,8 @@ def test_what_came_first_is_recorded_and_used_whatever_the_hub_gives_later(machi
 
 def test_a_file_put_there_by_hand_is_taken_and_without_one_the_sentence_says_where(machine):
     with pytest.raises(
-        WeightsUnavailable, match=rf"found none; put it at {machine}/cache/test_efficientnet\.safetensors"
+        WeightsUnavailable,
+        match=rf"found none; put it at {machine}/cache/test_efficientnet\.safetensors",
     ):
         build(MODEL, {"kind": 2})
     arrive(machine, 1)
@@ -109,7 +116,8 @@ def test_a_submit_asks_for_the_backbones_of_variants_and_of_the_space_before_any
     with pytest.raises(UserError, match="weights test_resnet: a file was required"):
         _require_weights(experiment, allow_download=False)
     with pytest.raises(
-        UserError, match=r"weights test_resnet: the hub did not give them \(AssertionError: the hub was"
+        UserError,
+        match=r"weights test_resnet: the hub did not give them \(AssertionError: the hub was",
     ):
         _require_weights(experiment, allow_download=True)
 

@@ -18,7 +18,9 @@ def whole(y):
     return Targets(y[:, None], torch.ones(len(y), 1))
 
 
-@pytest.mark.parametrize("config", LOSSES, ids=lambda config: f"{config.name}{getattr(config, 'gamma', '')}")
+@pytest.mark.parametrize(
+    "config", LOSSES, ids=lambda config: f"{config.name}{getattr(config, 'gamma', '')}"
+)
 class TestConformance:
     def test_it_is_a_finite_scalar_that_falls_when_the_answer_gets_better(self, config):
         loss, y = branch_loss(config, None), torch.tensor([0, 1, 2])
@@ -52,19 +54,28 @@ def test_losses_equal_their_formulas():
 
 def test_losses_equal_what_other_libraries_compute():
     y = torch.tensor([0, 2, 1])
-    torch.testing.assert_close(F.cross_entropy(LOGITS, y), branch_loss(CrossEntropy(), None)(LOGITS, whole(y)))
-    torch.testing.assert_close(F.cross_entropy(LOGITS, y), branch_loss(Focal(gamma=0.0), None)(LOGITS, whole(y)))
     torch.testing.assert_close(
-        LabelSmoothingCrossEntropy(0.1)(LOGITS, y), branch_loss(LabelSmoothing(), None)(LOGITS, whole(y))
+        F.cross_entropy(LOGITS, y), branch_loss(CrossEntropy(), None)(LOGITS, whole(y))
+    )
+    torch.testing.assert_close(
+        F.cross_entropy(LOGITS, y), branch_loss(Focal(gamma=0.0), None)(LOGITS, whole(y))
+    )
+    torch.testing.assert_close(
+        LabelSmoothingCrossEntropy(0.1)(LOGITS, y),
+        branch_loss(LabelSmoothing(), None)(LOGITS, whole(y)),
     )
     mixed = whole(y).mixed(torch.tensor([1, 2, 0]), torch.tensor([0.7, 0.7, 0.7]))
     soft = 0.7 * F.one_hot(y, 3) + 0.3 * F.one_hot(y[[1, 2, 0]], 3)
-    torch.testing.assert_close(SoftTargetCrossEntropy()(LOGITS, soft), branch_loss(CrossEntropy(), None)(LOGITS, mixed))
+    torch.testing.assert_close(
+        SoftTargetCrossEntropy()(LOGITS, soft), branch_loss(CrossEntropy(), None)(LOGITS, mixed)
+    )
 
 
 def test_focal_of_two_classes_is_torchvisions():
     logits, y = torch.tensor([[0.3, 1.2], [2.0, -1.0], [0.0, 0.1]]), torch.tensor([1, 1, 0])
-    theirs = sigmoid_focal_loss(logits[:, 1] - logits[:, 0], y.float(), alpha=-1, gamma=2, reduction="mean")
+    theirs = sigmoid_focal_loss(
+        logits[:, 1] - logits[:, 0], y.float(), alpha=-1, gamma=2, reduction="mean"
+    )
     torch.testing.assert_close(theirs, branch_loss(Focal(), None)(logits, whole(y)))
 
 
@@ -76,7 +87,9 @@ def test_soft_f1_of_certain_answers_is_scikit_learns():
 
 
 def test_alpha_weighs_a_sample_by_its_class_and_a_joint_class_by_its_labels():
-    config = Train.model_validate({"loss": {"name": "focal", "alpha": {"age": [1, 2, 4], "gender": [1, 3]}}}).loss
+    config = Train.model_validate(
+        {"loss": {"name": "focal", "alpha": {"age": [1, 2, 4], "gender": [1, 3]}}}
+    ).loss
     sizes = {"gender": 2, "age": 3, "mask": 2}
     assert [1, 2, 4] == alpha_of(config, ("age",), sizes).tolist()
     assert [1, 1] == alpha_of(config, ("mask",), sizes).tolist()
@@ -85,10 +98,14 @@ def test_alpha_weighs_a_sample_by_its_class_and_a_joint_class_by_its_labels():
     y = torch.tensor([2, 0, 1])
     one = [branch_loss(config, None)(LOGITS[[at]], whole(y[[at]])) for at in range(3)]
     wanted = (4 * one[0] + 1 * one[1] + 2 * one[2]) / 3
-    torch.testing.assert_close(wanted, branch_loss(config, torch.tensor([1.0, 2.0, 4.0]))(LOGITS, whole(y)))
+    torch.testing.assert_close(
+        wanted, branch_loss(config, torch.tensor([1.0, 2.0, 4.0]))(LOGITS, whole(y))
+    )
 
 
 def test_branches_add_up_by_their_weights():
     y, loss = whole(torch.tensor([0, 2, 1])), branch_loss(CrossEntropy(), None)
-    total = total_loss({"a": LOGITS, "b": -LOGITS}, {"a": y, "b": y}, {"a": loss, "b": loss}, {"b": 2.5})
+    total = total_loss(
+        {"a": LOGITS, "b": -LOGITS}, {"a": y, "b": y}, {"a": loss, "b": loss}, {"b": 2.5}
+    )
     torch.testing.assert_close(loss(LOGITS, y) + 2.5 * loss(-LOGITS, y), total)

@@ -16,8 +16,12 @@ SIZES = {"mask": 3, "gender": 2, "age": 3}
 
 def task(n=10):
     codes = np.stack([np.arange(n) % 3, np.arange(n) % 2, np.arange(n) // 8], 1)
-    photos = np.arange(n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 4, 3), np.uint8) * 10
-    return Task(photos, codes, [f"p{i}" for i in range(n)], SIZES, np.arange(n - 3), np.arange(n - 3, n))
+    photos = (
+        np.arange(n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 4, 3), np.uint8) * 10
+    )
+    return Task(
+        photos, codes, [f"p{i}" for i in range(n)], SIZES, np.arange(n - 3), np.arange(n - 3, n)
+    )
 
 
 def test_half_cutmix_of_two_known_photos_pixel_by_pixel_and_its_loss_by_hand():
@@ -43,7 +47,9 @@ def test_a_partner_order_that_is_no_permutation_is_refused():
         half_cutmix(torch.zeros(2, 3, 2, 2), torch.tensor([0, 0]))
 
 
-@pytest.mark.parametrize(("lam", "at"), [(0.3, (0.5, 0.5)), (0.9, (0.0, 1.0)), (0.0, (0.5, 0.5)), (1.0, (0.2, 0.2))])
+@pytest.mark.parametrize(
+    ("lam", "at"), [(0.3, (0.5, 0.5)), (0.9, (0.0, 1.0)), (0.0, (0.5, 0.5)), (1.0, (0.2, 0.2))]
+)
 def test_a_random_box_weighs_what_is_left_of_the_photo(lam, at):
     x = torch.stack([torch.zeros(1, 40, 30), torch.ones(1, 40, 30)])
     mixed = random_cutmix(x, torch.tensor([1, 0]), lam, at)
@@ -58,7 +64,9 @@ def test_mixup_blends():
 
 
 def test_online_mixup_leaves_samples_alone_that_do_not_fit():
-    config = Train.model_validate({"augment": {"mixup": {"name": "online", "only": {"age": [60, 99]}}}}).augment
+    config = Train.model_validate(
+        {"augment": {"mixup": {"name": "online", "only": {"age": [60, 99]}}}}
+    ).augment
     assert isinstance(config.mixup, OnlineMixUp)
     x, fits = torch.rand(16, 3, 2, 2), np.arange(16) % 2 == 0
     mixed = mix(x, config, np.random.default_rng(0), fits)

@@ -16,12 +16,20 @@ SIZES = {"mask": 3, "gender": 2, "age": 3}
 
 def task(n=10):
     codes = np.stack([np.arange(n) % 3, np.zeros(n, int), np.arange(n) // 8], 1)
-    return Task(np.zeros((n, 2, 2, 3), np.uint8), codes, [str(i) for i in range(n)], SIZES, np.arange(n), np.arange(0))
+    return Task(
+        np.zeros((n, 2, 2, 3), np.uint8),
+        codes,
+        [str(i) for i in range(n)],
+        SIZES,
+        np.arange(n),
+        np.arange(0),
+    )
 
 
 def test_the_order_of_an_epoch_is_a_function_of_seed_and_epoch():
     orders = [
-        epoch_order(task(), seed=s, epoch=e, balance="none").tolist() for s, e in ((0, 1), (0, 1), (0, 2), (1, 1))
+        epoch_order(task(), seed=s, epoch=e, balance="none").tolist()
+        for s, e in ((0, 1), (0, 1), (0, 2), (1, 1))
     ]
     assert orders[0] == orders[1]
     assert 3 == len({tuple(order) for order in orders})

@@ -25,7 +25,10 @@ from data_prep.config import Data, Split
 from data_prep.split import assign
 
 LABELS = {
-    "mask": {"from": "stem", "classes": {"wear": "mask*", "incorrect": "incorrect*", "not_wear": "normal*"}},
+    "mask": {
+        "from": "stem",
+        "classes": {"wear": "mask*", "incorrect": "incorrect*", "not_wear": "normal*"},
+    },
     "gender": {"from": "column", "column": "gender", "classes": ["male", "female"]},
     "age": {"from": "column", "column": "age", "bins": [30, 60]},
 }
@@ -53,10 +56,17 @@ CHANGES = {
 
 def oversized() -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     head = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 def gif() -> bytes:
@@ -69,7 +79,9 @@ def look_alikes(people: list[dict], rng: random.Random) -> list[tuple[dict, dict
     """Choose a partner of equal labels for everybody; no two choose each other, so that no two pictures hide one pair."""
     of_class: dict[tuple, list[dict]] = {}
     for row in people:
-        of_class.setdefault((row["gender"], sum(float(row["age"]) >= border for border in (30, 60))), []).append(row)
+        of_class.setdefault(
+            (row["gender"], sum(float(row["age"]) >= border for border in (30, 60))), []
+        ).append(row)
     pairs = [pair for found in of_class.values() for pair in permutations(found, 2)]
     rng.shuffle(pairs)
     once: dict[str, tuple] = {}
@@ -86,7 +98,14 @@ def plant(train: Path, out: Path, *, n: int = 20, seed: int = 0) -> dict:
         people = list(csv.DictReader(handle))
     images, later = out / "images", iter(look_alikes(people, random.Random(seed)))
     photo_of = {row["path"]: next((images / row["path"]).glob("mask1.*")) for row in people}
-    truth: dict = {"exact": set(), "near": {}, "conflicts": set(), "corrupt": {}, "odd": [], "refused": []}
+    truth: dict = {
+        "exact": set(),
+        "near": {},
+        "conflicts": set(),
+        "corrupt": {},
+        "odd": [],
+        "refused": [],
+    }
 
     def place(row: dict, name: str, photo: bytes) -> str:
         (images / row["path"] / name).write_bytes(photo)
@@ -102,8 +121,12 @@ def plant(train: Path, out: Path, *, n: int = 20, seed: int = 0) -> dict:
         truth["near"][frozenset((a["id"], b["id"]))] = kind
     for at in range(n // 2):
         row = people[at]
-        truth["conflicts"].add(place(row, f"normal_conflict{at}.jpg", photo_of[row["path"]].read_bytes()))
-    whole = jpeg(Image.fromarray(np.random.default_rng(seed).integers(0, 255, (64, 48, 3), dtype=np.uint8)))
+        truth["conflicts"].add(
+            place(row, f"normal_conflict{at}.jpg", photo_of[row["path"]].read_bytes())
+        )
+    whole = jpeg(
+        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (64, 48, 3), dtype=np.uint8))
+    )
     kinds = {
         "truncated": whole[:-300],
         "empty file": b"",
@@ -145,26 +168,39 @@ def detect(out: Path, truth: dict) -> dict[str, tuple[float, float]]:
     )
     table, schema = build_catalog(data, out.parent), Schema.of(data.labels)
     rows = table.to_pylist()
-    facts = audit(table, {"base": assign(table, schema, Split(), [], 3)}, schema, labels=data.labels)
+    facts = audit(
+        table, {"base": assign(table, schema, Split(), [], 3)}, schema, labels=data.labels
+    )
     linked: dict[str, set] = {"sha256": set(), "near": set()}
     for key, found in linked.items():
         sets: dict[str, set[str]] = {}
         for row in rows:
             if row["status"] == "ok" and row[key] is not None:
                 sets.setdefault(row[key], set()).add(row["group"])
-        found |= {frozenset(pair) for groups in sets.values() for pair in combinations(sorted(groups), 2)}
-    by_kind = {kind: {pair for pair, one in truth["near"].items() if one == kind} for kind in CHANGES}
+        found |= {
+            frozenset(pair) for groups in sets.values() for pair in combinations(sorted(groups), 2)
+        }
+    by_kind = {
+        kind: {pair for pair, one in truth["near"].items() if one == kind} for kind in CHANGES
+    }
     near = linked["near"] - linked["sha256"]
     result = {"exact duplicates across people": scores(linked["sha256"], truth["exact"])}
     precision = scores(near, set(truth["near"]))[1]
     result |= {kind: (scores(near, pairs)[0], precision) for kind, pairs in by_kind.items()}
     conflicts = {
-        name for names in facts["duplicates"]["label_conflicts"]["sets"] for name in names if "conflict" in name
+        name
+        for names in facts["duplicates"]["label_conflicts"]["sets"]
+        for name in names
+        if "conflict" in name
     }
     others = [
-        names for names in facts["duplicates"]["label_conflicts"]["sets"] if not any("conflict" in one for one in names)
+        names
+        for names in facts["duplicates"]["label_conflicts"]["sets"]
+        if not any("conflict" in one for one in names)
     ]
-    result["conflicting labels"] = scores(conflicts | {tuple(names) for names in others}, truth["conflicts"])
+    result["conflicting labels"] = scores(
+        conflicts | {tuple(names) for names in others}, truth["conflicts"]
+    )
     lost = {row["sample_id"]: row["status"] for row in rows if row["status"] != "ok"}
     refused = {sample for sample, status in lost.items() if status.startswith("refused")}
     corrupt = {(sample, kind) for sample, kind in truth["corrupt"].items()}
@@ -175,7 +211,11 @@ def detect(out: Path, truth: dict) -> dict[str, tuple[float, float]]:
         if status.startswith(kind)
     }
     result["corrupt files, by kind"] = scores(found, corrupt)
-    wanted = {row["sample_id"] for row in rows if row["group"] in truth["refused"] or "mask_link" in row["sample_id"]}
+    wanted = {
+        row["sample_id"]
+        for row in rows
+        if row["group"] in truth["refused"] or "mask_link" in row["sample_id"]
+    }
     result["paths and links out of the root"] = scores(refused, wanted)
     usable = {row["sample_id"] for row in rows if row["status"] == "ok"}
     result["odd names kept"] = scores(usable & set(truth["odd"]), set(truth["odd"]))

@@ -16,7 +16,10 @@ from data_prep.split import assign
 def audited(contest, *strategies: str, **changes) -> dict:
     data = contest.data(**changes)
     table, schema = build_catalog(data, contest.base), Schema.of(data.labels)
-    folds = {name: assign(table, schema, Split(strategy=name, val=0.5, seed=1), [], 2) for name in strategies}
+    folds = {
+        name: assign(table, schema, Split(strategy=name, val=0.5, seed=1), [], 2)
+        for name in strategies
+    }
     facts = audit(table, folds, schema, labels=data.labels, exclude={name: [] for name in folds})
     assert facts == json.loads(json.dumps(facts, allow_nan=False))
     return facts
@@ -28,7 +31,12 @@ def said(facts: dict) -> list[str]:
 
 def test_photos_are_counted_per_label_class_and_role(contest):
     facts = audited(contest, "profile")
-    assert tuple(facts[name] for name in ("n_photos", "n_usable", "n_test", "n_groups")) == (54, 54, 6, 12)
+    assert tuple(facts[name] for name in ("n_photos", "n_usable", "n_test", "n_groups")) == (
+        54,
+        54,
+        6,
+        12,
+    )
     assert facts["counts"]["mask"] == {"wear": 24, "incorrect": 12, "not_wear": 12}
     assert (
         facts["classes"]["wear/male/<30"],
@@ -43,13 +51,17 @@ def test_photos_are_counted_per_label_class_and_role(contest):
     assert variant["groups"] == {"train": 6, "val": 6, "test": 0}
     assert variant["folds"] == {"0": 24, "1": 24}
     assert facts["counts"]["age"] == {
-        name: sum(part["age"][name] for part in variant["counts"].values()) for name in facts["counts"]["age"]
+        name: sum(part["age"][name] for part in variant["counts"].values())
+        for name in facts["counts"]["age"]
     }
 
 
 def test_the_leak_of_a_split_is_a_number():
     folds = pa.table(
-        {"role": ["train", "train", "val", "val", "val", "val", "test"], "group": ["a", "b", "a", "c", "d", "e", None]}
+        {
+            "role": ["train", "train", "val", "val", "val", "val", "test"],
+            "group": ["a", "b", "a", "c", "d", "e", None],
+        }
     )
     assert leak(folds) == 0.25
 
@@ -58,7 +70,11 @@ def test_only_random_leaks(contest):
     facts = audited(contest, "random", "profile", "balanced_profile")
     assert facts["leak"]["random"] > 0.5
     assert [facts["leak"][name] for name in ("profile", "balanced_profile")] == [0, 0]
-    leaks = [warning for warning in facts["warnings"] if "groups that are in training too" in warning["what"]]
+    leaks = [
+        warning
+        for warning in facts["warnings"]
+        if "groups that are in training too" in warning["what"]
+    ]
     assert [warning["do"] for warning in leaks] == ["data.split.strategy: balanced_profile"]
     assert round(facts["leak"]["random"] * 24) == leaks[0]["n"]
 
@@ -77,8 +93,16 @@ def test_corrupt_photos_are_listed_with_their_reasons(contest):
     ("source", "target", "kind"),
     [
         ("train/images/000000_male_x_22/mask1.jpg", "eval/images/a.jpg", "train_and_test"),
-        ("train/images/000000_male_x_22/mask1.jpg", "train/images/000004_male_x_60/mask1.jpg", "across_groups"),
-        ("train/images/000000_male_x_22/mask1.jpg", "train/images/000000_male_x_22/mask2.jpg", "within_group"),
+        (
+            "train/images/000000_male_x_22/mask1.jpg",
+            "train/images/000004_male_x_60/mask1.jpg",
+            "across_groups",
+        ),
+        (
+            "train/images/000000_male_x_22/mask1.jpg",
+            "train/images/000000_male_x_22/mask2.jpg",
+            "within_group",
+        ),
     ],
 )
 def test_equal_photos_are_found_where_they_stand(contest, source, target, kind):
@@ -86,11 +110,15 @@ def test_equal_photos_are_found_where_they_stand(contest, source, target, kind):
     facts = audited(contest)
     found = {name: sets["n"] for name, sets in facts["duplicates"].items() if sets["n"]}
     assert {kind: 1, **({"label_conflicts": 1} if kind == "across_groups" else {})} == found
-    assert 2 == facts["duplicates"][kind]["n_photos"] == len(facts["duplicates"][kind]["examples"][0])
+    assert (
+        2 == facts["duplicates"][kind]["n_photos"] == len(facts["duplicates"][kind]["examples"][0])
+    )
 
 
 def test_a_group_on_both_sides_of_the_test_set_is_named(contest):
-    contest.tests = [row | {"who": "000003" if at == 0 else f"t{at}"} for at, row in enumerate(contest.tests)]
+    contest.tests = [
+        row | {"who": "000003" if at == 0 else f"t{at}"} for at, row in enumerate(contest.tests)
+    ]
     contest.save()
     facts = audited(contest, test={"root": "eval", "group": "who"})
     assert facts["test_groups_in_train"] == ["000003"]
@@ -99,7 +127,9 @@ def test_a_group_on_both_sides_of_the_test_set_is_named(contest):
 
 def test_warnings_come_worst_first_and_say_what_to_do(contest):
     shutil.copy(contest.images / "000000_male_x_22/mask1.jpg", contest.base / "eval/images/a.jpg")
-    shutil.copy(contest.images / "000000_male_x_22/mask1.jpg", contest.images / "000000_male_x_22/mask2.jpg")
+    shutil.copy(
+        contest.images / "000000_male_x_22/mask1.jpg", contest.images / "000000_male_x_22/mask2.jpg"
+    )
     (contest.images / "000000_male_x_22/normal.jpg").write_bytes(b"")
     facts = audited(contest, "random")
     order = [

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.audit import photo_scan as looks
-from data_prep.audit.duplicates import candidates, compare_chunk, perceptual_hash, same_picture, sets_of
+from data_prep.audit.duplicates import (
+    candidates,
+    compare_chunk,
+    perceptual_hash,
+    same_picture,
+    sets_of,
+)
 from data_prep.audit.examination import audit, leak, people
 from data_prep.catalog.builder import build_catalog
 from data_prep.catalog.inspection import inspect_chunk
@@ -31,7 +37,9 @@ def scene(seed: int, size: tuple[int, int] = (96, 72)) -> np.ndarray:
 
 def test_a_mirrored_photo_has_the_mirrored_hash_and_a_flat_one_has_none():
     photo = scene(1)
-    pairs, bits = candidates([perceptual_hash(photo), perceptual_hash(np.ascontiguousarray(photo[:, ::-1]))])
+    pairs, bits = candidates(
+        [perceptual_hash(photo), perceptual_hash(np.ascontiguousarray(photo[:, ::-1]))]
+    )
     assert (pairs.tolist(), int(bits[0])) == ([[0, 1]], 0)
     assert perceptual_hash(np.full((40, 30, 3), 77, dtype=np.uint8)) is None
     assert candidates([None, None])[0].shape == (0, 2)
@@ -39,7 +47,9 @@ def test_a_mirrored_photo_has_the_mirrored_hash_and_a_flat_one_has_none():
 
 def test_the_pixels_decide():
     photo = scene(2)
-    copy = np.asarray(Image.open(io.BytesIO(jpeg(cropped(Image.fromarray(photo)), 50))).convert("RGB"))
+    copy = np.asarray(
+        Image.open(io.BytesIO(jpeg(cropped(Image.fromarray(photo)), 50))).convert("RGB")
+    )
     assert same_picture(photo, copy)
     assert same_picture(photo, np.ascontiguousarray(copy[:, ::-1]))
     assert not any(same_picture(photo, scene(other)) for other in range(3, 13))
@@ -62,14 +72,18 @@ def test_the_search_compares_a_bounded_number_of_neighbours(monkeypatch):
 
     compared = []
     real = np.bitwise_count
-    monkeypatch.setattr(duplicates.np, "bitwise_count", lambda words: compared.append(len(words)) or real(words))
+    monkeypatch.setattr(
+        duplicates.np, "bitwise_count", lambda words: compared.append(len(words)) or real(words)
+    )
     raw = np.random.default_rng(0).integers(0, 256, (1001, 64), dtype=np.uint8)
     hashes = [raw[0].tobytes().hex()] * 1000 + [row.tobytes().hex() for row in raw[1:]]
     pairs, bits = candidates(hashes)
     assert sum(compared) <= 24 * 12 * 3 * len(hashes)
-    assert {member for members in sets_of([tuple(p) for p in pairs[bits == 0].tolist()]) for member in members} == set(
-        range(1000)
-    )
+    assert {
+        member
+        for members in sets_of([tuple(p) for p in pairs[bits == 0].tolist()])
+        for member in members
+    } == set(range(1000))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +99,11 @@ def test_planted_problems_are_found_and_nothing_else(planted):
 
 
 def data_of(out, **changes) -> Data:
-    source = {"source": {"layout": "profile_folders", "root": out.name}, "labels": LABELS, "group": "id"}
+    source = {
+        "source": {"layout": "profile_folders", "root": out.name},
+        "labels": LABELS,
+        "group": "id",
+    }
     return Data.model_validate({**source, "split": {"val": 0.3}, **changes})
 
 
@@ -130,12 +148,20 @@ def test_pairs_that_were_too_many_to_compare_are_told(planted, monkeypatch, tmp_
         monkeypatch.setattr(looks, "MAX_COMPARED", most)
         table = build_catalog(data_of(out), out.parent)
         pq.write_table(table, tmp_path / "catalog.parquet")  # the count travels with the file
-        found[most] = audit(pq.read_table(tmp_path / "catalog.parquet"), {}, Schema.of(data_of(out).labels))
+        found[most] = audit(
+            pq.read_table(tmp_path / "catalog.parquet"), {}, Schema.of(data_of(out).labels)
+        )
     whole, cut = found.values()
     told = [one for one in cut["warnings"] if one["kind"] == "left_out"]
-    assert (0, []) == (whole["n_near_left_out"], [one for one in whole["warnings"] if one["kind"] == "left_out"])
+    assert (0, []) == (
+        whole["n_near_left_out"],
+        [one for one in whole["warnings"] if one["kind"] == "left_out"],
+    )
     assert cut["n_near_left_out"] == told[0]["n"] > 0
-    assert cut["near_duplicates"]["across_groups"]["n"] < whole["near_duplicates"]["across_groups"]["n"]
+    assert (
+        cut["near_duplicates"]["across_groups"]["n"]
+        < whole["near_duplicates"]["across_groups"]["n"]
+    )
 
 
 def test_what_is_found_does_not_depend_on_the_order_of_the_table(planted):
@@ -143,7 +169,9 @@ def test_what_is_found_does_not_depend_on_the_order_of_the_table(planted):
     tables = []
     for reverse in (False, True):
         lines = (out / "train.csv").read_text(encoding="utf-8").splitlines(keepends=True)
-        (out / "train.csv").write_text("".join([lines[0], *sorted(lines[1:], reverse=reverse)]), encoding="utf-8")
+        (out / "train.csv").write_text(
+            "".join([lines[0], *sorted(lines[1:], reverse=reverse)]), encoding="utf-8"
+        )
         tables.append(build_catalog(data_of(out, join_duplicates=True), out.parent))
     assert tables[0].equals(tables[1])
 
@@ -175,10 +203,17 @@ def test_a_catalog_goes_on_where_it_was_interrupted(contest, tmp_path, monkeypat
 
 def test_photos_that_cannot_be_read_are_not_the_same_and_a_folder_that_went_is_an_error(tmp_path):
     for name in "ab":
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / f"{name}.png")
-    pair, gone = (f"{tmp_path}/a.png", f"{tmp_path}/b.png"), (f"{tmp_path}/a.png", f"{tmp_path}/gone.png")
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(
+            tmp_path / f"{name}.png"
+        )
+    pair, gone = (
+        (f"{tmp_path}/a.png", f"{tmp_path}/b.png"),
+        (f"{tmp_path}/a.png", f"{tmp_path}/gone.png"),
+    )
     assert [True, False] == compare_chunk([pair, gone])
     (tmp_path / "a.png").rename(tmp_path.with_name("elsewhere.png"))
     (tmp_path / "b.png").unlink()
-    with pytest.raises(MachineError, match="a disk that answers was required, found: the folder is empty now"):
+    with pytest.raises(
+        MachineError, match="a disk that answers was required, found: the folder is empty now"
+    ):
         compare_chunk([pair])

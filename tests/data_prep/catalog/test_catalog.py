@@ -94,7 +94,11 @@ def test_a_photo_is_judged_by_its_bytes(name):
 
 
 def test_a_turned_photo_has_the_size_that_people_see():
-    assert (examine(rotated()).width, examine(rotated()).height, examine(rotated()).status) == (48, 64, "ok")
+    assert (examine(rotated()).width, examine(rotated()).height, examine(rotated()).status) == (
+        48,
+        64,
+        "ok",
+    )
 
 
 def test_a_true_bomb_costs_no_memory():
@@ -104,7 +108,9 @@ def test_a_true_bomb_costs_no_memory():
             "p = b'\\x89PNG\\r\\n\\x1a\\n' + c(b'IHDR', struct.pack('>IIBBBBB', 12000, 12000, 8, 0, 0, 0, 0)) + c(b'IDAT', rows) + c(b'IEND', b'')\n"
             "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; s = examine(p).status\n"
             "print(s, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)")  # fmt: skip
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     status, grown_mib = out.rsplit(maxsplit=1)
     assert status == "too large: 12000x12000"
     assert int(grown_mib) < 100
@@ -128,13 +134,18 @@ def test_pipes_folders_and_files_that_are_gone_are_never_opened(tmp_path):
     assert found == ["not a file", "not a file", "unreadable: No such file or directory"]
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOTCONN, errno.ETIMEDOUT])
+@pytest.mark.parametrize(
+    "number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOTCONN, errno.ETIMEDOUT]
+)
 def test_what_is_no_photos_fault_is_no_fact_about_a_photo(tmp_path, monkeypatch, number):
     photo = tmp_path / "a.jpg"
     photo.write_bytes(encoded("JPEG"))
-    monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+    monkeypatch.setattr(
+        "builtins.open", lambda *_: (_ for _ in ()).throw(OSError(number, os.strerror(number)))
+    )
     with pytest.raises(
-        MachineError, match=rf"a\.jpg: a disk that answers was required, found: {os.strerror(number)}; "
+        MachineError,
+        match=rf"a\.jpg: a disk that answers was required, found: {os.strerror(number)}; ",
     ):
         inspect(str(tmp_path), "a.jpg")
     monkeypatch.undo()
@@ -149,7 +160,11 @@ def test_a_contest_folder_becomes_one_row_per_photo(contest):
     ids = table["sample_id"].to_pylist()
     assert sorted(ids) == ids
     assert len(set(ids)) == 12 * 4 + 6
-    row = next(row for row in table.to_pylist() if row["sample_id"] == "train/000003_female_x_41/incorrect_mask.JPG")
+    row = next(
+        row
+        for row in table.to_pylist()
+        if row["sample_id"] == "train/000003_female_x_41/incorrect_mask.JPG"
+    )
     expected = {"group": "000003", "id": "000003", "age": 41, "label_mask": 1, "label_gender": 1, "label_age": 1, "label": 10,
                 "width": 8, "height": 12, "status": "ok", "path": "train/images/000003_female_x_41/incorrect_mask.JPG"}  # fmt: skip
     assert expected == {name: row[name] for name in expected}
@@ -170,7 +185,9 @@ def test_labels_of_the_test_set_are_read_by_one_function_only(contest, monkeypat
     kept = []
     read = module.read_table
     monkeypatch.setattr(
-        module, "read_table", lambda path, where, keep=None: kept.append(keep) or read(path, where, keep)
+        module,
+        "read_table",
+        lambda path, where, keep=None: kept.append(keep) or read(path, where, keep),
     )
     first = build_catalog(contest.data(), contest.base)
     assert kept == []
@@ -212,8 +229,12 @@ def test_answers_may_be_class_names(contest):
         ("03x111", "1 have none: test/b.jpg: 'x'"),
     ],
 )
-def test_classes_named_by_numbers_are_read_by_the_whole_column_or_refused(contest, values, expected):
-    data = contest.data(labels={"kind": {"from": "column", "column": "kind", "classes": ["1", "2", "3"]}})
+def test_classes_named_by_numbers_are_read_by_the_whole_column_or_refused(
+    contest, values, expected
+):
+    data = contest.data(
+        labels={"kind": {"from": "column", "column": "kind", "classes": ["1", "2", "3"]}}
+    )
     contest.people = [row | {"kind": at % 3 + 1} for at, row in enumerate(contest.people)]
     contest.tests = [row | {"ans": value} for row, value in zip(contest.tests, values, strict=True)]
     contest.save()
@@ -231,8 +252,13 @@ def test_classes_named_by_numbers_are_read_by_the_whole_column_or_refused(contes
 def test_bins_of_one_year_are_no_codes(contest):
     data = contest.data(labels={"age": {"from": "column", "column": "age", "bins": [2, 3]}})
     contest.people = [row | {"age": at % 3 + 1} for at, row in enumerate(contest.people)]
-    for answers, expected in ((["<2", "2", ">=3"] * 2, [0, 1, 2] * 2), ([0, 1, 2] * 2, [0, 1, 2] * 2)):
-        contest.tests = [row | {"ans": value} for row, value in zip(contest.tests, answers, strict=True)]
+    for answers, expected in (
+        (["<2", "2", ">=3"] * 2, [0, 1, 2] * 2),
+        ([0, 1, 2] * 2, [0, 1, 2] * 2),
+    ):
+        contest.tests = [
+            row | {"ans": value} for row, value in zip(contest.tests, answers, strict=True)
+        ]
         contest.save()
         found = module.test_labels(data, contest.base, build_catalog(data, contest.base))
         of = dict(zip(found["sample_id"].to_pylist(), found["label"].to_pylist(), strict=True))
@@ -260,7 +286,10 @@ def test_chunks_may_run_elsewhere_and_progress_is_told(contest):
 
     told = []
     far = build_catalog(
-        contest.data(), contest.base, map_chunks=through_pickle, progress=lambda done, note: told.append((done, note))
+        contest.data(),
+        contest.base,
+        map_chunks=through_pickle,
+        progress=lambda done, note: told.append((done, note)),
     )
     assert build_catalog(contest.data(), contest.base).equals(far)
     assert told[-1] == (54, "of 54 photos")
@@ -271,7 +300,11 @@ def test_corrupt_photos_are_quarantined_and_the_rest_goes_on(contest):
     for place, content in broken.items():
         (contest.base / place).write_bytes(content)
     table = build_catalog(contest.data(), contest.base)
-    assert {row["sample_id"]: (row["status"], row["label"]) for row in table.to_pylist() if row["status"] != "ok"} == {
+    assert {
+        row["sample_id"]: (row["status"], row["label"])
+        for row in table.to_pylist()
+        if row["status"] != "ok"
+    } == {
         "train/000000_male_x_22/mask1.jpg": ("not an image", None),
         "test/a.jpg": ("empty file", None),
     }
@@ -354,16 +387,24 @@ def test_paths_from_outside_are_refused(contest, place):
 
 
 def test_a_table_full_of_bad_paths_opens_none_of_them(contest, monkeypatch):
-    contest.tests = [{"ImageID": place, "ans": 0} for place in OUTSIDE if place and "\0" not in place]
+    contest.tests = [
+        {"ImageID": place, "ans": 0} for place in OUTSIDE if place and "\0" not in place
+    ]
     contest.save()
     opened = []
-    monkeypatch.setattr(looks, "inspect_chunk", lambda places: opened.extend(places) or [examine(b"") for _ in places])
+    monkeypatch.setattr(
+        looks,
+        "inspect_chunk",
+        lambda places: opened.extend(places) or [examine(b"") for _ in places],
+    )
     with pytest.raises(DataError, match="found none among 48: empty file"):
         build_catalog(contest.data(), contest.base)
     assert all(folder == str(contest.images) for folder, _ in opened)
     monkeypatch.undo()
     table = build_catalog(contest.data(), contest.base)
-    assert len(contest.tests) == sum(row["status"].startswith("refused: ") for row in table.to_pylist())
+    assert len(contest.tests) == sum(
+        row["status"].startswith("refused: ") for row in table.to_pylist()
+    )
 
 
 def test_links_out_of_the_root_are_refused_and_links_inside_work(contest, tmp_path):
@@ -378,13 +419,17 @@ def test_links_out_of_the_root_are_refused_and_links_inside_work(contest, tmp_pa
     status = {
         row["sample_id"]: row["status"]
         for row in build_catalog(
-            contest.data(labels={"age": {"from": "column", "column": "age", "bins": [30]}}), contest.base
+            contest.data(labels={"age": {"from": "column", "column": "age", "bins": [30]}}),
+            contest.base,
         ).to_pylist()
     }
     refused = "refused: the link leads out of the data folder"
     expected = {
         "train/out": refused,
-        **{f"train/000000_male_x_22/mask{at}.jpg": found for at, found in ((8, refused), (7, "ok"), (6, refused))},
+        **{
+            f"train/000000_male_x_22/mask{at}.jpg": found
+            for at, found in ((8, refused), (7, "ok"), (6, refused))
+        },
     }
     assert expected == {name: status[name] for name in expected}
 
@@ -396,7 +441,8 @@ def test_missing_and_repeated_test_photos_are_named(contest):
     contest.tests += [{"ImageID": f"gone{at}.jpg", "ans": 0} for at in range(4)]
     contest.save()
     with pytest.raises(
-        DataError, match=r"data\.test\.table.*4 are missing: 'gone0.jpg'; 'gone1.jpg'; 'gone2.jpg'; and 1 more"
+        DataError,
+        match=r"data\.test\.table.*4 are missing: 'gone0.jpg'; 'gone1.jpg'; 'gone2.jpg'; and 1 more",
     ):
         build_catalog(contest.data(), contest.base)
     contest.tests = contest.tests[:6] + contest.tests[:2]
@@ -429,11 +475,15 @@ def test_a_class_without_any_training_photo_is_named(contest):
 
 
 def test_groups_must_be_there(contest):
-    with pytest.raises(DataError, match=r"data\.group: .*found 'person'; columns are id, gender, race, age, path"):
+    with pytest.raises(
+        DataError, match=r"data\.group: .*found 'person'; columns are id, gender, race, age, path"
+    ):
         build_catalog(contest.data(group="person"), contest.base)
     contest.people[4]["race"] = ""
     contest.save()
-    with pytest.raises(DataError, match="a value of race was required for every photo, 4 have none: 000004_male"):
+    with pytest.raises(
+        DataError, match="a value of race was required for every photo, 4 have none: 000004_male"
+    ):
         build_catalog(contest.data(group="race"), contest.base)
 
 
@@ -455,8 +505,13 @@ def test_a_broken_table_is_explained(contest, content, text):
 
 
 def test_a_parquet_table_with_a_name_twice_is_refused(tmp_path):
-    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["age", "age"]), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match=r"distinct column names were required, found \['age', 'age'\]"):
+    pq.write_table(
+        pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["age", "age"]),
+        tmp_path / "t.parquet",
+    )
+    with pytest.raises(
+        DataError, match=r"distinct column names were required, found \['age', 'age'\]"
+    ):
         read_table(tmp_path / "t.parquet", "data.source.table")
 
 
@@ -468,9 +523,12 @@ def test_a_column_is_found_by_its_own_name_beside_one_that_the_catalog_could_hav
     labelled = table.filter(table["label"].is_valid())
     schema = Schema.of(data.labels)
     assert {22: 16, 41: 16, 60: 16} == Counter(values_in(data.labels["age"], labelled))
-    assert [16, 24] == [excluded(labelled, schema, [rule]).sum() for rule in ({"age": 60}, {"label": ["male"]})]
+    assert [16, 24] == [
+        excluded(labelled, schema, [rule]).sum() for rule in ({"age": 60}, {"label": ["male"]})
+    ]
     assert "table_label" not in {
-        one["column"] for one in tells(labelled, schema.decode(labelled["label"].to_numpy()), schema, data.labels)
+        one["column"]
+        for one in tells(labelled, schema.decode(labelled["label"].to_numpy()), schema, data.labels)
     }
 
 
@@ -482,11 +540,21 @@ def test_class_folders_need_no_table(tmp_path, contest):
         contest.photo(f"plants/images/{('oak', 'elm')[at % 2]}/{at}.jpeg", at)
     labels = {"kind": {"from": "folder", "classes": ["elm", "oak"]}}
     data = contest.data(
-        source={"layout": "class_folders", "root": "plants"}, labels=labels, group="sample_id", test=None
+        source={"layout": "class_folders", "root": "plants"},
+        labels=labels,
+        group="sample_id",
+        test=None,
     )
     table = build_catalog(data, contest.base)
-    assert table["sample_id"].to_pylist()[:3] == ["train/elm/1.jpeg", "train/elm/3.jpeg", "train/elm/5.jpeg"]
-    assert (table["label"].to_pylist(), table["folder"].to_pylist()) == ([0] * 3 + [1] * 3, ["elm"] * 3 + ["oak"] * 3)
+    assert table["sample_id"].to_pylist()[:3] == [
+        "train/elm/1.jpeg",
+        "train/elm/3.jpeg",
+        "train/elm/5.jpeg",
+    ]
+    assert (table["label"].to_pylist(), table["folder"].to_pylist()) == (
+        [0] * 3 + [1] * 3,
+        ["elm"] * 3 + ["oak"] * 3,
+    )
     assert len(set(table["group"].to_pylist())) == 6
     contest.photo("plants/images/7.jpeg", 7)
     contest.photo("plants/images/oak/deep/8.jpeg", 8)
@@ -508,16 +576,30 @@ def test_a_table_names_photos_and_keeps_its_columns(contest, kind):
         contest.photo(f"flat/images/s/{at}.jpg", at)
     if kind == "csv":
         (contest.base / "flat/t.csv").write_text(
-            "\n".join([",".join(rows.column_names), *(",".join(map(str, row.values())) for row in rows.to_pylist())])
+            "\n".join(
+                [
+                    ",".join(rows.column_names),
+                    *(",".join(map(str, row.values())) for row in rows.to_pylist()),
+                ]
+            )
         )
     else:
         pq.write_table(rows, contest.base / "flat/t.parquet")
     labels = {"class": {"from": "column", "column": "label", "classes": ["x", "y"]}}
     source = {"layout": "table", "root": "flat", "table": f"t.{kind}", "path": "file"}
-    table = build_catalog(contest.data(source=source, labels=labels, group="who", test=None), contest.base)
+    table = build_catalog(
+        contest.data(source=source, labels=labels, group="who", test=None), contest.base
+    )
     assert table["group"].to_pylist() == ["01", "02", "03", "03"]
-    assert (table["table_label"].to_pylist(), table["label"].to_pylist()) == (["x", "y", "x", "y"], [0, 1, 0, 1])
-    assert (pa.int64(), pa.float64(), pa.string()) == (table["n"].type, table["share"].type, table["who"].type)
+    assert (table["table_label"].to_pylist(), table["label"].to_pylist()) == (
+        ["x", "y", "x", "y"],
+        [0, 1, 0, 1],
+    )
+    assert (pa.int64(), pa.float64(), pa.string()) == (
+        table["n"].type,
+        table["share"].type,
+        table["who"].type,
+    )
 
 
 def test_held_out_photos_hide_their_labels_and_keep_their_group(contest):
@@ -526,15 +608,21 @@ def test_held_out_photos_hide_their_labels_and_keep_their_group(contest):
     test = [row for row in table.to_pylist() if row["sample_id"].startswith("test/")]
     groups = {row["group"] for row in test}
     assert len(groups) == 3
-    assert not groups & {row["group"] for row in table.to_pylist() if row["sample_id"].startswith("train/")}
+    assert not groups & {
+        row["group"] for row in table.to_pylist() if row["sample_id"].startswith("train/")
+    }
     hidden = ["id", "gender", "race", "age", "label_mask", "label_gender", "label_age", "label"]
     assert {None} == {row[name] for row in test for name in hidden}
     schema, answers = Schema.of(data.labels), module.test_labels(data, contest.base, table)
     assert [row["sample_id"] for row in test] == answers["sample_id"].to_pylist()
-    for sample, label in zip(answers["sample_id"].to_pylist(), answers["label"].to_pylist(), strict=True):
+    for sample, label in zip(
+        answers["sample_id"].to_pylist(), answers["label"].to_pylist(), strict=True
+    ):
         assert schema.class_name(label).split("/")[1] == sample.split("_")[1]
     other = contest.data(test={"hold_out": 0.25}, split={"seed": 9})
-    assert table.equals(build_catalog(other, contest.base))  # the test set does not move with split.seed
+    assert table.equals(
+        build_catalog(other, contest.base)
+    )  # the test set does not move with split.seed
 
 
 def test_inspecting_holds_no_photo_in_memory(contest):

@@ -40,7 +40,8 @@ def test_every_change_of_files_changes_it(contest, change):
 
 
 @pytest.mark.parametrize(
-    ("lost", "where"), [("train", "source.root"), ("eval/images", "test.root"), ("eval/info.csv", "test.table")]
+    ("lost", "where"),
+    [("train", "source.root"), ("eval/images", "test.root"), ("eval/info.csv", "test.table")],
 )
 def test_a_missing_root_or_table_is_named(contest, lost, where):
     path = contest.base / lost
@@ -59,5 +60,8 @@ def test_a_loop_of_links_ends(contest):
 def test_planning_imports_nothing_heavy():
     code = "import sys, data_prep.catalog.fingerprint, data_prep.catalog.labels; print([m for m in ('numpy', 'pyarrow', 'PIL') if m in sys.modules])"
     assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
     )

@@ -13,7 +13,11 @@ from data_prep.config import Label
 from data_prep.errors import DataError
 
 CONTEST = Schema(
-    {"mask": ["wear", "incorrect", "not_wear"], "gender": ["male", "female"], "age": ["<30", "30-59", ">=60"]}
+    {
+        "mask": ["wear", "incorrect", "not_wear"],
+        "gender": ["male", "female"],
+        "age": ["<30", "30-59", ">=60"],
+    }
 )
 label = TypeAdapter(Label).validate_python
 SIZES = st.lists(st.integers(1, 7), min_size=1, max_size=5)
@@ -36,7 +40,9 @@ def test_every_class_of_every_schema_survives_a_round_trip(sizes):
     codes = schema.decode(labels)
     assert (schema.n_classes, len(sizes)) == codes.shape
     assert np.array_equal(labels, schema.encode(codes))
-    assert [schema.decode(int(value)) for value in labels[:50]] == [tuple(row) for row in codes[:50].tolist()]
+    assert [schema.decode(int(value)) for value in labels[:50]] == [
+        tuple(row) for row in codes[:50].tolist()
+    ]
     assert math.prod(sizes) == len({tuple(row) for row in codes.tolist()})
 
 
@@ -55,8 +61,14 @@ def test_codes_out_of_range_are_refused(codes):
         ([30], ["<30", ">=30"]),
         ([30, 31], ["<30", "30", ">=31"]),
         ([0.5, 1], ["<0.5", "0.5-<1", ">=1"]),
-        ([1e6, 1000001, 1000002, 3e6], ["<1000000", "1000000", "1000001", "1000002-2999999", ">=3000000"]),
-        ([0.1, 0.1000001, 0.1000002], ["<0.1", "0.1-<0.1000001", "0.1000001-<0.1000002", ">=0.1000002"]),
+        (
+            [1e6, 1000001, 1000002, 3e6],
+            ["<1000000", "1000000", "1000001", "1000002-2999999", ">=3000000"],
+        ),
+        (
+            [0.1, 0.1000001, 0.1000002],
+            ["<0.1", "0.1-<0.1000001", "0.1000001-<0.1000002", ">=0.1000002"],
+        ),
         ([-1e20, 1e20], ["<-1e+20", "-1e+20-1e+20", ">=1e+20"]),
     ],
 )
@@ -64,7 +76,9 @@ def test_bins_are_named_by_what_they_hold(bins, names):
     assert names == class_names(label({"from": "column", "column": "age", "bins": bins}))
 
 
-@pytest.mark.parametrize(("value", "code"), [("29", 0), (29.9, 0), ("30", 1), (59, 1), ("60", 2), ("1e3", 2)])
+@pytest.mark.parametrize(
+    ("value", "code"), [("29", 0), (29.9, 0), ("30", 1), (59, 1), ("60", 2), ("1e3", 2)]
+)
 def test_bins_are_left_closed(value, code):
     assert code == code_of(label({"from": "column", "column": "age", "bins": [30, 60]}), value)
 
@@ -82,7 +96,9 @@ def test_codes_come_from_stems_folders_and_columns():
         "safe": label({"from": "column", "column": "safe", "classes": ["false", "true"]}),
     }
     found = read_codes(
-        rules, ["deep/1_female_4/mask.x.JPG", "2_male_5/m7.png", "2_male_5/normal"], {"safe": [True, False, "true"]}
+        rules,
+        ["deep/1_female_4/mask.x.JPG", "2_male_5/m7.png", "2_male_5/normal"],
+        {"safe": [True, False, "true"]},
     )
     assert found == [[0, 0, 1], [1, 0, 0], [0, 1, 1], [1, 0, 1]]
 
@@ -97,7 +113,9 @@ def test_photos_without_a_class_are_named_with_the_rule():
 
 
 def test_photos_with_two_classes_are_errors():
-    rule = {"mask": label({"from": "stem", "classes": {"wear": "*mask*", "incorrect": "incorrect*"}})}
+    rule = {
+        "mask": label({"from": "stem", "classes": {"wear": "*mask*", "incorrect": "incorrect*"}})
+    }
     with pytest.raises(DataError, match="fits wear and incorrect"):
         read_codes(rule, ["p/incorrect_mask.jpg"], {})
 
@@ -105,7 +123,10 @@ def test_photos_with_two_classes_are_errors():
 @pytest.mark.parametrize(
     ("rule", "text"),
     [
-        ({"from": "column", "column": "sex", "classes": ["m", "f"]}, "one of gender was required, found 'sex'"),
+        (
+            {"from": "column", "column": "sex", "classes": ["m", "f"]},
+            "one of gender was required, found 'sex'",
+        ),
         ({"from": "column", "column": "gender", "classes": ["m", "f"]}, "'male' is none of m, f"),
         ({"from": "folder", "part": 3, "classes": ["m", "f"]}, "folder part 3.*empty"),
     ],

@@ -26,7 +26,13 @@ def small(path, *, sizes=(1, 16, 2 * SIDE, 2 * SIDE), parts=2, group=1):
         return numpy_helper.from_array(rng.standard_normal(shape, dtype=np.float32) / 10, name)
 
     def conv(name, source, n_groups=1):
-        settings = {"pads": [1] * 4, "strides": [1, 1], "dilations": [1, 1], "kernel_shape": [3, 3], "group": n_groups}
+        settings = {
+            "pads": [1] * 4,
+            "strides": [1, 1],
+            "dilations": [1, 1],
+            "kernel_shape": [3, 3],
+            "group": n_groups,
+        }
         return helper.make_node("Conv", [source, f"{name}_w", f"{name}_b"], [name], **settings)
 
     nodes = [
@@ -53,7 +59,9 @@ def small(path, *, sizes=(1, 16, 2 * SIDE, 2 * SIDE), parts=2, group=1):
         numpy_helper.from_array(np.array(sizes, dtype=np.int64), "sizes"),
     ]
     photo = helper.make_tensor_value_info("photo", TensorProto.FLOAT, [1, 3, SIDE, SIDE])
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("mask", "side")]
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("mask", "side")
+    ]
     graph = helper.make_graph(nodes, "small", [photo], outputs, initial)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6)
     onnx.save(model, path)
@@ -65,7 +73,10 @@ def kinds(model):
 
 
 def test_a_small_network_is_rewritten_and_answers_as_before(tmp_path):
-    path, feed = small(tmp_path / "small.onnx"), np.random.default_rng(1).random((1, 3, SIDE, SIDE), dtype=np.float32)
+    path, feed = (
+        small(tmp_path / "small.onnx"),
+        np.random.default_rng(1).random((1, 3, SIDE, SIDE), dtype=np.float32),
+    )
     made = lean(path)
     (mask,) = answer(made, feed)
     assert mask == pytest.approx(answer(str(path), feed)[0], abs=1e-5)
@@ -76,23 +87,37 @@ def test_a_small_network_is_rewritten_and_answers_as_before(tmp_path):
 
 @pytest.mark.parametrize(
     "odd",
-    [{"sizes": (1, 16, 12, 12)}, {"sizes": (1, 16, SIDE // 2, SIDE // 2)}, {"parts": 3}, {"group": 2}],
+    [
+        {"sizes": (1, 16, 12, 12)},
+        {"sizes": (1, 16, SIDE // 2, SIDE // 2)},
+        {"parts": 3},
+        {"group": 2},
+    ],
     ids=str,
 )
 def test_what_is_not_a_u2nets_is_left_as_it_is_and_answers_as_before(tmp_path, odd):
-    path, feed = small(tmp_path / "odd.onnx", **odd), np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    path, feed = (
+        small(tmp_path / "odd.onnx", **odd),
+        np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32),
+    )
     made = lean(path)
     assert answer(made, feed)[0] == pytest.approx(answer(str(path), feed)[0], abs=1e-5)
-    scales = next(node for node in onnx.load_from_string(made).graph.node if node.op_type == "Resize").input
+    scales = next(
+        node for node in onnx.load_from_string(made).graph.node if node.op_type == "Resize"
+    ).input
     assert ("sizes" in odd) == (len(scales) == 4)
     assert ("sizes" not in odd) == ("Concat" in kinds(made))
 
 
 @pytest.mark.models
 def test_u2netp_answers_as_before():
-    feed = np.kron(np.random.default_rng(0).standard_normal((1, 3, 4, 4)), np.ones((80, 80))).astype(np.float32)
+    feed = np.kron(
+        np.random.default_rng(0).standard_normal((1, 3, 4, 4)), np.ones((80, 80))
+    ).astype(np.float32)
     made = lean(fetch("u2netp"))
     mask = answer(made, feed)[0]
-    assert mask == pytest.approx(answer(str(fetch("u2netp")), feed)[0], abs=1e-4)  # a mask has steps of 4e-3
+    assert mask == pytest.approx(
+        answer(str(fetch("u2netp")), feed)[0], abs=1e-4
+    )  # a mask has steps of 4e-3
     assert mask.std() > 0.02
     assert (1, 3) == (kinds(made).count("Concat"), kinds(made).count("DepthToSpace") - 2)

@@ -72,10 +72,22 @@ class Node:
     """A second node of the cluster, two processors more, until it is killed."""
 
     def __init__(self, address):
-        command = [Path(sys.executable).with_name("ray"), "start", f"--address={address}", "--num-cpus=2", "--block"]
-        environment = {**os.environ, "RAY_AUTH_MODE": "token", "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [
+            Path(sys.executable).with_name("ray"),
+            "start",
+            f"--address={address}",
+            "--num-cpus=2",
+            "--block",
+        ]
+        environment = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen([*command, "--disable-usage-stats"], env=environment, **quiet)
+        self.process = subprocess.Popen(
+            [*command, "--disable-usage-stats"], env=environment, **quiet
+        )
 
     def kill(self):
         process = psutil.Process(self.process.pid)
@@ -88,7 +100,11 @@ def write(folder, name, color):
     buffer = io.BytesIO()
     Image.new("RGB", (6, 6), color).save(buffer, "PNG")
     (folder / f"{name}.png").write_bytes(buffer.getvalue())
-    return f"train/{name}", str(folder / f"{name}.png"), hashlib.sha256(buffer.getvalue()).hexdigest()
+    return (
+        f"train/{name}",
+        str(folder / f"{name}.png"),
+        hashlib.sha256(buffer.getvalue()).hexdigest(),
+    )
 
 
 @pytest.fixture
@@ -122,7 +138,9 @@ def test_killed_workers_change_no_byte(cluster, tasks, tmp_path):
 
 
 def workers():
-    own = psutil.Process().children(recursive=True)  # never those of another cluster on this machine
+    own = psutil.Process().children(
+        recursive=True
+    )  # never those of another cluster on this machine
     return [one.pid for one in own if is_worker(one)]
 
 
@@ -133,8 +151,13 @@ def is_worker(process):
         return False
 
 
-def test_photos_that_kill_hang_or_choke_are_quarantined_and_every_other_one_is_prepared(cluster, tasks, tmp_path):
-    bad = [write(tmp_path, name, color) for name, color in (("kills", POISON), ("hangs", HANG), ("chokes", CHOKE))]
+def test_photos_that_kill_hang_or_choke_are_quarantined_and_every_other_one_is_prepared(
+    cluster, tasks, tmp_path
+):
+    bad = [
+        write(tmp_path, name, color)
+        for name, color in (("kills", POISON), ("hangs", HANG), ("chokes", CHOKE))
+    ]
     tasks[1] = ShardTask(1, [*tasks[1].rows[:10], *bad, *tasks[1].rows[10:]])
     said = []
     results = run(tasks, tmp_path / "out", timeout_s=1.5, say=said.append)
@@ -145,7 +168,9 @@ def test_photos_that_kill_hang_or_choke_are_quarantined_and_every_other_one_is_p
         "train/chokes": "ValueError: a step chokes",
     } == reasons
     made = [name for result in results for name in read_shard(result.path)["sample_id"].to_pylist()]
-    assert sorted(name for task in tasks for name, *_ in task.rows if name not in reasons) == sorted(made)
+    assert sorted(
+        name for task in tasks for name, *_ in task.rows if name not in reasons
+    ) == sorted(made)
     assert ["models run on the CPU"] == said
 
 
@@ -163,7 +188,9 @@ def test_an_answer_that_comes_while_its_late_worker_is_killed_counts_and_the_poo
             self._ray.kill(hand.actor)
 
     def hire_or_fail(self):
-        assert not any(one.late and not one.calls for one in self._hands), "the pool would wait for ever"
+        assert not any(one.late and not one.calls for one in self._hands), (
+            "the pool would wait for ever"
+        )
         hire(self)
 
     monkeypatch.setattr(pool, "_IN_FLIGHT", 1)  # a second call would tell of the kill
@@ -189,12 +216,16 @@ def test_a_node_that_joins_is_used_and_one_that_dies_loses_no_photo(cluster, tas
 
     many = [ShardTask(number, tasks[number % 3].rows) for number in range(24)]
     results = run(many, tmp_path / "out", progress=tell)
-    assert len(node) == 2, f"a worker on the second node, and the node was killed; found {max(n_busy)} workers"
+    assert len(node) == 2, (
+        f"a worker on the second node, and the node was killed; found {max(n_busy)} workers"
+    )
     made = [name for result in results for name in read_shard(result.path)["sample_id"].to_pylist()]
     assert sorted(name for task in many for name, *_ in task.rows) == sorted(made)
 
 
-def test_missing_weights_end_it_with_their_sentence_and_dying_starts_with_another(cluster, tasks, tmp_path):
+def test_missing_weights_end_it_with_their_sentence_and_dying_starts_with_another(
+    cluster, tasks, tmp_path
+):
     with pytest.raises(WeightsError, match="put the file there"):
         run(tasks, tmp_path / "a", make=no_weights)
     with pytest.raises(PoolError, match="must load the models, 3 in a row died"):

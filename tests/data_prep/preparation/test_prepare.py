@@ -13,7 +13,14 @@ from PIL import Image
 from data_prep.catalog.images import PhotoError, decode, encode
 from data_prep.config import Prep
 from data_prep.preparation.assembly import Assembly, ShardTask
-from data_prep.preparation.pipeline import Preparation, Prepared, around, center, decode_near, prepare_row
+from data_prep.preparation.pipeline import (
+    Preparation,
+    Prepared,
+    around,
+    center,
+    decode_near,
+    prepare_row,
+)
 from data_prep.preparation.shards import (
     ShardError,
     Shards,
@@ -67,7 +74,9 @@ def test_a_photo_is_turned_upright():
 def test_every_mode_becomes_rgb(mode, color, wanted):
     buffer = io.BytesIO()
     Image.new(mode, (4, 4), color).save(buffer, "PNG")
-    assert wanted == pytest.approx(tuple(decode(buffer.getvalue(), fill=(9, 9, 9))[0, 0].tolist()), abs=1)
+    assert wanted == pytest.approx(
+        tuple(decode(buffer.getvalue(), fill=(9, 9, 9))[0, 0].tolist()), abs=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +135,9 @@ def test_a_folder_of_shards_becomes_one_array_and_a_flipped_bit_is_found(tmp_pat
     data = bytearray((tmp_path / shard_name(1)).read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / shard_name(1)).write_bytes(data)
-    with pytest.raises(ShardError, match=r"shard-00001.parquet: sha256 is .* delete .* and submit again"):
+    with pytest.raises(
+        ShardError, match=r"shard-00001.parquet: sha256 is .* delete .* and submit again"
+    ):
         list(read_shards(tmp_path))
     (tmp_path / shard_name(1)).unlink()
     with pytest.raises(ShardError, match="found no such file"):
@@ -171,7 +182,9 @@ def photos(tmp_path):
     for at in range(12):
         data = photo((at * 10,) * 3, kind="PNG")
         (tmp_path / f"{at}.png").write_bytes(data)
-        made.append((f"train/{at:02}", str(tmp_path / f"{at}.png"), hashlib.sha256(data).hexdigest()))
+        made.append(
+            (f"train/{at:02}", str(tmp_path / f"{at}.png"), hashlib.sha256(data).hexdigest())
+        )
     return made
 
 
@@ -272,19 +285,25 @@ def test_cuda_that_was_asked_for_and_is_not_there_is_told_with_its_reason():
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
-    prep = Prep.model_validate_json('{"steps": ["remove_background", "crop_face", {"name": "resize", "size": 64}]}')
+    prep = Prep.model_validate_json(
+        '{"steps": ["remove_background", "crop_face", {"name": "resize", "size": 64}]}'
+    )
     one, two = Preparation(prep, gpu=True).warnings
     assert "remove_background asked for CUDA and runs on the CPU: this onnxruntime" in one
     assert "crop_face asked for CUDA and runs on the CPU: torch" in two
 
 
 @pytest.mark.models
-def test_every_opencv_and_rembg_name_that_is_here_prepares_and_a_transparent_background_stays(drawn):
+def test_every_opencv_and_rembg_name_that_is_here_prepares_and_a_transparent_background_stays(
+    drawn,
+):
     steps = (
         '{"steps": [{"name": "remove_background", "fill": "transparent"}, {"name": "crop_face", "detector": "opencv"}, '
         '{"name": "resize", "size": 64}]}'
     )
-    made = Preparation(Prep.model_validate_json(steps))(next(drawn.glob("train/images/*/normal.jpg")).read_bytes())
+    made = Preparation(Prep.model_validate_json(steps))(
+        next(drawn.glob("train/images/*/normal.jpg")).read_bytes()
+    )
     pixels = np.asarray(Image.open(io.BytesIO(made.image)))
     assert (64, 64, 4) == pixels.shape
     assert pixels[..., 3].min() < 10
@@ -294,7 +313,9 @@ def test_every_opencv_and_rembg_name_that_is_here_prepares_and_a_transparent_bac
 @pytest.mark.models
 def test_rembg_and_deepface_prepare_a_drawn_portrait(drawn):
     steps = '{"steps": ["remove_background", {"name": "crop_face", "margin": 0.3}, {"name": "resize", "size": 64}]}'
-    made = Preparation(Prep.model_validate_json(steps))(next(drawn.glob("train/images/*/normal.jpg")).read_bytes())
+    made = Preparation(Prep.model_validate_json(steps))(
+        next(drawn.glob("train/images/*/normal.jpg")).read_bytes()
+    )
     assert ("ok", (64, 64, 3)) == (made.outcome, decode(made.image).shape)
     assert made.face_confidence > 0.8
     assert 0.3 < made.mask_area < 0.8

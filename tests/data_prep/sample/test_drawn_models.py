@@ -30,7 +30,10 @@ def seen(tmp_path_factory):
             (
                 truth.path,
                 iou,
-                *(on_face(faces.main_face(detector, "fastmtcnn", one), truth.face_box) for one in (photo, cut)),
+                *(
+                    on_face(faces.main_face(detector, "fastmtcnn", one), truth.face_box)
+                    for one in (photo, cut)
+                ),
             )
         )
     return rows

@@ -26,12 +26,18 @@ def test_the_layout_is_the_contests_and_the_truth_knows_every_photo(tmp_path):
     build(tmp_path / "s", 36, size=(48, 64), jobs=2)
     people = [line.split(",") for line in (tmp_path / "s/train/train.csv").read_text().split()]
     assert ["id", "gender", "race", "age", "path"] == people[0]
-    assert all(7 == len(list((tmp_path / "s/train/images" / person[4]).glob("*.jpg"))) for person in people[1:])
+    assert all(
+        7 == len(list((tmp_path / "s/train/images" / person[4]).glob("*.jpg")))
+        for person in people[1:]
+    )
     answers = [line.split(",") for line in (tmp_path / "s/eval/info.csv").read_text().split()[1:]]
     assert set(range(18)) == {int(answer) for _, answer in answers}
     truths = read_truth(tmp_path / "s")
     assert 252 == len(truths) == len({truth.path for truth in truths})
-    assert all((64, 48) == truth.silhouette.shape and 0.2 < truth.silhouette.mean() < 0.8 for truth in truths)
+    assert all(
+        (64, 48) == truth.silhouette.shape and 0.2 < truth.silhouette.mean() < 0.8
+        for truth in truths
+    )
 
 
 @pytest.mark.parametrize("n_people", [36, 60, 200])

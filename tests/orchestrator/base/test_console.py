@@ -12,7 +12,9 @@ from tests.orchestrator.search import toy
 
 
 def test_a_glance_is_one_line():
-    glance = Glance(7, {"PRUNED": 2, "COMPLETE": 5}, 0.91234, 600.0, ("s-a-0007  no report yet, 1 s",))
+    glance = Glance(
+        7, {"PRUNED": 2, "COMPLETE": 5}, 0.91234, 600.0, ("s-a-0007  no report yet, 1 s",)
+    )
     expected = "search: 7/40 · 5 complete, 2 pruned · 1 running · best 0.9123 · about 10 min left"
     assert expected == glance.line("search", 40)
     assert "search: 0/40 · 0 running" == Glance(0, {}, None, None, ()).line("search", 40)
@@ -38,7 +40,9 @@ def test_a_terminal_shows_a_line_per_trial_and_a_pipe_keeps_quiet_between():
     reporter, shown = Reporter(), {}
     for terminal in (True, False):
         out = io.StringIO()
-        reporter.console = Console(file=out, force_terminal=terminal, width=120, highlight=False, no_color=True)
+        reporter.console = Console(
+            file=out, force_terminal=terminal, width=120, highlight=False, no_color=True
+        )
         with reporter.trials("search", 4, look) as tick:
             tick()
         shown[terminal] = out.getvalue()

@@ -42,10 +42,18 @@ def run(tmp_path_factory):
     for number, setting in enumerate(("aaaa0000", "bbbb0000")):
         for fold in range(2):
             torch.manual_seed(10 * number + fold)
-            model = {"backbone": "test_efficientnet", "pretrained": False, "head": {"name": "single"}}
+            model = {
+                "backbone": "test_efficientnet",
+                "pretrained": False,
+                "head": {"name": "single"},
+            }
             weights = build(Model.model_validate(model), SIZES, pretrained=False).state_dict()
             with store.draft("trial", f"{setting}{fold}", params={}, inputs={}) as draft:
-                save_weights(draft.path, weights, {"model": model, "label_sizes": SIZES, "size": 32, "n_params": 1})
+                save_weights(
+                    draft.path,
+                    weights,
+                    {"model": model, "label_sizes": SIZES, "size": 32, "n_params": 1},
+                )
             trials.append({"trial_id": f"c-{setting}-f{fold}", "setting": setting, "variant": "ab"[number], "phase": "confirm", "seed": 0,
                            "fold": fold, "status": "COMPLETE", "params": "{}", "checkpoint": f"trial/{setting}{fold}"})  # fmt: skip
     tables.write(tables.from_rows(trials, tables.trials_schema(SIZES)), paths.trials)
@@ -91,7 +99,12 @@ def opened(place):
 
 
 @pytest.mark.parametrize(
-    "name", ["members/aaaa0000/001/weights.safetensors", "members/bbbb0000/000/model.json", "ensemble.json"]
+    "name",
+    [
+        "members/aaaa0000/001/weights.safetensors",
+        "members/bbbb0000/000/model.json",
+        "ensemble.json",
+    ],
 )
 def test_a_changed_file_is_refused_by_name(run, tmp_path, name):
     folder = folder_of(run, tmp_path)
@@ -132,7 +145,9 @@ def zipped(folder, place, compression):
 def test_a_zip_cannot_unfold_to_more_than_it_is(run, tmp_path):
     folder = folder_of(run, tmp_path)
     assert opened(zipped(folder, tmp_path / "honest.zip", zipfile.ZIP_STORED)).members
-    with pytest.raises(UserError, match=r"'manifest.json' is compressed; take the zip that `bundle` wrote"):
+    with pytest.raises(
+        UserError, match=r"'manifest.json' is compressed; take the zip that `bundle` wrote"
+    ):
         opened(zipped(folder, tmp_path / "deflated.zip", zipfile.ZIP_DEFLATED))
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["zeros"] = {"size_bytes": 2**40, "sha256": "0" * 64}
@@ -150,8 +165,12 @@ def test_a_zip_cannot_unfold_to_more_than_it_is(run, tmp_path):
         opened(mixed)
 
 
-@pytest.mark.parametrize("backbone", ["local-dir:{folder}", "hf-hub:someone/something", "https://somewhere/model"])
-def test_a_stranger_s_model_comes_from_no_other_folder_and_not_from_the_net(run, tmp_path, monkeypatch, backbone):
+@pytest.mark.parametrize(
+    "backbone", ["local-dir:{folder}", "hf-hub:someone/something", "https://somewhere/model"]
+)
+def test_a_stranger_s_model_comes_from_no_other_folder_and_not_from_the_net(
+    run, tmp_path, monkeypatch, backbone
+):
     import socket
 
     import timm
@@ -163,7 +182,9 @@ def test_a_stranger_s_model_comes_from_no_other_folder_and_not_from_the_net(run,
     evil.mkdir()
     config = {"architecture": "test_efficientnet", "num_classes": 0, "pretrained_cfg": {"architecture": "test_efficientnet"}}  # fmt: skip
     (evil / "config.json").write_text(json.dumps(config))
-    assert timm.create_model(f"local-dir:{evil}", num_classes=0)  # what timm itself does with such a name
+    assert timm.create_model(
+        f"local-dir:{evil}", num_classes=0
+    )  # what timm itself does with such a name
     facts = json.loads((folder / "model.json").read_text())
     facts["model"]["backbone"] = backbone.format(folder=evil)
     (folder / "model.json").write_text(json.dumps(facts))
@@ -199,17 +220,24 @@ def test_a_folder_that_is_no_bundle_is_told_in_a_sentence(run, tmp_path):
     for change, place in (
         (lambda made: {**made, "members": []}, "members"),
         (lambda made: {**made, "rule": "loud"}, "rule"),
-        (lambda made: {**made, "members": [{**made["members"][0], "prep": {"steps": 3}}]}, "members.0.prep.steps"),
+        (
+            lambda made: {**made, "members": [{**made["members"][0], "prep": {"steps": 3}}]},
+            "members.0.prep.steps",
+        ),
         (lambda made: {**made, "members": [{"checkpoints": []}]}, "members.0.setting"),
         (lambda made: [], "the whole"),
     ):
         copy = shutil.copytree(folder, tmp_path / "copy", dirs_exist_ok=True)
         described(copy, change)
-        with pytest.raises(UserError, match=f"ensemble.json: an ensemble was required, found in {place}: "):
+        with pytest.raises(
+            UserError, match=f"ensemble.json: an ensemble was required, found in {place}: "
+        ):
             opened(copy)
     for files in ([1], {"ensemble.json": {}}, {"ensemble.json": 3}, None):
         (copy / "manifest.json").write_text(json.dumps({"format_version": 1, "files": files}))
-        with pytest.raises(UserError, match=r"manifest.json: a bundle's manifest was required, found"):
+        with pytest.raises(
+            UserError, match=r"manifest.json: a bundle's manifest was required, found"
+        ):
             opened(copy)
 
 
@@ -247,12 +275,19 @@ def test_a_name_that_is_no_utf8_is_answered_and_spelled_out(run, tmp_path):
     assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith(r"caf\xe9.png,")
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_any_photo_is_answered(run, tmp_path, monkeypatch):
+def test_a_place_that_cannot_be_written_is_refused_before_any_photo_is_answered(
+    run, tmp_path, monkeypatch
+):
     from orchestrator.ensemble import predict
 
     monkeypatch.setattr(predict, "answer", lambda *_: pytest.fail("it answered"))
-    for out, found in ((tmp_path / "nowhere/out.csv", "found no folder .*nowhere"), (tmp_path, "found a folder")):
-        with pytest.raises(SpecError, match=f"a file in a folder that can be written was required, {found}"):
+    for out, found in (
+        (tmp_path / "nowhere/out.csv", "found no folder .*nowhere"),
+        (tmp_path, "found a folder"),
+    ):
+        with pytest.raises(
+            SpecError, match=f"a file in a folder that can be written was required, {found}"
+        ):
             predict_folder(None, run[2], out)
 
 
@@ -264,7 +299,9 @@ def test_photos_are_answered_in_chunks_whose_size_changes_nothing(run, monkeypat
     whole = answer(of_run(paths, store), named, Reporter(quiet=True))
     sizes, inner = [], predict.probabilities
     monkeypatch.setattr(predict, "chunk_of", lambda size: 32)
-    monkeypatch.setattr(predict, "probabilities", lambda *job: sizes.append(len(job[1])) or inner(*job))
+    monkeypatch.setattr(
+        predict, "probabilities", lambda *job: sizes.append(len(job[1])) or inner(*job)
+    )
     assert whole.equals(answer(of_run(paths, store), named, Reporter(quiet=True)))
     assert [32] * 12 + [3] * 4 == sizes, "four checkpoints, 99 readable photos"
     monkeypatch.undo()
@@ -279,11 +316,20 @@ def test_the_check_of_a_run_sees_a_member_whose_answers_are_not_the_stored_ones(
 
     _, images, _ = prepare_photos(member.prep, [(name, Path(path)) for name, path in named])
     told = probabilities(member.checkpoints[0], images).tolist()
-    job = ("c-1", str(member.checkpoints[0]), member.prep.model_dump_json(by_alias=True), named, told, "cpu")
+    job = (
+        "c-1",
+        str(member.checkpoints[0]),
+        member.prep.model_dump_json(by_alias=True),
+        named,
+        told,
+        "cpu",
+    )
     assert _difference(job)[1] <= TOLERANCE["cpu"]
     assert _difference((*job[:1], str(member.checkpoints[1]), *job[2:]))[1] > TOLERANCE["cpu"]
     assert (
         "cannot be read"
-        in _difference((*job[:3], [("x", str(photos / "broken.jpg")), *named], [told[0], *told], "cpu"))[2]
+        in _difference(
+            (*job[:3], [("x", str(photos / "broken.jpg")), *named], [told[0], *told], "cpu")
+        )[2]
     )
     assert "were stored" in _difference((*job[:4], [row[:5] for row in told], "cpu"))[2]

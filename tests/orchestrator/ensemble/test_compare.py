@@ -25,8 +25,13 @@ def leave(root, name, preds, labels, parts, groups):
         for i, p in zip(ids, preds, strict=True)
     ]
     tables.write(tables.from_rows(reversed(rows), tables.votes_schema([])), run / "votes.parquet")
-    tables.write(pa.table({"sample_id": ids, "label": labels, "part": parts}), run / "test_labels.parquet")
-    tables.write(pa.table({"sample_id": ids, "group": pa.array(groups, pa.string())}), run / "catalog.parquet")
+    tables.write(
+        pa.table({"sample_id": ids, "label": labels, "part": parts}), run / "test_labels.parquet"
+    )
+    tables.write(
+        pa.table({"sample_id": ids, "group": pa.array(groups, pa.string())}),
+        run / "catalog.parquet",
+    )
     shutil.copyfile(SPEC, run / "resolved.yaml")
     (run / "selection.json").write_text(json.dumps({"policy": name, "members": ["a"]}))
     return RunPaths(run)
@@ -39,7 +44,8 @@ def test_two_ensembles_are_compared_on_the_private_half_by_id(tmp_path):
     good = np.where(rng.random(90) < 0.9, labels, (labels + 1) % 3)
     bad = np.where(rng.random(90) < 0.5, labels, (labels + 1) % 3)
     runs = [
-        leave(tmp_path, name, preds, labels, parts, groups) for name, preds in (("robust", good), ("leaderboard", bad))
+        leave(tmp_path, name, preds, labels, parts, groups)
+        for name, preds in (("robust", good), ("leaderboard", bad))
     ]
     found = compare_runs(*runs)
     private = np.array([part == "private" for part in parts])
@@ -47,16 +53,26 @@ def test_two_ensembles_are_compared_on_the_private_half_by_id(tmp_path):
     assert [row["macro_f1"]["estimate"] for row in found["runs"]] == pytest.approx(expected)
     one = found["differences"]["macro_f1"]
     assert one["difference"] == pytest.approx(expected[0] - expected[1])
-    assert (found["part"], one["n_samples"], one["n_groups"], one["too_narrow"]) == ("private", 45, 30, False)
+    assert (found["part"], one["n_samples"], one["n_groups"], one["too_narrow"]) == (
+        "private",
+        45,
+        30,
+        False,
+    )
     assert one["low"] > 0
     # 30 people whose gender (of mask, gender, age) is one: the interval resamples men and women apart
     constant = np.repeat([0, 3], 45)  # a person's photos differ in age, not in gender
-    mixed = [leave(tmp_path, name, good + constant, labels + constant, parts, groups) for name in ("c", "d")]
+    mixed = [
+        leave(tmp_path, name, good + constant, labels + constant, parts, groups)
+        for name in ("c", "d")
+    ]
     bounds = compare_runs(*mixed)["runs"][0]["accuracy"]
     sexes = [str(at // 45) for at in range(90) if private[at]]
     mine = [group for group, keep in zip(groups, private, strict=True) if keep]
     right = (good == labels)[private].astype(int)
-    expected = interval(Oof(mine, right * 0, 1 - right[None], mine, sexes, 2), metric="accuracy", seed=0)
+    expected = interval(
+        Oof(mine, right * 0, 1 - right[None], mine, sexes, 2), metric="accuracy", seed=0
+    )
     assert (bounds["low"], bounds["high"]) == pytest.approx((expected.low, expected.high))
     assert any("policy leaderboard" in line for line in compare_lines(found))
 
@@ -68,7 +84,8 @@ def test_a_run_that_knows_more_classes_is_compared_in_either_order(tmp_path):
     more[[0, 5]] = [18, 20]
     parts, groups = ["public"] * 3 + ["private"] * 9, [f"p{at // 2}" for at in range(12)]
     few, many = (
-        leave(tmp_path, name, preds, labels, parts, groups) for name, preds in (("few", labels), ("many", more))
+        leave(tmp_path, name, preds, labels, parts, groups)
+        for name, preds in (("few", labels), ("many", more))
     )
     one, other = (compare_runs(*pair)["differences"] for pair in ((few, many), (many, few)))
     assert one["accuracy"]["difference"] == pytest.approx(1 / 9)

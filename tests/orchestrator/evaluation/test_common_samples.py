@@ -27,7 +27,10 @@ def oof(ids: list[str], preds: list[int]) -> Oof:
 
 
 def test_arms_are_compared_on_the_samples_that_all_kept():
-    arms = {"all": oof(["s0", "s1", "s2", "s3"], [0, 1, 1, 0]), "fewer": oof(["s3", "s0", "s1"], [1, 0, 0])}
+    arms = {
+        "all": oof(["s0", "s1", "s2", "s3"], [0, 1, 1, 0]),
+        "fewer": oof(["s3", "s0", "s1"], [1, 0, 0]),
+    }
     found = shared(arms)
     assert [sorted(one.sample_ids) for one in found.values()] == [["s0", "s1", "s3"]] * 2
     assert found["all"].preds.tolist() == [[0, 1, 0]]
@@ -36,15 +39,22 @@ def test_arms_are_compared_on_the_samples_that_all_kept():
 
 def test_arms_with_little_in_common_stay_as_they_are():
     arms = {"a": oof(["s0", "s1", "s2"], [0, 1, 0]), "b": oof(["s2", "s5", "s6"], [0, 1, 0])}
-    assert [one.sample_ids for one in shared(arms).values()] == [["s0", "s1", "s2"], ["s2", "s5", "s6"]]
+    assert [one.sample_ids for one in shared(arms).values()] == [
+        ["s0", "s1", "s2"],
+        ["s2", "s5", "s6"],
+    ]
 
 
 def test_a_paired_difference_counts_what_it_left_out():
-    found = paired_difference(oof(["s0", "s1", "s2", "s3"], [0, 1, 1, 1]), oof(["s0", "s1", "s9"], [0, 0, 1]), seed=0)
+    found = paired_difference(
+        oof(["s0", "s1", "s2", "s3"], [0, 1, 1, 1]), oof(["s0", "s1", "s9"], [0, 0, 1]), seed=0
+    )
     assert (found["n_samples"], found["n_left_out"]) == (2, 3)
 
 
-def finished(store: Store, name: str, part: str, answers: dict[str, tuple[int, int]], score: float) -> TrialState:
+def finished(
+    store: Store, name: str, part: str, answers: dict[str, tuple[int, int]], score: float
+) -> TrialState:
     rows = [
         {"trial_id": name, "setting": name, "variant": name, "seed": 0, "sample_id": sample, "split": "val", "target": target,
          "pred": pred, "probs": [0.5, 0.5]}

@@ -24,17 +24,30 @@ def simulated(rng, n_groups=40, per_group=5, skill=0.7, n_classes=4, seeds=1, sp
     ability = np.clip(skill + spread * rng.normal(size=n_groups), 0, 1)[groups]
     preds = np.stack(
         [
-            np.where(rng.random(len(targets)) < ability, targets, rng.integers(0, n_classes, len(targets)))
+            np.where(
+                rng.random(len(targets)) < ability,
+                targets,
+                rng.integers(0, n_classes, len(targets)),
+            )
             for _ in range(seeds)
         ]
     )
-    return Oof([f"s{i}" for i in range(len(targets))], targets, preds, [f"g{g}" for g in groups], None, n_classes)
+    return Oof(
+        [f"s{i}" for i in range(len(targets))],
+        targets,
+        preds,
+        [f"g{g}" for g in groups],
+        None,
+        n_classes,
+    )
 
 
 def test_macro_f1_is_that_of_scikit_learn_over_the_classes_present():
     rng = np.random.default_rng(0)
     targets, preds = rng.integers(0, 5, 200), rng.integers(0, 6, 200)
-    assert f1_score(targets, preds, average="macro", labels=range(5)) == pytest.approx(macro_f1(targets, preds, 6))
+    assert f1_score(targets, preds, average="macro", labels=range(5)) == pytest.approx(
+        macro_f1(targets, preds, 6)
+    )
 
 
 def test_scores_of_seeds_are_averaged():
@@ -57,7 +70,9 @@ def test_an_interval_over_groups_is_wider_than_one_over_photos():
 def test_unequal_arms_are_told_apart():
     rng = np.random.default_rng(4)
     good = simulated(rng, skill=0.9)
-    bad = Oof(good.sample_ids, good.targets, rng.integers(0, 4, good.preds.shape), good.groups, None, 4)
+    bad = Oof(
+        good.sample_ids, good.targets, rng.integers(0, 4, good.preds.shape), good.groups, None, 4
+    )
     found = paired_difference(good, bad, seed=0)
     assert found["p_value"] < 0.01
     assert found["low"] > 0
@@ -81,7 +96,12 @@ def test_many_groups_are_resampled_in_parts(monkeypatch):
 def test_arms_are_compared_on_the_samples_that_both_saw():
     a = simulated(np.random.default_rng(5))
     found = paired_difference(a, a.take(np.arange(50)), seed=0)
-    assert (found["difference"], found["p_value"], found["n_samples"], found["n_groups"]) == (0.0, 1.0, 50, 10)
+    assert (found["difference"], found["p_value"], found["n_samples"], found["n_groups"]) == (
+        0.0,
+        1.0,
+        50,
+        10,
+    )
 
 
 def test_holm_is_that_of_the_textbook():
@@ -92,7 +112,9 @@ def test_scores_per_class_are_those_of_scikit_learn():
     rng = np.random.default_rng(6)
     targets, preds = rng.integers(0, 4, 300), rng.integers(0, 5, 300)
     rows = class_metrics(targets, preds, 6)
-    precision, recall, f1, n = precision_recall_fscore_support(targets, preds, labels=range(4), zero_division=0)
+    precision, recall, f1, n = precision_recall_fscore_support(
+        targets, preds, labels=range(4), zero_division=0
+    )
     assert [row["class"] for row in rows] == [0, 1, 2, 3]
     for name, wanted in (("precision", precision), ("recall", recall), ("f1", f1), ("n", n)):
         assert wanted == pytest.approx([row[name] for row in rows])
@@ -115,9 +137,14 @@ def test_seeds_help_only_as_far_as_they_are_the_cause():
     }  # 50 * 0.0008 / w and 0.0008 / (w - 0.0004), w = (0.06 / 2.486)^2
     few = needed(0.04, standard_error=0.0008**0.5, standard_error_one_seed=0.0012**0.5, **given)
     assert few["n_seeds"] is None  # people alone make it too uncertain
-    assert needed(0.0, standard_error=0.03, standard_error_one_seed=None, **given)["n_groups"] is None
+    assert (
+        needed(0.0, standard_error=0.03, standard_error_one_seed=None, **given)["n_groups"] is None
+    )
 
 
 def test_small_measures_by_hand():
     targets, preds = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
-    assert (recalls(targets, preds, 3), total_variation(targets, preds, 3)) == ({0: 0.5, 1: 1.0}, 0.25)
+    assert (recalls(targets, preds, 3), total_variation(targets, preds, 3)) == (
+        {0: 0.5, 1: 1.0},
+        0.25,
+    )

@@ -27,14 +27,22 @@ def test_arrays_hold_what_the_rows_say_whatever_their_order(tmp_path):
     own = [row for row in rows if row["setting"] == "b"]
     assert sorted({row["sample_id"] for row in own}) == found.sample_ids
     for at, sample in enumerate(found.sample_ids):
-        each = sorted((row for row in own if row["sample_id"] == sample), key=lambda row: row["seed"])
+        each = sorted(
+            (row for row in own if row["sample_id"] == sample), key=lambda row: row["seed"]
+        )
         assert [row["pred"] for row in each] == found.preds[:, at].tolist()
         assert each[0]["target"] == found.targets[at]
-        assert np.mean([row["probs"] for row in each], axis=0) == pytest.approx(found.probs[at], abs=1e-6)
+        assert np.mean([row["probs"] for row in each], axis=0) == pytest.approx(
+            found.probs[at], abs=1e-6
+        )
 
 
 def test_samples_that_a_seed_lacks_and_settings_over_other_classes_are_left_out():
-    rows = [row for row in drawn(np.random.default_rng(1)) if (row["seed"], row["sample_id"]) != (1, "s07")]
+    rows = [
+        row
+        for row in drawn(np.random.default_rng(1))
+        if (row["seed"], row["sample_id"]) != (1, "s07")
+    ]
     other = [{**row, "setting": "c", "probs": row["probs"][:3]} for row in rows]
     found = held_out(tables.from_rows(rows + other, tables.PREDICTIONS), 4)
     assert sorted(found) == ["a", "b"]
@@ -42,10 +50,17 @@ def test_samples_that_a_seed_lacks_and_settings_over_other_classes_are_left_out(
 
 
 def test_arms_are_shared_by_id():
-    rows = [row for row in drawn(np.random.default_rng(2)) if row["setting"] == "a" or row["sample_id"] > "s10"]
+    rows = [
+        row
+        for row in drawn(np.random.default_rng(2))
+        if row["setting"] == "a" or row["sample_id"] > "s10"
+    ]
     found = shared(held_out(tables.from_rows(rows, tables.PREDICTIONS), 4))
     assert found["a"].sample_ids == found["b"].sample_ids
-    assert (len(found["a"].sample_ids), found["a"].targets.tolist()) == (19, found["b"].targets.tolist())
+    assert (len(found["a"].sample_ids), found["a"].targets.tolist()) == (
+        19,
+        found["b"].targets.tolist(),
+    )
 
 
 def test_strata_are_the_labels_that_are_constant_within_groups():

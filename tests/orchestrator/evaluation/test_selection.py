@@ -43,14 +43,23 @@ def test_robust_order_goes_down_its_list():
 
 
 def test_every_variant_has_a_finalist_and_the_rest_are_the_best():
-    ranking = [("s1", "a", 0.9), ("s2", "a", 0.8), ("s3", "a", 0.7), ("s4", "b", 0.1), ("s1", "a", 0.2)]
+    ranking = [
+        ("s1", "a", 0.9),
+        ("s2", "a", 0.8),
+        ("s3", "a", 0.7),
+        ("s4", "b", 0.1),
+        ("s1", "a", 0.2),
+    ]
     assert finalists(ranking, 3, ["a", "b"]) == ["s1", "s2", "s4"]
     assert finalists(ranking, 1, ["a", "b"]) == ["s1", "s4"]
 
 
 def test_fewer_candidates_than_members_is_said():
     found = choose([{**BASE, "setting": "a"}], "robust", 3)
-    assert (found["members"], found["short_of"]) == (["a"], "1 members instead of 3: there are no more candidates")
+    assert (found["members"], found["short_of"]) == (
+        ["a"],
+        "1 members instead of 3: there are no more candidates",
+    )
 
 
 def test_an_explicit_list_takes_the_best_of_each_variant_in_its_order():
@@ -98,16 +107,29 @@ def test_a_planted_effect_is_supported_its_reverse_refuted_and_none_undecided():
     assert rows[0]["n_groups"] == 60
 
 
-def test_a_claim_about_an_arm_whose_trials_failed_is_undecided_with_the_reason_and_the_others_are_judged(tmp_path):
-    context = half_failed(tmp_path, ["half-cutmix > single", "shallow > single", "single > single on accuracy"])
+def test_a_claim_about_an_arm_whose_trials_failed_is_undecided_with_the_reason_and_the_others_are_judged(
+    tmp_path,
+):
+    context = half_failed(
+        tmp_path, ["half-cutmix > single", "shallow > single", "single > single on accuracy"]
+    )
     done = hypotheses(context)
     assert done.outcome == "SUCCEEDED"
     lost, judged, same = json.loads(context.paths.hypotheses.read_text())
-    assert (lost["verdict"], lost["difference"], lost["p_value"], lost["n_groups"]) == ("undecided", None, None, 0)
+    assert (lost["verdict"], lost["difference"], lost["p_value"], lost["n_groups"]) == (
+        "undecided",
+        None,
+        None,
+        0,
+    )
     assert "'half-cutmix' has no finalist that finished all its trials" in lost["reason"]
     assert (judged["reason"], judged["n_groups"] > 40, same["p_value"]) == (None, True, 1.0)
-    assert judged["p_adjusted"] == pytest.approx(min(1, 3 * judged["p_value"]))  # all that was claimed counts
-    assert f"half-cutmix > single: undecided ({lost['reason']})" in ensemble_lines(context.paths.root)
+    assert judged["p_adjusted"] == pytest.approx(
+        min(1, 3 * judged["p_value"])
+    )  # all that was claimed counts
+    assert f"half-cutmix > single: undecided ({lost['reason']})" in ensemble_lines(
+        context.paths.root
+    )
     assert lost["reason"].replace("'", "&#39;") in build(context.paths.root).read_text()
 
 
@@ -119,11 +141,22 @@ def half_failed(folder, claims):
         failed = trial["phase"] == "confirm" and trial["variant"] == "half-cutmix"
         end = {"trial_id": trial["trial_id"], "status": "FAILED" if failed else trial["status"]}
         events.append({"event": "trial_started", **facts})
-        events.append({"event": "trial_ended", **end, "metrics": {"val_macro_f1": trial["val_macro_f1"]}})
-    photos = tables.read(paths.predictions, filters=[("seed", "=", 0), ("setting", "=", SETTINGS[0])])
+        events.append(
+            {"event": "trial_ended", **end, "metrics": {"val_macro_f1": trial["val_macro_f1"]}}
+        )
+    photos = tables.read(
+        paths.predictions, filters=[("seed", "=", 0), ("setting", "=", SETTINGS[0])]
+    )
     samples, labels = photos["sample_id"].to_pylist(), photos["target"].to_numpy()
-    codes = {f"label_{name}": column for name, column in zip(SCHEMA.names, SCHEMA.decode(labels).T, strict=True)}
-    catalog = {"sample_id": samples, "group": [one.split("/")[-2] for one in samples], "label": labels}
+    codes = {
+        f"label_{name}": column
+        for name, column in zip(SCHEMA.names, SCHEMA.decode(labels).T, strict=True)
+    }
+    catalog = {
+        "sample_id": samples,
+        "group": [one.split("/")[-2] for one in samples],
+        "label": labels,
+    }
     spec = SimpleNamespace(hypotheses=claims, confirm=object(), seed=0)
     return SimpleNamespace(
         experiment=SimpleNamespace(spec=spec),

@@ -16,7 +16,9 @@ from orchestrator.evaluation.selection_bias import Pool, best, corrected, greedy
 LONG = bool(os.environ.get("CAMPAIGN"))
 
 
-def world(rng, n_groups=60, per_group=7, n_candidates=40, n_classes=6, skill=0.7, spread=0.15, noise=0.1):
+def world(
+    rng, n_groups=60, per_group=7, n_candidates=40, n_classes=6, skill=0.7, spread=0.15, noise=0.1
+):
     """Candidates that are equally good in the mean; other people are easy for each, and some are easy for all."""
     n = n_groups * per_group
     groups, targets = np.repeat(np.arange(n_groups), per_group), rng.integers(0, n_classes, n)
@@ -27,7 +29,9 @@ def world(rng, n_groups=60, per_group=7, n_candidates=40, n_classes=6, skill=0.7
         ability = np.clip(easy + noise * rng.normal(size=n_groups), 0, 1)[groups]
         preds = np.where(rng.random(n) < ability, targets, rng.integers(0, n_classes, n))
         arms.append(HeldOut(ids, targets, preds[None], np.eye(n_classes, dtype=np.float32)[preds]))
-    return arms, Oof(ids, targets, arms[0].preds, [f"g{group}" for group in groups], None, n_classes)
+    return arms, Oof(
+        ids, targets, arms[0].preds, [f"g{group}" for group in groups], None, n_classes
+    )
 
 
 def pool_of(arms, like):
@@ -43,7 +47,10 @@ def test_the_corrected_estimate_of_the_best_of_forty_equals_is_honest():
         found = corrected(pool_of(*world(rng)), best, 1, seed=seed, n_resamples=200)
         naive.append(found["naive"] - truth)
         honest.append(found["estimate"] - truth)
-    ratio, error = abs(np.mean(honest)) / np.mean(naive), np.std(honest) / len(honest) ** 0.5 / np.mean(naive)
+    ratio, error = (
+        abs(np.mean(honest)) / np.mean(naive),
+        np.std(honest) / len(honest) ** 0.5 / np.mean(naive),
+    )
     print(
         f"naive {np.mean(naive):+.4f} (se {np.std(naive) / len(naive) ** 0.5:.4f}), corrected {np.mean(honest):+.4f} "
         f"(se {np.std(honest) / len(honest) ** 0.5:.4f}), ratio {ratio:.3f}, n {len(naive)}"
@@ -69,11 +76,15 @@ def test_a_vote_of_one_member_is_corrected_as_it_answers_and_a_winner_as_it_was_
     ids = [f"s{at:06}" for at in range(n)]
     arm = HeldOut(ids, targets, probs.argmax(2), probs.mean(0).astype(np.float32))
     pool = pool_of([arm], Oof(ids, targets, arm.preds, [f"g{at // 5}" for at in range(n)], None, 6))
-    vote, winner = (corrected(pool, best, 1, seed=0, n_resamples=100, alone=alone) for alone in (False, True))
+    vote, winner = (
+        corrected(pool, best, 1, seed=0, n_resamples=100, alone=alone) for alone in (False, True)
+    )
     headline = macro_f1(targets, arm.votes, 6)
     assert vote["naive"] == pytest.approx(headline)
     assert vote["estimate"] == pytest.approx(headline, abs=0.01)
-    assert winner["naive"] == pytest.approx(np.mean([macro_f1(targets, preds, 6) for preds in arm.preds]))
+    assert winner["naive"] == pytest.approx(
+        np.mean([macro_f1(targets, preds, 6) for preds in arm.preds])
+    )
     assert winner["naive"] < headline - 0.2
 
 
@@ -87,7 +98,9 @@ def test_greedy_takes_what_trying_everything_would_take():
 
     assert value(chosen[:1]) == max(value((at,)) for at in range(5))
     for n in (2, 3):
-        assert value(chosen[:n]) == pytest.approx(max(value((*chosen[: n - 1], at)) for at in range(5)))
+        assert value(chosen[:n]) == pytest.approx(
+            max(value((*chosen[: n - 1], at)) for at in range(5))
+        )
 
 
 def test_greedy_may_give_one_candidate_several_votes():
@@ -96,7 +109,9 @@ def test_greedy_may_give_one_candidate_several_votes():
     arms, like = world(rng, n_candidates=1, skill=0.95, spread=0)
     for shift in (1, 2):
         preds = (like.targets + shift) % 6
-        arms.append(HeldOut(like.sample_ids, like.targets, preds[None], np.eye(6, dtype=np.float32)[preds]))
+        arms.append(
+            HeldOut(like.sample_ids, like.targets, preds[None], np.eye(6, dtype=np.float32)[preds])
+        )
     pool = pool_of(arms, like)
     assert greedy(pool, np.ones((1, 60)), 3)[0] == (0, 0, 0)
     assert pool.answers((0, 0, 1)).tolist() == arms[0].votes.tolist()
@@ -116,4 +131,6 @@ def test_votes_are_counted_per_group_in_any_order():
     pool = pool_of(arms, like)
     totals = {tuple(pool.vote(order).sum(0).ravel()) for order in itertools.permutations(range(3))}
     assert len(totals) == 1
-    assert pool.vote((0, 1, 2)).sum(0)[2].tolist() == np.bincount(like.targets, minlength=6).tolist()
+    assert (
+        pool.vote((0, 1, 2)).sum(0)[2].tolist() == np.bincount(like.targets, minlength=6).tolist()
+    )

@@ -25,12 +25,16 @@ def reference(probs):
         tied = [k for k, n in ballots.items() if n == top]
         sums = {k: round(float(probs[:, at, k].astype(np.float64).sum()), 9) for k in tied}
         best = [k for k in tied if sums[k] == max(sums.values())]
-        answers.append(next(int(member[at].argmax()) for member in probs if int(member[at].argmax()) in best))
+        answers.append(
+            next(int(member[at].argmax()) for member in probs if int(member[at].argmax()) in best)
+        )
     return answers
 
 
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 8), st.integers(2, 5))
-def test_a_vote_is_what_its_rule_says_and_does_not_depend_on_the_order(seed, members, photos, classes):
+def test_a_vote_is_what_its_rule_says_and_does_not_depend_on_the_order(
+    seed, members, photos, classes
+):
     probs = probabilities(seed, members, photos, classes)
     votes = cast(probs.argmax(2), list(probs))
     assert reference(probs) == votes.pred.tolist()
@@ -43,9 +47,15 @@ def test_a_member_with_several_votes_counts_like_several_equal_members(seed, mem
     probs = probabilities(seed, members, photos, 3)
     weights = np.random.default_rng(seed).integers(1, 4, members)
     often = np.repeat(probs, weights, axis=0)
-    found, wanted = cast(probs.argmax(2), list(probs), "hard", weights.tolist()), cast(often.argmax(2), list(often))
+    found, wanted = (
+        cast(probs.argmax(2), list(probs), "hard", weights.tolist()),
+        cast(often.argmax(2), list(often)),
+    )
     assert wanted.pred.tolist() == found.pred.tolist()
-    assert (wanted.votes.tolist(), wanted.tie.tolist()) == (found.votes.tolist(), found.tie.tolist())
+    assert (wanted.votes.tolist(), wanted.tie.tolist()) == (
+        found.votes.tolist(),
+        found.tie.tolist(),
+    )
 
 
 @pytest.mark.parametrize("rule", ["hard", "soft"])
@@ -57,11 +67,15 @@ def test_chunks_and_files_change_nothing(tmp_path, monkeypatch, rule):
         np.save(tmp_path / f"pred{member}.npy", one.argmax(1).astype(np.int8))
     monkeypatch.setattr(vote, "CHUNK", 7)
     preds, stored = (
-        [np.load(tmp_path / f"{name}{member}.npy", mmap_mode="r") for member in range(4)] for name in ("pred", "")
+        [np.load(tmp_path / f"{name}{member}.npy", mmap_mode="r") for member in range(4)]
+        for name in ("pred", "")
     )
     pieces = cast(preds, stored, rule)
     assert whole.pred.tolist() == pieces.pred.tolist()
-    assert (whole.votes.tolist(), whole.tie.tolist()) == (pieces.votes.tolist(), pieces.tie.tolist())
+    assert (whole.votes.tolist(), whole.tie.tolist()) == (
+        pieces.votes.tolist(),
+        pieces.tie.tolist(),
+    )
     assert whole.tie.any() == (rule == "hard")
 
 
@@ -98,7 +112,9 @@ ORDER = [("test/b", "b"), ("test/a", "a"), ("test/c", "c")]
 
 def table(names, **settings):
     members = {"m": (names, probabilities(1, 1, len(names), 3)[0])}
-    return vote_table(ORDER, members, **{"quarantined": {}, "majority": 2, "rule": "hard", **settings})
+    return vote_table(
+        ORDER, members, **{"quarantined": {}, "majority": 2, "rule": "hard", **settings}
+    )
 
 
 def test_rows_are_joined_by_id_and_answered_in_the_order_of_the_table():
@@ -125,4 +141,9 @@ def test_rows_that_do_not_fit_are_refused_by_name(names, message):
 
 def test_a_photo_that_nobody_can_read_gets_the_majority_class_and_no_votes():
     row = table(["test/a", "test/b"], quarantined={"test/c": "truncated"}).to_pylist()[2]
-    assert (row["pred"], row["votes"], row["outcome"], row["pred_m"]) == (2, 0, "quarantined: truncated", None)
+    assert (row["pred"], row["votes"], row["outcome"], row["pred_m"]) == (
+        2,
+        0,
+        "quarantined: truncated",
+        None,
+    )

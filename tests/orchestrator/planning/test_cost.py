@@ -11,7 +11,9 @@ SPEC = Path(__file__).resolve().parents[3] / "experiments/quickstart.yaml"  # si
 
 def finished(store, key, backbone, *seconds, **model):
     train = {"model": {"backbone": backbone, **model}}
-    with store.draft("trial", key * 64, params={"train": train, "seed": 0, "fold": None}, inputs={}) as draft:
+    with store.draft(
+        "trial", key * 64, params={"train": train, "seed": 0, "fold": None}, inputs={}
+    ) as draft:
         draft.result["history"] = [{"epoch_s": took} for took in seconds]
 
 

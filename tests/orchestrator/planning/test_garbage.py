@@ -33,7 +33,9 @@ def spec(tmp_path):
 
 
 def make(store, kind, key, text="x", **facts):
-    with store.draft(kind, key, params={"train": {"model": {}}}, inputs=facts.pop("inputs", {})) as draft:
+    with store.draft(
+        kind, key, params={"train": {"model": {}}}, inputs=facts.pop("inputs", {})
+    ) as draft:
         (draft.path / "file").write_text(text)
         draft.result |= {"history": [], **facts}
 
@@ -49,7 +51,10 @@ def begin(store, spec, *changes):
     if store.find("catalog", keys.catalog) is None:
         make(store, "catalog", keys.catalog, content="content", photos="photos", n_ok=1)
     for arm in experiment.arms.values():
-        for kind, key in (("split", keys.split(arm, "content")), ("prepare", keys.prepare(arm, "photos"))):
+        for kind, key in (
+            ("split", keys.split(arm, "content")),
+            ("prepare", keys.prepare(arm, "photos")),
+        ):
             if store.find(kind, key) is None:
                 make(store, kind, key, f"{kind} {key}")
                 make(store, "shard", f"shard-{key}", f"{kind} {key}")
@@ -58,7 +63,9 @@ def begin(store, spec, *changes):
         for status in ("COMPLETE", "PRUNED", None):
             name = f"{plan.run_id}-{status}"
             store.work_dir("trial", name)
-            ledger.append("trial_started", trial_id=name, key=name, phase="search", variant="a", setting="s")
+            ledger.append(
+                "trial_started", trial_id=name, key=name, phase="search", variant="a", setting="s"
+            )
             if status:
                 ledger.append("trial_ended", trial_id=name, status=status)
         make(store, "trial", f"{plan.run_id}-COMPLETE")
@@ -81,7 +88,9 @@ def test_nothing_that_a_run_needs_goes(store, spec):
     assert "was never finished" == gone[".draft-dead"]
     collect(found)
     assert [] == garbage(store).items
-    assert {"catalog": 1, "prepare": 1} == {kind: len(left(store, kind)) for kind in ("catalog", "prepare")}
+    assert {"catalog": 1, "prepare": 1} == {
+        kind: len(left(store, kind)) for kind in ("catalog", "prepare")
+    }
     names = {name.split("-")[-1] for name in left(store, "trial")}
     assert {"COMPLETE", "None"} == names  # the artifact, and the work of the one that has not ended
 
@@ -95,7 +104,9 @@ def test_what_only_a_deleted_run_needed_goes(store, spec):
     shutil.rmtree(store.root / "runs" / second.run_id)
     collect(garbage(store))
     assert [1, 1, 1] == [len(left(store, kind)) for kind in ("prepare", "shard", "features")]
-    assert {first.run_id} == {name.removeprefix(".work-").rsplit("-", 1)[0] for name in left(store, "trial")}
+    assert {first.run_id} == {
+        name.removeprefix(".work-").rsplit("-", 1)[0] for name in left(store, "trial")
+    }
 
 
 def test_a_finished_run_keeps_no_work(store, spec):
@@ -113,7 +124,12 @@ def test_a_live_run_or_an_unreadable_one_stops_it(store, spec):
     audit = store.root / "audits" / plan.run_id
     audit.mkdir(parents=True)
     (store.root / "catalog/.draft-audits").mkdir()
-    with Ledger(audit), pytest.raises(UserError, match=f"without live audits was required, {plan.run_id} is audited"):
+    with (
+        Ledger(audit),
+        pytest.raises(
+            UserError, match=f"without live audits was required, {plan.run_id} is audited"
+        ),
+    ):
         garbage(store)
     assert ".draft-audits" in [item.path.name for item in garbage(store).items]
     (run / "resolved.yaml").write_text("name: [")

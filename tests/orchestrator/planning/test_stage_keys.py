@@ -34,12 +34,16 @@ def test_a_frozen_head_is_confirmed_again_where_another_setting_of_its_source_is
         "hypotheses=[]",
     )
     ranked, other = (
-        finalists([("a", "plain", a), ("b", "plain", b), ("f", "on_it", 0.1)], 3, ["plain", "on_it"])
+        finalists(
+            [("a", "plain", a), ("b", "plain", b), ("f", "on_it", 0.1)], 3, ["plain", "on_it"]
+        )
         for a, b in ((0.5, 0.4), (0.4, 0.5))
     )
     assert sorted(ranked) == sorted(other)
     assert keys(*frozen).confirm(CATALOG, ranked) != keys(*frozen).confirm(CATALOG, other)
-    assert keys().confirm(CATALOG, ranked) == keys().confirm(CATALOG, other), "without one the order decides nothing"
+    assert keys().confirm(CATALOG, ranked) == keys().confirm(CATALOG, other), (
+        "without one the order decides nothing"
+    )
 
 
 def test_an_audit_that_lacked_the_quick_model_is_made_again_once_it_is_there(tmp_path, monkeypatch):

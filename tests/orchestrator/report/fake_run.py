@@ -13,17 +13,35 @@ from data_prep.catalog.labels import Schema
 from orchestrator.store import tables
 
 SCHEMA = Schema(
-    {"mask": ["wear", "incorrect", "not_wear"], "gender": ["male", "female"], "age": ["<30", "30-59", ">=60"]}
+    {
+        "mask": ["wear", "incorrect", "not_wear"],
+        "gender": ["male", "female"],
+        "age": ["<30", "30-59", ">=60"],
+    }
 )
 LABELS = {
-    "mask": {"from": "stem", "classes": {"wear": "mask*", "incorrect": "incorrect_mask", "not_wear": "normal"}},
+    "mask": {
+        "from": "stem",
+        "classes": {"wear": "mask*", "incorrect": "incorrect_mask", "not_wear": "normal"},
+    },
     "gender": {"from": "column", "column": "gender", "classes": ["male", "female"]},
     "age": {"from": "column", "column": "age", "bins": [30, 60]},
 }
 HOSTILE = 'train/<script>alert("x")</script>/\u202e\n"&\'.jpg'
 VARIANTS = ("single", "shallow", "half-cutmix")
 SETTINGS = ("a1b2c3d4", "0badcafe", "deadbeef", "12345678", "feedf00d")
-STAGES = ("catalog", "split", "audit", "prepare", "search", "confirm", "hypotheses", "select", "vote", "report")
+STAGES = (
+    "catalog",
+    "split",
+    "audit",
+    "prepare",
+    "search",
+    "confirm",
+    "hypotheses",
+    "select",
+    "vote",
+    "report",
+)
 
 
 def write_run(root: Path, *, seed: int = 0, n_people: int = 48, test_labels: bool = True) -> Path:
@@ -37,9 +55,13 @@ def write_run(root: Path, *, seed: int = 0, n_people: int = 48, test_labels: boo
     tables.write(tables.from_rows(trials, schema), root / "trials.parquet")
     _write(root, "curves.parquet", _curves(rng, trials))
     predictions = [
-        row for rank, setting in enumerate(SETTINGS) for row in _oof(rng, photos, setting, VARIANTS[rank % 3], rank)
+        row
+        for rank, setting in enumerate(SETTINGS)
+        for row in _oof(rng, photos, setting, VARIANTS[rank % 3], rank)
     ]
-    tables.write(pa.Table.from_pylist(predictions, tables.PREDICTIONS), root / "predictions.parquet")
+    tables.write(
+        pa.Table.from_pylist(predictions, tables.PREDICTIONS), root / "predictions.parquet"
+    )
     members = list(SETTINGS[:3])
     votes = _votes(rng, test, members)
     tables.write(tables.from_rows(votes, tables.votes_schema(members)), root / "votes.parquet")
@@ -47,7 +69,9 @@ def write_run(root: Path, *, seed: int = 0, n_people: int = 48, test_labels: boo
         rows = [{"sample_id": photo["sample_id"], "label": photo["label"]} for photo in test]
         tables.write(pa.Table.from_pylist(rows, tables.TEST_LABELS), root / "test_labels.parquet")
     _write_json(
-        root, "selection.json", _selection(predictions, members, n_people, (test, votes) if test_labels else None)
+        root,
+        "selection.json",
+        _selection(predictions, members, n_people, (test, votes) if test_labels else None),
     )
     _write_json(root, "hypotheses.json", _hypotheses(n_people))
     _write_json(root, "audit.json", _audit(photos, test))
@@ -79,9 +103,19 @@ def _people(rng: np.random.Generator, n: int, side: str) -> list[dict]:
     photos = []
     for person in range(n):
         gender, age = int(rng.integers(2)), int(rng.choice(3, p=[0.5, 0.35, 0.15]))
-        for stem, mask in (*((f"mask{i}", 0) for i in range(1, 6)), ("incorrect_mask", 1), ("normal", 2)):
+        for stem, mask in (
+            *((f"mask{i}", 0) for i in range(1, 6)),
+            ("incorrect_mask", 1),
+            ("normal", 2),
+        ):
             label = SCHEMA.encode((mask, gender, age))
-            photos.append({"sample_id": f"{side}/{person:06d}/{stem}.jpg", "group": f"{person:06d}", "label": label})
+            photos.append(
+                {
+                    "sample_id": f"{side}/{person:06d}/{stem}.jpg",
+                    "group": f"{person:06d}",
+                    "label": label,
+                }
+            )
     if side == "train":
         photos[0]["sample_id"] = HOSTILE
     return photos
@@ -97,7 +131,15 @@ def _folds(rng: np.random.Generator, photos: list[dict], test: list[dict]) -> li
                 role = "excluded"
             rows.append({"variant": variant, **photo, "role": role, "fold": person % 3})
         rows += [
-            {"variant": variant, **photo, "label": None, "group": None, "role": "test", "fold": None} for photo in test
+            {
+                "variant": variant,
+                **photo,
+                "label": None,
+                "group": None,
+                "role": "test",
+                "fold": None,
+            }
+            for photo in test
         ]
     return rows
 
@@ -124,7 +166,10 @@ def _trials(rng: np.random.Generator) -> list[dict]:
     for rank, setting in enumerate(SETTINGS):
         for seed in (0, 1):
             for fold in range(3):
-                trial_id, score = f"confirm-{setting}-s{seed}-f{fold}", 0.6 - 0.02 * rank + float(rng.normal(0, 0.02))
+                trial_id, score = (
+                    f"confirm-{setting}-s{seed}-f{fold}",
+                    0.6 - 0.02 * rank + float(rng.normal(0, 0.02)),
+                )
                 rows.append(_trial(rng, score, {}, trial_id=trial_id, setting=setting, variant=VARIANTS[rank % 3], phase="confirm",
                                    seed=seed, fold=fold, status="COMPLETE"))  # fmt: skip
     return rows
@@ -157,7 +202,9 @@ def _curves(rng: np.random.Generator, trials: list[dict]) -> list[dict]:
     return rows
 
 
-def _oof(rng: np.random.Generator, photos: list[dict], setting: str, variant: str, rank: int) -> list[dict]:
+def _oof(
+    rng: np.random.Generator, photos: list[dict], setting: str, variant: str, rank: int
+) -> list[dict]:
     rows = []
     for seed in (0, 1):
         shared = np.random.default_rng(seed)  # a hard photo is hard for every member
@@ -179,7 +226,10 @@ def _oof(rng: np.random.Generator, photos: list[dict], setting: str, variant: st
 def _votes(rng: np.random.Generator, test: list[dict], members: list[str]) -> list[dict]:
     rows = []
     for photo in test:
-        preds = [photo["label"] if rng.random() < 0.62 else int(rng.integers(SCHEMA.n_classes)) for _ in members]
+        preds = [
+            photo["label"] if rng.random() < 0.62 else int(rng.integers(SCHEMA.n_classes))
+            for _ in members
+        ]
         pred = max(sorted(set(preds)), key=preds.count)
         tie = preds.count(pred) == 1
         rows.append({"sample_id": photo["sample_id"], "ImageID": photo["sample_id"][5:], "pred": pred, "votes": preds.count(pred),
@@ -204,7 +254,8 @@ def reference_vote(predictions: list[dict], members: list[str]) -> dict[str, int
         means = [np.mean(probs[sample, member], axis=0) for member in members]
         picks = [int(mean.argmax()) for mean in means]
         answers[sample] = min(
-            set(picks), key=lambda c: (-picks.count(c), -sum(mean[c] for mean in means), picks.index(c))
+            set(picks),
+            key=lambda c: (-picks.count(c), -sum(mean[c] for mean in means), picks.index(c)),
         )
     return answers
 
@@ -219,7 +270,10 @@ def reference_macro_f1(targets: list[int], preds: list[int]) -> float:
 
 
 def _selection(
-    predictions: list[dict], members: list[str], n_people: int, test: tuple[list[dict], list[dict]] | None
+    predictions: list[dict],
+    members: list[str],
+    n_people: int,
+    test: tuple[list[dict], list[dict]] | None,
 ) -> dict:
     candidates = []
     for rank, setting in enumerate(SETTINGS):
@@ -240,7 +294,9 @@ def _selection(
     scores = None
     if test is not None:
         labels = {photo["sample_id"]: photo["label"] for photo in test[0]}
-        estimate = reference_macro_f1([labels[row["sample_id"]] for row in test[1]], [row["pred"] for row in test[1]])
+        estimate = reference_macro_f1(
+            [labels[row["sample_id"]] for row in test[1]], [row["pred"] for row in test[1]]
+        )
         score = {
             "estimate": estimate,
             "low": estimate - 0.06,
@@ -335,7 +391,9 @@ def _write_events(root: Path, trials: list[dict]) -> None:
             }
         )
     for trial in trials:
-        facts = {key: trial[key] for key in ("trial_id", "variant", "setting", "phase", "seed", "fold")}
+        facts = {
+            key: trial[key] for key in ("trial_id", "variant", "setting", "phase", "seed", "fold")
+        }
         end = {key: trial[key] for key in ("trial_id", "status", "epochs", "wall_s", "error")}
         metrics = None if trial["val_macro_f1"] is None else {"val_macro_f1": trial["val_macro_f1"]}
         events.append({"event": "trial_started", "time": began + 300.0, **facts, "params": {}})
@@ -351,4 +409,6 @@ def _write_events(root: Path, trials: list[dict]) -> None:
             )
         events.append({"event": "trial_ended", "time": began + 320.0, **end, "metrics": metrics})
     events.append({"event": "run_ended", "time": began + 754.2, "state": "SUCCEEDED"})
-    (root / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    (root / "events.jsonl").write_text(
+        "".join(json.dumps(event) + "\n" for event in events), encoding="utf-8"
+    )

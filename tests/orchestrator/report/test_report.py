@@ -17,7 +17,14 @@ from orchestrator.report.load import load
 from orchestrator.report.models import association
 from orchestrator.report.page import build
 from orchestrator.stages.certificate import statement, whom
-from tests.orchestrator.report.fake_run import HOSTILE, SCHEMA, SETTINGS, reference_macro_f1, reference_vote, write_run
+from tests.orchestrator.report.fake_run import (
+    HOSTILE,
+    SCHEMA,
+    SETTINGS,
+    reference_macro_f1,
+    reference_vote,
+    write_run,
+)
 
 FILES = ("summary.json", "selection.json", "hypotheses.json", "audit.json", "plan.json", "resolved.yaml", "events.jsonl", "trials.parquet",
          "curves.parquet", "folds.parquet", "predictions.parquet", "votes.parquet", "test_labels.parquet")  # fmt: skip
@@ -100,21 +107,28 @@ def test_headline_numbers_come_from_selection_json(run, html):
 
 def test_scores_per_class_equal_a_slow_vote_over_the_same_predictions(run):
     members = list(SETTINGS[:3])
-    rows = [row for row in pq.read_table(run / "predictions.parquet").to_pylist() if row["setting"] in members]
+    rows = [
+        row
+        for row in pq.read_table(run / "predictions.parquet").to_pylist()
+        if row["setting"] in members
+    ]
     targets = {row["sample_id"]: row["target"] for row in rows}
     expected = reference_vote(rows, members)
     found = load(run).answers["oof"]
     assert expected == dict(zip(found.sample_ids, found.preds.tolist(), strict=True))
     counts = scores.confusion(found.targets, found.preds, SCHEMA.n_classes)
-    assert reference_macro_f1([targets[s] for s in expected], list(expected.values())) == pytest.approx(
-        scores.macro_f1(counts)
-    )
+    assert reference_macro_f1(
+        [targets[s] for s in expected], list(expected.values())
+    ) == pytest.approx(scores.macro_f1(counts))
 
 
 def test_test_scores_are_joined_by_id_not_by_position(run):
     shuffled = pq.read_table(run / "test_labels.parquet")
     shuffled = shuffled.take(np.random.default_rng(3).permutation(len(shuffled)))
-    a, b = load(run).answers["test"], scores.labelled_answers(pq.read_table(run / "votes.parquet"), shuffled)
+    a, b = (
+        load(run).answers["test"],
+        scores.labelled_answers(pq.read_table(run / "votes.parquet"), shuffled),
+    )
     assert a.targets.tolist() == b.targets.tolist()
 
 
@@ -123,7 +137,10 @@ def test_a_difference_between_selection_and_predictions_is_said(run, tmp_path):
     selection = json.loads((copy / "selection.json").read_text())
     selection["ensemble"]["oof"]["macro_f1"]["estimate"] = 0.111
     (copy / "selection.json").write_text(json.dumps(selection))
-    assert "selection.json says macro F1 0.111, the predictions give" in Page(build(copy).read_text()).words
+    assert (
+        "selection.json says macro F1 0.111, the predictions give"
+        in Page(build(copy).read_text()).words
+    )
 
 
 def test_hostile_names_are_text_and_never_markup(run, html):
@@ -142,7 +159,12 @@ def test_lone_surrogates_of_file_names_do_not_break_the_page(run, tmp_path):
     copy = copy_without(run, tmp_path / "surrogates")
     audit = {
         "warnings": [
-            {"what": "photos cannot be read \udcff\x00", "n": 1, "examples": ["train/\udcff\x1b.jpg"], "do": ""}
+            {
+                "what": "photos cannot be read \udcff\x00",
+                "n": 1,
+                "examples": ["train/\udcff\x1b.jpg"],
+                "do": "",
+            }
         ]
     }
     (copy / "audit.json").write_text(json.dumps(audit))
@@ -160,8 +182,16 @@ def test_arms_that_exclude_different_photos_are_said_to(run, tmp_path):
         one |= {"n_samples": 300, "n_left_out": 36 if one["variant"] == "single" else 0}
     (copy / "selection.json").write_text(json.dumps(selection))
     words = Page(build(copy).read_text(encoding="utf-8")).words
-    assert "the arms exclude different photos; compared on the 300 that both kept, 36 left out" in words
-    assert words.count("Arms exclude different photos: all are compared on the 300 that every arm kept.") == 1
+    assert (
+        "the arms exclude different photos; compared on the 300 that both kept, 36 left out"
+        in words
+    )
+    assert (
+        words.count(
+            "Arms exclude different photos: all are compared on the 300 that every arm kept."
+        )
+        == 1
+    )
 
 
 def test_a_histogram_has_a_bar_per_value_and_a_line_per_border():
@@ -185,7 +215,9 @@ def test_nothing_is_loaded_from_elsewhere(html):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_gives_a_sentence(run, tmp_path, name):
-    words = Page(build(copy_without(run, tmp_path / "less", name)).read_text(encoding="utf-8")).words
+    words = Page(
+        build(copy_without(run, tmp_path / "less", name)).read_text(encoding="utf-8")
+    ).words
     assert "could not be drawn" not in words
     if name == "test_labels.parquet":
         assert "could not be read" not in words
@@ -212,7 +244,8 @@ def test_an_empty_folder_gives_a_page(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [None, [], "x", 3, {"members": "x", "candidates": [1, {}], "ensemble": {"oof": [], "test": 4}}]
+    "value",
+    [None, [], "x", 3, {"members": "x", "candidates": [1, {}], "ensemble": {"oof": [], "test": 4}}],
 )
 def test_a_selection_of_another_shape_is_survived(run, tmp_path, value):
     copy = copy_without(run, tmp_path / "odd")
@@ -230,12 +263,16 @@ def test_the_gain_that_is_shown_is_the_measured_one_and_one_member_has_none(run,
             json.dumps({**selection, "ensemble": {**selection["ensemble"], "gain": found}})
         )
         words = Page(build(copy).read_text(encoding="utf-8")).words
-        assert said == ("Over its best member alone the vote gains +0.012 (−0.004 to +0.031)." in words)
+        assert said == (
+            "Over its best member alone the vote gains +0.012 (−0.004 to +0.031)." in words
+        )
         assert said == ("best member alone" in words)
 
 
 def test_without_test_labels_there_is_no_test_score(tmp_path):
-    words = Page(build(write_run(tmp_path / "run", test_labels=False)).read_text(encoding="utf-8")).words
+    words = Page(
+        build(write_run(tmp_path / "run", test_labels=False)).read_text(encoding="utf-8")
+    ).words
     assert "No test labels: no test score" in words
     assert "on the test set it reached" not in words
 
@@ -244,7 +281,12 @@ def test_the_state_is_told_before_the_summary_is_written(run, tmp_path):
     copy = copy_without(run, tmp_path / "live", "summary.json")
     assert page.overview.state(load(copy)) == "SUCCEEDED"
     with (copy / "events.jsonl").open("a") as ledger:
-        ledger.write(json.dumps({"event": "stage", "stage": "vote", "outcome": "FAILED", "note": "disk full"}) + "\n")
+        ledger.write(
+            json.dumps(
+                {"event": "stage", "stage": "vote", "outcome": "FAILED", "note": "disk full"}
+            )
+            + "\n"
+        )
     assert page.overview.state(load(copy)) == "FAILED"
 
 
@@ -266,7 +308,12 @@ def certified(run, place, *, equal=True):
         for who in ("ensemble", SETTINGS[0])
     ]
     ensemble["marginal"] = [
-        {"setting": SETTINGS[0], "votes": 2, "macro_f1": 0.6, "adds": {"difference": 0.0123, **bounds}}
+        {
+            "setting": SETTINGS[0],
+            "votes": 2,
+            "macro_f1": 0.6,
+            "adds": {"difference": 0.0123, **bounds},
+        }
     ]
     (copy / "selection.json").write_text(json.dumps(selection))
     made = {
@@ -291,7 +338,10 @@ def certified(run, place, *, equal=True):
 
 def test_the_certificate_is_shown_and_has_a_page_of_its_own(run, tmp_path):
     copy = certified(run, tmp_path / "certified")
-    whole, alone = Page(build(copy).read_text()), Page((copy / "report/certificate.html").read_text())
+    whole, alone = (
+        Page(build(copy).read_text()),
+        Page((copy / "report/certificate.html").read_text()),
+    )
     for words in (whole.words, alone.words):
         for said in ("0.632", "0.622", "0.611", "0.6543", "0.6421", "wear/male/<30", "ab" * 32, "cd" * 32, "ef" * 32,
                      "the vote gains +0.033", "private half of the test set", "inside the interval", "2 votes"):  # fmt: skip
@@ -299,7 +349,8 @@ def test_the_certificate_is_shown_and_has_a_page_of_its_own(run, tmp_path):
         assert "could not be drawn" not in words
         assert "people (group: id) it has never seen" in words
         assert (
-            "with these trained models; the luck of training is not in them, and is smaller with more seeds." in words
+            "with these trained models; the luck of training is not in them, and is smaller with more seeds."
+            in words
         )
     assert HOSTILE not in alone.words
     assert "with it minus without it" in whole.words
@@ -313,10 +364,34 @@ def test_the_certificate_is_shown_and_has_a_page_of_its_own(run, tmp_path):
 @pytest.mark.parametrize(
     ("group", "strategies", "confirmed", "whose", "verb"),
     [
-        ("id", {"profile", "balanced_profile"}, True, "people (group: id) it has never seen", "is expected to reach"),
-        ("id", {"profile", "random"}, True, "photos it has never seen, of people it may have seen", "expected"),
-        ("sample_id", {"profile"}, True, "photos it has never seen, of people it may have seen", "expected"),
-        ("id", {"profile"}, False, "the photos that chose it (role val)", "members reached macro F1 0.632"),
+        (
+            "id",
+            {"profile", "balanced_profile"},
+            True,
+            "people (group: id) it has never seen",
+            "is expected to reach",
+        ),
+        (
+            "id",
+            {"profile", "random"},
+            True,
+            "photos it has never seen, of people it may have seen",
+            "expected",
+        ),
+        (
+            "sample_id",
+            {"profile"},
+            True,
+            "photos it has never seen, of people it may have seen",
+            "expected",
+        ),
+        (
+            "id",
+            {"profile"},
+            False,
+            "the photos that chose it (role val)",
+            "members reached macro F1 0.632",
+        ),
     ],
 )
 def test_new_people_are_promised_only_where_the_estimate_rests_on_them(
@@ -340,7 +415,10 @@ def test_new_people_are_promised_only_where_the_estimate_rests_on_them(
 
 def test_a_member_that_answers_otherwise_is_the_gravest_worry(run, tmp_path):
     words = Page(build(certified(run, tmp_path / "wrong", equal=False)).read_text()).words
-    assert "answers through `predict` are not the stored ones: c-1: a probability differs by 0.5" in words
+    assert (
+        "answers through `predict` are not the stored ones: c-1: a probability differs by 0.5"
+        in words
+    )
     assert "DIFFER from the stored ones" in words
 
 
@@ -349,7 +427,10 @@ def test_an_undecided_claim_says_what_would_decide_it(run, tmp_path):
     rows = json.loads((copy / "hypotheses.json").read_text())
     rows[1]["needs"] = {"n_groups": 1234, "n_seeds": None, "power": 0.8}
     (copy / "hypotheses.json").write_text(json.dumps(rows))
-    assert "if the difference is real, 1234 groups in total would decide it" in Page(build(copy).read_text()).words
+    assert (
+        "if the difference is real, 1234 groups in total would decide it"
+        in Page(build(copy).read_text()).words
+    )
 
 
 def test_all_are_scored_on_the_private_half(run):
@@ -357,7 +438,11 @@ def test_all_are_scored_on_the_private_half(run):
     parts = ["public" if at % 2 else "private" for at in range(len(labels))]
     halved = labels.set_column(labels.schema.get_field_index("part"), "part", pa.array(parts))
     found = scores.labelled_answers(pq.read_table(run / "votes.parquet"), halved)
-    private = {s for s, part in zip(labels["sample_id"].to_pylist(), parts, strict=True) if part == "private"}
+    private = {
+        s
+        for s, part in zip(labels["sample_id"].to_pylist(), parts, strict=True)
+        if part == "private"
+    }
     assert set(found.sample_ids) <= private
     assert len(found.sample_ids) > len(private) // 2
 
@@ -372,7 +457,10 @@ def test_confusion_of_one_label_is_the_sum_over_the_others():
     targets, preds = np.array([0, 5, 17, 3]), np.array([1, 5, 0, 6])
     counts = scores.confusion(targets, preds, SCHEMA.n_classes)
     ages = scores.marginal(counts, SCHEMA.sizes, 2)
-    codes = [(SCHEMA.decode(t)[2], SCHEMA.decode(p)[2]) for t, p in zip(targets.tolist(), preds.tolist(), strict=True)]
+    codes = [
+        (SCHEMA.decode(t)[2], SCHEMA.decode(p)[2])
+        for t, p in zip(targets.tolist(), preds.tolist(), strict=True)
+    ]
     assert [[codes.count((i, j)) for j in range(3)] for i in range(3)] == ages.tolist()
 
 
@@ -384,7 +472,9 @@ def test_association_is_one_where_a_setting_decides_and_near_zero_where_not():
     assert association([0.5] * 4, [1.0, 2.0, 3.0, 4.0]) is None
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-0.07, 0.07), (1.0, 1.0), (0.512, 0.537), (3, 20000)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (-0.07, 0.07), (1.0, 1.0), (0.512, 0.537), (3, 20000)]
+)
 def test_ticks_are_few_and_inside(low, high):
     ticks = charts.nice_ticks(low, high, 5)
     assert 1 <= len(ticks) <= 7
@@ -398,10 +488,18 @@ def test_two_builds_of_one_run_are_equal(run, html):
 def test_preparation_shows_rates_warnings_and_the_sheet_and_only_our_own_pictures(run, tmp_path):
     folder = copy_without(run, tmp_path / "run")
     films = [
-        {"sample_id": HOSTILE, "kind": "face", "worth": 0.0, "frames": ["/9j/4AAQ", "QUJD", '"><script>']},
+        {
+            "sample_id": HOSTILE,
+            "kind": "face",
+            "worth": 0.0,
+            "frames": ["/9j/4AAQ", "QUJD", '"><script>'],
+        },
         {"sample_id": "train/7", "kind": "ordinary", "worth": 1.0, "frames": ["QUJD"]},
     ]
-    classes = [{"class": "wear", "n": 40, "failed": 10}, {"class": "not_wear", "n": 20, "failed": 0}]
+    classes = [
+        {"class": "wear", "n": 40, "failed": 10},
+        {"class": "not_wear", "n": 20, "failed": 0},
+    ]
     one = {
         "variants": ["base"],
         "steps": ["decoding", {"step": {"name": "crop_face", "margin": 0.25}, "version": 2}],
@@ -413,9 +511,16 @@ def test_preparation_shows_rates_warnings_and_the_sheet_and_only_our_own_picture
     }
     (folder / "prep.json").write_text(json.dumps({"sets": [one]}))
     found = Page(build(folder).read_text(encoding="utf-8"))
-    assert ["data:image/jpeg;base64,/9j/4AAQ", "data:image/jpeg;base64,QUJD"] == found.values("src")[:2]
+    assert ["data:image/jpeg;base64,/9j/4AAQ", "data:image/jpeg;base64,QUJD"] == found.values(
+        "src"
+    )[:2]
     assert 3 == len(found.values("src")), "what is no base64 is left out"
-    for text in ("crop_face: margin 0.25", "no face: 25% of mask wear.", "60 photos, 10 no face", "15.3 ms crop face"):
+    for text in (
+        "crop_face: margin 0.25",
+        "no face: 25% of mask wear.",
+        "60 photos, 10 no face",
+        "15.3 ms crop face",
+    ):
         assert text in found.words
     assert "wear4010" in found.words.replace(" ", "").replace("%", "")
     assert "photo → crop face" in found.words

@@ -59,7 +59,9 @@ def test_table_shows_every_trial_and_the_score_with_its_interval(run):
 def test_scores_that_are_no_numbers_are_null_in_json(tmp_path):
     row = {"trial_id": "s-[bold]x", "setting": "aa", "variant": "[red]a", "phase": "search", "seed": 1, "status": "FAILED", "params": "{}",
            "val_macro_f1": float("nan"), "val_loss": float("inf")}  # fmt: skip
-    tables.write(tables.from_rows([row], tables.trials_schema(SCHEMA.names)), tmp_path / "trials.parquet")
+    tables.write(
+        tables.from_rows([row], tables.trials_schema(SCHEMA.names)), tmp_path / "trials.parquet"
+    )
     found = json.loads(render_results(tmp_path, "json"), parse_constant=pytest.fail)["trials"][0]
     assert (found["val_macro_f1"], found["val_loss"]) == (None, None)
     assert "[red]a" in render_results(tmp_path, "table")
@@ -70,7 +72,9 @@ def test_lines_say_how_sure_the_score_is(run, tmp_path):
     assert "48 groups" in text
     assert "too narrow" in text
     assert "half-cutmix > single: supported" in text
-    assert "no test labels: no test score" in "\n".join(ensemble_lines(write_run(tmp_path / "run", test_labels=False)))
+    assert "no test labels: no test score" in "\n".join(
+        ensemble_lines(write_run(tmp_path / "run", test_labels=False))
+    )
 
 
 @pytest.mark.parametrize("form", ["table", "csv", "json"])
@@ -99,8 +103,20 @@ def test_status_leaves_out_a_torn_last_line(run, tmp_path):
 def test_status_counts_what_runs(tmp_path):
     events = [
         {"event": "run_started", "time": 1.0},
-        {"event": "trial_started", "time": 2.0, "trial_id": "s-a-0000", "phase": "search", "variant": "a"},
-        {"event": "report", "time": 3.0, "trial_id": "s-a-0000", "epoch": 1, "metrics": {"val_macro_f1": 0.25}},
+        {
+            "event": "trial_started",
+            "time": 2.0,
+            "trial_id": "s-a-0000",
+            "phase": "search",
+            "variant": "a",
+        },
+        {
+            "event": "report",
+            "time": 3.0,
+            "trial_id": "s-a-0000",
+            "epoch": 1,
+            "metrics": {"val_macro_f1": 0.25},
+        },
     ]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     with Ledger(tmp_path):
@@ -108,7 +124,11 @@ def test_status_counts_what_runs(tmp_path):
     assert view["trials"] == {"RUNNING": 1}
     assert ["s-a-0000"] == [one["trial_id"] for one in view["running"]]
     dead = status_view(tmp_path)
-    assert ("INTERRUPTED", {"UNFINISHED": 1}, []) == (dead["state"], dead["trials"], dead["running"])
+    assert ("INTERRUPTED", {"UNFINISHED": 1}, []) == (
+        dead["state"],
+        dead["trials"],
+        dead["running"],
+    )
     assert dead["wall_s"] == status_view(tmp_path)["wall_s"], "its clock stands"
     assert view["best"] == {"trial_id": "s-a-0000", "variant": "a", "val_macro_f1": 0.25}
 
@@ -118,5 +138,7 @@ def test_status_imports_nothing_heavy(run):
         "import sys; from pathlib import Path; from orchestrator.report.results import status_view; status_view(Path(sys.argv[1]));"
         "print([name for name in ('torch', 'ray', 'pandas', 'pyarrow', 'numpy', 'rich') if name in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True
+    )
     assert found.stdout.strip() == "[]"

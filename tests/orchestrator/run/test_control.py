@@ -26,7 +26,9 @@ def run(tmp_path):
 def begin(run, ledger, *names):
     for number, name in enumerate(names):
         ledger.append(
-            "trial_started", number=number, **toy.spec_maker(run.root)(name, "a", {"train.lr": 0.1}).to_json()
+            "trial_started",
+            number=number,
+            **toy.spec_maker(run.root)(name, "a", {"train.lr": 0.1}).to_json(),
         )
 
 
@@ -37,7 +39,8 @@ def test_only_a_running_trial_of_a_live_run_can_be_stopped(run):
         assert "s-a-0001" == stop_trial(run, "s-a")
         assert stop_file(run.control, "s-a-0001").exists()
         with pytest.raises(
-            UserError, match="s-a-0000: a running trial was required, found no such one; there are: s-a-0001"
+            UserError,
+            match="s-a-0000: a running trial was required, found no such one; there are: s-a-0001",
         ):
             stop_trial(run, "s-a-0000")
     for ask in (lambda: stop_trial(run, "s-a-0001"), lambda: cancel(run, timeout_s=1)):
@@ -66,13 +69,20 @@ def test_a_cancel_interrupts_the_driver_and_waits_for_its_end(run):
 
 
 def test_why_tells_of_a_pruned_trial_a_setting_and_a_stage(run):
-    play(run.root, search={"trials": 9, "scheduler": {"name": "asha", "grace": "1 epochs", "reduction": 3}})
+    play(
+        run.root,
+        search={"trials": 9, "scheduler": {"name": "asha", "grace": "1 epochs", "reduction": 3}},
+    )
     with Ledger(run.root) as ledger:
         pruned = next(e for e in ledger.events if e.get("status") == "PRUNED")["trial_id"]
-        setting = next(e for e in ledger.events if e["event"] == "trial_started" and e["trial_id"] == pruned)["setting"]
+        setting = next(
+            e for e in ledger.events if e["event"] == "trial_started" and e["trial_id"] == pruned
+        )["setting"]
         ledger.append("worker_died", trial_id=pruned, error="its process was killed by SIGKILL")
         ledger.append("stage", stage="search", outcome="FAILED", note="no disk", wall_s=1.0)
-        ledger.append("stage", stage="vote", outcome="BLOCKED", note="an earlier stage failed", wall_s=0.0)
+        ledger.append(
+            "stage", stage="vote", outcome="BLOCKED", note="an earlier stage failed", wall_s=0.0
+        )
     told = "\n".join(why(run, pruned))
     assert "stopped early: asha: best" in told
     assert "will be tried again: its process was killed by SIGKILL" in told
@@ -81,7 +91,8 @@ def test_why_tells_of_a_pruned_trial_a_setting_and_a_stage(run):
     assert "by search: no disk" in "\n".join(why(run, "vote"))
     assert ["stage report: has not ended", ""] == why(run, "report")
     with pytest.raises(
-        SpecError, match=r"a stage, a trial or a setting was required, found several; .*stages: catalog"
+        SpecError,
+        match=r"a stage, a trial or a setting was required, found several; .*stages: catalog",
     ):
         why(run, "s-a")
     lines = list(story(run))

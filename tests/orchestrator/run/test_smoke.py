@@ -16,7 +16,9 @@ def test_a_smoke_run_is_one_step_wherever_a_length_is_named(tmp_path, monkeypatc
         "search.start=[{train.duration: 6 epochs}]",
     ]
     experiment = read(ROOT / "experiments/quickstart.yaml", changes, check_roots=False)
-    monkeypatch.setattr(execute, "submit", lambda found, store, options: submitted.append(found) or 0)
+    monkeypatch.setattr(
+        execute, "submit", lambda found, store, options: submitted.append(found) or 0
+    )
     submitted = []
     assert 0 == execute._smoke(experiment, Store(tmp_path), execute.Options(), execute.Reporter())
     (found,) = submitted
@@ -24,4 +26,8 @@ def test_a_smoke_run_is_one_step_wherever_a_length_is_named(tmp_path, monkeypatc
     assert dict.fromkeys(("plain", "half_cutmix", "long"), "1 steps") == {
         n: arm.train.duration for n, arm in found.arms.items()
     }
-    assert ({}, 1, 2) == (found.spec.search.space, found.spec.search.trials, found.spec.confirm.folds)
+    assert ({}, 1, 2) == (
+        found.spec.search.space,
+        found.spec.search.trials,
+        found.spec.confirm.folds,
+    )

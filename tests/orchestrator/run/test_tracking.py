@@ -14,12 +14,21 @@ N_TRIALS = 40
 @pytest.fixture
 def run(tmp_path):
     """A run of forty trials that has ended."""
-    (tmp_path / "resolved.yaml").write_text("search: {trials: 40, space: {train.lr: {float: [0.1, 1]}}}\ntrack: {}\n")
+    (tmp_path / "resolved.yaml").write_text(
+        "search: {trials: 40, space: {train.lr: {float: [0.1, 1]}}}\ntrack: {}\n"
+    )
     events = []
     for at in range(N_TRIALS):
-        facts = {"trial_id": f"s-{at}", "phase": "search", "variant": "a", "params": {"train.lr": 0.5}}
+        facts = {
+            "trial_id": f"s-{at}",
+            "phase": "search",
+            "variant": "a",
+            "params": {"train.lr": 0.5},
+        }
         events.append({"event": "trial_started", **facts})
-        events.append({"event": "report", "trial_id": f"s-{at}", "epoch": 1, "metrics": {"val_macro_f1": 0.5}})
+        events.append(
+            {"event": "report", "trial_id": f"s-{at}", "epoch": 1, "metrics": {"val_macro_f1": 0.5}}
+        )
         events.append({"event": "trial_ended", "trial_id": f"s-{at}", "status": "COMPLETE"})
     events.append({"event": "run_ended", "state": "SUCCEEDED"})
     lines = [json.dumps({"time": time.time() + 60, **event}) + "\n" for event in events]
@@ -29,7 +38,9 @@ def run(tmp_path):
 
 def test_a_disk_that_is_full_is_told_and_is_no_success(run):
     tracker = track.start(run, None)
-    resource.prlimit(tracker.process.pid, resource.RLIMIT_FSIZE, (12_000, 12_000))  # bytes that a file may have
+    resource.prlimit(
+        tracker.process.pid, resource.RLIMIT_FSIZE, (12_000, 12_000)
+    )  # bytes that a file may have
     said = tracker.finish(60)
     assert said is not None
     assert "study.log or W&B may lack trials; details in" in said

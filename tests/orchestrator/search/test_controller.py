@@ -30,7 +30,9 @@ def play(folder, *, ledger=None, max_concurrent=1, search=SEARCH, store=None, **
 def outcome(folder):
     """Return all that counts of a study: settings, results and ends."""
     trials = replay(read(folder / "events.jsonl")).trials
-    return {name: (t.facts["params"], t.status, t.reports, t.end["why"]) for name, t in trials.items()}
+    return {
+        name: (t.facts["params"], t.status, t.reports, t.end["why"]) for name, t in trials.items()
+    }
 
 
 @pytest.mark.parametrize("how", ["before", "torn", "after"])
@@ -42,27 +44,37 @@ def test_killed_at_any_record_the_study_ends_as_if_undisturbed(tmp_path, how):
         folder.mkdir()
         with pytest.raises(toy.KilledError):
             play(folder, ledger=toy.MortalLedger(folder, at, how), store=store)
-        ended = {e["trial_id"] for e in read(folder / "events.jsonl") if e["event"] == "trial_ended"}
+        ended = {
+            e["trial_id"] for e in read(folder / "events.jsonl") if e["event"] == "trial_ended"
+        }
         _, trained = play(folder, store=store)
         assert expected == outcome(folder), at
         assert set() == ended & {name for name, _ in trained}, at
 
 
-def test_killed_again_and_again_with_two_at_a_time_no_finished_trial_runs_twice_and_rungs_are_the_same(tmp_path):
+def test_killed_again_and_again_with_two_at_a_time_no_finished_trial_runs_twice_and_rungs_are_the_same(
+    tmp_path,
+):
     folder, store, done = tmp_path / "run", {}, set()
     folder.mkdir()
     for n_kills in itertools.count():  # noqa: B007 - read below
         try:
-            bridge, trained = play(folder, ledger=toy.MortalLedger(folder, 9), max_concurrent=2, store=store)
+            bridge, trained = play(
+                folder, ledger=toy.MortalLedger(folder, 9), max_concurrent=2, store=store
+            )
         except toy.KilledError:
-            ended = {e["trial_id"] for e in read(folder / "events.jsonl") if e["event"] == "trial_ended"}
+            ended = {
+                e["trial_id"] for e in read(folder / "events.jsonl") if e["event"] == "trial_ended"
+            }
             assert done <= ended
             done = ended
         else:
             break
     assert n_kills > 5
     assert set() == done & {name for name, _ in trained}
-    counts = Counter(e["trial_id"] for e in read(folder / "events.jsonl") if e["event"] == "trial_ended")
+    counts = Counter(
+        e["trial_id"] for e in read(folder / "events.jsonl") if e["event"] == "trial_ended"
+    )
     assert (12, {1}) == (len(counts), set(counts.values()))
     with Ledger(folder) as ledger:
         again = toy.make_bridge(ledger, toy.make_studies(folder, SEARCH), folder)
@@ -101,7 +113,9 @@ def test_the_same_scores_in_any_order_make_the_same_rungs():
 
 def test_the_median_rule_stops_what_is_below_the_others():
     rungs = Rungs(Median(grace="2 epochs"), 9)
-    assert [rungs.stops(name, 1, score) for name, score in (("a", 0.9), ("b", 0.8), ("c", 0.1))] == [None] * 3
+    assert [
+        rungs.stops(name, 1, score) for name, score in (("a", 0.9), ("b", 0.8), ("c", 0.1))
+    ] == [None] * 3
     assert [rungs.stops(name, 2, score) for name, score in (("a", 0.9), ("b", 0.8))] == [None] * 2
     assert "below 0.8500, the median of 2 others" in rungs.stops("c", 2, 0.1)
 
@@ -147,12 +161,19 @@ def test_what_failed_by_chance_is_tried_again_by_the_next_driver_and_nothing_els
         for cause in ("disk", "raised", None):
             name = bridge.next().spec.trial_id
             bridge.heard(name, 1, {"val_macro_f1": 0.5})
-            bridge.ended(name, "FAILED" if cause else "COMPLETE", cause and f"it {cause}", cause=cause)
-    for goes in ("on", "still"):  # a driver killed after it began is followed by one that does the same
+            bridge.ended(
+                name, "FAILED" if cause else "COMPLETE", cause and f"it {cause}", cause=cause
+            )
+    for goes in (
+        "on",
+        "still",
+    ):  # a driver killed after it began is followed by one that does the same
         with Ledger(tmp_path) as ledger:
             bridge = bridge_of(ledger)
             lives = [bridge.next() for _ in range(3)]
-            assert ["s-a-0001", "s-a-0002", "s-a-0000"] == [live.spec.trial_id for live in lives], goes
+            assert ["s-a-0001", "s-a-0002", "s-a-0000"] == [live.spec.trial_id for live in lives], (
+                goes
+            )
             assert [True, True, False] == [live.told_again is not None for live in lives]
     with Ledger(tmp_path) as ledger:
         bridge = bridge_of(ledger)
@@ -180,7 +201,10 @@ def test_one_artifact_is_trained_by_one_trial_at_a_time_and_then_found(tmp_path)
     specs = [make(f"a-{n}", "a", {"train.lr": 0.01, "train.head": "single"}) for n in range(2)]
     with Ledger(tmp_path) as ledger:
         bridge = Bridge(
-            ledger, "search", iter([(spec, None) for spec in specs]), finished=lambda spec: store.get(spec.key)
+            ledger,
+            "search",
+            iter([(spec, None) for spec in specs]),
+            finished=lambda spec: store.get(spec.key),
         )
         first = bridge.next()
         assert bridge.next() is None
@@ -209,7 +233,9 @@ def test_wall_time_and_gpu_hours_count_over_restarts(tmp_path):
     with Ledger(tmp_path) as ledger:
         ledger.append("run_started")
         ledger.append("phase_started", phase="search")
-        ledger.append("trial_started", number=0, **toy.spec_maker(tmp_path)("a-0000", "a", {}).to_json())
+        ledger.append(
+            "trial_started", number=0, **toy.spec_maker(tmp_path)("a-0000", "a", {}).to_json()
+        )
     events = ledger.events
     for at, event in enumerate(events):
         event["time"] = 1000.0 + 100 * at

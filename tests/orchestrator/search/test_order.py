@@ -17,7 +17,20 @@ from orchestrator.store.ledger import Ledger
 def spec(trial_id, variant="A", source=None, **train):
     train = {"batch_size": 32, **train}
     return TrialSpec(
-        trial_id, "s", variant, "confirm", 0, 0, {}, train, f"key-{trial_id}", "", "", "", {}, source=source
+        trial_id,
+        "s",
+        variant,
+        "confirm",
+        0,
+        0,
+        {},
+        train,
+        f"key-{trial_id}",
+        "",
+        "",
+        "",
+        {},
+        source=source,
     )
 
 
@@ -52,7 +65,9 @@ def test_a_dependent_whose_source_ended_before_a_restart_does_not_wait(ledger):
     first = Bridge(ledger, "confirm", _in_order([spec("a0")], lambda: first.known))
     first.next()
     finish(first, "a0")
-    again = Bridge(ledger, "confirm", _in_order([spec("ac0", "A+C", "key-a0")], lambda: again.known))
+    again = Bridge(
+        ledger, "confirm", _in_order([spec("ac0", "A+C", "key-a0")], lambda: again.known)
+    )
     assert "ac0" == again.next().spec.trial_id
 
 
@@ -86,7 +101,10 @@ def test_a_worker_killed_for_memory_is_tried_once_more_with_half_the_micro_batch
     assert (16, 1) == (again.spec.micro_batch, again.deaths)
     bridge.died("a", "killed", cause="memory")
     assert "FINISHED" == bridge.next()
-    assert ("FAILED", True) == (bridge.known["a"].status, "with 16 photos at once" in bridge.known["a"].end["error"])
+    assert ("FAILED", True) == (
+        bridge.known["a"].status,
+        "with 16 photos at once" in bridge.known["a"].end["error"],
+    )
 
 
 def test_a_death_that_is_not_about_memory_changes_nothing(ledger):
@@ -98,9 +116,13 @@ def test_a_death_that_is_not_about_memory_changes_nothing(ledger):
 
 def test_in_confirm_a_head_stands_on_the_best_of_its_source_among_the_finalists(monkeypatch):
     monkeypatch.setattr(phases, "sources", lambda experiment: {"A+C": "A"})
-    monkeypatch.setattr(phases, "_trial", lambda context, name, *rest, source: spec(name, source=source))
+    monkeypatch.setattr(
+        phases, "_trial", lambda context, name, *rest, source: spec(name, source=source)
+    )
     points = {"on-it": ("A+C", {}), "second": ("B", {}), "best": ("A", {}), "other": ("A", {})}
-    found = phases._confirm_trials(SimpleNamespace(experiment=None), Confirm(seeds=[7], folds=2), points)
+    found = phases._confirm_trials(
+        SimpleNamespace(experiment=None), Confirm(seeds=[7], folds=2), points
+    )
     stands_on = {one.trial_id: one.source for one in found}
     assert "key-c-best-s7-f1" == stands_on["c-on-it-s7-f1"]
     assert {None} == {source for name, source in stands_on.items() if "on-it" not in name}

@@ -11,7 +11,9 @@ def arm(precision, backbone="resnet18"):
     return SimpleNamespace(train=train, prep=SimpleNamespace(size=32))
 
 
-def test_auto_is_probed_once_per_run_and_backbone_and_found_again_after_a_restart(tmp_path, monkeypatch):
+def test_auto_is_probed_once_per_run_and_backbone_and_found_again_after_a_restart(
+    tmp_path, monkeypatch
+):
     probed = []
 
     def timed(context, arm, device):
@@ -22,10 +24,13 @@ def test_auto_is_probed_once_per_run_and_backbone_and_found_again_after_a_restar
     share = SimpleNamespace(cpu=1, gpu=0)
     for _ in range(2):
         with Ledger(tmp_path) as ledger:
-            experiment = SimpleNamespace(spec=SimpleNamespace(resources=SimpleNamespace(per_trial=share)))
+            experiment = SimpleNamespace(
+                spec=SimpleNamespace(resources=SimpleNamespace(per_trial=share))
+            )
             context = SimpleNamespace(experiment=experiment, ledger=ledger)
             found = [
-                precision.precision_of(context, arm(*asked)) for asked in (("auto",), ("fp32",), ("auto", "resnet34"))
+                precision.precision_of(context, arm(*asked))
+                for asked in (("auto",), ("fp32",), ("auto", "resnet34"))
             ]
             assert ["bf16", "fp32", "bf16"] == found
     assert ["resnet18", "resnet34"] == probed

@@ -20,7 +20,9 @@ from tests.orchestrator.search import toy
 from tests.orchestrator.search.test_controller import outcome
 from tests.orchestrator.search.test_worker import Spec, misbehave
 
-_prepare_environment(None, insecure=False)  # before anything in this process imports Ray, which reads it then
+_prepare_environment(
+    None, insecure=False
+)  # before anything in this process imports Ray, which reads it then
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 FAULTS = {
     "raises": ("raised", "ValueError: no such layer"),
@@ -60,7 +62,13 @@ def run_all(folder, wanted, body, **options):
 
     with Ledger(folder) as ledger:
         bridge = Bridge(ledger, "search", iter([(spec, None) for spec in wanted]))
-        run(bridge, folder / "tune/search", body=body, modules=(), **{"cpu": 0.5, "gpu": 0, **options})
+        run(
+            bridge,
+            folder / "tune/search",
+            body=body,
+            modules=(),
+            **{"cpu": 0.5, "gpu": 0, **options},
+        )
     return bridge
 
 
@@ -71,7 +79,11 @@ def test_one_of_each_failure_costs_that_trial_only_and_why_tells_it(cluster, tmp
     assert {"COMPLETE": 2, "FAILED": 7} == bridge.counts
     for name, (cause, text) in FAULTS.items():
         trial = bridge.known[f"s-{name}"]
-        assert ("FAILED", cause, True) == (trial.status, trial.end["cause"], text in trial.end["error"]), trial.end
+        assert ("FAILED", cause, True) == (
+            trial.status,
+            trial.end["cause"],
+            text in trial.end["error"],
+        ), trial.end
         told = "\n".join(why(RunPaths(tmp_path), f"s-{name}"))
         assert text in told
         assert f"\n  {cause}: " in told
@@ -135,7 +147,9 @@ def test_killed_drivers_lose_nothing_and_tune_and_optuna_open_what_is_left(clust
 
 def ends(folder):
     path = folder / "events.jsonl"
-    return [e["trial_id"] for e in read(path) if e["event"] == "trial_ended"] if path.exists() else []
+    return (
+        [e["trial_id"] for e in read(path) if e["event"] == "trial_ended"] if path.exists() else []
+    )
 
 
 def check_journal(folder):
@@ -151,7 +165,8 @@ def check_journal(folder):
     for trial in replay(read(folder / "events.jsonl")).trials.values():
         journal(trial)
     study = optuna.load_study(
-        study_name=f"{folder.name}/a", storage=JournalStorage(JournalFileBackend(str(folder / "study.log")))
+        study_name=f"{folder.name}/a",
+        storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
     )
     assert len(outcome(folder)) == len(study.trials)
     assert not [trial for trial in study.trials if trial.state == optuna.trial.TrialState.RUNNING]

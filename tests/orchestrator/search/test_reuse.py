@@ -30,7 +30,12 @@ def finish_search(store, spec, rates):
                     "key": key,
                 }
                 ledger.append("trial_started", trial_id=f"s-{variant}-{number:04}", **facts)
-                ledger.append("trial_ended", trial_id=f"s-{variant}-{number:04}", status="COMPLETE", wall_s=1.0)
+                ledger.append(
+                    "trial_ended",
+                    trial_id=f"s-{variant}-{number:04}",
+                    status="COMPLETE",
+                    wall_s=1.0,
+                )
                 make(store, "trial", key)
     return plan
 
@@ -54,4 +59,6 @@ def test_another_range_keeps_what_lies_in_it_and_another_seed_keeps_nothing(stor
         "seed=8": 0,
         "train.batch_size=16": 0,
     }
-    assert list(changes.values()) == [make_plan(read(spec, [change]), store).n_cached for change in changes]
+    assert list(changes.values()) == [
+        make_plan(read(spec, [change]), store).n_cached for change in changes
+    ]

@@ -41,7 +41,11 @@ def test_a_start_given_later_is_tried_next(tmp_path):
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "qmc", "grid"])
 def test_a_suggestion_is_a_function_of_history_and_number(tmp_path, sampler):
-    search = {"sampler": sampler, "trials": 14, "space": {"train.x": {"int": [0, 40]}, "train.y": {"choice": [1, 2]}}}
+    search = {
+        "sampler": sampler,
+        "trials": 14,
+        "space": {"train.x": {"int": [0, 40]}, "train.y": {"choice": [1, 2]}},
+    }
 
     def study(n_known):
         studies, told = toy.make_studies(tmp_path, search), []
@@ -62,7 +66,10 @@ def test_a_small_space_is_tried_out_before_a_setting_comes_again(tmp_path, sampl
     space = {"train.x": {"int": [1, 5]}, "train.y": {"choice": ["a", "b"]}}
 
     def study(n_known):
-        studies, told = toy.make_studies(tmp_path, {"sampler": sampler, "trials": 13, "space": space}), []
+        studies, told = (
+            toy.make_studies(tmp_path, {"sampler": sampler, "trials": 13, "space": space}),
+            [],
+        )
         for number in range(13):
             asked, point = studies.ask("a", known[number] if number < n_known else None)
             studies.tell(("a", asked), "COMPLETE", {1: {"val_macro_f1": point["train.x"] / 5}})
@@ -78,26 +85,39 @@ def test_a_small_space_is_tried_out_before_a_setting_comes_again(tmp_path, sampl
 
 def test_what_ended_early_or_badly_is_told_as_that(tmp_path):
     studies = toy.make_studies(tmp_path, {})
-    for status, cause in (("COMPLETE", None), ("PRUNED", None), ("FAILED", "raised"), ("FAILED", "memory")):
+    for status, cause in (
+        ("COMPLETE", None),
+        ("PRUNED", None),
+        ("FAILED", "raised"),
+        ("FAILED", "memory"),
+    ):
         asked, _ = studies.ask("a")
-        studies.tell(("a", asked), status, {1: {"val_macro_f1": 0.5}, 2: {"val_macro_f1": 0.4}}, cause)
+        studies.tell(
+            ("a", asked), status, {1: {"val_macro_f1": 0.5}, 2: {"val_macro_f1": 0.4}}, cause
+        )
     state = optuna.trial.TrialState
     trials = studies.studies["a"].trials
-    assert [state.COMPLETE, state.PRUNED, state.FAIL, state.PRUNED] == [trial.state for trial in trials]
+    assert [state.COMPLETE, state.PRUNED, state.FAIL, state.PRUNED] == [
+        trial.state for trial in trials
+    ]
     assert (0.5, {1: 0.5, 2: 0.4}) == (trials[0].value, trials[1].intermediate_values)
     assert [{}, {}, {}, {"memory": 1.0}] == [dict(trial.constraints) for trial in trials]
 
 
 def test_the_sampler_keeps_away_from_what_does_not_fit(tmp_path):
     size = {"choice": ["small", "big"]}
-    studies = toy.make_studies(tmp_path, {"space": {"train.x": {"float": [0.0, 1.0]}, "train.size": size}})
+    studies = toy.make_studies(
+        tmp_path, {"space": {"train.x": {"float": [0.0, 1.0]}, "train.size": size}}
+    )
     n_big = []
     for _ in range(60):
         asked, point = studies.ask("a")
         big = point["train.size"] == "big"
         n_big.append(big)
         reports = {} if big else {1: {"val_macro_f1": point["train.x"]}}
-        studies.tell(("a", asked), "FAILED" if big else "COMPLETE", reports, "memory" if big else None)
+        studies.tell(
+            ("a", asked), "FAILED" if big else "COMPLETE", reports, "memory" if big else None
+        )
     assert sum(n_big[40:]) <= 5  # by chance it would be ten
 
 
@@ -113,10 +133,14 @@ def test_a_sampler_that_fails_is_replaced_by_chance_and_said_so(tmp_path, monkey
     asked, point = studies.ask("a")
     studies.ask("a")
     assert "train.lr" in point
-    assert ["the tpe sampler failed (RuntimeError: no convergence); such trials are sampled at random"] == said
+    assert [
+        "the tpe sampler failed (RuntimeError: no convergence); such trials are sampled at random"
+    ] == said
     studies.tell(("a", asked), "COMPLETE", {1: {"val_macro_f1": 0.5}})
     running = [t for t in studies.studies["a"].trials if t.state == optuna.trial.TrialState.RUNNING]
-    assert 2 == len(running)  # the first and the last one, which were not told; no orphan of the failure
+    assert 2 == len(
+        running
+    )  # the first and the last one, which were not told; no orphan of the failure
 
 
 def finished_run(root, name, search, families):
@@ -189,7 +213,9 @@ def test_a_trial_whose_artifact_is_gone_ends_what_is_taken_over(tmp_path):
     with Ledger(first) as ledger:
         started = [event for event in ledger.events if event["event"] == "trial_started"]
         done = {event["trial_id"] for event in ledger.events if event.get("status") == "COMPLETE"}
-    at, gone = next((n, event) for n, event in enumerate(started) if n and event["trial_id"] in done)
+    at, gone = next(
+        (n, event) for n, event in enumerate(started) if n and event["trial_id"] in done
+    )
     (tmp_path / "trial" / gone["key"] / "manifest.json").unlink()
     wanted = Search.model_validate({**SEARCH, "space": toy.SPACE})
     assert at == earlier(Store(tmp_path), {"a": "family"}, wanted, besides="second")["a"].n_trials

@@ -31,10 +31,23 @@ def place(tmp_path):
     np.save(tmp_path / "rows/rows.npy", images)
     (tmp_path / "rows/rows.json").write_text(json.dumps(ids))
     for fold in (0, 1):
-        part = ["holdout" if at // 2 % 3 == fold else "val" if at // 2 % 3 == 2 else "train" for at in range(N)]
-        columns = {"sample_id": ids, "part": part, "label_color": codes[:, 0], "label_light": codes[:, 1]}
+        part = [
+            "holdout" if at // 2 % 3 == fold else "val" if at // 2 % 3 == 2 else "train"
+            for at in range(N)
+        ]
+        columns = {
+            "sample_id": ids,
+            "part": part,
+            "label_color": codes[:, 0],
+            "label_light": codes[:, 1],
+        }
         tables.write(tables.pa.table(columns), tmp_path / f"parts{fold}.parquet")
-    mixable = {"sample_id": ids, "fits": codes[:, 1] == 0, "within": codes[:, 0], "group": np.arange(N) // 2}
+    mixable = {
+        "sample_id": ids,
+        "fits": codes[:, 1] == 0,
+        "within": codes[:, 0],
+        "group": np.arange(N) // 2,
+    }
     tables.write(tables.pa.table(mixable), tmp_path / "mixable.parquet")
     return tmp_path
 
@@ -77,7 +90,9 @@ def quiet(epoch, metrics):
 def test_a_plus_c_stands_on_the_a_of_its_own_fold_and_its_features_are_kept_in_the_store(place):
     run_trial(spec(place, "a0"), quiet)
     for key, hidden in (("ac0", 8), ("ac1", 4)):
-        run_trial(spec(place, key, A_C | {"hidden": hidden}, source="a0", inputs={"source": "a0"}), quiet)
+        run_trial(
+            spec(place, key, A_C | {"hidden": hidden}, source="a0", inputs={"source": "a0"}), quiet
+        )
     store = Store(place / "store")
     assert "a0" == store.get("trial", "ac0").manifest["inputs"]["source"]
     assert 1 == len(list(store.all("features")))
@@ -86,7 +101,10 @@ def test_a_plus_c_stands_on_the_a_of_its_own_fold_and_its_features_are_kept_in_t
 @pytest.mark.parametrize(
     ("broken", "told"),
     [
-        ({"fold": 1}, "fold 1 was required, found 0; parts sha of parts 1 was required, found sha of parts 0"),
+        (
+            {"fold": 1},
+            "fold 1 was required, found 0; parts sha of parts 1 was required, found sha of parts 0",
+        ),
         ({"seed": 5}, "seed 5 was required, found 0"),
         ({"inputs": {"prepare": "other crops"}}, "prepare other crops was required, found photos"),
     ],
@@ -106,13 +124,20 @@ def test_a_plus_c_without_a_finished_a_says_so(place, source):
 
 def test_extra_samples_of_offline_mixup_are_rows_with_both_parents_all_of_the_training_part(place):
     augment = {"policy": "none", "mixup": {"name": "offline", "within": ["color"]}}
-    made = run_trial(spec(place, "m", augment=augment, mixable=str(place / "mixable.parquet")), quiet)
+    made = run_trial(
+        spec(place, "m", augment=augment, mixable=str(place / "mixable.parquet")), quiet
+    )
     rows = pq.read_table(made.path / "mixed.parquet").to_pylist()
     parts = {row["sample_id"]: row for row in pq.read_table(place / "parts0.parquet").to_pylist()}
     assert len(rows) > 2
     for row in rows:
         a, b = parts[row["parent_a"]], parts[row["parent_b"]]
-        assert ("train", "train", 0, 0) == (a["part"], b["part"], a["label_light"], b["label_light"])
+        assert ("train", "train", 0, 0) == (
+            a["part"],
+            b["part"],
+            a["label_light"],
+            b["label_light"],
+        )
         assert a["label_color"] == b["label_color"]
         assert row["parent_a"].split("/")[1] != row["parent_b"].split("/")[1]
 

@@ -98,7 +98,11 @@ def test_one_process_runs_trial_after_trial(child_of):
     [
         ("raises", "raised", "ValueError: no such layer"),
         ("nan", "diverged", "val_macro_f1 is nan in epoch 1"),
-        ("forgets", "metric", "val_macro_f1 was required in the report of epoch 1, found val_accuracy"),
+        (
+            "forgets",
+            "metric",
+            "val_macro_f1 was required in the report of epoch 1, found val_accuracy",
+        ),
         ("text", "metric", "val_macro_f1 was required as a number in epoch 1, found 'high'"),
         ("hangs", "hung", "no report for 0.6 s (resources.per_trial.report_s)"),
         ("eats", "memory", "of memory taken, "),
@@ -158,7 +162,9 @@ def plant(spec, report):
         np.random.seed(1)
 
 
-@pytest.mark.parametrize("what", ["global", "builtin", "environment", "hook", "folder", "memory", "seed"])
+@pytest.mark.parametrize(
+    "what", ["global", "builtin", "environment", "hook", "folder", "memory", "seed"]
+)
 def test_nothing_reaches_the_next_trial(child_of, what, tmp_path):
     child = child_of(plant, Watch(logs=str(tmp_path)))
     child.start(Spec(), "first", seed=5)
@@ -178,7 +184,12 @@ def test_hooks_and_switches_of_torch_do_not_reach_the_next_trial(child_of):
     def switch(spec, report):
         hooks = len(torch.nn.modules.module._global_forward_hooks)
         report(
-            1, {"val_macro_f1": float(hooks + (torch.get_default_dtype() == torch.float64) + torch.get_num_threads())}
+            1,
+            {
+                "val_macro_f1": float(
+                    hooks + (torch.get_default_dtype() == torch.float64) + torch.get_num_threads()
+                )
+            },
         )
         if spec.what == "hook":
             torch.nn.modules.module.register_module_forward_hook(lambda *args: None)
@@ -203,7 +214,14 @@ def test_a_real_training_leaves_nothing_behind(child_of, tmp_path):
         from trainers.classifier import train
 
         config = _config(head="shallow", duration="1 epochs", augment={"policy": "basic"})
-        train(config, _task(24, 32, 16), seed=0, report=report, work_dir=tmp_path / spec.what, threads=1)
+        train(
+            config,
+            _task(24, 32, 16),
+            seed=0,
+            report=report,
+            work_dir=tmp_path / spec.what,
+            threads=1,
+        )
 
     child = child_of(train_one, Watch(logs=str(tmp_path / "logs")))
     for name in ("a", "b"):
@@ -238,7 +256,9 @@ def test_a_hand_stops_a_trial_in_the_middle(child_of, tmp_path):
     assert Failed("stopped", "stopped by hand") == child.next()
 
 
-@pytest.mark.parametrize(("watch", "cause"), [({"wall_s": 0.4}, "hung"), ({"memory_gb": 0.001}, "memory")])
+@pytest.mark.parametrize(
+    ("watch", "cause"), [({"wall_s": 0.4}, "hung"), ({"memory_gb": 0.001}, "memory")]
+)
 def test_a_trial_that_reports_all_the_time_is_looked_at_too(child_of, watch, cause):
     child = child_of(report_all, Watch(**watch))
     child.start(Spec(n=1000, pause_s=0.01), "t")
@@ -272,7 +292,8 @@ def test_a_trial_is_not_hung_because_its_parent_was_busy(child_of):
 
 
 @pytest.mark.parametrize(
-    ("log", "cause", "text"), [("file/logs/t.log", "raised", "Not a directory"), ("t.log", "disk", "No space left")]
+    ("log", "cause", "text"),
+    [("file/logs/t.log", "raised", "Not a directory"), ("t.log", "disk", "No space left")],
 )
 def test_a_log_that_cannot_be_written_is_named(child_of, tmp_path, log, cause, text):
     (tmp_path / "file").touch()
@@ -280,7 +301,9 @@ def test_a_log_that_cannot_be_written_is_named(child_of, tmp_path, log, cause, t
     child = child_of(misbehave, Watch(logs=str((tmp_path / log).parent)))
     child.start(Spec("prints"), "t")
     heard = hear(child)[1]
-    assert (cause, True) == (heard.cause, heard.text.startswith("its log cannot be written: ")), heard
+    assert (cause, True) == (heard.cause, heard.text.startswith("its log cannot be written: ")), (
+        heard
+    )
     assert text in heard.text
 
 

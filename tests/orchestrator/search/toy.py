@@ -62,7 +62,21 @@ def spec_maker(folder, seed=0, epoch_s=0.0):
         name = trial_id if trial_id.startswith("s-") else f"s-{trial_id}"
         key = digest(["toy", variant, point, seed])
         train = {"epoch_s": epoch_s}
-        return TrialSpec(name, setting, variant, "search", seed, None, point, train, key, str(folder), "", "", {"a": 2})
+        return TrialSpec(
+            name,
+            setting,
+            variant,
+            "search",
+            seed,
+            None,
+            point,
+            train,
+            key,
+            str(folder),
+            "",
+            "",
+            {"a": 2},
+        )
 
     return make
 
@@ -78,13 +92,18 @@ def in_store(folder):
 
 
 def make_studies(folder, search, variants=("a",), seed=0, epoch_s=0.0):
-    search = Search.model_validate({"space": SPACE, "scheduler": {"name": "asha", "grace": "1 epochs"}, **search})
+    search = Search.model_validate(
+        {"space": SPACE, "scheduler": {"name": "asha", "grace": "1 epochs"}, **search}
+    )
     return Studies("toy", search, list(variants), seed, spec_maker(folder, seed, epoch_s))
 
 
 def make_bridge(ledger, studies, folder):
     return search_bridge(
-        studies, ledger, dict.fromkeys(studies.variants, f"{N_EPOCHS} epochs"), finished=in_store(folder)
+        studies,
+        ledger,
+        dict.fromkeys(studies.variants, f"{N_EPOCHS} epochs"),
+        finished=in_store(folder),
     )
 
 
@@ -110,7 +129,9 @@ class MortalLedger(Ledger):
             raise KilledError
 
 
-def simulate(bridge, *, max_concurrent, curve=None, finish=lambda spec, history: None, speed=lambda spec: 1.0):
+def simulate(
+    bridge, *, max_concurrent, curve=None, finish=lambda spec, history: None, speed=lambda spec: 1.0
+):
     """Play Tune's part without Ray, in simulated time; return how many epochs were trained, in order of reports.
 
     Args:
@@ -136,7 +157,11 @@ def simulate(bridge, *, max_concurrent, curve=None, finish=lambda spec, history:
         running.sort(key=lambda one: one[:2])
         now, _, live, epoch = running.pop(0)
         name = live.spec.trial_id
-        metrics = live.finished[epoch - 1] if live.finished else {"val_macro_f1": curve(live.spec.params, epoch)}
+        metrics = (
+            live.finished[epoch - 1]
+            if live.finished
+            else {"val_macro_f1": curve(live.spec.params, epoch)}
+        )
         if not live.finished:
             trained.append((name, epoch))
         if bridge.heard(name, epoch, metrics):
@@ -145,11 +170,16 @@ def simulate(bridge, *, max_concurrent, curve=None, finish=lambda spec, history:
             running.append((now + speed(live.spec), len(trained), live, epoch + 1))
             continue
         if not live.finished:
-            finish(live.spec, [{"val_macro_f1": curve(live.spec.params, e)} for e in range(1, N_EPOCHS + 1)])
+            finish(
+                live.spec,
+                [{"val_macro_f1": curve(live.spec.params, e)} for e in range(1, N_EPOCHS + 1)],
+            )
         bridge.ended(name, "COMPLETE")
 
 
-def drive(folder, search, *, max_concurrent, epoch_s=0.0, seed=0, body=train, watch=None, cpu=0.5, gpu=0.0):
+def drive(
+    folder, search, *, max_concurrent, epoch_s=0.0, seed=0, body=train, watch=None, cpu=0.5, gpu=0.0
+):
     """Run a study to its end, or go on with it, in a cluster that is already there; return its bridge."""
     from orchestrator.search.ray_tune import run
 
@@ -157,10 +187,19 @@ def drive(folder, search, *, max_concurrent, epoch_s=0.0, seed=0, body=train, wa
     with Ledger(folder) as ledger:
         ledger.append("run_resumed" if ledger.events else "run_started", run_id="toy")
         ledger.append("phase_started", phase="search")
-        bridge = make_bridge(ledger, make_studies(folder, search, epoch_s=epoch_s, seed=seed), folder)
+        bridge = make_bridge(
+            ledger, make_studies(folder, search, epoch_s=epoch_s, seed=seed), folder
+        )
         tune = folder / "tune/search"
         run(
-            bridge, tune, cpu=cpu, gpu=gpu, max_concurrent=max_concurrent, body=body, modules=(), watch=watch or Watch()
+            bridge,
+            tune,
+            cpu=cpu,
+            gpu=gpu,
+            max_concurrent=max_concurrent,
+            body=body,
+            modules=(),
+            watch=watch or Watch(),
         )
         return bridge
 
@@ -176,7 +215,12 @@ def main():
     from orchestrator.cluster.connection import connect
 
     with connect(args.address):
-        drive(args.folder, {"trials": args.trials}, max_concurrent=args.concurrent, epoch_s=args.epoch_s)
+        drive(
+            args.folder,
+            {"trials": args.trials},
+            max_concurrent=args.concurrent,
+            epoch_s=args.epoch_s,
+        )
 
 
 if __name__ == "__main__":

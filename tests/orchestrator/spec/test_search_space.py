@@ -4,12 +4,23 @@ import optuna
 import pytest
 from pydantic import ValidationError
 
-from orchestrator.spec.search_space import Search, apply, assignments, grid, holds_point, order, suggest
+from orchestrator.spec.search_space import (
+    Search,
+    apply,
+    assignments,
+    grid,
+    holds_point,
+    order,
+    suggest,
+)
 
 HEADS = {
     "train.h.name": {"choice": ["single", "deep"]},
     "train.h.hidden": {"int": [8, 64], "log": True, "when": {"train.h.name": "deep"}},
-    "train.h.drop": {"float": [0.0, 0.5], "when": {"train.h.name": ["deep"], "train.h.hidden": [8, 16, 32, 64]}},
+    "train.h.drop": {
+        "float": [0.0, 0.5],
+        "when": {"train.h.name": ["deep"], "train.h.hidden": [8, 16, 32, 64]},
+    },
 }
 
 
@@ -28,7 +39,10 @@ def space(entries):
         ({"a": {"choice": [1, 1]}}, "must differ"),
         ({"a": {"choice": [1], "when": {"b": 9}}, "b": {"choice": [1]}}, "none of"),
         ({"a": {"low": 1}}, "one of choice, int, float"),
-        ({"a": {"choice": [1], "when": {"b": 1}}, "b": {"choice": [1], "when": {"a": 1}}}, "circles"),
+        (
+            {"a": {"choice": [1], "when": {"b": 1}}, "b": {"choice": [1], "when": {"a": 1}}},
+            "circles",
+        ),
     ],
 )
 def test_a_space_that_makes_no_sense_is_refused(entries, message):
@@ -68,7 +82,9 @@ def test_a_variant_may_have_its_own_space():
     search = Search.model_validate(
         {
             "space": {"train.a": {"choice": [1, 2]}, "train.b": {"float": [0.0, 1.0]}},
-            "variant_spaces": {"x": {"train.b": None, "train.c": {"int": [1, 3], "when": {"train.a": 2}}}},
+            "variant_spaces": {
+                "x": {"train.b": None, "train.c": {"int": [1, 3], "when": {"train.a": 2}}}
+            },
         }
     )
     assert (["train.a", "train.b"], ["train.a", "train.c"]) == (
@@ -80,13 +96,19 @@ def test_a_variant_may_have_its_own_space():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"start": [{"train.z": 1}]}, "'train.z' is not in the space; the space has train.a, train.b"),
+        (
+            {"start": [{"train.z": 1}]},
+            "'train.z' is not in the space; the space has train.a, train.b",
+        ),
         ({"start": [{"train.a": 7}]}, "train.a is 7, which the space does not contain"),
         ({"start": [{"train.b": 2.0}]}, "train.b is 2.0, which the space does not contain"),
         ({"scheduler": {"name": "asha", "grace": "500 steps"}}, "grace"),
         ({"limits": {}}, "one of wall, gpu_hours, target"),
         ({"limits": {"wall": "90"}}, "wall"),
-        ({"variant_spaces": {"x": {"train.c": {"choice": [1], "when": {"train.q": 1}}}}}, "not in the space"),
+        (
+            {"variant_spaces": {"x": {"train.c": {"choice": [1], "when": {"train.q": 1}}}}},
+            "not in the space",
+        ),
     ],
 )
 def test_a_search_that_makes_no_sense_is_refused(change, message):
@@ -98,7 +120,9 @@ def test_a_search_that_makes_no_sense_is_refused(change, message):
 def test_a_point_lies_in_a_space_with_its_conditions():
     heads = space(HEADS | {"train.k": {"int": [2, 8], "step": 2}})
     assert holds_point(heads, {"train.h.name": "single", "train.k": 4})
-    assert holds_point(heads, {"train.h.name": "deep", "train.h.hidden": 16, "train.h.drop": 0.1, "train.k": 2})
+    assert holds_point(
+        heads, {"train.h.name": "deep", "train.h.hidden": 16, "train.h.drop": 0.1, "train.k": 2}
+    )
     assert not holds_point(heads, {"train.h.name": "single", "train.h.hidden": 16, "train.k": 4})
     assert not holds_point(heads, {"train.h.name": "single", "train.k": 5})
     assert not holds_point(heads, {"train.h.name": "single"})
@@ -106,6 +130,10 @@ def test_a_point_lies_in_a_space_with_its_conditions():
 
 def test_a_number_in_a_path_is_a_place_in_a_list():
     base = {"policy": [{"name": "Flip", "p": 0.5}, {"name": "Blur", "p": 0.1}]}
-    assert {"policy": [{"name": "Flip", "p": 0.5}, {"name": "Blur", "p": 0.7}]} == apply(base, {"policy.1.p": 0.7})
+    assert {"policy": [{"name": "Flip", "p": 0.5}, {"name": "Blur", "p": 0.7}]} == apply(
+        base, {"policy.1.p": 0.7}
+    )
     assert {"name": "Blur", "p": 0.1} == base["policy"][1]
-    assert {"policy": {"2": {"p": 1}}} == apply(base, {"policy.2.p": 1})  # no such place: a check refuses the whole
+    assert {"policy": {"2": {"p": 1}}} == apply(
+        base, {"policy.2.p": 1}
+    )  # no such place: a check refuses the whole

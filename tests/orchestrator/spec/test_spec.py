@@ -89,7 +89,10 @@ BROKEN = {
         (("seed: 42", f"seed: {'9' * 5000}"),),
         r"a number of at most 40 digits was required, found 5000",
     ),
-    "a number beyond all": ((("lr: 1.0e-3", "lr: 1.0e+999"),), r"a finite number was required, found 1.0e\+999"),
+    "a number beyond all": (
+        (("lr: 1.0e-3", "lr: 1.0e+999"),),
+        r"a finite number was required, found 1.0e\+999",
+    ),
     "scores without a leaderboard": (
         (("policy: robust", "policy: robust, scores: {plain: 0.7}"),),
         r"select: scores are used by policy leaderboard alone",
@@ -115,7 +118,10 @@ BROKEN = {
         r"data.test.public divides labelled test sets",
     ),
     "diverse without confirm": (
-        (("policy: robust", "policy: diverse"), ("confirm: {finalists: 3, seeds: [0], folds: 3}", "confirm: null")),
+        (
+            ("policy: robust", "policy: diverse"),
+            ("confirm: {finalists: 3, seeds: [0], folds: 3}", "confirm: null"),
+        ),
         r"select.policy diverse rests on out-of-fold predictions",
     ),
     "tag": ((("seed: 42", "seed: !!python/object:os.system x"),), r"tags are not part of a spec"),
@@ -137,7 +143,10 @@ BROKEN = {
         r"from: 'plain' must have the same prep, found another",
     ),
     "frozen head in the space": (
-        (("choice: [single, shallow, deep]", "choice: [single, frozen_deep]"), ("deep}}", "single}}")),
+        (
+            ("choice: [single, shallow, deep]", "choice: [single, frozen_deep]"),
+            ("deep}}", "single}}"),
+        ),
         r"frozen_deep stands in a variant, never in the space",
     ),
     "misspelt operation": (
@@ -173,7 +182,10 @@ BROKEN = {
         r"variants.deep: settings of its own were required, found those of 'plain'",
     ),
     "unknown label": (
-        (("loss: focal", "loss: {name: focal, weights: {agee: 2}}"), ("head: single", "head: deep")),
+        (
+            ("loss: focal", "loss: {name: focal, weights: {agee: 2}}"),
+            ("head: single", "head: deep"),
+        ),
         r"no label 'agee'.*did you mean 'age'",
     ),
     "bare number as duration": (
@@ -199,12 +211,18 @@ def test_a_broken_spec_is_refused_with_line_column_and_what_to_do(write, name):
         read(path)
     changed = [
         at
-        for at, pair in enumerate(zip(SOURCE.splitlines(), path.read_text().splitlines(), strict=False), 1)
+        for at, pair in enumerate(
+            zip(SOURCE.splitlines(), path.read_text().splitlines(), strict=False), 1
+        )
         if pair[0] != pair[1]
     ]
     hypothesis = 1 + SOURCE[: SOURCE.index("hypotheses:")].count("\n")
-    assert {changed[0], changed[0] + 1, hypothesis} & {problem.line for problem in caught.value.problems}
-    assert f"{path}:{caught.value.problems[0].line}:{caught.value.problems[0].column}: " in str(caught.value)
+    assert {changed[0], changed[0] + 1, hypothesis} & {
+        problem.line for problem in caught.value.problems
+    }
+    assert f"{path}:{caught.value.problems[0].line}:{caught.value.problems[0].column}: " in str(
+        caught.value
+    )
 
 
 def test_an_empty_file_is_refused(write):
@@ -225,12 +243,16 @@ def test_all_problems_are_told_at_once(write):
 
 def test_settings_of_a_point_replace_the_component_they_name(write):
     experiment = read(write())
-    _, arm = experiment.setting("plain", {"train.model.head.name": "deep", "train.model.head.hidden": 200})
+    _, arm = experiment.setting(
+        "plain", {"train.model.head.name": "deep", "train.model.head.hidden": 200}
+    )
     assert (arm.train.model.head.name, arm.train.model.head.hidden) == ("deep", 200)
 
 
 def test_a_variant_may_move_a_border_in_training_and_is_another_setting(write):
-    experiment = read(write(("  plain: {}", "  plain: {}\n  moved: {data.labels.age.train_bins: [30, 57]}")))
+    experiment = read(
+        write(("  plain: {}", "  plain: {}\n  moved: {data.labels.age.train_bins: [30, 57]}"))
+    )
     assert experiment.arms["moved"].data.labels["age"].train_bins == [30, 57]
     assert experiment.arms["moved"].data.labels["age"].bins == [30, 60]
     assert experiment.setting("moved", {})[0] != experiment.setting("plain", {})[0]
@@ -243,14 +265,20 @@ def test_equal_variants_with_spaces_of_their_own_differ(write):
 
 def test_an_override_is_recorded_and_used(write):
     experiment = read(write(), ["train.optimizer.lr=3e-4"])
-    assert (experiment.spec.train.optimizer.lr, experiment.overrides) == (3e-4, {"train.optimizer.lr": 3e-4})
+    assert (experiment.spec.train.optimizer.lr, experiment.overrides) == (
+        3e-4,
+        {"train.optimizer.lr": 3e-4},
+    )
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("seed=[1", r"^--set seed: not valid YAML: .*expected ',' or '\]'"),
-        (f"seed={'9' * 5000}", r"^--set seed: a number of at most 40 digits was required, found 5000$"),
+        (
+            f"seed={'9' * 5000}",
+            r"^--set seed: a number of at most 40 digits was required, found 5000$",
+        ),
         ("seed=!!python/name:os.system x", r"^--set seed: tags are not part of a spec"),
         ("seed={a: 1, a: 2}", r"^--set seed: key 'a' stands twice"),
         ("seed=1\n---\n2", r"^--set seed: one file is one experiment"),
@@ -271,7 +299,11 @@ def test_how_to_run_is_no_part_of_the_identity(write):
     plain = read(write()).identity()
     assert (
         plain
-        == read(write(("per_trial: {cpu: 1}", "per_trial: {cpu: 2}"), ("mode: offline", "mode: disabled"))).identity()
+        == read(
+            write(
+                ("per_trial: {cpu: 1}", "per_trial: {cpu: 2}"), ("mode: offline", "mode: disabled")
+            )
+        ).identity()
     )
     assert plain != read(write(("seed: 42", "seed: 43"))).identity()
 
@@ -282,9 +314,9 @@ def test_every_experiment_reads(write):
 
 
 def test_the_schema_names_both_forms_of_a_component():
-    assert {"type": "string", "enum": ["deep", "frozen_deep", "shallow", "single"]} in schema()["$defs"]["Model"][
-        "properties"
-    ]["head"]["anyOf"]
+    assert {"type": "string", "enum": ["deep", "frozen_deep", "shallow", "single"]} in schema()[
+        "$defs"
+    ]["Model"]["properties"]["head"]["anyOf"]
 
 
 def run(*arguments, cwd, **environment):
@@ -306,7 +338,9 @@ def test_check_exits_two_and_imports_nothing_heavy(write, tmp_path):
     assert good.returncode == 0
     heavy = {"torch", "ray", "timm", "optuna", "rembg", "deepface", "pandas", "wandb"}
     assert not heavy & {
-        line.rsplit("|", 1)[-1].strip().split(".")[0] for line in good.stderr.splitlines() if "import time:" in line
+        line.rsplit("|", 1)[-1].strip().split(".")[0]
+        for line in good.stderr.splitlines()
+        if "import time:" in line
     }
 
 

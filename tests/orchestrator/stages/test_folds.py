@@ -26,7 +26,9 @@ from trainers.config import Train
 
 
 @pytest.mark.parametrize("strategy", ["random", "profile", "balanced_profile"])
-def test_another_directory_order_and_another_disk_give_the_same_split_file(contest, tmp_path, monkeypatch, strategy):  # noqa: F811
+def test_another_directory_order_and_another_disk_give_the_same_split_file(
+    contest, tmp_path, monkeypatch, strategy
+):  # noqa: F811
     data, hashes = contest.data(split={"strategy": strategy, "val": 0.25, "seed": 3}), []
     other = tmp_path / "elsewhere"
     shutil.copytree(contest.base / "train", other / "train")
@@ -42,11 +44,15 @@ def test_another_directory_order_and_another_disk_give_the_same_split_file(conte
 
     for base, backwards in ((contest.base, False), (other, True)):
         if backwards:
-            monkeypatch.setattr(sources.os, "scandir", lambda folder: Reversed(reversed(list(real(folder)))))
+            monkeypatch.setattr(
+                sources.os, "scandir", lambda folder: Reversed(reversed(list(real(folder))))
+            )
             lines = (base / "train/train.csv").read_text().splitlines(keepends=True)
             (base / "train/train.csv").write_text("".join([lines[0], *reversed(lines[1:])]))
         catalog = build_catalog(data, base)
-        tables.write(assign(catalog, Schema.of(data.labels), data.split, [], 3), base / "folds.parquet")
+        tables.write(
+            assign(catalog, Schema.of(data.labels), data.split, [], 3), base / "folds.parquet"
+        )
         hashes.append((content_hash(catalog), file_sha256(base / "folds.parquet")))
     assert hashes[0] == hashes[1]
 
@@ -68,20 +74,33 @@ def test_five_folds_train_in_one_process_on_identical_label_tables(contest, tmp_
     labelled = catalog.filter(pc.is_valid(catalog["label"]))
     samples = labelled["sample_id"].to_pylist()
     columns = [f"label_{name}" for name in schema.names]
-    truth = dict(zip(samples, zip(*(labelled[name].to_pylist() for name in columns), strict=True), strict=True))
+    truth = dict(
+        zip(
+            samples,
+            zip(*(labelled[name].to_pylist() for name in columns), strict=True),
+            strict=True,
+        )
+    )
     rows = tmp_path / "rows"
     rows.mkdir()
-    np.save(rows / "rows.npy", np.random.default_rng(0).integers(0, 255, (len(samples), 32, 32, 3), dtype=np.uint8))
+    np.save(
+        rows / "rows.npy",
+        np.random.default_rng(0).integers(0, 255, (len(samples), 32, 32, 3), dtype=np.uint8),
+    )
     (rows / "rows.json").write_text(json.dumps(samples))
     model = {"backbone": "test_efficientnet", "pretrained": False}
-    train = Train.model_validate({"model": model, "duration": "1 epochs", "batch_size": 16}).model_dump(by_alias=True)
+    train = Train.model_validate(
+        {"model": model, "duration": "1 epochs", "batch_size": 16}
+    ).model_dump(by_alias=True)
     sizes, held = dict(zip(schema.names, schema.sizes, strict=True)), []
     for fold in range(5):
         parts = parts_file(context, "base", fold)
         table = tables.read(parts).to_pylist()
         assert truth == {row["sample_id"]: tuple(row[name] for name in columns) for row in table}
         place = (str(store.root), str(rows), str(parts))
-        spec = TrialSpec(f"c{fold}", "s", "base", "confirm", 0, fold, {}, train, f"trial{fold}", *place, sizes)
+        spec = TrialSpec(
+            f"c{fold}", "s", "base", "confirm", 0, fold, {}, train, f"trial{fold}", *place, sizes
+        )
         made = run_trial(spec, lambda epoch, metrics: None)
         held += tables.read(made.file("predictions.parquet")).to_pylist()
     assert sorted(row["sample_id"] for row in held) == samples
@@ -89,19 +108,26 @@ def test_five_folds_train_in_one_process_on_identical_label_tables(contest, tmp_
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_class_that_only_one_fold_shows_is_refused_before_anything_is_trained(contest, tmp_path, cached):  # noqa: F811
+def test_a_class_that_only_one_fold_shows_is_refused_before_anything_is_trained(
+    contest, tmp_path, cached
+):  # noqa: F811
     for person in contest.people:
         person["age"] = min(person["age"], 59)
     contest.people[5]["age"] = 60  # the only one, and in role train
     contest.save()
     data = contest.data(split={"strategy": "profile", "val": 0.25, "seed": 3})
-    catalog, schema, store = build_catalog(data, contest.base), Schema.of(data.labels), Store(tmp_path / "store")
+    catalog, schema, store = (
+        build_catalog(data, contest.base),
+        Schema.of(data.labels),
+        Store(tmp_path / "store"),
+    )
     if cached:  # by a release that did not look
         with store.draft("split", "k" * 16, params={}, inputs={}) as draft:
             tables.write(assign(catalog, schema, data.split, [], 3), draft.path / "folds.parquet")
     context = SimpleNamespace(
         experiment=SimpleNamespace(
-            spec=SimpleNamespace(confirm=SimpleNamespace(folds=3)), arms={"a": SimpleNamespace(data=data)}
+            spec=SimpleNamespace(confirm=SimpleNamespace(folds=3)),
+            arms={"a": SimpleNamespace(data=data)},
         ),
         keys=SimpleNamespace(split=lambda *_: "k" * 16),
         require_catalog=lambda: SimpleNamespace(key="c" * 16, result={"content": "x"}),

@@ -54,7 +54,9 @@ def photos(tmp_path_factory):
     for at in range(N_PHOTOS):
         path = root / "data/images" / "ab"[at % 2] / f"{at}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(at).integers(0, 256, (64, 48, 3), np.uint8)).save(path)
+        Image.fromarray(np.random.default_rng(at).integers(0, 256, (64, 48, 3), np.uint8)).save(
+            path
+        )
     return root
 
 
@@ -69,7 +71,14 @@ def context_of(root, store, name="one", size=32):
     ledger = Ledger(paths.root).__enter__()
     ledger.append("run_started")
     context = stages.Context(
-        experiment, Keys(experiment, plan.files), store, paths, ledger, Reporter(quiet=True), 2.0, 0.0
+        experiment,
+        Keys(experiment, plan.files),
+        store,
+        paths,
+        ledger,
+        Reporter(quiet=True),
+        2.0,
+        0.0,
     )
     stages.catalog(context)
     return context
@@ -79,7 +88,9 @@ def made(context):
     return [event for event in read(context.paths.events) if event["event"] == "shard"]
 
 
-def test_a_flipped_bit_in_a_shard_is_found_and_that_shard_is_made_again(ray_cluster, photos, tmp_path):
+def test_a_flipped_bit_in_a_shard_is_found_and_that_shard_is_made_again(
+    ray_cluster, photos, tmp_path
+):
     context = context_of(photos, tmp_path)
     assert "SUCCEEDED" == prepared.prepare(context).outcome
     artifact = context.prepared["base"]
@@ -94,14 +105,20 @@ def test_a_flipped_bit_in_a_shard_is_found_and_that_shard_is_made_again(ray_clus
     assert "SUCCEEDED" == prepared.prepare(context).outcome
     assert "CACHED" == prepared.prepare(context).outcome
     assert 3 == len(made(context))
-    assert 2 * 2 == sum(event["event"] == "damaged" for event in read(context.paths.events)), "the shard and its link"
+    assert 2 * 2 == sum(event["event"] == "damaged" for event in read(context.paths.events)), (
+        "the shard and its link"
+    )
 
 
-def test_a_flipped_bit_in_the_rows_or_in_kept_features_is_never_trained_on(ray_cluster, photos, tmp_path):
+def test_a_flipped_bit_in_the_rows_or_in_kept_features_is_never_trained_on(
+    ray_cluster, photos, tmp_path
+):
     context = context_of(photos, tmp_path)
     prepared.prepare(context)
     rows = context.rows["base"].path / "rows.npy"
-    with context.store.draft("features", "f", params={}, inputs={"photos": context.prepared["base"].key}) as draft:
+    with context.store.draft(
+        "features", "f", params={}, inputs={"photos": context.prepared["base"].key}
+    ) as draft:
         np.save(draft.path / "features.npy", np.ones(1000, np.float32))
     good = rows.read_bytes()
     for path in (rows, context.store.root / "features/f/features.npy"):
@@ -117,14 +134,22 @@ def test_prep_json_counts_and_shows_and_warns_where_one_class_fails_more_often(
     ray_cluster, photos, tmp_path, monkeypatch
 ):
     context = context_of(photos, tmp_path)
-    monkeypatch.setitem(prepared._FAILURES, "no face", lambda row: row["sample_id"].startswith("train/a/"))
+    monkeypatch.setitem(
+        prepared._FAILURES, "no face", lambda row: row["sample_id"].startswith("train/a/")
+    )
     prepared.prepare(context)
     (one,) = json.loads(context.paths.prep.read_text())["sets"]
-    assert (["base"], N_PHOTOS, N_PHOTOS // 2) == (one["variants"], one["counts"]["photos"], one["counts"]["no face"])
+    assert (["base"], N_PHOTOS, N_PHOTOS // 2) == (
+        one["variants"],
+        one["counts"]["photos"],
+        one["counts"]["no face"],
+    )
     assert ["ordinary", "ordinary"] == [film["kind"] for film in one["sheet"]]
     assert {3} == {len(film["frames"]) for film in one["sheet"]}
     (warning,) = one["warnings"]
-    assert warning.startswith("no face: 100% of kind a (40 of 40), 0% of b (0 of 40). This preparation is biased")
+    assert warning.startswith(
+        "no face: 100% of kind a (40 of 40), 0% of b (0 of 40). This preparation is biased"
+    )
 
 
 def test_two_runs_at_once_prepare_each_photo_once(ray_cluster, photos, tmp_path):
@@ -138,13 +163,18 @@ def test_two_runs_at_once_prepare_each_photo_once(ray_cluster, photos, tmp_path)
     assert contexts[0].prepared["base"].key == contexts[1].prepared["base"].key
 
 
-def test_a_data_folder_that_goes_away_fails_the_stage_and_costs_no_photo(ray_cluster, photos, tmp_path):
+def test_a_data_folder_that_goes_away_fails_the_stage_and_costs_no_photo(
+    ray_cluster, photos, tmp_path
+):
     root = shutil.copytree(photos, tmp_path / "copy")
     context = context_of(root, tmp_path / "store")
     images = root / "data/images"
     images.rename(tmp_path / "unmounted")
     images.mkdir()  # a mount point without its disk
-    with pytest.raises(MachineError, match=r"^\S+/data/images: a disk that answers was required, found: the folder is"):
+    with pytest.raises(
+        MachineError,
+        match=r"^\S+/data/images: a disk that answers was required, found: the folder is",
+    ):
         prepared.prepare(context)
     images.rmdir()
     with pytest.raises(MachineError, match="submit again, what is finished is kept"):
@@ -154,7 +184,9 @@ def test_a_data_folder_that_goes_away_fails_the_stage_and_costs_no_photo(ray_clu
     assert {} == context.prepared["base"].result["quarantined"]
 
 
-def test_what_was_lost_by_chance_is_tried_again_by_a_later_run_under_another_key(ray_cluster, photos, tmp_path):
+def test_what_was_lost_by_chance_is_tried_again_by_a_later_run_under_another_key(
+    ray_cluster, photos, tmp_path
+):
     root = shutil.copytree(photos, tmp_path / "copy")
     first, photo = context_of(root, tmp_path / "store"), root / "data/images/a/0.jpg"
     photo.rename(tmp_path / "away.jpg")
@@ -166,7 +198,9 @@ def test_what_was_lost_by_chance_is_tried_again_by_a_later_run_under_another_key
     later = context_of(root, tmp_path / "store", "later")
     assert "SUCCEEDED" == prepared.prepare(later).outcome
     assert {} == later.prepared["base"].result["quarantined"]
-    assert [(1, N_PHOTOS - 1)] == [(event["n_prepared"], event["n_copied"]) for event in made(later)]
+    assert [(1, N_PHOTOS - 1)] == [
+        (event["n_prepared"], event["n_copied"]) for event in made(later)
+    ]
     assert first.prepared["base"].key != later.prepared["base"].key
     assert first.rows["base"].key != later.rows["base"].key
     assert first.keys.search(first.require_catalog()) != later.keys.search(later.require_catalog())
@@ -175,7 +209,9 @@ def test_what_was_lost_by_chance_is_tried_again_by_a_later_run_under_another_key
 def test_more_time_is_a_reason_to_try_again_within_a_run():
     def settled(timeout_s, **result):
         share = SimpleNamespace(per_prep_worker=SimpleNamespace(timeout_s=timeout_s))
-        context = SimpleNamespace(began=1.0, experiment=SimpleNamespace(spec=SimpleNamespace(resources=share)))
+        context = SimpleNamespace(
+            began=1.0, experiment=SimpleNamespace(spec=SimpleNamespace(resources=share))
+        )
         facts = {"result": {"timeout_s": 60, **result}, "finished": 2.0}
         return prepared._settled(context, Artifact("shard", "k", None, facts))
 
@@ -184,7 +220,9 @@ def test_more_time_is_a_reason_to_try_again_within_a_run():
     assert settled(61, by_chance=[])
 
 
-def test_photos_that_were_forbidden_are_looked_at_again_by_a_later_run(photos, tmp_path, monkeypatch):
+def test_photos_that_were_forbidden_are_looked_at_again_by_a_later_run(
+    photos, tmp_path, monkeypatch
+):
     """Rights are no part of the fingerprint. The test's user may read everything, so the open is made to fail."""
     monkeypatch.setattr(stages, "ray_map", map)
     real = open
@@ -201,7 +239,9 @@ def test_photos_that_were_forbidden_are_looked_at_again_by_a_later_run(photos, t
     assert {} == context_of(photos, tmp_path, "later").require_catalog().result["quarantined"]
 
 
-def test_a_run_looks_at_its_photos_again_when_it_is_started_again_until_trials_rest_on_them(photos, tmp_path):
+def test_a_run_looks_at_its_photos_again_when_it_is_started_again_until_trials_rest_on_them(
+    photos, tmp_path
+):
     context = context_of(photos, tmp_path)
     first = context.began
     context.ledger.append("run_resumed")
@@ -250,7 +290,8 @@ def test_a_run_stops_where_more_photos_are_lost_than_the_spec_allows(ray_cluster
         path.unlink()
     (root / "data/images/b/1.jpg").unlink()
     with pytest.raises(
-        UserError, match=r"prep\.max_lost: at most 50% of the photos may be lost, 51% are \(41 of 80: unreadable: No"
+        UserError,
+        match=r"prep\.max_lost: at most 50% of the photos may be lost, 51% are \(41 of 80: unreadable: No",
     ):
         prepared.prepare(context)
 
@@ -259,18 +300,24 @@ def test_a_run_stops_where_more_photos_are_lost_than_the_spec_allows(ray_cluster
 def small_disk(tmp_path):
     place = tmp_path / "disk"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, check=False
+    )
     if done.returncode:
         pytest.skip("needs the right to mount a small tmpfs")
     yield place
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_a_full_disk_is_one_sentence_and_with_room_again_it_goes_on(ray_cluster, photos, small_disk):
+def test_a_full_disk_is_one_sentence_and_with_room_again_it_goes_on(
+    ray_cluster, photos, small_disk
+):
     context = context_of(photos, small_disk, size=128)
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(1_600_000))
-    with pytest.raises(UserError, match=r"disk is full \(.* MB free\); free some space and submit again"):
+    with pytest.raises(
+        UserError, match=r"disk is full \(.* MB free\); free some space and submit again"
+    ):
         prepared.prepare(context)
     assert not list(small_disk.glob("*/.draft-*"))
     ballast.unlink()

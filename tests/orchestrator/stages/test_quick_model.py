@@ -50,7 +50,9 @@ def test_a_random_split_of_photos_promises_too_much():
 def test_one_photo_per_person_leaves_nothing_to_leak():
     x, rows, owners = people(120, 2, told=1.0)
     one = np.arange(0, len(owners), N_PHOTOS) + np.arange(120) % 2
-    gap = leak_gap(x[one], rows.take(one), [owners[at] for at in one], SCHEMA, Split(strategy="random"))
+    gap = leak_gap(
+        x[one], rows.take(one), [owners[at] for at in one], SCHEMA, Split(strategy="random")
+    )
     assert gap["low"] < 0 < gap["high"]
 
 
@@ -66,14 +68,18 @@ def test_both_sides_train_on_equally_many_and_answer_every_photo(monkeypatch):
     monkeypatch.setattr(module, "answer", counting)
     leak_gap(x, rows, owners, SCHEMA, Split(strategy="random", val=0.25), n_seeds=2)
     by_side = [seen[start : start + 4] for start in range(0, len(seen), 4)]
-    assert all(sorted(row for _, asked in side for row in asked) == list(range(66)) for side in by_side)
+    assert all(
+        sorted(row for _, asked in side for row in asked) == list(range(66)) for side in by_side
+    )
     for theirs, ours in zip(by_side[::2], by_side[1::2], strict=True):
         assert [n for n, _ in theirs] == [n for n, _ in ours]
 
 
 def test_joined_people_are_held_apart_and_a_grouped_split_of_them_leaks():
     x, rows, owners = people(40, 4)
-    split_ids = pa.array([f"{name}{at % 2}" for at, name in enumerate(owners)])  # every person under two ids
+    split_ids = pa.array(
+        [f"{name}{at % 2}" for at, name in enumerate(owners)]
+    )  # every person under two ids
     rows = rows.set_column(1, "group", split_ids)
     gap = leak_gap(x, rows, owners, SCHEMA, Split(strategy="profile"))
     assert gap["low"] > 0.1
@@ -96,12 +102,16 @@ def test_a_quick_model_sees_whole_groups_up_to_its_limit(monkeypatch):
     kept = features.chosen(catalog)
     assert len(kept) == 96
     assert set(Counter(kept["group"].to_pylist()).values()) == {N_PHOTOS}
-    assert kept.equals(features.chosen(catalog.take(np.arange(len(rows))[::-1])).sort_by("sample_id"))
+    assert kept.equals(
+        features.chosen(catalog.take(np.arange(len(rows))[::-1])).sort_by("sample_id")
+    )
     wide = catalog.set_column(1, "group", pa.array([f"g{at % 2}" for at in range(len(rows))]))
     assert Counter(features.chosen(wide)["group"].to_pylist()).total() == 100
 
 
-def test_a_photo_that_changed_since_the_catalog_is_black_and_a_broken_disk_stops_the_audit(tmp_path, monkeypatch):
+def test_a_photo_that_changed_since_the_catalog_is_black_and_a_broken_disk_stops_the_audit(
+    tmp_path, monkeypatch
+):
     photo = tmp_path / "a.jpg"
     Image.fromarray(np.full((120, 120, 3), 200, np.uint8)).save(photo)
     sha256 = hashlib.sha256(photo.read_bytes()).hexdigest()
@@ -122,7 +132,9 @@ def test_a_photo_that_changed_since_the_catalog_is_black_and_a_broken_disk_stops
 def test_an_audit_says_what_a_leak_is_worth_and_trains_nothing(workplace):
     text = workplace.spec.read_text()
     variants = "variants:\n  disjoint: {}\n  random: {data.split.strategy: random}\n"
-    workplace.spec.write_text(re.sub(r"variants:.*?hypotheses: .*?\n", variants, text, flags=re.DOTALL))
+    workplace.spec.write_text(
+        re.sub(r"variants:.*?hypotheses: .*?\n", variants, text, flags=re.DOTALL)
+    )
     done = workplace.run("audit", workplace.spec, "--probe")
     assert done.returncode == 0, done.stderr
     folder = next((workplace.root / "store/audits").iterdir())
@@ -138,5 +150,7 @@ def test_an_audit_says_what_a_leak_is_worth_and_trains_nothing(workplace):
     assert "Which label is hard" in page
     assert not (workplace.root / "store/trial").exists()
     again = workplace.run("audit", workplace.spec, "--format", "json")
-    assert json.loads(again.stdout)["leak_gap"] == facts["leak_gap"]  # the features are found in the store
+    assert (
+        json.loads(again.stdout)["leak_gap"] == facts["leak_gap"]
+    )  # the features are found in the store
     assert json.loads(again.stdout)["probe"] is None

@@ -14,7 +14,13 @@ from orchestrator.evaluation.selection import choose, give_scores, rank
 from orchestrator.stages import test_set as board
 from orchestrator.stages.test_set import public_half, read_board, scored
 
-BASE = {"low_rounded": 0.5, "worst_class_recall": 0.2, "total_variation": 0.1, "n_params": 10, "search_score": 0.6}
+BASE = {
+    "low_rounded": 0.5,
+    "worst_class_recall": 0.2,
+    "total_variation": 0.1,
+    "n_params": 10,
+    "search_score": 0.6,
+}
 
 
 def test_the_public_half_is_a_function_of_the_names_and_never_splits_a_group():
@@ -44,14 +50,19 @@ def four_photos(**lost):
         prepared=made,
         schema=Schema({"mask": ["on", "off"], "sex": ["m", "f"]}),
         catalog_table=lambda: pa.table({"sample_id": samples, "group": groups}),
-        require_catalog=lambda: SimpleNamespace(result={"quarantined": {"test/3.jpg": "truncated"}}),
+        require_catalog=lambda: SimpleNamespace(
+            result={"quarantined": {"test/3.jpg": "truncated"}}
+        ),
     )
 
 
 def test_a_photo_is_lost_only_where_one_of_those_that_answer_could_not_prepare_it():
     context = four_photos(plain=[], rembg=["test/0.jpg"], face=["test/1.jpg"])
     assert read_board(context, ["plain"]).lost == {"test/3.jpg": "truncated"}
-    assert read_board(context, ["plain", "face", "face"]).lost == {"test/1.jpg": "no face", "test/3.jpg": "truncated"}
+    assert read_board(context, ["plain", "face", "face"]).lost == {
+        "test/1.jpg": "no face",
+        "test/3.jpg": "truncated",
+    }
 
 
 def test_answers_on_a_test_set_with_groups_are_resampled_within_the_labels_that_are_constant_there():
@@ -68,7 +79,10 @@ def test_answers_on_a_test_set_with_groups_are_resampled_within_the_labels_that_
 
 
 def candidates(**scores):
-    return [{**BASE, "setting": name, "variant": name, "board_score": score} for name, score in scores.items()]
+    return [
+        {**BASE, "setting": name, "variant": name, "board_score": score}
+        for name, score in scores.items()
+    ]
 
 
 def test_a_leaderboard_ranks_by_what_it_saw_and_chooses_nobody_it_has_not_seen():
@@ -104,7 +118,9 @@ def test_a_diverse_choice_keeps_its_votes():
     ]
 
 
-def test_checkpoints_answer_on_the_trials_device_a_batch_of_mapped_rows_at_a_time(tmp_path, monkeypatch):
+def test_checkpoints_answer_on_the_trials_device_a_batch_of_mapped_rows_at_a_time(
+    tmp_path, monkeypatch
+):
     """There may be no GPU here: what is asked of the cluster and of torch is looked at."""
     from orchestrator.spec.models import TrialShare
     from trainers import predict

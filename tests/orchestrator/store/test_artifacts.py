@@ -43,7 +43,9 @@ def test_a_flipped_byte_is_refused_with_what_to_do(tmp_path):
     store = Store(tmp_path)
     make(store)
     (tmp_path / "thing" / ("k" * 64) / "file.txt").write_text("y")
-    with pytest.raises(UserError, match=r"sha256 is .* the manifest says .*delete .* and submit again"):
+    with pytest.raises(
+        UserError, match=r"sha256 is .* the manifest says .*delete .* and submit again"
+    ):
         store.get("thing", "k" * 64).file("file.txt")
 
 
@@ -77,7 +79,11 @@ def test_what_does_not_reach_the_disk_is_no_artifact(tmp_path, monkeypatch):
     assert [] == list((tmp_path / "thing").iterdir())
 
 
-@given(st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()))
+@given(
+    st.dictionaries(
+        st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+    )
+)
 def test_a_key_does_not_depend_on_the_order_of_a_dict(value):
     assert digest(value) == digest(dict(reversed(value.items())))
     assert value == json.loads(canonical(value))

@@ -3,7 +3,15 @@ import threading
 
 import pytest
 
-from orchestrator.store.ledger import LOCK, Ledger, LedgerDamaged, LedgerLocked, is_live, read, replay
+from orchestrator.store.ledger import (
+    LOCK,
+    Ledger,
+    LedgerDamaged,
+    LedgerLocked,
+    is_live,
+    read,
+    replay,
+)
 
 STARTED = {
     "phase": "search",
@@ -81,6 +89,9 @@ def test_replay_tells_what_happened(tmp_path):
         ledger.append("stage", stage="search", outcome="SUCCEEDED")
         ledger.append("run_ended", state="SUCCEEDED")
     state = replay(ledger.events)
-    assert (state.trials["t"].status, state.trials["t"].reports) == ("PRUNED", {1: {"val_macro_f1": 0.5}})
+    assert (state.trials["t"].status, state.trials["t"].reports) == (
+        "PRUNED",
+        {1: {"val_macro_f1": 0.5}},
+    )
     assert (state.stages, state.state) == ({"search": "SUCCEEDED"}, "SUCCEEDED")
     assert state == replay(ledger.events)
