@@ -14,17 +14,11 @@ from typing import IO, Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from data_prep.config import Prep
+from data_prep.files import file_sha256, write_json
 from data_prep.section import Section
 from orchestrator.base.errors import UserError
 from orchestrator.ensemble.members import Ensemble, Member, of_run
-from orchestrator.store.artifacts import (
-    MANIFEST,
-    Store,
-    file_sha256,
-    git_commit,
-    packages,
-    write_json,
-)
+from orchestrator.store.artifacts import MANIFEST, Store, git_commit, packages
 from orchestrator.store.run_dir import RunPaths
 
 FORMAT_VERSION = 1

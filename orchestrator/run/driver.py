@@ -18,6 +18,7 @@ from rich.markup import escape
 from ruamel.yaml import YAML
 
 from data_prep.errors import MachineError
+from data_prep.files import write_json
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import INTERRUPTED, SpecError, UserError
 from orchestrator.base.versions import STAGES
@@ -29,7 +30,7 @@ from orchestrator.spec.models import Experiment
 from orchestrator.stages import context as stages
 from orchestrator.stages import finals, phases
 from orchestrator.stages import prepare as prepared
-from orchestrator.store.artifacts import Store, git_commit, packages, write_json
+from orchestrator.store.artifacts import Store, git_commit, packages
 from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read, replay
 from orchestrator.store.run_dir import RunPaths
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.files import write_json
 from orchestrator.spec.search_space import Search, holds_point
-from orchestrator.store.artifacts import Store, write_json
+from orchestrator.store.artifacts import Store
 from orchestrator.store.ledger import LedgerDamaged, TrialState, payload, read, replay
 
 FAMILIES = "families.json"

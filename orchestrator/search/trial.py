@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.files import write_json
 from orchestrator.base.errors import UserError
 from orchestrator.base.keys import stage_key
 from orchestrator.base.versions import VERSIONS
 from orchestrator.store import tables
-from orchestrator.store.artifacts import Artifact, Store, write_json
+from orchestrator.store.artifacts import Artifact, Store
 
 Report = Callable[[int, dict[str, float]], None]
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.config import Prep
+from data_prep.files import write_json
 from data_prep.section import identity
 from orchestrator.cluster.tasks import ray_map
 from orchestrator.ensemble import members as ensemble
@@ -22,7 +23,7 @@ from orchestrator.stages import test_set as board
 from orchestrator.stages.context import Context, load_json
 from orchestrator.stages.phases import phase_trials
 from orchestrator.store import tables
-from orchestrator.store.artifacts import Artifact, git_commit, packages, write_json
+from orchestrator.store.artifacts import Artifact, git_commit, packages
 from orchestrator.store.run_dir import RunPaths
 
 FORMAT_VERSION = 1

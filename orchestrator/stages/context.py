@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.catalog.labels import Schema
+from data_prep.files import write_json
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import UserError
 from orchestrator.cluster.tasks import ray_map
 from orchestrator.planning.plan import Keys
 from orchestrator.spec.models import Experiment
 from orchestrator.store import tables
-from orchestrator.store.artifacts import Artifact, Store, write_json
+from orchestrator.store.artifacts import Artifact, Store
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.run_dir import RunPaths
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_prep.files import write_json
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation import common_samples as fair
 from orchestrator.evaluation import metrics as stats
@@ -21,7 +22,6 @@ from orchestrator.stages import test_set as board
 from orchestrator.stages.context import Context, Done, load_json, majority_class
 from orchestrator.stages.phases import phase_trials, ranking
 from orchestrator.store import tables
-from orchestrator.store.artifacts import write_json
 from orchestrator.store.ledger import TrialState
 
 _N_GREEDY = 200

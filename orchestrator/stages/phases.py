@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.files import file_sha256
 from data_prep.section import identity
 from data_prep.weights.cache import recorded
 from orchestrator.base.errors import UserError
@@ -28,7 +29,6 @@ from orchestrator.search.worker import Watch
 from orchestrator.spec.models import Experiment
 from orchestrator.spec.search_space import Confirm, Search
 from orchestrator.stages.context import Context, Done
-from orchestrator.store.artifacts import file_sha256
 from orchestrator.store.ledger import TrialState, read, replay
 from trainers.config import FrozenDeepHead
 

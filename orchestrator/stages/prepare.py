@@ -15,13 +15,14 @@ import pyarrow.compute as pc
 from rich.markup import escape
 
 from data_prep.errors import some
+from data_prep.files import write_json
 from data_prep.preparation.steps import steps_identity
 from orchestrator.base.errors import UserError
 from orchestrator.base.keys import digest, stage_key
 from orchestrator.base.versions import VERSIONS
 from orchestrator.spec.models import Arm
 from orchestrator.stages.context import Context, Done, link
-from orchestrator.store.artifacts import Artifact, write_json
+from orchestrator.store.artifacts import Artifact
 
 _SHEET = "sheet.json"
 _MIN_PHOTOS = 20  # of a class, before its rate is compared

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from data_prep.files import file_sha256, write_json
 from orchestrator.base.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -183,26 +184,6 @@ def _is_whole(manifest: Any) -> bool:
             for facts in manifest["files"].values()
         )
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON beside its place, flush it to the disk, and rename it there."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with beside.open("w", encoding="utf-8") as handle:
-            json.dump(value, handle, indent=1, ensure_ascii=False, allow_nan=False)
-            handle.write("\n")
-            handle.flush()
-            os.fsync(handle.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's content, 64 hex digits."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _file_facts(folder: Path) -> dict[str, dict[str, Any]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from data_prep.files import atomic_path
 
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 
@@ -96,9 +97,8 @@ def from_rows(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 
 def write(table: pa.Table, path: Path) -> None:
     """Write a Parquet file beside its place and rename it there."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, beside)
-    beside.replace(path)
+    with atomic_path(path) as beside:
+        pq.write_table(table, beside)
 
 
 def read(path: Path, columns: list[str] | None = None, filters: Any = None) -> pa.Table:

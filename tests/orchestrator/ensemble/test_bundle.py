@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from data_prep.files import file_sha256
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.ensemble.bundle import is_bundle, open_bundle, write_bundle
@@ -18,7 +19,7 @@ from orchestrator.ensemble.members import of_run
 from orchestrator.ensemble.predict import answer, predict_folder
 from orchestrator.stages.certificate import TOLERANCE, _difference
 from orchestrator.store import tables
-from orchestrator.store.artifacts import Store, file_sha256
+from orchestrator.store.artifacts import Store
 from orchestrator.store.run_dir import RunPaths
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -6,13 +6,14 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
+from data_prep.files import write_json
 from orchestrator.base.errors import UserError
 from orchestrator.cli import main
 from orchestrator.planning.garbage import collect, garbage
 from orchestrator.planning.plan import Keys, make_plan
 from orchestrator.run.driver import dump_yaml
 from orchestrator.spec.load import read
-from orchestrator.store.artifacts import Store, write_json
+from orchestrator.store.artifacts import Store
 from orchestrator.store.ledger import Ledger
 from tests.conftest import ROOT
 

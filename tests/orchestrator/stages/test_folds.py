@@ -15,12 +15,13 @@ from data_prep.catalog import sources
 from data_prep.catalog.builder import build_catalog, content_hash
 from data_prep.catalog.labels import Schema
 from data_prep.errors import DataError
+from data_prep.files import file_sha256
 from data_prep.split import assign
 from orchestrator.search.training_subsets import parts_file
 from orchestrator.search.trial import TrialSpec, run_trial
 from orchestrator.stages import context as stages
 from orchestrator.store import tables
-from orchestrator.store.artifacts import Store, file_sha256
+from orchestrator.store.artifacts import Store
 from tests.data_prep.conftest import contest  # noqa: F401 - a fixture
 from trainers.config import Train
 
@@ -28,7 +29,7 @@ from trainers.config import Train
 @pytest.mark.parametrize("strategy", ["random", "profile", "balanced_profile"])
 def test_another_directory_order_and_another_disk_give_the_same_split_file(
     contest, tmp_path, monkeypatch, strategy
-):  # noqa: F811
+):
     data, hashes = contest.data(split={"strategy": strategy, "val": 0.25, "seed": 3}), []
     other = tmp_path / "elsewhere"
     shutil.copytree(contest.base / "train", other / "train")
@@ -110,7 +111,7 @@ def test_five_folds_train_in_one_process_on_identical_label_tables(contest, tmp_
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_class_that_only_one_fold_shows_is_refused_before_anything_is_trained(
     contest, tmp_path, cached
-):  # noqa: F811
+):
     for person in contest.people:
         person["age"] = min(person["age"], 59)
     contest.people[5]["age"] = 60  # the only one, and in role train
