@@ -124,6 +124,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     micro = min(
         config.micro_batch or config.batch_size, micro_batch or config.batch_size, config.batch_size
     )
+    if micro < config.batch_size and not config.can_split_batches:
+        raise _f1_does_not_fit(config)
     # -- a frozen backbone is asked once per photo and view, unless photos are mixed in the batch ---------------------
     freeze = config.model.freeze
     looked_up = (
@@ -206,7 +208,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
                 try:
                     loss = backward(photos, targets, micro)
                 except torch.OutOfMemoryError:
-                    micro = _halved(min(micro, len(rows)))
+                    micro = _halved(min(micro, len(rows)), config)
             if not np.isfinite(loss):
                 raise _diverged("loss", loss, task, rows, step, lr)
             if config.clip_norm:
@@ -350,12 +352,14 @@ def _micro_batches(n: int, size: int) -> Iterator[slice]:
         yield slice(int(part[0]), int(part[-1]) + 1)
 
 
-def _halved(micro: int) -> int:
+def _halved(micro: int, config: Train) -> int:
     """Return the next smaller micro-batch after one that did not fit.
 
     Raises:
         OutOfMemory: there is none.
     """
+    if not config.can_split_batches:
+        raise _f1_does_not_fit(config)
     if micro // 2 < _SMALLEST_MICRO_BATCH:
         raise OutOfMemory(
             f"a micro-batch of {micro} photos was tried, the device's memory does not hold it; "
@@ -363,6 +367,13 @@ def _halved(micro: int) -> int:
         )
     torch.cuda.empty_cache()
     return micro // 2
+
+
+def _f1_does_not_fit(config: Train) -> OutOfMemory:
+    return OutOfMemory(
+        f"loss 'f1' needs the whole batch of {config.batch_size} photos at once, the memory does not "
+        "hold it; lower train.batch_size, or use another loss, whose batches can be split"
+    )
 
 
 def _diverged(

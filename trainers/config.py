@@ -340,6 +340,22 @@ class Train(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _f1_needs_the_whole_batch(self) -> Self:
+        if not self.can_split_batches and self.micro_batch and self.micro_batch < self.batch_size:
+            raise ValueError(
+                "loss 'f1' counts over a whole batch, so its gradient is not the sum over "
+                f"micro-batches; micro_batch {self.micro_batch} is smaller than batch_size "
+                f"{self.batch_size}; remove micro_batch, set batch_size: {self.micro_batch}, or use "
+                "loss 'focal', 'cross_entropy' or 'label_smoothing'"
+            )
+        return self
+
+    @property
+    def can_split_batches(self) -> bool:
+        """Return True if micro-batches add up to the gradient of the whole batch."""
+        return not isinstance(self.loss, SoftF1)
+
 
 def remarks(train: Train) -> list[str]:
     """Return what is allowed and rarely wanted, each with its reason."""

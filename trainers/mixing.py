@@ -24,15 +24,19 @@ class MixedBatch:
 
 
 def half_cutmix(x: Tensor, partner: Tensor) -> MixedBatch:
-    """Replace the right half of each photo by that of its partner; targets half and half.
+    """Replace the right half of each photo by that of its partner.
+
+    The weight is the share of columns that stay: one half, or (W - 1) / 2W of an odd width.
 
     Raises:
         ValueError: `partner` is not a permutation of the batch.
     """
     _check(x, partner)
-    mixed, middle = x.clone(), x.shape[3] // 2
+    width = x.shape[3]
+    middle = width // 2
+    mixed = x.clone()
     mixed[:, :, :, middle:] = x[partner][:, :, :, middle:]
-    return MixedBatch(mixed, partner, torch.full((len(x),), 0.5))
+    return MixedBatch(mixed, partner, torch.full((len(x),), middle / width))
 
 
 def random_cutmix(x: Tensor, partner: Tensor, lam: float, at: tuple[float, float]) -> MixedBatch:

@@ -7,7 +7,7 @@ import torch
 
 from trainers import checkpoint, classifier
 from trainers.classifier import OutOfMemory, TrainingDiverged, _Backward, train
-from trainers.config import Focal, Train
+from trainers.config import Focal, SoftF1, Train
 from trainers.data import Mixable, Task, epoch_order
 from trainers.heads import Branches
 from trainers.losses import Targets, branch_loss
@@ -247,6 +247,30 @@ def test_memory_for_not_even_two_photos_ends_the_training_cleanly(task, tmp_path
     small_memory(1)
     with pytest.raises(OutOfMemory, match="a micro-batch of 2 photos was tried"):
         train(quick(), task, seed=1, report=quiet, work_dir=tmp_path, threads=1)
+
+
+def test_loss_f1_is_refused_with_a_micro_batch_because_the_gradients_do_not_add_up(task):
+    net = Branches({"joint": ("color", "light")}, {"joint": torch.nn.Linear(8, 4)})
+    x, y = torch.randn(16, 8), Targets(torch.randint(0, 4, (16, 1)), torch.ones(16, 1))
+    scaler, gradients = torch.amp.GradScaler("cpu", enabled=False), []
+    for micro in (16, 8):
+        net.zero_grad()
+        losses = {"joint": branch_loss(SoftF1(), None)}
+        _Backward(net, losses, {}, "cpu", "fp32", scaler)(x, {"joint": y}, micro)
+        gradients.append(net.layers["joint"].weight.grad.clone())
+    assert (gradients[0] - gradients[1]).norm() > 0.01 * gradients[0].norm()
+    with pytest.raises(ValueError, match="micro_batch 8 is smaller than batch_size 16; remove"):
+        quick(loss="f1", micro_batch=8)
+    assert quick(loss="f1", micro_batch=16).micro_batch == 16
+
+
+def test_loss_f1_ends_where_the_memory_does_not_hold_the_batch(task, tmp_path, small_memory):
+    config = quick(loss="f1")
+    small_memory(6)
+    with pytest.raises(OutOfMemory, match="needs the whole batch of 16 photos at once"):
+        train(config, task, seed=1, report=quiet, work_dir=tmp_path, threads=1)
+    with pytest.raises(OutOfMemory, match="needs the whole batch of 16 photos at once"):
+        train(config, task, seed=1, report=quiet, work_dir=tmp_path, threads=1, micro_batch=8)
 
 
 def test_a_score_that_is_not_finite_names_the_samples(task, tmp_path, monkeypatch):

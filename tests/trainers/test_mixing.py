@@ -42,6 +42,16 @@ def test_half_cutmix_of_two_known_photos_pixel_by_pixel_and_its_loss_by_hand():
     torch.testing.assert_close(by_hand, branch_loss(CrossEntropy(), None)(logits, targets))
 
 
+@pytest.mark.parametrize("width", [4, 5, 225])
+def test_half_cutmix_weighs_a_photo_by_the_share_of_columns_that_stay(width):
+    x = torch.stack([torch.ones(3, 2, width), torch.zeros(3, 2, width)])
+    mixed = half_cutmix(x, torch.tensor([1, 0]))
+    torch.testing.assert_close(mixed.x[0].mean(), mixed.weight[0])
+    assert (0.5 if width == 4 else (width - 1) / (2 * width)) == pytest.approx(
+        mixed.weight[0].item()
+    )
+
+
 def test_a_partner_order_that_is_no_permutation_is_refused():
     with pytest.raises(ValueError, match="permutation"):
         half_cutmix(torch.zeros(2, 3, 2, 2), torch.tensor([0, 0]))
