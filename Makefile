@@ -23,9 +23,9 @@ $(VENV)/.stamp: pyproject.toml constraints.txt requirements-no-deps.txt
 weights: setup  ## fetch and verify the model weights the quickstart needs
 	$(BIN)/python -m orchestrator weights u2netp fastmtcnn tf_efficientnet_lite0
 
-$(SAMPLE)/.complete: data_prep/sample/synthetic.py data_prep/sample/portrait.py | setup
+$(SAMPLE)/.complete: $(wildcard data_prep/sample/*.py) | setup
 	rm -rf $(SAMPLE)
-	$(BIN)/python -m data_prep.sample.synthetic --out $(SAMPLE) --people 60 --seed 0
+	$(BIN)/python -m data_prep.sample --out $(SAMPLE) --people 60 --seed 0
 	@touch $@
 
 quickstart: weights $(SAMPLE)/.complete  ## run the main job on sample data, from nothing to a report

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainers import augment, checkpoint
+from trainers import augmentation, checkpoint
 from trainers.allocator import keep_freed_memory
-from trainers.bank import PLAIN, Bank, Keep, View
+from trainers.feature_cache import PLAIN, Bank, Keep, View
 from trainers.config import Duration, NoCutMix, NoMixUp, OfflineMixUp, Train
 from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
 from trainers.losses import Targets, alpha_of, branch_loss, total_loss
@@ -25,7 +25,7 @@ from trainers.mixing import mix, offline_pairs
 from trainers.model import Classifier, build
 from trainers.optim import Plateau, lr_at, make_optimizer
 from trainers.precision import autocast, probe
-from trainers.predict import as_tensor
+from trainers.inference import as_tensor
 
 Report = Callable[[int, dict[str, float]], None]
 _EVAL_BATCH = 128
@@ -99,7 +99,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
                 "offline mixup: which rows may be mixed was required, found nothing in the task"
             )
         task = task.with_pairs(offline_pairs(mixup, task.train, mixable, seed=seed))
-    augmented = augment.build(config.augment.policy)
+    augmented = augmentation.build(config.augment.policy)
     # -- model ------------------------------------------------------------------------------------------------------
     torch.manual_seed(seed_of(seed, "init"))
     model = build(
@@ -150,7 +150,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
             return bank(rows, view)
         photos = task.photos(rows)
         if epoch and augmented:
-            photos = augmented(photos, augment.sample_seeds(seed, epoch, rows))
+            photos = augmented(photos, augmentation.sample_seeds(seed, epoch, rows))
         return as_tensor(photos)
 
     # -- length -----------------------------------------------------------------------------------------------------

@@ -1,13 +1,10 @@
-"""Sample data drawn by code: portraits in the contest's layout, with known silhouettes and face boxes.
-
-    python -m data_prep.sample.synthetic --out DIR --people N [--seed 0] [--size 192x256] [--jobs 2]
+"""Sample data drawn by code: portraits in the contest's layout, with true silhouettes and face boxes.
 
 All randomness comes from (seed, person, photo name), so the same arguments give the same bytes.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import io
@@ -16,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,91 +25,67 @@ from data_prep.sample.portrait import Person, draw, make_person
 
 PHOTOS = ("incorrect_mask", "mask1", "mask2", "mask3", "mask4", "mask5", "normal")
 TRUTH = "truth.parquet"
-_MIN_TRAIN, _MIN_EVAL = 4, 2  # people per gender x age cell
+_MASK_CODES = {"incorrect_mask": 1, "normal": 2}  # every other photo has code 0
+_MIN_TRAIN = 4  # people per gender x age cell
+_MIN_EVAL = 2
 _CELLS = [(gender, age) for gender in ("male", "female") for age in range(3)]
-_SHARES = (
-    0.145,
-    0.108,
-    0.022,
-    0.194,
-    0.216,
-    0.029,
-)  # of people in the contest, by gender x age group
+# share of the contest's people in each cell
+_SHARES = (0.145, 0.108, 0.022, 0.194, 0.216, 0.029)
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of one photo: its path below the data set, the face box in pixels, and the silhouette."""
+    """What is known of one photo: its path below the data set, the face box, the silhouette."""
 
     path: str
-    face_box: tuple[float, float, float, float]  # x0, y0, x1, y1
+    face_box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
     silhouette: NDArray[np.bool_]  # (H, W)
 
 
+class _Drawn(NamedTuple):
+    """A photo that was written."""
+
+    path: str
+    face_box: tuple[float, float, float, float]
+    silhouette_png: bytes
+    answer: int  # mask * 6 + gender * 3 + age group
+
+
 def cell_counts(n_people: int) -> list[tuple[int, int]]:
-    """Return (train, eval) people per gender x age cell, imbalanced like the contest.
+    """Return the number of (train, eval) people per gender x age cell, imbalanced like the contest.
 
     Raises:
         ValueError: too few people for the smallest cells.
     """
-    least = (_MIN_TRAIN + _MIN_EVAL) * len(_CELLS)
-    if n_people < least:
+    n_required = (_MIN_TRAIN + _MIN_EVAL) * len(_CELLS)
+    if n_people < n_required:
         raise ValueError(
-            f"--people: at least {least} are required ({_MIN_TRAIN} in train and {_MIN_EVAL} in eval per gender x age "
-            f"cell), found {n_people}; ask for more"
+            f"--people: at least {n_required} are required ({_MIN_TRAIN} in train and {_MIN_EVAL} "
+            f"in eval per gender x age cell), found {n_people}; ask for more"
         )
-    extra = n_people - least
-    ideal = [share / sum(_SHARES) * extra for share in _SHARES]
-    counts = [int(value) for value in ideal]
-    for at in sorted(range(len(ideal)), key=lambda at: counts[at] - ideal[at])[
-        : extra - sum(counts)
-    ]:
-        counts[at] += 1
-    found = []
-    for count in counts:
-        more_eval = count // 5
-        found.append((_MIN_TRAIN + count - more_eval, _MIN_EVAL + more_eval))
-    return found
+    n_extra = n_people - n_required
+    ideal = [share / sum(_SHARES) * n_extra for share in _SHARES]
+    extra = [int(value) for value in ideal]
+    by_remainder = sorted(range(len(ideal)), key=lambda cell: extra[cell] - ideal[cell])
+    for cell in by_remainder[: n_extra - sum(extra)]:
+        extra[cell] += 1
+    counts = []
+    for n_more in extra:
+        n_eval = n_more // 5
+        counts.append((_MIN_TRAIN + n_more - n_eval, _MIN_EVAL + n_eval))
+    return counts
 
 
 def people_of(n_people: int, seed: int) -> tuple[list[Person], list[Person]]:
     """Return the people of train and of eval, disjoint."""
-    sides: tuple[list[Person], list[Person]] = ([], [])
-    number = 1
+    train: list[Person] = []
+    held_out: list[Person] = []
     for (gender, age_group), counts in zip(_CELLS, cell_counts(n_people), strict=True):
-        for side, count in zip(sides, counts, strict=True):
+        for people, count in zip((train, held_out), counts, strict=True):
             for _ in range(count):
-                side.append(make_person(number, gender, age_group, seed))
-                number += 1
-    return sides
-
-
-def _write_person(
-    person: Person, *, side: str, out: Path, seed: int, size: tuple[int, int]
-) -> list[dict[str, object]]:
-    rows = []
-    for photo in PHOTOS:
-        pixels, shape, box = draw(person, photo, seed, size)
-        hidden = hashlib.sha256(f"{seed}|{person.id}|{photo}".encode()).hexdigest()[:40]
-        place = (
-            f"train/images/{person.folder}/{photo}.jpg"
-            if side == "train"
-            else f"eval/images/{hidden}.jpg"
-        )
-        (out / place).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(out / place, quality=92)
-        packed = io.BytesIO()
-        Image.fromarray(shape).save(packed, "PNG")
-        state = {"incorrect_mask": 1, "normal": 2}.get(photo, 0)
-        rows.append(
-            {
-                "path": place,
-                "face_box": list(box),
-                "silhouette": packed.getvalue(),
-                "answer": state * 6 + person.group,
-            }
-        )
-    return rows
+                number = len(train) + len(held_out) + 1
+                people.append(make_person(number, gender, age_group, seed))
+    return train, held_out
 
 
 def build(
@@ -119,41 +93,64 @@ def build(
 ) -> None:
     """Write a data set in the contest's layout, and truth.parquet beside it.
 
+    Args:
+        out: a new or empty folder.
+        n_people: in train and eval together.
+        seed: of all randomness.
+        size: width and height of a photo in pixels.
+        jobs: processes.
+
     Raises:
         ValueError: too few people, or `out` is not empty.
     """
-    train, held = people_of(n_people, seed)
+    train, held_out = people_of(n_people, seed)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out}: a new or empty folder was required, found something in it")
-    rows: list[dict[str, object]] = []
-    tasks = [(person, "train") for person in train] + [(person, "eval") for person in held]
+    tasks = [(person, "train") for person in train] + [(person, "eval") for person in held_out]
+    photos: list[_Drawn] = []
     with ProcessPoolExecutor(jobs) as pool:
-        write = partial(_write_task, out=out, seed=seed, size=size)
-        for done, found in enumerate(pool.map(write, tasks, chunksize=2), 1):
-            rows += found
-            if done % 20 == 0 or done == len(tasks):
-                sys.stderr.write(f"drew {done} of {len(tasks)} people\n")
+        write = partial(_write_person, out=out, seed=seed, size=size)
+        for n_done, drawn in enumerate(pool.map(write, tasks, chunksize=2), 1):
+            photos += drawn
+            if n_done % 20 == 0 or n_done == len(tasks):
+                sys.stderr.write(f"drew {n_done} of {len(tasks)} people\n")
     _write_csv(
         out / "train" / "train.csv",
         ["id", "gender", "race", "age", "path"],
-        [[p.id, p.gender, "drawn", p.age, p.folder] for p in train],
+        [[person.id, person.gender, "drawn", person.age, person.folder] for person in train],
     )
-    answers = sorted(
-        [Path(str(row["path"])).name, row["answer"]]
-        for row in rows
-        if str(row["path"]).startswith("eval/")
-    )
-    _write_csv(out / "eval" / "info.csv", ["ImageID", "ans"], answers)
-    pq.write_table(
-        pa.Table.from_pylist([{k: v for k, v in row.items() if k != "answer"} for row in rows]),
-        out / TRUTH,
-    )
+    answers = []
+    for photo in photos:
+        if photo.path.startswith("eval/"):
+            answers.append([Path(photo.path).name, photo.answer])
+    _write_csv(out / "eval" / "info.csv", ["ImageID", "ans"], sorted(answers))
+    truth = {
+        "path": [photo.path for photo in photos],
+        "face_box": [list(photo.face_box) for photo in photos],
+        "silhouette": [photo.silhouette_png for photo in photos],
+    }
+    pq.write_table(pa.table(truth), out / TRUTH)
 
 
-def _write_task(
+def _write_person(
     task: tuple[Person, str], *, out: Path, seed: int, size: tuple[int, int]
-) -> list[dict[str, object]]:
-    return _write_person(task[0], side=task[1], out=out, seed=seed, size=size)
+) -> list[_Drawn]:
+    """Draw the photos of one person of train or eval."""
+    person, side = task
+    drawn = []
+    for photo in PHOTOS:
+        portrait = draw(person, photo, seed, size)
+        path = f"train/images/{person.folder}/{photo}.jpg"
+        if side == "eval":  # the name must not tell the answer
+            digest = hashlib.sha256(f"{seed}|{person.id}|{photo}".encode()).hexdigest()
+            path = f"eval/images/{digest[:40]}.jpg"
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(portrait.pixels).save(out / path, quality=92)
+        buffer = io.BytesIO()
+        Image.fromarray(portrait.silhouette).save(buffer, "PNG")
+        answer = _MASK_CODES.get(photo, 0) * 6 + person.group
+        drawn.append(_Drawn(path, portrait.face_box, buffer.getvalue(), answer))
+    return drawn
 
 
 def _write_csv(path: Path, head: list[str], rows: list[list[object]]) -> None:
@@ -163,42 +160,8 @@ def _write_csv(path: Path, head: list[str], rows: list[list[object]]) -> None:
 
 def read_truth(root: Path) -> list[Truth]:
     """Read what is known of every photo of a drawn data set."""
-    rows = pq.read_table(root / TRUTH, memory_map=False).to_pylist()
-    return [
-        Truth(
-            row["path"],
-            tuple(row["face_box"]),
-            np.asarray(Image.open(io.BytesIO(row["silhouette"]))),
-        )
-        for row in rows
-    ]
-
-
-def _size(text: str) -> tuple[int, int]:
-    parts = text.split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and 48 <= int(part) <= 1024 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, both from 48 to 1024")
-    return int(parts[0]), int(parts[1])
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description="Draw sample portraits in the contest's layout.")
-    parser.add_argument("--out", type=Path, required=True, help="new or empty folder")
-    parser.add_argument(
-        "--people", type=int, default=96, help="train and eval together (default 96)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--size", type=_size, default=(192, 256), help="WIDTHxHEIGHT (default 192x256)"
-    )
-    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
-    args = parser.parse_args(argv)
-    try:
-        build(args.out, args.people, seed=args.seed, size=args.size, jobs=args.jobs)
-    except ValueError as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()
+    truths = []
+    for row in pq.read_table(root / TRUTH, memory_map=False).to_pylist():
+        silhouette = np.asarray(Image.open(io.BytesIO(row["silhouette"])))
+        truths.append(Truth(row["path"], tuple(row["face_box"]), silhouette))
+    return truths

@@ -17,7 +17,7 @@ from orchestrator.base.errors import SpecError, UserError
 from orchestrator.ensemble.members import Ensemble, Member
 from orchestrator.evaluation import vote as voting
 
-_BATCH = 128  # of `trainers.predict.predict`: chunks that are multiples of it give the answers of one large array
+_BATCH = 128  # of `trainers.inference.predict`: chunks that are multiples of it give the answers of one large array
 _CHUNK_BYTES = 2**28
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -95,7 +95,7 @@ def probabilities(
     checkpoint: Path, images: NDArray[np.uint8], device: str = "cpu"
 ) -> NDArray[np.float32]:
     """Return one checkpoint's probabilities (N, C) of prepared photos (N, H, W, 3)."""
-    from trainers.predict import load, predict  # noqa: PLC0415
+    from trainers.inference import load, predict  # noqa: PLC0415
 
     return predict(load(checkpoint), images, batch_size=_BATCH, device=device)
 

@@ -33,7 +33,7 @@ Report = Callable[[int, dict[str, float]], None]
 Body = Callable[[Any, Report], Any]
 """Trains what a spec says and reports after every epoch."""
 
-TRAINING = ("trainers.classifier", "trainers.predict", "albumentations", "timm")
+TRAINING = ("trainers.classifier", "trainers.inference", "albumentations", "timm")
 """What a training imports sooner or later. What a child imported by itself would look like something left behind."""
 
 _POLL_S = 0.25

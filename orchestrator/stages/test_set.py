@@ -129,7 +129,7 @@ def label_table(board: Board, labels: dict[str, int]) -> pa.Table:
 def _predict_checkpoint(job: tuple[str, str, list[int], str]) -> Any:
     """Predict some rows with one checkpoint, a batch of them in memory at a time; runs as a Ray task."""
     from data_prep.preparation.shards import open_rows  # noqa: PLC0415
-    from trainers.predict import load, predict  # noqa: PLC0415
+    from trainers.inference import load, predict  # noqa: PLC0415
 
     folder, rows, at, device = job
     return predict(

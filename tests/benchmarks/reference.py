@@ -28,7 +28,7 @@ from orchestrator.evaluation.metrics import Oof, interval, paired_difference
 from orchestrator.store import tables
 from trainers.config import Model
 from trainers.model import build
-from trainers.predict import as_tensor
+from trainers.inference import as_tensor
 
 SIZES = (3, 2, 3)
 SCALES = {"plain features": None, "standardized features": StandardScaler()}

@@ -180,11 +180,11 @@ def _reader_vs_imagefolder(size_of_photos, note):
     from torchvision import datasets
     from torchvision.transforms import v2
 
-    from trainers import augment
+    from trainers import augmentation
     from trainers.config import Model
     from trainers.data import Task
     from trainers.model import build
-    from trainers.predict import as_tensor
+    from trainers.inference import as_tensor
 
     torch.set_num_threads(1)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -204,13 +204,13 @@ def _reader_vs_imagefolder(size_of_photos, note):
         task = Task(
             images, np.zeros((n, 1), np.int64), [""] * n, {"one": 2}, np.arange(n), np.arange(0)
         )
-        flip = augment.build([{"name": "HorizontalFlip", "p": 0.5}])
+        flip = augmentation.build([{"name": "HorizontalFlip", "p": 0.5}])
         model = build(Model(backbone="tf_efficientnet_lite0", pretrained=False), _LABELS)
         for repeat in range(REPEATS + 1):
             began = time.process_time()
             for rows in np.random.default_rng(repeat).permutation(n).reshape(-1, 32):
                 model._normalized(
-                    as_tensor(flip(task.photos(rows), augment.sample_seeds(0, repeat, rows)))
+                    as_tensor(flip(task.photos(rows), augmentation.sample_seeds(0, repeat, rows)))
                 )
             ours.append(n / (time.process_time() - began))
             began = time.process_time()
@@ -238,17 +238,17 @@ def reader_vs_albumentations():
     """Gather and augment by the policy `basic`, seeded per sample, beside albumentations on ready arrays, unseeded."""
     import albumentations
 
-    from trainers import augment
+    from trainers import augmentation
 
     n, ours, theirs = 1024, [], []
     settings = [
         {k: tuple(v) if isinstance(v, list) else v for k, v in op.items()}
-        for op in augment.POLICIES["basic"]
+        for op in augmentation.POLICIES["basic"]
     ]
     compose = albumentations.Compose(
         [getattr(albumentations, op.pop("name"))(**op) for op in settings]
     )
-    policy = augment.build("basic")
+    policy = augmentation.build("basic")
     with tempfile.TemporaryDirectory() as folder:
         ready = np.random.default_rng(0).integers(0, 255, (n, SIZE, SIZE, 3), dtype=np.uint8)
         task = _task(n, SIZE)
@@ -256,7 +256,7 @@ def reader_vs_albumentations():
         for repeat in range(REPEATS + 1):
             began = time.process_time()
             for rows in np.random.default_rng(repeat).permutation(n).reshape(-1, 32):
-                policy(task.photos(rows), augment.sample_seeds(0, repeat, rows))
+                policy(task.photos(rows), augmentation.sample_seeds(0, repeat, rows))
             ours.append(n / (time.process_time() - began))
             began = time.process_time()
             for photo in ready:

@@ -12,7 +12,7 @@ from trainers.data import Mixable, Task, epoch_order
 from trainers.heads import Branches
 from trainers.losses import Targets, branch_loss
 from trainers.model import Classifier
-from trainers.predict import load, predict
+from trainers.inference import load, predict
 
 GOLDEN = 0.4149935579  # in float64; kernels of CPUs differ by 4e-8 of it, in float32 by 6e-3
 

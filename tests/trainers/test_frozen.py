@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.bank import PLAIN, Bank, View
+from trainers.feature_cache import PLAIN, Bank, View
 from trainers.checkpoint import load_weights
 from trainers.classifier import train
 from trainers.config import Model, Train

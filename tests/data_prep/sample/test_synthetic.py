@@ -2,7 +2,8 @@ import hashlib
 
 import pytest
 
-from data_prep.sample.synthetic import build, cell_counts, main, people_of, read_truth
+from data_prep.sample.__main__ import main
+from data_prep.sample.synthetic import build, cell_counts, people_of, read_truth
 
 
 def folder_hash(root):
@@ -44,16 +45,17 @@ def test_the_layout_is_the_contests_and_the_truth_knows_every_photo(tmp_path):
 def test_every_cell_has_four_people_in_train_and_two_in_eval(n_people):
     counts = cell_counts(n_people)
     assert n_people == sum(map(sum, counts))
-    assert (4, 2) <= (min(train for train, _ in counts), min(held for _, held in counts))
-    train, held = people_of(n_people, 0)
-    assert not {person.id for person in train} & {person.id for person in held}
+    assert (4, 2) <= (min(train for train, _ in counts), min(held_out for _, held_out in counts))
+    train, held_out = people_of(n_people, 0)
+    assert not {person.id for person in train} & {person.id for person in held_out}
 
 
-def test_too_few_people_and_a_full_folder_are_refused(tmp_path, capsys):
+def test_too_few_people_a_full_folder_and_a_bad_size_are_refused(tmp_path, capsys):
     (tmp_path / "x").write_text("")
     for arguments, message in (
         (["--people", "35", "--out", str(tmp_path / "n")], "at least 36 are required"),
         (["--people", "36", "--out", str(tmp_path)], "a new or empty folder was required"),
+        (["--size", "48", "--out", str(tmp_path / "n")], "'48' is not WIDTHxHEIGHT"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(arguments)

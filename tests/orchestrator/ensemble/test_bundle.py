@@ -176,7 +176,7 @@ def test_a_stranger_s_model_comes_from_no_other_folder_and_not_from_the_net(
 
     import timm
 
-    from trainers.predict import load
+    from trainers.inference import load
 
     folder = folder_of(run, tmp_path) / "members/aaaa0000/000"
     evil = tmp_path / "evil"

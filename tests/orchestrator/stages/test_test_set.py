@@ -123,7 +123,7 @@ def test_checkpoints_answer_on_the_trials_device_a_batch_of_mapped_rows_at_a_tim
 ):
     """There may be no GPU here: what is asked of the cluster and of torch is looked at."""
     from orchestrator.spec.models import TrialShare
-    from trainers import predict
+    from trainers import inference
 
     np.save(tmp_path / "rows.npy", np.zeros((4, 2, 2, 3), np.uint8))
     (tmp_path / "rows.json").write_text(json.dumps(["test/a", "test/b", "train/c", "test/d"]))
@@ -138,8 +138,8 @@ def test_checkpoints_answer_on_the_trials_device_a_batch_of_mapped_rows_at_a_tim
         return np.full((len(rows), 2), 0.5, np.float32)
 
     monkeypatch.setattr(board, "ray_map", inline)
-    monkeypatch.setattr(predict, "load", lambda folder: None)
-    monkeypatch.setattr(predict, "predict", answer)
+    monkeypatch.setattr(inference, "load", lambda folder: None)
+    monkeypatch.setattr(inference, "predict", answer)
     artifact = SimpleNamespace(path=tmp_path, file=lambda name: None)
     resources = SimpleNamespace(per_trial=TrialShare(cpu=2, gpu=0.5))
     context = SimpleNamespace(

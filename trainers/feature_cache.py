@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainers.augment import Augmentation, sample_seeds
+from trainers.augmentation import Augmentation, sample_seeds
 from trainers.data import Ints, Task
 from trainers.model import Classifier
-from trainers.predict import as_tensor
+from trainers.inference import as_tensor
 
 Features = NDArray[np.float32]  # (n, F)
 _BATCH = 128

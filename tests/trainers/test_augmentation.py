@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainers import augment
+from trainers import augmentation
 from trainers.config import Train
 from trainers.data import ahead
 from trainers.operations import settings_of
@@ -13,19 +13,19 @@ PHOTOS = np.random.default_rng(0).integers(0, 255, (24, 16, 16, 3), dtype=np.uin
 ROWS = np.arange(100, 124)
 
 
-@pytest.mark.parametrize("policy", [*augment.POLICIES, FLIP], ids=str)
+@pytest.mark.parametrize("policy", [*augmentation.POLICIES, FLIP], ids=str)
 def test_a_photo_comes_out_the_same_in_any_batch_and_on_any_number_of_threads(policy):
-    run = augment.build(policy)
+    run = augmentation.build(policy)
     if run is None:
         return
 
     def part(rows):
-        return run(PHOTOS[rows - 100].copy(), augment.sample_seeds(7, 3, rows))
+        return run(PHOTOS[rows - 100].copy(), augmentation.sample_seeds(7, 3, rows))
 
     whole = part(ROWS)
     again = np.concatenate(list(ahead(part, np.split(ROWS[::-1], 8), 3)))[::-1]
     np.testing.assert_array_equal(whole, again)
-    other = run(PHOTOS.copy(), augment.sample_seeds(7, 4, ROWS))
+    other = run(PHOTOS.copy(), augmentation.sample_seeds(7, 4, ROWS))
     assert not np.array_equal(whole, other)
     assert not np.array_equal(whole, PHOTOS)
 
@@ -33,18 +33,23 @@ def test_a_photo_comes_out_the_same_in_any_batch_and_on_any_number_of_threads(po
 def test_half_of_all_photos_are_flipped():
     rows = np.arange(2000)
     photos = np.arange(2, dtype=np.uint8)[None, None, :, None].repeat(2000, 0).repeat(3, 3)
-    flipped = augment.build(FLIP)(photos.copy(), augment.sample_seeds(0, 1, rows))[:, 0, 0, 0] == 1
+    flipped = (
+        augmentation.build(FLIP)(photos.copy(), augmentation.sample_seeds(0, 1, rows))[:, 0, 0, 0]
+        == 1
+    )
     assert 900 < flipped.sum() < 1100
-    run = augment.build([{"name": "HorizontalFlip", "p": 1.0}])
+    run = augmentation.build([{"name": "HorizontalFlip", "p": 1.0}])
     np.testing.assert_array_equal(
-        PHOTOS[:, :, ::-1], run(PHOTOS.copy(), augment.sample_seeds(0, 1, ROWS))
+        PHOTOS[:, :, ::-1], run(PHOTOS.copy(), augmentation.sample_seeds(0, 1, ROWS))
     )
     np.testing.assert_array_equal(photos[~flipped], photos[:1].repeat((~flipped).sum(), 0))
 
 
 def test_seeds_of_samples_are_distinct_over_rows_epochs_and_seeds():
     seeds = [
-        augment.sample_seeds(seed, epoch, np.arange(500)) for seed in (0, 1) for epoch in (1, 2)
+        augmentation.sample_seeds(seed, epoch, np.arange(500))
+        for seed in (0, 1)
+        for epoch in (1, 2)
     ]
     assert 2000 == len(set(np.concatenate(seeds).tolist()))
 
@@ -94,5 +99,5 @@ def test_what_is_read_of_an_operation_is_what_it_takes():
             <= known
         ), name
         getattr(albumentations, name)
-    for ops in augment.POLICIES.values():
+    for ops in augmentation.POLICIES.values():
         Train.model_validate({"augment": {"policy": ops}})

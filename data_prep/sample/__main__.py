@@ -1,0 +1,42 @@
+"""Draw a sample data set: `python -m data_prep.sample --out DIR --people N [--seed 0]`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from data_prep.sample.synthetic import build
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    for side in (width, height):
+        if not (side.isdecimal() and 48 <= int(side) <= 1024):
+            raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, both from 48 to 1024")
+    return int(width), int(height)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line and draw."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.sample",
+        description="Draw sample portraits in the contest's layout.",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="new or empty folder")
+    parser.add_argument(
+        "--people", type=int, default=96, help="train and eval together (default 96)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--size", type=_size, default=(192, 256), help="WIDTHxHEIGHT (default 192x256)"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    args = parser.parse_args(argv)
+    try:
+        build(args.out, args.people, seed=args.seed, size=args.size, jobs=args.jobs)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
