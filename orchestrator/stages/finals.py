@@ -17,7 +17,7 @@ from orchestrator.evaluation import metrics as stats
 from orchestrator.evaluation import selection
 from orchestrator.evaluation import selection_bias as optimism
 from orchestrator.evaluation import vote as voting
-from orchestrator.evaluation.predictions import HeldOut, Sides, read_held_out, shared
+from orchestrator.evaluation.predictions import Predictions, align, groups_of, read_predictions
 from orchestrator.stages import test_set as board
 from orchestrator.stages.context import Context, Done, load_json, majority_class
 from orchestrator.stages.phases import phase_trials, ranking
@@ -55,25 +55,16 @@ def _complete_settings(context: Context) -> dict[str, str]:
     }
 
 
-def _held_out(context: Context) -> dict[str, HeldOut]:
+def _held_out(context: Context) -> dict[str, Predictions]:
     """Return per finalist the predictions that choices rest on, those over other classes left out."""
-    found = read_held_out(context.paths.predictions, _judged(context)[1], context.schema.n_classes)
+    groups = groups_of(context.catalog_table())
+    found = read_predictions(
+        context.paths.predictions, _judged(context)[1], context.schema.n_classes, groups
+    )
     return {
         setting: found[setting]
         for setting in sorted(_complete_settings(context))
         if setting in found
-    }
-
-
-def _sides(context: Context) -> Sides:
-    return Sides.of(context.catalog_table(), context.schema.names)
-
-
-def _arms(context: Context, found: dict[str, HeldOut], sides: Sides) -> dict[str, stats.Oof]:
-    """Return per finalist its out-of-fold predictions with their groups."""
-    return {
-        setting: sides.oof(one.sample_ids, one.targets, one.preds, context.schema.n_classes)
-        for setting, one in found.items()
     }
 
 
@@ -93,9 +84,9 @@ def hypotheses(context: Context) -> Done:
 
     claims, rows = context.experiment.spec.hypotheses, []
     if claims:
-        arms = _arms(context, _held_out(context), _sides(context))
+        arms = _held_out(context)
         scores, variants = _search_scores(context), _complete_settings(context)
-        best: dict[str, stats.Oof] = {}
+        best: dict[str, Predictions] = {}
         for setting in sorted(arms, key=lambda s: (-scores.get(s, 0.0), s)):
             best.setdefault(variants[setting], arms[setting])
         rows = judge(claims, best, seed=context.experiment.spec.seed)
@@ -110,10 +101,9 @@ def select(context: Context) -> Done:
         _search_scores(context),
         _complete_settings(context),
     )
-    found, sides, n_classes = _held_out(context), _sides(context), context.schema.n_classes
+    found = _held_out(context)
     trials = _checkpoints(context)
-    full = _arms(context, found, sides)
-    arms = fair.shared(full)
+    arms = fair.on_common_samples(found)
     if not found:
         raise UserError(
             "select: finalists with out-of-fold predictions over all labels were required, found none"
@@ -128,7 +118,7 @@ def select(context: Context) -> Done:
             seed=spec.seed,
         )
         | {
-            "n_left_out": len(full[setting].sample_ids) - len(oof.sample_ids)
+            "n_left_out": len(found[setting].sample_ids) - len(oof.sample_ids)
         }  # photos that another arm excluded
         for setting, oof in sorted(arms.items())
     ]
@@ -136,15 +126,13 @@ def select(context: Context) -> Done:
     if spec.select.policy == "leaderboard":
         candidates, peeks = _with_board(context, candidates)
     robust = [c["setting"] for c in selection.rank(candidates, "robust")]
-    together = shared({setting: found[setting] for setting in robust})
+    together = align({setting: found[setting] for setting in robust})
     pool = None  # variants split differently may have no photo in common; then nothing can be said of their best
     if next(iter(together.values())).sample_ids:
-        pool = optimism.Pool(
-            list(together.values()), _like(sides, together, n_classes), spec.vote.rule
-        )
+        pool = optimism.Pool(list(together.values()), spec.vote.rule)
     picks = None
     if spec.select.policy == "diverse" and pool:
-        every = np.ones((1, len(pool.strata)))
+        every = pool.everybody
         picks = [robust[at] for at in optimism.greedy(pool, every, spec.select.members)[0]]
     chosen = selection.choose(candidates, spec.select.policy, spec.select.members, picks)
     if not chosen["members"]:
@@ -154,20 +142,20 @@ def select(context: Context) -> Done:
     chosen["peeks"] = peeks
     chosen["vote"] = {"rule": spec.vote.rule, "tie": voting.TIE_RULE}
     rests_on = _judged(context)[1]
-    members = shared({setting: found[setting] for setting in chosen["members"]})
+    members = align({setting: found[setting] for setting in chosen["members"]})
     if not next(iter(members.values())).sample_ids:
         raise UserError(
             "select: photos that all members held out were required, found none; give them one data.split"
         )
     chosen["ensemble"] = {
         "oof": None,
-        rests_on: _vote_scores(context, sides, members, chosen["weights"]),
+        rests_on: _vote_scores(context, members, chosen["weights"]),
         "test": None,
-        **_about_members(context, sides, members, chosen["weights"]),
+        **_about_members(context, members, chosen["weights"]),
         "corrected": _corrected(context, pool, sum(chosen["weights"])),
     }
     if pool:
-        ((first,),) = optimism.best(pool, np.ones((1, len(pool.strata))), 1)
+        ((first,),) = optimism.best(pool, pool.everybody, 1)
         chosen["winner"] = {
             "setting": robust[first],
             **optimism.corrected(pool, optimism.best, 1, seed=spec.seed, alone=True),
@@ -209,31 +197,29 @@ def _n_params(context: Context, trial: TrialState) -> int:
     )
 
 
-def _like(
-    sides: Sides, members: dict[str, HeldOut], n_classes: int, pred: stats.Ints | None = None
-) -> stats.Oof:
-    """Return the samples of some members with their groups, answered by `pred`."""
-    first = next(iter(members.values()))
-    return sides.oof(
-        first.sample_ids, first.targets, first.preds if pred is None else pred[None], n_classes
-    )
+def _like(members: dict[str, Predictions], pred: stats.Ints) -> Predictions:
+    """Return the samples of some members, answered by `pred`."""
+    return next(iter(members.values())).answered_by(pred)
 
 
-def _cast(context: Context, members: dict[str, HeldOut], weights: list[int]) -> voting.Votes:
+def _cast(context: Context, members: dict[str, Predictions], weights: list[int]) -> voting.Votes:
     """Let members vote on samples that each of their checkpoints held out."""
     arms = members.values()
     return voting.cast(
-        [m.votes for m in arms], [m.probs for m in arms], context.experiment.spec.vote.rule, weights
+        [m.votes for m in arms],
+        [m.mean_probs for m in arms],
+        context.experiment.spec.vote.rule,
+        weights,
     )
 
 
 def _vote_scores(
-    context: Context, sides: Sides, members: dict[str, HeldOut], weights: list[int]
+    context: Context, members: dict[str, Predictions], weights: list[int]
 ) -> dict[str, Any]:
     """Return the headline: the scores of the vote, and how far its mean probability can be believed."""
     votes = _cast(context, members, weights)
-    oof = _like(sides, members, context.schema.n_classes, votes.pred)
-    mean = np.average([m.probs for m in members.values()], axis=0, weights=weights)
+    oof = _like(members, votes.pred)
+    mean = np.average([m.mean_probs for m in members.values()], axis=0, weights=weights)
     sure = mean[np.arange(len(votes.pred)), votes.pred]
     return {
         **_scores(context, oof),
@@ -242,13 +228,13 @@ def _vote_scores(
 
 
 def _about_members(
-    context: Context, sides: Sides, members: dict[str, HeldOut], weights: list[int]
+    context: Context, members: dict[str, Predictions], weights: list[int]
 ) -> dict[str, Any]:
     """Return how often members agree, what each adds to the vote, and what the vote adds to the best of them."""
     n_classes, seed, names = context.schema.n_classes, context.experiment.spec.seed, list(members)
-    whole = _like(sides, members, n_classes, _cast(context, members, weights).pred)
+    whole = _like(members, _cast(context, members, weights).pred)
     answers = np.stack([one.votes for one in members.values()])
-    alone = {name: _like(sides, members, n_classes, one.votes) for name, one in members.items()}
+    alone = {name: _like(members, one.votes) for name, one in members.items()}
     scores = {
         name: stats.macro_f1(one.targets, one.preds[0], n_classes) for name, one in alone.items()
     }
@@ -263,9 +249,7 @@ def _about_members(
         }
         if others:
             rest = _like(
-                sides,
                 others,
-                n_classes,
                 _cast(context, others, weights[:at] + weights[at + 1 :]).pred,
             )
             row["adds"] = stats.paired_difference(whole, rest, seed=seed)
@@ -297,7 +281,7 @@ def _corrected(context: Context, pool: optimism.Pool | None, n: int) -> dict[str
     return None
 
 
-def _scores(context: Context, oof: stats.Oof) -> dict[str, Any]:
+def _scores(context: Context, oof: Predictions) -> dict[str, Any]:
     """Return macro F1 and accuracy with intervals, and macro F1 and accuracy per label."""
     seed = context.experiment.spec.seed
     found: dict[str, Any] = {
