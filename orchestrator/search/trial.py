@@ -235,8 +235,8 @@ def _parts(spec: TrialSpec, index: Mapping[str, int]) -> dict[str, tuple[Any, An
 
 
 def _predictions(spec: TrialSpec, work: Path, rows: Any, part: tuple[Any, Any]) -> Any:
-    from trainers.metrics import joint_class  # noqa: PLC0415
     from trainers.inference import load, predict  # noqa: PLC0415
+    from trainers.metrics import joint_class  # noqa: PLC0415
 
     at, codes = part
     model = load(work)
