@@ -107,7 +107,7 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
         device=spec.device,
         threads=spec.threads,
         source=_source_weights(spec, store),
-        keep=partial(_keep_features, store, spec.inputs.get("prepare", spec.rows)),
+        feature_store=partial(_keep_features, store, spec.inputs.get("prepare", spec.rows)),
         micro_batch=spec.micro_batch,
     )
     params = {"train": spec.train, "seed": spec.seed, "fold": spec.fold}
