@@ -333,7 +333,7 @@ def _require_weights(experiment: Experiment, *, allow_download: bool) -> None:
             else:
                 require(name)
         for name in sorted(wanted - set(known())):
-            from trainers import hub  # noqa: PLC0415 - torch and timm, where they are needed anyway
+            from data_prep.weights import hub  # noqa: PLC0415 - torch and timm, where they are needed anyway
 
             (hub.fetch if allow_download else hub.require)(name)
     except WeightsError as error:

@@ -29,7 +29,7 @@ def _probe(context: Context, arm: Arm, device: str) -> dict[str, float]:
     import ray  # noqa: PLC0415
 
     def run() -> dict[str, float]:
-        from trainers.precision import probe  # noqa: PLC0415
+        from trainers.device import probe  # noqa: PLC0415
 
         return probe(
             arm.train.model,
