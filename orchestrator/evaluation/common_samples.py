@@ -12,7 +12,7 @@ from orchestrator.evaluation.metrics import macro_f1
 from orchestrator.evaluation.predictions import Predictions, align
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
-from orchestrator.store.ledger import TrialState
+from orchestrator.store.ledger import TrialRecord
 
 _ENOUGH = 0.5
 """Share of the smallest arm that must be common; below it a finding says so."""
@@ -43,7 +43,7 @@ def little_in_common(sizes: Sequence[int], n_common: int) -> str | None:
     )
 
 
-def search_scores(trials: Sequence[TrialState], objective: str) -> list[float]:
+def search_scores(trials: Sequence[TrialRecord], objective: str) -> list[float]:
     """Return the val macro F1 of finished trials on the samples that all their val parts hold.
 
     Where all saw one val part, each counts by the score that it reported.
@@ -51,8 +51,8 @@ def search_scores(trials: Sequence[TrialState], objective: str) -> list[float]:
     Raises:
         UserError: the val parts have no sample in common.
     """
-    reported = [float(trial.end["metrics"][objective]) for trial in trials]
-    if len({trial.facts.get("parts") for trial in trials}) < 2:
+    reported = [float(trial.metrics[objective]) for trial in trials]
+    if len({trial.started.parts for trial in trials}) < 2:
         return reported
     answers = {trial.trial_id: _read(trial) for trial in trials}
     aligned = on_common_samples(answers)
@@ -62,9 +62,9 @@ def search_scores(trials: Sequence[TrialState], objective: str) -> list[float]:
     return [macro_f1(arm.targets, arm.preds[0], arm.n_classes) for arm in aligned.values()]
 
 
-def _read(trial: TrialState) -> Predictions:
+def _read(trial: TrialRecord) -> Predictions:
     """Read a trial's answers on its val part."""
-    artifact = Store(Path(trial.facts["store"])).get("trial", trial.facts["key"])
+    artifact = Store(Path(trial.started.store)).get("trial", trial.key)
     table = tables.read(artifact.file("predictions.parquet"), ["sample_id", "target", "pred"])
     targets, preds = table["target"].to_numpy(), table["pred"].to_numpy()
     n_classes = int(max(np.max(targets, initial=0), np.max(preds, initial=0))) + 1

@@ -28,8 +28,8 @@ from orchestrator.evaluation.metrics import interval, paired_difference
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.store import tables
 from trainers.config import Model
-from trainers.model import build
 from trainers.inference import as_tensor
+from trainers.model import build
 
 SIZES = (3, 2, 3)
 SCALES = {"plain features": None, "standardized features": StandardScaler()}
