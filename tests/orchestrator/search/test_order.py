@@ -9,8 +9,8 @@ from orchestrator.search.controller import Bridge
 from orchestrator.search.study import Studies
 from orchestrator.search.trial import TrialSpec
 from orchestrator.spec.search_space import Confirm, Search
-from orchestrator.stages import phases
-from orchestrator.stages.phases import _in_order
+from orchestrator.stages import confirm as phases
+from orchestrator.stages.confirm import _in_order
 from orchestrator.store.ledger import Ledger
 
 
