@@ -27,7 +27,10 @@ from orchestrator.stages.trial_phase import (
     run_phase,
     sources,
 )
-from orchestrator.store.ledger import TrialState
+from orchestrator.store.events import (
+    PhaseStarted,
+)
+from orchestrator.store.ledger import TrialRecord
 
 
 def confirm(context: Context) -> Done:
@@ -39,11 +42,7 @@ def confirm(context: Context) -> Done:
         return Done("SUCCEEDED", "confirm: null")
     found = phase_trials(context, "search")
     chosen = selection.finalists(ranking(found), wanted.finalists, list(context.experiment.arms))
-    points = {
-        t.facts["setting"]: (t.facts["variant"], t.facts["params"])
-        for t in found
-        if t.status == "COMPLETE"
-    }
+    points = {t.setting: (t.variant, t.params) for t in found if t.status == "COMPLETE"}
     key = context.keys.confirm(context.require_catalog(), chosen)
     reused = reuse(context, "confirm", key)
     if not reused:
@@ -51,7 +50,7 @@ def confirm(context: Context) -> Done:
         specs = _confirm_trials(context, wanted, {setting: points[setting] for setting in chosen})
         by_id = {spec.trial_id: spec for spec in specs}
         known = {trial.trial_id for trial in phase_trials(context, "confirm")}
-        context.ledger.append("phase_started", commit=True, phase="confirm")
+        context.ledger.append(PhaseStarted(phase="confirm"), commit=True)
         bridge = Bridge(
             context.ledger,
             "confirm",
@@ -99,12 +98,12 @@ def _confirm_trials(
 
 
 def _in_order(
-    specs: list[TrialSpec], known: Callable[[], dict[str, TrialState]]
+    specs: list[TrialSpec], known: Callable[[], dict[str, TrialRecord]]
 ) -> Iterator[tuple[TrialSpec, None] | None]:
     """Propose each trial once what it stands on has ended; None where all that are left wait."""
     waiting = list(specs)
     while waiting:
-        open_ = {trial.facts["key"] for trial in known().values() if trial.status is None}
+        open_ = {trial.key for trial in known().values() if trial.status is None}
         open_ |= {spec.key for spec in waiting}
         ready = next((spec for spec in waiting if spec.source not in open_), None)
         if ready is None:
@@ -119,12 +118,12 @@ def judged(context: Context) -> tuple[str, str]:
     return ("confirm", "oof") if context.experiment.spec.confirm else ("search", "val")
 
 
-def checkpoints(context: Context) -> dict[str, list[TrialState]]:
+def checkpoints(context: Context) -> dict[str, list[TrialRecord]]:
     """Return setting -> the trials whose checkpoints answer for it. In search, its first finished one does."""
     phase, _ = judged(context)
-    by_setting: dict[str, list[TrialState]] = {}
+    by_setting: dict[str, list[TrialRecord]] = {}
     for trial in phase_trials(context, phase):
-        by_setting.setdefault(trial.facts["setting"], []).append(trial)
+        by_setting.setdefault(trial.setting, []).append(trial)
     if phase == "confirm":
         return by_setting
     done = {s: [t for t in found if t.status == "COMPLETE"][:1] for s, found in by_setting.items()}
@@ -135,7 +134,7 @@ def complete_settings(context: Context) -> dict[str, str]:
     """Return setting -> variant of the candidates whose every trial finished."""
     by_setting = checkpoints(context)
     return {
-        s: found[0].facts["variant"]
+        s: found[0].variant
         for s, found in by_setting.items()
         if all(t.status == "COMPLETE" for t in found)
     }

@@ -24,17 +24,20 @@ from orchestrator.stages.trial_phase import (
     run_phase,
     sources,
 )
-from orchestrator.store.ledger import TrialState
+from orchestrator.store.events import (
+    PhaseStarted,
+)
+from orchestrator.store.ledger import TrialRecord
 
 
-def _best_of(context: Context, variant: str) -> TrialState | None:
+def _best_of(context: Context, variant: str) -> TrialRecord | None:
     """Return the best finished search trial of a variant, ordered as finalists are."""
     done = [
         t
         for t in phase_trials(context, "search")
-        if t.facts["variant"] == variant and t.status == "COMPLETE"
+        if t.variant == variant and t.status == "COMPLETE"
     ]
-    return min(done, key=lambda t: (-t.end["metrics"][OBJECTIVE], t.facts["setting"]), default=None)
+    return min(done, key=lambda t: (-t.metrics[OBJECTIVE], t.setting), default=None)
 
 
 def _take_over(context: Context, wanted: Search, families: dict[str, str]) -> None:
@@ -42,7 +45,7 @@ def _take_over(context: Context, wanted: Search, families: dict[str, str]) -> No
     if not phase_trials(context, "search"):
         for one in earlier(context.store, families, wanted, besides=context.paths.run_id).values():
             for event in one.events:
-                context.ledger.append(event.pop("event"), **event)
+                context.ledger.append(event)
             context.reporter.say(
                 f"  search: {one.n_trials} trials are taken over from run {one.run_id}"
             )
@@ -66,13 +69,13 @@ def search(context: Context) -> Done:
                 point,
                 spec.seed,
                 None,
-                source=best.facts["key"] if best else None,
+                source=best.key if best else None,
             )
 
         before_trials(context)
         wanted = spec.search or Search(trials=1)
         _take_over(context, wanted, context.keys.families(context.require_catalog()))
-        context.ledger.append("phase_started", commit=True, phase="search")
+        context.ledger.append(PhaseStarted(phase="search"), commit=True)
         variants = list(context.experiment.arms)
         studies = Studies(
             context.paths.run_id, wanted, variants, spec.seed, make, stands_on, context.reporter.say
@@ -89,7 +92,7 @@ def search(context: Context) -> Done:
     trials = phase_trials(context, "search")
     write_tables(context)
     if not any(trial.status == "COMPLETE" for trial in trials):
-        causes = sorted({str(trial.end.get("error") or trial.end.get("why")) for trial in trials})
+        causes = sorted({str(trial.error or trial.why) for trial in trials})
         raise UserError(
             f"search: at least one finished trial was required, none of {len(trials)} is: {'; '.join(causes[:3])}"
         )

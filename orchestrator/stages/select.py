@@ -25,7 +25,7 @@ from orchestrator.stages.confirm import (
     sides_of,
 )
 from orchestrator.stages.context import Context, Done, load_json
-from orchestrator.store.ledger import TrialState
+from orchestrator.store.ledger import TrialRecord
 
 _N_GREEDY = 200
 """Resamples of a greedy choice: each tries every candidate for every vote."""
@@ -131,10 +131,8 @@ def _with_board(
     return [{**c, "board_score": shown[c["setting"]]} for c in candidates], peeks
 
 
-def _n_params(context: Context, trial: TrialState) -> int:
-    return int(
-        load_json(context.store.get("trial", trial.facts["key"]).path / "model.json")["n_params"]
-    )
+def _n_params(context: Context, trial: TrialRecord) -> int:
+    return int(load_json(context.store.get("trial", trial.key).path / "model.json")["n_params"])
 
 
 def _like(

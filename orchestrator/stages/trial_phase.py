@@ -23,7 +23,14 @@ from orchestrator.search.trial import TrialSpec
 from orchestrator.search.worker import Watch
 from orchestrator.spec.models import Experiment
 from orchestrator.stages.context import Context
-from orchestrator.store.ledger import TrialState, read, replay
+from orchestrator.store.events import (
+    EpochReported,
+    LimitReached,
+    TrialEnded,
+    TrialReopened,
+    TrialStarted,
+)
+from orchestrator.store.ledger import TrialRecord, read, replay
 from trainers.config import FrozenDeepHead
 
 
@@ -143,21 +150,18 @@ def in_store(context: Context) -> Callable[[TrialSpec], list[dict[str, float]] |
     return find
 
 
-def phase_trials(context: Context, phase: str) -> list[TrialState]:
+def phase_trials(context: Context, phase: str) -> list[TrialRecord]:
     """Return the trials of a phase in the order they were started."""
     return [
         trial for trial in replay(context.ledger.events).trials.values() if trial.phase == phase
     ]
 
 
-def ranking(trials: list[TrialState]) -> list[tuple[str, str, float]]:
+def ranking(trials: list[TrialRecord]) -> list[tuple[str, str, float]]:
     """Return (setting, variant, score) of the finished trials, scored on the val samples that all of them kept."""
     done = [trial for trial in trials if trial.status == "COMPLETE"]
     scores = fair.search_scores(done, OBJECTIVE)
-    return [
-        (t.facts["setting"], t.facts["variant"], score)
-        for t, score in zip(done, scores, strict=True)
-    ]
+    return [(t.setting, t.variant, score) for t, score in zip(done, scores, strict=True)]
 
 
 def reuse(context: Context, kind: str, key: str) -> bool:
@@ -166,9 +170,7 @@ def reuse(context: Context, kind: str, key: str) -> bool:
     if found is None or phase_trials(context, kind):
         return False
     for event in read(found.file("events.jsonl")):
-        context.ledger.append(
-            event.pop("event"), **{k: v for k, v in event.items() if k not in {"n", "time"}}
-        )
+        context.ledger.append(event)
     shutil.rmtree(context.paths.tune / kind, ignore_errors=True)
     shutil.copytree(found.path / "tune", context.paths.tune / kind)
     return True
@@ -180,15 +182,15 @@ def keep(context: Context, kind: str, key: str, result: dict[str, Any]) -> None:
     Not one with failures by chance: they would be failures for every run to come.
     """
     if context.store.find(kind, key) or any(
-        trial.failed_by_chance for trial in phase_trials(context, kind)
+        trial.has_transient_failure for trial in phase_trials(context, kind)
     ):
         return
     names = {trial.trial_id for trial in phase_trials(context, kind)}
     events = [
-        e
-        for e in context.ledger.events
-        if e["event"] in {"trial_started", "report", "trial_ended", "trial_reopened"}
-        and e["trial_id"] in names
+        event.to_json()
+        for event in context.ledger.events
+        if isinstance(event, TrialStarted | EpochReported | TrialEnded | TrialReopened)
+        and event.trial_id in names
     ]
     with context.store.draft(kind, key, params={}, inputs={}) as draft:
         text = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
@@ -197,18 +199,18 @@ def keep(context: Context, kind: str, key: str, result: dict[str, Any]) -> None:
         draft.result |= result
 
 
-def note(context: Context, trials: list[TrialState]) -> str:
+def note(context: Context, trials: list[TrialRecord]) -> str:
     """Count trials by status, and the size of their checkpoints."""
     counted = {
         name: sum(trial.status == name for trial in trials)
         for name in ("COMPLETE", "PRUNED", "FAILED")
     }
     told = [f"{n} {name.lower()}" for name, n in counted.items() if n]
-    if n_cached := sum(bool(trial.end.get("cached")) for trial in trials):
+    if n_cached := sum(trial.is_cached for trial in trials):
         told.append(f"{n_cached} of them cached")
     found = [
         context.store.find("trial", key)
-        for key in {t.facts["key"] for t in trials if t.status == "COMPLETE"}
+        for key in {t.key for t in trials if t.status == "COMPLETE"}
     ]
     taken = sum(
         facts["size_bytes"]
@@ -216,5 +218,5 @@ def note(context: Context, trials: list[TrialState]) -> str:
         if artifact
         for facts in artifact.manifest["files"].values()
     )
-    reached = [e["reason"] for e in context.ledger.events if e["event"] == "limit_reached"]
+    reached = [event.reason for event in context.ledger.events if isinstance(event, LimitReached)]
     return ", ".join([*told, f"{taken / 1e6:.0f} MB of checkpoints", *reached[-1:]])

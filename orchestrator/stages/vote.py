@@ -23,7 +23,7 @@ def vote(context: Context) -> Done:
     chosen = load_json(context.paths.selection)
     by_setting = checkpoints(context)
     trials = [trial for setting in chosen["members"] for trial in by_setting[setting]]
-    seen = board.read_board(context, (trial.facts["variant"] for trial in trials))
+    seen = board.read_board(context, (trial.variant for trial in trials))
     readable = [sample for sample, _ in seen.order if sample not in seen.lost]
     members, found = board.answers(context, trials, readable)
     known = tables.read(context.paths.predictions, filters=[("split", "!=", "test")]).cast(

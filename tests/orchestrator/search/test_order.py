@@ -103,7 +103,7 @@ def test_a_worker_killed_for_memory_is_tried_once_more_with_half_the_micro_batch
     assert "FINISHED" == bridge.next()
     assert ("FAILED", True) == (
         bridge.known["a"].status,
-        "with 16 photos at once" in bridge.known["a"].end["error"],
+        "with 16 photos at once" in bridge.known["a"].error,
     )
 
 
@@ -117,7 +117,7 @@ def test_a_death_that_is_not_about_memory_changes_nothing(ledger):
 def test_in_confirm_a_head_stands_on_the_best_of_its_source_among_the_finalists(monkeypatch):
     monkeypatch.setattr(phases, "sources", lambda experiment: {"A+C": "A"})
     monkeypatch.setattr(
-        phases, "_trial", lambda context, name, *rest, source: spec(name, source=source)
+        phases, "describe_trial", lambda context, name, *rest, source: spec(name, source=source)
     )
     points = {"on-it": ("A+C", {}), "second": ("B", {}), "best": ("A", {}), "other": ("A", {})}
     found = phases._confirm_trials(
