@@ -20,7 +20,7 @@ from orchestrator.evaluation.common_samples import (
 from orchestrator.evaluation.metrics import paired_difference
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.search.training_subsets import parts_file
-from orchestrator.stages import phases
+from orchestrator.stages import trial_phase as phases
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from orchestrator.store.events import TrialEnded, TrialStarted
