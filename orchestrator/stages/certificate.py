@@ -21,7 +21,7 @@ from orchestrator.evaluation import vote as voting
 from orchestrator.evaluation.predictions import HeldOut, Sides, read_held_out, shared
 from orchestrator.stages import test_set as board
 from orchestrator.stages.context import Context, load_json
-from orchestrator.stages.phases import phase_trials
+from orchestrator.stages.trial_phase import phase_trials
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, git_commit, packages
 from orchestrator.store.events import LabelsOpened

@@ -14,7 +14,7 @@ from data_prep.split import assign
 from orchestrator.evaluation.common_samples import search_scores, shared
 from orchestrator.evaluation.metrics import Oof, paired_difference
 from orchestrator.search.training_subsets import parts_file
-from orchestrator.stages import phases
+from orchestrator.stages import trial_phase as phases
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from orchestrator.store.events import TrialEnded, TrialStarted

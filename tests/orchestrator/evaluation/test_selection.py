@@ -12,7 +12,7 @@ from orchestrator.evaluation.selection import choose, finalists, rank
 from orchestrator.report.page import build
 from orchestrator.report.results import ensemble_lines
 from orchestrator.spec.claims import Claim, parse
-from orchestrator.stages.finals import hypotheses
+from orchestrator.stages.hypotheses import hypotheses
 from orchestrator.store import tables
 from orchestrator.store.events import TrialEnded, TrialStarted
 from orchestrator.store.run_dir import RunPaths
