@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.store import tables
+from orchestrator.store.events import LabelsOpened, ShardWritten, TrialEnded
 from orchestrator.store.ledger import read
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -56,11 +57,11 @@ COLUMNS = {
 
 
 def events(run, kind):
-    return [event for event in read(run / "events.jsonl") if event["event"] == kind]
+    return [event for event in read(run / "events.jsonl") if isinstance(event, kind)]
 
 
 def n_prepared(run):
-    return sum(event["n_prepared"] for event in events(run, "shard"))
+    return sum(event.n_prepared for event in events(run, ShardWritten))
 
 
 def check_answers(workplace, run):
@@ -115,7 +116,7 @@ def check_leaderboard(workplace, run):
     labels = tables.read(board / "test_labels.parquet").to_pylist()
     halves = Counter(row["part"] for row in labels)
     assert selection["peeks"]["n_photos"] == halves["public"]
-    assert [(event["part"], event["by"]) for event in events(board, "test_labels_opened")] == [
+    assert [(event.part, event.by) for event in events(board, LabelsOpened)] == [
         ("public", "select"),
         ("whole", "vote"),
     ]
@@ -232,15 +233,15 @@ def test_killed_in_search_it_goes_on_and_no_finished_trial_is_trained_again(work
     workplace.change(("search: {trials: 2", "search: {trials: 4"))
     kill_when(
         workplace,
-        lambda run: (run / "events.jsonl").exists() and len(events(run, "trial_ended")) >= 2,
+        lambda run: (run / "events.jsonl").exists() and len(events(run, TrialEnded)) >= 2,
     )
     (run,) = workplace.runs()
-    before = {event["trial_id"]: event for event in events(run, "trial_ended")}
+    before = {event.trial_id: event for event in events(run, TrialEnded)}
     code, _, said = workplace.submit()
     assert code == 0, said
-    ended = events(run, "trial_ended")
-    assert {1} == set(Counter(event["trial_id"] for event in ended).values())
-    assert all(before[event["trial_id"]] == event for event in ended if event["trial_id"] in before)
+    ended = events(run, TrialEnded)
+    assert {1} == set(Counter(event.trial_id for event in ended).values())
+    assert all(before[event.trial_id] == event for event in ended if event.trial_id in before)
     assert len(ended) == 8 + 4
     from ray.tune import ExperimentAnalysis
 
@@ -251,12 +252,13 @@ def test_killed_in_search_it_goes_on_and_no_finished_trial_is_trained_again(work
 def test_killed_in_prepare_it_goes_on_and_no_shard_is_made_twice(workplace, monkeypatch):
     workplace.change(("- center_crop", "- {name: crop_face, detector: fastmtcnn}"))
     kill_when(
-        workplace, lambda run: (run / "events.jsonl").exists() and len(events(run, "shard")) >= 1
+        workplace,
+        lambda run: (run / "events.jsonl").exists() and len(events(run, ShardWritten)) >= 1,
     )
     (run,) = workplace.runs()
     code, _, said = workplace.submit()
     assert code == 0, said
-    made = [event["number"] for event in events(run, "shard")]
+    made = [event.number for event in events(run, ShardWritten)]
     assert sorted(set(made)) == sorted(made)
 
 
@@ -323,14 +325,14 @@ def test_poisoned_test_labels_change_nothing_before_the_vote(workplace):
 def test_interrupted_in_confirm_it_says_so_and_resume_goes_on(workplace):
     code = kill_when(
         workplace,
-        lambda run: (run / "events.jsonl").exists() and len(events(run, "trial_ended")) >= 5,
+        lambda run: (run / "events.jsonl").exists() and len(events(run, TrialEnded)) >= 5,
         signal.SIGINT,
     )
     (run,) = workplace.runs()
     assert (130, "INTERRUPTED") == (code, json.loads((run / "summary.json").read_text())["state"])
     done = workplace.run("resume", "latest")
     assert 0 == done.returncode, done.stderr
-    assert {1} == set(Counter(event["trial_id"] for event in events(run, "trial_ended")).values())
+    assert {1} == set(Counter(event.trial_id for event in events(run, TrialEnded)).values())
     from ray.tune import ExperimentAnalysis
 
     assert {4} == {

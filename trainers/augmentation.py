@@ -1,4 +1,7 @@
-"""Augmentation: named policies, or a list of albumentations' operations. A flip alone needs no albumentations."""
+"""Augmentation: named policies, or a list of albumentations' operations.
+
+A flip alone needs no albumentations.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,13 @@ from trainers.data import seed_of
 Photos = NDArray[np.uint8]  # (B, H, W, 3)
 Seeds = NDArray[np.uint64]  # (B,)
 Augmentation = Callable[[Photos, Seeds], Photos]
+Operation = dict[str, Any]  # name, and settings of albumentations
 
-POLICIES: dict[str, list[dict[str, Any]]] = {
+_FLIP: Operation = {"name": "HorizontalFlip", "p": 0.5}
+POLICIES: dict[str, list[Operation]] = {
     "none": [],
     "basic": [
-        {"name": "HorizontalFlip", "p": 0.5},
+        _FLIP,
         {
             "name": "Affine",
             "translate_percent": 0.06,
@@ -29,7 +34,7 @@ POLICIES: dict[str, list[dict[str, Any]]] = {
         },
     ],
     "strong": [
-        {"name": "HorizontalFlip", "p": 0.5},
+        _FLIP,
         {
             "name": "Affine",
             "translate_percent": 0.1,
@@ -48,46 +53,45 @@ POLICIES: dict[str, list[dict[str, Any]]] = {
         {"name": "GaussianBlur", "p": 0.2},
         {"name": "CoarseDropout", "p": 0.3},
     ],
-    "contest": [{"name": "HorizontalFlip", "p": 0.5}, {"name": "Erasing", "p": 0.5}],
+    "contest": [_FLIP, {"name": "Erasing", "p": 0.5}],
 }
-"""`contest` is what the team had: flip and random erasing (Zhong et al. 2020)."""
+"""`contest` is what the contest's team had: flip and random erasing (Zhong et al. 2020)."""
 
 
-def build(policy: str | list[dict[str, Any]]) -> Augmentation | None:
-    """Return a function (photos, seeds) -> photos that may write over them, or None where nothing is to be done.
+def build(policy: str | list[Operation]) -> Augmentation | None:
+    """Return a function (photos, seeds) -> photos that may write over them; None for no policy.
 
-    What happens to a photo depends on the photo and its seed alone, whatever the batch or the thread.
+    What happens to a photo depends on the photo and its seed alone, not on its batch or thread.
 
     Raises:
         ValueError: albumentations has no such operation, or it does not take these settings.
     """
-    ops = POLICIES[policy] if isinstance(policy, str) else policy
-    if not ops:
+    operations = POLICIES[policy] if isinstance(policy, str) else policy
+    if not operations:
         return None
-    if len(ops) == 1 and ops[0]["name"] == "HorizontalFlip":
-        return _flip(float(ops[0].get("p", 0.5)))
-    _Composed(ops)  # fails here and not in a thread
-    own = threading.local()
+    if len(operations) == 1 and operations[0]["name"] == "HorizontalFlip":
+        return _flip(float(operations[0].get("p", 0.5)))
+    _Composed(operations)  # an error comes here and not in a thread
+    per_thread = threading.local()
 
-    def run(photos: Photos, seeds: Seeds) -> Photos:
-        if not hasattr(own, "composed"):
-            own.composed = _Composed(ops)
-        for at, seed in enumerate(seeds.tolist()):
-            photos[at] = own.composed(photos[at], seed)
+    def augment(photos: Photos, seeds: Seeds) -> Photos:
+        if not hasattr(per_thread, "composed"):
+            per_thread.composed = _Composed(operations)
+        for index, seed in enumerate(seeds.tolist()):
+            photos[index] = per_thread.composed(photos[index], seed)
         return photos
 
-    return run
+    return augment
 
 
 def sample_seeds(seed: int, epoch: int, rows: NDArray[np.int64]) -> Seeds:
-    """Derive the seeds of samples from (seed, epoch, row), whoever loads them and with which others.
+    """Derive a seed per sample from (seed, epoch, row), whoever loads it and with which others.
 
     The finalizer of SplitMix64 (Steele et al. 2014, fig. 18) over row * golden ratio + key.
     """
+    key = np.uint64(seed_of(seed, "augment", epoch) << 32)
     with np.errstate(over="ignore"):
-        z = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(
-            seed_of(seed, "augment", epoch) << 32
-        )
+        z = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -96,40 +100,42 @@ def sample_seeds(seed: int, epoch: int, rows: NDArray[np.int64]) -> Seeds:
 def _flip(p: float) -> Augmentation:
     import cv2  # noqa: PLC0415 - twenty times as fast as an index that runs backwards
 
-    def run(photos: Photos, seeds: Seeds) -> Photos:
-        for at in np.flatnonzero((seeds >> np.uint64(11)).astype(np.float64) * 2.0**-53 < p):
-            photos[at] = cv2.flip(photos[at], 1)
+    def flip(photos: Photos, seeds: Seeds) -> Photos:
+        uniform = (seeds >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        for index in np.flatnonzero(uniform < p):
+            photos[index] = cv2.flip(photos[index], 1)
         return photos
 
-    return run
+    return flip
 
 
 class _Composed:
-    """albumentations' Compose over one pair of generators that is set anew for each photo.
+    """albumentations' Compose over one pair of generators that is seeded anew for each photo.
 
-    Its own set_random_seed makes two generators per operation, which costs as much as a small operation itself.
+    Its own set_random_seed makes two generators per operation, which costs as much as a small
+    operation.
     """
 
-    def __init__(self, ops: list[dict[str, Any]]) -> None:
+    def __init__(self, operations: list[Operation]) -> None:
         import albumentations  # noqa: PLC0415 - takes a second
 
         steps = []
-        for op in ops:
-            settings = {
-                name: tuple(v) if isinstance(v, list) else v
-                for name, v in op.items()
-                if name != "name"
-            }
-            kind = getattr(albumentations, str(op.get("name")), None)
+        for operation in operations:
+            kind = getattr(albumentations, str(operation.get("name")), None)
             if kind is None:
                 raise ValueError(
-                    f"train.augment.policy: albumentations has no operation {op.get('name')!r}"
+                    "train.augment.policy: albumentations has no operation "
+                    f"{operation.get('name')!r}"
                 )
+            settings = {}
+            for name, value in operation.items():
+                if name != "name":
+                    settings[name] = tuple(value) if isinstance(value, list) else value
             try:
                 steps.append(kind(**settings))
             except (TypeError, ValueError) as error:
                 raise ValueError(
-                    f"train.augment.policy: {op['name']} does not take {settings}: {error}"
+                    f"train.augment.policy: {operation['name']} does not take {settings}: {error}"
                 ) from None
         self._bits = np.random.PCG64(0)
         self._python = random.Random(0)  # noqa: S311 - no secret
@@ -145,5 +151,5 @@ class _Composed:
             "uinteger": 0,
         }
         self._python.seed(seed)
-        out: NDArray[np.uint8] = self._compose(image=photo)["image"]
-        return out
+        augmented: NDArray[np.uint8] = self._compose(image=photo)["image"]
+        return augmented

@@ -1,62 +1,89 @@
-"""Files of a training: a resumable state, and the best weights with what is needed to rebuild the model."""
+"""Files of a training: a resumable state, and the best weights with what rebuilds their model."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-STATE, WEIGHTS, MODEL = "last.pt", "weights.safetensors", "model.json"
-_DIGEST = hashlib.sha256().digest_size  # bytes that stand behind the state
+from data_prep.files import atomic_path, write_json
+
+STATE = "last.pt"
+WEIGHTS = "weights.safetensors"
+MODEL = "model.json"
+_DIGEST_BYTES = hashlib.sha256().digest_size  # of the hash after the state
 
 
-def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write the resumable state and its sha256 beside its place, and rename it there."""
-    beside = folder / f".{STATE}.{os.getpid()}"
-    torch.save(state, beside)
-    with beside.open("r+b") as handle:
-        handle.write(hashlib.file_digest(handle, "sha256").digest())  # the file was read to its end
-    beside.replace(folder / STATE)
+class State(TypedDict):
+    """Everything that a training needs to go on after an epoch."""
+
+    model: dict[str, Tensor]  # of the head alone where the backbone is frozen
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    plateau: list[Any]  # best, waited, cuts
+    history: list[dict[str, float]]
+    step: int
+    micro_batch: int
 
 
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """Return the resumable state; None, with a word in the log, where there is none that is as it was written."""
+class Description(TypedDict):
+    """What rebuilds a model from its weights alone."""
+
+    format_version: int
+    model: dict[str, Any]  # the spec's section
+    label_sizes: dict[str, int]
+    branches: dict[str, list[str]]
+    size: int  # of a photo, in pixels
+    precision: str
+    n_params: int
+
+
+def save_state(folder: Path, state: State) -> None:
+    """Write the resumable state, followed by its sha256."""
+    with atomic_path(folder / STATE) as path:
+        torch.save(state, path)
+        with path.open("r+b") as handle:
+            digest = hashlib.file_digest(handle, "sha256").digest()  # reads to the end of the file
+            handle.write(digest)
+
+
+def load_state(folder: Path) -> State | None:
+    """Return the resumable state; None, with a line in the log, if it is missing or damaged."""
     path = folder / STATE
     if not path.is_file():
         return None
+    damage = None
     try:
-        whole = memoryview(path.read_bytes())
-        content, digest = whole[:-_DIGEST], whole[-_DIGEST:]
-        wrong = None if hashlib.sha256(content).digest() == digest else "its sha256 is another"
+        file = memoryview(path.read_bytes())
+        content = file[:-_DIGEST_BYTES]
+        if hashlib.sha256(content).digest() != file[-_DIGEST_BYTES:]:
+            damage = "its sha256 is another"
     except OSError as error:
-        wrong = str(error)
-    if wrong:
+        damage = str(error)
+    if damage is not None:
         sys.stderr.write(
-            f"{path} is damaged ({wrong}); the training starts again from its first epoch\n"
+            f"{path} is damaged ({damage}); the training starts again from its first epoch\n"
         )
         return None
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state
 
 
-def save_weights(folder: Path, weights: dict[str, Tensor], model: dict[str, Any]) -> None:
-    """Write weights and what rebuilds their model, each beside its place and renamed."""
-    beside = folder / f".{WEIGHTS}.{os.getpid()}"
-    save_file({name: value.contiguous() for name, value in weights.items()}, beside)
-    beside.replace(folder / WEIGHTS)
-    described = folder / f".{MODEL}.{os.getpid()}"
-    described.write_text(json.dumps(model, indent=1) + "\n", encoding="utf-8")
-    described.replace(folder / MODEL)
+def save_weights(folder: Path, weights: dict[str, Tensor], description: Description) -> None:
+    """Write weights and what rebuilds their model."""
+    with atomic_path(folder / WEIGHTS) as path:
+        save_file({name: value.contiguous() for name, value in weights.items()}, path)
+    write_json(folder / MODEL, description)
 
 
-def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_weights(folder: Path) -> tuple[dict[str, Tensor], Description]:
     """Read what `save_weights` wrote."""
-    return load_file(folder / WEIGHTS), json.loads((folder / MODEL).read_text(encoding="utf-8"))
+    description: Description = json.loads((folder / MODEL).read_text(encoding="utf-8"))
+    return load_file(folder / WEIGHTS), description

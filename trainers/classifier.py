@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainers import augmentation, checkpoint
-from trainers.allocator import keep_freed_memory
-from trainers.feature_cache import PLAIN, Bank, Keep, View
+from trainers.augmentation import Augmentation
 from trainers.config import Duration, NoCutMix, NoMixUp, OfflineMixUp, Train
 from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
-from trainers.losses import Targets, alpha_of, branch_loss, total_loss
+from trainers.device import autocast, choose_precision, keep_freed_memory
+from trainers.feature_cache import PLAIN, FeatureCache, FeatureStore, View
+from trainers.inference import as_tensor
+from trainers.losses import BranchLoss, Targets, alpha_of, branch_loss, total_loss
 from trainers.metrics import accuracy, macro_f1, split_class
 from trainers.mixing import mix, offline_pairs
 from trainers.model import Classifier, build
 from trainers.optim import Plateau, lr_at, make_optimizer
-from trainers.precision import autocast, probe
-from trainers.inference import as_tensor
 
 Report = Callable[[int, dict[str, float]], None]
 _EVAL_BATCH = 128
@@ -49,7 +48,7 @@ class Result:
     metrics: dict[str, float]  # of the best epoch
     history: list[dict[str, float]]
     pairs: Ints  # (M, 2) rows of the parents of offline MixUp's extra samples
-    micro_batch: int  # smaller than the batch where it was asked for, or where memory ran out
+    micro_batch: int  # smaller than the batch if the spec says so, or if memory ran out
 
 
 def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bottom
@@ -62,136 +61,112 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     device: str = "cpu",
     threads: int | None = None,
     source: Mapping[str, Tensor] | None = None,
-    keep: Keep | None = None,
+    feature_store: FeatureStore | None = None,
     micro_batch: int | None = None,
 ) -> Result:
     """Train one classifier and leave the weights of its best epoch in `work_dir`.
 
-    Started again over the same `work_dir` it goes on after the last finished epoch, and ends with the same bits on a
-    CPU as if it had not been stopped.
+    Started again over the same `work_dir` it goes on after the last finished epoch. On a CPU it
+    then ends with the same bits as a training that was not stopped.
 
     Args:
         config: the spec's section.
         task: rows, targets, and the train and val parts.
         seed: of the weights, the order and the augmentation.
-        report: called after every epoch (from 1) with its metrics, and for epochs done before a restart as well.
+        report: called after every epoch (from 1) with its metrics; after a restart first for the
+            epochs that are done.
         work_dir: gets last.pt, weights.safetensors and model.json.
         device: where torch computes.
         threads: of torch on the CPU; beside a GPU, threads that load photos.
-        source: weights of the model whose feature map head frozen_deep stands on.
-        keep: where features of a frozen backbone are kept between trainings.
-        micro_batch: at most so many photos at once, for a machine with less memory than the spec thought.
+        source: weights of the model whose feature map head frozen_deep takes.
+        feature_store: where features of a frozen backbone are kept between trainings.
+        micro_batch: at most so many photos at once, for a machine with little memory.
 
     Raises:
         TrainingDiverged: a loss or metric is not finite.
-        OutOfMemory: the device's memory does not hold a micro-batch of two.
+        OutOfMemory: the device's memory does not hold a micro-batch of two, or a whole batch where
+            the loss needs it.
         ValueError: the settings do not fit this task or device.
     """
     if threads:
         torch.set_num_threads(threads)
     if device == "cpu":
         keep_freed_memory()
-    # -- data -------------------------------------------------------------------------------------------------------
-    mixup, mixable = config.augment.mixup, task.mixable
+    # -- data -------------------------------------------------------------------------------------
+    mixup = config.augment.mixup
     if isinstance(mixup, OfflineMixUp):
-        if mixable is None:
-            raise ValueError(
-                "offline mixup: which rows may be mixed was required, found nothing in the task"
-            )
-        task = task.with_pairs(offline_pairs(mixup, task.train, mixable, seed=seed))
-    augmented = augmentation.build(config.augment.policy)
-    # -- model ------------------------------------------------------------------------------------------------------
+        if task.mixable is None:
+            raise ValueError("offline mixup: task.mixable was required, found none")
+        task = task.with_pairs(offline_pairs(mixup, task.train, task.mixable, seed=seed))
+    augment = augmentation.build(config.augment.policy)
+    # -- model ------------------------------------------------------------------------------------
     torch.manual_seed(seed_of(seed, "init"))
-    model = build(
-        config.model,
-        task.label_sizes,
-        size=task.images.shape[1],
-        pretrained=False if source is not None else None,
-    )
-    if config.model.head.name == "frozen_deep":
-        _load_backbone(model, source)
-    if model.head.exists is not None:
-        model.head.exists[:] = torch.from_numpy(_existing(task))
-    model = model.to(device).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(config.optimizer, [p for p in model.parameters() if p.requires_grad])
-    codes = {name: task.codes_of(labels) for name, labels in model.head.branches.items()}
-    losses = {
-        name: branch_loss(config.loss, _class_weights(config, task, labels, device))
-        for name, labels in model.head.branches.items()
-    }
-    precision = _precision(config, task, device, threads or torch.get_num_threads())
+    model = _model(config, task, source).to(device).to(memory_format=torch.channels_last)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(config.optimizer, trained)
+    codes = {}  # branch -> (N,) its joint class for every row
+    losses = {}
+    for name, labels in model.head.branches.items():
+        codes[name] = task.codes_of(labels)
+        losses[name] = branch_loss(config.loss, _class_weights(config, task, labels, device))
+    precision = _precision(config, model, device)
     scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
-    micro = min(
-        config.micro_batch or config.batch_size, micro_batch or config.batch_size, config.batch_size
-    )
+    micro = min(n for n in (config.batch_size, config.micro_batch, micro_batch) if n)
     if micro < config.batch_size and not config.can_split_batches:
         raise _f1_does_not_fit(config)
-    # -- a frozen backbone is asked once per photo and view, unless photos are mixed in the batch ---------------------
+    # -- a frozen backbone sees each photo once per view, unless photos are mixed in the batch ----
     freeze = config.model.freeze
-    looked_up = (
-        freeze is not None
-        and isinstance(config.augment.cutmix, NoCutMix)
-        and isinstance(mixup, NoMixUp)
-    )
-    bank = Bank(model, task, augmented, keep) if looked_up else None
-    net: nn.Module = model.head if bank else model
-    moves: nn.Module = model.head if freeze else model  # what a checkpoint has to hold
-    n_loaders = max(1, (threads or 2) - 1) if device != "cpu" and bank is None else 0
+    is_unmixed = isinstance(config.augment.cutmix, NoCutMix) and isinstance(mixup, NoMixUp)
+    features = None
+    if freeze is not None and is_unmixed:
+        features = FeatureCache(model, task, augment, feature_store)
+    inputs = _Inputs(config, task, seed, augment, features)
+    net: nn.Module = model.head if features else model
+    changing: nn.Module = model.head if freeze else model  # what a checkpoint holds
+    n_loaders = 0
+    if device != "cpu" and features is None:
+        n_loaders = max(1, (threads or 2) - 1)
     backward = _Backward(net, losses, config.loss.weights, device, precision, scaler)
-
-    def inputs(rows: Ints, epoch: int | None = None) -> Tensor:
-        """Photos (B, 3, H, W) uint8, or their features (B, F); augmented where an epoch is given."""
-        if bank is not None and freeze is not None:
-            view = (
-                View((epoch - 1) % freeze.views, seed, config.augment.policy)
-                if epoch and augmented
-                else PLAIN
-            )
-            return bank(rows, view)
-        photos = task.photos(rows)
-        if epoch and augmented:
-            photos = augmented(photos, augmentation.sample_seeds(seed, epoch, rows))
-        return as_tensor(photos)
-
-    # -- length -----------------------------------------------------------------------------------------------------
-    steps_per_epoch = sum(1 for _ in batches(task.train, config.batch_size, drop_single=True))
+    # -- length -----------------------------------------------------------------------------------
+    steps_per_epoch = len(list(batches(task.train, config.batch_size, drop_single=True)))
     duration = Duration.parse(config.duration)
-    n_steps, n_epochs = duration.steps(steps_per_epoch), duration.epochs(steps_per_epoch)
-    # -- resume -----------------------------------------------------------------------------------------------------
-    plateau, history, step = Plateau(), list[dict[str, float]](), 0
-    if (state := checkpoint.load_state(work_dir)) is not None:
-        moves.load_state_dict(state["model"])
+    n_steps = duration.steps(steps_per_epoch)
+    # -- resume -----------------------------------------------------------------------------------
+    plateau = Plateau()
+    history: list[dict[str, float]] = []
+    step = 0
+    state = checkpoint.load_state(work_dir)
+    if state is not None:
+        changing.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         plateau.best, plateau.waited, plateau.cuts = state["plateau"]
-        history, step = state["history"], state["step"]
+        history = state["history"]
+        step = state["step"]
         micro = min(micro, state["micro_batch"])
         for epoch, metrics in enumerate(history, 1):
             report(epoch, metrics)
-    # -- epochs -----------------------------------------------------------------------------------------------------
-    for epoch in range(len(history) + 1, n_epochs + 1):
-        if (
-            config.early_stop
-            and history
-            and len(history) - best_epoch(history) >= config.early_stop
-        ):
+    # -- epochs -----------------------------------------------------------------------------------
+    for epoch in range(len(history) + 1, duration.epochs(steps_per_epoch) + 1):
+        if _stops_early(config, history):
             break
-        began, total, seen, lr = time.perf_counter(), 0.0, 0, 0.0
+        began = time.perf_counter()
+        total_loss_of_epoch = 0.0
+        n_seen = 0
+        lr = 0.0
         model.train()
         # all randomness of an epoch is set here, so that a restart needs no generator's state
         torch.manual_seed(seed_of(seed, "epoch", epoch))
         rng = np.random.default_rng(seed_of(seed, "mix", epoch))
         order = epoch_order(task, seed=seed, epoch=epoch, balance=config.balance)
-        parts = list(batches(order, config.batch_size, drop_single=True))[: n_steps - step]
-        for rows, x in zip(
-            parts, ahead(partial(inputs, epoch=epoch), parts, n_loaders), strict=True
-        ):
-            photos, targets = x, {name: task.targets_of(own, rows) for name, own in codes.items()}
-            if (mixed := mix(x, config.augment, rng, _fits(task, rows))) is not None:
-                photos = mixed.x
-                targets = {
-                    name: own.mixed(mixed.partner, mixed.weight) for name, own in targets.items()
-                }
+        all_rows = list(batches(order, config.batch_size, drop_single=True))[: n_steps - step]
+        all_inputs = ahead(partial(inputs, epoch=epoch), all_rows, n_loaders)
+        for rows, x in zip(all_rows, all_inputs, strict=True):
+            targets = {name: task.targets_of(codes[name], rows) for name in codes}
+            mixed = mix(x, config.augment, rng, _mixable(task, rows))
+            if mixed is not None:
+                for name, target in targets.items():
+                    targets[name] = target.mixed(mixed.partner, mixed.weight)
             lr = lr_at(
                 config.schedule,
                 config.optimizer.lr,
@@ -206,44 +181,40 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
             while loss is None:
                 optimizer.zero_grad(set_to_none=True)
                 try:
-                    loss = backward(photos, targets, micro)
+                    loss = backward(x if mixed is None else mixed.x, targets, micro)
                 except torch.OutOfMemoryError:
                     micro = _halved(min(micro, len(rows)), config)
-            if not np.isfinite(loss):
-                raise _diverged("loss", loss, task, rows, step, lr)
+            _check_finite("loss", loss, task, rows, step, lr)
             if config.clip_norm:
                 scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             scaler.step(optimizer)
             scaler.update()
-            total, seen, step = total + loss * len(rows), seen + len(rows), step + 1
-        metrics = {"train_loss": total / max(seen, 1), "lr": lr}
+            total_loss_of_epoch += loss * len(rows)
+            n_seen += len(rows)
+            step += 1
+        metrics = {"train_loss": total_loss_of_epoch / max(n_seen, 1), "lr": lr}
         if micro < config.batch_size:
             metrics["train_micro_batch"] = micro
-        for rows, loss, scores in evaluate(model, net, inputs, task, codes, losses, config):
-            if not np.isfinite(loss):
-                raise _diverged("val loss", loss, task, rows, step, lr)
-            metrics |= scores
+        check = partial(_check_finite, "val loss", task=task, step=step, lr=lr)
+        metrics |= evaluate(model, net, inputs, task, codes, losses, config, check)
         metrics["epoch_s"] = time.perf_counter() - began
-        plateau.see(metrics["val_macro_f1"], getattr(config.schedule, "patience", 0))
+        plateau.update(metrics["val_macro_f1"], getattr(config.schedule, "patience", 0))
         history.append(metrics)
         if best_epoch(history) == epoch:
-            checkpoint.save_weights(
-                work_dir, model.state_dict(), describe(config, task, model, precision)
-            )
-        # the state is on the disk before anybody hears of the epoch
-        checkpoint.save_state(
-            work_dir,
-            {
-                "model": moves.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(),
-                "plateau": [plateau.best, plateau.waited, plateau.cuts],
-                "history": history,
-                "step": step,
-                "micro_batch": micro,
-            },
+            description = describe(config, task, model, precision)
+            checkpoint.save_weights(work_dir, model.state_dict(), description)
+        # the state is on the disk before the epoch is reported
+        state = checkpoint.State(
+            model=changing.state_dict(),
+            optimizer=optimizer.state_dict(),
+            scaler=scaler.state_dict(),
+            plateau=[plateau.best, plateau.waited, plateau.cuts],
+            history=history,
+            step=step,
+            micro_batch=micro,
         )
+        checkpoint.save_state(work_dir, state)
         report(epoch, metrics)
     best = best_epoch(history)
     return Result(len(history), best, history[best - 1], history, task.pairs, micro)
@@ -251,83 +222,114 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
 
 def best_epoch(history: list[dict[str, float]]) -> int:
     """Return the epoch (from 1) with the best val macro F1, the first of equals."""
-    return max(range(len(history)), key=lambda at: (history[at]["val_macro_f1"], -at)) + 1
+    scores = [metrics["val_macro_f1"] for metrics in history]
+    return scores.index(max(scores)) + 1
 
 
-@torch.no_grad()
-def evaluate(
-    model: Classifier,
-    net: nn.Module,
-    inputs: Callable[[Ints], Tensor],
-    task: Task,
-    codes: Mapping[str, Ints],
-    losses: Mapping[str, Any],
-    config: Train,
-) -> Iterator[tuple[Ints, float, dict[str, float]]]:
-    """Score the val part: never augmented, no batch dropped, the loss averaged over samples.
+def _stops_early(config: Train, history: list[dict[str, float]]) -> bool:
+    if not config.early_stop or not history:
+        return False
+    return len(history) - best_epoch(history) >= config.early_stop
 
-    Args:
-        model: is put into eval mode.
-        net: the model, or its head where `inputs` gives features.
-        inputs: rows -> what `net` eats.
-        task: with a val part.
-        codes: branch -> (N,) its joint class for every row.
-        losses: branch -> loss.
-        config: of the training.
 
-    Yields:
-        Per batch its rows and mean loss; with the last one the scores of the whole part.
+def _model(config: Train, task: Task, source: Mapping[str, Tensor] | None) -> Classifier:
+    """Build the model for a task; head frozen_deep takes its backbone from `source`."""
+    size = task.images.shape[1]
+    pretrained = None if source is None else False
+    model = build(config.model, task.label_sizes, size=size, pretrained=pretrained)
+    if config.model.head.name == "frozen_deep":
+        _load_backbone(model, source)
+    if model.head.exists is not None:
+        classes = task.train_codes(tuple(task.label_sizes))
+        counts = np.bincount(classes, minlength=task.n_classes)
+        model.head.exists[:] = torch.from_numpy(counts > 0)
+    return model
+
+
+def _load_backbone(model: Classifier, source: Mapping[str, Tensor] | None) -> None:
+    """Take over the feature map of a trained model.
+
+    Raises:
+        ValueError: there is none, or it is another backbone's.
     """
-    model.eval()
-    device = str(next(model.parameters()).device)
-    total, preds, scores = 0.0, [], dict[str, float]()
-    answered = tuple(label for labels in model.head.branches.values() for label in labels)
-    for rows in batches(task.val, _EVAL_BATCH):
-        logits = net(inputs(rows).to(device))
-        targets = {name: task.targets_of(own, rows).to(device) for name, own in codes.items()}
-        loss = total_loss(logits, targets, losses, config.loss.weights).item()
-        total += loss * len(rows)
-        preds.append(model.head.log_probs(logits).argmax(1).cpu().numpy())
-        if rows[-1] == task.val[-1]:
-            scores = {
-                "val_loss": total / len(task.val),
-                **_scores(task, answered, np.concatenate(preds)),
-            }
-        yield rows, loss, scores
+    if source is None:
+        raise ValueError("head frozen_deep: the weights of its source were required, found none")
+    weights = {}
+    for name, value in source.items():
+        if name.startswith("backbone."):
+            weights[name.removeprefix("backbone.")] = value
+    try:
+        model.backbone.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"head frozen_deep: the source's backbone must be the same: {error}"
+        ) from None
 
 
-def _scores(task: Task, answered: tuple[str, ...], pred: Ints) -> dict[str, float]:
-    target, sizes = (
-        task.codes_of(answered)[task.val],
-        tuple(task.label_sizes[name] for name in answered),
-    )
-    scores = {"val_accuracy": accuracy(target, pred), "val_macro_f1": macro_f1(target, pred)}
-    for at, name in enumerate(answered):
-        scores[f"val_macro_f1_{name}"] = macro_f1(
-            split_class(target, sizes)[:, at], split_class(pred, sizes)[:, at]
-        )
-    return scores
+def _class_weights(
+    config: Train, task: Task, labels: tuple[str, ...], device: str
+) -> Tensor | None:
+    """Return the weight of each class in a branch, (k,): the balance times the loss's alpha."""
+    weights = alpha_of(config.loss, labels, task.label_sizes)
+    if config.balance == "class_weights":
+        codes = task.train_codes(labels)
+        n_classes = int(np.prod([task.label_sizes[name] for name in labels]))
+        counts = np.bincount(codes, minlength=n_classes).astype(float)
+        n_present = np.count_nonzero(counts)
+        balance = np.where(counts > 0, len(codes) / (n_present * np.maximum(counts, 1)), 0.0)
+        balance_weights = torch.tensor(balance, dtype=torch.float32)
+        weights = balance_weights if weights is None else weights * balance_weights
+    return None if weights is None else weights.to(device)
 
 
-def describe(config: Train, task: Task, model: Classifier, precision: str) -> dict[str, Any]:
-    """Return what rebuilds a model from its weights alone."""
-    return {
-        "format_version": 1,
-        "model": config.model.model_dump(mode="json", by_alias=True),
-        "label_sizes": dict(task.label_sizes),
-        "branches": {name: list(labels) for name, labels in model.head.branches.items()},
-        "size": int(task.images.shape[1]),
-        "precision": precision,
-        "n_params": sum(parameter.numel() for parameter in model.parameters()),
-    }
+def _precision(config: Train, model: Classifier, device: str) -> str:
+    """Resolve `auto`, and refuse what the device cannot do."""
+    if config.precision == "fp16" and device == "cpu":
+        raise ValueError("train.precision: fp16 needs a GPU; use fp32, bf16 or auto")
+    if config.precision == "auto":
+        return choose_precision(model, device)
+    return config.precision
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What the network gets for rows: photos, or features of a frozen backbone."""
+
+    config: Train
+    task: Task
+    seed: int
+    augment: Augmentation | None
+    features: FeatureCache | None
+
+    def __call__(self, rows: Ints, epoch: int | None = None) -> Tensor:
+        """Return (B, 3, H, W) uint8, or features (B, F); augmented where an epoch is given."""
+        augment = self.augment if epoch else None
+        if self.features is not None and self.config.model.freeze is not None:
+            view = PLAIN
+            if augment is not None and epoch:
+                number = (epoch - 1) % self.config.model.freeze.views
+                view = View(number, self.seed, self.config.augment.policy)
+            return self.features(rows, view)
+        photos = self.task.photos(rows)
+        if augment is not None and epoch:
+            photos = augment(photos, augmentation.sample_seeds(self.seed, epoch, rows))
+        return as_tensor(photos)
+
+
+def _mixable(task: Task, rows: Ints) -> NDArray[np.bool_] | None:
+    """Return which samples of a batch online MixUp may mix, None for all."""
+    if task.mixable is None:
+        return None
+    first, _ = task.parents(rows)
+    return task.mixable.fits[first]
 
 
 @dataclass(frozen=True)
 class _Backward:
-    """Adds the gradients of a batch up, micro-batch by micro-batch, and returns its mean loss."""
+    """Adds up the gradients of a batch, micro-batch by micro-batch; returns its mean loss."""
 
     net: nn.Module
-    losses: Mapping[str, Any]
+    losses: Mapping[str, BranchLoss]
     weights: Mapping[str, float]
     device: str
     precision: str
@@ -336,18 +338,21 @@ class _Backward:
     def __call__(self, x: Tensor, targets: Mapping[str, Targets], micro: int) -> float:
         total = 0.0
         for part in _micro_batches(len(x), micro):
-            own = x[part].to(self.device)
+            photos = x[part].to(self.device)
             with autocast(self.device, self.precision):
-                logits = self.net(own)
-            here = {name: branch.part(part).to(self.device) for name, branch in targets.items()}
-            share = total_loss(logits, here, self.losses, self.weights) * (len(own) / len(x))
-            self.scaler.scale(share).backward()
-            total += share.item()
+                logits = self.net(photos)
+            of_part = {}
+            for name, branch in targets.items():
+                of_part[name] = branch.part(part).to(self.device)
+            share = len(photos) / len(x)
+            loss = total_loss(logits, of_part, self.losses, self.weights) * share
+            self.scaler.scale(loss).backward()
+            total += loss.item()
         return total
 
 
 def _micro_batches(n: int, size: int) -> Iterator[slice]:
-    """Cut a batch into slices of at most `size`, one more where a lone last sample would be left for BatchNorm."""
+    """Cut a batch into slices of `size`; a lone last sample joins the slice before it."""
     for part in batches(np.arange(n), size, drop_single=True):
         yield slice(int(part[0]), int(part[-1]) + 1)
 
@@ -371,86 +376,84 @@ def _halved(micro: int, config: Train) -> int:
 
 def _f1_does_not_fit(config: Train) -> OutOfMemory:
     return OutOfMemory(
-        f"loss 'f1' needs the whole batch of {config.batch_size} photos at once, the memory does not "
-        "hold it; lower train.batch_size, or use another loss, whose batches can be split"
+        f"loss 'f1' needs the whole batch of {config.batch_size} photos at once, the memory does "
+        "not hold it; lower train.batch_size, or use another loss, whose batches can be split"
     )
 
 
-def _diverged(
-    what: str, value: float, task: Task, rows: Ints, step: int, lr: float
-) -> TrainingDiverged:
-    named = ", ".join(task.name(row) for row in rows.tolist())
-    return TrainingDiverged(
-        f"{what} is {value} at step {step}, lr {lr:g}, samples {named}; lower the learning rate"
+def _check_finite(what: str, loss: float, task: Task, rows: Ints, step: int, lr: float) -> None:
+    """Raise TrainingDiverged with the place of a loss that is not finite."""
+    if np.isfinite(loss):
+        return
+    samples = ", ".join(task.name(row) for row in rows.tolist())
+    raise TrainingDiverged(
+        f"{what} is {loss} at step {step}, lr {lr:g}, samples {samples}; lower the learning rate"
     )
 
 
-def _fits(task: Task, rows: Ints) -> NDArray[np.bool_] | None:
-    """Return which samples of a batch online MixUp may mix, None for all."""
-    return None if task.mixable is None else task.mixable.fits[task.parents(rows)[0]]
+@torch.no_grad()
+def evaluate(
+    model: Classifier,
+    net: nn.Module,
+    inputs: Callable[[Ints], Tensor],
+    task: Task,
+    codes: Mapping[str, Ints],
+    losses: Mapping[str, BranchLoss],
+    config: Train,
+    check: Callable[..., None],
+) -> dict[str, float]:
+    """Score the val part: never augmented, no batch dropped, the loss averaged over samples.
 
-
-def _load_backbone(model: Classifier, source: Mapping[str, Tensor] | None) -> None:
-    """Take over the feature map of a trained model.
-
-    Raises:
-        ValueError: there is none, or it is another backbone's.
+    Args:
+        model: is put into eval mode.
+        net: the model, or its head where `inputs` gives features.
+        inputs: rows -> what `net` takes.
+        task: with a val part.
+        codes: branch -> (N,) its joint class for every row.
+        losses: branch -> loss.
+        config: of the training.
+        check: called with loss=, rows= of each batch.
     """
-    if source is None:
-        raise ValueError("head frozen_deep: the weights of its source were required, found none")
-    prefix = "backbone."
-    own = {
-        name.removeprefix(prefix): value
-        for name, value in source.items()
-        if name.startswith(prefix)
+    model.eval()
+    device = str(next(model.parameters()).device)
+    total = 0.0
+    predicted = []
+    for rows in batches(task.val, _EVAL_BATCH):
+        logits = net(inputs(rows).to(device))
+        targets = {name: task.targets_of(codes[name], rows).to(device) for name in codes}
+        loss = total_loss(logits, targets, losses, config.loss.weights).item()
+        check(loss=loss, rows=rows)
+        total += loss * len(rows)
+        predicted.append(model.head.log_probs(logits).argmax(1).cpu().numpy())
+    return {"val_loss": total / len(task.val), **_scores(model, task, np.concatenate(predicted))}
+
+
+def _scores(model: Classifier, task: Task, predicted: Ints) -> dict[str, float]:
+    labels = tuple(label for branch in model.head.branches.values() for label in branch)
+    sizes = tuple(task.label_sizes[name] for name in labels)
+    target = task.codes_of(labels)[task.val]
+    scores = {
+        "val_accuracy": accuracy(target, predicted),
+        "val_macro_f1": macro_f1(target, predicted),
     }
-    try:
-        model.backbone.load_state_dict(own, strict=True)
-    except RuntimeError as error:
-        raise ValueError(
-            f"head frozen_deep: the source's backbone must be the same: {error}"
-        ) from None
+    target_codes = split_class(target, sizes)
+    predicted_codes = split_class(predicted, sizes)
+    for column, name in enumerate(labels):
+        score = macro_f1(target_codes[:, column], predicted_codes[:, column])
+        scores[f"val_macro_f1_{name}"] = score
+    return scores
 
 
-def _existing(task: Task) -> NDArray[np.bool_]:
-    """Say which joint classes the training part has, (n_classes,)."""
-    found = task.codes_of(tuple(task.label_sizes))[task.parents(task.train)[0]]
-    return np.bincount(found, minlength=task.n_classes) > 0
-
-
-def _class_weights(
-    config: Train, task: Task, labels: tuple[str, ...], device: str
-) -> Tensor | None:
-    """Return what a sample counts by its class in one branch, (k,): the balance times the loss's alpha."""
-    weights = alpha_of(config.loss, labels, task.label_sizes)
-    if config.balance == "class_weights":
-        codes = task.codes_of(labels)[task.parents(task.train)[0]]
-        counts = np.bincount(
-            codes, minlength=int(np.prod([task.label_sizes[name] for name in labels]))
-        ).astype(float)
-        balance = np.where(
-            counts > 0, len(codes) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0
-        )
-        own = torch.tensor(balance, dtype=torch.float32)
-        weights = own if weights is None else weights * own
-    return None if weights is None else weights.to(device)
-
-
-def _precision(config: Train, task: Task, device: str, threads: int) -> str:
-    """Resolve `auto`, where nobody has done so once for the whole run, and refuse what the device does not do."""
-    if config.precision == "fp16" and device == "cpu":
-        raise ValueError("train.precision: fp16 needs a GPU; use fp32, bf16 or auto")
-    if config.precision != "auto":
-        return config.precision
-    size = int(task.images.shape[1])
-    state = torch.get_rng_state()  # the probe draws a model of its own
-    took = probe(
-        config.model,
-        task.label_sizes,
-        size=size,
-        batch_size=config.batch_size,
-        device=device,
-        threads=threads,
-    )
-    torch.set_rng_state(state)
-    return min(took, key=lambda name: took[name])
+def describe(
+    config: Train, task: Task, model: Classifier, precision: str
+) -> checkpoint.Description:
+    """Return what rebuilds a model from its weights alone."""
+    return {
+        "format_version": 1,
+        "model": config.model.model_dump(mode="json", by_alias=True),
+        "label_sizes": dict(task.label_sizes),
+        "branches": {name: list(labels) for name, labels in model.head.branches.items()},
+        "size": int(task.images.shape[1]),
+        "precision": precision,
+        "n_params": sum(parameter.numel() for parameter in model.parameters()),
+    }

@@ -1,4 +1,4 @@
-"""The `train` section of a spec: everything that decides what one training does. Imports no torch."""
+"""The `train` section of a spec: everything that decides one training. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from data_prep.section import BARE_NAME, Count, Fraction, Positive, Probability, Section, check_rule
-from trainers.operations import check_operation
+from trainers.package_names import check_operation
 
 _DURATION = r"^[1-9][0-9]* (epochs?|steps?)$"
 DurationText = Annotated[str, StringConstraints(pattern=_DURATION)]
@@ -37,12 +37,12 @@ class Duration:
         return self.n * steps_per_epoch if self.unit == "epochs" else self.n
 
     def epochs(self, steps_per_epoch: int) -> int:
-        """Convert to epochs, rounded up: a begun epoch is evaluated too."""
+        """Convert to epochs, rounded up: an epoch that has begun is evaluated too."""
         return self.n if self.unit == "epochs" else -(-self.n // steps_per_epoch)
 
 
 class SingleHead(Section):
-    """Model A: one linear layer over the joint classes, or over one label alone (`labels: [age]`)."""
+    """Model A: one linear layer over the joint classes, or over some labels (`labels: [age]`)."""
 
     name: Literal["single"] = "single"
     labels: Annotated[list[str], Field(min_length=1)] | None = None
@@ -55,7 +55,7 @@ Activation = Literal["relu", "leaky_relu", "gelu", "silu"]
 
 class _Branches(Section):
     joint: Literal["free", "existing"] = "free"
-    """How branches join into one class: any combination, or those alone that the training part has."""
+    """The joint classes: any combination of labels, or only those that the training part has."""
 
 
 class ShallowHead(_Branches):
@@ -74,7 +74,7 @@ class DeepHead(_Branches):
 
 
 class FrozenDeepHead(_Branches):
-    """Model A+C: the feature map of a trained variant, frozen; features -> projection, then deep branches."""
+    """Model A+C: the frozen feature map of a trained variant, a projection, then deep branches."""
 
     name: Literal["frozen_deep"] = "frozen_deep"
     source: str = Field(alias="from")
@@ -91,10 +91,10 @@ Head = Annotated[
 
 
 class Frozen(Section):
-    """The backbone stays as it is, in eval mode. Its features are computed once per photo and view, and kept."""
+    """The backbone stays as it is, in eval mode; features are computed once per photo and view."""
 
     views: Annotated[int, Field(ge=1, le=64)] = 4
-    """How many augmented versions of a training photo there are; epoch e sees number (e - 1) mod views."""
+    """Number of augmented versions of a training photo; epoch e sees version (e - 1) mod views."""
 
 
 class Model(Section):
@@ -118,8 +118,8 @@ class _Loss(Section):
 class Focal(_Loss):
     """Focal loss, -alpha (1 - p)^gamma log p (Lin et al. 2017, eq. 5).
 
-    `alpha` is one number, or per label one number for each of its classes; a joint class has the product of its
-    labels' numbers.
+    `alpha` is one number, or per label one number for each of its classes; a joint class has the
+    product of its labels' numbers.
     """
 
     name: Literal["focal"] = "focal"
@@ -180,7 +180,7 @@ Optimizer = Annotated[Annotated[Adam | AdamW | SGD, Field(discriminator="name")]
 
 
 class ReduceOnPlateau(Section):
-    """Multiply the learning rate by `factor` after `patience` epochs without a better val macro F1."""
+    """Multiply the learning rate by `factor` after `patience` epochs without a better val score."""
 
     name: Literal["reduce_on_plateau"] = "reduce_on_plateau"
     patience: Annotated[int, Field(ge=0)] = 5
@@ -247,7 +247,7 @@ class NoMixUp(Section):
 
 
 Rule = dict[str, Any]
-"""As in `data.exclude`: column -> [low, high], a list of values, a value, or {not: value}; all must fit."""
+"""As in `data.exclude`: column -> [low, high], values, a value, or {not: value}; all must fit."""
 
 
 class _MixUp(Section):
@@ -256,15 +256,16 @@ class _MixUp(Section):
     @field_validator("only")
     @classmethod
     def _rule(cls, only: Rule) -> Rule:
-        for column, wanted in only.items():
-            check_rule(f"only.{column}", wanted)
+        for column, rule in only.items():
+            check_rule(f"only.{column}", rule)
         return only
 
 
 class OnlineMixUp(_MixUp):
-    """Convex combinations of a batch with its permutation (Zhang et al. 2018); lambda ~ Beta(alpha, alpha).
+    """Convex combinations of a batch with its permutation (Zhang et al. 2018).
 
-    With `only`, the samples that fit the rule are mixed among themselves.
+    Lambda ~ Beta(alpha, alpha). With `only`, the samples that fit the rule are mixed among
+    themselves.
     """
 
     name: Literal["online"] = "online"
@@ -272,10 +273,10 @@ class OnlineMixUp(_MixUp):
 
 
 class OfflineMixUp(_MixUp):
-    """Extra training samples, each half one photo and half one of another group, made after the split.
+    """Extra training samples after the split, each half one photo and half one of another group.
 
-    Both parents fit `only`, and are equal in every column of `within`. `ratio` is the number of extra samples per
-    sample that fits.
+    Both parents fit `only` and are equal in every column of `within`. `ratio` is the number of
+    extra samples per sample that fits.
     """
 
     name: Literal["offline"] = "offline"
@@ -298,8 +299,9 @@ class Augment(Section):
     @field_validator("policy")
     @classmethod
     def _known(cls, policy: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-        for op in policy if isinstance(policy, list) else []:
-            check_operation(op)
+        if isinstance(policy, list):
+            for operation in policy:
+                check_operation(operation)
         return policy
 
 
@@ -315,19 +317,19 @@ class Train(Section):
     duration: DurationText = "10 epochs"
     batch_size: Annotated[int, Field(ge=2, le=65536)] = 32
     micro_batch: Annotated[int, Field(ge=2, le=65536)] | None = None
-    """Photos that go through the model at once; gradients add up to a whole batch. BatchNorm sees the micro-batch."""
+    """Photos in the model at once; gradients add up to a batch. BatchNorm sees the micro-batch."""
     clip_norm: Positive | None = None
     """Largest norm of the gradient of all parameters (Pascanu et al. 2013)."""
     early_stop: Count | None = None
-    """Epochs without a better val macro F1 after which a training ends."""
+    """Number of epochs without a better val macro F1 after which a training ends."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
 
     @model_validator(mode="after")
     def _weights_need_branches(self) -> Self:
         if self.loss.weights and self.model.head.name == "single":
             raise ValueError(
-                "loss.weights weighs the branches of a head; head 'single' has none; remove loss.weights or use head "
-                "'shallow', 'deep' or 'frozen_deep'"
+                "loss.weights weighs the branches of a head; head 'single' has none; remove "
+                "loss.weights or use head 'shallow', 'deep' or 'frozen_deep'"
             )
         return self
 
@@ -335,8 +337,9 @@ class Train(Section):
     def _class_weights_need_samples(self) -> Self:
         if self.balance == "class_weights" and isinstance(self.loss, SoftF1):
             raise ValueError(
-                "balance class_weights weighs the loss of each sample; loss 'f1' has none and counts every class alike; "
-                "set balance: none or weighted_sampler, or use loss 'focal', 'cross_entropy' or 'label_smoothing'"
+                "balance class_weights weighs the loss of each sample; loss 'f1' has none and "
+                "counts every class alike; set balance: none or weighted_sampler, or use loss "
+                "'focal', 'cross_entropy' or 'label_smoothing'"
             )
         return self
 
@@ -346,8 +349,8 @@ class Train(Section):
             raise ValueError(
                 "loss 'f1' counts over a whole batch, so its gradient is not the sum over "
                 f"micro-batches; micro_batch {self.micro_batch} is smaller than batch_size "
-                f"{self.batch_size}; remove micro_batch, set batch_size: {self.micro_batch}, or use "
-                "loss 'focal', 'cross_entropy' or 'label_smoothing'"
+                f"{self.batch_size}; remove micro_batch, set batch_size: {self.micro_batch}, or "
+                "use loss 'focal', 'cross_entropy' or 'label_smoothing'"
             )
         return self
 
@@ -358,20 +361,20 @@ class Train(Section):
 
 
 def remarks(train: Train) -> list[str]:
-    """Return what is allowed and rarely wanted, each with its reason."""
-    augment, found = train.augment, []
-    if isinstance(augment.mixup, OfflineMixUp) and (
-        augment.policy not in ("none", []) or not isinstance(augment.cutmix, NoCutMix)
-    ):
-        found.append(
-            "offline mixup is combined with other augmentation; a blend of two people that is cut or bent again "
-            "resembles neither, and the effect of the extra samples cannot be told from the rest; "
-            "set train.augment.policy: none and cutmix: none"
+    """Return findings on settings that are allowed and rarely useful, each with its reason."""
+    findings = []
+    augment = train.augment
+    cuts = not isinstance(augment.cutmix, NoCutMix)
+    blends = not isinstance(augment.mixup, NoMixUp)
+    if isinstance(augment.mixup, OfflineMixUp) and (cuts or augment.policy not in ("none", [])):
+        findings.append(
+            "offline mixup is combined with other augmentation; a blend of two people that is cut "
+            "or bent again resembles neither, and the effect of the extra samples cannot be told "
+            "from the rest; set train.augment.policy: none and cutmix: none"
         )
-    if train.model.freeze and (
-        not isinstance(augment.cutmix, NoCutMix) or not isinstance(augment.mixup, NoMixUp)
-    ):
-        found.append(
-            "a frozen backbone's features cannot be kept where photos are mixed: every epoch computes them anew"
+    if train.model.freeze and (cuts or blends):
+        findings.append(
+            "a frozen backbone's features cannot be kept where photos are mixed: "
+            "every epoch computes them again"
         )
-    return found
+    return findings

@@ -1,4 +1,4 @@
-"""What one training sees: rows of a memory-mapped array, targets, and which rows are for what."""
+"""What one training sees: rows of a memory-mapped array, targets, and the part of each row."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from trainers.losses import Targets
-from trainers.metrics import joint_class
+from trainers.metrics import Ints, joint_class
 
-Ints = NDArray[np.int64]
+__all__ = ["Ints", "Mixable", "Task", "ahead", "batches", "epoch_order", "seed_of"]
+
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -25,7 +26,7 @@ U = TypeVar("U")
 class Mixable:
     """What MixUp needs to know of every row."""
 
-    fits: NDArray[np.bool_]  # (N,) whether it may be mixed
+    fits: NDArray[np.bool_]  # (N,) True if it may be mixed
     within: Ints  # (N,) mixed only with rows of the same number
     group: Ints  # (N,) never mixed offline with a row of the same number
 
@@ -42,47 +43,50 @@ class Task:
     targets: Ints  # (N, L), one code per label
     sample_ids: list[str]
     label_sizes: Mapping[str, int]  # name -> number of classes; the order gives the joint class
-    train: Ints  # row numbers; from N on they are made of `pairs`
+    train: Ints  # row numbers; from N on they are mixed from `pairs`
     val: Ints
     mixable: Mixable | None = None
     pairs: Ints = field(default_factory=_no_pairs)  # (M, 2) parents of row N + m, half and half
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(self.label_sizes.values())
-
-    @property
     def n_classes(self) -> int:
-        return math.prod(self.sizes)
+        """Return the number of joint classes."""
+        return math.prod(self.label_sizes.values())
 
     def with_pairs(self, pairs: Ints) -> Task:
-        """Add one training row per pair of parents. The photo is made when it is read, not stored."""
-        made = len(self.images) + np.arange(len(pairs))
-        return replace(self, pairs=pairs, train=np.concatenate([self.train, made]))
+        """Add one training row per pair of parents; its photo is mixed when it is read."""
+        mixed_rows = len(self.images) + np.arange(len(pairs))
+        return replace(self, pairs=pairs, train=np.concatenate([self.train, mixed_rows]))
 
     def codes_of(self, labels: tuple[str, ...]) -> Ints:
         """Return the joint class over some of the labels for every row of the array, (N,)."""
         columns = [list(self.label_sizes).index(name) for name in labels]
-        return joint_class(
-            self.targets[:, columns], tuple(self.label_sizes[name] for name in labels)
-        )
+        sizes = tuple(self.label_sizes[name] for name in labels)
+        return joint_class(self.targets[:, columns], sizes)
+
+    def train_codes(self, labels: tuple[str, ...]) -> Ints:
+        """Return the joint class of every training row; a mixed row has its first parent's."""
+        first, _ = self.parents(self.train)
+        return self.codes_of(labels)[first]
 
     def parents(self, rows: Ints) -> tuple[Ints, Ints]:
         """Return both parents of each row, (B,) and (B,); a photo is its own twice."""
-        first, second = rows.copy(), rows.copy()
-        made = rows >= len(self.images)
-        first[made], second[made] = self.pairs[rows[made] - len(self.images)].T
+        first = rows.copy()
+        second = rows.copy()
+        mixed = rows >= len(self.images)
+        first[mixed], second[mixed] = self.pairs[rows[mixed] - len(self.images)].T
         return first, second
 
     def photos(self, rows: Ints) -> NDArray[np.uint8]:
-        """Gather photos, (B, H, W, 3) uint8, a copy; a made one is A/2 + B/2."""
+        """Gather photos, (B, H, W, 3) uint8, a copy; a mixed one is A/2 + B/2."""
         if not len(self.pairs):
             return np.take(np.asarray(self.images), rows, axis=0)
         first, second = self.parents(rows)
         photos = np.take(np.asarray(self.images), first, axis=0)
-        if (made := first != second).any():
-            total = photos[made].astype(np.uint16) + self.images[second[made]]
-            photos[made] = total // 2
+        mixed = first != second
+        if mixed.any():
+            total = photos[mixed].astype(np.uint16) + self.images[second[mixed]]
+            photos[mixed] = total // 2
         return photos
 
     def targets_of(self, codes: Ints, rows: Ints) -> Targets:
@@ -90,14 +94,12 @@ class Task:
         if not len(self.pairs):
             return Targets(torch.from_numpy(codes[rows])[:, None], torch.ones(len(rows), 1))
         first, second = self.parents(rows)
-        half = torch.from_numpy(np.where(first == second, 1.0, 0.5).astype(np.float32))
-        return Targets(
-            torch.from_numpy(np.stack([codes[first], codes[second]], 1)),
-            torch.stack([half, 1 - half], 1),
-        )
+        parts = np.stack([codes[first], codes[second]], 1)
+        share = torch.from_numpy(np.where(first == second, 1.0, 0.5).astype(np.float32))
+        return Targets(torch.from_numpy(parts), torch.stack([share, 1 - share], 1))
 
     def name(self, row: int) -> str:
-        """Return the sample id of a row; a made one is named by its parents."""
+        """Return the sample id of a row; a mixed one is named by its parents."""
         if row < len(self.sample_ids):
             return self.sample_ids[row]
         return "+".join(self.sample_ids[parent] for parent in self.pairs[row - len(self.images)])
@@ -105,35 +107,42 @@ class Task:
 
 def seed_of(*parts: object) -> int:
     """Derive a 32-bit seed from anything that has a text."""
-    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:4], "big")
+    text = "|".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 def epoch_order(task: Task, *, seed: int, epoch: int, balance: str) -> Ints:
     """Return the rows of one epoch in order: a pure function of (task, seed, epoch).
 
-    With `weighted_sampler`, rows are drawn with replacement, every joint class equally often on average. A made row
-    counts as its first parent's class.
+    With `weighted_sampler`, rows are drawn with replacement, every joint class equally often on
+    average.
     """
     rng = np.random.default_rng(seed_of(seed, "order", epoch))
     if balance != "weighted_sampler":
         return rng.permutation(task.train)
-    classes = task.codes_of(tuple(task.label_sizes))[task.parents(task.train)[0]]
+    classes = task.train_codes(tuple(task.label_sizes))
     counts = np.bincount(classes, minlength=task.n_classes)
     weights = 1.0 / counts[classes]
     return rng.choice(task.train, size=len(task.train), p=weights / weights.sum())
 
 
 def batches(order: Ints, size: int, *, drop_single: bool = False) -> Iterator[Ints]:
-    """Cut rows into batches; the last may be smaller. A lone last row joins the batch before where BatchNorm needs two."""
-    cuts = list(range(0, len(order), size))
-    if drop_single and len(cuts) > 1 and len(order) - cuts[-1] == 1:
-        cuts.pop()
-    for start, end in zip(cuts, [*cuts[1:], len(order)], strict=True):
+    """Cut rows into batches; the last may be smaller.
+
+    Args:
+        order: row numbers.
+        size: of a batch.
+        drop_single: let a lone last row join the batch before it, because BatchNorm needs two.
+    """
+    starts = list(range(0, len(order), size))
+    if drop_single and len(starts) > 1 and len(order) - starts[-1] == 1:
+        starts.pop()
+    for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
         yield order[start:end]
 
 
 def ahead(function: Callable[[T], U], items: Iterable[T], n_threads: int) -> Iterator[U]:
-    """Map a pure function over items in order, on threads that work ahead; on none, here and one by one."""
+    """Map a pure function over items in order, on threads that work ahead; 0 threads: here."""
     if n_threads < 1:
         yield from map(function, items)
         return

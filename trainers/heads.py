@@ -35,16 +35,14 @@ class Branches(nn.Module):
             branches: name -> labels.
             layers: name -> what maps features to the branch's logits.
             trunk: what features pass before the branches.
-            n_existing: the number of joint classes, where joining is restricted to those that exist.
+            n_existing: the number of joint classes, if the joint is restricted to existing ones.
         """
         super().__init__()
         self.branches = dict(branches)
         self.trunk = trunk or nn.Identity()
         self.layers = nn.ModuleDict(layers)
-        # a buffer, so that it travels with the weights
-        self.register_buffer(
-            "exists", torch.ones(n_existing, dtype=torch.bool) if n_existing else None
-        )
+        exists = torch.ones(n_existing, dtype=torch.bool) if n_existing else None
+        self.register_buffer("exists", exists)  # a buffer travels with the weights
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Map (B, F) features to {branch: (B, k) logits}."""
@@ -52,15 +50,15 @@ class Branches(nn.Module):
         return {name: layer(shared) for name, layer in self.layers.items()}
 
     def log_probs(self, logits: Mapping[str, Tensor]) -> Tensor:
-        """Join branches into log probabilities over the joint class, (B, n_classes), as the head was told to."""
+        """Join branches into log probabilities over the joint class, (B, n_classes)."""
         return joint_log_probs(logits, self.branches, self.exists)
 
 
 def _single(head: SingleHead, n_features: int, sizes: Mapping[str, int]) -> Branches:
-    """Model A: one linear layer over the joint classes, numbered in the schema's order whatever the spec's."""
+    """Model A: one linear layer over the joint classes, numbered in the schema's order."""
     labels = tuple(name for name in sizes if head.labels is None or name in head.labels)
-    k = math.prod(sizes[name] for name in labels)
-    return Branches({"joint": labels}, {"joint": nn.Linear(n_features, k)})
+    n_classes = math.prod(sizes[name] for name in labels)
+    return Branches({"joint": labels}, {"joint": nn.Linear(n_features, n_classes)})
 
 
 def _shallow(head: ShallowHead, n_features: int, sizes: Mapping[str, int]) -> Branches:
@@ -74,7 +72,7 @@ def _deep(head: DeepHead, n_features: int, sizes: Mapping[str, int]) -> Branches
 
 
 def _frozen_deep(head: FrozenDeepHead, n_features: int, sizes: Mapping[str, int]) -> Branches:
-    """Model A+C: features -> projection; per label projection -> hidden, BatchNorm, activation, Dropout -> k."""
+    """Model A+C: features -> projection, then per label the deep branch of model C."""
     projection = nn.Linear(n_features, head.projection)
     return _per_label(
         head, sizes, lambda k: _deep_branch(head, head.projection, k), trunk=projection
@@ -82,7 +80,7 @@ def _frozen_deep(head: FrozenDeepHead, n_features: int, sizes: Mapping[str, int]
 
 
 def _per_label(
-    head: Any,
+    head: ShallowHead | DeepHead | FrozenDeepHead,
     sizes: Mapping[str, int],
     layer: Callable[[int], nn.Module],
     *,
@@ -124,20 +122,30 @@ def joint_log_probs(
     branches: Mapping[str, tuple[str, ...]],
     exists: Tensor | None = None,
 ) -> Tensor:
-    """Join branches into log probabilities over the joint class: (B, n_classes), the first label weighing most.
+    """Join branches into log probabilities over the joint class; the first label weighs most.
 
-    Branches are taken as independent, so a joint probability is the product of theirs, and the best joint class is
-    that of the best class per label. With `exists`, (n_classes,) bool, the others have probability 0 and the rest is
-    normalized again; then the best joint class may differ from the best per label.
+    Branches are taken as independent, so a joint probability is the product of theirs, and the best
+    joint class is that of the best class per label. With `exists` the other joint classes get
+    probability 0 and the rest is normalized again; then the best joint class may differ from the
+    best per label.
+
+    Args:
+        logits: branch -> (B, k).
+        branches: branch -> its labels, in the order of the joint class.
+        exists: (n_classes,) bool, the joint classes that exist; None for all.
+
+    Returns:
+        (B, n_classes).
+
+    Raises:
+        ValueError: there is no branch.
     """
-    total: Tensor | None = None
-    for name in branches:
-        one = torch.log_softmax(logits[name].float(), dim=1)
-        total = one if total is None else (total[:, :, None] + one[:, None, :]).flatten(1)
-    if total is None:
-        raise ValueError("a head has at least one branch")
-    return (
-        total
-        if exists is None
-        else torch.log_softmax(total.masked_fill(~exists, -torch.inf), dim=1)
-    )
+    if not branches:
+        raise ValueError("a head needs at least one branch, found none")
+    first, *others = (torch.log_softmax(logits[name].float(), dim=1) for name in branches)
+    joint = first
+    for branch in others:
+        joint = (joint[:, :, None] + branch[:, None, :]).flatten(1)
+    if exists is None:
+        return joint
+    return torch.log_softmax(joint.masked_fill(~exists, -torch.inf), dim=1)

@@ -1,4 +1,4 @@
-"""Probabilities out of stored weights."""
+"""Probabilities from stored weights."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from trainers.model import Classifier, build
 
 def load(folder: Path) -> Classifier:
     """Rebuild a model from its folder alone, in eval mode."""
-    weights, facts = checkpoint.load_weights(folder)
+    weights, description = checkpoint.load_weights(folder)
     model = build(
-        Model.model_validate(facts["model"]),
-        facts["label_sizes"],
-        size=facts["size"],
+        Model.model_validate(description["model"]),
+        description["label_sizes"],
+        size=description["size"],
         pretrained=False,
     )
     model.load_state_dict(weights)
@@ -41,24 +41,30 @@ def predict(
     Args:
         model: from `load`.
         images: (N, H, W, 3) uint8, may be a memory map.
-        rows: (M,) which of them; None for all.
+        rows: (M,) row numbers; None for all.
         batch_size: photos at a time.
         device: where torch computes.
 
     Returns:
-        (M, n_classes) float32, each row summing to one. A one-label head answers over that label's classes.
+        (M, n_classes) float32, each row sums to one. A one-label head answers over that label's
+        classes.
+
+    Raises:
+        ValueError: there is no photo.
     """
     model.to(device).eval()
-    wanted = np.arange(len(images)) if rows is None else rows
-    if not len(wanted):
+    if rows is None:
+        rows = np.arange(len(images))
+    if not len(rows):
         raise ValueError("at least one photo was required, found none")
-    out = []
-    for start in range(0, len(wanted), batch_size):
-        x = as_tensor(np.asarray(images[wanted[start : start + batch_size]]))
-        out.append(model.head.log_probs(model(x.to(device))).exp().cpu().numpy())
-    return np.concatenate(out)
+    probabilities = []
+    for start in range(0, len(rows), batch_size):
+        photos = as_tensor(np.asarray(images[rows[start : start + batch_size]]))
+        logits = model(photos.to(device))
+        probabilities.append(model.head.log_probs(logits).exp().cpu().numpy())
+    return np.concatenate(probabilities)
 
 
 def as_tensor(photos: NDArray[np.uint8]) -> Tensor:
-    """(B, H, W, 3) -> (B, 3, H, W) over the same memory, channels last."""
+    """Return (B, H, W, 3) as (B, 3, H, W) over the same memory, channels last."""
     return torch.from_numpy(photos).permute(0, 3, 1, 2)

@@ -5,23 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainers.config import CrossEntropy, Focal, LabelSmoothing, SoftF1
-
-PerSample = Callable[[Tensor, Tensor], Tensor]
+from trainers.config import CrossEntropy, Focal, LabelSmoothing, Loss, SoftF1
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets of a mixed batch: a sample is several parts, each of one class. A plain sample has one part."""
+    """Targets of a mixed batch: a sample has several parts, each of one class; a plain one has one.
+
+    Each row of `weight` sums to one.
+    """
 
     codes: Tensor  # (B, P) int64
-    weight: Tensor  # (B, P) float, each row sums to one
+    weight: Tensor  # (B, P) float
 
     def to(self, device: str) -> Targets:
         """Move to a device."""
@@ -32,12 +33,16 @@ class Targets:
         return Targets(self.codes[rows], self.weight[rows])
 
     def mixed(self, partner: Tensor, weight: Tensor) -> Targets:
-        """Mix each sample with its partner, keeping the share `weight` (B,) of its own: twice as many parts."""
-        own = weight[:, None]
+        """Mix each sample with its partner, keeping a share `weight` (B,) of its own parts."""
+        share = weight[:, None]
         return Targets(
             torch.cat([self.codes, self.codes[partner]], 1),
-            torch.cat([self.weight * own, self.weight[partner] * (1 - own)], 1),
+            torch.cat([self.weight * share, self.weight[partner] * (1 - share)], 1),
         )
+
+
+PerSample = Callable[[Tensor, Tensor], Tensor]  # logits (B, k), classes (B,) -> (B,)
+BranchLoss = Callable[[Tensor, Targets], Tensor]  # logits (B, k), targets -> scalar
 
 
 def focal(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
@@ -52,17 +57,17 @@ def focal(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
 def soft_f1(logits: Tensor, targets: Targets) -> Tensor:
     """One minus the macro F1 of a batch's probabilities, over the classes in it: a scalar.
 
-    Counts are replaced by sums of probabilities: 2 sum(p y) / (sum(p) + sum(y)) per class, the soft Dice coefficient
-    of Milletari et al. 2016 without its squares.
+    Counts are replaced by sums of probabilities: 2 sum(p y) / (sum(p) + sum(y)) per class, the soft
+    Dice coefficient of Milletari et al. 2016 without its squares.
     """
     p = torch.softmax(logits, 1)
     y = torch.zeros_like(p).scatter_add_(1, targets.codes, targets.weight.to(p.dtype))
-    hit, present = (p * y).sum(0), y.sum(0) > 0
-    f1 = 2 * hit / (p.sum(0) + y.sum(0)).clamp_min(1e-8)
-    return 1.0 - f1[present].mean()
+    f1 = 2 * (p * y).sum(0) / (p.sum(0) + y.sum(0)).clamp_min(1e-8)
+    is_present = y.sum(0) > 0
+    return 1.0 - f1[is_present].mean()
 
 
-def branch_loss(config: Any, class_weights: Tensor | None) -> Callable[[Tensor, Targets], Tensor]:
+def branch_loss(config: Loss, class_weights: Tensor | None) -> BranchLoss:
     """Return the loss of one branch: (logits (B, k), targets) -> scalar.
 
     Args:
@@ -77,54 +82,50 @@ def branch_loss(config: Any, class_weights: Tensor | None) -> Callable[[Tensor, 
         total = torch.zeros(len(logits), device=logits.device)
         for codes, weight in zip(targets.codes.unbind(1), targets.weight.unbind(1), strict=True):
             part = per_sample(logits, codes) * weight
-            total = total + (part if class_weights is None else part * class_weights[codes])
+            if class_weights is not None:
+                part = part * class_weights[codes]
+            total = total + part
         return total.mean()
 
     return loss
 
 
-def _per_sample(config: Any) -> PerSample:
+def _per_sample(config: Focal | CrossEntropy | LabelSmoothing) -> PerSample:
     if isinstance(config, Focal):
-        return lambda logits, target: focal(logits, target, config.gamma)
-    if isinstance(config, LabelSmoothing):
-        return lambda logits, target: F.cross_entropy(
-            logits, target, reduction="none", label_smoothing=config.smoothing
-        )
-    if isinstance(config, CrossEntropy):
-        return lambda logits, target: F.cross_entropy(logits, target, reduction="none")
-    raise ValueError(f"unknown loss {config}")
+        return partial(focal, gamma=config.gamma)
+    smoothing = config.smoothing if isinstance(config, LabelSmoothing) else 0.0
+    return partial(F.cross_entropy, reduction="none", label_smoothing=smoothing)
 
 
-def alpha_of(config: Any, labels: tuple[str, ...], sizes: Mapping[str, int]) -> Tensor | None:
-    """Return the focal loss's alpha for each class of a branch, (k,), or None where there is none.
+def alpha_of(config: Loss, labels: tuple[str, ...], sizes: Mapping[str, int]) -> Tensor | None:
+    """Return the loss's alpha per class of a branch, (k,), or None if it has none.
 
     Args:
         config: the spec's loss section.
         labels: of the branch; a joint class has the product of its labels' numbers.
         sizes: label name -> number of classes.
     """
-    alpha = getattr(config, "alpha", None)
+    alpha = config.alpha if isinstance(config, Focal) else None
     if alpha is None:
         return None
     if not isinstance(alpha, dict):
         return torch.full((math.prod(sizes[name] for name in labels),), float(alpha))
     joint = torch.ones(1)
     for name in labels:
-        own = alpha.get(name, [1.0] * sizes[name])
-        joint = torch.outer(joint, torch.tensor(own)).flatten()
+        per_class = torch.tensor(alpha.get(name, [1.0] * sizes[name]))
+        joint = torch.outer(joint, per_class).flatten()
     return joint
 
 
 def total_loss(
     logits: Mapping[str, Tensor],
     targets: Mapping[str, Targets],
-    losses: Mapping[str, Callable[[Tensor, Targets], Tensor]],
+    losses: Mapping[str, BranchLoss],
     weights: Mapping[str, float],
 ) -> Tensor:
     """Sum the branches' losses, each by its weight (1 where none is given)."""
-    return torch.stack(
-        [
-            weights.get(name, 1.0) * losses[name](logits[name].float(), targets[name])
-            for name in logits
-        ]
-    ).sum()
+    weighted = []
+    for name, values in logits.items():
+        loss = losses[name](values.float(), targets[name])
+        weighted.append(weights.get(name, 1.0) * loss)
+    return torch.stack(weighted).sum()

@@ -18,15 +18,15 @@ def split_class(label: Ints, sizes: tuple[int, ...]) -> Ints:
     return np.stack(np.unravel_index(label, sizes), axis=1).astype(np.int64)
 
 
-def macro_f1(target: Ints, pred: Ints) -> float:
+def macro_f1(target: Ints, predicted: Ints) -> float:
     """Return the mean F1 over the classes present in `target`, 0 to 1."""
     scores = []
     for k in np.unique(target):
-        hit = np.sum((pred == k) & (target == k))
-        scores.append(2.0 * hit / (np.sum(pred == k) + np.sum(target == k)))
+        n_hits = np.sum((predicted == k) & (target == k))
+        scores.append(2.0 * n_hits / (np.sum(predicted == k) + np.sum(target == k)))
     return float(np.mean(scores)) if scores else 0.0
 
 
-def accuracy(target: Ints, pred: Ints) -> float:
+def accuracy(target: Ints, predicted: Ints) -> float:
     """Return the share of right answers, 0 to 1."""
-    return float(np.mean(target == pred)) if len(target) else 0.0
+    return float(np.mean(target == predicted)) if len(target) else 0.0

@@ -1,4 +1,4 @@
-"""Backbone and head as one module that eats uint8 photos."""
+"""Backbone and head as one module that takes uint8 photos."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data_prep.weights import hub
 from data_prep.weights.cache import require
 from data_prep.weights.registry import WeightsError, known
-from trainers import hub
-from trainers.backbones import known_backbones
 from trainers.config import Model
 from trainers.heads import HEADS, Branches
+from trainers.package_names import known_backbones
 
 
 class WeightsUnavailable(RuntimeError):  # noqa: N818 - says what is the case
-    """Pretrained weights are wanted and not on this machine, or not what they should be."""
+    """Pretrained weights are required and not on this machine, or not the known ones."""
 
 
 class Classifier(nn.Module):
-    """uint8 photos -> logits per branch. Normalization is the first operation, so it can never be forgotten."""
+    """uint8 photos -> logits per branch. The first operation normalizes, nobody can forget it."""
 
     scale: Tensor
     shift: Tensor
@@ -41,7 +41,8 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.head = head
         self.frozen = frozen
-        center, spread = torch.tensor(mean) * 255.0, torch.tensor(std) * 255.0
+        center = torch.tensor(mean) * 255.0
+        spread = torch.tensor(std) * 255.0
         self.register_buffer("scale", 1.0 / spread, persistent=False)
         self.register_buffer("shift", -center / spread, persistent=False)
         self.backbone.requires_grad_(not frozen)
@@ -58,14 +59,15 @@ class Classifier(nn.Module):
         return features
 
     def train(self, mode: bool = True) -> Classifier:
-        """Switch the mode; a frozen backbone stays in eval mode, the statistics of its BatchNorm included."""
+        """Switch the mode; a frozen backbone stays in eval mode, its BatchNorm statistics too."""
         super().train(mode)
         if self.frozen:
             self.backbone.eval()
         return self
 
     def _normalized(self, x: Tensor) -> Tensor:
-        # one pass over rows of (W * 3) numbers: several times as fast as broadcasting (1, 3, 1, 1) over channels last
+        # one pass over rows of (W * 3) numbers: several times as fast as broadcasting (1, 3, 1, 1)
+        # over channels last
         n, _, height, width = x.shape
         rows = x.permute(0, 2, 3, 1).reshape(n * height, width * 3).float()
         rows = torch.addcmul(self.shift.repeat(width), rows, self.scale.repeat(width))
@@ -96,25 +98,8 @@ def build(
         raise ValueError(
             f"train.model.backbone: a model of timm was required, found {model.backbone!r}"
         )
-    import timm  # noqa: PLC0415
-
-    wanted = model.pretrained if pretrained is None else pretrained
-    from_registry = wanted and model.backbone in known()
-    try:
-        file = (require if from_registry else hub.require)(model.backbone) if wanted else None
-    except WeightsError as error:
-        raise WeightsUnavailable(str(error)) from None
-    facts = timm.get_pretrained_cfg(model.backbone, allow_unregistered=True)
-    sized = {"img_size": size} if size and facts is not None and facts.fixed_input_size else {}
-    given = {"pretrained_cfg_overlay": {"file": str(file)}} if file and not from_registry else {}
-    try:
-        backbone = timm.create_model(
-            model.backbone, pretrained=bool(given), num_classes=0, **given, **sized
-        )
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"train.model.backbone: {error}") from None
-    if file and from_registry:
-        _load_by_order(backbone, file)
+    wants_weights = model.pretrained if pretrained is None else pretrained
+    backbone = _backbone(model.backbone, size=size, wants_weights=wants_weights)
     config: dict[str, Any] = backbone.pretrained_cfg
     n_features = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
     head = HEADS[model.head.name](model.head, n_features, label_sizes)
@@ -123,20 +108,51 @@ def build(
     )
 
 
+def _backbone(name: str, *, size: int | None, wants_weights: bool) -> Any:
+    """Build a backbone of timm, with weights of this machine if they are wanted."""
+    import timm  # noqa: PLC0415
+
+    file = None
+    is_ours = name in known()  # else timm's hub knows it
+    if wants_weights:
+        try:
+            file = require(name) if is_ours else hub.require(name)
+        except WeightsError as error:
+            raise WeightsUnavailable(str(error)) from None
+    settings: dict[str, Any] = {}
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if size and config is not None and config.fixed_input_size:
+        settings["img_size"] = size
+    if file is not None and not is_ours:
+        settings["pretrained"] = True
+        settings["pretrained_cfg_overlay"] = {"file": str(file)}
+    try:
+        backbone = timm.create_model(name, num_classes=0, **settings)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"train.model.backbone: {error}") from None
+    if file is not None and is_ours:
+        _load_by_order(backbone, file)
+    return backbone
+
+
 def _load_by_order(backbone: nn.Module, path: Path) -> None:
-    """Load a checkpoint whose names differ and whose order is the same, checking every shape."""
-    theirs = torch.load(path, map_location="cpu", weights_only=True)
-    ours = backbone.state_dict()
-    values = [
-        value for name, value in theirs.items() if not name.startswith(("classifier", "_fc", "fc"))
-    ]
-    if len(values) < len(ours):
-        raise WeightsUnavailable(f"{path}: {len(ours)} tensors were required, found {len(values)}")
+    """Load a checkpoint whose names differ and whose order is the same; check every shape."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    expected = backbone.state_dict()
+    values = []
+    for name, value in checkpoint.items():
+        if not name.startswith(("classifier", "_fc", "fc")):
+            values.append(value)
+    if len(values) < len(expected):
+        raise WeightsUnavailable(
+            f"{path}: {len(expected)} tensors were required, found {len(values)}"
+        )
     renamed = {}
-    for (name, want), value in zip(ours.items(), values, strict=False):
-        if want.shape != value.shape:
+    for (name, tensor), value in zip(expected.items(), values, strict=False):
+        if tensor.shape != value.shape:
             raise WeightsUnavailable(
-                f"{path}: {name} of shape {tuple(want.shape)} was required, found {tuple(value.shape)}"
+                f"{path}: {name} of shape {tuple(tensor.shape)} was required, "
+                f"found {tuple(value.shape)}"
             )
         renamed[name] = value
     backbone.load_state_dict(renamed, strict=True)

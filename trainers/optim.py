@@ -1,19 +1,27 @@
-"""Optimizers and learning-rate schedules. A schedule is a pure function wherever it can be."""
+"""Optimizers and learning-rate schedules. A schedule is a pure function of the step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
 
-from trainers.config import SGD, AdamW, Cosine, Duration, ReduceOnPlateau, StepDecay
+from trainers.config import (
+    SGD,
+    AdamW,
+    Cosine,
+    Duration,
+    Optimizer,
+    ReduceOnPlateau,
+    Schedule,
+    StepDecay,
+)
 
 
-def make_optimizer(config: Any, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Build the optimizer that the spec names, in its form that passes once over the parameters."""
+def make_optimizer(config: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Build the optimizer of the spec, in its form that passes once over the parameters."""
     if isinstance(config, SGD):
         return torch.optim.SGD(
             parameters,
@@ -28,23 +36,27 @@ def make_optimizer(config: Any, parameters: Iterable[nn.Parameter]) -> torch.opt
 
 
 class Plateau:
-    """Counts epochs without a better score; the only schedule that has a state."""
+    """Counts epochs without a better score; the only part of a schedule that has a state."""
 
     def __init__(self) -> None:
-        self.best, self.waited, self.cuts = -math.inf, 0, 0
+        self.best = -math.inf
+        self.waited = 0  # epochs
+        self.cuts = 0  # of the learning rate
 
-    def see(self, score: float, patience: int) -> None:
+    def update(self, score: float, patience: int) -> None:
         """Take in the score of an epoch (larger is better)."""
         if score > self.best:
-            self.best, self.waited = score, 0
-        else:
-            self.waited += 1
-            if self.waited > patience:
-                self.cuts, self.waited = self.cuts + 1, 0
+            self.best = score
+            self.waited = 0
+            return
+        self.waited += 1
+        if self.waited > patience:
+            self.cuts += 1
+            self.waited = 0
 
 
 def lr_at(
-    config: Any, base: float, *, step: int, steps_per_epoch: int, n_steps: int, cuts: int
+    config: Schedule, base: float, *, step: int, steps_per_epoch: int, n_steps: int, cuts: int
 ) -> float:
     """Return the learning rate of a step (from 0).
 
@@ -61,7 +73,9 @@ def lr_at(
     if isinstance(config, StepDecay):
         return float(base * config.factor ** (step // steps_per_epoch // config.every))
     if isinstance(config, Cosine):
-        warmup = Duration.parse(config.warmup).steps(steps_per_epoch) if config.warmup else 0
+        warmup = 0
+        if config.warmup:
+            warmup = Duration.parse(config.warmup).steps(steps_per_epoch)
         if step < warmup:
             return float(base * (step + 1) / warmup)
         progress = (step - warmup) / max(1, n_steps - warmup)

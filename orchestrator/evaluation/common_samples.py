@@ -10,7 +10,7 @@ import numpy as np
 from orchestrator.evaluation.metrics import Oof, macro_f1
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
-from orchestrator.store.ledger import TrialState
+from orchestrator.store.ledger import TrialRecord
 
 _LEAST = 0.5
 """Share of the smallest side that must be common; val parts of different splits have next to nothing in common."""
@@ -29,13 +29,13 @@ def shared(arms: Mapping[str, Oof]) -> dict[str, Oof]:
     }
 
 
-def search_scores(trials: Sequence[TrialState], objective: str) -> list[float]:
+def search_scores(trials: Sequence[TrialRecord], objective: str) -> list[float]:
     """Return the val macro F1 of finished trials, on the samples that all their val parts hold.
 
     Where all saw one val part, or parts that have little in common, each counts by its own.
     """
-    own = [float(trial.end["metrics"][objective]) for trial in trials]
-    if len({trial.facts.get("parts") for trial in trials}) < 2:
+    own = [float(trial.metrics[objective]) for trial in trials]
+    if len({trial.started.parts for trial in trials}) < 2:
         return own
     found = [_answers(trial) for trial in trials]
     common = sorted(set.intersection(*(set(answers) for answers in found)))
@@ -49,9 +49,9 @@ def search_scores(trials: Sequence[TrialState], objective: str) -> list[float]:
     return scores
 
 
-def _answers(trial: TrialState) -> dict[str, tuple[int, int]]:
+def _answers(trial: TrialRecord) -> dict[str, tuple[int, int]]:
     """Read sample -> (target, answer) of a trial's val part."""
-    artifact = Store(Path(trial.facts["store"])).get("trial", trial.facts["key"])
+    artifact = Store(Path(trial.started.store)).get("trial", trial.key)
     table = tables.read(artifact.file("predictions.parquet"), ["sample_id", "target", "pred"])
     columns = (table[name].to_pylist() for name in ("sample_id", "target", "pred"))
     return {sample: (target, pred) for sample, target, pred in zip(*columns, strict=True)}

@@ -11,7 +11,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.planning.plan import Keys, confirm_key
 from orchestrator.spec.load import read as read_spec
 from orchestrator.store.artifacts import Store
-from orchestrator.store.ledger import TrialState, is_live, read, replay
+from orchestrator.store.ledger import TrialRecord, is_live, read, replay
 from orchestrator.store.run_dir import RunPaths, all_runs
 
 KINDS = (
@@ -71,7 +71,7 @@ def garbage(store: Store) -> Garbage:
                 f"gc: a store without live runs was required, {run.run_id} is live; wait or cancel it"
             )
         trials = list(replay(read(run.events)).trials.values())
-        artifacts |= _artifacts(store, run) | {("trial", trial.facts["key"]) for trial in trials}
+        artifacts |= _artifacts(store, run) | {("trial", trial.key) for trial in trials}
         work |= _work(run, trials)
     artifacts |= _shards(store, artifacts) | _features(store, artifacts)
     items, kept = [], 0
@@ -132,14 +132,14 @@ def _artifacts(store: Store, run: RunPaths) -> Names:
     return needed
 
 
-def _work(run: RunPaths, trials: list[TrialState]) -> Names:
+def _work(run: RunPaths, trials: list[TrialRecord]) -> Names:
     """Return the trainings that a run would go on with: a finished one has none."""
     if (run.read_json("summary") or {}).get("state") == "SUCCEEDED":
         return set()
     return {
-        ("trial", trial.facts["key"])
+        ("trial", trial.key)
         for trial in trials
-        if trial.status is None or trial.failed_by_chance
+        if trial.status is None or trial.has_transient_failure
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.report import charts
 from orchestrator.report.load import Run, mapping, number
 from orchestrator.report.overview import stage_outcomes
+from orchestrator.store.events import DriverStarted, ShardWritten, WorkerDied
 
 _ROLES = ("train", "val", "test", "excluded")
 _MAX_CLASSES = 30
@@ -109,15 +110,15 @@ def _plots(run: Run, found: Counter[tuple[str, int | None]]) -> list[tuple[str, 
 
 def preparation(run: Run) -> dict[str, Any]:
     """Return per set of shards its steps, rates per class, warnings and contact sheet, out of prep.json."""
-    shards = [event for event in run.events if event.get("event") == "shard"]
+    shards = [event for event in run.events if isinstance(event, ShardWritten)]
     facts = [
         (
             "photos prepared in this run",
-            sum(int(number(event.get("n_prepared")) or 0) for event in shards),
+            sum(event.n_prepared for event in shards),
         ),
         (
             "photos copied from earlier shards",
-            sum(int(number(event.get("n_copied")) or 0) for event in shards),
+            sum(event.n_copied for event in shards),
         ),
     ]
     sets = [_prepared_set(one) for one in run.prep.get("sets") or [] if isinstance(one, dict)]
@@ -183,17 +184,15 @@ def provenance(run: Run) -> dict[str, Any]:
     """Return stages, versions, overrides and the resolved spec."""
     start = run.started()
     outcomes = stage_outcomes(run)
-    starts = sum(event.get("event") in {"run_started", "run_resumed"} for event in run.events)
+    starts = sum(isinstance(event, DriverStarted) for event in run.events)
     return {
         "stages": list(outcomes.values()),
-        "packages": sorted(mapping(start.get("packages")).items()),
-        "commit": start.get("git_commit"),
-        "key": start.get("key"),
-        "overrides": [
-            (name, _text(value)) for name, value in mapping(start.get("overrides")).items()
-        ],
+        "packages": sorted((start.packages or {}).items()),
+        "commit": start.git_commit,
+        "key": start.key,
+        "overrides": [(name, _text(value)) for name, value in (start.overrides or {}).items()],
         "n_starts": starts,
-        "n_deaths": sum(event.get("event") == "worker_died" for event in run.events),
+        "n_deaths": sum(isinstance(event, WorkerDied) for event in run.events),
         "spec": run.resolved_text,
     }
 

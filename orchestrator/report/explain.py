@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.base.versions import STAGES
-from orchestrator.store.ledger import TrialState, is_live, one_trial, read, replay
+from orchestrator.store.events import (
+    Event,
+    LimitReached,
+    Repaired,
+    RunEnded,
+    RunResumed,
+    RunStarted,
+    StageEnded,
+    TrialEnded,
+    TrialEvent,
+    TrialReopened,
+    TrialStarted,
+    WorkerDied,
+)
+from orchestrator.store.ledger import TrialRecord, is_live, one_trial, read, replay
 from orchestrator.store.run_dir import RunPaths
 
 _SCORE = "val_macro_f1"
@@ -37,7 +50,7 @@ def why(paths: RunPaths, item: str) -> list[str]:
     if item in STAGES:
         return _stage(paths, item, events)
     trials = list(replay(events).trials.values())
-    of_setting = [trial for trial in trials if trial.facts["setting"] == item]
+    of_setting = [trial for trial in trials if trial.setting == item]
     if of_setting:
         return [line for trial in of_setting for line in (*_trial(paths, trial, events), "")][:-1]
     try:
@@ -46,21 +59,23 @@ def why(paths: RunPaths, item: str) -> list[str]:
         raise SpecError(f"{error}; stages: {', '.join(STAGES)}") from None
 
 
-def _stage(paths: RunPaths, name: str, events: list[dict[str, Any]]) -> list[str]:
-    told = [event for event in events if event["event"] == "stage" and event["stage"] == name]
+def _stage(paths: RunPaths, name: str, events: list[Event]) -> list[str]:
+    told = [event for event in events if isinstance(event, StageEnded) and event.stage == name]
     if told:
         last = told[-1]
         lines = [
-            f"stage {name}: {last['outcome']} after {last['wall_s']:.1f} s",
-            f"  {last.get('note') or ''}".rstrip(),
+            f"stage {name}: {last.outcome} after {last.wall_s or 0.0:.1f} s",
+            f"  {last.note or ''}".rstrip(),
         ]
-        if last["outcome"] == "FAILED" and paths.error.is_file():
+        if last.outcome == "FAILED" and paths.error.is_file():
             lines += [f"  traceback: {paths.error}"]
-        if last["outcome"] == "BLOCKED":
-            blocked = next(
-                (event for event in reversed(events) if event.get("outcome") == "FAILED"), None
-            )
-            lines += [f"  by {blocked['stage']}: {blocked.get('note')}"] if blocked else []
+        if last.outcome == "BLOCKED":
+            failed = [
+                event
+                for event in events
+                if isinstance(event, StageEnded) and event.outcome == "FAILED"
+            ]
+            lines += [f"  by {event.stage}: {event.note}" for event in failed[-1:]]
         return [line for line in lines if line.strip()]
     planned = next(
         (one for one in (paths.read_json("plan") or {}).get("stages", []) if one["name"] == name),
@@ -72,50 +87,59 @@ def _stage(paths: RunPaths, name: str, events: list[dict[str, Any]]) -> list[str
     ]
 
 
-def _trial(paths: RunPaths, trial: TrialState, events: list[dict[str, Any]]) -> list[str]:
-    facts, end = trial.facts, trial.end
+def _trial(paths: RunPaths, trial: TrialRecord, events: list[Event]) -> list[str]:
     lines = [f"trial {trial.trial_id}: {trial.status or 'RUNNING'}"]
-    if end.get("error"):
-        lines.append(f"  {end['error']}")
-    if end.get("cause"):
-        lines.append(f"  {end['cause']}: {_CAUSES.get(end['cause'], '')}".rstrip(": "))
-    if end.get("why"):
-        lines.append(f"  stopped early: {end['why']}")
-    if end.get("cached"):
+    if trial.error:
+        lines.append(f"  {trial.error}")
+    if trial.cause:
+        lines.append(f"  {trial.cause}: {_CAUSES.get(trial.cause, '')}".rstrip(": "))
+    if trial.why:
+        lines.append(f"  stopped early: {trial.why}")
+    if trial.is_cached:
         lines.append("  the store had it finished; nothing was trained")
-    fold = "" if facts["fold"] is None else f", fold {facts['fold']}"
+    started = trial.started
+    fold = "" if started.fold is None else f", fold {started.fold}"
     lines.append(
-        f"  {facts['phase']} of variant {facts['variant']}, setting {facts['setting']}, seed {facts['seed']}{fold}"
+        f"  {started.phase} of variant {started.variant}, setting {started.setting}, "
+        f"seed {started.seed}{fold}"
     )
-    lines += [f"  {path}: {value}" for path, value in facts["params"].items()]
+    lines += [f"  {path}: {value}" for path, value in started.params.items()]
     scores = [f"{epoch}: {metrics[_SCORE]:.4f}" for epoch, metrics in sorted(trial.reports.items())]
     shown = scores if len(scores) <= 12 else [*scores[:4], "...", *scores[-6:]]
     lines.append(f"  {_SCORE} by epoch: {', '.join(shown) or 'no report yet'}")
-    lines += [f"  {_clock(event['time'])} {tell(event)}" for event in events if event.get("trial_id") == trial.trial_id
-              and event["event"] in _TOLD]  # fmt: skip
+    for event in events:
+        is_of_trial = isinstance(event, TrialEvent) and event.trial_id == trial.trial_id
+        if is_of_trial and (sentence := describe(event)):
+            lines.append(f"  {_clock(event.time)} {sentence}")
     log = paths.logs / f"{trial.trial_id}.log"
     return [*lines, f"  printed: {log}"] if log.is_file() else lines
 
 
-_TOLD: dict[str, Callable[[dict[str, Any]], str]] = {
-    "run_started": lambda e: f"run started: {e['run_id']}",
-    "run_resumed": lambda e: f"run resumed: {e['run_id']}",
-    "run_ended": lambda e: f"run ended: {e['state']}",
-    "repaired": lambda e: f"a torn last record of {e['lost_bytes']} bytes was dropped",
-    "stage": lambda e: f"stage {e['stage']}: {e['outcome']} {e.get('note') or ''}".rstrip(),
-    "limit_reached": lambda e: f"limit reached: {e['reason']}",
-    "trial_started": lambda e: f"{e['trial_id']} started",
-    "worker_died": lambda e: f"{e['trial_id']} will be tried again: {e['error']}",
-    "trial_reopened": lambda e: f"{e['trial_id']} failed by chance and is tried again",
-    "trial_ended": lambda e: (
-        f"{e['trial_id']} {e['status']} {e.get('error') or e.get('why') or ''}".rstrip()
-    ),
-}
-
-
-def tell(event: dict[str, Any]) -> str:
-    """Return an event as a sentence."""
-    return _TOLD[event["event"]](event)
+def describe(event: Event) -> str | None:  # noqa: C901, PLR0911 - one line a kind
+    """Return an event as a sentence, or None where a person would not want to know."""
+    match event:
+        case RunStarted():
+            return f"run started: {event.run_id}"
+        case RunResumed():
+            return f"run resumed: {event.run_id}"
+        case RunEnded():
+            return f"run ended: {event.state}"
+        case Repaired():
+            return f"a torn last record of {event.lost_bytes} bytes was dropped"
+        case StageEnded():
+            return f"stage {event.stage}: {event.outcome} {event.note or ''}".rstrip()
+        case LimitReached():
+            return f"limit reached: {event.reason}"
+        case TrialStarted():
+            return f"{event.trial_id} started"
+        case WorkerDied():
+            return f"{event.trial_id} will be tried again: {event.error}"
+        case TrialReopened():
+            return f"{event.trial_id} had a transient failure and is tried again"
+        case TrialEnded():
+            return f"{event.trial_id} {event.status} {event.error or event.why or ''}".rstrip()
+        case _:
+            return None
 
 
 def _clock(seconds: float) -> str:
@@ -128,11 +152,9 @@ def story(paths: RunPaths, *, follow: bool = False) -> Iterator[str]:
     while True:
         live = follow and is_live(paths.root)
         events = read(paths.events) if paths.events.is_file() else []
-        yield from (
-            f"{_clock(event['time'])} {tell(event)}"
-            for event in events[seen:]
-            if event["event"] in _TOLD
-        )
+        for event in events[seen:]:
+            if sentence := describe(event):
+                yield f"{_clock(event.time)} {sentence}"
         seen = len(events)
         if not live:
             break

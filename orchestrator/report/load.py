@@ -15,6 +15,7 @@ import pyarrow as pa
 from data_prep.catalog.labels import Schema
 from orchestrator.report import scores
 from orchestrator.store import tables
+from orchestrator.store.events import DriverStarted, Event, from_json
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ class Run:
     prep: dict[str, Any] = field(default_factory=dict)
     resolved: dict[str, Any] = field(default_factory=dict)
     resolved_text: str = ""
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     schema: Schema | None = None
     trials: list[dict[str, Any]] | None = None
     curves: list[dict[str, Any]] | None = None
@@ -83,12 +84,10 @@ class Run:
             found["test"] = scores.labelled_answers(self.votes, self.test_labels)
         return {side: one for side, one in found.items() if one is not None}
 
-    def started(self) -> dict[str, Any]:
-        """Return the facts of the latest start: git commit, packages, overrides."""
-        starts = [
-            event for event in self.events if event.get("event") in {"run_started", "run_resumed"}
-        ]
-        return starts[-1] if starts else {}
+    def started(self) -> DriverStarted:
+        """Return the latest start: git commit, packages, overrides; an empty one where there is none."""
+        starts = [event for event in self.events if isinstance(event, DriverStarted)]
+        return starts[-1] if starts else DriverStarted()
 
     def class_name(self, label: int) -> str:
         """Return a class's readable name, or its number where the labels are not known."""
@@ -117,7 +116,7 @@ def load(root: Path) -> Run:
             )
             return empty
 
-    no_events: list[dict[str, Any]] = []
+    no_events: list[Event] = []
     events = read("events.jsonl", read_events, no_events)
     resolved = mapping(read("resolved.yaml", _yaml, {}))
     selection = mapping(read("selection.json", read_json, {}))
@@ -159,17 +158,15 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """Read a ledger, leaving out what is torn or no object."""
-    found = []
+def read_events(path: Path) -> list[Event]:
+    """Read a ledger, leaving out what is torn or no event."""
+    events = []
     for line in path.read_bytes().split(b"\n"):
         try:
-            event = json.loads(line)
+            events.append(from_json(json.loads(line)))
         except ValueError:
             continue
-        if isinstance(event, dict):
-            found.append(event)
-    return found
+    return events
 
 
 def number(value: Any) -> float | None:
@@ -217,10 +214,10 @@ def _yaml(path: Path) -> Any:
     return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
 
 
-def _schema(resolved: dict[str, Any], events: Iterable[dict[str, Any]]) -> Schema | None:
+def _schema(resolved: dict[str, Any], events: Iterable[Event]) -> Schema | None:
     """Take the label schema from the ledger's start event, else from the resolved spec."""
     for event in events:
-        labels = mapping(event.get("labels"))
+        labels = mapping(event.labels) if isinstance(event, DriverStarted) else {}
         if labels and all(isinstance(names, list) and names for names in labels.values()):
             return Schema({name: [str(one) for one in names] for name, names in labels.items()})
     from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415

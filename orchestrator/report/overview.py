@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.evaluation.hypotheses import needs_text
 from orchestrator.report import charts
 from orchestrator.report.load import Run, dicts, ensemble_scores, listed, mapping, number
+from orchestrator.store.events import DriverStarted, Event, StageEnded
 
 _MAX_EXAMPLES = 5
 _FEW_GROUPS = 30  # a bootstrap over fewer resamples too few people for its ends to be trusted
@@ -25,7 +26,7 @@ _GRAVE = (
 def head(run: Run) -> dict[str, Any]:
     """Return name, id, state, times and code version."""
     start = run.started()
-    times = [time for event in run.events if (time := number(event.get("time"))) is not None]
+    times = [event.time for event in run.events if event.time]
     return {
         "name": run.resolved.get("name") or run.root.name,
         "run_id": run.summary.get("run_id") or run.root.name,
@@ -34,7 +35,7 @@ def head(run: Run) -> dict[str, Any]:
         "ended": datetime.fromtimestamp(times[-1], UTC).strftime("%Y-%m-%d %H:%M UTC")
         if times
         else None,
-        "commit": start.get("git_commit"),
+        "commit": start.git_commit,
     }
 
 
@@ -43,34 +44,33 @@ def state(run: Run) -> str:
     if run.summary.get("state"):
         return str(run.summary["state"])
     outcomes = stage_outcomes(run)
-    before = {name: event.get("outcome") for name, event in outcomes.items() if name != "report"}
+    before = {name: event.outcome for name, event in outcomes.items() if name != "report"}
     if any(outcome in {"FAILED", "BLOCKED"} for outcome in before.values()):
         return "FAILED"
     return "SUCCEEDED" if "vote" in before else "RUNNING"
 
 
-def stage_outcomes(run: Run) -> dict[str, dict[str, Any]]:
+def stage_outcomes(run: Run) -> dict[str, StageEnded]:
     """Return the last event of each stage since the latest start."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, StageEnded] = {}
     for event in run.events:
-        if event.get("event") in {"run_started", "run_resumed"}:
+        if isinstance(event, DriverStarted):
             found = {}
-        elif event.get("event") == "stage":
-            found[str(event.get("stage"))] = event
+        elif isinstance(event, StageEnded):
+            found[event.stage] = event
     return found
 
 
-def driven_s(events: list[dict[str, Any]]) -> float | None:
+def driven_s(events: list[Event]) -> float | None:
     """Add up the seconds in which a driver wrote events, without the pauses before a resume."""
     total, began, last = 0.0, None, None
     for event in events:
-        time = number(event.get("time"))
-        if time is None:
+        if not event.time:
             continue
-        if event.get("event") in {"run_started", "run_resumed"} or began is None:
+        if isinstance(event, DriverStarted) or began is None:
             total += (last - began) if began is not None and last is not None else 0.0
-            began = time
-        last = time
+            began = event.time
+        last = event.time
     return total + last - began if began is not None and last is not None else None
 
 
@@ -160,9 +160,9 @@ def _about_the_run(run: Run) -> list[dict[str, Any]]:
         )
     if state(run) not in {"SUCCEEDED", "RUNNING"}:
         notes = [
-            f"{name}: {event.get('note') or ''}"
+            f"{name}: {event.note or ''}"
             for name, event in stage_outcomes(run).items()
-            if event.get("outcome") == "FAILED"
+            if event.outcome == "FAILED"
         ]
         found.append(
             _worry(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.evaluation.hypotheses import needs_text
+from orchestrator.store.events import DriverStarted, StageEnded
 from orchestrator.store.ledger import read, replay
 
 _CANDIDATE = (
@@ -235,11 +236,11 @@ def status_view(run: Path) -> dict[str, Any]:
     state = replay(events)
     last: dict[str, dict[str, Any]] = {}
     for event in events:
-        if event["event"] in {"run_started", "run_resumed"}:
+        if isinstance(event, DriverStarted):
             last = {}
-        elif event["event"] == "stage":
-            last[event["stage"]] = {
-                key: event.get(key) for key in ("stage", "outcome", "wall_s", "note")
+        elif isinstance(event, StageEnded):
+            last[event.stage] = {
+                key: getattr(event, key) for key in ("stage", "outcome", "wall_s", "note")
             }
     facts = state_of(RunPaths(run))
     open_ = "RUNNING" if facts["state"] == "RUNNING" else "UNFINISHED"
@@ -266,7 +267,7 @@ def status_view(run: Path) -> dict[str, Any]:
         "best": best
         and {
             "trial_id": best.trial_id,
-            "variant": best.facts["variant"],
+            "variant": best.variant,
             "val_macro_f1": max(m["val_macro_f1"] for m in best.reports.values()),
         },
     }

@@ -13,6 +13,7 @@ from orchestrator.planning.plan import Keys, make_plan
 from orchestrator.spec.models import Experiment
 from orchestrator.stages import context as stages
 from orchestrator.store.artifacts import Store, git_commit
+from orchestrator.store.events import RunEnded, RunStarted
 from orchestrator.store.ledger import Ledger, LedgerLocked
 from orchestrator.store.run_dir import RunPaths
 
@@ -42,11 +43,8 @@ def run(
             keys = Keys(experiment, plan.files)
             labels = {name: list(names) for name, names in keys.schema.classes.items()}
             ledger.append(
-                "run_started",
+                RunStarted(run_id=plan.run_id, git_commit=git_commit(), labels=labels),
                 commit=True,
-                run_id=plan.run_id,
-                git_commit=git_commit(),
-                labels=labels,
             )
             cpus, gpus = (cluster.resources.get(name, 0.0) for name in ("CPU", "GPU"))
             context = stages.Context(
@@ -57,7 +55,7 @@ def run(
                 reporter.outcome(name, done.outcome, done.note)
             done = stages.audit(context, probe=probe)
             reporter.outcome("audit", done.outcome, done.note)
-            ledger.append("run_ended", commit=True, state="SUCCEEDED")
+            ledger.append(RunEnded(state="SUCCEEDED"), commit=True)
     except (DataError, MachineError) as error:
         raise UserError(str(error)) from None
     except LedgerLocked:

@@ -31,6 +31,7 @@ from orchestrator.stages import context as stages
 from orchestrator.stages import finals, phases
 from orchestrator.stages import prepare as prepared
 from orchestrator.store.artifacts import Store, git_commit, packages
+from orchestrator.store.events import RunEnded, RunResumed, RunStarted, StageEnded
 from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read, replay
 from orchestrator.store.run_dir import RunPaths
 
@@ -229,16 +230,17 @@ def _drive(
     dump_yaml(experiment.resolved(), paths.resolved)
     write_json(paths.plan, plan.to_json())
     resources = experiment.spec.resources
-    facts = {
-        "run_id": plan.run_id,
-        "key": plan.run_key,
-        "git_commit": git_commit(),
-        "packages": packages(),
-        "overrides": experiment.overrides,
-        "labels": {n: list(c) for n, c in Keys(experiment, plan.files).schema.classes.items()},
-    }
+    started = RunResumed if earlier.trials or earlier.stages else RunStarted
     ledger.append(
-        "run_resumed" if earlier.trials or earlier.stages else "run_started", commit=True, **facts
+        started(
+            run_id=plan.run_id,
+            key=plan.run_key,
+            git_commit=git_commit(),
+            packages=packages(),
+            overrides=experiment.overrides,
+            labels={n: list(c) for n, c in Keys(experiment, plan.files).schema.classes.items()},
+        ),
+        commit=True,
     )
     reporter.say(f"run [bold]{plan.run_id}[/]  in {escape(str(paths.root))}")
     tracker = track.start(paths.root, experiment.spec.track)
@@ -271,7 +273,7 @@ def _drive(
         raise
     finally:
         listener.close()
-        ledger.append("run_ended", commit=True, state=state)
+        ledger.append(RunEnded(state=state), commit=True)
         _write_summary(
             paths,
             ledger,
@@ -311,7 +313,8 @@ def _run_stages(context: stages.Context, outcomes: dict[str, str]) -> bool:
         wall_s = time.monotonic() - began
         outcomes[name] = outcome
         context.ledger.append(
-            "stage", commit=True, stage=name, outcome=outcome, wall_s=round(wall_s, 3), note=note
+            StageEnded(stage=name, outcome=outcome, wall_s=round(wall_s, 3), note=note),
+            commit=True,
         )
         context.reporter.outcome(name, outcome, note, wall_s)
     return failed
@@ -333,7 +336,7 @@ def _require_weights(experiment: Experiment, *, allow_download: bool) -> None:
             else:
                 require(name)
         for name in sorted(wanted - set(known())):
-            from trainers import hub  # noqa: PLC0415 - torch and timm, where they are needed anyway
+            from data_prep.weights import hub  # noqa: PLC0415 - torch and timm, where they are needed anyway
 
             (hub.fetch if allow_download else hub.require)(name)
     except WeightsError as error:
@@ -387,10 +390,8 @@ def follow(paths: RunPaths, reporter: Reporter) -> int:
         live = is_live(paths.root)
         events = read(paths.events) if paths.events.exists() else []
         for event in events[seen:]:
-            if event["event"] == "stage":
-                reporter.outcome(
-                    event["stage"], event["outcome"], event.get("note") or "", event.get("wall_s")
-                )
+            if isinstance(event, StageEnded):
+                reporter.outcome(event.stage, event.outcome, event.note or "", event.wall_s)
         seen = len(events)
         if not live:
             break

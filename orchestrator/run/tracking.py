@@ -21,7 +21,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from orchestrator.spec.search_space import Choice, Search
-from orchestrator.store.ledger import State, Tail, TrialState, apply
+from orchestrator.store.events import RunEnded, TrialEnded, TrialReopened
+from orchestrator.store.ledger import State, Tail, TrialRecord, apply
 
 _POLL_S = 0.5
 _DONE = "tracked.json"
@@ -74,17 +75,17 @@ def main(run: Path, parent: int) -> int:
         if spec.get("search")
         else Search(trials=1)
     )
-    sinks: list[Callable[[TrialState], None]] = [Journal(run, search)]
+    sinks: list[Callable[[TrialRecord], None]] = [Journal(run, search)]
     if track.get("tensorboard"):
         sinks.append(lambda trial: _tensorboard(run, trial))
-    lines: list[tuple[list[Callable[[TrialState], None]], Path | None]] = [(sinks, None)]
+    lines: list[tuple[list[Callable[[TrialRecord], None]], Path | None]] = [(sinks, None)]
     wandb = track.get("wandb")
     if wandb and wandb["mode"] != "disabled":
         # its own thread, so that a slow service holds up nothing else
         lines.append(([lambda trial: _wandb(run, wandb, trial)], run / _DONE))
     broken: list[Exception] = []
 
-    def follow(own: list[Callable[[TrialState], None]], memory: Path | None) -> None:
+    def follow(own: list[Callable[[TrialRecord], None]], memory: Path | None) -> None:
         try:
             _follow(run, own, parent, memory)
         except Exception as error:  # noqa: BLE001 - a full disk, say: it would end this thread alone, unseen
@@ -100,7 +101,7 @@ def main(run: Path, parent: int) -> int:
 
 
 def _follow(
-    run: Path, sinks: list[Callable[[TrialState], None]], parent: int, memory: Path | None
+    run: Path, sinks: list[Callable[[TrialRecord], None]], parent: int, memory: Path | None
 ) -> None:
     """Hand every ended trial to the sinks, once; `memory` remembers them over restarts."""
     seen: set[str] = set(json.loads(memory.read_text()) if memory and memory.exists() else [])
@@ -110,18 +111,16 @@ def _follow(
         events = reader.read()
         for event in events:
             apply(state, event)
-            name = str(event.get("trial_id"))
-            if event["event"] == "trial_reopened":
-                seen.discard(name)
-            if event["event"] == "trial_ended" and name not in seen:
+            if isinstance(event, TrialReopened):
+                seen.discard(event.trial_id)
+            if isinstance(event, TrialEnded) and event.trial_id not in seen:
                 for sink in sinks:
-                    sink(state.trials[name])
-                seen.add(name)
+                    sink(state.trials[event.trial_id])
+                seen.add(event.trial_id)
                 if memory:
                     memory.write_text(json.dumps(sorted(seen)))
-        if orphan or (
-            events and events[-1]["event"] == "run_ended" and events[-1]["time"] > began - 1
-        ):
+        last = events[-1] if events else None
+        if orphan or (isinstance(last, RunEnded) and last.time > began - 1):
             return
         time.sleep(_POLL_S)
 
@@ -140,19 +139,19 @@ class Journal:
         self.storage = JournalStorage(JournalFileBackend(str(run / "study.log")))
         self.studies: dict[str, Any] = {}
 
-    def __call__(self, trial: TrialState) -> None:
+    def __call__(self, trial: TrialRecord) -> None:
         import optuna  # noqa: PLC0415
         from optuna.trial import TrialState as State  # noqa: PLC0415
 
         if trial.phase != "search":
             return
-        variant = trial.facts["variant"]
+        variant = trial.variant
         if variant not in self.studies:
             self.studies[variant] = optuna.create_study(
                 storage=self.storage, study_name=f"{self.run.name}/{variant}", direction="maximize"
             )
         space, params, distributions = self.search.space_of(variant), {}, {}
-        for path, value in trial.facts["params"].items():
+        for path, value in trial.params.items():
             if path in space:
                 params[path], distributions[path] = _stored(space[path], value)
         scores = {epoch: metrics["val_macro_f1"] for epoch, metrics in trial.reports.items()}
@@ -190,7 +189,7 @@ def _stored(entry: Any, value: Any) -> tuple[Any, Any]:
     return value, d.FloatDistribution(*entry.float_, log=entry.log, step=entry.step)
 
 
-def _tensorboard(run: Path, trial: TrialState) -> None:
+def _tensorboard(run: Path, trial: TrialRecord) -> None:
     from tensorboard.compat.proto.event_pb2 import Event  # noqa: PLC0415
     from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: PLC0415
     from tensorboard.summary.writer.event_file_writer import EventFileWriter  # noqa: PLC0415
@@ -202,13 +201,13 @@ def _tensorboard(run: Path, trial: TrialState) -> None:
     writer.close()
 
 
-def _wandb(run: Path, settings: dict[str, Any], trial: TrialState) -> None:
+def _wandb(run: Path, settings: dict[str, Any], trial: TrialRecord) -> None:
     """Write one W&B run. Nothing of the command line or the environment goes along."""
     import wandb  # noqa: PLC0415
 
     name = hashlib.sha256(f"{run.name}/{trial.trial_id}".encode()).hexdigest()[:16]
     config = {
-        key: trial.facts.get(key)
+        key: getattr(trial.started, key)
         for key in ("variant", "phase", "setting", "seed", "fold", "params", "train")
     }
     quiet = wandb.Settings(

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from orchestrator.spec.limits import Limits, seconds
+from orchestrator.store.events import (
+    DriverStarted,
+    Event,
+    LimitReached,
+    PhaseStarted,
+    StageEnded,
+)
 
 
 @dataclass
@@ -21,18 +27,18 @@ class Budget:
     began: float = field(default_factory=time.monotonic)
     _since: float | None = None  # when the driver whose events are seen began this phase
 
-    def see(self, event: dict[str, Any], phase: str) -> None:
+    def see(self, event: Event, phase: str) -> None:
         """Take in an event of an earlier driver."""
-        if event["event"] in {"run_started", "run_resumed", "stage"}:
+        if isinstance(event, DriverStarted | StageEnded):
             self._since = None
-        elif event["event"] == "phase_started":
-            self._since = event["time"] if event["phase"] == phase else None
+        elif isinstance(event, PhaseStarted):
+            self._since = event.time if event.phase == phase else None
         elif self._since is not None:
             # clocks may jump back; a phase never takes less than nothing
-            self.earlier_s += max(0.0, event["time"] - self._since)
-            self._since = event["time"]
-        if event["event"] == "limit_reached" and event["phase"] == phase:
-            self.reached = event["reason"]
+            self.earlier_s += max(0.0, event.time - self._since)
+            self._since = event.time
+        if isinstance(event, LimitReached) and event.phase == phase:
+            self.reached = event.reason
 
     def over(self, best: float, live_s: float) -> str | None:
         """Say which limit is reached, or None.

@@ -19,7 +19,17 @@ from orchestrator.base.console import Glance
 from orchestrator.search.budget import Budget
 from orchestrator.search.trial import TrialSpec
 from orchestrator.spec.search_space import Asha, Median
-from orchestrator.store.ledger import Ledger, TrialState, payload, replay
+from orchestrator.store.events import (
+    EpochReported,
+    LimitReached,
+    PhaseStarted,
+    TrialEnded,
+    TrialEvent,
+    TrialReopened,
+    TrialStarted,
+    WorkerDied,
+)
+from orchestrator.store.ledger import Ledger, TrialRecord, replay
 from trainers.config import Duration
 
 OBJECTIVE = "val_macro_f1"
@@ -90,7 +100,7 @@ class Live:
 
     spec: TrialSpec
     asked: Any  # Optuna's trial, or None
-    told_again: TrialState | None  # set when it has ended before and is only told again
+    told_again: TrialRecord | None  # set when it has ended before and is only told again
     finished: list[dict[str, float]] | None = None  # its epochs, where the store has them all
     began: float = field(default_factory=time.monotonic)
     deaths: int = 0  # that count
@@ -108,7 +118,7 @@ class Bridge:
         *,
         rungs: dict[str, Rungs] | None = None,
         tell: Callable[[Any, str, Reports, str | None], None] | None = None,
-        resume: Callable[[TrialState], tuple[TrialSpec, Any]] | None = None,
+        resume: Callable[[TrialRecord], tuple[TrialSpec, Any]] | None = None,
         progress: Callable[[int, str], None] | None = None,
         finished: Callable[[TrialSpec], list[dict[str, float]] | None] | None = None,
         budget: Budget | None = None,
@@ -129,7 +139,7 @@ class Bridge:
         self.ledger, self.phase, self.proposals = ledger, phase, proposals
         self.rungs, self.tell, self.progress = rungs or {}, tell, progress
         self.finished, self.budget = finished, budget or Budget()
-        self.known: dict[str, TrialState] = {}
+        self.known: dict[str, TrialRecord] = {}
         self.best: dict[str, float] = {}  # trial -> best score so far
         self.top = -1.0  # of them
         self.counts: Counter[str] = Counter()  # status -> trials
@@ -142,58 +152,63 @@ class Bridge:
         if resume:
             self._take_in(resume)
 
-    def _take_in(self, resume: Callable[[TrialState], tuple[TrialSpec, Any]]) -> None:
+    def _take_in(self, resume: Callable[[TrialRecord], tuple[TrialSpec, Any]]) -> None:
         """Hear and tell again, in the ledger's order, all that happened before."""
         given: dict[str, Live] = {}
         first: dict[str, Live] = {}
         self._reopen()
         events = self.ledger.events
         reopened = {
-            e["trial_id"]: at for at, e in enumerate(events) if e["event"] == "trial_reopened"
+            event.trial_id: at
+            for at, event in enumerate(events)
+            if isinstance(event, TrialReopened)
         }
         for at, event in enumerate(events):
             self.budget.see(event, self.phase)
-            name = str(event.get("trial_id"))
+            if not isinstance(event, TrialEvent):
+                continue
+            name = event.trial_id
             if (
-                event["event"] == "trial_started"
-                and event["phase"] == self.phase
+                isinstance(event, TrialStarted)
+                and event.phase == self.phase
                 and name not in self.known
             ):
-                trial = TrialState(name, payload(event))
+                trial = TrialRecord(event)
                 self._know(trial)
                 given[name] = first[name] = Live(*resume(trial), None)
             elif name not in self.known:
                 continue
-            elif event["event"] == "report":
-                self._hear(self.known[name], event["epoch"], event["metrics"])
-            elif event["event"] == "trial_reopened":
+            elif isinstance(event, EpochReported):
+                self._hear(self.known[name], event.epoch, event.metrics)
+            elif isinstance(event, TrialReopened):
                 given[name] = first[name]
-            elif event["event"] == "trial_ended" and at < reopened.get(name, -1):
-                self.budget.used_s += event.get("wall_s") or 0.0
-            elif event["event"] == "trial_ended":
+            elif isinstance(event, TrialEnded) and at < reopened.get(name, -1):
+                self.budget.used_s += event.wall_s or 0.0
+            elif isinstance(event, TrialEnded):
                 trial, live = self.known[name], given.pop(name)
-                trial.status, trial.end = event["status"], payload(event)
+                trial.ended = event
                 self._end(trial, live)
                 self._again.append(replace(live, told_again=trial))
-            elif event["event"] == "worker_died":
+            elif isinstance(event, WorkerDied):
                 live = given[name]
-                spec = replace(
-                    live.spec, micro_batch=event.get("micro_batch", live.spec.micro_batch)
-                )
-                given[name] = replace(
-                    live, spec=spec, deaths=live.deaths + event.get("counts", True)
-                )
+                micro_batch = event.micro_batch or live.spec.micro_batch
+                spec = replace(live.spec, micro_batch=micro_batch)
+                given[name] = replace(live, spec=spec, deaths=live.deaths + event.counts)
         self._again += [
             replace(live, finished=self._in_store(live.spec)) for live in given.values()
         ]
 
     def _reopen(self) -> None:
         """Give trials that failed by chance another go, unless what comes after this phase rests on their failure."""
-        if self.phase == "search" and any(e.get("phase") == "confirm" for e in self.ledger.events):
+        if self.phase == "search" and any(
+            isinstance(event, PhaseStarted | TrialStarted | LimitReached)
+            and event.phase == "confirm"
+            for event in self.ledger.events
+        ):
             return
         for trial in replay(self.ledger.events).trials.values():
-            if trial.phase == self.phase and trial.failed_by_chance:
-                self.ledger.append("trial_reopened", commit=True, trial_id=trial.trial_id)
+            if trial.phase == self.phase and trial.has_transient_failure:
+                self.ledger.append(TrialReopened(trial_id=trial.trial_id), commit=True)
 
     # -- proposing -------------------------------------------------------------------------------------------------
     def next(self) -> Live | str | None:
@@ -221,10 +236,10 @@ class Bridge:
             return None
         if live is None:
             return None if self._waits else "FINISHED"
-        facts = {name: value for name, value in live.spec.to_json().items() if name != "trial_id"}
-        facts["number"] = self.per_variant[live.spec.variant]
-        self.ledger.append("trial_started", commit=True, trial_id=live.spec.trial_id, **facts)
-        self._know(TrialState(live.spec.trial_id, facts))
+        number = self.per_variant[live.spec.variant]
+        started = TrialStarted(number=number, **live.spec.to_json())
+        self.ledger.append(started, commit=True)
+        self._know(TrialRecord(started))
         live.finished = self._in_store(live.spec)
         return live
 
@@ -250,15 +265,15 @@ class Bridge:
     def _in_store(self, spec: TrialSpec) -> list[dict[str, float]] | None:
         return self.finished(spec) if self.finished else None
 
-    def _know(self, trial: TrialState) -> None:
+    def _know(self, trial: TrialRecord) -> None:
         self.known[trial.trial_id] = trial
-        self.per_variant[trial.facts["variant"]] += 1
+        self.per_variant[trial.variant] += 1
 
     def over(self) -> str | None:
         """Say which limit of the budget is reached, or None; once reached it stays so, over restarts too."""
         if self.budget.reached is None and (reason := self.budget.over(self.top, self.live_s())):
             self.budget.reached = reason
-            self.ledger.append("limit_reached", commit=True, phase=self.phase, reason=reason)
+            self.ledger.append(LimitReached(phase=self.phase, reason=reason), commit=True)
         return self.budget.reached
 
     def live_s(self) -> float:
@@ -280,9 +295,9 @@ class Bridge:
             score = f"epoch {epochs}, best {best:.4f}" if best is not None else "no report yet"
             running.append(f"{name}  {score}, {now - live.began:.0f} s")
         took = [
-            end["wall_s"]
-            for end in (trial.end for trial in list(self.known.values()))
-            if end and not end.get("cached")
+            trial.ended.wall_s
+            for trial in list(self.known.values())
+            if trial.ended and trial.ended.wall_s is not None and not trial.ended.cached
         ]
         left = (
             statistics.fmean(took) * max(0, total - self.n_ended) / max(1, len(lives))
@@ -300,7 +315,7 @@ class Bridge:
         if live.told_again is not None:  # all of it was heard when it was news
             return False
         if epoch not in trial.reports:
-            self.ledger.append("report", trial_id=trial_id, epoch=epoch, metrics=metrics)
+            self.ledger.append(EpochReported(trial_id=trial_id, epoch=epoch, metrics=metrics))
         why = self._hear(trial, epoch, trial.reports.get(epoch, metrics))
         if (
             why is None or live.finished is not None
@@ -309,13 +324,13 @@ class Bridge:
         self._finish(live, "PRUNED", why=why)
         return True
 
-    def _hear(self, trial: TrialState, epoch: int, metrics: dict[str, float]) -> str | None:
+    def _hear(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> str | None:
         trial.reports[epoch] = metrics
         self.best[trial.trial_id] = max(metrics[OBJECTIVE], self.best.get(trial.trial_id, -1.0))
         self.top = max(self.top, metrics[OBJECTIVE])
         # after a restart a trial says its early epochs again: a rung must not hear of what came later
         best = max(found[OBJECTIVE] for number, found in trial.reports.items() if number <= epoch)
-        rungs = self.rungs.get(trial.facts["variant"])
+        rungs = self.rungs.get(trial.variant)
         return rungs.stops(trial.trial_id, epoch, best) if rungs else None
 
     def ended(
@@ -357,29 +372,29 @@ class Bridge:
         if status == "COMPLETE" and best is None:
             status, cause = "FAILED", "metric"
             error = "ended without a report; a trainer reports after every epoch"
-        trial.status = status
-        trial.end = {
-            "status": status,
-            "epochs": len(trial.reports),
-            "wall_s": round(time.monotonic() - live.began, 3),
-            "metrics": best,
-            "checkpoint": f"trial/{live.spec.key}" if status == "COMPLETE" else None,
-            "error": error,
-            "cause": cause,
-            "why": why,
-            "cached": live.finished is not None,
-            "deaths": live.deaths,
-        }
-        self.ledger.append("trial_ended", commit=True, trial_id=name, **trial.end)
+        trial.ended = TrialEnded(
+            trial_id=name,
+            status=status,
+            epochs=len(trial.reports),
+            wall_s=round(time.monotonic() - live.began, 3),
+            metrics=best,
+            checkpoint=f"trial/{live.spec.key}" if status == "COMPLETE" else None,
+            error=error,
+            cause=cause,
+            why=why,
+            cached=live.finished is not None,
+            deaths=live.deaths,
+        )
+        self.ledger.append(trial.ended, commit=True)
         self._end(trial, live)
 
-    def _end(self, trial: TrialState, live: Live) -> None:
+    def _end(self, trial: TrialRecord, live: Live) -> None:
         self.counts[str(trial.status)] += 1
-        if not trial.end.get("cached"):  # its time was spent by another run
-            self.budget.used_s += trial.end.get("wall_s") or 0.0
+        if trial.ended and not trial.ended.cached:  # its time was spent by another run
+            self.budget.used_s += trial.ended.wall_s or 0.0
         self.n_ended += 1
         if self.tell and live.asked is not None:
-            self.tell(live.asked, str(trial.status), trial.reports, trial.end.get("cause"))
+            self.tell(live.asked, str(trial.status), trial.reports, trial.cause)
         if self.progress:
             self.progress(self.n_ended, f"best {self.top:.3f}" if self.best else "")
 
@@ -400,7 +415,8 @@ class Bridge:
         if counts and live.deaths >= _MAX_DEATHS:
             self._finish(live, "FAILED", error=f"{error}, {live.deaths + 1} times", cause=cause)
             return
-        spec, facts = live.spec, {"error": error, "cause": cause, "counts": counts}
+        spec = live.spec
+        death = WorkerDied(trial_id=trial_id, error=error, cause=cause, counts=counts)
         if cause == "memory":
             whole = (
                 spec.micro_batch or spec.train.get("micro_batch") or spec.train.get("batch_size", 0)
@@ -411,8 +427,8 @@ class Bridge:
                 self._finish(live, "FAILED", error=error, cause=cause)
                 return
             spec = replace(spec, micro_batch=whole // 2)
-            facts["micro_batch"] = spec.micro_batch
-        self.ledger.append("worker_died", commit=True, trial_id=trial_id, **facts)
+            death = replace(death, micro_batch=spec.micro_batch)
+        self.ledger.append(death, commit=True)
         del self.live[trial_id]
         self.retries.append(
             replace(live, spec=spec, deaths=live.deaths + counts, attempt=live.attempt + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orchestrator.spec.models import Arm
 from orchestrator.stages.context import Context
+from orchestrator.store.events import PrecisionChosen
 
 
 def precision_of(context: Context, arm: Arm) -> str:
@@ -12,15 +13,26 @@ def precision_of(context: Context, arm: Arm) -> str:
         return arm.train.precision
     share = context.experiment.spec.resources.per_trial
     device, model = "cuda" if share.gpu else "cpu", arm.train.model
-    asked = {"backbone": model.backbone, "size": arm.prep.size, "device": device}
+    asked = (model.backbone, arm.prep.size, device)
     for event in context.ledger.events:
-        if event["event"] == "precision" and all(
-            event[name] == value for name, value in asked.items()
+        if isinstance(event, PrecisionChosen) and asked == (
+            event.backbone,
+            event.size,
+            event.device,
         ):
-            return str(event["chosen"])
+            return event.chosen
     seconds = _probe(context, arm, device)
     chosen = min(seconds, key=lambda name: seconds[name])
-    context.ledger.append("precision", commit=True, **asked, seconds=seconds, chosen=chosen)
+    context.ledger.append(
+        PrecisionChosen(
+            backbone=model.backbone,
+            size=arm.prep.size,
+            device=device,
+            seconds=seconds,
+            chosen=chosen,
+        ),
+        commit=True,
+    )
     return chosen
 
 
@@ -29,7 +41,7 @@ def _probe(context: Context, arm: Arm, device: str) -> dict[str, float]:
     import ray  # noqa: PLC0415
 
     def run() -> dict[str, float]:
-        from trainers.precision import probe  # noqa: PLC0415
+        from trainers.device import probe  # noqa: PLC0415
 
         return probe(
             arm.train.model,

@@ -136,7 +136,7 @@ class Proposals(Searcher):
         if (told := live.told_again) is not None:
             config["again"] = {
                 "reports": sorted(told.reports.items()),
-                "error": told.end.get("error"),
+                "error": told.error,
             }
         elif live.finished is not None:
             config["again"] = {"reports": list(enumerate(live.finished, 1)), "error": None}

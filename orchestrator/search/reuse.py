@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from data_prep.files import write_json
 from orchestrator.spec.search_space import Search, holds_point
 from orchestrator.store.artifacts import Store
-from orchestrator.store.ledger import LedgerDamaged, TrialState, payload, read, replay
+from orchestrator.store.events import (
+    EpochReported,
+    Event,
+    TrialEnded,
+    TrialReopened,
+    TrialStarted,
+)
+from orchestrator.store.ledger import LedgerDamaged, TrialRecord, read, replay
 
 FAMILIES = "families.json"
 
@@ -22,7 +28,7 @@ class Earlier:
 
     run_id: str
     n_trials: int
-    events: list[dict[str, Any]]
+    events: list[Event]
 
 
 def earlier(
@@ -57,43 +63,49 @@ def earlier(
     return found
 
 
-def _is_of(trial: TrialState, variant: str) -> bool:
-    return trial.phase == "search" and trial.facts["variant"] == variant
+def _is_of(trial: TrialRecord, variant: str) -> bool:
+    return trial.phase == "search" and trial.variant == variant
 
 
-def _usable(trials: list[TrialState], search: Search, store: Store) -> dict[str, str]:
+def _usable(trials: list[TrialRecord], search: Search, store: Store) -> dict[str, str]:
     """Return the trials to take over and the names they get, in the order they were started."""
     names: dict[str, str] = {}
     for trial in trials:
-        variant, key = trial.facts["variant"], trial.facts["key"]
+        variant, key = trial.variant, trial.key
         space = search.space_of(variant)
         lost = (
             trial.status == "COMPLETE"
             and not (store.root / "trial" / key / "manifest.json").is_file()
         )
-        if trial.status is None or lost or trial.failed_by_chance or len(names) >= search.trials:
+        if (
+            trial.status is None
+            or lost
+            or trial.has_transient_failure
+            or len(names) >= search.trials
+        ):
             break
-        if holds_point(space, trial.facts["params"]):
+        if holds_point(space, trial.params):
             names[trial.trial_id] = f"s-{variant}-{len(names):04}"
     return names
 
 
-def _renamed(events: list[dict[str, Any]], names: dict[str, str]) -> list[dict[str, Any]]:
-    told = []
+def _renamed(events: list[Event], names: dict[str, str]) -> list[Event]:
+    """Return the events of the trials that are taken over, with the names they get."""
+    renamed: list[Event] = []
     for event in events:
-        kind, name = event["event"], event.get("trial_id")
-        if (
-            kind not in {"trial_started", "report", "trial_ended", "trial_reopened"}
-            or name not in names
-        ):
+        if not isinstance(event, TrialStarted | EpochReported | TrialEnded | TrialReopened):
             continue
-        fields = {**payload(event), "event": kind, "trial_id": names[name]}
-        if kind == "trial_started":
-            fields["number"] = int(names[name].rsplit("-", 1)[1])
-        elif kind == "trial_ended":
-            fields["cached"] = True
-        told.append(fields)
-    return told
+        name = names.get(event.trial_id)
+        if name is None:
+            continue
+        if isinstance(event, TrialStarted):
+            number = int(name.rsplit("-", 1)[1])
+            renamed.append(replace(event, trial_id=name, number=number))
+        elif isinstance(event, TrialEnded):
+            renamed.append(replace(event, trial_id=name, cached=True))
+        else:
+            renamed.append(replace(event, trial_id=name))
+    return renamed
 
 
 def write_families(run: Path, families: Mapping[str, str]) -> None:

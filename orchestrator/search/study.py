@@ -13,7 +13,7 @@ from orchestrator.search.budget import Budget
 from orchestrator.search.controller import OBJECTIVE, Bridge, Reports, Rungs
 from orchestrator.search.trial import TrialSpec
 from orchestrator.spec.search_space import Search, grid, suggest
-from orchestrator.store.ledger import TrialState
+from orchestrator.store.ledger import TrialRecord
 from trainers.config import Duration
 
 MakeSpec = Callable[[str, str, dict[str, Any]], TrialSpec]
@@ -205,9 +205,9 @@ class Studies:
             else:
                 study.tell(trial, state=State.PRUNED if status == "PRUNED" else State.FAIL)
 
-    def resume(self, trial: TrialState) -> tuple[TrialSpec, Any]:
+    def resume(self, trial: TrialRecord) -> tuple[TrialSpec, Any]:
         """Ask again for a trial that the ledger knows."""
-        variant, point = trial.facts["variant"], trial.facts["params"]
+        variant, point = trial.variant, trial.params
         asked, _ = self.ask(variant, point)
         return self.make_spec(trial.trial_id, variant, point), (variant, asked)
 

@@ -107,7 +107,7 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
         device=spec.device,
         threads=spec.threads,
         source=_source_weights(spec, store),
-        keep=partial(_keep_features, store, spec.inputs.get("prepare", spec.rows)),
+        feature_store=partial(_keep_features, store, spec.inputs.get("prepare", spec.rows)),
         micro_batch=spec.micro_batch,
     )
     params = {"train": spec.train, "seed": spec.seed, "fold": spec.fold}
@@ -235,8 +235,8 @@ def _parts(spec: TrialSpec, index: Mapping[str, int]) -> dict[str, tuple[Any, An
 
 
 def _predictions(spec: TrialSpec, work: Path, rows: Any, part: tuple[Any, Any]) -> Any:
-    from trainers.metrics import joint_class  # noqa: PLC0415
     from trainers.inference import load, predict  # noqa: PLC0415
+    from trainers.metrics import joint_class  # noqa: PLC0415
 
     at, codes = part
     model = load(work)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from orchestrator.search.controller import OBJECTIVE
 from orchestrator.stages.context import Context
 from orchestrator.store import tables
-from orchestrator.store.ledger import State, TrialState, replay
+from orchestrator.store.ledger import State, TrialRecord, replay
 
 
 def write_tables(context: Context) -> None:
@@ -28,17 +28,17 @@ def trials_table(state: State, labels: Iterable[str]) -> pa.Table:
     for trial in state.trials.values():
         if trial.status is None:
             continue
-        best = trial.end.get("metrics") or {}
+        best = trial.metrics
         rows.append(
             {
                 **{
-                    name: trial.facts[name]
+                    name: getattr(trial.started, name)
                     for name in ("setting", "variant", "phase", "seed", "fold")
                 },
                 "trial_id": trial.trial_id,
-                "params": json.dumps(trial.facts["params"], sort_keys=True),
+                "params": json.dumps(trial.params, sort_keys=True),
                 **{
-                    name: trial.end.get(name)
+                    name: getattr(trial.ended, name)
                     for name in ("status", "epochs", "wall_s", "checkpoint", "error")
                 },
                 **{name: value for name, value in best.items() if name in schema.names},
@@ -65,9 +65,7 @@ def collect(context: Context) -> None:
     parts = []
     for trial in replay(context.ledger.events).trials.values():
         if trial.status == "COMPLETE":
-            table = tables.read(
-                context.store.get("trial", trial.facts["key"]).file("predictions.parquet")
-            )
+            table = tables.read(context.store.get("trial", trial.key).file("predictions.parquet"))
             parts.append(_renamed(table, trial))
     tables.write(
         pa.concat_tables(parts) if parts else tables.PREDICTIONS.empty_table(),
@@ -75,10 +73,10 @@ def collect(context: Context) -> None:
     )
 
 
-def _renamed(table: pa.Table, trial: TrialState) -> pa.Table:
+def _renamed(table: pa.Table, trial: TrialRecord) -> pa.Table:
     """Give a trial's predictions the names they have in this run; the artifact may come from another one."""
     for name in ("trial_id", "setting", "variant"):
-        value = trial.trial_id if name == "trial_id" else trial.facts[name]
+        value = getattr(trial, name)
         table = table.set_column(
             table.schema.get_field_index(name), name, pa.array([value] * len(table), pa.string())
         )
@@ -87,13 +85,13 @@ def _renamed(table: pa.Table, trial: TrialState) -> pa.Table:
 
 def best_trial(state: State) -> dict[str, Any] | None:
     """Return the best search trial so far."""
-    done = [t for t in state.trials.values() if t.phase == "search" and t.end.get("metrics")]
+    done = [t for t in state.trials.values() if t.phase == "search" and t.metrics]
     if not done:
         return None
-    top = max(done, key=lambda t: t.end["metrics"][OBJECTIVE])
+    top = max(done, key=lambda t: t.metrics[OBJECTIVE])
     return {
         "trial_id": top.trial_id,
-        "setting": top.facts["setting"],
-        "variant": top.facts["variant"],
-        OBJECTIVE: top.end["metrics"][OBJECTIVE],
+        "setting": top.setting,
+        "variant": top.variant,
+        OBJECTIVE: top.metrics[OBJECTIVE],
     }

@@ -21,8 +21,8 @@ from orchestrator.spec.messages import nearest, validate
 from orchestrator.spec.models import Arm, Experiment, Select, Spec
 from orchestrator.spec.search_space import Search, apply, assignments
 from orchestrator.spec.yaml_source import Document, DocumentError, Path_, Problem, load, lone_value
-from trainers.backbones import known_backbones
 from trainers.config import FrozenDeepHead, SingleHead
+from trainers.package_names import known_backbones
 
 VARIANT_PATHS = ("data.exclude", "data.split", "data.labels.<label>.train_bins", "prep", "train")
 _ALLOWED = re.compile(r"(data\.(exclude|split|labels\.\w+\.train_bins)|prep|train)(\.|$)")

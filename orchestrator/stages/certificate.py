@@ -24,6 +24,7 @@ from orchestrator.stages.context import Context, load_json
 from orchestrator.stages.phases import phase_trials
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, git_commit, packages
+from orchestrator.store.events import LabelsOpened
 from orchestrator.store.run_dir import RunPaths
 
 FORMAT_VERSION = 1
@@ -202,9 +203,7 @@ def _looked_at(context: Context, chosen: Any, test: Any) -> list[dict[str, Any]]
     """Say which data were looked at how often, and what for."""
     search, confirm = phase_trials(context, "search"), phase_trials(context, "confirm")
     opened = Counter(
-        (event["part"], event["by"])
-        for event in context.ledger.events
-        if event["event"] == "test_labels_opened"
+        (event.part, event.by) for event in context.ledger.events if isinstance(event, LabelsOpened)
     )
     rows = [
         {

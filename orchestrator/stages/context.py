@@ -25,6 +25,7 @@ from orchestrator.planning.plan import Keys
 from orchestrator.spec.models import Experiment
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, Store
+from orchestrator.store.events import DriverStarted, TrialStarted
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.run_dir import RunPaths
 
@@ -53,13 +54,13 @@ class Context:
     @property
     def began(self) -> float:
         """When the run was started last, in seconds since the epoch; once trials rest on its photos, when first."""
-        starts = [
-            e["time"] for e in self.ledger.events if e["event"] in {"run_started", "run_resumed"}
-        ]
+        starts = [event.time for event in self.ledger.events if isinstance(event, DriverStarted)]
         if not starts:
             return time.time()
         return float(
-            starts[0 if any(e["event"] == "trial_started" for e in self.ledger.events) else -1]
+            starts[
+                0 if any(isinstance(event, TrialStarted) for event in self.ledger.events) else -1
+            ]
         )
 
     @contextmanager

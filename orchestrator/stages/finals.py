@@ -22,7 +22,7 @@ from orchestrator.stages import test_set as board
 from orchestrator.stages.context import Context, Done, load_json, majority_class
 from orchestrator.stages.phases import phase_trials, ranking
 from orchestrator.store import tables
-from orchestrator.store.ledger import TrialState
+from orchestrator.store.ledger import TrialRecord
 
 _N_GREEDY = 200
 """Resamples of a greedy choice: each tries every candidate for every vote."""
@@ -33,12 +33,12 @@ def _judged(context: Context) -> tuple[str, str]:
     return ("confirm", "oof") if context.experiment.spec.confirm else ("search", "val")
 
 
-def _checkpoints(context: Context) -> dict[str, list[TrialState]]:
+def _checkpoints(context: Context) -> dict[str, list[TrialRecord]]:
     """Return setting -> the trials whose checkpoints answer for it. In search, its first finished one does."""
     phase, _ = _judged(context)
-    by_setting: dict[str, list[TrialState]] = {}
+    by_setting: dict[str, list[TrialRecord]] = {}
     for trial in phase_trials(context, phase):
-        by_setting.setdefault(trial.facts["setting"], []).append(trial)
+        by_setting.setdefault(trial.setting, []).append(trial)
     if phase == "confirm":
         return by_setting
     done = {s: [t for t in found if t.status == "COMPLETE"][:1] for s, found in by_setting.items()}
@@ -49,7 +49,7 @@ def _complete_settings(context: Context) -> dict[str, str]:
     """Return setting -> variant of the candidates whose every trial finished."""
     by_setting = _checkpoints(context)
     return {
-        s: found[0].facts["variant"]
+        s: found[0].variant
         for s, found in by_setting.items()
         if all(t.status == "COMPLETE" for t in found)
     }
@@ -203,10 +203,8 @@ def _with_board(
     return [{**c, "board_score": shown[c["setting"]]} for c in candidates], peeks
 
 
-def _n_params(context: Context, trial: TrialState) -> int:
-    return int(
-        load_json(context.store.get("trial", trial.facts["key"]).path / "model.json")["n_params"]
-    )
+def _n_params(context: Context, trial: TrialRecord) -> int:
+    return int(load_json(context.store.get("trial", trial.key).path / "model.json")["n_params"])
 
 
 def _like(
@@ -319,7 +317,7 @@ def vote(context: Context) -> Done:
     chosen = load_json(context.paths.selection)
     by_setting = _checkpoints(context)
     trials = [trial for setting in chosen["members"] for trial in by_setting[setting]]
-    seen = board.read_board(context, (trial.facts["variant"] for trial in trials))
+    seen = board.read_board(context, (trial.variant for trial in trials))
     readable = [sample for sample, _ in seen.order if sample not in seen.lost]
     members, found = board.answers(context, trials, readable)
     known = tables.read(context.paths.predictions, filters=[("split", "!=", "test")]).cast(

@@ -29,7 +29,15 @@ from orchestrator.search.worker import Watch
 from orchestrator.spec.models import Experiment
 from orchestrator.spec.search_space import Confirm, Search
 from orchestrator.stages.context import Context, Done
-from orchestrator.store.ledger import TrialState, read, replay
+from orchestrator.store.events import (
+    EpochReported,
+    LimitReached,
+    PhaseStarted,
+    TrialEnded,
+    TrialReopened,
+    TrialStarted,
+)
+from orchestrator.store.ledger import TrialRecord, read, replay
 from trainers.config import FrozenDeepHead
 
 
@@ -109,14 +117,14 @@ def sources(experiment: Experiment) -> dict[str, str]:
     return {name: head.source for name, head in heads.items() if isinstance(head, FrozenDeepHead)}
 
 
-def _best_of(context: Context, variant: str) -> TrialState | None:
+def _best_of(context: Context, variant: str) -> TrialRecord | None:
     """Return the best finished search trial of a variant, ordered as finalists are."""
     done = [
         t
         for t in phase_trials(context, "search")
-        if t.facts["variant"] == variant and t.status == "COMPLETE"
+        if t.variant == variant and t.status == "COMPLETE"
     ]
-    return min(done, key=lambda t: (-t.end["metrics"][OBJECTIVE], t.facts["setting"]), default=None)
+    return min(done, key=lambda t: (-t.metrics[OBJECTIVE], t.setting), default=None)
 
 
 def _run(context: Context, bridge: Bridge, phase: str, total: int) -> None:
@@ -163,14 +171,14 @@ def _take_over(context: Context, wanted: Search, families: dict[str, str]) -> No
     if not phase_trials(context, "search"):
         for one in earlier(context.store, families, wanted, besides=context.paths.run_id).values():
             for event in one.events:
-                context.ledger.append(event.pop("event"), **event)
+                context.ledger.append(event)
             context.reporter.say(
                 f"  search: {one.n_trials} trials are taken over from run {one.run_id}"
             )
     write_families(context.paths.root, families)
 
 
-def phase_trials(context: Context, phase: str) -> list[TrialState]:
+def phase_trials(context: Context, phase: str) -> list[TrialRecord]:
     """Return the trials of a phase in the order they were started."""
     return [
         trial for trial in replay(context.ledger.events).trials.values() if trial.phase == phase
@@ -183,9 +191,7 @@ def _reuse(context: Context, kind: str, key: str) -> bool:
     if found is None or phase_trials(context, kind):
         return False
     for event in read(found.file("events.jsonl")):
-        context.ledger.append(
-            event.pop("event"), **{k: v for k, v in event.items() if k not in {"n", "time"}}
-        )
+        context.ledger.append(event)
     shutil.rmtree(context.paths.tune / kind, ignore_errors=True)
     shutil.copytree(found.path / "tune", context.paths.tune / kind)
     return True
@@ -197,15 +203,15 @@ def _keep(context: Context, kind: str, key: str, result: dict[str, Any]) -> None
     Not one with failures by chance: they would be failures for every run to come.
     """
     if context.store.find(kind, key) or any(
-        trial.failed_by_chance for trial in phase_trials(context, kind)
+        trial.has_transient_failure for trial in phase_trials(context, kind)
     ):
         return
     names = {trial.trial_id for trial in phase_trials(context, kind)}
     events = [
-        e
-        for e in context.ledger.events
-        if e["event"] in {"trial_started", "report", "trial_ended", "trial_reopened"}
-        and e["trial_id"] in names
+        event.to_json()
+        for event in context.ledger.events
+        if isinstance(event, TrialStarted | EpochReported | TrialEnded | TrialReopened)
+        and event.trial_id in names
     ]
     with context.store.draft(kind, key, params={}, inputs={}) as draft:
         text = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
@@ -214,17 +220,17 @@ def _keep(context: Context, kind: str, key: str, result: dict[str, Any]) -> None
         draft.result |= result
 
 
-def _note(context: Context, trials: list[TrialState]) -> str:
+def _note(context: Context, trials: list[TrialRecord]) -> str:
     counted = {
         name: sum(trial.status == name for trial in trials)
         for name in ("COMPLETE", "PRUNED", "FAILED")
     }
     told = [f"{n} {name.lower()}" for name, n in counted.items() if n]
-    if n_cached := sum(bool(trial.end.get("cached")) for trial in trials):
+    if n_cached := sum(trial.is_cached for trial in trials):
         told.append(f"{n_cached} of them cached")
     found = [
         context.store.find("trial", key)
-        for key in {t.facts["key"] for t in trials if t.status == "COMPLETE"}
+        for key in {t.key for t in trials if t.status == "COMPLETE"}
     ]
     taken = sum(
         facts["size_bytes"]
@@ -232,7 +238,7 @@ def _note(context: Context, trials: list[TrialState]) -> str:
         if artifact
         for facts in artifact.manifest["files"].values()
     )
-    reached = [e["reason"] for e in context.ledger.events if e["event"] == "limit_reached"]
+    reached = [event.reason for event in context.ledger.events if isinstance(event, LimitReached)]
     return ", ".join([*told, f"{taken / 1e6:.0f} MB of checkpoints", *reached[-1:]])
 
 
@@ -253,13 +259,13 @@ def search(context: Context) -> Done:
                 point,
                 spec.seed,
                 None,
-                source=best.facts["key"] if best else None,
+                source=best.key if best else None,
             )
 
         _before_trials(context)
         wanted = spec.search or Search(trials=1)
         _take_over(context, wanted, context.keys.families(context.require_catalog()))
-        context.ledger.append("phase_started", commit=True, phase="search")
+        context.ledger.append(PhaseStarted(phase="search"), commit=True)
         variants = list(context.experiment.arms)
         studies = Studies(
             context.paths.run_id, wanted, variants, spec.seed, make, stands_on, context.reporter.say
@@ -276,7 +282,7 @@ def search(context: Context) -> Done:
     trials = phase_trials(context, "search")
     write_tables(context)
     if not any(trial.status == "COMPLETE" for trial in trials):
-        causes = sorted({str(trial.end.get("error") or trial.end.get("why")) for trial in trials})
+        causes = sorted({str(trial.error or trial.why) for trial in trials})
         raise UserError(
             f"search: at least one finished trial was required, none of {len(trials)} is: {'; '.join(causes[:3])}"
         )
@@ -284,14 +290,11 @@ def search(context: Context) -> Done:
     return Done("CACHED" if reused else "SUCCEEDED", _note(context, trials))
 
 
-def ranking(trials: list[TrialState]) -> list[tuple[str, str, float]]:
+def ranking(trials: list[TrialRecord]) -> list[tuple[str, str, float]]:
     """Return (setting, variant, score) of the finished trials, scored on the val samples that all of them kept."""
     done = [trial for trial in trials if trial.status == "COMPLETE"]
     scores = fair.search_scores(done, OBJECTIVE)
-    return [
-        (t.facts["setting"], t.facts["variant"], score)
-        for t, score in zip(done, scores, strict=True)
-    ]
+    return [(t.setting, t.variant, score) for t, score in zip(done, scores, strict=True)]
 
 
 def confirm(context: Context) -> Done:
@@ -303,11 +306,7 @@ def confirm(context: Context) -> Done:
         return Done("SUCCEEDED", "confirm: null")
     found = phase_trials(context, "search")
     chosen = selection.finalists(ranking(found), wanted.finalists, list(context.experiment.arms))
-    points = {
-        t.facts["setting"]: (t.facts["variant"], t.facts["params"])
-        for t in found
-        if t.status == "COMPLETE"
-    }
+    points = {t.setting: (t.variant, t.params) for t in found if t.status == "COMPLETE"}
     key = context.keys.confirm(context.require_catalog(), chosen)
     reused = _reuse(context, "confirm", key)
     if not reused:
@@ -315,7 +314,7 @@ def confirm(context: Context) -> Done:
         specs = _confirm_trials(context, wanted, {setting: points[setting] for setting in chosen})
         by_id = {spec.trial_id: spec for spec in specs}
         known = {trial.trial_id for trial in phase_trials(context, "confirm")}
-        context.ledger.append("phase_started", commit=True, phase="confirm")
+        context.ledger.append(PhaseStarted(phase="confirm"), commit=True)
         bridge = Bridge(
             context.ledger,
             "confirm",
@@ -361,12 +360,12 @@ def _confirm_trials(
 
 
 def _in_order(
-    specs: list[TrialSpec], known: Callable[[], dict[str, TrialState]]
+    specs: list[TrialSpec], known: Callable[[], dict[str, TrialRecord]]
 ) -> Iterator[tuple[TrialSpec, None] | None]:
     """Propose each trial once what it stands on has ended; None where all that are left wait."""
     waiting = list(specs)
     while waiting:
-        open_ = {trial.facts["key"] for trial in known().values() if trial.status is None}
+        open_ = {trial.key for trial in known().values() if trial.status is None}
         open_ |= {spec.key for spec in waiting}
         ready = next((spec for spec in waiting if spec.source not in open_), None)
         if ready is None:

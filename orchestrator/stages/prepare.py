@@ -23,6 +23,7 @@ from orchestrator.base.versions import VERSIONS
 from orchestrator.spec.models import Arm
 from orchestrator.stages.context import Context, Done, link
 from orchestrator.store.artifacts import Artifact
+from orchestrator.store.events import ArtifactDamaged, ShardWritten
 
 _SHEET = "sheet.json"
 _MIN_PHOTOS = 20  # of a class, before its rate is compared
@@ -84,7 +85,7 @@ def _intact(context: Context, kind: str, key: str) -> Artifact | None:
             artifact.file(name)
     except UserError as error:
         context.reporter.say(f"  {escape(str(error).split(';', maxsplit=1)[0])}; it is made again")
-        context.ledger.append("damaged", commit=True, kind=kind, key=key, reason=str(error))
+        context.ledger.append(ArtifactDamaged(kind=kind, key=key, reason=str(error)), commit=True)
         shutil.rmtree(artifact.path)
         return None
     return artifact
@@ -211,7 +212,9 @@ def _make_shards(
                     "timeout_s": share.timeout_s,
                     "seconds": result.seconds,
                 }
-            context.ledger.append("shard", commit=True, number=number, key=keys[number], **facts)
+            context.ledger.append(
+                ShardWritten(number=number, key=keys[number], **facts), commit=True
+            )
             n_prepared, n_copied = n_prepared + result.n_prepared, n_copied + result.n_copied
             lost += [sample for sample, _ in result.quarantined]
             for name, value in result.seconds.items():

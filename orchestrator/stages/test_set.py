@@ -16,7 +16,8 @@ from orchestrator.evaluation.metrics import Ints, Oof
 from orchestrator.evaluation.predictions import Sides
 from orchestrator.stages.context import Context, majority_class
 from orchestrator.store import tables
-from orchestrator.store.ledger import TrialState
+from orchestrator.store.events import LabelsOpened
+from orchestrator.store.ledger import TrialRecord
 
 _PUBLIC_SEED = 0
 """Chosen once for a test set, like a hold-out: another split must not move photos from one half to the other."""
@@ -111,7 +112,7 @@ def open_labels(context: Context, board: Board, part: str, *, by: str) -> dict[s
     if labels is None:
         return None
     wanted = {sample for sample, _ in board.part(part)}
-    context.ledger.append("test_labels_opened", commit=True, part=part, by=by, n=len(wanted))
+    context.ledger.append(LabelsOpened(part=part, by=by), commit=True)
     pairs = zip(labels["sample_id"].to_pylist(), labels["label"].to_pylist(), strict=True)
     return {sample: label for sample, label in pairs if sample in wanted}
 
@@ -138,8 +139,8 @@ def _predict_checkpoint(job: tuple[str, str, list[int], str]) -> Any:
 
 
 def answers(
-    context: Context, trials: Sequence[TrialState], samples: list[str]
-) -> tuple[Members, list[tuple[TrialState, Any]]]:
+    context: Context, trials: Sequence[TrialRecord], samples: list[str]
+) -> tuple[Members, list[tuple[TrialRecord, Any]]]:
     """Predict test photos with checkpoints, as Ray tasks.
 
     Args:
@@ -154,14 +155,14 @@ def answers(
 
     jobs, share = [], context.experiment.spec.resources.per_trial
     for trial in trials:
-        artifact = context.store.get("trial", trial.facts["key"])
+        artifact = context.store.get("trial", trial.key)
         artifact.file("weights.safetensors")  # checks its hash
-        folder = str(context.rows[trial.facts["variant"]].path)
+        folder = str(context.rows[trial.variant].path)
         index = open_rows(Path(folder)).index
         jobs.append(
             (str(artifact.path), folder, [index[sample] for sample in samples], share.device)
         )
-    found: list[tuple[TrialState, Any]] = []
+    found: list[tuple[TrialRecord, Any]] = []
     if samples:
         with context.reporter.task("vote", len(jobs)) as advance:
             answered = ray_map(_predict_checkpoint, jobs, cpu=share.cpu, gpu=share.gpu)
@@ -172,19 +173,21 @@ def answers(
         found = [(trial, np.zeros((0, context.schema.n_classes), np.float32)) for trial in trials]
     by_setting: dict[str, list[Any]] = {}
     for trial, probs in found:
-        by_setting.setdefault(trial.facts["setting"], []).append(probs)
+        by_setting.setdefault(trial.setting, []).append(probs)
     return {
         setting: (samples, np.mean(each, axis=0)) for setting, each in by_setting.items()
     }, found
 
 
-def prediction_table(found: Sequence[tuple[TrialState, Any]], samples: list[str]) -> pa.Table:
+def prediction_table(found: Sequence[tuple[TrialRecord, Any]], samples: list[str]) -> pa.Table:
     """Return checkpoints' answers on test photos as rows of predictions.parquet, without targets."""
     parts = [tables.PREDICTIONS.empty_table()]
     for trial, probs in found:
         flat = pa.array(np.ascontiguousarray(probs, np.float32).reshape(-1))
         offsets = np.arange(len(samples) + 1, dtype=np.int32) * probs.shape[1]
-        facts = {name: trial.facts[name] for name in ("setting", "variant", "seed", "fold")}
+        facts = {
+            name: getattr(trial.started, name) for name in ("setting", "variant", "seed", "fold")
+        }
         constant = {"trial_id": trial.trial_id, "split": "test", "target": None, **facts}
         columns = {
             **{
@@ -226,7 +229,7 @@ def member_preds(context: Context, board: Board, members: Members) -> dict[str, 
     }
 
 
-def peek(context: Context, board: Board, trials: Sequence[TrialState]) -> dict[str, float]:
+def peek(context: Context, board: Board, trials: Sequence[TrialRecord]) -> dict[str, float]:
     """Return every setting's macro F1 on the public half: what a leaderboard would show."""
     readable = [sample for sample, _ in board.part("public") if sample not in board.lost]
     members, _ = answers(context, trials, readable)

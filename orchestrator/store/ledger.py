@@ -12,6 +12,21 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from orchestrator.base.errors import UserError
+from orchestrator.store.events import (
+    DriverStarted,
+    EpochReported,
+    Event,
+    Metrics,
+    RecordInvalid,
+    Repaired,
+    RunEnded,
+    StageEnded,
+    TrialEnded,
+    TrialEvent,
+    TrialReopened,
+    TrialStarted,
+    from_json,
+)
 
 EVENTS, LOCK = "events.jsonl", "driver.lock"
 
@@ -29,37 +44,89 @@ class LedgerLocked(RuntimeError):  # noqa: N818 - says what is the case
 
 
 @dataclass
-class TrialState:
+class TrialRecord:
     """A trial as its events tell it."""
 
-    trial_id: str
-    facts: dict[
-        str, Any
-    ]  # of trial_started: phase, variant, number, setting, params, seed, fold, key
-    reports: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch -> metrics
-    status: str | None = None  # COMPLETE, PRUNED, FAILED; None while it has not ended
-    end: dict[str, Any] = field(default_factory=dict)  # of trial_ended
+    started: TrialStarted
+    reports: dict[int, Metrics] = field(default_factory=dict)  # epoch -> metrics
+    ended: TrialEnded | None = None  # None while it has not ended
+
+    @property
+    def trial_id(self) -> str:
+        return self.started.trial_id
 
     @property
     def phase(self) -> str:
-        return str(self.facts["phase"])
+        return self.started.phase
 
     @property
-    def failed_by_chance(self) -> bool:
-        """Whether it may end otherwise when it is tried again: memory, disk, time or a node was lacking."""
-        return self.status == "FAILED" and self.end.get("cause") not in REPEATABLE
+    def variant(self) -> str:
+        return self.started.variant
+
+    @property
+    def setting(self) -> str:
+        return self.started.setting
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The point of the search space."""
+        return self.started.params
+
+    @property
+    def key(self) -> str:
+        """The key of its artifact."""
+        return self.started.key
+
+    @property
+    def status(self) -> str | None:
+        """COMPLETE, PRUNED or FAILED; None while it has not ended."""
+        return self.ended.status if self.ended else None
+
+    @property
+    def metrics(self) -> Metrics:
+        """The metrics of its best epoch; empty while it has not ended, or where it ended without."""
+        return (self.ended.metrics if self.ended else None) or {}
+
+    @property
+    def error(self) -> str | None:
+        """What went wrong, in one line."""
+        return self.ended.error if self.ended else None
+
+    @property
+    def cause(self) -> str | None:
+        """The cause of its failure, in one word."""
+        return self.ended.cause if self.ended else None
+
+    @property
+    def why(self) -> str | None:
+        """Why it was stopped early."""
+        return self.ended.why if self.ended else None
+
+    @property
+    def is_cached(self) -> bool:
+        """True where the store had it finished and nothing was trained."""
+        return self.ended is not None and self.ended.cached
+
+    @property
+    def has_transient_failure(self) -> bool:
+        """True where another try may end otherwise: memory, disk, time or a node was lacking."""
+        return (
+            self.ended is not None
+            and self.ended.status == "FAILED"
+            and self.ended.cause not in REPEATABLE
+        )
 
 
 @dataclass
 class State:
     """A run as its events tell it."""
 
-    trials: dict[str, TrialState] = field(default_factory=dict)  # in the order they were started
+    trials: dict[str, TrialRecord] = field(default_factory=dict)  # in the order they were started
     stages: dict[str, str] = field(default_factory=dict)
     state: str = "RUNNING"
 
 
-def replay(events: Iterable[dict[str, Any]]) -> State:
+def replay(events: Iterable[Event]) -> State:
     """Rebuild a run from its events. Pure: the same events give the same state."""
     run = State()
     for event in events:
@@ -67,33 +134,33 @@ def replay(events: Iterable[dict[str, Any]]) -> State:
     return run
 
 
-def apply(run: State, event: dict[str, Any]) -> None:
-    """Take one more event into a run's state."""
-    kind = event["event"]
-    if kind == "trial_started":
-        run.trials.setdefault(event["trial_id"], TrialState(event["trial_id"], payload(event)))
-    elif kind == "report" and event["trial_id"] in run.trials:
-        run.trials[event["trial_id"]].reports[event["epoch"]] = event["metrics"]
-    elif kind == "trial_ended" and event["trial_id"] in run.trials:
-        trial = run.trials[event["trial_id"]]
-        trial.status, trial.end = event["status"], payload(event)
-    elif kind == "trial_reopened" and event["trial_id"] in run.trials:
-        trial = run.trials[event["trial_id"]]
-        trial.status, trial.end = None, {}
-    elif kind == "stage":
-        run.stages[event["stage"]] = event["outcome"]
-    elif kind == "run_ended":
-        run.state = event["state"]
-    elif kind in {"run_started", "run_resumed"}:
-        run.state = "RUNNING"
+def apply(run: State, event: Event) -> None:
+    """Take one more event into a run's state; a kind that changes no state is passed over."""
+    match event:
+        case TrialStarted():
+            run.trials.setdefault(event.trial_id, TrialRecord(event))
+        case TrialEvent():
+            if trial := run.trials.get(event.trial_id):
+                _apply_to_trial(trial, event)
+        case StageEnded():
+            run.stages[event.stage] = event.outcome
+        case RunEnded():
+            run.state = event.state
+        case DriverStarted():
+            run.state = "RUNNING"
 
 
-def payload(event: dict[str, Any]) -> dict[str, Any]:
-    """Return an event's own fields, without its number, time and kind."""
-    return {name: value for name, value in event.items() if name not in {"n", "time", "event"}}
+def _apply_to_trial(trial: TrialRecord, event: TrialEvent) -> None:
+    match event:
+        case EpochReported():
+            trial.reports[event.epoch] = event.metrics
+        case TrialEnded():
+            trial.ended = event
+        case TrialReopened():
+            trial.ended = None
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[Event]:
     """Read events; a last line that is not whole yet is left out.
 
     Raises:
@@ -108,7 +175,7 @@ class Tail:
     def __init__(self, path: Path) -> None:
         self.path, self._at = path, 0
 
-    def read(self) -> list[dict[str, Any]]:
+    def read(self) -> list[Event]:
         """Return the events that have come since the last call."""
         if not self.path.is_file():
             return []
@@ -119,17 +186,18 @@ class Tail:
         return events
 
 
-def _parse(raw: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
+def _parse(raw: bytes, path: Path) -> tuple[list[Event], int]:
     """Return the whole events and how many bytes they take."""
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     end = 0
     for line in raw.splitlines(keepends=True):
         if not line.endswith(b"\n"):
             break
         try:
-            events.append(json.loads(line))
-        except ValueError as error:  # no JSON, or no UTF-8
-            if b"\n" not in raw[end + len(line) :]:
+            events.append(from_json(json.loads(line)))
+        except ValueError as error:  # no JSON, no UTF-8, or no event
+            is_last = b"\n" not in raw[end + len(line) :]
+            if is_last and not isinstance(error, RecordInvalid):
                 break
             raise LedgerDamaged(
                 f"{path}, record {len(events) + 1}: a whole event was required, found one that cannot be read "
@@ -157,7 +225,7 @@ class Ledger:
 
     def __init__(self, run: Path) -> None:
         self.run = run
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Event] = []
         self._lock: IO[bytes] | None = None
         self._file: IO[bytes] | None = None
 
@@ -180,7 +248,7 @@ class Ledger:
         self._file.truncate(whole)  # a torn last line is what the killed driver was writing
         self._file.seek(whole)
         if whole < len(raw):
-            self.append("repaired", commit=True, lost_bytes=len(raw) - whole)
+            self.append(Repaired(lost_bytes=len(raw) - whole), commit=True)
         return self
 
     def _has_lock(self) -> bool:
@@ -196,19 +264,20 @@ class Ledger:
         if self._lock:
             self._lock.close()
 
-    def append(self, event: str, *, commit: bool = False, **fields: Any) -> None:
-        """Write one event; with `commit` it is on the disk when this returns."""
+    def append(self, event: Event, *, commit: bool = False) -> None:
+        """Write one event, with the next number and the time; with `commit` it is on the disk when this returns."""
         if self._file is None:
             raise RuntimeError("the ledger is not open")
-        record = {"n": len(self.events), "time": time.time(), "event": event, **fields}
-        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        event = event.stamped(len(self.events), time.time())
+        text = json.dumps(event.to_json(), ensure_ascii=False, allow_nan=False)
+        self._file.write(text.encode() + b"\n")
         self._file.flush()
         if commit:
             os.fsync(self._file.fileno())
-        self.events.append(record)
+        self.events.append(event)
 
 
-def one_trial(trials: list[TrialState], name: str, wanted: str) -> TrialState:
+def one_trial(trials: list[TrialRecord], name: str, wanted: str) -> TrialRecord:
     """Return the trial with this id or unique prefix of one.
 
     Raises:

@@ -27,8 +27,8 @@ from sklearn.preprocessing import StandardScaler
 from orchestrator.evaluation.metrics import Oof, interval, paired_difference
 from orchestrator.store import tables
 from trainers.config import Model
-from trainers.model import build
 from trainers.inference import as_tensor
+from trainers.model import build
 
 SIZES = (3, 2, 3)
 SCALES = {"plain features": None, "standardized features": StandardScaler()}

@@ -183,8 +183,8 @@ def _reader_vs_imagefolder(size_of_photos, note):
     from trainers import augmentation
     from trainers.config import Model
     from trainers.data import Task
-    from trainers.model import build
     from trainers.inference import as_tensor
+    from trainers.model import build
 
     torch.set_num_threads(1)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -342,7 +342,7 @@ def bank_vs_backbone():
                 report=quiet,
                 work_dir=Path(folder),
                 threads=1,
-                keep=keep,
+                feature_store=keep,
             )
     ours = time.perf_counter() - began
     epochs = []
@@ -366,7 +366,7 @@ def bank_vs_backbone():
 
 _STEPS = """
 import resource, sys, timm, torch
-from trainers.allocator import keep_freed_memory
+from trainers.device import keep_freed_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "kept":
     keep_freed_memory()

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from orchestrator.store.events import Repaired, TrialEnded
 from orchestrator.store.ledger import Ledger, read, replay
 from tests.orchestrator.search import toy
 from tests.orchestrator.search.test_controller import outcome
@@ -41,9 +42,7 @@ def start(folder, address, trials, concurrent):
 
 def ends(folder):
     path = folder / "events.jsonl"
-    return (
-        [e["trial_id"] for e in read(path) if e["event"] == "trial_ended"] if path.exists() else []
-    )
+    return [e.trial_id for e in read(path) if isinstance(e, TrialEnded)] if path.exists() else []
 
 
 def n_events(folder):
@@ -73,7 +72,7 @@ def campaign(folder, address, *, kills, trials, concurrent, rng):
     ended = Counter(ends(folder))
     trained = Counter((folder / "trained.log").read_text().splitlines())
     with Ledger(folder) as ledger:
-        torn = sum(event["event"] == "repaired" for event in ledger.events)
+        torn = sum(isinstance(event, Repaired) for event in ledger.events)
         again = toy.make_bridge(ledger, toy.make_studies(folder, {"trials": trials}), folder)
     state = replay(read(folder / "events.jsonl"))
     return {

@@ -10,9 +10,9 @@ from trainers.classifier import OutOfMemory, TrainingDiverged, _Backward, train
 from trainers.config import Focal, SoftF1, Train
 from trainers.data import Mixable, Task, epoch_order
 from trainers.heads import Branches
+from trainers.inference import load, predict
 from trainers.losses import Targets, branch_loss
 from trainers.model import Classifier
-from trainers.inference import load, predict
 
 GOLDEN = 0.4149935579  # in float64; kernels of CPUs differ by 4e-8 of it, in float32 by 6e-3
 
@@ -345,7 +345,7 @@ def test_memory_that_a_step_frees_is_kept_for_the_next():
     """The kernel zeroes a page when it is touched first; a step that gets its pages back touches none first."""
     code = """
 import resource, torch
-from trainers.allocator import keep_freed_memory
+from trainers.device import keep_freed_memory
 assert keep_freed_memory()
 def step():
     for _ in range(20):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.feature_cache import PLAIN, Bank, View
 from trainers.checkpoint import load_weights
 from trainers.classifier import train
 from trainers.config import Model, Train
 from trainers.data import Task
+from trainers.feature_cache import PLAIN, FeatureCache, View
 from trainers.model import build
 
 SIZES = {"color": 2, "light": 2}
@@ -100,7 +100,7 @@ def test_the_head_trains_to_the_same_scores_with_kept_features_and_without(
     task, source, tmp_path, monkeypatch
 ):
     results = []
-    for name in ("bank", "backbone"):
+    for name in ("cache", "backbone"):
         (tmp_path / name).mkdir()
         if name == "backbone":
             monkeypatch.setattr(
@@ -143,7 +143,7 @@ def test_features_are_computed_once_per_weights_samples_and_view(task, source, t
             work_dir=tmp_path / str(at),
             threads=1,
             source=source,
-            keep=keep,
+            feature_store=keep,
         )
     assert [[0, 1, "basic"], [None, 0, "none"], [1, 1, "basic"]] == n_computed
 
@@ -165,11 +165,11 @@ def test_other_weights_samples_or_views_are_other_features(task):
         View(0, 1, "strong"),
     ]
     for view in views:
-        Bank(model, task, None, keep)(task.train[:2], view)
+        FeatureCache(model, task, None, keep)(task.train[:2], view)
     fewer = Task(task.images, task.targets, task.sample_ids, SIZES, task.train[:5], task.val)
-    Bank(model, fewer, None, keep)(task.train[:2], PLAIN)
+    FeatureCache(model, fewer, None, keep)(task.train[:2], PLAIN)
     next(model.backbone.buffers()).add_(1)
-    Bank(model, task, None, keep)(task.train[:2], PLAIN)
+    FeatureCache(model, task, None, keep)(task.train[:2], PLAIN)
     assert len(views) + 2 == len(set(seen))
 
 

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from trainers.backbones import known_backbones
 from trainers.config import Train
 from trainers.data import Task, batches, epoch_order
 from trainers.metrics import joint_class, macro_f1, split_class
 from trainers.optim import Plateau, lr_at
+from trainers.package_names import known_backbones
 
 SIZES = {"mask": 3, "gender": 2, "age": 3}
 
@@ -63,7 +63,7 @@ def test_schedules_follow_their_formulas():
 def test_a_plateau_is_cut_after_its_patience():
     plateau = Plateau()
     for score in (0.5, 0.4, 0.4, 0.4):
-        plateau.see(score, 2)
+        plateau.update(score, 2)
     assert (1, 0) == (plateau.cuts, plateau.waited)
 
 

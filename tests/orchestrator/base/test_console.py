@@ -6,6 +6,7 @@ from rich.console import Console
 
 from orchestrator.base.console import Glance, Reporter, duration
 from orchestrator.run.driver import follow
+from orchestrator.store.events import StageEnded
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.search import toy
@@ -57,7 +58,7 @@ def test_a_stage_s_note_is_shown_as_it_is_also_to_who_follows(tmp_path):
     paths, reporter = RunPaths(tmp_path), Reporter()
     with Ledger(tmp_path) as ledger:
         for note in notes:
-            ledger.append("stage", stage="catalog", outcome="FAILED", note=note, wall_s=1.0)
+            ledger.append(StageEnded(stage="catalog", outcome="FAILED", note=note, wall_s=1.0))
     reporter.console = Console(file=(out := io.StringIO()), width=120, highlight=False)
     assert follow(paths, reporter) == 130
     assert all(note in out.getvalue() for note in notes)

@@ -17,7 +17,8 @@ from orchestrator.search.training_subsets import parts_file
 from orchestrator.stages import phases
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
-from orchestrator.store.ledger import TrialState
+from orchestrator.store.events import TrialEnded, TrialStarted
+from orchestrator.store.ledger import TrialRecord
 from tests.data_prep.conftest import AGE, contest  # noqa: F401 - a fixture
 
 
@@ -54,7 +55,7 @@ def test_a_paired_difference_counts_what_it_left_out():
 
 def finished(
     store: Store, name: str, part: str, answers: dict[str, tuple[int, int]], score: float
-) -> TrialState:
+) -> TrialRecord:
     rows = [
         {"trial_id": name, "setting": name, "variant": name, "seed": 0, "sample_id": sample, "split": "val", "target": target,
          "pred": pred, "probs": [0.5, 0.5]}
@@ -62,8 +63,17 @@ def finished(
     ]  # fmt: skip
     with store.draft("trial", name, params={}, inputs={}) as draft:
         tables.write(tables.from_rows(rows, tables.PREDICTIONS), draft.path / "predictions.parquet")
-    facts = {"store": str(store.root), "key": name, "parts": part, "setting": name, "variant": name}
-    return TrialState(name, facts, status="COMPLETE", end={"metrics": {"val_macro_f1": score}})
+    started = TrialStarted(
+        trial_id=name,
+        phase="search",
+        setting=name,
+        variant=name,
+        key=name,
+        store=str(store.root),
+        parts=part,
+    )
+    ended = TrialEnded(trial_id=name, status="COMPLETE", metrics={"val_macro_f1": score})
+    return TrialRecord(started, ended=ended)
 
 
 def test_finalists_are_chosen_on_the_val_samples_that_all_arms_kept(tmp_path):

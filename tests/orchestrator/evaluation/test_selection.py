@@ -14,6 +14,7 @@ from orchestrator.report.results import ensemble_lines
 from orchestrator.spec.claims import Claim, parse
 from orchestrator.stages.finals import hypotheses
 from orchestrator.store import tables
+from orchestrator.store.events import TrialEnded, TrialStarted
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.report.fake_run import SCHEMA, SETTINGS, write_run
 
@@ -138,12 +139,11 @@ def half_failed(folder, claims):
     paths, events = RunPaths(write_run(folder / "run")), []
     for trial in tables.read(paths.trials).to_pylist():
         facts = {name: trial[name] for name in ("trial_id", "setting", "variant", "phase")}
+        metrics = {"val_macro_f1": trial["val_macro_f1"]}
         failed = trial["phase"] == "confirm" and trial["variant"] == "half-cutmix"
         end = {"trial_id": trial["trial_id"], "status": "FAILED" if failed else trial["status"]}
-        events.append({"event": "trial_started", **facts})
-        events.append(
-            {"event": "trial_ended", **end, "metrics": {"val_macro_f1": trial["val_macro_f1"]}}
-        )
+        events.append(TrialStarted(**facts, key="k"))
+        events.append(TrialEnded(**end, metrics=metrics))
     photos = tables.read(
         paths.predictions, filters=[("seed", "=", 0), ("setting", "=", SETTINGS[0])]
     )

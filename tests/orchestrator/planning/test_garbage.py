@@ -14,6 +14,7 @@ from orchestrator.planning.plan import Keys, make_plan
 from orchestrator.run.driver import dump_yaml
 from orchestrator.spec.load import read
 from orchestrator.store.artifacts import Store
+from orchestrator.store.events import TrialEnded, TrialStarted
 from orchestrator.store.ledger import Ledger
 from tests.conftest import ROOT
 
@@ -65,10 +66,10 @@ def begin(store, spec, *changes):
             name = f"{plan.run_id}-{status}"
             store.work_dir("trial", name)
             ledger.append(
-                "trial_started", trial_id=name, key=name, phase="search", variant="a", setting="s"
+                TrialStarted(trial_id=name, key=name, phase="search", variant="a", setting="s")
             )
             if status:
-                ledger.append("trial_ended", trial_id=name, status=status)
+                ledger.append(TrialEnded(trial_id=name, status=status))
         make(store, "trial", f"{plan.run_id}-COMPLETE")
     return plan
 

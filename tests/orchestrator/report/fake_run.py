@@ -396,7 +396,9 @@ def _write_events(root: Path, trials: list[dict]) -> None:
         }
         end = {key: trial[key] for key in ("trial_id", "status", "epochs", "wall_s", "error")}
         metrics = None if trial["val_macro_f1"] is None else {"val_macro_f1": trial["val_macro_f1"]}
-        events.append({"event": "trial_started", "time": began + 300.0, **facts, "params": {}})
+        events.append(
+            {"event": "trial_started", "time": began + 300.0, **facts, "key": "k", "params": {}}
+        )
         if metrics:
             events.append(
                 {

@@ -109,6 +109,8 @@ def test_status_counts_what_runs(tmp_path):
             "trial_id": "s-a-0000",
             "phase": "search",
             "variant": "a",
+            "setting": "s",
+            "key": "k",
         },
         {
             "event": "report",

@@ -10,7 +10,8 @@ from orchestrator.base.errors import SpecError, UserError
 from orchestrator.report.explain import printed, story, why
 from orchestrator.run.control import Listener, cancel, stop_trial
 from orchestrator.search.worker import stop_file
-from orchestrator.store.ledger import Ledger
+from orchestrator.store.events import StageEnded, TrialEnded, TrialStarted, WorkerDied
+from orchestrator.store.ledger import Ledger, replay
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.search import toy
 from tests.orchestrator.search.test_controller import play
@@ -26,16 +27,17 @@ def run(tmp_path):
 def begin(run, ledger, *names):
     for number, name in enumerate(names):
         ledger.append(
-            "trial_started",
-            number=number,
-            **toy.spec_maker(run.root)(name, "a", {"train.lr": 0.1}).to_json(),
+            TrialStarted(
+                number=number,
+                **toy.spec_maker(run.root)(name, "a", {"train.lr": 0.1}).to_json(),
+            )
         )
 
 
 def test_only_a_running_trial_of_a_live_run_can_be_stopped(run):
     with Ledger(run.root) as ledger:
         begin(run, ledger, "a-0000", "a-0001")
-        ledger.append("trial_ended", trial_id="s-a-0000", status="COMPLETE", epochs=1)
+        ledger.append(TrialEnded(trial_id="s-a-0000", status="COMPLETE", epochs=1))
         assert "s-a-0001" == stop_trial(run, "s-a")
         assert stop_file(run.control, "s-a-0001").exists()
         with pytest.raises(
@@ -74,14 +76,13 @@ def test_why_tells_of_a_pruned_trial_a_setting_and_a_stage(run):
         search={"trials": 9, "scheduler": {"name": "asha", "grace": "1 epochs", "reduction": 3}},
     )
     with Ledger(run.root) as ledger:
-        pruned = next(e for e in ledger.events if e.get("status") == "PRUNED")["trial_id"]
-        setting = next(
-            e for e in ledger.events if e["event"] == "trial_started" and e["trial_id"] == pruned
-        )["setting"]
-        ledger.append("worker_died", trial_id=pruned, error="its process was killed by SIGKILL")
-        ledger.append("stage", stage="search", outcome="FAILED", note="no disk", wall_s=1.0)
+        trials = replay(ledger.events).trials.values()
+        trial = next(trial for trial in trials if trial.status == "PRUNED")
+        pruned, setting = trial.trial_id, trial.setting
+        ledger.append(WorkerDied(trial_id=pruned, error="its process was killed by SIGKILL"))
+        ledger.append(StageEnded(stage="search", outcome="FAILED", note="no disk", wall_s=1.0))
         ledger.append(
-            "stage", stage="vote", outcome="BLOCKED", note="an earlier stage failed", wall_s=0.0
+            StageEnded(stage="vote", outcome="BLOCKED", note="an earlier stage failed", wall_s=0.0)
         )
     told = "\n".join(why(run, pruned))
     assert "stopped early: asha: best" in told

@@ -23,6 +23,8 @@ def run(tmp_path):
             "trial_id": f"s-{at}",
             "phase": "search",
             "variant": "a",
+            "setting": "s",
+            "key": "k",
             "params": {"train.lr": 0.5},
         }
         events.append({"event": "trial_started", **facts})

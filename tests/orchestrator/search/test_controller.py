@@ -2,12 +2,21 @@
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from orchestrator.search.controller import Bridge, Rungs
 from orchestrator.spec.limits import Limits, seconds
 from orchestrator.spec.search_space import Asha, Median
+from orchestrator.store.events import (
+    LimitReached,
+    PhaseStarted,
+    RunResumed,
+    RunStarted,
+    TrialEnded,
+    TrialStarted,
+)
 from orchestrator.store.ledger import Ledger, read, replay
 from tests.orchestrator.search import toy
 
@@ -19,8 +28,8 @@ def play(folder, *, ledger=None, max_concurrent=1, search=SEARCH, store=None, **
     folder.mkdir(exist_ok=True)
     store = {} if store is None else store
     with ledger or Ledger(folder) as written:
-        written.append("run_resumed" if written.events else "run_started", run_id="toy")
-        written.append("phase_started", phase="search")
+        written.append(RunResumed(run_id="toy") if written.events else RunStarted(run_id="toy"))
+        written.append(PhaseStarted(phase="search"))
         bridge = toy.make_bridge(written, toy.make_studies(folder, search), folder)
         bridge.finished = lambda spec: store.get(spec.key)
         finish = lambda spec, history: store.setdefault(spec.key, history)  # noqa: E731
@@ -30,9 +39,7 @@ def play(folder, *, ledger=None, max_concurrent=1, search=SEARCH, store=None, **
 def outcome(folder):
     """Return all that counts of a study: settings, results and ends."""
     trials = replay(read(folder / "events.jsonl")).trials
-    return {
-        name: (t.facts["params"], t.status, t.reports, t.end["why"]) for name, t in trials.items()
-    }
+    return {name: (t.params, t.status, t.reports, t.why) for name, t in trials.items()}
 
 
 @pytest.mark.parametrize("how", ["before", "torn", "after"])
@@ -44,9 +51,7 @@ def test_killed_at_any_record_the_study_ends_as_if_undisturbed(tmp_path, how):
         folder.mkdir()
         with pytest.raises(toy.KilledError):
             play(folder, ledger=toy.MortalLedger(folder, at, how), store=store)
-        ended = {
-            e["trial_id"] for e in read(folder / "events.jsonl") if e["event"] == "trial_ended"
-        }
+        ended = {e.trial_id for e in read(folder / "events.jsonl") if isinstance(e, TrialEnded)}
         _, trained = play(folder, store=store)
         assert expected == outcome(folder), at
         assert set() == ended & {name for name, _ in trained}, at
@@ -63,18 +68,14 @@ def test_killed_again_and_again_with_two_at_a_time_no_finished_trial_runs_twice_
                 folder, ledger=toy.MortalLedger(folder, 9), max_concurrent=2, store=store
             )
         except toy.KilledError:
-            ended = {
-                e["trial_id"] for e in read(folder / "events.jsonl") if e["event"] == "trial_ended"
-            }
+            ended = {e.trial_id for e in read(folder / "events.jsonl") if isinstance(e, TrialEnded)}
             assert done <= ended
             done = ended
         else:
             break
     assert n_kills > 5
     assert set() == done & {name for name, _ in trained}
-    counts = Counter(
-        e["trial_id"] for e in read(folder / "events.jsonl") if e["event"] == "trial_ended"
-    )
+    counts = Counter(e.trial_id for e in read(folder / "events.jsonl") if isinstance(e, TrialEnded))
     assert (12, {1}) == (len(counts), set(counts.values()))
     with Ledger(folder) as ledger:
         again = toy.make_bridge(ledger, toy.make_studies(folder, SEARCH), folder)
@@ -138,8 +139,8 @@ def test_a_death_is_retried_and_a_lost_node_costs_no_attempt(tmp_path):
         bridge.died(live.spec.trial_id, "its process was killed by SIGKILL", cause="killed")
         assert "FINISHED" == bridge.next()
     trial = replay(ledger.events).trials["s-a-0000"]
-    assert ("FAILED", "killed") == (trial.status, trial.end["cause"])
-    assert "its process was killed by SIGKILL, 3 times" == trial.end["error"]
+    assert ("FAILED", "killed") == (trial.status, trial.cause)
+    assert "its process was killed by SIGKILL, 3 times" == trial.error
 
 
 def test_deaths_count_over_restarts(tmp_path):
@@ -190,7 +191,7 @@ def test_a_search_that_confirm_rests_on_stays_as_it_is(tmp_path):
     with Ledger(tmp_path) as ledger:
         bridge = toy.make_bridge(ledger, toy.make_studies(tmp_path, {"trials": 1}), tmp_path)
         bridge.ended(bridge.next().spec.trial_id, "FAILED", "full", cause="disk")
-        ledger.append("phase_started", phase="confirm")
+        ledger.append(PhaseStarted(phase="confirm"))
     with Ledger(tmp_path) as ledger:
         toy.make_bridge(ledger, toy.make_studies(tmp_path, {"trials": 1}), tmp_path)
     assert "FAILED" == replay(read(tmp_path / "events.jsonl")).trials["s-a-0000"].status
@@ -215,7 +216,7 @@ def test_one_artifact_is_trained_by_one_trial_at_a_time_and_then_found(tmp_path)
         assert [{"val_macro_f1": 0.5}] == second.finished
         bridge.heard(second.spec.trial_id, 1, second.finished[0])
         bridge.ended(second.spec.trial_id, "COMPLETE")
-    assert [False, True] == [trial.end["cached"] for trial in replay(ledger.events).trials.values()]
+    assert [False, True] == [trial.is_cached for trial in replay(ledger.events).trials.values()]
 
 
 def test_a_target_ends_the_search_and_stays_reached_over_a_restart(tmp_path):
@@ -231,23 +232,25 @@ def test_a_target_ends_the_search_and_stays_reached_over_a_restart(tmp_path):
 
 def test_wall_time_and_gpu_hours_count_over_restarts(tmp_path):
     with Ledger(tmp_path) as ledger:
-        ledger.append("run_started")
-        ledger.append("phase_started", phase="search")
-        ledger.append(
-            "trial_started", number=0, **toy.spec_maker(tmp_path)("a-0000", "a", {}).to_json()
-        )
-    events = ledger.events
-    for at, event in enumerate(events):
-        event["time"] = 1000.0 + 100 * at
-    end = {"status": "FAILED", "cause": "raised", "wall_s": 1800.0, "metrics": None}
-    events.append({"n": 3, "time": 1400.0, "event": "trial_ended", "trial_id": "s-a-0000", **end})
+        ledger.append(RunStarted())
+        ledger.append(PhaseStarted(phase="search"))
+        ledger.append(TrialStarted(**toy.spec_maker(tmp_path)("a-0000", "a", {}).to_json()))
+    times = (1000.0, 1100.0, 1200.0)
+    events = [
+        event.stamped(n, time)
+        for n, (event, time) in enumerate(zip(ledger.events, times, strict=True))
+    ]
+    end = TrialEnded(
+        n=3, time=1400.0, trial_id="s-a-0000", status="FAILED", cause="raised", wall_s=1800.0
+    )
+    events.append(end)
 
     class Told:
         def __init__(self):
             self.events = events
 
-        def append(self, event, **fields):
-            events.append({"event": event, "time": 1500.0, **fields})
+        def append(self, event, *, commit=False):
+            events.append(event.stamped(len(events), 1500.0))
 
     studies = toy.make_studies(tmp_path, {"limits": {"wall": "299 seconds"}, "space": {}})
     assert "search.limits.wall" in toy.make_bridge(Told(), studies, tmp_path).over()
@@ -257,9 +260,8 @@ def test_wall_time_and_gpu_hours_count_over_restarts(tmp_path):
     bridge = toy.make_bridge(Told(), studies, tmp_path)
     bridge.budget.limits, bridge.budget.gpus_per_trial = Limits(gpu_hours=0.25), 0.5
     assert "gpu_hours: 0.25 of 0.25 are used" in bridge.over()
-    ended = next(event for event in events if event["event"] == "trial_ended")
-    ended["cached"] = True
-    events[:] = [event for event in events if event["event"] != "limit_reached"]
+    events[events.index(end)] = replace(end, cached=True)
+    events[:] = [event for event in events if not isinstance(event, LimitReached)]
     bridge = toy.make_bridge(Told(), studies, tmp_path)
     bridge.budget.limits, bridge.budget.gpus_per_trial = Limits(gpu_hours=0.25), 0.5
     assert bridge.over() is None, "an earlier run's trial costs this one nothing"

@@ -103,7 +103,7 @@ def test_a_worker_killed_for_memory_is_tried_once_more_with_half_the_micro_batch
     assert "FINISHED" == bridge.next()
     assert ("FAILED", True) == (
         bridge.known["a"].status,
-        "with 16 photos at once" in bridge.known["a"].end["error"],
+        "with 16 photos at once" in bridge.known["a"].error,
     )
 
 

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 from orchestrator.search import precision
 from orchestrator.store.ledger import Ledger
 from trainers.config import Train, remarks
-from trainers.precision import probe
+from trainers.device import probe
 
 
 def arm(precision, backbone="resnet18"):

@@ -14,6 +14,7 @@ from orchestrator.cluster.connection import _prepare_environment
 from orchestrator.report.explain import why
 from orchestrator.search.controller import Bridge
 from orchestrator.search.worker import Watch
+from orchestrator.store.events import TrialEnded
 from orchestrator.store.ledger import Ledger, read, replay
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.search import toy
@@ -81,9 +82,9 @@ def test_one_of_each_failure_costs_that_trial_only_and_why_tells_it(cluster, tmp
         trial = bridge.known[f"s-{name}"]
         assert ("FAILED", cause, True) == (
             trial.status,
-            trial.end["cause"],
-            text in trial.end["error"],
-        ), trial.end
+            trial.cause,
+            text in trial.error,
+        ), trial.ended
         told = "\n".join(why(RunPaths(tmp_path), f"s-{name}"))
         assert text in told
         assert f"\n  {cause}: " in told
@@ -147,9 +148,7 @@ def test_killed_drivers_lose_nothing_and_tune_and_optuna_open_what_is_left(clust
 
 def ends(folder):
     path = folder / "events.jsonl"
-    return (
-        [e["trial_id"] for e in read(path) if e["event"] == "trial_ended"] if path.exists() else []
-    )
+    return [e.trial_id for e in read(path) if isinstance(e, TrialEnded)] if path.exists() else []
 
 
 def check_journal(folder):

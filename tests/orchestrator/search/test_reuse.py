@@ -4,6 +4,7 @@ from orchestrator.planning.plan import Keys, make_plan
 from orchestrator.report.views import plan_lines
 from orchestrator.search.reuse import write_families
 from orchestrator.spec.load import read
+from orchestrator.store.events import TrialEnded, TrialStarted
 from orchestrator.store.ledger import Ledger
 from tests.orchestrator.planning.test_garbage import begin, make, spec, store
 
@@ -21,21 +22,19 @@ def finish_search(store, spec, rates):
         for variant in families:
             for number, rate in enumerate(rates):
                 key, params = f"{variant}-{rate}", {"train.optimizer.lr": rate}
-                facts = {
-                    "phase": "search",
-                    "variant": variant,
-                    "number": number,
-                    "setting": key,
-                    "params": params,
-                    "key": key,
-                }
-                ledger.append("trial_started", trial_id=f"s-{variant}-{number:04}", **facts)
+                trial_id = f"s-{variant}-{number:04}"
                 ledger.append(
-                    "trial_ended",
-                    trial_id=f"s-{variant}-{number:04}",
-                    status="COMPLETE",
-                    wall_s=1.0,
+                    TrialStarted(
+                        trial_id=trial_id,
+                        phase="search",
+                        variant=variant,
+                        number=number,
+                        setting=key,
+                        params=params,
+                        key=key,
+                    )
                 )
+                ledger.append(TrialEnded(trial_id=trial_id, status="COMPLETE", wall_s=1.0))
                 make(store, "trial", key)
     return plan
 

@@ -8,7 +8,8 @@ import pytest
 from orchestrator.search.reuse import earlier, write_families
 from orchestrator.spec.search_space import Search
 from orchestrator.store.artifacts import Store
-from orchestrator.store.ledger import Ledger, payload
+from orchestrator.store.events import TrialEnded, TrialStarted
+from orchestrator.store.ledger import Ledger
 from tests.orchestrator.search import toy
 from tests.orchestrator.search.test_controller import outcome, play
 
@@ -165,7 +166,7 @@ def take_over(root, name, search, families):
     run.mkdir()
     with Ledger(run) as ledger:
         for event in found.events if found else []:
-            ledger.append(event["event"], **payload(event))
+            ledger.append(event)
     return found, play(run, search=search)[1]
 
 
@@ -211,11 +212,13 @@ def test_a_narrower_space_leaves_out_what_is_no_longer_in_it(tmp_path):
 def test_a_trial_whose_artifact_is_gone_ends_what_is_taken_over(tmp_path):
     first = finished_run(tmp_path, "first", SEARCH, {"a": "family"})
     with Ledger(first) as ledger:
-        started = [event for event in ledger.events if event["event"] == "trial_started"]
-        done = {event["trial_id"] for event in ledger.events if event.get("status") == "COMPLETE"}
-    at, gone = next(
-        (n, event) for n, event in enumerate(started) if n and event["trial_id"] in done
-    )
-    (tmp_path / "trial" / gone["key"] / "manifest.json").unlink()
+        started = [event for event in ledger.events if isinstance(event, TrialStarted)]
+        done = {
+            event.trial_id
+            for event in ledger.events
+            if isinstance(event, TrialEnded) and event.status == "COMPLETE"
+        }
+    at, gone = next((n, event) for n, event in enumerate(started) if n and event.trial_id in done)
+    (tmp_path / "trial" / gone.key / "manifest.json").unlink()
     wanted = Search.model_validate({**SEARCH, "space": toy.SPACE})
     assert at == earlier(Store(tmp_path), {"a": "family"}, wanted, besides="second")["a"].n_trials

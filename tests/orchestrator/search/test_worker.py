@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.search.memory import resident_bytes
 from orchestrator.search.worker import TRAINING, Child, Failed, Reported, Watch, stop_file
-from trainers.allocator import keep_freed_memory
+from trainers.device import keep_freed_memory
 
 GLOBAL = []
 

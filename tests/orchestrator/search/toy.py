@@ -16,6 +16,7 @@ from orchestrator.search.trial import TrialSpec
 from orchestrator.search.worker import Watch
 from orchestrator.spec.search_space import Search
 from orchestrator.store.artifacts import Store
+from orchestrator.store.events import PhaseStarted, RunResumed, RunStarted
 from orchestrator.store.ledger import Ledger
 
 SPACE = {
@@ -118,11 +119,11 @@ class MortalLedger(Ledger):
         super().__init__(run)
         self.dies_at, self.how = dies_at, how
 
-    def append(self, event, *, commit=False, **fields):
+    def append(self, event, *, commit=False):
         self.dies_at = None if self.dies_at is None else self.dies_at - 1
         if self.dies_at == 0 and self.how == "before":
             raise KilledError
-        super().append(event, commit=commit, **fields)
+        super().append(event, commit=commit)
         if self.dies_at == 0:
             if self.how == "torn":
                 self._file.truncate(self._file.tell() - 5)
@@ -185,8 +186,8 @@ def drive(
 
     folder.mkdir(parents=True, exist_ok=True)
     with Ledger(folder) as ledger:
-        ledger.append("run_resumed" if ledger.events else "run_started", run_id="toy")
-        ledger.append("phase_started", phase="search")
+        ledger.append(RunResumed(run_id="toy") if ledger.events else RunStarted(run_id="toy"))
+        ledger.append(PhaseStarted(phase="search"))
         bridge = make_bridge(
             ledger, make_studies(folder, search, epoch_s=epoch_s, seed=seed), folder
         )

@@ -32,7 +32,7 @@ def main(store, run_id):
     folder = store / "audits" / run_id
     catalog = tables.read(folder / "catalog.parquet")
     schema = Schema(
-        {name: list(found) for name, found in read(folder / "events.jsonl")[0]["labels"].items()}
+        {name: list(found) for name, found in read(folder / "events.jsonl")[0].labels.items()}
     )
     rows = chosen(catalog)
     owners = persons(rows, people(catalog.filter(np.array(catalog["status"].to_pylist()) == "ok")))

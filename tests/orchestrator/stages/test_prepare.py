@@ -23,6 +23,13 @@ from orchestrator.spec.load import read as read_spec
 from orchestrator.stages import context as stages
 from orchestrator.stages import prepare as prepared
 from orchestrator.store.artifacts import Artifact, Store
+from orchestrator.store.events import (
+    ArtifactDamaged,
+    RunResumed,
+    RunStarted,
+    ShardWritten,
+    TrialStarted,
+)
 from orchestrator.store.ledger import Ledger, read
 from orchestrator.store.run_dir import RunPaths
 
@@ -69,7 +76,7 @@ def context_of(root, store, name="one", size=32):
     paths = RunPaths(store.root / "runs" / plan.run_id)
     paths.root.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(paths.root).__enter__()
-    ledger.append("run_started")
+    ledger.append(RunStarted())
     context = stages.Context(
         experiment,
         Keys(experiment, plan.files),
@@ -85,7 +92,7 @@ def context_of(root, store, name="one", size=32):
 
 
 def made(context):
-    return [event for event in read(context.paths.events) if event["event"] == "shard"]
+    return [event for event in read(context.paths.events) if isinstance(event, ShardWritten)]
 
 
 def test_a_flipped_bit_in_a_shard_is_found_and_that_shard_is_made_again(
@@ -105,9 +112,9 @@ def test_a_flipped_bit_in_a_shard_is_found_and_that_shard_is_made_again(
     assert "SUCCEEDED" == prepared.prepare(context).outcome
     assert "CACHED" == prepared.prepare(context).outcome
     assert 3 == len(made(context))
-    assert 2 * 2 == sum(event["event"] == "damaged" for event in read(context.paths.events)), (
-        "the shard and its link"
-    )
+    assert 2 * 2 == sum(
+        isinstance(event, ArtifactDamaged) for event in read(context.paths.events)
+    ), "the shard and its link"
 
 
 def test_a_flipped_bit_in_the_rows_or_in_kept_features_is_never_trained_on(
@@ -159,7 +166,7 @@ def test_two_runs_at_once_prepare_each_photo_once(ray_cluster, photos, tmp_path)
         thread.start()
     for thread in threads:
         thread.join()
-    assert [N_PHOTOS] == [event["n_prepared"] for context in contexts for event in made(context)]
+    assert [N_PHOTOS] == [event.n_prepared for context in contexts for event in made(context)]
     assert contexts[0].prepared["base"].key == contexts[1].prepared["base"].key
 
 
@@ -198,9 +205,7 @@ def test_what_was_lost_by_chance_is_tried_again_by_a_later_run_under_another_key
     later = context_of(root, tmp_path / "store", "later")
     assert "SUCCEEDED" == prepared.prepare(later).outcome
     assert {} == later.prepared["base"].result["quarantined"]
-    assert [(1, N_PHOTOS - 1)] == [
-        (event["n_prepared"], event["n_copied"]) for event in made(later)
-    ]
+    assert [(1, N_PHOTOS - 1)] == [(event.n_prepared, event.n_copied) for event in made(later)]
     assert first.prepared["base"].key != later.prepared["base"].key
     assert first.rows["base"].key != later.rows["base"].key
     assert first.keys.search(first.require_catalog()) != later.keys.search(later.require_catalog())
@@ -244,9 +249,11 @@ def test_a_run_looks_at_its_photos_again_when_it_is_started_again_until_trials_r
 ):
     context = context_of(photos, tmp_path)
     first = context.began
-    context.ledger.append("run_resumed")
+    context.ledger.append(RunResumed())
     assert context.began > first
-    context.ledger.append("trial_started", trial_id="s-base-0000")
+    context.ledger.append(
+        TrialStarted(trial_id="s-base-0000", phase="search", variant="base", setting="s", key="k")
+    )
     assert first == context.began
 
 

@@ -13,6 +13,8 @@ from orchestrator.base.console import Reporter
 from orchestrator.evaluation.selection import choose, give_scores, rank
 from orchestrator.stages import test_set as board
 from orchestrator.stages.test_set import public_half, read_board, scored
+from orchestrator.store.events import TrialStarted
+from orchestrator.store.ledger import TrialRecord
 
 BASE = {
     "low_rounded": 0.5,
@@ -148,7 +150,9 @@ def test_checkpoints_answer_on_the_trials_device_a_batch_of_mapped_rows_at_a_tim
         rows={"base": artifact},
         reporter=Reporter(quiet=True),
     )
-    trial = SimpleNamespace(facts={"key": "k", "variant": "base", "setting": "s"})
+    trial = TrialRecord(
+        TrialStarted(trial_id="t", phase="confirm", variant="base", setting="s", key="k")
+    )
     members, _ = board.answers(context, [trial], ["test/d", "test/a"])
     assert [{"cpu": 2, "gpu": 0.5}, (np.memmap, [3, 0], "cuda")] == asked
     assert (2, 2) == members["s"][1].shape

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import save_file
 
 from data_prep.weights import cache as weights
+from data_prep.weights import hub
 from data_prep.weights.registry import WeightsError
 from orchestrator.base.errors import UserError
 from orchestrator.planning.plan import Keys
 from orchestrator.run.driver import _require_weights
 from orchestrator.spec.load import read
-from trainers import hub
 from trainers.config import Model
 from trainers.model import WeightsUnavailable, build
 

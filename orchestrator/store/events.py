@@ -1,0 +1,303 @@
+"""The events of a run: one class per kind of ledger record, and the only code that knows their form on disk.
+
+A record is one JSON object on one line: its number `n`, its `time`, its kind `event`, then the fields of its class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+Metrics = dict[str, float]
+
+
+class RecordInvalid(ValueError):  # noqa: N818 - says what is the case
+    """A record is no object, or lacks a field that its kind needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What all events have in common."""
+
+    record_kind: ClassVar[str]
+    left_out: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # fields that are not written where they are None
+
+    n: int = -1  # its place in the ledger; set when it is written
+    time: float = 0.0  # seconds since 1970; set when it is written
+
+    def stamped(self, n: int, time: float) -> Self:
+        """Return the same event with its number and its time."""
+        return replace(self, n=n, time=time)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as it stands on disk."""
+        record = {"n": self.n, "time": self.time, "event": self.record_kind, **vars(self)}
+        for name in self.left_out:
+            if record[name] is None:
+                del record[name]
+        return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriverStarted(Record):
+    """A driver took up the run; an audit alone gives no key, packages and overrides."""
+
+    left_out = frozenset({"key", "git_commit", "packages", "overrides", "labels"})
+
+    run_id: str = ""
+    key: str | None = None
+    git_commit: str | None = None
+    packages: dict[str, str] | None = None
+    overrides: dict[str, Any] | None = None
+    labels: dict[str, list[str]] | None = None  # label -> names of its classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted(DriverStarted):
+    """The first driver took up the run."""
+
+    record_kind = "run_started"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResumed(DriverStarted):
+    """A later driver took up the run."""
+
+    record_kind = "run_resumed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEnded(Record):
+    """The driver left the run."""
+
+    record_kind = "run_ended"
+
+    state: str  # SUCCEEDED | FAILED | INTERRUPTED | CANCELLED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repaired(Record):
+    """A torn last record of a killed driver was cut off."""
+
+    record_kind = "repaired"
+
+    lost_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEnded(Record):
+    """A stage came to its end."""
+
+    record_kind = "stage"
+
+    stage: str
+    outcome: str  # SUCCEEDED | CACHED | FAILED | BLOCKED
+    wall_s: float | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseStarted(Record):
+    """A driver began to run the trials of a phase."""
+
+    record_kind = "phase_started"
+
+    phase: str  # search | confirm
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitReached(Record):
+    """A limit of the budget ended the proposals of a phase."""
+
+    record_kind = "limit_reached"
+
+    phase: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardWritten(Record):
+    """A shard of prepared photos was put into the store."""
+
+    record_kind = "shard"
+
+    number: int
+    key: str
+    n_prepared: int
+    n_copied: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactDamaged(Record):
+    """A damaged artifact was removed from the store, to be made again."""
+
+    record_kind = "damaged"
+
+    kind: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionChosen(Record):
+    """The precision `auto` was decided."""
+
+    record_kind = "precision"
+
+    backbone: str
+    size: int
+    device: str
+    seconds: dict[str, float]  # precision -> what was measured
+    chosen: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsOpened(Record):
+    """Labels of test photos were read."""
+
+    record_kind = "test_labels_opened"
+
+    part: str
+    by: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEvent(Record):
+    """What happened to one trial."""
+
+    trial_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialStarted(TrialEvent):
+    """A trial was proposed: all that its worker is told, and its number within its variant."""
+
+    record_kind = "trial_started"
+
+    setting: str
+    variant: str
+    phase: str  # search | confirm
+    seed: int = 0
+    fold: int | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    key: str  # of its artifact
+    store: str = ""
+    rows: str = ""
+    parts: str | None = None
+    label_sizes: dict[str, int] = field(default_factory=dict)
+    threads: int = 1
+    device: str = "cpu"
+    inputs: dict[str, str] = field(default_factory=dict)
+    mixable: str | None = None
+    source: str | None = None
+    micro_batch: int | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochReported(TrialEvent):
+    """A trial reported the metrics of an epoch."""
+
+    record_kind = "report"
+
+    epoch: int
+    metrics: Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerDied(TrialEvent):
+    """The process of a trial died; the trial is tried again."""
+
+    record_kind = "worker_died"
+    left_out = frozenset({"micro_batch"})
+
+    error: str
+    cause: str = "killed"
+    counts: bool = True  # towards the deaths after which a trial is given up
+    micro_batch: int | None = None  # from now on, where memory was lacking
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialReopened(TrialEvent):
+    """A trial with a transient failure is tried again by a later driver."""
+
+    record_kind = "trial_reopened"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnded(TrialEvent):
+    """A trial came to its end."""
+
+    record_kind = "trial_ended"
+
+    status: str  # COMPLETE | PRUNED | FAILED
+    epochs: int = 0
+    wall_s: float | None = None
+    metrics: Metrics | None = None  # of its best epoch
+    checkpoint: str | None = None
+    error: str | None = None  # of a failure, in one line
+    cause: str | None = None  # of a failure, in one word
+    why: str | None = None  # it was stopped early
+    cached: bool = False  # the store had it finished
+    deaths: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnknownEvent(Record):
+    """A record of a kind that a newer version writes; it is kept as it is and changes no state."""
+
+    record_kind = "unknown"
+
+    record: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as it was read, with this event's number and time."""
+        return {**self.record, "n": self.n, "time": self.time}
+
+
+Event = (
+    RunStarted
+    | RunResumed
+    | RunEnded
+    | Repaired
+    | StageEnded
+    | PhaseStarted
+    | LimitReached
+    | ShardWritten
+    | ArtifactDamaged
+    | PrecisionChosen
+    | LabelsOpened
+    | TrialStarted
+    | EpochReported
+    | WorkerDied
+    | TrialReopened
+    | TrialEnded
+    | UnknownEvent
+)
+KINDS: dict[str, type[Event]] = {
+    cls.record_kind: cls for cls in Event.__args__ if cls is not UnknownEvent
+}
+_FIELDS = {kind: frozenset(cls.__dataclass_fields__) for kind, cls in KINDS.items()}
+
+
+def from_json(record: Any) -> Event:
+    """Return the event of a record; fields that a newer version added are left out.
+
+    Raises:
+        RecordInvalid: it is no object, or lacks a field that its kind needs.
+    """
+    if not isinstance(record, dict) or not isinstance(record.get("event"), str):
+        raise RecordInvalid("an object with a field event was required")
+    kind = record["event"]
+    if kind not in KINDS:
+        number, time = record.get("n", -1), record.get("time", 0.0)
+        return UnknownEvent(n=number, time=time, record=record)
+    known = _FIELDS[kind]
+    fields = {name: value for name, value in record.items() if name in known}
+    try:
+        return KINDS[kind](**fields)
+    except TypeError as error:
+        raise RecordInvalid(f"{kind}: {error}") from None

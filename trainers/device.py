@@ -1,0 +1,128 @@
+"""How a device computes: the precision of a training, and memory that is kept between steps."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import statistics
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainers.config import Model
+from trainers.model import build
+
+_BF16_CAPABILITY = 8  # Ampere and later
+_REPEATS = 3
+_M_TRIM_THRESHOLD = -1  # malloc.h
+_M_MMAP_THRESHOLD = -3
+_LARGE_BYTES = 2**30
+
+
+def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
+    """Return the context in which a model computes in a precision; its weights stay float32."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    device_type = device.split(":", maxsplit=1)[0]
+    return torch.autocast(device_type=device_type, dtype=dtype, enabled=precision != "fp32")
+
+
+def choose_precision(network: nn.Module, device: str) -> str:
+    """Return the precision that trains a network fastest on a device: fp32 or bf16.
+
+    It is a rule and no measurement: a stopwatch gives another answer on a busy machine (bf16 was
+    0.7 to 1.5 times as fast as fp32 for tf_efficientnet_lite0, depending on the neighbours).
+
+    A GPU takes bf16 from compute capability 8.0. A CPU takes bf16 if it has matrix units (AMX) and
+    the network has no depthwise convolution. Measured on a Xeon with AMX, speed of bf16 over fp32:
+    resnet18 1.9, resnet50 1.9, densenet121 1.7, swin_tiny 3.5, vit_tiny 1.1; with depthwise
+    convolutions mobilenetv3 0.6, efficientnet_b0 0.6, tf_efficientnet_lite0 0.7 (the exception is
+    convnext_tiny, 1.4). Without AMX bf16 is slower for all of them, 0.4 to 0.9.
+
+    Args:
+        network: of modules; its weights do not matter, they may be on the meta device.
+        device: where torch computes.
+    """
+    if device != "cpu":
+        major, _ = torch.cuda.get_device_capability(device)
+        return "bf16" if major >= _BF16_CAPABILITY else "fp32"
+    return "bf16" if _has_amx() and not _has_depthwise_convolution(network) else "fp32"
+
+
+def choose_precision_for(
+    model: Model, label_sizes: Mapping[str, int], *, size: int, device: str
+) -> str:
+    """Return what `choose_precision` says of the model of a spec, which is built without memory for it."""
+    with torch.device("meta"):
+        network = build(model, label_sizes, size=size, pretrained=False)
+    return choose_precision(network, device)
+
+
+def _has_amx() -> bool:
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return False  # an older torch
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def _has_depthwise_convolution(network: nn.Module) -> bool:
+    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    return any(layer.groups == layer.in_channels > 1 for layer in convolutions)
+
+
+def probe(
+    model: Model,
+    label_sizes: Mapping[str, int],
+    *,
+    size: int,
+    batch_size: int,
+    device: str = "cpu",
+    threads: int = 1,
+) -> dict[str, float]:
+    """Return seconds per training step for each precision, medians of three after a first one.
+
+    Args:
+        model: the spec's section; its weights do not matter and are not loaded.
+        label_sizes: label name -> number of classes.
+        size: of the photos, in pixels.
+        batch_size: photos per step; at most 32 are used.
+        device: where torch computes.
+        threads: of torch on the CPU.
+    """
+    torch.set_num_threads(threads)
+    network = build(model, label_sizes, size=size, pretrained=False)
+    network = network.to(device).to(memory_format=torch.channels_last)
+    shape = (min(batch_size, 32), size, size, 3)
+    photos = torch.randint(0, 255, shape, dtype=torch.uint8).permute(0, 3, 1, 2).to(device)
+    seconds: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    if device != "cpu":
+        seconds["fp16"] = []
+    for _ in range(_REPEATS + 1):
+        for precision, steps in seconds.items():  # interleaved, so that a slow moment hits all
+            began = time.perf_counter()
+            with autocast(device, precision):
+                loss = torch.stack([logits.float().sum() for logits in network(photos).values()])
+            loss.sum().backward()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            steps.append(time.perf_counter() - began)
+    return {precision: statistics.median(steps[1:]) for precision, steps in seconds.items()}
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep what a step frees for the next one; return True if it does.
+
+    By default large tensors are mapped anew in each step and given back, and the kernel zeroes
+    every page of them on first touch, which costs a good part of a step
+    (`make bench ONLY=kept_memory`). The process then holds its peak.
+    """
+    library = ctypes.util.find_library("c")
+    if library is None:
+        return False
+    mallopt = getattr(ctypes.CDLL(library), "mallopt", None)
+    if mallopt is None:
+        return False  # another C library
+    is_mapped_rarely = bool(mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES))
+    return is_mapped_rarely and bool(mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE_BYTES - 1))
