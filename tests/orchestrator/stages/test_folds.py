@@ -19,7 +19,7 @@ from data_prep.files import file_sha256
 from data_prep.split import assign
 from orchestrator.search.training_subsets import parts_file
 from orchestrator.search.trial import TrialSpec, run_trial
-from orchestrator.stages import context as stages
+from orchestrator.stages import split as stages
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from tests.data_prep.conftest import contest  # noqa: F401 - a fixture
