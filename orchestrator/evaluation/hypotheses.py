@@ -48,7 +48,7 @@ def judge(
     rows: list[dict[str, Any]] = []
     for text in claims:
         claim = parse(text)
-        row = {"claim": text, "metric": claim.metric, "margin": claim.margin}
+        row: dict[str, Any] = {"claim": text, "metric": claim.metric, "margin": claim.margin}
         reason = _unjudged(claim, arms)
         tested = None
         if reason is None:
@@ -121,9 +121,7 @@ def _verdict(
         distance = claim.margin - abs(tested.difference)
     alpha = ALPHA / n_claims
     next_look = 1.0 if look is None else penalty(look + 1)
-    needs = needed(
-        tested, alpha=alpha, alpha_more_seeds=alpha / next_look, difference=distance
-    )
+    needs = needed(tested, alpha=alpha, alpha_more_seeds=alpha / next_look, difference=distance)
     return {"verdict": "undecided", "needs": needs.to_json()}
 
 

@@ -95,9 +95,8 @@ def interval(
         linear_shares(targets, preds, total, metric)
         for preds, total in zip(predictions.preds, totals, strict=True)
     ]
-    influence = np.bincount(
-        owners.of_sample, weights=np.mean(shares, axis=0), minlength=owners.n_groups
-    )
+    share = np.mean(shares, axis=0)
+    influence: Floats = np.bincount(owners.of_sample, share, owners.n_groups).astype(np.float64)
     bounds = _bca(estimate, draws, influence, level)
     fewest = _fewest_groups(tallies[0, :, 2], metric)
     return Interval(

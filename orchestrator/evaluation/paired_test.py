@@ -125,7 +125,10 @@ def paired_difference(
     variance: _Variance | None = None
     n_folds, anew = _folds_of(first)
     if n_seeds > 1:
-        trainings, rests_on = _training_variance(arms, shares, owners.of_sample), "people and trainings"
+        trainings, rests_on = (
+            _training_variance(arms, shares, owners.of_sample),
+            "people and trainings",
+        )
         n_folds, anew = trainings.n_folds, trainings.anew
         variance = _total(max(people, floor), trainings, owners.n_groups, n_seeds)
         luck = float(np.sqrt(max(0.0, trainings.train - trainings.noise) * n_seeds * n_folds / 2))

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 METRICS = ("macro_f1", "accuracy")
 _NAME = r"([^\s>=<]+)"
-_CLAIM = re.compile(
-    rf"^\s*{_NAME}\s*([>=])\s*{_NAME}(?:\s+within\s+(\S+))?(?:\s+on\s+(\S+))?\s*$"
-)
+_CLAIM = re.compile(rf"^\s*{_NAME}\s*([>=])\s*{_NAME}(?:\s+within\s+(\S+))?(?:\s+on\s+(\S+))?\s*$")
 _FORMS = "'half > none', 'half > none on accuracy' or 'half = none within 0.01'"
 
 

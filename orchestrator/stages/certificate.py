@@ -18,6 +18,7 @@ from orchestrator.ensemble import members as ensemble
 from orchestrator.ensemble.predict import prepare_photos, probabilities
 from orchestrator.evaluation import metrics as stats
 from orchestrator.evaluation import vote as voting
+from orchestrator.evaluation.intervals import difference_of_scores
 from orchestrator.evaluation.predictions import align, groups_of, read_predictions
 from orchestrator.stages import test_set as board
 from orchestrator.stages.context import Context, load_json
@@ -153,15 +154,22 @@ def _member(
 
 
 def _gap(estimate: Any, corrected: Any, test: Any) -> dict[str, Any] | None:
-    """Return how far the honest estimate lies above the test score, and whether its interval holds the test score."""
+    """Return how far the estimate lies above the test score, with the interval of the difference.
+
+    The test score has an interval too: `test_is_inside_the_interval` says whether the interval of
+    the difference of both scores holds 0.
+    """
     if not estimate or not test:
         return None
     told, found = estimate["macro_f1"], test["macro_f1"]["estimate"]
+    gap = difference_of_scores(told, test["macro_f1"])
     honest = (corrected or {}).get("estimate")
     return {
         "estimate_minus_test": told["estimate"] - found,
         "corrected_minus_test": None if honest is None else honest - found,
-        "test_is_inside_the_interval": bool(told["low"] <= found <= told["high"]),
+        "low": gap.low,
+        "high": gap.high,
+        "test_is_inside_the_interval": gap.low <= 0 <= gap.high,
     }
 
 

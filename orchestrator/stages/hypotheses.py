@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from data_prep.files import write_json
 from orchestrator.evaluation.predictions import Predictions
+from orchestrator.spec.claims import Claim
 from orchestrator.stages.confirm import (
     complete_settings,
     held_out,
     search_scores,
 )
 from orchestrator.stages.context import Context, Done
+from orchestrator.store.looks import count_look
 
 
 def hypotheses(context: Context) -> Done:
     """Judge the spec's claims on the out-of-fold predictions of each arm's best finalist.
 
-    A claim about an arm that has none, because its trials failed, is a row like the others: undecided, with the reason.
+    A claim about an arm that has none, because its trials failed, is a row like the others:
+    undecided, with the reason. Every look at a claim is counted in the store.
     """
     from orchestrator.evaluation.hypotheses import judge  # noqa: PLC0415
+    from orchestrator.evaluation.looks import claim_key, predictions_key  # noqa: PLC0415
 
     claims, rows = context.experiment.spec.hypotheses, []
     if claims:
@@ -26,6 +30,13 @@ def hypotheses(context: Context) -> Done:
         best: dict[str, Predictions] = {}
         for setting in sorted(arms, key=lambda s: (-scores.get(s, 0.0), s)):
             best.setdefault(variants[setting], arms[setting])
-        rows = judge(claims, best, seed=context.experiment.spec.seed)
+        content = context.require_catalog().result["content"]
+
+        def number_of_look(claim: Claim, first: Predictions, second: Predictions) -> int:
+            facts = {"what": f"claim {claim}", "run": context.paths.run_id}
+            state = predictions_key(first, second)
+            return count_look(context.store.root, claim_key(claim, content), state, facts).number
+
+        rows = judge(claims, best, count_look=number_of_look)
     write_json(context.paths.hypotheses, rows)
     return Done("SUCCEEDED", "; ".join(f"{row['claim']}: {row['verdict']}" for row in rows))

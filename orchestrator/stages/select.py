@@ -13,6 +13,8 @@ from orchestrator.evaluation import metrics as stats
 from orchestrator.evaluation import selection
 from orchestrator.evaluation import selection_bias as optimism
 from orchestrator.evaluation import vote as voting
+from orchestrator.evaluation.intervals import interval, label_interval
+from orchestrator.evaluation.paired_test import PairedTest, paired_difference
 from orchestrator.evaluation.predictions import Predictions, align
 from orchestrator.stages import test_set as board
 from orchestrator.stages.confirm import (
@@ -163,7 +165,7 @@ def _about_members(
     context: Context, members: dict[str, Predictions], weights: list[int]
 ) -> dict[str, Any]:
     """Return how often members agree, what each adds to the vote, and what the vote adds to the best of them."""
-    n_classes, seed, names = context.schema.n_classes, context.experiment.spec.seed, list(members)
+    n_classes, names = context.schema.n_classes, list(members)
     whole = _like(members, _cast(context, members, weights).pred)
     answers = np.stack([one.votes for one in members.values()])
     alone = {name: _like(members, one.votes) for name, one in members.items()}
@@ -184,19 +186,23 @@ def _about_members(
                 others,
                 _cast(context, others, weights[:at] + weights[at + 1 :]).pred,
             )
-            row["adds"] = stats.paired_difference(whole, rest, seed=seed)
+            row["adds"] = _tested(paired_difference(whole, rest))
         marginal.append(row)
     best = max(names, key=lambda name: (scores[name], -names.index(name)))
-    gain = (
-        {"over": best, **stats.paired_difference(whole, alone[best], seed=seed)}
-        if len(names) > 1
-        else None
-    )
+    gain = None
+    if len(names) > 1:
+        tested = _tested(paired_difference(whole, alone[best]))
+        gain = None if tested is None else {"over": best, **tested}
     return {
         "agreement": [[float(np.mean(a == b)) for b in answers] for a in answers],
         "marginal": marginal,
         "gain": gain,
     }
+
+
+def _tested(test: PairedTest) -> dict[str, Any] | None:
+    """Return a comparison as plain data; None where it has no interval."""
+    return None if test.reason else test.to_json()
 
 
 def _corrected(context: Context, pool: optimism.Pool | None, n: int) -> dict[str, Any] | None:
@@ -214,14 +220,22 @@ def _corrected(context: Context, pool: optimism.Pool | None, n: int) -> dict[str
 
 
 def interval_scores(context: Context, oof: Predictions) -> dict[str, Any]:
-    """Return macro F1 and accuracy with intervals, and macro F1 and accuracy per label."""
-    seed = context.experiment.spec.seed
-    found: dict[str, Any] = {
-        metric: stats.interval(oof, metric=metric, seed=seed).to_json()
-        for metric in ("macro_f1", "accuracy")
-    }
-    truth, given = (context.schema.decode(labels) for labels in (oof.targets, oof.preds[0]))
-    for at, (name, size) in enumerate(zip(context.schema.names, context.schema.sizes, strict=True)):
-        found[f"macro_f1_{name}"] = stats.macro_f1(truth[:, at], given[:, at], size)
-        found[f"accuracy_{name}"] = float(np.mean(truth[:, at] == given[:, at]))
-    return found
+    """Return macro F1 and accuracy with intervals, over the joint class and per label.
+
+    `macro_f1_<label>` and `accuracy_<label>` are numbers; `intervals` holds their intervals.
+    """
+    seed, schema = context.experiment.spec.seed, context.schema
+    scores: dict[str, Any] = {}
+    for metric in ("macro_f1", "accuracy"):
+        scores[metric] = interval(oof, metric=metric, seed=seed).to_json()
+    truth, answers = schema.decode(oof.targets), schema.decode(oof.preds[0])
+    intervals: dict[str, Any] = {}
+    for i, (name, size) in enumerate(zip(schema.names, schema.sizes, strict=True)):
+        for metric in ("macro_f1", "accuracy"):
+            bounds = label_interval(
+                oof, truth[:, i], answers[None, :, i], size, metric=metric, seed=seed
+            )
+            scores[f"{metric}_{name}"] = bounds.estimate
+            intervals[f"{metric}_{name}"] = bounds.to_json()
+    scores["intervals"] = intervals
+    return scores
