@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import erf
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,10 @@ def checkpoint_curve(
 ) -> CheckpointCurve:
     """Return the curve of a vote's score and where it leads.
 
-    The score of a mean of m checkpoints is fitted by a - b / m with b at least 0: what averaging
-    removes is a variance that falls by 1 / m. The interval resamples groups and fits again.
+    A score is read as that of an observer who tells one class from the others by a signal of
+    strength d. Averaging m checkpoints leaves a noise of variance a + b / m, so 1 / d^2 is fitted
+    by a line in 1 / m with b at least 0. The interval resamples groups and fits again. Source:
+    Green and Swets 1966, "Signal detection theory", m-alternative forced choice.
 
     Args:
         members: on the same samples in the same order, with probabilities per seed.
@@ -73,8 +76,9 @@ def checkpoint_curve(
         of_draws.append(weighted_scores(draws, counts).mean(1))
     if n_seeds < 2:
         return CheckpointCurve(of_all, n_deployed, None, None, None, ONE_SEED)
-    estimate = float(_extrapolated(np.array(of_all)[:, None], n_deployed)[0])
-    reached = _extrapolated(np.stack(of_draws), n_deployed)
+    n_classes = len(np.unique(pool.targets))
+    estimate = float(_extrapolated(np.array(of_all)[:, None], n_deployed, n_classes)[0])
+    reached = _extrapolated(np.stack(of_draws), n_deployed, n_classes)
     low, high = np.quantile(reached, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     advice = "rests on 2 checkpoints; give confirm.seeds at least 3 seeds" if n_seeds == 2 else None
     return CheckpointCurve(
@@ -109,11 +113,18 @@ def _probs(member: Predictions) -> Any:
     return np.eye(member.n_classes, dtype=np.float32)[member.preds]
 
 
-def _extrapolated(curves: Floats, n: int) -> Floats:
-    """Fit a - b / m to curves (S, R), b at least 0, through the point of all seeds: (R,)."""
-    n_seeds = len(curves)
-    inverse = 1 / np.arange(1, n_seeds + 1)
+def _extrapolated(curves: Floats, n: int, n_classes: int) -> Floats:
+    """Return the scores of n checkpoints from curves (S, R): (R,)."""
+    strengths = np.linspace(0.02, 12, 600)
+    x = np.linspace(-8, 20, 1400)
+    density = np.exp(-((x - strengths[:, None]) ** 2) / 2) / np.sqrt(2 * np.pi)
+    below = np.array([0.5 * (1 + erf(value / 2**0.5)) for value in x])
+    scores = (density * below ** max(n_classes - 1, 1)).sum(1) * (x[1] - x[0])
+    noise = np.interp(curves, scores, strengths) ** -2.0
+    inverse = 1 / np.arange(1, len(curves) + 1)
     gap = inverse - inverse[-1]
-    loss = curves[-1] - curves  # b * gap
-    slope = np.maximum((gap[:, None] * loss).sum(0) / (gap**2).sum(), 0.0)
-    return np.asarray(curves[-1] + slope * (inverse[-1] - 1 / n))
+    slope = (gap[:, None] * (noise - noise[-1])).sum(0) / (gap**2).sum()
+    removed = np.maximum(slope, 0.0) * (inverse[-1] - 1 / n)
+    left = np.maximum(noise[-1] - removed, noise[-1] / 4)  # at most twice the signal
+    reached = np.interp(left**-0.5, strengths, scores)
+    return np.asarray(np.maximum(reached, curves[-1]))

@@ -74,7 +74,7 @@ class Pool:
         self.margins = margins
         self.n_params = np.array(n_params if n_params is not None else [0] * len(candidates))
         self._answers: dict[Choice, Ints] = {}
-        self._trials: dict[Choice, Floats] = {}
+        self._trials: dict[Choice, NDArray[np.float32]] = {}
 
     @cached_property
     def alone(self) -> list[NDArray[np.float32]]:
