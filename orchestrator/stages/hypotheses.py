@@ -35,7 +35,7 @@ def hypotheses(context: Context) -> Done:
         def number_of_look(claim: Claim, first: Predictions, second: Predictions) -> int:
             facts = {"what": f"claim {claim}", "run": context.paths.run_id}
             state = predictions_key(first, second)
-            return count_look(context.store.root, claim_key(claim, content), state, facts).number
+            return count_look(context.paths.store, claim_key(claim, content), state, facts).number
 
         rows = judge(claims, best, count_look=number_of_look)
     write_json(context.paths.hypotheses, rows)
