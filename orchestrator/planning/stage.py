@@ -124,7 +124,7 @@ class Stage:
 
     @property
     def run(self) -> Callable[..., Output]:
-        """The function `run` of its module: run(env, **outputs of the stages it reads)."""
+        """The function `run` of its module. It takes an Env and the outputs that it reads."""
         function: Callable[..., Output] = importlib.import_module(self.module).run
         return function
 

@@ -61,9 +61,7 @@ def prepare_key(arm: Arm, photos: str) -> str:
 
 def partial_key(whole: str, missing: Sequence[str]) -> str:
     """Return the key of a set of shards that lacks samples of the set with key `whole`."""
-    return stage_key(
-        "prepare", VERSIONS["prepare"], {"without": list(missing)}, {"whole": whole}
-    )
+    return stage_key("prepare", VERSIONS["prepare"], {"without": list(missing)}, {"whole": whole})
 
 
 def prepare_keys(experiment: Experiment, photos: str) -> dict[str, str]:

@@ -33,8 +33,7 @@ def trials_table(state: State, labels: Iterable[str]) -> pa.Table:
             continue
         row = {name: getattr(trial.started, name) for name in _STARTED}
         row["params"] = json.dumps(trial.params, sort_keys=True)
-        for name in _ENDED:
-            row[name] = getattr(trial.ended, name)
+        row |= {name: getattr(trial.ended, name) for name in _ENDED}
         for name, value in trial.metrics.items():
             if name in schema.names:
                 row[name] = value

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from orchestrator.base.versions import STAGE_NAMES, VERSIONS
-from orchestrator.planning.stage import Stage, find_nothing
+from orchestrator.planning.stage import Found, Stage, find_nothing
 from orchestrator.stages import audit, catalog, confirm, prepare, search, split
 
-_FIND = {
+_FIND: dict[str, Callable[..., Found]] = {
     "catalog": catalog.find,
     "split": split.find,
     "audit": audit.find,

@@ -65,7 +65,7 @@ def _examine(env: Env, catalog: Catalog, split: Split, key: str, *, probe: bool)
     with env.store.draft("audit", key, params={}, inputs=inputs) as draft:
         facts = examine(
             catalog.table,
-            split.folds,
+            dict(split.folds),
             env.schema,
             labels=env.experiment.spec.data.labels,
             exclude={name: arm.data.exclude for name, arm in arms.items()},

@@ -337,7 +337,7 @@ def _missing_shards(
                 sources.append(path)
         if shard is not None:
             sources.append(shard.path / "shard.parquet")
-        tasks.append(ShardTask(number, rows, sources))
+        tasks.append(ShardTask(number, list[tuple[str, str, str]](rows), sources))
     return tasks
 
 
@@ -451,9 +451,7 @@ def _make_rows(env: Env, shards: Artifact) -> Artifact:
     return env.store.get("rows", key)
 
 
-def _describe(
-    env: Env, catalog: Catalog, shards: Artifact, variants: list[str]
-) -> dict[str, Any]:
+def _describe(env: Env, catalog: Catalog, shards: Artifact, variants: list[str]) -> dict[str, Any]:
     """Return what prep.json says of one set: counts, rates per class, warnings, contact sheet."""
     from data_prep.preparation import contact_sheet as sheet  # noqa: PLC0415
     from data_prep.preparation.assembly import SHEET_SUFFIX, read_sheet  # noqa: PLC0415

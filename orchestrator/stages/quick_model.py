@@ -19,7 +19,8 @@ from data_prep.catalog.labels import Schema
 from data_prep.config import Split
 from data_prep.split import deal_folds
 from orchestrator.base.versions import QUICK_BACKBONE
-from orchestrator.evaluation.metrics import Oof, interval, macro_f1
+from orchestrator.evaluation.metrics import interval, macro_f1
+from orchestrator.evaluation.predictions import Predictions
 from orchestrator.planning.stage import Env
 from orchestrator.stages.quick_features import chosen, features
 
@@ -35,7 +36,9 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-def leak_gaps(env: Env, catalog: pa.Table, folds: Mapping[str, pa.Table]) -> dict[str, dict[str, Any]]:
+def leak_gaps(
+    env: Env, catalog: pa.Table, folds: Mapping[str, pa.Table]
+) -> dict[str, dict[str, Any]]:
     """Measure, per variant whose split leaks, how much too well a quick model scores by it.
 
     Returns:
@@ -190,13 +193,8 @@ def probe(
         ]
         scored = {}
         for view, pred in answers.items():
-            oof = Oof(
-                rows["sample_id"].to_pylist(),
-                codes[:, at],
-                pred[None, :, at],
-                list(owners),
-                None,
-                size,
+            oof = Predictions(
+                rows["sample_id"].to_pylist(), codes[:, at], pred[None, :, at], size, list(owners)
             )
             bounds = interval(oof, seed=seed)
             scored[view] = {"estimate": bounds.estimate, "low": bounds.low, "high": bounds.high}

@@ -233,8 +233,9 @@ def save_phase(
     names = {trial.trial_id for trial in trials}
     lines = []
     for event in env.ledger.events:
-        is_of_trial = isinstance(event, TrialStarted | EpochReported | TrialEnded | TrialReopened)
-        if is_of_trial and event.trial_id in names:
+        if not isinstance(event, TrialStarted | EpochReported | TrialEnded | TrialReopened):
+            continue
+        if event.trial_id in names:
             lines.append(json.dumps(event.to_json(), ensure_ascii=False) + "\n")
     with env.store.draft(phase, key, params={}, inputs={}) as draft:
         write_text(draft.path / "events.jsonl", "".join(lines))

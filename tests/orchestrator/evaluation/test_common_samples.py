@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pyarrow.compute as pc
 import pytest
@@ -11,10 +9,16 @@ import pytest
 from data_prep.catalog.builder import build_catalog
 from data_prep.catalog.labels import Schema, train_codes
 from data_prep.split import assign
-from orchestrator.evaluation.common_samples import search_scores, shared
-from orchestrator.evaluation.metrics import Oof, paired_difference
-from orchestrator.search.training_subsets import parts_file
-from orchestrator.stages import trial_phase as phases
+from orchestrator.base.errors import UserError
+from orchestrator.evaluation.common_samples import (
+    little_in_common,
+    on_common_samples,
+    search_scores,
+)
+from orchestrator.evaluation.metrics import paired_difference
+from orchestrator.evaluation.predictions import Predictions
+from orchestrator.search.training_subsets import subset_file
+from orchestrator.stages.trial_phase import rank_trials
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from orchestrator.store.events import TrialEnded, TrialStarted
@@ -22,9 +26,9 @@ from orchestrator.store.ledger import TrialRecord
 from tests.data_prep.conftest import AGE, contest  # noqa: F401 - a fixture
 
 
-def oof(ids: list[str], preds: list[int]) -> Oof:
+def oof(ids: list[str], preds: list[int]) -> Predictions:
     targets = np.array([int(name[1:]) % 2 for name in ids])
-    return Oof(ids, targets, np.array([preds]), ids, None, 2)
+    return Predictions(ids, targets, np.array([preds]), 2, ids)
 
 
 def test_arms_are_compared_on_the_samples_that_all_kept():
@@ -32,18 +36,21 @@ def test_arms_are_compared_on_the_samples_that_all_kept():
         "all": oof(["s0", "s1", "s2", "s3"], [0, 1, 1, 0]),
         "fewer": oof(["s3", "s0", "s1"], [1, 0, 0]),
     }
-    found = shared(arms)
+    found = on_common_samples(arms)
     assert [sorted(one.sample_ids) for one in found.values()] == [["s0", "s1", "s3"]] * 2
     assert found["all"].preds.tolist() == [[0, 1, 0]]
-    assert shared({}) == {}
+    assert on_common_samples({}) == {}
 
 
-def test_arms_with_little_in_common_stay_as_they_are():
+def test_arms_with_little_in_common_are_compared_there_or_refused():
+    """They were ranked on different photos in silence where less than half were common."""
     arms = {"a": oof(["s0", "s1", "s2"], [0, 1, 0]), "b": oof(["s2", "s5", "s6"], [0, 1, 0])}
-    assert [one.sample_ids for one in shared(arms).values()] == [
-        ["s0", "s1", "s2"],
-        ["s2", "s5", "s6"],
-    ]
+    aligned = on_common_samples(arms)
+    assert [arm.sample_ids for arm in aligned.values()] == [["s2"], ["s2"]]
+    assert "compared on the 1 photos" in (little_in_common([3, 3], 1) or "")
+    assert little_in_common([4, 3], 2) is None
+    with pytest.raises(UserError, match="found none; give the variants"):
+        on_common_samples({"a": arms["a"], "b": oof(["s5"], [1])})
 
 
 def test_a_paired_difference_counts_what_it_left_out():
@@ -82,7 +89,7 @@ def test_finalists_are_chosen_on_the_val_samples_that_all_arms_kept(tmp_path):
     hard = {**easy, "d": (1, 0)}  # the same answers, and one more photo that nobody gets right
     trials = [finished(store, "easy", "p1", easy, 1.0), finished(store, "hard", "p2", hard, 0.73)]
     assert search_scores(trials, "val_macro_f1") == [1.0, 1.0]
-    assert phases.ranking(trials) == [("easy", "easy", 1.0), ("hard", "hard", 1.0)]
+    assert rank_trials(trials) == [("easy", "easy", 1.0), ("hard", "hard", 1.0)]
     alone = [finished(store, "x", "p1", easy, 0.4), finished(store, "y", "p1", easy, 0.5)]
     assert search_scores(alone, "val_macro_f1") == [0.4, 0.5]  # one val part: as the trials said
 
@@ -98,14 +105,8 @@ def test_a_moved_border_reaches_training_samples_alone(contest, tmp_path, fold):
     store = Store(tmp_path / "store")
     with store.draft("split", "k" * 16, params={}, inputs={}) as draft:
         tables.write(folds, draft.path / "folds.parquet")
-    context = SimpleNamespace(
-        folds={"moved": store.get("split", "k" * 16)},
-        schema=schema,
-        paths=SimpleNamespace(parts=tmp_path / "parts"),
-        experiment=SimpleNamespace(arms={"moved": SimpleNamespace(data=data)}),
-        catalog_table=lambda: catalog,
-    )
-    parts = tables.read(parts_file(context, "moved", fold)).to_pylist()
+    path = subset_file(tmp_path / "parts", store.get("split", "k" * 16), data, catalog, fold)
+    parts = tables.read(path).to_pylist()
     age = dict(zip(catalog["sample_id"].to_pylist(), catalog["age"].to_pylist(), strict=True))
     found = {(row["part"] == "train", age[row["sample_id"]], row["label_age"]) for row in parts}
     assert {(True, 58, 2), (True, 22, 0), (True, 60, 2), (False, 58, 1)} <= found
