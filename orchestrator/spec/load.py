@@ -20,7 +20,14 @@ from orchestrator.spec.claims import parse as parse_claim
 from orchestrator.spec.messages import nearest, validate
 from orchestrator.spec.models import Arm, Experiment, Select, Spec
 from orchestrator.spec.search_space import Search, apply, assignments
-from orchestrator.spec.yaml_source import Document, DocumentError, Path_, Problem, load, lone_value
+from orchestrator.spec.yaml_source import (
+    Document,
+    DocumentError,
+    KeyPath,
+    Problem,
+    load,
+    lone_value,
+)
 from trainers.config import FrozenDeepHead, SingleHead
 from trainers.package_names import known_backbones
 
@@ -92,7 +99,7 @@ def _arms(spec: Spec, document: Document, problems: list[Problem]) -> dict[str, 
                         f"variants.{name}: may override {', '.join(VARIANT_PATHS)}; found {path!r}",
                     )
                 )
-        under: Path_ = ("variants", name)
+        under: KeyPath = ("variants", name)
         if not wrong:
             if len(changes) == 1:
                 under = (*under, next(iter(changes)))
@@ -108,7 +115,7 @@ def _check_backbones(
     spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]
 ) -> None:
     wanted = {arm.train.model.backbone for arm in arms.values()}
-    paths: dict[str, Path_] = {spec.train.model.backbone: ("train", "model", "backbone")}
+    paths: dict[str, KeyPath] = {spec.train.model.backbone: ("train", "model", "backbone")}
     for name, changes in spec.variants.items():
         for path in changes:
             paths.setdefault(
@@ -135,13 +142,12 @@ def _check_names(
     """Check what refers to something else in the spec: claims, member lists, labels."""
     variants, labels = list(spec.variants), list(spec.data.labels)
 
-    def refuse(where: Path_, text: str) -> None:
+    def refuse(where: KeyPath, text: str) -> None:
         problems.append(Problem(*document.where(where), text))
 
-    for at, text in enumerate(spec.hypotheses):
-        _check_claim(
-            text, spec, arms, lambda why, at=at: refuse(("hypotheses", at), f"hypotheses: {why}")
-        )  # type: ignore[misc]
+    for index, text in enumerate(spec.hypotheses):
+        for why in _claim_faults(text, spec, arms):
+            refuse(("hypotheses", index), f"hypotheses: {why}")
     if spec.hypotheses and spec.confirm is None:
         refuse(
             ("hypotheses",),
@@ -158,7 +164,7 @@ def _check_names(
 
 
 def _check_members(
-    select: Select, variants: list[str], refuse: Callable[[Path_, str], None]
+    select: Select, variants: list[str], refuse: Callable[[KeyPath, str], None]
 ) -> None:
     """Check the variants that a list of members, or of a board's scores, names."""
     listed = select.policy if isinstance(select.policy, list) else []
@@ -184,35 +190,34 @@ def _check_alpha(arm: Arm, spec: Spec, document: Document, problems: list[Proble
             problems.append(Problem(*mark, f"train.loss.alpha.{name}: {wanted}"))
 
 
-def _check_claim(
-    text: str, spec: Spec, arms: dict[str, Arm], refuse: Callable[[str], None]
-) -> None:
-    """Check that a claim reads well and that its arms can be paired: they answer the same photos over all labels."""
+def _claim_faults(text: str, spec: Spec, arms: dict[str, Arm]) -> list[str]:
+    """Return what is wrong with a claim: its two arms must answer all labels of the same photos."""
     try:
         claim = parse_claim(text)
     except ValueError as error:
-        refuse(str(error))
-        return
-    variants, labels = list(spec.variants), list(spec.data.labels)
+        return [str(error)]
+    faults = []
+    variants = list(spec.variants)
+    labels = list(spec.data.labels)
     for side in dict.fromkeys((claim.better, claim.worse)):
         if side not in variants:
-            refuse(
-                f"no variant {side!r} in {text!r}; variants are {', '.join(variants)}{nearest(side, variants)}"
+            known = f"variants are {', '.join(variants)}{nearest(side, variants)}"
+            faults.append(f"no variant {side!r} in {text!r}; {known}")
+            continue
+        answered = _head_labels(side, arms[side], spec.search) if side in arms else None
+        if answered and set(answered) != set(labels):
+            faults.append(
+                f"arms that answer {', '.join(labels)} were required in {text!r}, "
+                f"the head of {side!r} answers {', '.join(answered)}; remove the claim"
             )
-        elif side in arms and set(
-            own := _head_labels(side, arms[side], spec.search) or labels
-        ) != set(labels):
-            refuse(
-                f"arms that answer {', '.join(labels)} were required in {text!r}, the head of {side!r} answers "
-                f"{', '.join(own)}; remove the claim"
-            )
-    if {claim.better, claim.worse} <= set(arms) and arms[claim.better].data.split != arms[
-        claim.worse
-    ].data.split:
-        refuse(
-            f"arms of one data.split were required in {text!r}, {claim.better!r} and {claim.worse!r} are split "
-            "differently, so nothing pairs their photos; submit them as two specs and `compare` the runs on the test set"
+    better, worse = arms.get(claim.better), arms.get(claim.worse)
+    if better is not None and worse is not None and better.data.split != worse.data.split:
+        faults.append(
+            f"arms of one data.split were required in {text!r}, {claim.better!r} and "
+            f"{claim.worse!r} are split differently, so no photo can be paired; "
+            "submit them as two specs and `compare` the runs on the test set"
         )
+    return faults
 
 
 def _head_labels(name: str, arm: Arm, search: Search | None) -> list[str] | None:
@@ -225,7 +230,7 @@ def _head_labels(name: str, arm: Arm, search: Search | None) -> list[str] | None
     return head.labels or None
 
 
-def _label_names(arm: Arm) -> list[tuple[Path_, list[str]]]:
+def _label_names(arm: Arm) -> list[tuple[KeyPath, list[str]]]:
     """Return where an arm names labels, and which."""
     head = arm.train.model.head
     own = head.labels or [] if isinstance(head, SingleHead) else []
