@@ -72,6 +72,6 @@ def _examine(env: Env, catalog: Catalog, split: Split, key: str, *, probe: bool)
             gaps=leak_gaps(env, catalog.table, split.folds),
             probe=probe_labels(env, catalog.table) if probe else None,
         )
-        write_json(draft.path / "audit.json", facts)
-        draft.result["n_warnings"] = len(facts.get("warnings", []))
+        write_json(draft.path / "audit.json", facts.to_json())
+        draft.result["n_warnings"] = len(facts.warnings)
     return env.store.get("audit", key)

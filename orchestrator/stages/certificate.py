@@ -22,7 +22,7 @@ from orchestrator.evaluation.predictions import align
 from orchestrator.planning.stage import Env
 from orchestrator.planning.stage_keys import run_key
 from orchestrator.stages.catalog import Catalog
-from orchestrator.stages.confirm import Confirmed, held_out_predictions
+from orchestrator.stages.confirm import Confirmed, predictions_by_setting
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.search import Searched
 from orchestrator.stages.split import Split
@@ -182,7 +182,7 @@ def _gap(estimate: Any, corrected: Any, test: Any) -> dict[str, Any] | None:
 
 def _worst(env: Env, catalog: Catalog, confirm: Confirmed, chosen: Any) -> dict[str, Any]:
     """Return the classes and the people that the vote reads worst, out of fold."""
-    predictions = held_out_predictions(env, catalog, confirm)
+    predictions = predictions_by_setting(env, catalog, confirm)
     members = align({setting: predictions[setting] for setting in chosen["members"]})
     arms = list(members.values())
     preds = voting.cast(

@@ -135,8 +135,10 @@ def choose_points(search: Searched, wanted: Confirm, variants: list[str]) -> dic
     return {setting: points[setting] for setting in chosen}
 
 
-def held_out_predictions(env: Env, catalog: Catalog, confirm: Confirmed) -> dict[str, Predictions]:
-    """Return setting -> the predictions that choices depend on.
+def predictions_by_setting(
+    env: Env, catalog: Catalog, confirm: Confirmed
+) -> dict[str, Predictions]:
+    """Return the predictions of each complete setting on photos that were held out.
 
     Settings that answer over other classes are left out.
     """
@@ -147,6 +149,32 @@ def held_out_predictions(env: Env, catalog: Catalog, confirm: Confirmed) -> dict
     rows = confirm.predictions.filter(pc.equal(confirm.predictions["split"], confirm.split))
     arms = by_setting(rows, env.schema.n_classes, groups_of(catalog.table))
     return {name: arms[name] for name in sorted(confirm.complete_settings) if name in arms}
+
+
+def held_out_predictions(
+    env: Env, catalog: Catalog, split: Split, confirm: Confirmed
+) -> dict[str, Predictions]:
+    """Return setting -> the predictions that choices depend on.
+
+    Where a search chose among settings, the people of role val are left out: their labels chose
+    the settings.
+    """
+    arms = predictions_by_setting(env, catalog, confirm)
+    if confirm.split != "oof" or env.experiment.spec.search is None:
+        return arms
+    variants = confirm.complete_settings
+    for setting, arm in arms.items():
+        untouched = _without_val(split.folds[variants[setting]], arm)
+        arms[setting] = untouched if untouched.sample_ids else arm
+    return arms
+
+
+def _without_val(folds: pa.Table, arm: Predictions) -> Predictions:
+    """Return the samples of groups that have no photo in role val."""
+    rows = zip(folds["group"].to_pylist(), folds["role"].to_pylist(), strict=True)
+    in_val = {group for group, role in rows if role == "val"}
+    owners = zip(arm.sample_ids, arm.groups or arm.sample_ids, strict=True)
+    return arm.among({sample for sample, group in owners if group not in in_val})
 
 
 def _first_finished(trials: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:

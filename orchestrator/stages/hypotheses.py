@@ -11,6 +11,7 @@ from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.confirm import Confirmed, held_out_predictions
 from orchestrator.stages.search import Searched
+from orchestrator.stages.split import Split
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,14 @@ class Judged:
     note: str
 
 
-def run(env: Env, catalog: Catalog, search: Searched, confirm: Confirmed) -> Judged:
+def run(env: Env, catalog: Catalog, split: Split, search: Searched, confirm: Confirmed) -> Judged:
     """Judge the claims on the out-of-fold predictions of each arm's best finalist.
 
     A claim about an arm whose trials failed is a row like the others: undecided, with the reason.
     """
     rows = []
     if env.experiment.spec.hypotheses:
-        arms = held_out_predictions(env, catalog, confirm)
+        arms = held_out_predictions(env, catalog, split, confirm)
         scores, variants = search.scores, confirm.complete_settings
         best: dict[str, Predictions] = {}
         for setting in sorted(arms, key=lambda name: (-scores.get(name, 0.0), name)):

@@ -12,17 +12,16 @@ import numpy as np
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation import common_samples, metrics, selection, selection_bias
 from orchestrator.evaluation import vote as voting
-from orchestrator.evaluation.predictions import Predictions, align
+from orchestrator.evaluation.checkpoint_curve import checkpoint_curve
+from orchestrator.evaluation.predictions import Predictions
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.stages import test_set
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.confirm import Confirmed, held_out_predictions
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.search import Searched
+from orchestrator.stages.split import Split
 from orchestrator.store.ledger import TrialRecord
-
-_N_GREEDY = 200
-"""Resamples of a greedy choice: each tries every candidate for every vote."""
 
 
 @dataclass(frozen=True)
@@ -45,80 +44,109 @@ class Selected:
 
 
 def run(
-    env: Env, catalog: Catalog, prepare: Prepared, search: Searched, confirm: Confirmed
+    env: Env,
+    catalog: Catalog,
+    split: Split,
+    prepare: Prepared,
+    search: Searched,
+    confirm: Confirmed,
 ) -> Selected:
     """Choose the members of the ensemble, and estimate what their vote is worth.
 
     Raises:
-        UserError: there is no finalist, or the members have no photo in common.
+        UserError: there is no finalist that the policy may choose.
     """
     spec, scores, variants = env.experiment.spec, search.scores, confirm.complete_settings
-    predictions = held_out_predictions(env, catalog, confirm)
-    arms = common_samples.on_common_samples(predictions)
+    predictions = held_out_predictions(env, catalog, split, confirm)
     if not predictions:
         raise UserError(
-            "select: finalists with out-of-fold predictions over all labels were required, found none"
+            "select: finalists with out-of-fold predictions over all labels were required, "
+            "found none"
         )
-    candidates = [
-        selection.candidate(
+    arms = common_samples.on_common_samples(predictions)
+    sizes = [len(arm.sample_ids) for arm in predictions.values()]
+    n_common = len(next(iter(arms.values())).sample_ids)
+    candidates = []
+    for setting, arm in sorted(arms.items()):
+        row = selection.candidate(
             setting,
             variants[setting],
-            oof,
+            arm,
             search_score=scores.get(setting),
             n_params=_n_params(env, confirm.checkpoints[setting][0]),
             seed=spec.seed,
         )
-        | {
-            "n_left_out": len(predictions[setting].sample_ids) - len(oof.sample_ids)
-        }  # photos that another arm excluded
-        for setting, oof in sorted(arms.items())
-    ]
+        row["n_left_out"] = len(predictions[setting].sample_ids) - n_common
+        candidates.append(row)
     peeks = None
     if spec.select.policy == "leaderboard":
         candidates, peeks = _with_board_scores(env, catalog, prepare, confirm, candidates)
-    robust = [c["setting"] for c in selection.rank(candidates, "robust")]
-    together = align({setting: predictions[setting] for setting in robust})
-    pool = None  # variants split differently may have no photo in common; then nothing can be said of their best
-    if next(iter(together.values())).sample_ids:
-        pool = selection_bias.Pool(list(together.values()), spec.vote.rule)
+    ranked = selection.rank(candidates, "robust")
+    order = [row["setting"] for row in ranked]
+    pool = selection_bias.Pool(
+        [arms[setting] for setting in order],
+        spec.vote.rule,
+        margins=[row["oof_macro_f1"] - row["low"] for row in ranked],
+        n_params=[row["n_params"] for row in ranked],
+    )
     picks = None
-    if spec.select.policy == "diverse" and pool:
-        picks = [
-            robust[at] for at in selection_bias.greedy(pool, pool.everybody, spec.select.members)[0]
-        ]
+    if spec.select.policy == "diverse":
+        greedy = selection_bias.greedy(pool, pool.everybody, spec.select.members)[0]
+        picks = [order[place] for place in greedy]
     chosen = selection.choose(candidates, spec.select.policy, spec.select.members, picks)
     if not chosen["members"]:
         raise UserError(
-            f"select: finalists that policy {spec.select.policy} may choose were required, found none"
+            f"select: finalists that policy {spec.select.policy} may choose were required, "
+            "found none"
         )
+    finding = common_samples.little_in_common(sizes, n_common)
     chosen["peeks"] = peeks
+    chosen["findings"] = [finding] if finding else []
     chosen["vote"] = {"rule": spec.vote.rule, "tie": voting.TIE_RULE}
-    split = confirm.split
-    members = align({setting: predictions[setting] for setting in chosen["members"]})
-    if not next(iter(members.values())).sample_ids:
-        raise UserError(
-            "select: photos that all members held out were required, found none; give them one data.split"
-        )
+    members = {setting: arms[setting] for setting in chosen["members"]}
+    corrected = _corrected(env, pool, order, chosen)
     chosen["ensemble"] = {
         "oof": None,
-        split: _vote_scores(env, members, chosen["weights"]),
+        confirm.split: _vote_scores(env, members, chosen["weights"]),
         "test": None,
         **_about_members(env, members, chosen["weights"]),
-        "corrected": _corrected(env, pool, sum(chosen["weights"])),
+        "corrected": corrected,
+        "checkpoints": _checkpoint_curve(env, confirm, members, chosen["weights"], corrected),
     }
-    if pool:
-        ((first,),) = selection_bias.best(pool, pool.everybody, 1)
-        chosen["winner"] = {
-            "setting": robust[first],
-            **selection_bias.corrected(pool, selection_bias.best, 1, seed=spec.seed, alone=True),
-        }
-    bounds = chosen["ensemble"][split]["macro_f1"]
-    kind = "out-of-fold" if split == "oof" else "validation"
+    ((first,),) = selection_bias.best_alone(pool, pool.everybody, 1)
+    winner = selection_bias.corrected(
+        pool, selection_bias.best_alone, 1, seed=spec.seed, alone=True
+    )
+    chosen["winner"] = {"setting": order[first], **winner.to_json()}
+    bounds = chosen["ensemble"][confirm.split]["macro_f1"]
+    kind = "out-of-fold" if confirm.split == "oof" else "validation"
     note = (
         f"{len(chosen['members'])} members, {kind} macro F1 {bounds['estimate']:.3f} "
         f"({bounds['low']:.3f}-{bounds['high']:.3f})"
     )
     return Selected(SUCCEEDED, note, chosen)
+
+
+def _checkpoint_curve(
+    env: Env,
+    confirm: Confirmed,
+    members: dict[str, Predictions],
+    weights: list[int],
+    corrected: dict[str, Any] | None,
+) -> dict[str, Any] | None:
+    """Return the out-of-fold score by checkpoints averaged, and where it leads once deployed."""
+    if not env.experiment.spec.confirm:
+        return None
+    n_deployed = min(len(confirm.checkpoints[setting]) for setting in members)
+    curve = checkpoint_curve(
+        list(members.values()),
+        weights,
+        rule=env.experiment.spec.vote.rule,
+        n_deployed=n_deployed,
+        seed=env.experiment.spec.seed,
+        optimism=(corrected or {}).get("optimism") or 0.0,
+    )
+    return curve.to_json()
 
 
 def _with_board_scores(
@@ -208,11 +236,14 @@ def _about_members(env: Env, members: dict[str, Predictions], weights: list[int]
             row["adds"] = metrics.paired_difference(whole, rest, seed=seed)
         marginal.append(row)
     best = max(names, key=lambda name: (scores[name], -names.index(name)))
-    gain = (
-        {"over": best, **metrics.paired_difference(whole, alone[best], seed=seed)}
-        if len(names) > 1
-        else None
-    )
+    gain = None
+    if len(names) > 1:
+        gain = {"over": best, **metrics.paired_difference(whole, alone[best], seed=seed)}
+        pool = selection_bias.Pool(list(members.values()), env.experiment.spec.vote.rule)
+        bias = selection_bias.corrected(pool, selection_bias.best_vote, 1, seed=seed).optimism
+        # the best member was found on these photos, so it looks better than it is
+        for name in ("difference", "low", "high"):
+            gain[f"corrected_{name}"] = gain[name] + (bias or 0.0)
     return {
         "agreement": [[float(np.mean(a == b)) for b in answers] for a in answers],
         "marginal": marginal,
@@ -220,19 +251,39 @@ def _about_members(env: Env, members: dict[str, Predictions], weights: list[int]
     }
 
 
-def _corrected(env: Env, pool: selection_bias.Pool | None, n: int) -> dict[str, Any] | None:
-    """Correct the vote's score for having been chosen on these very samples; None where nothing was chosen on them."""
+def _corrected(
+    env: Env, pool: selection_bias.Pool, order: list[str], chosen: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Correct the vote's score for having been chosen on these very samples.
+
+    Returns:
+        None where nothing was chosen on them.
+    """
     policy, seed = env.experiment.spec.select.policy, env.experiment.spec.seed
-    if pool is None:
-        return None
+    choice: tuple[int, ...] = ()
+    for setting, votes in zip(chosen["members"], chosen["weights"], strict=True):
+        choice += (order.index(setting),) * votes
     if policy == "robust":
-        found = selection_bias.corrected(pool, selection_bias.best, n, seed=seed)
-        return {**found, "chosen_by": "macro F1 of the people in the bag, the best of them vote"}
-    if policy == "diverse":
-        found = selection_bias.corrected(
-            pool, selection_bias.greedy, n, seed=seed, n_resamples=_N_GREEDY
+        result = selection_bias.corrected(
+            pool, selection_bias.robust, len(choice), seed=seed, choice=choice
         )
-        return {**found, "chosen_by": "the greedy choice, made anew on the people in the bag"}
+        return {
+            **result.to_json(),
+            "chosen_by": "the rule of policy robust, applied to the people in the bag",
+        }
+    if policy == "diverse":
+        result = selection_bias.corrected(
+            pool,
+            selection_bias.greedy,
+            len(choice),
+            seed=seed,
+            choice=choice,
+            n_resamples=selection_bias.N_GREEDY_RESAMPLES,
+        )
+        return {
+            **result.to_json(),
+            "chosen_by": "the greedy choice, made anew on the people in the bag",
+        }
     return None
 
 

@@ -16,6 +16,7 @@ from orchestrator.spec.claims import Claim, parse
 from orchestrator.stages import hypotheses
 from orchestrator.stages.confirm import Confirmed
 from orchestrator.stages.search import Searched
+from orchestrator.stages.split import Split
 from orchestrator.store import tables
 from orchestrator.store.events import TrialEnded, TrialStarted
 from orchestrator.store.ledger import TrialRecord
@@ -161,12 +162,13 @@ def half_failed(folder, claims):
     samples = photos["sample_id"].to_pylist()
     groups = [sample.split("/")[-2] for sample in samples]
     env = open_env(folder)
-    spec = env.experiment.spec.model_copy(update={"hypotheses": claims, "seed": 0})
+    spec = env.experiment.spec.model_copy(update={"hypotheses": claims, "search": None, "seed": 0})
     env = replace(env, experiment=replace(env.experiment, spec=spec), paths=paths)
     catalog = pa.table({"sample_id": samples, "group": groups, "label": photos["target"]})
     return (
         env,
         plant_catalog(env.store, catalog),
+        Split(SUCCEEDED, "", {}, {}),
         Searched(SUCCEEDED, "", tuple(trials["search"]), tuple(ranking)),
         Confirmed(SUCCEEDED, "", "oof", tuple(trials["confirm"]), checkpoints, predictions),
     )

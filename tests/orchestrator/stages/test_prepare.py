@@ -107,18 +107,18 @@ def test_a_flipped_bit_in_a_shard_is_found_and_that_shard_is_made_again(
     ray_cluster, photos, tmp_path
 ):
     context = Run(photos, tmp_path)
-    assert "SUCCEEDED" == context.prepare().outcome
+    assert "SUCCEEDED" == context.prepare()
     artifact = context.shards
     (shard,) = artifact.path.glob("shard-*.parquet")
     good = shard.read_bytes()
     broken = bytearray(good)
     broken[len(good) // 2] ^= 1
     shard.write_bytes(broken)
-    assert "SUCCEEDED" == context.prepare().outcome
+    assert "SUCCEEDED" == context.prepare()
     assert good == (context.shards.path / shard.name).read_bytes()
     shard.write_bytes(good[:-100])
-    assert "SUCCEEDED" == context.prepare().outcome
-    assert "CACHED" == context.prepare().outcome
+    assert "SUCCEEDED" == context.prepare()
+    assert "CACHED" == context.prepare()
     assert 3 == len(made(context))
     assert 2 * 2 == sum(
         isinstance(event, ArtifactDamaged) for event in read(context.paths.events)
@@ -140,7 +140,7 @@ def test_a_flipped_bit_in_the_rows_or_in_kept_features_is_never_trained_on(
         broken = bytearray(path.read_bytes())
         broken[-100] ^= 1
         path.write_bytes(broken)
-    assert "CACHED" == context.prepare().outcome
+    assert "CACHED" == context.prepare()
     assert good == rows.read_bytes()
     assert context.store.find("features", "f") is None
 
@@ -205,13 +205,13 @@ def test_what_was_lost_by_chance_is_tried_again_by_a_later_run_under_another_key
     root = shutil.copytree(photos, tmp_path / "copy")
     first, photo = Run(root, tmp_path / "store"), root / "data/images/a/0.jpg"
     photo.rename(tmp_path / "away.jpg")
-    assert "SUCCEEDED" == first.prepare().outcome
+    assert "SUCCEEDED" == first.prepare()
     assert ["train/a/0.jpg"] == list(first.shards.result["quarantined"])
-    assert "CACHED" == first.prepare().outcome
+    assert "CACHED" == first.prepare()
     (tmp_path / "away.jpg").rename(photo)
-    assert "CACHED" == first.prepare().outcome, "a run keeps its photos"
+    assert "CACHED" == first.prepare(), "a run keeps its photos"
     later = Run(root, tmp_path / "store", "later")
-    assert "SUCCEEDED" == later.prepare().outcome
+    assert "SUCCEEDED" == later.prepare()
     assert {} == later.shards.result["quarantined"]
     assert [(1, N_PHOTOS - 1)] == [(event.n_prepared, event.n_copied) for event in made(later)]
     assert first.shards.key != later.shards.key
