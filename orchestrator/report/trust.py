@@ -36,12 +36,12 @@ def _scores(run: Run) -> list[dict[str, Any]]:
     made = run.certificate
     estimate = mapping(made.get("estimate"))
     rows = [
-        (_about(estimate), estimate.get("on"), mapping(estimate.get("macro_f1"))),
         (
-            "the same, corrected for the choice",
+            f"{_about(estimate)}, corrected for the choice",
             "choose in the bag, score out of it",
             mapping(made.get("corrected")),
         ),
+        (_about(estimate), estimate.get("on"), mapping(estimate.get("macro_f1"))),
         (
             "public half of the test set",
             "a leaderboard's view",
