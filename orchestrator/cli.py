@@ -117,8 +117,9 @@ def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) 
     """Show what would run, what is cached and why, how many trials, and what it may cost."""
     from orchestrator.planning.plan import make_plan  # noqa: PLC0415
     from orchestrator.report.views import plan_lines  # noqa: PLC0415
+    from orchestrator.stages import STAGES  # noqa: PLC0415
 
-    made = make_plan(_read(spec, overrides), _store(store))
+    made = make_plan(_read(spec, overrides), _store(store), STAGES)
     click.echo(
         json.dumps(made.to_json(), indent=1) if form == "json" else "\n".join(plan_lines(made))
     )
@@ -293,9 +294,10 @@ def logs(run: str, trial: str | None, store: Path | None, *, follow: bool) -> No
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
 def gc(store: Path | None, *, dry_run: bool) -> None:
     """Delete what no run of the store needs any more. A run is given up by deleting its folder."""
-    from orchestrator.planning.garbage import collect, garbage  # noqa: PLC0415
+    from orchestrator.planning.garbage import collect, find_garbage  # noqa: PLC0415
+    from orchestrator.stages import STAGES  # noqa: PLC0415
 
-    found = garbage(_store(store))
+    found = find_garbage(_store(store), STAGES)
     for item in found.items:
         click.echo(f"{item.size_bytes / 1e6:>10.1f} MB  {item.path}  ({item.why})")
     if not dry_run:
