@@ -10,10 +10,11 @@ from typing import Any
 
 from orchestrator.base.keys import digest
 from orchestrator.search.budget import Budget
-from orchestrator.search.controller import OBJECTIVE, Bridge, Reports, Rungs
+from orchestrator.search.controller import OBJECTIVE, Reports, TrialController
+from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
 from orchestrator.spec.search_space import Search, grid, suggest
-from orchestrator.store.ledger import TrialRecord
+from orchestrator.store.ledger import Ledger, TrialRecord
 from trainers.config import Duration
 
 MakeSpec = Callable[[str, str, dict[str, Any]], TrialSpec]
@@ -39,7 +40,7 @@ class Studies:
     _warned: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        import optuna  # noqa: PLC0415
+        import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.spaces = {name: self.search.space_of(name) for name in self.variants}
@@ -78,7 +79,7 @@ class Studies:
         found the last draw stands: the store answers it, or a trial that was pruned when little was known gets another
         chance.
         """
-        from optuna.trial import TrialState as State  # noqa: PLC0415
+        from optuna.trial import TrialState as State
 
         number = self.asked[variant]
         self.asked[variant] += 1
@@ -110,7 +111,7 @@ class Studies:
         *,
         known: bool = False,
     ) -> tuple[Any, dict[str, Any]]:
-        import optuna  # noqa: PLC0415
+        import optuna
 
         study, space = self.studies[variant], self.spaces[variant]
         seed = self._seed(variant, number, attempt) if attempt else self._seed(variant, number)
@@ -126,7 +127,7 @@ class Studies:
             try:
                 trial = study.ask()
                 point = suggest(trial, space)
-            except Exception as error:  # noqa: BLE001 - a sampler that fails must not end the study
+            except Exception as error:
                 if not self._warned:
                     self._warned = True
                     self.warn(
@@ -164,7 +165,7 @@ class Studies:
         return int(digest([self.seed, *parts])[:8], 16)
 
     def _sampler(self, variant: str, seed: int, *, at_random: bool) -> Any:
-        import optuna  # noqa: PLC0415
+        import optuna
 
         if at_random and self.search.sampler in {"tpe", "gp"}:
             # what is known leaves nothing to sample, and these two take their time
@@ -188,7 +189,7 @@ class Studies:
         A setting that does not fit into memory violates a constraint, so that the sampler goes elsewhere; as FAIL it
         would be forgotten and proposed again.
         """
-        from optuna.trial import TrialState as State  # noqa: PLC0415
+        from optuna.trial import TrialState as State
 
         variant, trial = asked
         study = self.studies[variant]
@@ -238,22 +239,20 @@ def _stored(entry: Any, value: Any) -> Any:
     return value if simple else choices.index(value) if choices else value
 
 
-def search_bridge(
+def search_controller(
     studies: Studies,
-    ledger: Any,
+    ledger: Ledger,
     durations: dict[str, str],
-    progress: Callable[[int, str], None] | None = None,
     *,
     finished: Callable[[TrialSpec], list[dict[str, float]] | None] | None = None,
     gpus_per_trial: float = 0.0,
-) -> Bridge:
-    """Return the bridge of a search.
+) -> TrialController:
+    """Return the trial controller of a search.
 
     Args:
         studies: one per variant.
         ledger: open for writing.
         durations: variant -> its `train.duration`.
-        progress: told how many trials have ended.
         finished: looks up the epochs of a trial that is finished in the store.
         gpus_per_trial: what gpu_hours are counted with.
     """
@@ -261,14 +260,13 @@ def search_bridge(
         name: Rungs(studies.search.scheduler, _max_epochs(durations[name]))
         for name in studies.variants
     }
-    return Bridge(
+    return TrialController(
         ledger,
         "search",
         studies.proposals(),
         rungs=rungs,
         tell=studies.tell,
         resume=studies.resume,
-        progress=progress,
         finished=finished,
         budget=Budget(studies.search.limits, gpus_per_trial),
     )

@@ -18,10 +18,10 @@ from orchestrator.base.keys import stage_key
 from orchestrator.base.versions import VERSIONS
 from orchestrator.evaluation import common_samples as fair
 from orchestrator.evaluation import selection
-from orchestrator.search.controller import OBJECTIVE, Bridge
+from orchestrator.search.controller import OBJECTIVE, TrialController
 from orchestrator.search.precision import precision_of
 from orchestrator.search.reuse import earlier, write_families
-from orchestrator.search.study import Studies, search_bridge
+from orchestrator.search.study import Studies, search_controller
 from orchestrator.search.training_subsets import mixable_file, parts_file
 from orchestrator.search.trial import TrialSpec
 from orchestrator.search.trial_tables import collect, write_tables
@@ -127,7 +127,7 @@ def _best_of(context: Context, variant: str) -> TrialRecord | None:
     return min(done, key=lambda t: (-t.metrics[OBJECTIVE], t.setting), default=None)
 
 
-def _run(context: Context, bridge: Bridge, phase: str, total: int) -> None:
+def _run(context: Context, controller: TrialController, phase: str, total: int) -> None:
     from orchestrator.search.ray_tune import run  # noqa: PLC0415
 
     resources = context.experiment.spec.resources
@@ -143,10 +143,10 @@ def _run(context: Context, bridge: Bridge, phase: str, total: int) -> None:
         str(context.paths.control),
         str(context.paths.logs),
     )
-    with context.reporter.trials(phase, total, lambda: bridge.look(total)) as tick:
+    with context.reporter.trials(phase, total, lambda: controller.snapshot(total)) as tick:
         folder = context.paths.tune / phase
         run(
-            bridge,
+            controller,
             folder,
             cpu=share.cpu,
             gpu=share.gpu,
@@ -271,14 +271,14 @@ def search(context: Context) -> Done:
             context.paths.run_id, wanted, variants, spec.seed, make, stands_on, context.reporter.say
         )
         durations = {name: arm.train.duration for name, arm in context.experiment.arms.items()}
-        bridge = search_bridge(
+        controller = search_controller(
             studies,
             context.ledger,
             durations,
             finished=_in_store(context),
             gpus_per_trial=spec.resources.per_trial.gpu,
         )
-        _run(context, bridge, "search", sum(map(studies.budget, variants)))
+        _run(context, controller, "search", sum(map(studies.budget, variants)))
     trials = phase_trials(context, "search")
     write_tables(context)
     if not any(trial.status == "COMPLETE" for trial in trials):
@@ -315,14 +315,16 @@ def confirm(context: Context) -> Done:
         by_id = {spec.trial_id: spec for spec in specs}
         known = {trial.trial_id for trial in phase_trials(context, "confirm")}
         context.ledger.append(PhaseStarted(phase="confirm"), commit=True)
-        bridge = Bridge(
+        controller = TrialController(
             context.ledger,
             "confirm",
-            _in_order([spec for spec in specs if spec.trial_id not in known], lambda: bridge.known),
+            _in_order(
+                [spec for spec in specs if spec.trial_id not in known], lambda: controller.records
+            ),
             resume=lambda trial: (by_id[trial.trial_id], None),
             finished=_in_store(context),
         )
-        _run(context, bridge, "confirm", len(specs))
+        _run(context, controller, "confirm", len(specs))
     trials = phase_trials(context, "confirm")
     write_tables(context)
     collect(context)

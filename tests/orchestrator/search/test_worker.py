@@ -1,5 +1,4 @@
 """A worker's child: what a trial may do to itself, and to nobody else."""
-# ruff: noqa: NPY002 - a trial may use the global generator
 
 import importlib
 import os
