@@ -55,7 +55,7 @@ def choose_precision(network: nn.Module, device: str) -> str:
 def choose_precision_for(
     model: Model, label_sizes: Mapping[str, int], *, size: int, device: str
 ) -> str:
-    """Return what `choose_precision` says of the model of a spec, which is built without memory for it."""
+    """Return what `choose_precision` says of the model of a spec; it is built without memory."""
     with torch.device("meta"):
         network = build(model, label_sizes, size=size, pretrained=False)
     return choose_precision(network, device)

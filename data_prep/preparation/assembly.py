@@ -1,20 +1,21 @@
-"""A shard on its way: what older shards give it, what workers send in, and the file at the end."""
+"""One shard in the making: copies from older shards, outcomes of workers, and the file."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.files import write_text
 from data_prep.preparation import contact_sheet as sheet
 from data_prep.preparation.pipeline import Outcome, Row
 from data_prep.preparation.shards import ShardError, read_shard, shard_name, write_shard
 
 SHEET_SUFFIX = ".sheet.json"
+_PhotoKey = tuple[str, str]  # side, sha256
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """A shard that was made; the caller moves its files to their place."""
+    """A finished shard; the caller moves its files to their place."""
 
     task: ShardTask
     path: Path
@@ -38,13 +39,19 @@ class ShardResult:
     quarantined: list[tuple[str, str]]  # sample_id, reason
     wall_s: float
     seconds: dict[str, float]  # spent by workers, by step
-    by_chance: list[str] = field(
-        default_factory=list
-    )  # sample_ids of the quarantined that another try may bring back
+    by_chance: list[str] = field(default_factory=list)  # quarantined ones that are worth a retry
+
+
+@dataclass(frozen=True)
+class _Donation:
+    """What older shards hold of the photos of a task."""
+
+    rows: dict[_PhotoKey, dict[str, Any]]
+    films: list[sheet.Film]
 
 
 class Assembly:
-    """Collects one shard. `left` holds the photos that somebody must prepare."""
+    """Collects one shard. `left` holds the photos that workers must prepare."""
 
     def __init__(self, task: ShardTask) -> None:
         """Copy what the donors have; a broken donor is only a lost shortcut."""
@@ -52,39 +59,46 @@ class Assembly:
         self._began = time.perf_counter()
         self._rows: list[dict[str, Any]] = []
         self._quarantined: dict[str, str] = {}
-        self._by_chance: set[str] = set()
+        self._transient: set[str] = set()
         self._seconds: Counter[str] = Counter()
         self.n_prepared = 0
-        found, films = _donated(task)
-        copies = {row[0]: found[of] for row in task.rows if (of := _photo(row[0], row[2])) in found}
-        self._rows += [{**row, "sample_id": sample} for sample, row in copies.items()]
-        self._films = [film for film in films if film.sample_id in copies]
-        self.n_copied = len(copies)
-        self.left = [row for row in task.rows if row[0] not in copies]
+        donation = _donation(task)
+        self.left: list[Row] = []
+        for row in task.rows:
+            sample, _, sha256 = row
+            donated = donation.rows.get(_photo_key(sample, sha256))
+            if donated is None:
+                self.left.append(row)
+            else:
+                self._rows.append({**donated, "sample_id": sample})
+        copied = {row["sample_id"] for row in self._rows}
+        self._films = [film for film in donation.films if film.sample_id in copied]
+        self.n_copied = len(copied)
         self.shown = sheet.ordinary(sample for sample, _, _ in task.rows)
         self._missing = {sample for sample, _, _ in self.left}
 
     @property
-    def done(self) -> bool:
-        """Whether every photo has an outcome."""
+    def is_complete(self) -> bool:
+        """Return True if every photo has an outcome."""
         return not self._missing
 
     def add(self, outcome: Outcome) -> bool:
-        """Take what became of one photo; a second answer for the same one is dropped. Returns whether it was new."""
+        """Take the outcome of one photo; return False for a second one, which is dropped."""
         if outcome.sample not in self._missing:
             return False
         self._missing.remove(outcome.sample)
         self.n_prepared += 1
-        if outcome.row is None:
-            self._quarantined[outcome.sample] = outcome.reason or "no reason was given"
-            self._by_chance.update([outcome.sample] if outcome.chance else [])
-        else:
+        if outcome.row is not None:
             self._rows.append(outcome.row)
+        else:
+            self._quarantined[outcome.sample] = outcome.reason or "no reason was given"
+            if outcome.is_transient:
+                self._transient.add(outcome.sample)
         if outcome.film:
             self._films = sheet.keep([*self._films, outcome.film], sheet.PER_SHARD)
         return True
 
-    def spent(self, seconds: dict[str, float]) -> None:
+    def add_seconds(self, seconds: dict[str, float]) -> None:
         """Add what workers spent on its steps."""
         self._seconds.update(seconds)
 
@@ -92,20 +106,19 @@ class Assembly:
         """Write the shard and its contact sheet."""
         path = folder / shard_name(self.task.number)
         write_shard(path, self._rows)
-        films = folder / (path.name + SHEET_SUFFIX)
-        films.write_text(
-            json.dumps(sheet.to_json(sheet.keep(self._films, sheet.PER_SHARD))), encoding="utf-8"
-        )
+        films = sheet.to_json(sheet.keep(self._films, sheet.PER_SHARD))
+        sheet_path = folder / (path.name + SHEET_SUFFIX)
+        write_text(sheet_path, json.dumps(films))
         return ShardResult(
             self.task,
             path,
-            films,
+            sheet_path,
             self.n_prepared,
             self.n_copied,
             sorted(self._quarantined.items()),
             time.perf_counter() - self._began,
             {name: round(value, 3) for name, value in sorted(self._seconds.items())},
-            sorted(self._by_chance),
+            sorted(self._transient),
         )
 
 
@@ -117,22 +130,22 @@ def read_sheet(path: Path) -> list[sheet.Film]:
         return []
 
 
-def _donated(task: ShardTask) -> tuple[dict[tuple[str, str], dict[str, Any]], list[sheet.Film]]:
-    wanted = {_photo(sample, sha256) for sample, _, sha256 in task.rows}
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    films: list[sheet.Film] = []
+def _donation(task: ShardTask) -> _Donation:
+    wanted = {_photo_key(sample, sha256) for sample, _, sha256 in task.rows}
+    donation = _Donation({}, [])
     for path in task.donors:
         try:
-            rows: Iterable[dict[str, Any]] = read_shard(path).to_pylist()
+            rows: list[dict[str, Any]] = read_shard(path).to_pylist()
         except ShardError:
             continue
-        found |= {
-            of: row for row in rows if (of := _photo(row["sample_id"], row["sha256"])) in wanted
-        }
-        films += read_sheet(path.with_name(path.name + SHEET_SUFFIX))
-    return found, films
+        for row in rows:
+            key = _photo_key(row["sample_id"], row["sha256"])
+            if key in wanted:
+                donation.rows[key] = row
+        donation.films.extend(read_sheet(path.with_name(path.name + SHEET_SUFFIX)))
+    return donation
 
 
-def _photo(sample: str, sha256: str) -> tuple[str, str]:
-    """Return what decides a row: the bytes, and the side, since a policy drops training photos only."""
+def _photo_key(sample: str, sha256: str) -> _PhotoKey:
+    """Return what decides a row: bytes, and side, because a policy drops training photos only."""
     return sample.partition("/")[0], sha256

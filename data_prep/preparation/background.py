@@ -14,19 +14,21 @@ from data_prep.catalog.images import RGB, Pixels
 from data_prep.preparation.network import U2NETS, lean
 from data_prep.weights.cache import cache_dir, require
 
-_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
 
 
 def open_session(model: str, threads: int, *, gpu: bool = False) -> Any:
-    """Load a background model on the CPU, or on the GPU where one is asked for.
+    """Load a background model on the CPU, or on the GPU if asked.
 
     Args:
         model: a session of rembg, out of `config.BackgroundModel`.
-        threads: of onnxruntime; two sessions of two threads on two cores lose a quarter against two of one.
-        gpu: ask for CUDA; `missing_gpu` tells whether it came.
+        threads: of onnxruntime; two sessions of two threads on two cores are a quarter slower than
+            two of one.
+        gpu: ask for CUDA; `missing_gpu` tells whether it is used.
 
     Raises:
-        WeightsError: its file is missing, or is not what it should be.
+        WeightsError: its file is missing, or is not the known one.
     """
     file = require(model)
     os.environ["U2NET_HOME"] = str(cache_dir())
@@ -36,8 +38,10 @@ def open_session(model: str, threads: int, *, gpu: bool = False) -> Any:
         from rembg import new_session  # noqa: PLC0415
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = threads
-        session = new_session(model, sess_opts=options, providers=[_CUDA, _CPU] if gpu else [_CPU])
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = threads
+        providers = [_CUDA, _CPU] if gpu else [_CPU]
+        session = new_session(model, sess_opts=options, providers=providers)
         if model in U2NETS and _CUDA not in session.inner_session.get_providers():
             session.inner_session = onnxruntime.InferenceSession(
                 lean(file), options, providers=[_CPU]
@@ -46,21 +50,28 @@ def open_session(model: str, threads: int, *, gpu: bool = False) -> Any:
 
 
 def missing_gpu(session: Any) -> str | None:
-    """Return why a session that was asked to run on CUDA runs on the CPU, or None where it does not."""
+    """Return why a session that asked for CUDA runs on the CPU; None if it runs on CUDA."""
     if _CUDA in session.inner_session.get_providers():
         return None
     import onnxruntime  # noqa: PLC0415
 
+    version = onnxruntime.__version__
     if _CUDA not in onnxruntime.get_available_providers():
-        return f"this onnxruntime ({onnxruntime.__version__}) is built without CUDA; install rembg[gpu] instead of [cpu]"
-    return f"onnxruntime {onnxruntime.__version__} could not load CUDA; its driver, CUDA and cuDNN must fit that version"
+        return (
+            f"this onnxruntime ({version}) is built without CUDA; "
+            "install rembg[gpu] instead of [cpu]"
+        )
+    return (
+        f"onnxruntime {version} could not load CUDA; its driver, CUDA and cuDNN must fit that "
+        "version"
+    )
 
 
 def person_mask(session: Any, photo: RGB) -> NDArray[np.uint8] | None:
-    """Return the person's mask, (H, W) uint8 from 0 to 255; None where the model saw nothing or everything alike.
+    """Return the person's mask, (H, W) uint8 from 0 to 255; None if the model tells nothing apart.
 
-    The session is asked itself, `rembg.remove` would only add a cutout that nobody needs. A constant answer divides
-    by zero inside rembg 2.0.86 and comes back as NaN or as noise.
+    The session is called directly, because `rembg.remove` adds a cutout that nobody needs. A
+    constant answer divides by zero inside rembg 2.0.86 and comes back as NaN or as noise.
     """
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
@@ -72,7 +83,8 @@ def person_mask(session: Any, photo: RGB) -> NDArray[np.uint8] | None:
 
 def lay_over(photo: RGB, mask: NDArray[np.uint8], fill: list[int]) -> RGB:
     """Blend a photo into one colour outside its mask."""
-    canvas = Image.new("RGB", (photo.shape[1], photo.shape[0]), (fill[0], fill[1], fill[2]))
+    height, width = photo.shape[:2]
+    canvas = Image.new("RGB", (width, height), (fill[0], fill[1], fill[2]))
     return np.asarray(Image.composite(Image.fromarray(photo), canvas, Image.fromarray(mask)))
 
 

@@ -1,4 +1,4 @@
-"""The contact sheet: small pictures of what every step made of a photo, for the photos worth looking at."""
+"""The contact sheet: small pictures of what every step made of a photo, for photos worth a look."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from data_prep.catalog.images import Pixels, opaque
 
 SIDE = 96  # longest side of a frame in pixels
 _QUALITY = 75
-_MASK_SHARES = (
-    0.1,
-    0.9,
-)  # a person in a portrait fills more than a tenth and less than nine tenths of it
-_SURE = 0.95  # of a face; below it is worth a look
+_MIN_MASK_SHARE = 0.1  # a person in a portrait fills between a tenth and nine tenths of it
+_MAX_MASK_SHARE = 0.9
+_SURE = 0.95  # confidence of a face; below it is worth a look
 PER_SHARD = {"ordinary": 2, "mask": 4, "face": 4}
 PER_REPORT = {"ordinary": 6, "mask": 12, "face": 12}
 
@@ -38,10 +36,16 @@ class Film:
 def kind_of(
     mask_area: float | None, face_confidence: float | None, *, show: bool
 ) -> tuple[str | None, float]:
-    """Say what makes a photo worth looking at, and how bad it is; None where nothing does."""
+    """Return why a photo is worth a look (None if it is not), and how bad it is (smaller: worse).
+
+    Args:
+        mask_area: share of the photo that the background remover kept.
+        face_confidence: of the detector.
+        show: take the photo as an ordinary example.
+    """
     if face_confidence is not None and face_confidence < _SURE:
         return "face", face_confidence
-    if mask_area is not None and not _MASK_SHARES[0] <= mask_area <= _MASK_SHARES[1]:
+    if mask_area is not None and not _MIN_MASK_SHARE <= mask_area <= _MAX_MASK_SHARE:
         return "mask", min(mask_area, 1.0 - mask_area)
     return ("ordinary" if show else None), 1.0
 
@@ -61,22 +65,21 @@ def _small(pixels: Pixels) -> str:
 
 def ordinary(samples: Iterable[str]) -> set[str]:
     """Choose a shard's ordinary examples, by their ids alone."""
-    return set(
-        sorted(
-            samples,
-            key=lambda sample: hashlib.sha256(sample.encode("utf-8", "surrogateescape")).digest(),
-        )[: PER_SHARD["ordinary"]]
-    )
+    return set(sorted(samples, key=_digest)[: PER_SHARD["ordinary"]])
+
+
+def _digest(sample: str) -> bytes:
+    return hashlib.sha256(sample.encode("utf-8", "surrogateescape")).digest()
 
 
 def keep(films: Iterable[Film], limits: dict[str, int]) -> list[Film]:
     """Keep the worst films of every kind."""
-    ordered = sorted(films, key=lambda film: (film.kind, film.worth, film.sample_id))
-    return [
-        film
-        for kind, limit in limits.items()
-        for film in [one for one in ordered if one.kind == kind][:limit]
-    ]
+    ordered = sorted(films, key=lambda film: (film.worth, film.sample_id))
+    kept: list[Film] = []
+    for kind, limit in limits.items():
+        of_kind = [film for film in ordered if film.kind == kind]
+        kept += of_kind[:limit]
+    return kept
 
 
 def to_json(films: Iterable[Film]) -> list[dict[str, Any]]:
@@ -85,18 +88,12 @@ def to_json(films: Iterable[Film]) -> list[dict[str, Any]]:
 
 
 def from_json(values: Any) -> list[Film]:
-    """Read films back; what is none is left out, a sheet is only for looking."""
-    found = []
+    """Read films back; a broken one is left out, because a sheet is only for looking."""
+    films = []
     for value in values if isinstance(values, list) else []:
         try:
-            found.append(
-                Film(
-                    value["sample_id"],
-                    value["kind"],
-                    float(value["worth"]),
-                    [str(one) for one in value["frames"]],
-                )
-            )
+            frames = [str(frame) for frame in value["frames"]]
+            films.append(Film(value["sample_id"], value["kind"], float(value["worth"]), frames))
         except (KeyError, TypeError, ValueError):
             continue
-    return found
+    return films

@@ -21,18 +21,18 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class Face:
-    """A face in pixels of the photo (x0, y0, x1, y1), the detector's confidence, 0 to 1, and how many it found."""
+    """The main face of a photo."""
 
-    box: tuple[int, int, int, int]
-    confidence: float
-    n_found: int = 1
+    box: tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
+    confidence: float  # of the detector, 0 to 1
+    n_found: int = 1  # faces in the photo
 
 
 def open_detector(backend: str) -> Any:
     """Import DeepFace and warm up one of its detectors.
 
-    Importing it silences all warnings of the process, sets variables and makes a folder in the user's home; the
-    first is undone here and the last is moved next to the weights.
+    The import silences all warnings of the process, sets variables and makes a folder in the user's
+    home. The first is undone here and the last is moved next to the weights.
 
     Raises:
         WeightsError: the detector's weights or its package are missing.
@@ -47,13 +47,12 @@ def open_detector(backend: str) -> Any:
         try:
             modeling.build_model("face_detector", backend)
         except (ImportError, ValueError) as error:
-            package = _PACKAGES.get(backend, "ultralytics" if backend.startswith("yolo") else None)
-            remedy = (
-                f"pip install {package}" if package else f"python -m orchestrator weights {backend}"
-            )
-            raise WeightsError(
-                f"face detector {backend}: {str(error).splitlines()[0]}; run `{remedy}`"
-            ) from None
+            package = "ultralytics" if backend.startswith("yolo") else _PACKAGES.get(backend)
+            command = f"python -m orchestrator weights {backend}"
+            if package:
+                command = f"pip install {package}"
+            reason = str(error).splitlines()[0]
+            raise WeightsError(f"face detector {backend}: {reason}; run `{command}`") from None
     return DeepFace
 
 
@@ -65,33 +64,37 @@ def main_face(
     Args:
         deepface: what `open_detector` returned.
         backend: the detector's name.
-        photo: (H, W, 3); handed over as a BGR array, DeepFace would fetch a text that looks like an address.
-        search_size: longest side in pixels of what the detector sees first. Its pyramid costs as much as it has
-            pixels, and a face that is too small there is too small to learn from; where none is found, it sees the
-            whole photo.
+        photo: (H, W, 3); DeepFace gets it as a BGR array, because it fetches texts that look like
+            an address.
+        search_size: longest side in pixels of the photo that the detector sees first. It costs as
+            much as it has pixels, and a face that is too small there is too small to learn from.
+            If it finds none, it sees the whole photo.
     """
     import cv2  # noqa: PLC0415
 
     height, width = photo.shape[:2]
-    scale = min(1.0, search_size / max(height, width)) if search_size else 1.0
+    scale = 1.0
+    if search_size:
+        scale = min(1.0, search_size / max(height, width))
     if scale < 1.0:
-        size = max(1, round(width * scale)), max(1, round(height * scale))
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
         small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
-        if (face := _main(deepface, backend, small)) is not None:
-            x, y = width / size[0], height / size[1]
-            x0, y0, x1, y1 = face.box
-            return Face(
-                (round(x0 * x), round(y0 * y), round(x1 * x), round(y1 * y)),
-                face.confidence,
-                face.n_found,
-            )
-    return _main(deepface, backend, photo)
+        face = _main_face(deepface, backend, small)
+        if face is not None:
+            return _enlarged(face, width / size[0], height / size[1])
+    return _main_face(deepface, backend, photo)
 
 
-def _main(deepface: Any, backend: str, photo: RGB) -> Face | None:
+def _enlarged(face: Face, x: float, y: float) -> Face:
+    x0, y0, x1, y1 = face.box
+    box = (round(x0 * x), round(y0 * y), round(x1 * x), round(y1 * y))
+    return Face(box, face.confidence, face.n_found)
+
+
+def _main_face(deepface: Any, backend: str, photo: RGB) -> Face | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = deepface.extract_faces(
+        items = deepface.extract_faces(
             photo[..., ::-1].copy(),
             detector_backend=backend,
             align=False,
@@ -100,21 +103,21 @@ def _main(deepface: Any, backend: str, photo: RGB) -> Face | None:
         )
     height, width = photo.shape[:2]
     faces = []
-    for item in found:
-        area, confidence = item["facial_area"], float(item["confidence"] or 0.0)
-        if confidence <= 0:  # the whole photo with confidence 0 is DeepFace's word for "no face"
+    for item in items:
+        area = item["facial_area"]
+        confidence = float(item["confidence"] or 0.0)
+        if confidence <= 0:  # the whole photo with confidence 0 means "no face"
             continue
-        box = (
-            int(area["x"]),
-            int(area["y"]),
-            int(area["x"] + area["w"]),
-            int(area["y"] + area["h"]),
-        )
-        faces.append(Face(box, min(confidence, 1.0), len(found)))
+        left = int(area["x"])
+        top = int(area["y"])
+        box = (left, top, int(area["x"] + area["w"]), int(area["y"] + area["h"]))
+        faces.append(Face(box, min(confidence, 1.0), len(items)))
     return max(faces, key=lambda face: _prominence(face, width, height), default=None)
 
 
 def _prominence(face: Face, width: int, height: int) -> float:
+    """Return the area of a face, less the farther it is from the photo's center."""
     x0, y0, x1, y1 = face.box
-    off = abs((x0 + x1) / 2 / width - 0.5) + abs((y0 + y1) / 2 / height - 0.5)
-    return (x1 - x0) * (y1 - y0) * (1.0 - off)
+    x_offset = abs((x0 + x1) / 2 / width - 0.5)
+    y_offset = abs((y0 + y1) / 2 / height - 0.5)
+    return (x1 - x0) * (y1 - y0) * (1.0 - (x_offset + y_offset))

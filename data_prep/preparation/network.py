@@ -1,7 +1,8 @@
 """A background network rewritten so that onnxruntime computes the same mask in less time.
 
-As exported, a U-2-Net costs a processor a fifth more than its convolutions. onnxruntime keeps values in blocks of 16
-channels, and every operation that it cannot do on blocks has them laid out anew before and after.
+As exported, a U-2-Net costs a processor a fifth more than its convolutions. onnxruntime keeps
+values in blocks of 16 channels. An operation that it cannot do on blocks needs them laid out again
+before and after it.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 U2NETS = frozenset({"u2netp", "u2net"})
-"""Files known by their hash (Qin et al. 2020, U-2-Net): the first output is the mask, the other six are for training."""
+"""Files known by their hash (Qin et al. 2020): output 1 is the mask, the rest is for training."""
 _BLOCK = 4  # squared, the 16 channels of a block
+_UNIT = [1, 1]  # strides or dilations
+Shapes = dict[str, list[int]]  # of values
+Weights = dict[str, NDArray[Any]]
 
 
 def lean(file: Path) -> bytes:
-    """Rewrite a U-2-Net so that it gives its first output, up to rounding, and costs less on a processor.
+    """Rewrite a U-2-Net: its first output stays the same up to rounding, and costs less on a CPU.
 
     Args:
         file: an ONNX model of fixed input size.
@@ -34,41 +38,43 @@ def lean(file: Path) -> bytes:
     model = onnx.shape_inference.infer_shapes(_folded(file))
     graph = model.graph
     del graph.output[1:]
-    shapes = {
-        value.name: [size.dim_value for size in value.type.tensor_type.shape.dim]
-        for value in [*graph.input, *graph.value_info, *graph.output]
-    }
-    weights = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
-    joins = {node.output[0]: node for node in graph.node if node.op_type == "Concat"}
-    n_uses = Counter(name for node in graph.node for name in node.input)
+    shapes = {}
+    for value in [*graph.input, *graph.value_info, *graph.output]:
+        shapes[value.name] = [size.dim_value for size in value.type.tensor_type.shape.dim]
+    weights = {}
+    for tensor in graph.initializer:
+        weights[tensor.name] = onnx.numpy_helper.to_array(tensor)
+    nodes = _needed(_rewritten(graph.node, shapes, weights), [graph.output[0].name])
+    used = {name for node in nodes for name in node.input} & weights.keys()
+    tensors = [onnx.numpy_helper.from_array(weights[name], name) for name in sorted(used)]
+    for field, values in ((graph.node, nodes), (graph.initializer, tensors)):
+        del field[:]
+        field.extend(values)
+    del graph.value_info[:]
+    return bytes(model.SerializeToString())
+
+
+def _rewritten(source: Any, shapes: Shapes, weights: Weights) -> list[Any]:
+    """Return the nodes of a graph with slow ones replaced; adds their constants to `weights`."""
+    joins = {node.output[0]: node for node in source if node.op_type == "Concat"}
+    n_uses = Counter(name for node in source for name in node.input)
     nodes: list[Any] = []
-    for node in graph.node:
-        shape, settings = shapes.get(node.input[0]), _settings(node)
+    for node in source:
+        shape = shapes.get(node.input[0])
+        settings = _settings(node)
         if node.op_type == "Resize":
             nodes += _scaled(node, shape, weights)
         elif node.op_type != "Conv" or settings["group"] != 1 or node.input[1] not in weights:
-            nodes += [node]
+            nodes.append(node)
         elif node.input[0] in joins and n_uses[node.input[0]] == 1:
             nodes += _split(node, joins[node.input[0]], shapes, weights)
         else:
             nodes += _blocked(node, shape, weights)
-    nodes = _needed(nodes, [graph.output[0].name])
-    names = {name for node in nodes for name in node.input} & weights.keys()
-    for field, kept in (
-        (graph.node, nodes),
-        (
-            graph.initializer,
-            [onnx.numpy_helper.from_array(weights[name], name) for name in sorted(names)],
-        ),
-        (graph.value_info, []),
-    ):
-        del field[:]
-        field.extend(kept)
-    return bytes(model.SerializeToString())
+    return nodes
 
 
 def _folded(file: Path) -> Any:
-    """Return the model with everything computed that does not depend on the photo: the sizes of all values."""
+    """Return the model with everything computed that does not depend on the photo, as all sizes."""
     import onnx  # noqa: PLC0415
     import onnxruntime  # noqa: PLC0415
 
@@ -83,25 +89,26 @@ def _folded(file: Path) -> Any:
 def _settings(node: Any) -> dict[str, Any]:
     import onnx  # noqa: PLC0415
 
-    return {"group": 1} | {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+    settings: dict[str, Any] = {"group": 1}
+    for attribute in node.attribute:
+        settings[attribute.name] = onnx.helper.get_attribute_value(attribute)
+    return settings
 
 
-def _scaled(node: Any, shape: list[int] | None, weights: dict[str, NDArray[Any]]) -> Iterator[Any]:
+def _scaled(node: Any, shape: list[int] | None, weights: Weights) -> Iterator[Any]:
     """Enlarge by whole numbers instead of to a size, which onnxruntime does on blocks."""
     import onnx  # noqa: PLC0415
 
     settings = _settings(node)
     sizes = weights.get(node.input[3]) if len(node.input) == 4 else None
-    wanted = b"pytorch_half_pixel", b"linear"
-    if (
-        sizes is None
-        or not shape
-        or (settings["coordinate_transformation_mode"], settings["mode"]) != wanted
-    ):
+    is_linear = settings["mode"] == b"linear"
+    is_pytorchs = settings["coordinate_transformation_mode"] == b"pytorch_half_pixel"
+    if sizes is None or not shape or not is_linear or not is_pytorchs:
         yield node
         return
     scales = (sizes / np.array(shape)).astype(np.float32)
-    if (scales % 1).any() or sizes.min(initial=2, where=[False, False, True, True]) < 2:
+    smallest = sizes.min(initial=2, where=[False, False, True, True])
+    if (scales % 1).any() or smallest < 2:
         yield node
         return
     name = f"{node.output[0]}_scales"
@@ -111,49 +118,43 @@ def _scaled(node: Any, shape: list[int] | None, weights: dict[str, NDArray[Any]]
         [node.input[0], node.input[1], name],
         list(node.output),
         mode="linear",
-        coordinate_transformation_mode="half_pixel",  # differs from pytorch's in outputs of a single pixel
+        coordinate_transformation_mode="half_pixel",  # is pytorch's but for outputs of one pixel
     )
 
 
-def _split(
-    node: Any, join: Any, shapes: dict[str, list[int]], weights: dict[str, NDArray[Any]]
-) -> Iterator[Any]:
-    """Convolve what was joined by channels part after part into one sum: nothing is copied to be joined."""
+def _split(node: Any, join: Any, shapes: Shapes, weights: Weights) -> Iterator[Any]:
+    """Convolve the parts of a join one by one and add them up: nothing is copied to be joined."""
     import onnx  # noqa: PLC0415
 
     parts = [shapes.get(name) for name in join.input]
     if _settings(join)["axis"] != 1 or len(parts) != 2 or not parts[0]:
         yield node
         return
-    kernel, out = weights[node.input[1]], node.output[0]
-    for number, part in enumerate(np.split(kernel, [parts[0][1]], axis=1)):
+    out = node.output[0]
+    kernels = np.split(weights[node.input[1]], [parts[0][1]], axis=1)
+    for number, kernel in enumerate(kernels):
         name = f"{out}_kernel_{number}"
-        weights[name] = np.ascontiguousarray(part)
-        inputs = [join.input[number], name, *(node.input[2:] if number == 0 else ())]
+        weights[name] = np.ascontiguousarray(kernel)
+        inputs = [join.input[number], name]
+        if number == 0:
+            inputs += node.input[2:]  # the bias
         half = onnx.helper.make_node("Conv", inputs, [f"{out}_{number}"])
         half.attribute.extend(node.attribute)
         yield half
     yield onnx.helper.make_node("Add", [f"{out}_0", f"{out}_1"], [out])
 
 
-def _blocked(node: Any, shape: list[int] | None, weights: dict[str, NDArray[Any]]) -> Iterator[Any]:
-    """Compute a map of one channel as the 16 channels of its 4 x 4 blocks; alone, it costs as much as 16 such maps."""
+def _blocked(node: Any, shape: list[int] | None, weights: Weights) -> Iterator[Any]:
+    """Compute a map of one channel as 16 channels, its 4 x 4 blocks: alone it costs as much."""
     import onnx  # noqa: PLC0415
 
-    kernel, settings, out = weights[node.input[1]], _settings(node), node.output[0]
-    plain = settings["strides"] == settings["dilations"] == [1, 1] and settings["pads"] == [
-        1,
-        1,
-        1,
-        1,
-    ]
-    if (
-        kernel.shape[0] != 1
-        or kernel.shape[2:] != (3, 3)
-        or not plain
-        or not shape
-        or any(np.mod(shape[2:], _BLOCK))
-    ):
+    kernel = weights[node.input[1]]
+    settings = _settings(node)
+    out = node.output[0]
+    is_plain = settings["strides"] == settings["dilations"] == _UNIT
+    is_padded = settings["pads"] == [1] * 4
+    is_one_map = kernel.shape[0] == 1 and kernel.shape[2:] == (3, 3)
+    if not (is_plain and is_padded and is_one_map) or not shape or any(np.mod(shape[2:], _BLOCK)):
         yield node
         return
     side = _BLOCK + 2
@@ -180,9 +181,10 @@ def _blocked(node: Any, shape: list[int] | None, weights: dict[str, NDArray[Any]
 
 def _needed(nodes: list[Any], outputs: list[str]) -> list[Any]:
     """Return the nodes on which the outputs depend; onnxruntime computes the others too."""
-    wanted, kept = set(outputs), []
+    needed = set(outputs)
+    kept = []
     for node in reversed(nodes):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
+        if needed.intersection(node.output):
+            needed.update(node.input)
             kept.append(node)
     return kept[::-1]

@@ -1,4 +1,4 @@
-"""From a photo's bytes to a prepared sample: the one path for training, validation, test and `predict`."""
+"""From a photo's bytes to a prepared sample: one path for training, validation, test, `predict`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from data_prep.preparation import background, faces
 from data_prep.preparation import contact_sheet as sheet
 
 OK = "ok"
-_NETWORK_SIDE = 320  # what the background models look at, in pixels
-_FACE_SHARE = 4  # a face is taken to fill at least a quarter of the photo's shorter side
+_NETWORK_SIDE = 320  # of the photo that the background models see, in pixels
+_FACE_SHARE = 4  # a face fills at least a quarter of the photo's shorter side, it is assumed
 
 
 class Dropped(Exception):  # noqa: N818 - an outcome, not a fault
@@ -33,7 +33,7 @@ class Prepared:
     """A sample as it stands in a shard."""
 
     image: bytes
-    face_box: list[float] | None  # x0, y0, x1, y1 as shares of the photo at the step that looked
+    face_box: list[float] | None  # x0, y0, x1, y1 as shares of the photo at the crop's step
     face_confidence: float | None
     n_faces: int | None
     mask_area: float | None
@@ -47,7 +47,7 @@ class Prepared:
 
 @dataclass
 class _Notes:
-    """What the steps found on the way through one photo."""
+    """What the steps say about one photo."""
 
     always: bool
     face_box: list[float] | None = None
@@ -65,7 +65,7 @@ class Preparation:
 
         Args:
             prep: the spec's section.
-            threads: of every library inside, so that workers beside each other do not fight for cores.
+            threads: of every library inside, so that workers do not fight for cores.
             gpu: run the networks on CUDA.
         """
         import cv2  # noqa: PLC0415 - seconds, and only those who prepare need it
@@ -75,10 +75,8 @@ class Preparation:
         self.warnings: list[str] = []  # what the user should know, once
         self.seconds: dict[str, float] = defaultdict(float)  # spent so far, by step
         self._near = decode_near(prep)
-        self._run = [
-            (step.name, _BUILDERS[step.name](step, _Means(threads, gpu, self.warnings)))
-            for step in prep.steps
-        ]
+        means = _Means(threads, gpu, self.warnings)
+        self._run = [(step.name, _BUILDERS[step.name](step, means)) for step in prep.steps]
 
     def __call__(
         self, photo: bytes, *, always: bool = False, watch: Callable[[Pixels], None] | None = None
@@ -87,14 +85,15 @@ class Preparation:
 
         Args:
             photo: the file's bytes.
-            always: answer even where a step's policy would drop the sample (test photos and `predict`).
-            watch: is shown the decoded photo, and what every step makes of it.
+            always: answer even if a step's policy drops the sample (test photos and `predict`).
+            watch: gets the decoded photo, and what every step makes of it.
 
         Raises:
             PhotoError: the photo cannot be decoded.
             Dropped: a step's policy leaves it out.
         """
-        notes, outcomes = _Notes(always), []
+        notes = _Notes(always)
+        outcomes = []
         began = time.perf_counter()
         pixels: Pixels = decode(photo, near=self._near)
         began = self._clock("decode", began)
@@ -107,32 +106,32 @@ class Preparation:
             began = self._clock(name, began)
         if watch:
             watch(pixels)
-        made = Prepared(
-            encode(pixels),
-            notes.face_box,
-            notes.face_confidence,
-            notes.n_faces,
-            notes.mask_area,
-            outcomes,
-        )
+        image = encode(pixels)
         self._clock("encode", began)
-        return made
+        return Prepared(
+            image, notes.face_box, notes.face_confidence, notes.n_faces, notes.mask_area, outcomes
+        )
 
     def _clock(self, name: str, began: float) -> float:
+        """Add the seconds since `began` to a step; return the time now."""
         now = time.perf_counter()
         self.seconds[name] += now - began
         return now
 
 
 def decode_near(prep: Prep) -> int | None:
-    """Return how small a large JPEG may be decoded (shorter side in pixels) without a loss that the steps would show.
+    """Return how small a large JPEG may be decoded without a loss that the steps would show.
 
-    None where the steps count in the photo's own pixels.
+    Returns:
+        The shorter side in pixels; None if the steps count in the photo's own pixels.
     """
-    if any(isinstance(step, CenterCrop) and step.size is not None for step in prep.steps):
-        return None
-    crops = any(isinstance(step, CropFace) for step in prep.steps)
-    return max(_NETWORK_SIDE, prep.size * (_FACE_SHARE if crops else 1) * 2)
+    size = prep.size * 2
+    for step in prep.steps:
+        if isinstance(step, CenterCrop) and step.size is not None:
+            return None
+    if any(isinstance(step, CropFace) for step in prep.steps):
+        size *= _FACE_SHARE
+    return max(_NETWORK_SIDE, size)
 
 
 Row = tuple[str, str, str]
@@ -141,22 +140,20 @@ Row = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one photo: a row of a shard, or the reason why there is none."""
+    """The outcome of one photo: a row of a shard, or the reason why there is none."""
 
     sample: str
     row: dict[str, Any] | None
     reason: str | None
-    film: sheet.Film | None = None  # where the photo is worth looking at
-    chance: bool = (
-        False  # another try may end differently: the reason does not follow from the photo's bytes
-    )
+    film: sheet.Film | None = None  # of a photo that is worth a look
+    is_transient: bool = False  # the reason does not follow from the bytes, a retry may succeed
 
 
 def prepare_row(row: Row, preparation: Callable[..., Prepared], *, show: bool = False) -> Outcome:
-    """Read a photo that the catalog knows and prepare it. Whatever is wrong with the photo is its outcome.
+    """Read a photo of the catalog and prepare it; whatever is wrong with the photo is its outcome.
 
     Args:
-        row: the photo; without a sha256 it is taken as it is.
+        row: the photo; without a sha256 it is accepted as it is.
         preparation: a `Preparation`.
         show: keep small pictures of every step, as an ordinary example.
 
@@ -170,30 +167,31 @@ def prepare_row(row: Row, preparation: Callable[..., Prepared], *, show: bool = 
             photo = handle.read(MAX_BYTES + 1)  # enough to see that it is too large
     except OSError as error:
         require_machine(error, path, _images(sample, path))
-        return Outcome(sample, None, f"unreadable: {error.strerror or error}", chance=True)
+        reason = f"unreadable: {error.strerror or error}"
+        return Outcome(sample, None, reason, is_transient=True)
     if sha256 and hashlib.sha256(photo).hexdigest() != sha256:
-        return Outcome(sample, None, "changed since the catalog was made", chance=True)
+        return Outcome(sample, None, "changed since the catalog was made", is_transient=True)
     try:
-        made = preparation(photo, always=sample.startswith("test/"), watch=frames.append)
+        prepared = preparation(photo, always=sample.startswith("test/"), watch=frames.append)
     except (PhotoError, Dropped) as error:
         return Outcome(sample, None, str(error))
-    except Exception as error:  # noqa: BLE001 - one photo that a library chokes on must not cost the shard
-        return Outcome(
-            sample, None, f"{type(error).__name__}: {error}", chance=True
-        )  # it may have lacked memory
-    found = {
+    except Exception as error:  # noqa: BLE001 - one photo must not cost the shard
+        # it may have lacked memory
+        return Outcome(sample, None, f"{type(error).__name__}: {error}", is_transient=True)
+    shard_row = {
         "sample_id": sample,
         "sha256": sha256,
-        "image": made.image,
-        "face_box": made.face_box,
-        "face_confidence": made.face_confidence,
-        "n_faces": made.n_faces,
-        "mask_area": made.mask_area,
-        "outcome": made.outcome,
-        "steps": made.steps,
+        "image": prepared.image,
+        "face_box": prepared.face_box,
+        "face_confidence": prepared.face_confidence,
+        "n_faces": prepared.n_faces,
+        "mask_area": prepared.mask_area,
+        "outcome": prepared.outcome,
+        "steps": prepared.steps,
     }
-    kind, worth = sheet.kind_of(made.mask_area, made.face_confidence, show=show)
-    return Outcome(sample, found, None, sheet.film(sample, kind, worth, frames) if kind else None)
+    kind, worth = sheet.kind_of(prepared.mask_area, prepared.face_confidence, show=show)
+    film = sheet.film(sample, kind, worth, frames) if kind else None
+    return Outcome(sample, shard_row, None, film)
 
 
 def _images(sample: str, path: str) -> str:
@@ -204,7 +202,7 @@ def _images(sample: str, path: str) -> str:
 
 @dataclass(frozen=True)
 class _Means:
-    """What a step may use, and where it says what the user should know."""
+    """What a step may use, and where it puts what the user should know."""
 
     threads: int
     gpu: bool
@@ -216,7 +214,8 @@ _Run = Callable[[Pixels, _Notes], Pixels]
 
 def _remove_background(step: RemoveBackground, means: _Means) -> _Run:
     session = background.open_session(step.model, means.threads, gpu=means.gpu)
-    if means.gpu and (reason := background.missing_gpu(session)):
+    reason = background.missing_gpu(session) if means.gpu else None
+    if reason:
         means.warnings.append(f"remove_background asked for CUDA and runs on the CPU: {reason}")
 
     def run(pixels: Pixels, notes: _Notes) -> Pixels:
@@ -240,7 +239,8 @@ def _crop_face(step: CropFace, means: _Means) -> _Run:
     torch.set_num_threads(means.threads)
     if means.gpu and not torch.cuda.is_available():
         means.warnings.append(
-            f"crop_face asked for CUDA and runs on the CPU: torch {torch.__version__} finds no usable CUDA device"
+            f"crop_face asked for CUDA and runs on the CPU: torch {torch.__version__} finds no "
+            "usable CUDA device"
         )
     detector = faces.open_detector(step.detector)
 
@@ -248,28 +248,30 @@ def _crop_face(step: CropFace, means: _Means) -> _Run:
         with torch.inference_mode():
             face = faces.main_face(detector, step.detector, opaque(pixels), step.search_size)
         if face is None:
-            notes.face_confidence, notes.n_faces = 0.0, 0
+            notes.face_confidence = 0.0
+            notes.n_faces = 0
             if step.on_missing == "drop" and not notes.always:
                 raise Dropped("no face")
-            notes.outcome = (
-                "no face: whole photo" if step.on_missing == "keep" else "no face: center"
-            )
-            return pixels if step.on_missing == "keep" else center(pixels, None)
+            if step.on_missing == "keep":
+                notes.outcome = "no face: whole photo"
+                return pixels
+            notes.outcome = "no face: center"
+            return center(pixels, None)
         height, width = pixels.shape[:2]
-        notes.face_box = [
-            face.box[0] / width,
-            face.box[1] / height,
-            face.box[2] / width,
-            face.box[3] / height,
-        ]
-        notes.face_confidence, notes.n_faces = face.confidence, face.n_found
+        x0, y0, x1, y1 = face.box
+        notes.face_box = [x0 / width, y0 / height, x1 / width, y1 / height]
+        notes.face_confidence = face.confidence
+        notes.n_faces = face.n_found
         return around(pixels, face.box, step.margin)
 
     return run
 
 
 def around(pixels: Pixels, box: tuple[int, int, int, int], margin: float) -> Pixels:
-    """Cut a square around a box, widened by `margin` of its longer side on every side, clipped at the border."""
+    """Cut a square around a box, clipped at the border.
+
+    It is wider than the box by `margin` of the box's longer side on every side.
+    """
     x0, y0, x1, y1 = box
     half = max(x1 - x0, y1 - y0) * (0.5 + margin)
     height, width = pixels.shape[:2]
@@ -283,7 +285,8 @@ def center(pixels: Pixels, size: int | None) -> Pixels:
     """Cut the central square of a size, at most the largest one."""
     height, width = pixels.shape[:2]
     side = min(size or min(height, width), height, width)
-    top, left = (height - side) // 2, (width - side) // 2
+    top = (height - side) // 2
+    left = (width - side) // 2
     return pixels[top : top + side, left : left + side]
 
 
@@ -299,11 +302,10 @@ def _keep_aspect(step: KeepAspect, means: _Means) -> _Run:
         del notes
         height, width = pixels.shape[:2]
         side = max(height, width)
-        canvas = np.zeros(
-            (side, side, pixels.shape[2]), np.uint8
-        )  # what has alpha is padded transparent
+        canvas = np.zeros((side, side, pixels.shape[2]), np.uint8)  # alpha is padded transparent
         canvas[..., :3] = step.fill
-        top, left = (side - height) // 2, (side - width) // 2
+        top = (side - height) // 2
+        left = (side - width) // 2
         canvas[top : top + height, left : left + width] = pixels
         return canvas
 
@@ -317,11 +319,10 @@ def _resize(step: Resize, means: _Means) -> _Run:
         del notes
         if pixels.shape[:2] == (step.size, step.size):
             return pixels
-        # Pillow's bilinear filter widens with the scale, so it does not alias when it shrinks, and minds the alpha
-        small = Image.fromarray(np.ascontiguousarray(pixels)).resize(
-            (step.size, step.size), Image.Resampling.BILINEAR
-        )
-        return np.asarray(small)
+        # Pillow's bilinear filter widens with the scale, so a smaller photo has no aliases, and it
+        # weighs by alpha
+        photo = Image.fromarray(np.ascontiguousarray(pixels))
+        return np.asarray(photo.resize((step.size, step.size), Image.Resampling.BILINEAR))
 
     return run
 

@@ -1,7 +1,7 @@
-"""Prepared samples in Parquet shards, an index written last, a reader, and one memory-mapped array for training.
+"""Prepared samples in Parquet shards, an index written last, and a memory-mapped array of them.
 
-Roles, folds, groups and labels are not in here: they change without a photo being prepared again, and test labels
-must lie in one place only. They are joined by `sample_id`.
+Roles, folds, groups and labels are not in a shard: they change without a photo being prepared
+again, and test labels must lie in one place only. They are joined by `sample_id`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_prep.catalog.images import decode
+from data_prep.files import atomic_path, file_sha256, write_json, write_text
 
 FORMAT_VERSION = 2
 INDEX = "index.json"
@@ -35,18 +36,14 @@ SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
         ("sha256", pa.string()),  # of the photo, not of the crop
-        (
-            "image",
-            pa.binary(),
-        ),  # JPEG, (size, size, 3); PNG with alpha where the background is transparent
-        (
-            "face_box",
-            pa.list_(pa.float32(), 4),
-        ),  # x0, y0, x1, y1 as shares of the photo's sides; null without a face
+        # JPEG, (size, size, 3); PNG with alpha where the background is transparent
+        ("image", pa.binary()),
+        # x0, y0, x1, y1 as shares of the photo's sides; null without a face
+        ("face_box", pa.list_(pa.float32(), 4)),
         ("face_confidence", pa.float32()),
-        ("n_faces", pa.int16()),  # found; the sample shows the largest central one
+        ("n_faces", pa.int16()),  # in the photo; the sample shows the largest central one
         ("mask_area", pa.float32()),  # share of the photo that the background remover kept
-        ("outcome", pa.string()),  # "ok", or what steps had to do instead, joined by "; "
+        ("outcome", pa.string()),  # "ok", or what steps did instead, joined by "; "
         ("steps", pa.list_(pa.string())),  # the outcome of every step in order
     ]
 )
@@ -76,11 +73,11 @@ class Rows:
     @cached_property
     def index(self) -> dict[str, int]:
         """Row of every sample id."""
-        return {sample: at for at, sample in enumerate(self.sample_ids)}
+        return {sample: row for row, sample in enumerate(self.sample_ids)}
 
 
 def n_shards_for(n_samples: int) -> int:
-    """Return a power of two that gives about 256 samples a shard, so that growing data only ever halves shards."""
+    """Return a power of two with about 256 samples a shard, so that growing data halves shards."""
     n_shards = 1
     while n_shards * ROWS_PER_SHARD < n_samples:
         n_shards *= 2
@@ -89,12 +86,8 @@ def n_shards_for(n_samples: int) -> int:
 
 def shard_of(sample_id: str, n_shards: int) -> int:
     """Return the number of a sample's shard, a function of its id alone."""
-    return (
-        int.from_bytes(
-            hashlib.sha256(sample_id.encode("utf-8", "surrogateescape")).digest()[:8], "big"
-        )
-        % n_shards
-    )
+    digest = hashlib.sha256(sample_id.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") % n_shards
 
 
 def shard_name(number: int) -> str:
@@ -103,11 +96,10 @@ def shard_name(number: int) -> str:
 
 
 def write_shard(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows in the order of their ids; the same rows give the same bytes. Written beside and renamed."""
+    """Write rows in the order of their ids; the same rows give the same bytes."""
     ordered = sorted(rows, key=lambda row: row["sample_id"])
     table = pa.Table.from_pylist(ordered, schema=SCHEMA)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with atomic_path(path) as beside:
         # photos are compressed already; statistics of them would only be large
         pq.write_table(
             table,
@@ -117,27 +109,26 @@ def write_shard(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             use_dictionary=False,
             write_statistics=["sample_id"],
         )
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read one shard with the schema that is expected, never with one that the file brings along.
+    """Read one shard with the expected schema, never with one that the file brings along.
 
     Raises:
         ShardError: it is no Parquet file, or its columns differ.
     """
     try:
-        found = pq.ParquetFile(path, memory_map=False)
-        physical = {field.name for field in found.schema_arrow}
-        if physical != set(SCHEMA.names):
+        file = pq.ParquetFile(path, memory_map=False)
+        names = {field.name for field in file.schema_arrow}
+        if names != set(SCHEMA.names):
             raise ShardError(
-                f"{path}: columns {SCHEMA.names} were required, found {sorted(physical)}; delete it and submit again"
+                f"{path}: columns {SCHEMA.names} were required, found {sorted(names)}; "
+                "delete it and submit again"
             )
-        table = found.read(columns=columns)
-        wanted = pa.schema([SCHEMA.field(name) for name in columns]) if columns else SCHEMA
-        return table.select(wanted.names).cast(wanted)
+        schema = SCHEMA
+        if columns:
+            schema = pa.schema([SCHEMA.field(name) for name in columns])
+        return file.read(columns=columns).select(schema.names).cast(schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
         raise ShardError(
             f"{path}: a Parquet shard was required, found: {error}; delete it and submit again"
@@ -145,16 +136,16 @@ def read_shard(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 
 def write_index(folder: Path, *, n_shards: int, size: int, steps: Any) -> None:
-    """Write index.json over the shards of a folder: the last file, so a folder with one is whole."""
-    shards = [
-        {
+    """Write index.json over the shards of a folder, as the last file: it makes the folder whole."""
+    shards = []
+    for path in sorted(folder.glob("shard-*.parquet")):
+        shard = {
             "file": path.name,
-            "sha256": _sha256(path),
+            "sha256": file_sha256(path),
             "size_bytes": path.stat().st_size,
             "n_rows": pq.read_metadata(path).num_rows,
         }
-        for path in sorted(folder.glob("shard-*.parquet"))
-    ]
+        shards.append(shard)
     index = {
         "format_version": FORMAT_VERSION,
         "n_shards": n_shards,
@@ -162,9 +153,7 @@ def write_index(folder: Path, *, n_shards: int, size: int, steps: Any) -> None:
         "steps": steps,
         "shards": shards,
     }
-    beside = folder / f".{INDEX}"
-    beside.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    beside.replace(folder / INDEX)
+    write_json(folder / INDEX, index)
 
 
 def read_index(folder: Path) -> Index:
@@ -179,7 +168,8 @@ def read_index(folder: Path) -> Index:
         raise ShardError(
             f"{folder / INDEX}: an index was required, found: {error}; submit again"
         ) from None
-    if (version := index.get("format_version")) != FORMAT_VERSION:
+    version = index.get("format_version")
+    if version != FORMAT_VERSION:
         raise ShardError(
             f"{folder / INDEX}: format version {FORMAT_VERSION} was required, found {version!r}; "
             f"read it with the release that wrote it, or delete {folder} and submit again"
@@ -198,9 +188,11 @@ def verify_shard(folder: Path, shard: dict[str, Any]) -> Path:
         raise ShardError(
             f"{path}: required by {INDEX}, found no such file; delete {folder} and submit again"
         )
-    if (found := _sha256(path)) != shard["sha256"]:
+    sha256 = file_sha256(path)
+    if sha256 != shard["sha256"]:
         raise ShardError(
-            f"{path}: sha256 is {found[:8]}.., {INDEX} says {shard['sha256'][:8]}..; delete {folder} and submit again"
+            f"{path}: sha256 is {sha256[:8]}.., {INDEX} says {shard['sha256'][:8]}..; "
+            f"delete {folder} and submit again"
         )
     return path
 
@@ -218,8 +210,9 @@ def read_shards(folder: Path, columns: list[str] | None = None) -> Iterator[pa.T
 class Shards(Sequence[bytes]):
     """The encoded photos of a folder of shards, by position or by sample id, in any order.
 
-    A shard is verified and read when one of its photos is first asked for, and kept while there is room: encoded
-    photos are small, and a second read of the file for every photo would cost ten times its decoding.
+    A shard is verified and read when one of its photos is first asked for, and kept while there is
+    room. Encoded photos are small, and reading the file again for every photo costs ten times as
+    much as decoding it.
     """
 
     def __init__(self, folder: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
@@ -228,7 +221,8 @@ class Shards(Sequence[bytes]):
         Raises:
             ShardError: the index is missing or of another format version.
         """
-        self._folder, self._room = folder, cache_bytes
+        self._folder = folder
+        self._cache_bytes = cache_bytes
         self._shards = read_index(folder).shards
         self._starts = [0, *accumulate(shard["n_rows"] for shard in self._shards)]
         self._kept: OrderedDict[int, pa.Array] = OrderedDict()
@@ -238,57 +232,61 @@ class Shards(Sequence[bytes]):
         return self._starts[-1]
 
     @overload
-    def __getitem__(self, at: int) -> bytes: ...
+    def __getitem__(self, index: int) -> bytes: ...
     @overload
-    def __getitem__(self, at: slice) -> list[bytes]: ...
-    def __getitem__(self, at: int | slice) -> bytes | list[bytes]:
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
         """Return the encoded photo at a position.
 
         Raises:
             IndexError: there is none.
             ShardError: its shard is not what the index says.
         """
-        if isinstance(at, slice):
-            return [self[one] for one in range(*at.indices(len(self)))]
-        if not -len(self) <= at < len(self):
-            raise IndexError(f"position {at}: required below {len(self)}")
-        at %= len(self)
-        number = bisect_right(self._starts, at) - 1
-        photo: bytes = self._photos(number)[at - self._starts[number]].as_py()
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"position {index}: required below {len(self)}")
+        index %= len(self)
+        number = bisect_right(self._starts, index) - 1
+        photo: bytes = self._photos(number)[index - self._starts[number]].as_py()
         return photo
 
     @cached_property
     def sample_ids(self) -> list[str]:
         """The id of every position; reads and verifies all shards."""
-        return [
-            name
-            for table in read_shards(self._folder, ["sample_id"])
-            for name in table["sample_id"].to_pylist()
-        ]
+        ids: list[str] = []
+        for table in read_shards(self._folder, ["sample_id"]):
+            ids += table["sample_id"].to_pylist()
+        return ids
 
     def _photos(self, number: int) -> pa.Array:
         if number in self._kept:
             self._kept.move_to_end(number)
             return self._kept[number]
         path = verify_shard(self._folder, self._shards[number])
-        photos = self._kept[number] = read_shard(path, ["image"])["image"].combine_chunks()
+        photos = read_shard(path, ["image"])["image"].combine_chunks()
+        self._kept[number] = photos
         self._kept_bytes += photos.nbytes
-        while len(self._kept) > 1 and self._kept_bytes > self._room:
+        while len(self._kept) > 1 and self._kept_bytes > self._cache_bytes:
             self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
         return photos
 
 
 def memory_map(prepared: Path, out: Path) -> Rows:
-    """Decode all shards once into `out/rows.npy`, (N, size, size, 3) uint8, and `out/rows.json`, the ids in order."""
+    """Decode all shards once into one array.
+
+    `out/rows.npy` gets the photos, (N, size, size, 3) uint8, and `out/rows.json` their ids.
+    """
     index = read_index(prepared)
     n_rows = sum(shard["n_rows"] for shard in index.shards)
     out.mkdir(parents=True, exist_ok=True)
+    path = out / "rows.npy"
     images = np.lib.format.open_memmap(
-        out / "rows.npy", mode="w+", dtype=np.uint8, shape=(n_rows, index.size, index.size, 3)
+        path, mode="w+", dtype=np.uint8, shape=(n_rows, index.size, index.size, 3)
     )
-    with (out / "rows.npy").open("r+b") as handle:
+    with path.open("r+b") as handle:
         # on a full disk this raises; writing through the map would end the process with SIGBUS
-        os.posix_fallocate(handle.fileno(), 0, (out / "rows.npy").stat().st_size)
+        os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
     ids: list[str] = []
     for table in read_shards(prepared, ["sample_id", "image"]):
         for sample, image in zip(table["sample_id"].to_pylist(), table["image"], strict=True):
@@ -296,7 +294,7 @@ def memory_map(prepared: Path, out: Path) -> Rows:
             ids.append(sample)
     images.flush()
     del images
-    (out / "rows.json").write_text(json.dumps(ids), encoding="utf-8")
+    write_text(out / "rows.json", json.dumps(ids))
     return open_rows(out)
 
 
@@ -304,8 +302,3 @@ def open_rows(folder: Path) -> Rows:
     """Map the array that `memory_map` wrote, read-only."""
     images = np.load(folder / "rows.npy", mmap_mode="r")
     return Rows(images, json.loads((folder / "rows.json").read_text(encoding="utf-8")))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

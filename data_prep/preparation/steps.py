@@ -1,34 +1,36 @@
-"""What identifies a preparation: the steps, their versions and their weights. Imports nothing heavy."""
+"""What identifies a preparation: steps, their versions, their weights. Imports nothing heavy."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from data_prep.config import CropFace, Prep, RemoveBackground
+from data_prep.config import CropFace, Prep, RemoveBackground, Step
 from data_prep.section import identity
 from data_prep.weights.cache import hashes
 
 ENCODING = "jpeg q95 4:4:4"
 DECODING = "large JPEGs at a power of two"
 VERSIONS = {"remove_background": 3, "crop_face": 2, "center_crop": 1, "keep_aspect": 1, "resize": 1}
-"""Raise one by hand when its step gives other pixels; everything prepared with it is then prepared again."""
+"""Raise one by hand when its step gives other pixels; everything is then prepared again."""
 
 
 def steps_identity(prep: Prep) -> list[Any]:
     """Return JSON that is equal exactly when two preparations give equal samples."""
-    found: list[Any] = [DECODING, ENCODING]
+    parts: list[Any] = [DECODING, ENCODING]
     for step in prep.steps:
         entry: dict[str, Any] = {"step": identity(step), "version": VERSIONS[step.name]}
-        if (name := weights_of(step)) is not None:
-            entry["weights"] = (
-                hashes(name) or name
-            )  # a name only until they are fetched; nothing runs before
-        found.append(entry)
-    return found
+        name = weights_of(step)
+        if name is not None:
+            # a name only until they are fetched; nothing runs before
+            entry["weights"] = hashes(name) or name
+        parts.append(entry)
+    return parts
 
 
-def weights_of(step: Any) -> str | None:
+def weights_of(step: Step) -> str | None:
     """Return the name of the weights that a step needs."""
     if isinstance(step, RemoveBackground):
         return step.model
-    return step.detector if isinstance(step, CropFace) else None
+    if isinstance(step, CropFace):
+        return step.detector
+    return None

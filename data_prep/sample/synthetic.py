@@ -1,4 +1,4 @@
-"""Sample data drawn by code: portraits in the contest's layout, with true silhouettes and face boxes.
+"""Sample data drawn by code: portraits in the contest's layout, with true silhouettes and faces.
 
 All randomness comes from (seed, person, photo name), so the same arguments give the same bytes.
 """

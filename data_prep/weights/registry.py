@@ -1,4 +1,4 @@
-"""The trained weights that this project knows: their hashes, their licences, and where they can be had."""
+"""The trained weights that this project knows: hashes, licences, and where they come from."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ _REMBG = "https://github.com/danielgatis/rembg/releases/download/v0.0.0"
 
 
 class WeightsError(RuntimeError):
-    """Weights that are missing, or are not what they should be."""
+    """Weights that are missing, or are not the known ones."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One set of weights: the files' hashes, their licence, and where they can be had."""
+    """One set of weights: the files' hashes, their licence, and where they come from."""
 
     files: dict[str, str]  # file name -> sha256; empty where nobody publishes one
     size_bytes: int  # 0 where nobody says
@@ -21,7 +21,7 @@ class Weights:
     package: str = ""  # requirement, name==version, of the package that carries them
     folder: str = ""  # inside the package
     url: str = ""  # folder upstream
-    installed: bool = False  # the package is a dependency: its files are used where they lie
+    installed: bool = False  # the package is a dependency: its files are used in place
     library: str = ""  # which fetches them itself, where no sha256 is published
 
 
@@ -56,7 +56,9 @@ _PINNED = {
     ),
     "tf_efficientnet_lite0": Weights(
         {
-            "efficientnet-lite0-57934424.pth": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+            "efficientnet-lite0-57934424.pth": (
+                "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+            ),
         },
         18_826_032,
         "Apache-2.0 (EfficientNet-Lite, Google)",
@@ -65,8 +67,12 @@ _PINNED = {
     ),
     "opencv": Weights(
         {
-            "haarcascade_frontalface_default.xml": "0f7d4527844eb514d4a4948e822da90fbb16a34a0bbbbc6adc6498747a5aafb0",
-            "haarcascade_eye.xml": "71cc64fc305a355dc60067880f6fbbd43dd155bd63ee3844661a1bda34b2fd8c",
+            "haarcascade_frontalface_default.xml": (
+                "0f7d4527844eb514d4a4948e822da90fbb16a34a0bbbbc6adc6498747a5aafb0"
+            ),
+            "haarcascade_eye.xml": (
+                "71cc64fc305a355dc60067880f6fbbd43dd155bd63ee3844661a1bda34b2fd8c"
+            ),
         },
         1_271_533,
         "BSD-like (Intel, in OpenCV)",
@@ -76,59 +82,34 @@ _PINNED = {
     ),
 }
 
-_UNPINNED = {
-    name: Weights({}, 0, licence, library=library)
-    for library, licence, names in (
-        ("rembg", "Apache-2.0 (U-2-Net, Qin et al. 2020)", ("u2net_human_seg", "silueta")),
-        ("rembg", "Apache-2.0 (DIS, Qin et al. 2022)", ("isnet-general-use",)),
-        ("rembg", "Apache-2.0 (anime-segmentation, SkyTNT)", ("isnet-anime",)),
-        (
-            "rembg",
-            "MIT (BiRefNet, Zheng et al. 2024)",
-            tuple(
-                f"birefnet-{kind}"
-                for kind in [
-                    "general",
-                    "general-lite",
-                    "portrait",
-                    "dis",
-                    "hrsod",
-                    "cod",
-                    "massive",
-                ]
-            ),
-        ),
-        ("rembg", "CC BY-NC 4.0 (BRIA RMBG 2.0): not for commercial use", ("bria-rmbg",)),
-        ("deepface", "MIT (YuNet, OpenCV Zoo)", ("yunet",)),
-        ("deepface", "MIT (CenterFace)", ("centerface",)),
-        ("deepface", "BSD-3-Clause (OpenCV's SSD)", ("ssd",)),
-        ("deepface", "MIT (RetinaFace, needs the package retina-face)", ("retinaface",)),
-        ("deepface", "MIT (needs the package mtcnn)", ("mtcnn",)),
-        ("deepface", "Apache-2.0 (needs the package mediapipe)", ("mediapipe",)),
-        ("deepface", "CC0-1.0 (needs the package dlib)", ("dlib",)),
-        (
-            "deepface",
-            "AGPL-3.0 (needs the package ultralytics; the files are pickles)",
-            tuple(
-                f"yolov{kind}"
-                for kind in [
-                    "8n",
-                    "8m",
-                    "8l",
-                    "11n",
-                    "11s",
-                    "11m",
-                    "11l",
-                    "12n",
-                    "12s",
-                    "12m",
-                    "12l",
-                ]
-            ),
-        ),
-    )
-    for name in names
-}
+_BIREFNET = "general general-lite portrait dis hrsod cod massive"
+_YOLO = "8n 8m 8l 11n 11s 11m 11l 12n 12s 12m 12l"
+_UNPINNED: dict[str, Weights] = {}
+for _library, _licence, _names in (
+    ("rembg", "Apache-2.0 (U-2-Net, Qin et al. 2020)", ["u2net_human_seg", "silueta"]),
+    ("rembg", "Apache-2.0 (DIS, Qin et al. 2022)", ["isnet-general-use"]),
+    ("rembg", "Apache-2.0 (anime-segmentation, SkyTNT)", ["isnet-anime"]),
+    (
+        "rembg",
+        "MIT (BiRefNet, Zheng et al. 2024)",
+        [f"birefnet-{kind}" for kind in _BIREFNET.split()],
+    ),
+    ("rembg", "CC BY-NC 4.0 (BRIA RMBG 2.0): not for commercial use", ["bria-rmbg"]),
+    ("deepface", "MIT (YuNet, OpenCV Zoo)", ["yunet"]),
+    ("deepface", "MIT (CenterFace)", ["centerface"]),
+    ("deepface", "BSD-3-Clause (OpenCV's SSD)", ["ssd"]),
+    ("deepface", "MIT (RetinaFace, needs the package retina-face)", ["retinaface"]),
+    ("deepface", "MIT (needs the package mtcnn)", ["mtcnn"]),
+    ("deepface", "Apache-2.0 (needs the package mediapipe)", ["mediapipe"]),
+    ("deepface", "CC0-1.0 (needs the package dlib)", ["dlib"]),
+    (
+        "deepface",
+        "AGPL-3.0 (needs the package ultralytics; the files are pickles)",
+        [f"yolov{kind}" for kind in _YOLO.split()],
+    ),
+):
+    for _name in _names:
+        _UNPINNED[_name] = Weights({}, 0, _licence, library=_library)
 
 
 def known() -> list[str]:
@@ -147,6 +128,7 @@ def describe(name: str) -> Weights:
     Raises:
         WeightsError: the name is unknown.
     """
-    if (found := _PINNED.get(name) or _UNPINNED.get(name)) is None:
+    weights = _PINNED.get(name) or _UNPINNED.get(name)
+    if weights is None:
         raise WeightsError(f"weights {name!r}: required one of {', '.join(known())}")
-    return found
+    return weights

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from data_prep.catalog.labels import Schema
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation import metrics as stats
-from orchestrator.evaluation.predictions import Sides
+from orchestrator.evaluation.predictions import Predictions
 from orchestrator.spec.load import read
 from orchestrator.store import tables
 from orchestrator.store.run_dir import RunPaths
@@ -42,7 +42,7 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
     n_classes = max(
         schema.n_classes, *(preds[sample] + 1 for preds, *_ in sides for sample in labels)
     )
-    judged = [_oof(preds, labels, private, groups, schema, n_classes) for preds, *_ in sides]
+    judged = [_oof(preds, labels, private, groups, n_classes) for preds, *_ in sides]
     runs = []
     for paths, (preds, *_), oof in zip((first, second), sides, judged, strict=True):
         selection = paths.read_json("selection")
@@ -54,7 +54,7 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
         for metric in ("macro_f1", "accuracy"):
             row[metric] = stats.interval(oof, metric=metric, seed=0).to_json()
         if public:
-            shown = _oof(preds, labels, sorted(public), groups, schema, n_classes)
+            shown = _oof(preds, labels, sorted(public), groups, n_classes)
             row["public_macro_f1"] = stats.macro_f1(shown.targets, shown.preds[0], shown.n_classes)
         runs.append(row)
     return {
@@ -91,15 +91,12 @@ def _oof(
     labels: dict[str, int],
     ids: list[str],
     groups: dict[str, str] | None,
-    schema: Schema,
     n_classes: int,
-) -> stats.Oof:
+) -> Predictions:
     truth = np.array([labels[sample] for sample in ids], np.int64)
     given = np.array([[preds[sample] for sample in ids]], np.int64)
-    if groups is None:
-        return stats.Oof(ids, truth, given, None, None, n_classes)
-    sides = Sides.among(ids, [groups[one] for one in ids], schema.decode(truth))
-    return sides.oof(ids, truth, given, n_classes)
+    owners = None if groups is None else [groups[sample] for sample in ids]
+    return Predictions(ids, truth, given, n_classes, owners)
 
 
 def compare_lines(found: dict[str, Any]) -> list[str]:

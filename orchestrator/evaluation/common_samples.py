@@ -1,4 +1,4 @@
-"""Comparisons on the samples that all sides kept: arms that exclude different photos answer different questions."""
+"""Comparisons on common samples: arms that answered different photos have different questions."""
 
 from __future__ import annotations
 
@@ -7,51 +7,65 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.evaluation.metrics import Oof, macro_f1
+from orchestrator.base.errors import UserError
+from orchestrator.evaluation.metrics import macro_f1
+from orchestrator.evaluation.predictions import Predictions, align
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from orchestrator.store.ledger import TrialRecord
 
-_LEAST = 0.5
-"""Share of the smallest side that must be common; val parts of different splits have next to nothing in common."""
+_ENOUGH = 0.5
+"""Share of the smallest arm that must be common; below it a finding says so."""
 
 
-def shared(arms: Mapping[str, Oof]) -> dict[str, Oof]:
-    """Return every arm on the samples that all of them answered; as they are where those are few."""
-    common = set.intersection(*(set(oof.sample_ids) for oof in arms.values())) if arms else set()
-    if len(common) < _LEAST * min((len(oof.sample_ids) for oof in arms.values()), default=0):
-        return dict(arms)
-    return {
-        name: oof.take(
-            np.array([at for at, sample in enumerate(oof.sample_ids) if sample in common], np.int64)
+def on_common_samples(arms: Mapping[str, Predictions]) -> dict[str, Predictions]:
+    """Return every arm on the samples that all of them answered, in one order.
+
+    Raises:
+        UserError: there is no common sample; no ranking of the arms means anything then.
+    """
+    aligned = align(arms)
+    if aligned and not next(iter(aligned.values())).sample_ids:
+        raise UserError(
+            f"photos that all of {', '.join(sorted(arms))} predicted were required, found none; "
+            "give the variants one data.split"
         )
-        for name, oof in arms.items()
-    }
+    return aligned
+
+
+def little_in_common(sizes: Sequence[int], n_common: int) -> str | None:
+    """Return a finding where less than half of the smallest arm's samples are common to all."""
+    if not sizes or n_common >= _ENOUGH * min(sizes):
+        return None
+    return (
+        f"candidates are compared on the {n_common} photos that all of them predicted, of "
+        f"{min(sizes)} to {max(sizes)}; give the variants one data.split for a firmer choice"
+    )
 
 
 def search_scores(trials: Sequence[TrialRecord], objective: str) -> list[float]:
-    """Return the val macro F1 of finished trials, on the samples that all their val parts hold.
+    """Return the val macro F1 of finished trials on the samples that all their val parts hold.
 
-    Where all saw one val part, or parts that have little in common, each counts by its own.
+    Where all saw one val part, each counts by the score that it reported.
+
+    Raises:
+        UserError: the val parts have no sample in common.
     """
-    own = [float(trial.metrics[objective]) for trial in trials]
+    reported = [float(trial.metrics[objective]) for trial in trials]
     if len({trial.started.parts for trial in trials}) < 2:
-        return own
-    found = [_answers(trial) for trial in trials]
-    common = sorted(set.intersection(*(set(answers) for answers in found)))
-    sizes = {len(answers) for answers in found}
-    if (len(sizes) == 1 and len(common) == min(sizes)) or len(common) < _LEAST * min(sizes):
-        return own
-    scores = []
-    for answers in found:
-        target, pred = np.array([answers[sample] for sample in common], np.int64).T
-        scores.append(macro_f1(target, pred, int(max(target.max(), pred.max())) + 1))
-    return scores
+        return reported
+    answers = {trial.trial_id: _read(trial) for trial in trials}
+    aligned = on_common_samples(answers)
+    n_common = len(next(iter(aligned.values())).sample_ids)
+    if all(len(arm.sample_ids) == n_common for arm in answers.values()):
+        return reported
+    return [macro_f1(arm.targets, arm.preds[0], arm.n_classes) for arm in aligned.values()]
 
 
-def _answers(trial: TrialRecord) -> dict[str, tuple[int, int]]:
-    """Read sample -> (target, answer) of a trial's val part."""
+def _read(trial: TrialRecord) -> Predictions:
+    """Read a trial's answers on its val part."""
     artifact = Store(Path(trial.started.store)).get("trial", trial.key)
     table = tables.read(artifact.file("predictions.parquet"), ["sample_id", "target", "pred"])
-    columns = (table[name].to_pylist() for name in ("sample_id", "target", "pred"))
-    return {sample: (target, pred) for sample, target, pred in zip(*columns, strict=True)}
+    targets, preds = table["target"].to_numpy(), table["pred"].to_numpy()
+    n_classes = int(max(np.max(targets, initial=0), np.max(preds, initial=0))) + 1
+    return Predictions(table["sample_id"].to_pylist(), targets, preds[None], n_classes)

@@ -20,7 +20,7 @@ def judge(claims: list[str], arms: dict[str, Any], *, seed: int) -> list[dict[st
 
     Args:
         claims: as the spec states them.
-        arms: variant -> its best finalist's out-of-fold predictions (`orchestrator.evaluation.metrics.Oof`).
+        arms: variant -> its best finalist's out-of-fold predictions .
         seed: of the bootstrap and the permutations.
 
     Returns:

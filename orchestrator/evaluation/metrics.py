@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from orchestrator.evaluation.predictions import Predictions, align
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -20,32 +22,6 @@ N_RESAMPLES = 2000
 N_PERMUTATIONS = 5000
 _CELLS = 2**24
 _EXACT_GROUPS = 12  # 2^12 sign patterns are fewer than the random ones
-
-
-@dataclass(frozen=True)
-class Oof:
-    """Predictions of one arm on samples that were held out.
-
-    `preds` is (S, N): one row per seed; `groups` None means that samples stand alone.
-    """
-
-    sample_ids: list[str]
-    targets: Ints  # (N,)
-    preds: Ints  # (S, N)
-    groups: list[str] | None
-    strata: list[str] | None  # (N,) constant within a group; resampling keeps their sizes
-    n_classes: int
-
-    def take(self, at: Ints) -> Oof:
-        """Return the samples at some places."""
-        return Oof(
-            [self.sample_ids[i] for i in at],
-            self.targets[at],
-            self.preds[:, at],
-            [self.groups[i] for i in at] if self.groups else None,
-            [self.strata[i] for i in at] if self.strata else None,
-            self.n_classes,
-        )
 
 
 @dataclass(frozen=True)
@@ -145,29 +121,36 @@ def total_variation(targets: Ints, preds: Ints, n_classes: int) -> float:
 
 
 def interval(
-    oof: Oof, *, metric: str = "macro_f1", seed: int, n: int = N_RESAMPLES, level: float = LEVEL
+    oof: Predictions,
+    *,
+    metric: str = "macro_f1",
+    seed: int,
+    n: int = N_RESAMPLES,
+    level: float = LEVEL,
 ) -> Interval:
-    """Return a metric, averaged over seeds, with its percentile interval by resampling groups within strata.
+    """Return a metric, averaged over seeds, with its percentile interval by resampling groups.
 
     Source: Efron and Tibshirani 1993, chapters 8 and 13; the cluster bootstrap.
     """
-    owners, strata = owners_of(oof)
-    tallies = _seed_counts(oof, owners, len(strata))
+    owners, n_groups = owners_of(oof)
+    tallies = _seed_counts(oof, owners, n_groups)
     estimate = float(np.mean([score(one.sum(0), metric) for one in tallies]))
     rng = np.random.default_rng(seed)
     draws = np.concatenate(
         [
             np.mean([weighted(weights, one, metric) for one in tallies], axis=0)
-            for weights in (resample(strata, size, rng) for size in _pieces(n, len(strata)))
+            for weights in (resample(n_groups, size, rng) for size in _pieces(n, n_groups))
         ]
     )
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(
-        estimate, float(low), float(high), level, len(strata), len(oof.targets), oof.groups is None
+        estimate, float(low), float(high), level, n_groups, len(oof.targets), oof.groups is None
     )
 
 
-def paired_difference(a: Oof, b: Oof, *, metric: str = "macro_f1", seed: int) -> dict[str, Any]:
+def paired_difference(
+    a: Predictions, b: Predictions, *, metric: str = "macro_f1", seed: int
+) -> dict[str, Any]:
     """Compare two arms on the samples that both predicted.
 
     Returns:
@@ -181,8 +164,8 @@ def paired_difference(a: Oof, b: Oof, *, metric: str = "macro_f1", seed: int) ->
     """
     n_answered = len(set(a.sample_ids) | set(b.sample_ids))
     a, b = _common(a, b)
-    owners, strata = owners_of(a)
-    n_groups, rng = len(strata), np.random.default_rng(seed)
+    owners, n_groups = owners_of(a)
+    rng = np.random.default_rng(seed)
     ta, tb = _seed_counts(a, owners, n_groups), _seed_counts(b, owners, n_groups)
 
     def by_seed(weights: Floats, tallies: list[Floats]) -> Floats:
@@ -191,7 +174,7 @@ def paired_difference(a: Oof, b: Oof, *, metric: str = "macro_f1", seed: int) ->
     ones = np.ones((1, n_groups))
     pieces = []
     for size in _pieces(N_RESAMPLES, n_groups):
-        weights = resample(strata, size, rng)
+        weights = resample(n_groups, size, rng)
         pieces.append((by_seed(weights, ta), by_seed(weights, tb)))
     drawn = [np.concatenate(side, axis=1) for side in zip(*pieces, strict=True)]
     draws = drawn[0].mean(0) - drawn[1].mean(0)
@@ -234,27 +217,24 @@ def paired_difference(a: Oof, b: Oof, *, metric: str = "macro_f1", seed: int) ->
     }
 
 
-def owners_of(oof: Oof) -> tuple[Ints, list[str]]:
-    """Number the groups; return the number of every sample's group, and every group's stratum."""
-    names = oof.groups if oof.groups is not None else oof.sample_ids
+class Owners(NamedTuple):
+    """The number of every sample's group, and how many groups there are."""
+
+    of_sample: Ints  # (N,)
+    n_groups: int
+
+
+def owners_of(predictions: Predictions) -> Owners:
+    """Number the groups in the order of their first sample."""
+    names = predictions.groups if predictions.groups is not None else predictions.sample_ids
     number: dict[str, int] = {}
-    owners = np.array([number.setdefault(name, len(number)) for name in names], np.int64)
-    strata = [""] * len(number)
-    for at, owner in enumerate(owners):
-        strata[owner] = oof.strata[at] if oof.strata else ""
-    return owners, strata
+    of_sample = np.array([number.setdefault(name, len(number)) for name in names], np.int64)
+    return Owners(of_sample, len(number))
 
 
-def resample(strata: list[str], n: int, rng: np.random.Generator) -> Floats:
-    """Return how often each group is drawn in each of n resamples, (n, G); every stratum keeps its size."""
-    weights = np.zeros((n, len(strata)))
-    names = np.array(strata)
-    for stratum in sorted(set(strata)):
-        members = np.flatnonzero(names == stratum)
-        weights[:, members] = rng.multinomial(
-            len(members), np.full(len(members), 1 / len(members)), size=n
-        )
-    return weights
+def resample(n_groups: int, n: int, rng: np.random.Generator) -> Floats:
+    """Return how often each group is drawn in each of n resamples of all groups, (n, G)."""
+    return rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n).astype(np.float64)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -267,7 +247,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _seed_counts(oof: Oof, owners: Ints, n_groups: int) -> list[Floats]:
+def _seed_counts(oof: Predictions, owners: Ints, n_groups: int) -> list[Floats]:
     return [counts(oof.targets, preds, owners, n_groups, oof.n_classes) for preds in oof.preds]
 
 
@@ -291,15 +271,9 @@ def _pieces(n: int, n_groups: int) -> list[int]:
     return [min(most, n - start) for start in range(0, n, most)]
 
 
-def _common(a: Oof, b: Oof) -> tuple[Oof, Oof]:
-    place = {sample: at for at, sample in enumerate(b.sample_ids)}
-    pairs = [(at, place[sample]) for at, sample in enumerate(a.sample_ids) if sample in place]
-    if not pairs:
+def _common(a: Predictions, b: Predictions) -> tuple[Predictions, Predictions]:
+    both = align({"the first arm": a, "the second arm": b})
+    a, b = both.values()
+    if not a.sample_ids:
         raise ValueError("two arms need samples that both predicted, found none")
-    ia, ib = (np.array(side, np.int64) for side in zip(*pairs, strict=True))
-    a, b = a.take(ia), b.take(ib)
-    if not np.array_equal(a.targets, b.targets):
-        raise ValueError(
-            "two arms disagree on the class of a sample; they were trained on different labels"
-        )
     return a, b

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,80 +12,146 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.evaluation.metrics import Ints, Oof
+from orchestrator.base.errors import UserError
 from orchestrator.store import tables
 
+Ints = NDArray[np.int64]
 Probs = NDArray[np.float32]
-_COLUMNS = ["setting", "seed", "sample_id", "target", "pred", "probs"]
+_COLUMNS = ["setting", "seed", "fold", "sample_id", "target", "pred", "probs"]
+_N_NAMED = 20
 
 
 @dataclass(frozen=True)
-class Sides:
-    """Who stands on a photo, and the labels that are constant within groups: both by sample id."""
+class Predictions:
+    """Answers of one setting, or of one vote, on samples that were held out.
 
-    groups: Mapping[str, str]
-    strata: Mapping[str, str]
-
-    @classmethod
-    def of(cls, catalog: pa.Table, labels: Sequence[str]) -> Sides:
-        """Read them from a catalog's labelled rows."""
-        rows = catalog.filter(pc.is_valid(catalog["label"]))
-        codes = np.stack([rows[f"label_{name}"].to_numpy() for name in labels], axis=1)
-        return cls.among(rows["sample_id"].to_pylist(), rows["group"].to_pylist(), codes)
-
-    @classmethod
-    def among(cls, samples: Sequence[str], groups: Sequence[str], codes: Ints) -> Sides:
-        """Find them among samples with their groups and the codes (N, n_labels) of their labels."""
-        from data_prep.split import strata  # noqa: PLC0415
-
-        _, inverse, constant = strata(groups, codes)
-        of_group = [str(row.tolist()) for row in constant]
-        return cls(
-            dict(zip(samples, groups, strict=True)),
-            {sample: of_group[at] for sample, at in zip(samples, inverse.tolist(), strict=True)},
-        )
-
-    def oof(self, sample_ids: Sequence[str], targets: Ints, preds: Ints, n_classes: int) -> Oof:
-        """Return predictions (S, N) with their groups and strata."""
-        groups = [self.groups[one] for one in sample_ids]
-        return Oof(
-            list(sample_ids),
-            targets,
-            preds,
-            groups,
-            [self.strata[one] for one in sample_ids],
-            n_classes,
-        )
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """One setting's answers on the samples that all its seeds held out, in the order of their ids."""
+    `preds` has one row per seed. `groups` None means that samples are independent. `folds` says
+    which fold of a seed held a sample out; it is None where nothing is known about folds.
+    """
 
     sample_ids: list[str]
     targets: Ints  # (N,)
-    preds: Ints  # (S, N): one row per seed
-    probs: Probs  # (N, C): mean over the checkpoints that held a sample out
+    preds: Ints  # (S, N)
+    n_classes: int
+    groups: list[str] | None = None
+    probs: Probs | None = None  # (S, N, C)
+    folds: Ints | None = None  # (S, N)
+    seeds: tuple[int, ...] | None = None
 
-    @property
+    @cached_property
+    def mean_probs(self) -> Probs:
+        """Return the mean probability over seeds, (N, C); of answers alone, 1 for each answer."""
+        if self.probs is None:
+            one_hot = np.eye(self.n_classes, dtype=np.float32)[self.preds]
+            return np.asarray(one_hot.mean(0), np.float32)
+        return np.asarray(self.probs.mean(0, dtype=np.float64), np.float32)
+
+    @cached_property
     def votes(self) -> Ints:
-        """Return the class that the setting, as a member, votes for: (N,)."""
-        return self.probs.argmax(1).astype(np.int64)
+        """Return the class that the setting votes for as a member of an ensemble: (N,)."""
+        return self.mean_probs.argmax(1).astype(np.int64)
+
+    def take(self, index: Ints) -> Predictions:
+        """Return the samples at some places."""
+        return replace(
+            self,
+            sample_ids=[self.sample_ids[i] for i in index],
+            targets=self.targets[index],
+            preds=self.preds[:, index],
+            groups=None if self.groups is None else [self.groups[i] for i in index],
+            probs=None if self.probs is None else self.probs[:, index],
+            folds=None if self.folds is None else self.folds[:, index],
+        )
+
+    def among(self, samples: Collection[str]) -> Predictions:
+        """Return the samples that are in a collection, in their order here."""
+        kept = [i for i, sample in enumerate(self.sample_ids) if sample in samples]
+        return self.take(np.array(kept, np.int64))
+
+    def answered_by(self, preds: Ints) -> Predictions:
+        """Return the same samples with other answers: (N,), or (S, N) with one row per seed."""
+        rows = np.atleast_2d(np.asarray(preds, np.int64))
+        return replace(self, preds=rows, probs=None, folds=None, seeds=None)
 
 
-def read_held_out(path: Path, split: str, n_classes: int) -> dict[str, HeldOut]:
+def positions(wanted: Sequence[str], names: Sequence[str], owner: str) -> Ints:
+    """Return the place of every wanted id among names. This is the one rule of joining by id.
+
+    Raises:
+        UserError: an id is missing or stands twice; the message names the first ones.
+    """
+    if len(wanted) == len(names) and list(wanted) == list(names) and len(set(names)) == len(names):
+        return np.arange(len(names))
+    place = {name: i for i, name in enumerate(names)}
+    problems = []
+    if len(place) < len(names):
+        seen: set[str] = set()
+        twice = {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
+        problems.append(f"{len(twice)} twice: {_named(twice)}")
+    if missing := set(wanted) - set(place):
+        problems.append(f"{len(missing)} missing: {_named(missing)}")
+    if problems:
+        raise UserError(
+            f"{owner}: one prediction per photo was required, found {'; '.join(problems)}"
+        )
+    return np.array([place[name] for name in wanted], np.int64)
+
+
+def _named(names: Collection[str]) -> str:
+    more = f" and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else ""
+    return ", ".join(sorted(names)[:_N_NAMED]) + more
+
+
+def align(arms: Mapping[str, Predictions]) -> dict[str, Predictions]:
+    """Return all arms on the samples that every one of them answered, in the order of the ids.
+
+    Raises:
+        UserError: two arms disagree on the class of a sample.
+    """
+    if not arms:
+        return {}
+    common = sorted(set.intersection(*(set(arm.sample_ids) for arm in arms.values())))
+    aligned = {
+        name: arm.take(positions(common, arm.sample_ids, name)) for name, arm in arms.items()
+    }
+    first = next(iter(aligned.values()))
+    for name, arm in aligned.items():
+        if not np.array_equal(arm.targets, first.targets):
+            raise UserError(
+                f"{name}: the same class of a photo was required in all arms, found another one; "
+                "they were trained on different labels"
+            )
+    return aligned
+
+
+def groups_of(catalog: pa.Table) -> dict[str, str]:
+    """Return sample id -> group of a catalog's labelled rows."""
+    rows = catalog.filter(pc.is_valid(catalog["label"]))
+    return dict(zip(rows["sample_id"].to_pylist(), rows["group"].to_pylist(), strict=True))
+
+
+def read_predictions(
+    path: Path, split: str, n_classes: int, groups: Mapping[str, str] | None = None
+) -> dict[str, Predictions]:
     """Read predictions.parquet by setting; settings that answer over other classes are left out.
 
     Args:
         path: of the file.
         split: oof, or val where nothing was confirmed.
         n_classes: length of a probability vector.
+        groups: sample id -> group.
     """
-    return held_out(tables.read(path, _COLUMNS, filters=[("split", "=", split)]), n_classes)
+    rows = tables.read(path, _COLUMNS, filters=[("split", "=", split)])
+    return by_setting(rows, n_classes, groups)
 
 
-def held_out(rows: pa.Table, n_classes: int) -> dict[str, HeldOut]:
-    """Arrange rows of predictions (setting, seed, sample_id, target, pred, probs) by setting, seed and sample."""
+def by_setting(
+    rows: pa.Table, n_classes: int, groups: Mapping[str, str] | None = None
+) -> dict[str, Predictions]:
+    """Arrange rows of predictions.parquet by setting, seed and sample.
+
+    A sample is kept where every seed of the setting predicted it.
+    """
     rows = rows.filter(pc.equal(pc.list_value_length(rows["probs"]), n_classes)).combine_chunks()
     if not len(rows):
         return {}
@@ -92,42 +159,41 @@ def held_out(rows: pa.Table, n_classes: int) -> dict[str, HeldOut]:
         np.array(rows["setting"].to_pylist(), object), return_inverse=True
     )
     names, sample = _numbered(rows["sample_id"])
-    seeds, targets, preds = (rows[name].to_numpy() for name in ("seed", "target", "pred"))
-    probs = (
-        rows["probs"]
-        .combine_chunks()
-        .flatten()
-        .to_numpy(zero_copy_only=False)
-        .reshape(-1, n_classes)
-    )
-    found = {}
+    seeds = rows["seed"].to_numpy()
+    folds = np.full(len(rows), -1)
+    if "fold" in rows.column_names:
+        folds = pc.fill_null(rows["fold"], -1).to_numpy()
+    targets, preds = rows["target"].to_numpy(), rows["pred"].to_numpy()
+    flat = rows["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    probs = flat.reshape(-1, n_classes)
+    arms = {}
     for number, name in enumerate(settings):
-        at = np.flatnonzero(setting == number)
-        own, seed = np.unique(seeds[at], return_inverse=True)
-        there, place = np.unique(sample[at], return_inverse=True)
-        answers = np.full((len(own), len(there)), -1, np.int64)
-        answers[seed, place] = preds[at]
-        truth = np.zeros(len(there), np.int64)
-        truth[place] = targets[at]
-        total = np.zeros((len(there), n_classes))
-        np.add.at(total, place, probs[at].astype(np.float64))
-        mean = (total / np.bincount(place)[:, None]).astype(np.float32)
-        kept = np.flatnonzero((answers >= 0).all(0))
-        if len(kept):
-            ids = [names[code] for code in there[kept]]
-            found[str(name)] = HeldOut(ids, truth[kept], answers[:, kept], mean[kept])
-    return found
-
-
-def shared(arms: Mapping[str, HeldOut]) -> dict[str, HeldOut]:
-    """Return the arms on the samples that all of them answered, in one order."""
-    ids = sorted(set.intersection(*(set(arm.sample_ids) for arm in arms.values()))) if arms else []
-    found = {}
-    for name, arm in arms.items():
-        place = {sample: at for at, sample in enumerate(arm.sample_ids)}
-        at = np.array([place[sample] for sample in ids], np.int64)
-        found[name] = HeldOut(ids, arm.targets[at], arm.preds[:, at], arm.probs[at])
-    return found
+        index = np.flatnonzero(setting == number)
+        of_seed, row = np.unique(seeds[index], return_inverse=True)
+        codes, column = np.unique(sample[index], return_inverse=True)
+        shape = (len(of_seed), len(codes))
+        arranged_preds, arranged_folds = np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
+        arranged_preds[row, column] = preds[index]
+        arranged_folds[row, column] = folds[index]
+        arranged_probs = np.zeros((*shape, n_classes), np.float32)
+        arranged_probs[row, column] = probs[index]
+        truth = np.zeros(len(codes), np.int64)
+        truth[column] = targets[index]
+        kept = np.flatnonzero((arranged_preds >= 0).all(0))
+        if not len(kept):
+            continue
+        arm = Predictions(
+            [names[code] for code in codes],
+            truth,
+            arranged_preds,
+            n_classes,
+            groups=None if groups is None else [groups[names[code]] for code in codes],
+            probs=arranged_probs,
+            folds=arranged_folds if (arranged_folds[:, kept] >= 0).all() else None,
+            seeds=tuple(int(seed) for seed in of_seed),
+        )
+        arms[str(name)] = arm.take(kept)
+    return arms
 
 
 def _numbered(column: pa.ChunkedArray) -> tuple[list[str], Ints]:
@@ -137,4 +203,4 @@ def _numbered(column: pa.ChunkedArray) -> tuple[list[str], Ints]:
     order = sorted(range(len(names)), key=names.__getitem__)
     rank = np.empty(len(names), np.int64)
     rank[order] = np.arange(len(names))
-    return [names[at] for at in order], rank[encoded.indices.to_numpy()]
+    return [names[i] for i in order], rank[encoded.indices.to_numpy()]

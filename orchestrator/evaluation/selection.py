@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from orchestrator.base.errors import UserError
-from orchestrator.evaluation.metrics import Oof, interval, recalls, total_variation
+from orchestrator.evaluation.metrics import interval, recalls, total_variation
+from orchestrator.evaluation.predictions import Predictions
 
 ROBUST_RULE = (
     "lower end of the 90 % interval of out-of-fold macro F1, rounded to 0.01; then worst-class recall; then total "
@@ -53,7 +54,13 @@ def finalists(
 
 
 def candidate(
-    setting: str, variant: str, oof: Oof, *, search_score: float | None, n_params: int, seed: int
+    setting: str,
+    variant: str,
+    oof: Predictions,
+    *,
+    search_score: float | None,
+    n_params: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Return the numbers behind a choice."""
     bounds = interval(oof, seed=seed)

@@ -15,15 +15,13 @@ from orchestrator.evaluation import vote as voting
 from orchestrator.evaluation.metrics import (
     LEVEL,
     Floats,
-    Ints,
-    Oof,
     counts,
     owners_of,
     resample,
     score,
     weighted,
 )
-from orchestrator.evaluation.predictions import HeldOut
+from orchestrator.evaluation.predictions import Ints, Predictions
 
 N_RESAMPLES = 500
 Choice = tuple[int, ...]  # places of candidates, the best first; one may stand twice
@@ -32,24 +30,25 @@ Choice = tuple[int, ...]  # places of candidates, the best first; one may stand 
 class Pool:
     """Candidates in rank order on the samples that all of them answered, their votes counted per group."""
 
-    def __init__(self, candidates: Sequence[HeldOut], like: Oof, rule: str) -> None:
+    def __init__(self, candidates: Sequence[Predictions], rule: str) -> None:
         """Count the candidates' answers.
 
         Args:
-            candidates: on the same samples in the same order (`heldout.shared`), the best-ranked first.
-            like: has the groups and strata of these samples.
+            candidates: on the same samples in the same order (`predictions.align`), the best first.
             rule: hard or soft.
         """
-        self.candidates, self.rule, self.n_classes = candidates, rule, like.n_classes
-        self.targets = candidates[0].targets
-        self.owners, self.strata = owners_of(like)
+        first = candidates[0]
+        self.candidates, self.rule, self.n_classes = candidates, rule, first.n_classes
+        self.targets = first.targets
+        self.owners, self.n_groups = owners_of(first)
+        self.everybody = np.ones((1, self.n_groups))
         self.alone = np.stack(
             [np.stack([self._count(preds) for preds in one.preds]) for one in candidates]
         )  # (K, S, G, 3, C)
         self._votes: dict[Choice, Floats] = {}
 
     def _count(self, preds: Ints) -> Floats:
-        return counts(self.targets, preds, self.owners, len(self.strata), self.n_classes)
+        return counts(self.targets, preds, self.owners, self.n_groups, self.n_classes)
 
     def answers(self, choice: Choice) -> Ints:
         """Return the vote of some candidates: (N,)."""
@@ -57,7 +56,7 @@ class Pool:
         members = [self.candidates[at] for at in places]
         return voting.cast(
             [one.votes for one in members],
-            [one.probs for one in members],
+            [one.mean_probs for one in members],
             self.rule,
             [choice.count(at) for at in places],
         ).pred
@@ -132,12 +131,13 @@ def corrected(
         rests on about 37 % of the groups), naive (the score on the groups it was chosen on), optimism (naive minus
         estimate), n_resamples, n_candidates. Null where one group is all there is.
     """
-    every = np.ones((1, len(pool.strata)))
     facts = {
-        "naive": _score(pool.counts(choose(pool, every, n)[0], every, alone=alone)),
+        "naive": _score(
+            pool.counts(choose(pool, pool.everybody, n)[0], pool.everybody, alone=alone)
+        ),
         "n_candidates": len(pool.candidates),
     }
-    weights = resample(pool.strata, n_resamples, np.random.default_rng(seed))
+    weights = resample(pool.n_groups, n_resamples, np.random.default_rng(seed))
     unseen = (weights == 0).astype(np.float64)
     usable = np.flatnonzero(unseen.any(1))
     if not len(usable):

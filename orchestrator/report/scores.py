@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.evaluation import vote as voting
-from orchestrator.evaluation.predictions import held_out, shared
+from orchestrator.evaluation.predictions import align, by_setting
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -100,14 +100,14 @@ def oof_answers(
     Returns:
         The answers, or None where there are no rows or the members answer other classes.
     """
-    found = held_out(predictions.filter(pc.is_valid(predictions["target"])), n_classes)
+    found = by_setting(predictions.filter(pc.is_valid(predictions["target"])), n_classes)
     if not members or not found.keys() >= set(members):
         return None
-    together = list(shared({member: found[member] for member in members}).values())
+    together = list(align({member: found[member] for member in members}).values())
     if not together[0].sample_ids:
         return None
     member_preds = np.stack([one.votes for one in together])
-    cast = voting.cast(member_preds, [one.probs for one in together], rule, weights)
+    cast = voting.cast(member_preds, [one.mean_probs for one in together], rule, weights)
     return Answers(together[0].sample_ids, together[0].targets, cast.pred, cast.votes, member_preds)
 
 

@@ -11,6 +11,7 @@ from orchestrator.base.console import Reporter
 from orchestrator.base.errors import UserError
 from orchestrator.planning.plan import Keys, make_plan
 from orchestrator.spec.models import Experiment
+from orchestrator.stages import audit, catalog, split
 from orchestrator.stages import context as stages
 from orchestrator.store.artifacts import Store, git_commit
 from orchestrator.store.events import RunEnded, RunStarted
@@ -50,10 +51,10 @@ def run(
             context = stages.Context(
                 experiment, keys, store, paths, ledger, reporter, cpus=cpus, gpus=gpus
             )
-            for name, body in (("catalog", stages.catalog), ("split", stages.split)):
+            for name, body in (("catalog", catalog.catalog), ("split", split.split)):
                 done = body(context)
                 reporter.outcome(name, done.outcome, done.note)
-            done = stages.audit(context, probe=probe)
+            done = audit.audit(context, probe=probe)
             reporter.outcome("audit", done.outcome, done.note)
             ledger.append(RunEnded(state="SUCCEEDED"), commit=True)
     except (DataError, MachineError) as error:

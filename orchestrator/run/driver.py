@@ -27,9 +27,19 @@ from orchestrator.run.control import Listener
 from orchestrator.search.trial_tables import best_trial
 from orchestrator.spec.load import read as read_spec
 from orchestrator.spec.models import Experiment
+from orchestrator.stages import (
+    audit,
+    catalog,
+    confirm,
+    hypotheses,
+    prepare,
+    search,
+    select,
+    split,
+    vote,
+)
 from orchestrator.stages import context as stages
-from orchestrator.stages import finals, phases
-from orchestrator.stages import prepare as prepared
+from orchestrator.stages import report as reports
 from orchestrator.store.artifacts import Store, git_commit, packages
 from orchestrator.store.events import RunEnded, RunResumed, RunStarted, StageEnded
 from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read, replay
@@ -40,16 +50,16 @@ _FOLLOW_EVERY_S = 0.5
 _LOOK_EVERY_S = 0.05
 
 BODIES: dict[str, Callable[[stages.Context], stages.Done]] = {
-    "catalog": stages.catalog,
-    "split": stages.split,
-    "audit": stages.audit,
-    "prepare": prepared.prepare,
-    "search": phases.search,
-    "confirm": phases.confirm,
-    "hypotheses": finals.hypotheses,
-    "select": finals.select,
-    "vote": finals.vote,
-    "report": finals.report,
+    "catalog": catalog.catalog,
+    "split": split.split,
+    "audit": audit.audit,
+    "prepare": prepare.prepare,
+    "search": search.search,
+    "confirm": confirm.confirm,
+    "hypotheses": hypotheses.hypotheses,
+    "select": select.select,
+    "vote": vote.vote,
+    "report": reports.report,
 }
 """In the order they run: the audit measures the leaks of splits, so it comes after them."""
 

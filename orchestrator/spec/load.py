@@ -138,10 +138,9 @@ def _check_names(
     def refuse(where: Path_, text: str) -> None:
         problems.append(Problem(*document.where(where), text))
 
-    for at, text in enumerate(spec.hypotheses):
-        _check_claim(
-            text, spec, arms, lambda why, at=at: refuse(("hypotheses", at), f"hypotheses: {why}")
-        )  # type: ignore[misc]
+    for index, text in enumerate(spec.hypotheses):
+        for why in _claim_faults(text, spec, arms):
+            refuse(("hypotheses", index), f"hypotheses: {why}")
     if spec.hypotheses and spec.confirm is None:
         refuse(
             ("hypotheses",),
@@ -184,35 +183,34 @@ def _check_alpha(arm: Arm, spec: Spec, document: Document, problems: list[Proble
             problems.append(Problem(*mark, f"train.loss.alpha.{name}: {wanted}"))
 
 
-def _check_claim(
-    text: str, spec: Spec, arms: dict[str, Arm], refuse: Callable[[str], None]
-) -> None:
-    """Check that a claim reads well and that its arms can be paired: they answer the same photos over all labels."""
+def _claim_faults(text: str, spec: Spec, arms: dict[str, Arm]) -> list[str]:
+    """Return what is wrong with a claim: its two arms must answer all labels of the same photos."""
     try:
         claim = parse_claim(text)
     except ValueError as error:
-        refuse(str(error))
-        return
-    variants, labels = list(spec.variants), list(spec.data.labels)
+        return [str(error)]
+    faults = []
+    variants = list(spec.variants)
+    labels = list(spec.data.labels)
     for side in dict.fromkeys((claim.better, claim.worse)):
         if side not in variants:
-            refuse(
-                f"no variant {side!r} in {text!r}; variants are {', '.join(variants)}{nearest(side, variants)}"
+            known = f"variants are {', '.join(variants)}{nearest(side, variants)}"
+            faults.append(f"no variant {side!r} in {text!r}; {known}")
+            continue
+        answered = _head_labels(side, arms[side], spec.search) if side in arms else None
+        if answered and set(answered) != set(labels):
+            faults.append(
+                f"arms that answer {', '.join(labels)} were required in {text!r}, "
+                f"the head of {side!r} answers {', '.join(answered)}; remove the claim"
             )
-        elif side in arms and set(
-            own := _head_labels(side, arms[side], spec.search) or labels
-        ) != set(labels):
-            refuse(
-                f"arms that answer {', '.join(labels)} were required in {text!r}, the head of {side!r} answers "
-                f"{', '.join(own)}; remove the claim"
-            )
-    if {claim.better, claim.worse} <= set(arms) and arms[claim.better].data.split != arms[
-        claim.worse
-    ].data.split:
-        refuse(
-            f"arms of one data.split were required in {text!r}, {claim.better!r} and {claim.worse!r} are split "
-            "differently, so nothing pairs their photos; submit them as two specs and `compare` the runs on the test set"
+    better, worse = arms.get(claim.better), arms.get(claim.worse)
+    if better is not None and worse is not None and better.data.split != worse.data.split:
+        faults.append(
+            f"arms of one data.split were required in {text!r}, {claim.better!r} and "
+            f"{claim.worse!r} are split differently, so no photo can be paired; "
+            "submit them as two specs and `compare` the runs on the test set"
         )
+    return faults
 
 
 def _head_labels(name: str, arm: Arm, search: Search | None) -> list[str] | None:

@@ -18,10 +18,10 @@ from orchestrator.ensemble import members as ensemble
 from orchestrator.ensemble.predict import prepare_photos, probabilities
 from orchestrator.evaluation import metrics as stats
 from orchestrator.evaluation import vote as voting
-from orchestrator.evaluation.predictions import HeldOut, Sides, read_held_out, shared
+from orchestrator.evaluation.predictions import align, groups_of, read_predictions
 from orchestrator.stages import test_set as board
 from orchestrator.stages.context import Context, load_json
-from orchestrator.stages.phases import phase_trials
+from orchestrator.stages.trial_phase import phase_trials
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, git_commit, packages
 from orchestrator.store.events import LabelsOpened
@@ -167,12 +167,12 @@ def _gap(estimate: Any, corrected: Any, test: Any) -> dict[str, Any] | None:
 
 def _worst(context: Context, chosen: Any, split: str) -> dict[str, Any]:
     """Return the classes and the people that the vote reads worst, out of fold."""
-    found = read_held_out(context.paths.predictions, split, context.schema.n_classes)
-    members: dict[str, HeldOut] = shared({setting: found[setting] for setting in chosen["members"]})
+    found = read_predictions(context.paths.predictions, split, context.schema.n_classes)
+    members = align({setting: found[setting] for setting in chosen["members"]})
     arms = list(members.values())
     preds = voting.cast(
         [one.votes for one in arms],
-        [one.probs for one in arms],
+        [one.mean_probs for one in arms],
         chosen["vote"]["rule"],
         chosen["weights"],
     ).pred
@@ -180,7 +180,7 @@ def _worst(context: Context, chosen: Any, split: str) -> dict[str, Any]:
     classes = stats.class_metrics(targets, preds, context.schema.n_classes)
     for row in classes:
         row["name"] = context.schema.class_name(row["class"])
-    groups = Sides.of(context.catalog_table(), context.schema.names).groups
+    groups = groups_of(context.catalog_table())
     owners = [groups[sample] for sample in arms[0].sample_ids]
     n = Counter(owners)
     right = Counter(

@@ -19,7 +19,8 @@ from data_prep.catalog.labels import Schema
 from data_prep.config import Split
 from data_prep.split import deal_folds
 from orchestrator.base.versions import QUICK_BACKBONE
-from orchestrator.evaluation.metrics import Oof, interval, macro_f1
+from orchestrator.evaluation.metrics import interval, macro_f1
+from orchestrator.evaluation.predictions import Predictions
 from orchestrator.stages.context import Context
 from orchestrator.stages.quick_features import chosen, features
 
@@ -192,13 +193,8 @@ def probe(
         ]
         scored = {}
         for view, pred in answers.items():
-            oof = Oof(
-                rows["sample_id"].to_pylist(),
-                codes[:, at],
-                pred[None, :, at],
-                list(owners),
-                None,
-                size,
+            oof = Predictions(
+                rows["sample_id"].to_pylist(), codes[:, at], pred[None, :, at], size, list(owners)
             )
             bounds = interval(oof, seed=seed)
             scored[view] = {"estimate": bounds.estimate, "low": bounds.low, "high": bounds.high}

@@ -12,8 +12,7 @@ import pyarrow as pa
 
 from orchestrator.cluster.tasks import ray_map
 from orchestrator.evaluation import metrics as stats
-from orchestrator.evaluation.metrics import Ints, Oof
-from orchestrator.evaluation.predictions import Sides
+from orchestrator.evaluation.predictions import Ints, Predictions
 from orchestrator.stages.context import Context, majority_class
 from orchestrator.store import tables
 from orchestrator.store.events import LabelsOpened
@@ -208,16 +207,14 @@ def prediction_table(found: Sequence[tuple[TrialRecord, Any]], samples: list[str
 
 def scored(
     context: Context, board: Board, part: str, preds: dict[str, int], labels: dict[str, int]
-) -> Oof:
-    """Return answers on a part of the test set beside its labels, with groups and strata where groups are known."""
+) -> Predictions:
+    """Return answers on a part of the test set beside its labels, with groups where they are known."""
     ids = [sample for sample, _ in board.part(part)]
     truth: Ints = np.array([labels[sample] for sample in ids], np.int64)
     given: Ints = np.array([[preds[sample] for sample in ids]], np.int64)
     n_classes = context.schema.n_classes
-    if not board.groups:
-        return Oof(ids, truth, given, None, None, n_classes)
-    sides = Sides.among(ids, [board.groups[sample] for sample in ids], context.schema.decode(truth))
-    return sides.oof(ids, truth, given, n_classes)
+    groups = [board.groups[sample] for sample in ids] if board.groups else None
+    return Predictions(ids, truth, given, n_classes, groups)
 
 
 def member_preds(context: Context, board: Board, members: Members) -> dict[str, dict[str, int]]:

@@ -24,7 +24,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from orchestrator.evaluation.metrics import Oof, interval, paired_difference
+from orchestrator.evaluation.metrics import interval, paired_difference
+from orchestrator.evaluation.predictions import Predictions
 from orchestrator.store import tables
 from trainers.config import Model
 from trainers.inference import as_tensor
@@ -77,11 +78,7 @@ def people_of(script):
 
 
 def oof(ids, targets, preds, groups):
-    classes = np.stack(np.unravel_index(targets, SIZES), 1)
-    strata = [
-        str(row[1:].tolist()) for row in classes
-    ]  # gender and age group are constant within a person
-    return Oof(ids, targets, preds[None], groups, strata, 18)
+    return Predictions(ids, targets, preds[None], 18, groups)
 
 
 def answers_of(x, classes, x_new, scale):

@@ -77,12 +77,12 @@ def test_a_small_network_is_rewritten_and_answers_as_before(tmp_path):
         small(tmp_path / "small.onnx"),
         np.random.default_rng(1).random((1, 3, SIDE, SIDE), dtype=np.float32),
     )
-    made = lean(path)
-    (mask,) = answer(made, feed)
+    rewritten = lean(path)
+    (mask,) = answer(rewritten, feed)
     assert mask == pytest.approx(answer(str(path), feed)[0], abs=1e-5)
     assert mask.std() > 0.02
     wanted = ["Conv", "Resize", "Conv", "Conv", "Add", "Relu", "Conv", "DepthToSpace", "Sigmoid"]
-    assert wanted == kinds(made)
+    assert wanted == kinds(rewritten)
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_what_is_not_a_u2nets_is_left_as_it_is_and_answers_as_before(tmp_path, o
         small(tmp_path / "odd.onnx", **odd),
         np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32),
     )
-    made = lean(path)
-    assert answer(made, feed)[0] == pytest.approx(answer(str(path), feed)[0], abs=1e-5)
+    rewritten = lean(path)
+    assert answer(rewritten, feed)[0] == pytest.approx(answer(str(path), feed)[0], abs=1e-5)
     scales = next(
-        node for node in onnx.load_from_string(made).graph.node if node.op_type == "Resize"
+        node for node in onnx.load_from_string(rewritten).graph.node if node.op_type == "Resize"
     ).input
     assert ("sizes" in odd) == (len(scales) == 4)
-    assert ("sizes" not in odd) == ("Concat" in kinds(made))
+    assert ("sizes" not in odd) == ("Concat" in kinds(rewritten))
 
 
 @pytest.mark.models
@@ -114,10 +114,10 @@ def test_u2netp_answers_as_before():
     feed = np.kron(
         np.random.default_rng(0).standard_normal((1, 3, 4, 4)), np.ones((80, 80))
     ).astype(np.float32)
-    made = lean(fetch("u2netp"))
-    mask = answer(made, feed)[0]
+    rewritten = lean(fetch("u2netp"))
+    mask = answer(rewritten, feed)[0]
     assert mask == pytest.approx(
         answer(str(fetch("u2netp")), feed)[0], abs=1e-4
     )  # a mask has steps of 4e-3
     assert mask.std() > 0.02
-    assert (1, 3) == (kinds(made).count("Concat"), kinds(made).count("DepthToSpace") - 2)
+    assert (1, 3) == (kinds(rewritten).count("Concat"), kinds(rewritten).count("DepthToSpace") - 2)

@@ -1,4 +1,4 @@
-"""The pool on a real Ray cluster: dead workers, hanging and poisonous photos, and that no photo is lost or made twice."""
+"""The pool on a real Ray cluster: dead workers, hanging and poisonous photos, and that no photo is lost or prepared twice."""
 
 import hashlib
 import io
@@ -24,7 +24,9 @@ from data_prep.weights.registry import WeightsError
 
 pytestmark = pytest.mark.ray
 PREP = Prep.model_validate_json('{"steps": [{"name": "resize", "size": 8}]}')
-POISON, HANG, CHOKE = (0, 250, 0), (0, 0, 250), (250, 0, 0)
+POISON = (0, 250, 0)
+HANG = (0, 0, 250)
+FAIL = (250, 0, 0)
 
 
 class Stub:
@@ -38,8 +40,8 @@ class Stub:
     def __call__(self, data, *, always, watch):
         color = tuple(map(int, decode(data)[0, 0]))
         time.sleep(0.01)
-        if color == CHOKE:
-            raise ValueError("a step chokes")
+        if color == FAIL:
+            raise ValueError("a step fails")
         if color == POISON:
             os.kill(os.getpid(), signal.SIGKILL)
         if color == HANG:
@@ -91,8 +93,8 @@ class Node:
 
     def kill(self):
         process = psutil.Process(self.process.pid)
-        for one in [process, *process.children(recursive=True)]:
-            one.kill()
+        for member in [process, *process.children(recursive=True)]:
+            member.kill()
         self.process.wait()
 
 
@@ -119,6 +121,10 @@ def run(tasks, folder, **settings):
     return list(prepare_shards(tasks, PREP, folder, **{"cpus": 1, "make": make_stub} | settings))
 
 
+def quarantined(results):
+    return [photo for result in results for photo in result.quarantined]
+
+
 def contents(results):
     return {result.path.name: result.path.read_bytes() for result in results}
 
@@ -127,21 +133,20 @@ def test_killed_workers_change_no_byte(cluster, tasks, tmp_path):
     calm = run(tasks, tmp_path / "calm")
     counts = []
 
-    def killer(done):
-        counts.append(done)
-        if done in {20, 45, 70}:
+    def killer(n_done):
+        counts.append(n_done)
+        if n_done in {20, 45, 70}:
             os.kill(next(iter(workers())), signal.SIGKILL)
 
     wild = run(tasks, tmp_path / "wild", progress=killer)
     assert contents(calm) == contents(wild)
-    assert (90, []) == (counts[-1], [one for result in wild for one in result.quarantined])
+    assert (90, []) == (counts[-1], quarantined(wild))
 
 
 def workers():
-    own = psutil.Process().children(
-        recursive=True
-    )  # never those of another cluster on this machine
-    return [one.pid for one in own if is_worker(one)]
+    # never those of another cluster on this machine
+    processes = psutil.Process().children(recursive=True)
+    return [process.pid for process in processes if is_worker(process)]
 
 
 def is_worker(process):
@@ -151,62 +156,65 @@ def is_worker(process):
         return False
 
 
-def test_photos_that_kill_hang_or_choke_are_quarantined_and_every_other_one_is_prepared(
+def test_photos_that_kill_hang_or_fail_are_quarantined_and_every_other_one_is_prepared(
     cluster, tasks, tmp_path
 ):
     bad = [
         write(tmp_path, name, color)
-        for name, color in (("kills", POISON), ("hangs", HANG), ("chokes", CHOKE))
+        for name, color in (("kills", POISON), ("hangs", HANG), ("fails", FAIL))
     ]
     tasks[1] = ShardTask(1, [*tasks[1].rows[:10], *bad, *tasks[1].rows[10:]])
     said = []
     results = run(tasks, tmp_path / "out", timeout_s=1.5, say=said.append)
-    reasons = dict(one for result in results for one in result.quarantined)
+    reasons = dict(quarantined(results))
     assert {
         "train/kills": "crashed the worker 3 times",
         "train/hangs": "took longer than 1.5 s 2 times",
-        "train/chokes": "ValueError: a step chokes",
+        "train/fails": "ValueError: a step fails",
     } == reasons
-    made = [name for result in results for name in read_shard(result.path)["sample_id"].to_pylist()]
+    prepared = [
+        name for result in results for name in read_shard(result.path)["sample_id"].to_pylist()
+    ]
     assert sorted(
         name for task in tasks for name, *_ in task.rows if name not in reasons
-    ) == sorted(made)
+    ) == sorted(prepared)
     assert ["models run on the CPU"] == said
 
 
 def test_an_answer_that_comes_while_its_late_worker_is_killed_counts_and_the_pool_goes_on(
     cluster, tasks, tmp_path, monkeypatch
 ):
-    killed, hire = [], pool._Pool._hire
+    killed = []
+    start_workers = pool._Pool._start_workers
 
     def kill_answered(self):
         """Do what the pool does to a late worker, just after its answer has come."""
-        for hand in [one for one in self._hands if one.calls and not killed]:
-            self._ray.wait([hand.calls[0].reply])
-            killed.append(len(hand.calls))
-            hand.late = True
-            self._ray.kill(hand.actor)
+        for worker in self._workers:
+            if worker.calls and not killed:
+                self._ray.wait([worker.calls[0].reply])
+                killed.append(worker)
+                worker.is_late = True
+                self._ray.kill(worker.actor)
 
-    def hire_or_fail(self):
-        assert not any(one.late and not one.calls for one in self._hands), (
-            "the pool would wait for ever"
-        )
-        hire(self)
+    def start_or_fail(self):
+        for worker in self._workers:
+            assert worker.calls or not worker.is_late, "the pool would wait for ever"
+        start_workers(self)
 
-    monkeypatch.setattr(pool, "_IN_FLIGHT", 1)  # a second call would tell of the kill
-    monkeypatch.setattr(pool, "_LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr(pool._Pool, "_kill_late", kill_answered)
-    monkeypatch.setattr(pool._Pool, "_hire", hire_or_fail)
+    monkeypatch.setattr(pool, "_MAX_CALLS", 1)  # a second call would tell of the kill
+    monkeypatch.setattr(pool, "_CHECK_EVERY_S", 0.05)
+    monkeypatch.setattr(pool._Pool, "_kill_late_workers", kill_answered)
+    monkeypatch.setattr(pool._Pool, "_start_workers", start_or_fail)
     results = run(tasks, tmp_path / "out", n_workers=1)
-    assert (1, []) == (len(killed), [one for result in results for one in result.quarantined])
+    assert (1, []) == (len(killed), quarantined(results))
     assert len(tasks) == len(results)
 
 
 def test_a_node_that_joins_is_used_and_one_that_dies_loses_no_photo(cluster, tasks, tmp_path):
     node, n_busy = [], []
 
-    def tell(done):
-        if done == 5:
+    def start_and_kill(n_done):
+        if n_done == 5:
             node.append(Node(cluster))
         if len(node) == 1:
             n_busy.append(len(workers()))
@@ -215,12 +223,14 @@ def test_a_node_that_joins_is_used_and_one_that_dies_loses_no_photo(cluster, tas
             time.sleep(0.15)  # there are photos left when the node is there
 
     many = [ShardTask(number, tasks[number % 3].rows) for number in range(24)]
-    results = run(many, tmp_path / "out", progress=tell)
+    results = run(many, tmp_path / "out", progress=start_and_kill)
     assert len(node) == 2, (
         f"a worker on the second node, and the node was killed; found {max(n_busy)} workers"
     )
-    made = [name for result in results for name in read_shard(result.path)["sample_id"].to_pylist()]
-    assert sorted(name for task in many for name, *_ in task.rows) == sorted(made)
+    prepared = [
+        name for result in results for name in read_shard(result.path)["sample_id"].to_pylist()
+    ]
+    assert sorted(name for task in many for name, *_ in task.rows) == sorted(prepared)
 
 
 def test_missing_weights_end_it_with_their_sentence_and_dying_starts_with_another(

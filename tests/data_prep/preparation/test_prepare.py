@@ -104,9 +104,9 @@ def test_crops_stay_inside_the_photo_and_are_square():
 
 def test_a_preparation_without_models_ends_at_its_size_and_is_the_same_every_time():
     prep = Prep.model_validate_json('{"steps": ["keep_aspect", {"name": "resize", "size": 16}]}')
-    one, two = (Preparation(prep)(photo()) for _ in range(2))
-    assert one == two
-    assert ((16, 16, 3), "ok") == (decode(one.image).shape, one.outcome)
+    first, second = (Preparation(prep)(photo()) for _ in range(2))
+    assert first == second
+    assert ((16, 16, 3), "ok") == (decode(first.image).shape, first.outcome)
 
 
 def test_an_identity_changes_with_a_step_and_its_weights(monkeypatch):
@@ -129,9 +129,9 @@ def test_a_folder_of_shards_becomes_one_array_and_a_flipped_bit_is_found(tmp_pat
     write_shard(tmp_path / shard_name(0), rows[:3])
     write_shard(tmp_path / shard_name(1), reversed(rows[3:]))
     write_index(tmp_path, n_shards=2, size=8, steps=[])
-    found = memory_map(tmp_path, tmp_path / "rows")
-    assert [f"s{at}" for at in range(5)] == found.sample_ids
-    assert [0, 1, 2, 3, 4] == pytest.approx(found.images[:, 4, 4, 0].tolist(), abs=1)
+    array = memory_map(tmp_path, tmp_path / "rows")
+    assert [f"s{i}" for i in range(5)] == array.sample_ids
+    assert [0, 1, 2, 3, 4] == pytest.approx(array.images[:, 4, 4, 0].tolist(), abs=1)
     data = bytearray((tmp_path / shard_name(1)).read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / shard_name(1)).write_bytes(data)
@@ -162,7 +162,7 @@ class Stub:
     def __call__(self, data, *, always, watch):
         color = decode(data)[0, 0]
         if color[0] > 240:
-            raise ValueError("a step chokes")
+            raise ValueError("a step fails")
         if color[1] > 240:
             os.kill(os.getpid(), signal.SIGKILL)
         watch(np.full((4, 4, 3), color, np.uint8))
@@ -178,26 +178,26 @@ def photos(tmp_path):
     """Twelve photos whose gray is ten times their number."""
     import hashlib
 
-    made = []
-    for at in range(12):
-        data = photo((at * 10,) * 3, kind="PNG")
-        (tmp_path / f"{at}.png").write_bytes(data)
-        made.append(
-            (f"train/{at:02}", str(tmp_path / f"{at}.png"), hashlib.sha256(data).hexdigest())
-        )
-    return made
+    rows = []
+    for number in range(12):
+        data = photo((number * 10,) * 3, kind="PNG")
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(data)
+        rows.append((f"train/{number:02}", str(path), hashlib.sha256(data).hexdigest()))
+    return rows
 
 
 def assemble(task, folder):
     """Make a shard without a pool."""
     assembly = Assembly(task)
-    for one in assembly.left:
-        assembly.add(prepare_row(one, Stub(), show=one[0] in assembly.shown))
-    assert assembly.done
+    for photo_row in assembly.left:
+        shown = photo_row[0] in assembly.shown
+        assembly.add(prepare_row(photo_row, Stub(), show=shown))
+    assert assembly.is_complete
     return assembly.write(folder)
 
 
-def test_unchanged_photos_are_copied_and_a_changed_or_choking_one_is_quarantined(photos, tmp_path):
+def test_unchanged_photos_are_copied_and_a_changed_or_failing_one_is_quarantined(photos, tmp_path):
     import hashlib
     from pathlib import Path
 
@@ -209,7 +209,7 @@ def test_unchanged_photos_are_copied_and_a_changed_or_choking_one_is_quarantined
     more = [*photos, ("train/bad", str(tmp_path / "bad.png"), hashlib.sha256(bad).hexdigest())]
     second = assemble(ShardTask(0, more, [first.path]), tmp_path)
     assert (12, 0, 1, 12) == (first.n_prepared, first.n_copied, second.n_prepared, second.n_copied)
-    assert [("train/bad", "ValueError: a step chokes")] == second.quarantined
+    assert [("train/bad", "ValueError: a step fails")] == second.quarantined
     assert first.path.read_bytes() == second.path.read_bytes()
     assert first.sheet.read_text() == second.sheet.read_text() != "[]"
     third = assemble(ShardTask(0, photos), tmp_path)
@@ -236,7 +236,8 @@ def test_a_row_is_copied_to_its_own_side_only_since_a_policy_drops_training_phot
 def test_a_second_answer_for_a_photo_is_dropped(photos, tmp_path):
     assembly = Assembly(ShardTask(0, photos[:2]))
     outcome = prepare_row(photos[0], Stub())
-    assert (True, False, False) == (assembly.add(outcome), assembly.add(outcome), assembly.done)
+    assert (True, False) == (assembly.add(outcome), assembly.add(outcome))
+    assert not assembly.is_complete
 
 
 def test_photos_are_read_in_any_order_and_a_shard_is_checked_when_it_is_first_touched(tmp_path):
@@ -245,7 +246,7 @@ def test_photos_are_read_in_any_order_and_a_shard_is_checked_when_it_is_first_to
     write_shard(tmp_path / shard_name(1), rows[4:])
     write_index(tmp_path, n_shards=2, size=8, steps=[])
     whole = Shards(tmp_path, cache_bytes=1)  # no room for a second shard
-    assert [one["image"] for one in rows] == list(whole)
+    assert [shard_row["image"] for shard_row in rows] == list(whole)
     assert (rows[5]["image"], rows[0]["image"]) == (whole[-1], whole[0])
     assert [f"s{at}" for at in range(6)] == whole.sample_ids
     data = bytearray((tmp_path / shard_name(1)).read_bytes())
@@ -288,9 +289,9 @@ def test_cuda_that_was_asked_for_and_is_not_there_is_told_with_its_reason():
     prep = Prep.model_validate_json(
         '{"steps": ["remove_background", "crop_face", {"name": "resize", "size": 64}]}'
     )
-    one, two = Preparation(prep, gpu=True).warnings
-    assert "remove_background asked for CUDA and runs on the CPU: this onnxruntime" in one
-    assert "crop_face asked for CUDA and runs on the CPU: torch" in two
+    background, face = Preparation(prep, gpu=True).warnings
+    assert "remove_background asked for CUDA and runs on the CPU: this onnxruntime" in background
+    assert "crop_face asked for CUDA and runs on the CPU: torch" in face
 
 
 @pytest.mark.models
@@ -301,10 +302,10 @@ def test_every_opencv_and_rembg_name_that_is_here_prepares_and_a_transparent_bac
         '{"steps": [{"name": "remove_background", "fill": "transparent"}, {"name": "crop_face", "detector": "opencv"}, '
         '{"name": "resize", "size": 64}]}'
     )
-    made = Preparation(Prep.model_validate_json(steps))(
+    prepared = Preparation(Prep.model_validate_json(steps))(
         next(drawn.glob("train/images/*/normal.jpg")).read_bytes()
     )
-    pixels = np.asarray(Image.open(io.BytesIO(made.image)))
+    pixels = np.asarray(Image.open(io.BytesIO(prepared.image)))
     assert (64, 64, 4) == pixels.shape
     assert pixels[..., 3].min() < 10
     assert pixels[..., 3].max() > 245
@@ -313,9 +314,9 @@ def test_every_opencv_and_rembg_name_that_is_here_prepares_and_a_transparent_bac
 @pytest.mark.models
 def test_rembg_and_deepface_prepare_a_drawn_portrait(drawn):
     steps = '{"steps": ["remove_background", {"name": "crop_face", "margin": 0.3}, {"name": "resize", "size": 64}]}'
-    made = Preparation(Prep.model_validate_json(steps))(
+    prepared = Preparation(Prep.model_validate_json(steps))(
         next(drawn.glob("train/images/*/normal.jpg")).read_bytes()
     )
-    assert ("ok", (64, 64, 3)) == (made.outcome, decode(made.image).shape)
-    assert made.face_confidence > 0.8
-    assert 0.3 < made.mask_area < 0.8
+    assert ("ok", (64, 64, 3)) == (prepared.outcome, decode(prepared.image).shape)
+    assert prepared.face_confidence > 0.8
+    assert 0.3 < prepared.mask_area < 0.8

@@ -163,8 +163,8 @@ def test_records_of_several_writers_are_all_kept(cache):
     cache.mkdir()
     code = "import sys; from data_prep.weights import cache; [cache._record(f'{sys.argv[1]}{at}', {}) for at in range(100)]"
     writers = [subprocess.Popen([sys.executable, "-c", code, name]) for name in "abc"]
-    assert [0, 0, 0] == [one.wait() for one in writers]
-    assert 300 == len(weights._recorded())
+    assert [0, 0, 0] == [writer.wait() for writer in writers]
+    assert 300 == len(weights._records())
 
 
 def test_every_model_and_detector_of_a_spec_has_an_entry():
@@ -185,7 +185,7 @@ def test_the_names_in_a_spec_are_those_of_rembg_and_deepface():
         "ben_custom",
         "birefnet-general-fp16",
     }
-    assert {name for name, one in sessions.items() if one.is_local()} - left_out == set(
+    assert {name for name, session in sessions.items() if session.is_local()} - left_out == set(
         get_args(BackgroundModel)
     )
     assert set(AVAILABLE_MODELS["face_detector"]) == set(get_args(Detector))

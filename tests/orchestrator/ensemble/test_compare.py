@@ -8,7 +8,8 @@ import pytest
 
 from orchestrator.base.errors import UserError
 from orchestrator.ensemble.compare import compare_lines, compare_runs
-from orchestrator.evaluation.metrics import Oof, interval, macro_f1
+from orchestrator.evaluation.metrics import interval, macro_f1
+from orchestrator.evaluation.predictions import Predictions
 from orchestrator.store import tables
 from orchestrator.store.run_dir import RunPaths
 
@@ -60,18 +61,17 @@ def test_two_ensembles_are_compared_on_the_private_half_by_id(tmp_path):
         False,
     )
     assert one["low"] > 0
-    # 30 people whose gender (of mask, gender, age) is one: the interval resamples men and women apart
     constant = np.repeat([0, 3], 45)  # a person's photos differ in age, not in gender
     mixed = [
         leave(tmp_path, name, good + constant, labels + constant, parts, groups)
         for name in ("c", "d")
     ]
     bounds = compare_runs(*mixed)["runs"][0]["accuracy"]
-    sexes = [str(at // 45) for at in range(90) if private[at]]
     mine = [group for group, keep in zip(groups, private, strict=True) if keep]
+    photos = [f"s{at}" for at in range(len(mine))]
     right = (good == labels)[private].astype(int)
     expected = interval(
-        Oof(mine, right * 0, 1 - right[None], mine, sexes, 2), metric="accuracy", seed=0
+        Predictions(photos, right * 0, 1 - right[None], 2, mine), metric="accuracy", seed=0
     )
     assert (bounds["low"], bounds["high"]) == pytest.approx((expected.low, expected.high))
     assert any("policy leaderboard" in line for line in compare_lines(found))

@@ -11,10 +11,16 @@ import pytest
 from data_prep.catalog.builder import build_catalog
 from data_prep.catalog.labels import Schema, train_codes
 from data_prep.split import assign
-from orchestrator.evaluation.common_samples import search_scores, shared
-from orchestrator.evaluation.metrics import Oof, paired_difference
+from orchestrator.base.errors import UserError
+from orchestrator.evaluation.common_samples import (
+    little_in_common,
+    on_common_samples,
+    search_scores,
+)
+from orchestrator.evaluation.metrics import paired_difference
+from orchestrator.evaluation.predictions import Predictions
 from orchestrator.search.training_subsets import parts_file
-from orchestrator.stages import phases
+from orchestrator.stages import trial_phase as phases
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from orchestrator.store.events import TrialEnded, TrialStarted
@@ -22,9 +28,9 @@ from orchestrator.store.ledger import TrialRecord
 from tests.data_prep.conftest import AGE, contest  # noqa: F401 - a fixture
 
 
-def oof(ids: list[str], preds: list[int]) -> Oof:
+def oof(ids: list[str], preds: list[int]) -> Predictions:
     targets = np.array([int(name[1:]) % 2 for name in ids])
-    return Oof(ids, targets, np.array([preds]), ids, None, 2)
+    return Predictions(ids, targets, np.array([preds]), 2, ids)
 
 
 def test_arms_are_compared_on_the_samples_that_all_kept():
@@ -32,18 +38,21 @@ def test_arms_are_compared_on_the_samples_that_all_kept():
         "all": oof(["s0", "s1", "s2", "s3"], [0, 1, 1, 0]),
         "fewer": oof(["s3", "s0", "s1"], [1, 0, 0]),
     }
-    found = shared(arms)
+    found = on_common_samples(arms)
     assert [sorted(one.sample_ids) for one in found.values()] == [["s0", "s1", "s3"]] * 2
     assert found["all"].preds.tolist() == [[0, 1, 0]]
-    assert shared({}) == {}
+    assert on_common_samples({}) == {}
 
 
-def test_arms_with_little_in_common_stay_as_they_are():
+def test_arms_with_little_in_common_are_compared_there_or_refused():
+    """They were ranked on different photos in silence where less than half were common."""
     arms = {"a": oof(["s0", "s1", "s2"], [0, 1, 0]), "b": oof(["s2", "s5", "s6"], [0, 1, 0])}
-    assert [one.sample_ids for one in shared(arms).values()] == [
-        ["s0", "s1", "s2"],
-        ["s2", "s5", "s6"],
-    ]
+    aligned = on_common_samples(arms)
+    assert [arm.sample_ids for arm in aligned.values()] == [["s2"], ["s2"]]
+    assert "compared on the 1 photos" in (little_in_common([3, 3], 1) or "")
+    assert little_in_common([4, 3], 2) is None
+    with pytest.raises(UserError, match="found none; give the variants"):
+        on_common_samples({"a": arms["a"], "b": oof(["s5"], [1])})
 
 
 def test_a_paired_difference_counts_what_it_left_out():

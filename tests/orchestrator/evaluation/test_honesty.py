@@ -9,7 +9,8 @@ import numpy as np
 
 from orchestrator.evaluation import metrics as stats
 from orchestrator.evaluation.hypotheses import judge
-from orchestrator.evaluation.metrics import Oof, interval, paired_difference
+from orchestrator.evaluation.metrics import interval, paired_difference
+from orchestrator.evaluation.predictions import Predictions
 
 LONG = bool(os.environ.get("CAMPAIGN"))
 
@@ -29,7 +30,7 @@ def people(rng, n_groups, per_group=5, n_classes=4):
 
 
 def oof(targets, preds, groups, n_classes=4):
-    return Oof([f"s{at:06}" for at in range(len(targets))], targets, preds[None], [f"g{g}" for g in groups], None, n_classes)  # fmt: skip
+    return Predictions([f"s{at:06}" for at in range(len(targets))], targets, preds[None], n_classes, [f"g{g}" for g in groups])  # fmt: skip
 
 
 def test_the_ninety_percent_interval_covers_between_87_and_93_of_500_sets():
@@ -159,7 +160,7 @@ def test_the_luck_of_training_is_not_covered_as_the_report_says(monkeypatch):
                 [f"s{at:06}" for at in range(len(targets))],
             )
             arms = [
-                Oof(ids, targets, preds, names, None, 6)
+                Predictions(ids, targets, preds, 6, names)
                 for preds in trainings(rng, targets, groups, luck, n_seeds)
             ]
             found.append(paired_difference(*arms, seed=seed))

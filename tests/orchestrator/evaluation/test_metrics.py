@@ -4,7 +4,6 @@ from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_su
 
 from orchestrator.evaluation import metrics as stats
 from orchestrator.evaluation.metrics import (
-    Oof,
     calibration_error,
     class_metrics,
     holm,
@@ -15,6 +14,7 @@ from orchestrator.evaluation.metrics import (
     total_variation,
 )
 from orchestrator.evaluation.power import needed
+from orchestrator.evaluation.predictions import Predictions
 
 
 def simulated(rng, n_groups=40, per_group=5, skill=0.7, n_classes=4, seeds=1, spread=0.15):
@@ -32,13 +32,12 @@ def simulated(rng, n_groups=40, per_group=5, skill=0.7, n_classes=4, seeds=1, sp
             for _ in range(seeds)
         ]
     )
-    return Oof(
+    return Predictions(
         [f"s{i}" for i in range(len(targets))],
         targets,
         preds,
-        [f"g{g}" for g in groups],
-        None,
         n_classes,
+        [f"g{g}" for g in groups],
     )
 
 
@@ -61,7 +60,7 @@ def test_scores_of_seeds_are_averaged():
 
 def test_an_interval_over_groups_is_wider_than_one_over_photos():
     oof = simulated(np.random.default_rng(2), spread=0.4)
-    alone = Oof(oof.sample_ids, oof.targets, oof.preds, None, None, 4)
+    alone = Predictions(oof.sample_ids, oof.targets, oof.preds, 4)
     by_group, by_photo = interval(oof, seed=0), interval(alone, seed=0)
     assert by_group.high - by_group.low > by_photo.high - by_photo.low
     assert (by_group.too_narrow, by_photo.too_narrow) == (False, True)
@@ -70,9 +69,7 @@ def test_an_interval_over_groups_is_wider_than_one_over_photos():
 def test_unequal_arms_are_told_apart():
     rng = np.random.default_rng(4)
     good = simulated(rng, skill=0.9)
-    bad = Oof(
-        good.sample_ids, good.targets, rng.integers(0, 4, good.preds.shape), good.groups, None, 4
-    )
+    bad = good.answered_by(rng.integers(0, 4, good.preds.shape))
     found = paired_difference(good, bad, seed=0)
     assert found["p_value"] < 0.01
     assert found["low"] > 0
@@ -82,7 +79,7 @@ def test_many_groups_are_resampled_in_parts(monkeypatch):
     """Parts draw other random numbers; bounds and p values stay where they were to within the noise of resampling."""
     rng = np.random.default_rng(7)
     a = simulated(rng)
-    b = Oof(a.sample_ids, a.targets, simulated(rng).preds, a.groups, None, 4)
+    b = a.answered_by(simulated(rng).preds)
     whole, alone = paired_difference(a, b, seed=0), interval(a, seed=0)
     monkeypatch.setattr(stats, "_CELLS", 1000)
     parted, small = paired_difference(a, b, seed=0), interval(a, seed=0)

@@ -7,12 +7,12 @@ import pytest
 
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation.hypotheses import judge
-from orchestrator.evaluation.metrics import Oof
+from orchestrator.evaluation.predictions import Predictions
 from orchestrator.evaluation.selection import choose, finalists, rank
 from orchestrator.report.page import build
 from orchestrator.report.results import ensemble_lines
 from orchestrator.spec.claims import Claim, parse
-from orchestrator.stages.finals import hypotheses
+from orchestrator.stages.hypotheses import hypotheses
 from orchestrator.store import tables
 from orchestrator.store.events import TrialEnded, TrialStarted
 from orchestrator.store.run_dir import RunPaths
@@ -97,7 +97,7 @@ def test_a_planted_effect_is_supported_its_reverse_refuted_and_none_undecided():
 
     def arm(skill):
         preds = np.where(rng.random(300) < skill, targets, rng.integers(0, 3, 300))[None]
-        return Oof([f"s{at}" for at in range(300)], targets, preds, groups, None, 3)
+        return Predictions([f"s{at}" for at in range(300)], targets, preds, 3, groups)
 
     rows = judge(
         ["good > bad", "bad > good", "same > same2"],

@@ -9,8 +9,8 @@ import os
 import numpy as np
 import pytest
 
-from orchestrator.evaluation.metrics import Oof, macro_f1
-from orchestrator.evaluation.predictions import HeldOut
+from orchestrator.evaluation.metrics import macro_f1
+from orchestrator.evaluation.predictions import Predictions
 from orchestrator.evaluation.selection_bias import Pool, best, corrected, greedy
 
 LONG = bool(os.environ.get("CAMPAIGN"))
@@ -22,20 +22,18 @@ def world(
     """Candidates that are equally good in the mean; other people are easy for each, and some are easy for all."""
     n = n_groups * per_group
     groups, targets = np.repeat(np.arange(n_groups), per_group), rng.integers(0, n_classes, n)
-    ids = [f"s{at:06}" for at in range(n)]
+    ids, names = [f"s{at:06}" for at in range(n)], [f"g{group}" for group in groups]
     easy = skill + spread * rng.normal(size=n_groups)
     arms = []
     for _ in range(n_candidates):
         ability = np.clip(easy + noise * rng.normal(size=n_groups), 0, 1)[groups]
         preds = np.where(rng.random(n) < ability, targets, rng.integers(0, n_classes, n))
-        arms.append(HeldOut(ids, targets, preds[None], np.eye(n_classes, dtype=np.float32)[preds]))
-    return arms, Oof(
-        ids, targets, arms[0].preds, [f"g{group}" for group in groups], None, n_classes
-    )
+        arms.append(Predictions(ids, targets, preds[None], n_classes, names))
+    return arms, arms[0]
 
 
 def pool_of(arms, like):
-    return Pool(arms, like, "hard")
+    return Pool(arms, "hard")
 
 
 def test_the_corrected_estimate_of_the_best_of_forty_equals_is_honest():
@@ -74,8 +72,8 @@ def test_a_vote_of_one_member_is_corrected_as_it_answers_and_a_winner_as_it_was_
     logits = rng.normal(size=(5, n, 6)) + np.eye(6)[targets]
     probs = np.exp(logits) / np.exp(logits).sum(2, keepdims=True)
     ids = [f"s{at:06}" for at in range(n)]
-    arm = HeldOut(ids, targets, probs.argmax(2), probs.mean(0).astype(np.float32))
-    pool = pool_of([arm], Oof(ids, targets, arm.preds, [f"g{at // 5}" for at in range(n)], None, 6))
+    arm = Predictions(ids, targets, probs.argmax(2), 6, [f"g{at // 5}" for at in range(n)], probs)
+    pool = pool_of([arm], arm)
     vote, winner = (
         corrected(pool, best, 1, seed=0, n_resamples=100, alone=alone) for alone in (False, True)
     )
@@ -109,9 +107,7 @@ def test_greedy_may_give_one_candidate_several_votes():
     arms, like = world(rng, n_candidates=1, skill=0.95, spread=0)
     for shift in (1, 2):
         preds = (like.targets + shift) % 6
-        arms.append(
-            HeldOut(like.sample_ids, like.targets, preds[None], np.eye(6, dtype=np.float32)[preds])
-        )
+        arms.append(like.answered_by(preds))
     pool = pool_of(arms, like)
     assert greedy(pool, np.ones((1, 60)), 3)[0] == (0, 0, 0)
     assert pool.answers((0, 0, 1)).tolist() == arms[0].votes.tolist()

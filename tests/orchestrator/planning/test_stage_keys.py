@@ -9,7 +9,7 @@ from orchestrator.base.versions import QUICK_BACKBONE
 from orchestrator.evaluation.selection import finalists
 from orchestrator.planning.plan import Keys
 from orchestrator.spec.load import read
-from orchestrator.stages import phases
+from orchestrator.stages import trial_phase as phases
 
 SPEC = Path(__file__).resolve().parents[3] / "experiments/quickstart.yaml"
 CATALOG = SimpleNamespace(result={"content": "c", "photos": "p"})
@@ -79,7 +79,7 @@ def test_a_precision_that_was_probed_is_part_of_what_a_trial_is(tmp_path, monkey
     found = {}
     for chosen in ("fp32", "bf16"):
         monkeypatch.setattr(phases, "precision_of", lambda *given, chosen=chosen: chosen)
-        spec = phases._trial(context, "s-plain-0000", "search", "plain", {}, 0, None)
+        spec = phases.describe_trial(context, "s-plain-0000", "search", "plain", {}, 0, None)
         assert chosen == spec.train["precision"]
         found[chosen] = spec.key
     assert found["fp32"] != found["bf16"]

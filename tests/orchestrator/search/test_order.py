@@ -9,8 +9,8 @@ from orchestrator.search.controller import Finished, TrialController, Waiting
 from orchestrator.search.study import Studies
 from orchestrator.search.trial import TrialSpec
 from orchestrator.spec.search_space import Confirm, Search
-from orchestrator.stages import phases
-from orchestrator.stages.phases import _in_order
+from orchestrator.stages import confirm as phases
+from orchestrator.stages.confirm import _in_order
 from orchestrator.store.ledger import Ledger
 
 
@@ -117,7 +117,7 @@ def test_a_death_that_is_not_about_memory_changes_nothing(ledger):
 def test_in_confirm_a_head_stands_on_the_best_of_its_source_among_the_finalists(monkeypatch):
     monkeypatch.setattr(phases, "sources", lambda experiment: {"A+C": "A"})
     monkeypatch.setattr(
-        phases, "_trial", lambda context, name, *rest, source: spec(name, source=source)
+        phases, "describe_trial", lambda context, name, *rest, source: spec(name, source=source)
     )
     points = {"on-it": ("A+C", {}), "second": ("B", {}), "best": ("A", {}), "other": ("A", {})}
     found = phases._confirm_trials(

@@ -19,7 +19,7 @@ from data_prep.files import file_sha256
 from data_prep.split import assign
 from orchestrator.search.training_subsets import parts_file
 from orchestrator.search.trial import TrialSpec, run_trial
-from orchestrator.stages import context as stages
+from orchestrator.stages import split as stages
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from tests.data_prep.conftest import contest  # noqa: F401 - a fixture
@@ -28,7 +28,10 @@ from trainers.config import Train
 
 @pytest.mark.parametrize("strategy", ["random", "profile", "balanced_profile"])
 def test_another_directory_order_and_another_disk_give_the_same_split_file(
-    contest, tmp_path, monkeypatch, strategy
+    contest,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    strategy,
 ):
     data, hashes = contest.data(split={"strategy": strategy, "val": 0.25, "seed": 3}), []
     other = tmp_path / "elsewhere"
@@ -110,7 +113,9 @@ def test_five_folds_train_in_one_process_on_identical_label_tables(contest, tmp_
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_class_that_only_one_fold_shows_is_refused_before_anything_is_trained(
-    contest, tmp_path, cached
+    contest,  # noqa: F811
+    tmp_path,
+    cached,
 ):
     for person in contest.people:
         person["age"] = min(person["age"], 59)

@@ -20,6 +20,7 @@ from orchestrator.base.console import Reporter
 from orchestrator.base.errors import UserError
 from orchestrator.planning.plan import Keys, make_plan
 from orchestrator.spec.load import read as read_spec
+from orchestrator.stages import catalog as reading
 from orchestrator.stages import context as stages
 from orchestrator.stages import prepare as prepared
 from orchestrator.store.artifacts import Artifact, Store
@@ -87,7 +88,7 @@ def context_of(root, store, name="one", size=32):
         2.0,
         0.0,
     )
-    stages.catalog(context)
+    reading.catalog(context)
     return context
 
 
@@ -229,7 +230,7 @@ def test_photos_that_were_forbidden_are_looked_at_again_by_a_later_run(
     photos, tmp_path, monkeypatch
 ):
     """Rights are no part of the fingerprint. The test's user may read everything, so the open is made to fail."""
-    monkeypatch.setattr(stages, "ray_map", map)
+    monkeypatch.setattr(reading, "ray_map", map)
     real = open
 
     def forbid(path, *settings, **more):
@@ -266,7 +267,7 @@ def test_two_runs_at_once_read_each_photo_once(photos, tmp_path, monkeypatch):
             yield function(item)
             time.sleep(0.2)
 
-    monkeypatch.setattr(stages, "ray_map", slow)
+    monkeypatch.setattr(reading, "ray_map", slow)
     found = []
     threads = [
         threading.Thread(target=lambda name=name: found.append(context_of(photos, tmp_path, name)))
@@ -281,7 +282,7 @@ def test_two_runs_at_once_read_each_photo_once(photos, tmp_path, monkeypatch):
 
 
 def test_a_torn_older_preparation_costs_nothing_but_its_help(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "ray_map", map)
+    monkeypatch.setattr(reading, "ray_map", map)
     context, steps = context_of(photos, tmp_path), {"size": 8}
     for key in ("a", "b", "c"):
         with context.store.draft("prepare", key, params={"steps": steps}, inputs={}) as draft:

@@ -67,16 +67,16 @@ def test_a_photo_is_lost_only_where_one_of_those_that_answer_could_not_prepare_i
     }
 
 
-def test_answers_on_a_test_set_with_groups_are_resampled_within_the_labels_that_are_constant_there():
+def test_answers_on_a_test_set_carry_the_groups_that_are_known():
     context = four_photos(plain=[])
     board = read_board(context, [])
     preds = dict.fromkeys((sample for sample, _ in board.order), 0)
     labels = dict(zip(preds, (0, 2, 1, 3), strict=True))  # both wear a mask once; p is m, q is f
     found = scored(context, board, "whole", preds, labels)
-    assert (found.groups, found.strata) == (["p", "p", "q", "q"], ["[0]", "[0]", "[1]", "[1]"])
+    assert found.groups == ["p", "p", "q", "q"]
     assert found.targets.tolist() == [0, 2, 1, 3]
     alone = scored(context, replace(board, groups=None), "whole", preds, labels)
-    assert (alone.groups, alone.strata) == (None, None)
+    assert alone.groups is None
     assert np.array_equal(alone.preds, found.preds)
 
 
