@@ -20,7 +20,14 @@ from orchestrator.spec.claims import parse as parse_claim
 from orchestrator.spec.messages import nearest, validate
 from orchestrator.spec.models import Arm, Experiment, Select, Spec
 from orchestrator.spec.search_space import Search, apply, assignments
-from orchestrator.spec.yaml_source import Document, DocumentError, Path_, Problem, load, lone_value
+from orchestrator.spec.yaml_source import (
+    Document,
+    DocumentError,
+    KeyPath,
+    Problem,
+    load,
+    lone_value,
+)
 from trainers.config import FrozenDeepHead, SingleHead
 from trainers.package_names import known_backbones
 
@@ -92,7 +99,7 @@ def _arms(spec: Spec, document: Document, problems: list[Problem]) -> dict[str, 
                         f"variants.{name}: may override {', '.join(VARIANT_PATHS)}; found {path!r}",
                     )
                 )
-        under: Path_ = ("variants", name)
+        under: KeyPath = ("variants", name)
         if not wrong:
             if len(changes) == 1:
                 under = (*under, next(iter(changes)))
@@ -108,7 +115,7 @@ def _check_backbones(
     spec: Spec, arms: dict[str, Arm], document: Document, problems: list[Problem]
 ) -> None:
     wanted = {arm.train.model.backbone for arm in arms.values()}
-    paths: dict[str, Path_] = {spec.train.model.backbone: ("train", "model", "backbone")}
+    paths: dict[str, KeyPath] = {spec.train.model.backbone: ("train", "model", "backbone")}
     for name, changes in spec.variants.items():
         for path in changes:
             paths.setdefault(
@@ -135,7 +142,7 @@ def _check_names(
     """Check what refers to something else in the spec: claims, member lists, labels."""
     variants, labels = list(spec.variants), list(spec.data.labels)
 
-    def refuse(where: Path_, text: str) -> None:
+    def refuse(where: KeyPath, text: str) -> None:
         problems.append(Problem(*document.where(where), text))
 
     for index, text in enumerate(spec.hypotheses):
@@ -157,7 +164,7 @@ def _check_names(
 
 
 def _check_members(
-    select: Select, variants: list[str], refuse: Callable[[Path_, str], None]
+    select: Select, variants: list[str], refuse: Callable[[KeyPath, str], None]
 ) -> None:
     """Check the variants that a list of members, or of a board's scores, names."""
     listed = select.policy if isinstance(select.policy, list) else []
@@ -223,7 +230,7 @@ def _head_labels(name: str, arm: Arm, search: Search | None) -> list[str] | None
     return head.labels or None
 
 
-def _label_names(arm: Arm) -> list[tuple[Path_, list[str]]]:
+def _label_names(arm: Arm) -> list[tuple[KeyPath, list[str]]]:
     """Return where an arm names labels, and which."""
     head = arm.train.model.head
     own = head.labels or [] if isinstance(head, SingleHead) else []

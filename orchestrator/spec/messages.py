@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.spec.yaml_source import Document, Path_, Problem
+from orchestrator.spec.yaml_source import Document, KeyPath, Problem
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -18,7 +18,7 @@ def validate(
     data: Any,
     document: Document,
     problems: list[Problem],
-    under: Path_ = (),
+    under: KeyPath = (),
     prefix: str = "",
 ) -> M | None:
     """Validate data against a model; what is wrong goes to `problems`, each with its place in the document.
@@ -40,7 +40,7 @@ def validate(
 
 
 def _problem(
-    fault: Any, data: Any, document: Document, under: Path_, prefix: str, model: type[BaseModel]
+    fault: Any, data: Any, document: Document, under: KeyPath, prefix: str, model: type[BaseModel]
 ) -> Problem:
     path, parent = _real_path(fault["loc"], data)
     dotted = prefix + ".".join(str(part) for part in path)
@@ -80,7 +80,7 @@ def _problem(
     return Problem(line, column, text)
 
 
-def _pattern_of(fault: Any, path: Path_) -> str:
+def _pattern_of(fault: Any, path: KeyPath) -> str:
     """Return the pattern that a text does not fit, or that what is no text should have fitted."""
     return str(fault.get("ctx", {}).get("pattern") or _TEXTS.get(str(path[-1]), ""))
 
@@ -100,7 +100,7 @@ def _form(pattern: str) -> str | None:
     return next((form for part, form in forms.items() if part in pattern), None)
 
 
-def _real_path(loc: tuple[str | int, ...], data: Any) -> tuple[Path_, Any]:
+def _real_path(loc: tuple[str | int, ...], data: Any) -> tuple[KeyPath, Any]:
     """Drop the parts that pydantic adds to a location (tags of unions) and return the parent of the last one."""
     path: list[str | int] = []
     here, parent = data, data
@@ -125,7 +125,7 @@ def _is_tag(part: str) -> bool:
 
 
 def _unknown_key(
-    loc: tuple[str | int, ...], path: Path_, parent: Any, model: type[BaseModel]
+    loc: tuple[str | int, ...], path: KeyPath, parent: Any, model: type[BaseModel]
 ) -> str:
     """Say that a key is unknown, or that the named component does not use it, and name the nearest right one."""
     key, dotted = str(path[-1]), ".".join(str(part) for part in path)

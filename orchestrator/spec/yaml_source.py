@@ -1,16 +1,16 @@
 """A YAML file read as plain data, with the place of every value.
 
-Only what a spec needs is accepted: one document of mappings, lists and YAML 1.2 scalars. Aliases, tags, duplicate
-keys, deep nesting and large files are refused before anything is built from them.
+Only what a spec needs is accepted: one document of mappings, lists and YAML 1.2 scalars. Aliases,
+tags, duplicate keys, deep nesting and large files are refused before anything is built from them.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -28,11 +28,23 @@ from orchestrator.base.errors import SpecError
 MAX_SIZE_BYTES = 256 * 1024
 MAX_DEPTH = 24
 MAX_DIGITS = 40  # Python itself refuses to write out integers of some thousand
-Path_ = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
+_WORDS = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+
+class Place(NamedTuple):
+    """A place in a file, both numbers from 1."""
+
+    line: int
+    column: int
 
 
 @dataclass(frozen=True, order=True)
@@ -44,24 +56,46 @@ class Problem:
     text: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Document:
-    """The data of a YAML file; `marks` holds (line, column) of every value, `key_marks` those of the keys."""
+    """The data of a YAML file, and the parsed nodes, which know line and column of each value."""
 
     path: Path
     data: dict[str, Any]
     lines: list[str]
-    marks: dict[Path_, tuple[int, int]] = field(default_factory=dict)
-    key_marks: dict[Path_, tuple[int, int]] = field(default_factory=dict)
+    root: Node
 
-    def where(self, path: Path_, *, key: bool = False) -> tuple[int, int]:
-        """Return line and column of a path, or of its nearest parent that stands in the file."""
-        for end in range(len(path), -1, -1):
-            here = path[:end]
-            marks = self.key_marks if key and end == len(path) else self.marks
-            if here in marks:
-                return marks[here]
-        return (1, 1)
+    def where(self, path: KeyPath, *, key: bool = False) -> Place:
+        """Return the place of a path, or of its nearest parent in the file.
+
+        Args:
+            path: keys and list indices from the top of the file.
+            key: return the place of the last key, not of its value.
+        """
+        node = self.root
+        key_node = None
+        for part in path:
+            child = _child(node, part)
+            if child is None:
+                return _place(node)
+            key_node, node = child
+        return _place(key_node if key and key_node is not None else node)
+
+
+def _child(node: Node, part: str | int) -> tuple[Node | None, Node] | None:
+    """Return the key node (None in a list) and the value node of a child, or None."""
+    if isinstance(node, SequenceNode):
+        if isinstance(part, int) and part < len(node.value):
+            return None, node.value[part]
+    elif isinstance(node, MappingNode):
+        for key_node, value_node in node.value:
+            if key_node.value == str(part):
+                return key_node, value_node
+    return None
+
+
+def _place(node: Node) -> Place:
+    return Place(node.start_mark.line + 1, node.start_mark.column + 1)
 
 
 class DocumentError(SpecError):
@@ -93,38 +127,35 @@ def load(path: Path) -> Document:
     text = _read(path)
     lines = text.splitlines()
     node = _compose(text, path, lines)
+    problem = None
     if node is None:
-        raise DocumentError(
-            path,
-            [Problem(1, 1, "required a spec, found an empty file; `init FOLDER` writes one")],
-            lines,
-        )
-    if not isinstance(node, MappingNode):
-        kind = "a list" if isinstance(node, SequenceNode) else "a single value"
-        raise DocumentError(
-            path,
-            [Problem(1, 1, f"required a mapping (key: value) at the top, found {kind}")],
-            lines,
-        )
-    document = Document(path, {}, lines)
+        problem = "required a spec, found an empty file; `init FOLDER` writes one"
+    elif isinstance(node, SequenceNode):
+        problem = "required a mapping (key: value) at the top, found a list"
+    elif not isinstance(node, MappingNode):
+        problem = "required a mapping (key: value) at the top, found a single value"
+    if node is None or problem is not None:
+        raise DocumentError(path, [Problem(1, 1, problem or "")], lines)
     problems: list[Problem] = []
-    document.data = _build(node, (), document, problems)
+    data = _build(node, problems)
     if problems:
         raise DocumentError(path, problems, lines)
-    return document
+    return Document(path, data, lines, node)
 
 
 def lone_value(text: str) -> Any:
-    """Read one value by the rules of a spec file; nothing is None.
+    """Read one value by the rules of a spec file; an empty text is None.
 
     Raises:
-        DocumentError: it is none that could stand there.
+        DocumentError: the text is no value of a spec.
     """
-    document, problems = Document(Path(), {}, text.splitlines()), list[Problem]()
-    node = _compose(text, document.path, document.lines)
-    value = None if node is None else _build(node, (), document, problems)
+    node = _compose(text, Path(), text.splitlines())
+    if node is None:
+        return None
+    problems: list[Problem] = []
+    value = _build(node, problems)
     if problems:
-        raise DocumentError(document.path, problems)
+        raise DocumentError(Path(), problems)
     return value
 
 
@@ -136,42 +167,29 @@ def _compose(text: str, path: Path, lines: list[str]) -> Node | None:
     except MarkedYAMLError as error:
         raise DocumentError(path, [_syntax(error, lines)], lines) from None
     except YAMLError as error:
-        raise DocumentError(
-            path, [Problem(1, 1, f"required YAML, found: {error}")], lines
-        ) from None
+        problem = Problem(1, 1, f"required YAML, found: {error}")
+        raise DocumentError(path, [problem], lines) from None
     return node
 
 
 def _read(path: Path) -> str:
+    problem = None
     if not path.exists():
-        raise DocumentError(
-            path, [Problem(0, 0, "required a spec file, found nothing there; check the path")]
-        )
-    if not path.is_file():
-        raise DocumentError(
-            path, [Problem(0, 0, "required a regular file, found a folder, pipe or device")]
-        )
-    if (size := path.stat().st_size) > MAX_SIZE_BYTES:
-        raise DocumentError(
-            path, [Problem(0, 0, f"a spec has at most {MAX_SIZE_BYTES} bytes, found {size}")]
-        )
+        problem = "required a spec file, found nothing there; check the path"
+    elif not path.is_file():
+        problem = "required a regular file, found a folder, pipe or device"
+    elif (size := path.stat().st_size) > MAX_SIZE_BYTES:
+        problem = f"a spec has at most {MAX_SIZE_BYTES} bytes, found {size}"
+    if problem is not None:
+        raise DocumentError(path, [Problem(0, 0, problem)])
     try:
-        return path.read_bytes().decode(
-            "utf-8-sig"
-        )  # a byte order mark is harmless, so it is dropped
+        return path.read_bytes().decode("utf-8-sig")  # drops a byte order mark
     except UnicodeDecodeError as error:
-        raise DocumentError(
-            path,
-            [
-                Problem(
-                    0,
-                    0,
-                    f"required UTF-8 text, found byte {error.object[error.start]:#04x} at {error.start}",
-                )
-            ],
-        ) from None
+        byte = f"{error.object[error.start]:#04x}"
+        problem = f"required UTF-8 text, found byte {byte} at {error.start}"
     except OSError as error:
-        raise DocumentError(path, [Problem(0, 0, f"cannot be read: {error.strerror}")]) from None
+        problem = f"cannot be read: {error.strerror}"
+    raise DocumentError(path, [Problem(0, 0, problem)])
 
 
 def _check_events(yaml: YAML, text: str, path: Path, lines: list[str]) -> None:
@@ -190,11 +208,8 @@ def _check_events(yaml: YAML, text: str, path: Path, lines: list[str]) -> None:
         elif documents > 1:
             problem = "one file is one experiment; found a second document (---)"
         if problem:
-            raise DocumentError(
-                path,
-                [Problem(event.start_mark.line + 1, event.start_mark.column + 1, problem)],
-                lines,
-            )
+            mark = event.start_mark
+            raise DocumentError(path, [Problem(mark.line + 1, mark.column + 1, problem)], lines)
 
 
 def _syntax(error: MarkedYAMLError, lines: list[str]) -> Problem:
@@ -206,29 +221,25 @@ def _syntax(error: MarkedYAMLError, lines: list[str]) -> Problem:
     return Problem(line, column, f"not valid YAML: {text}")
 
 
-def _build(node: Node, path: Path_, document: Document, problems: list[Problem]) -> Any:
-    document.marks[path] = (node.start_mark.line + 1, node.start_mark.column + 1)
+def _build(node: Node, problems: list[Problem]) -> Any:
+    """Convert nodes to plain data; add what a spec may not contain to `problems`."""
     if isinstance(node, ScalarNode):
         return _scalar(node, problems)
     if isinstance(node, SequenceNode):
-        return [
-            _build(child, (*path, index), document, problems)
-            for index, child in enumerate(node.value)
-        ]
+        return [_build(child, problems) for child in node.value]
     mapping: dict[str, Any] = {}
+    first_lines: dict[str, int] = {}
     for key_node, value_node in node.value:
-        mark = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
+        place = _place(key_node)
         if not isinstance(key_node, ScalarNode):
-            problems.append(Problem(*mark, "a key must be plain text"))
+            problems.append(Problem(*place, "a key must be plain text"))
             continue
         key = str(key_node.value)
+        first_line = first_lines.setdefault(key, place.line)
         if key in mapping:
-            first = document.key_marks[(*path, key)][0]
-            problems.append(
-                Problem(*mark, f"key {key!r} stands twice, first in line {first}; keep one")
-            )
-        document.key_marks[(*path, key)] = mark
-        mapping[key] = _build(value_node, (*path, key), document, problems)
+            text = f"key {key!r} stands twice, first in line {first_line}; keep one"
+            problems.append(Problem(*place, text))
+        mapping[key] = _build(value_node, problems)
     return mapping
 
 
@@ -237,22 +248,19 @@ def _scalar(node: ScalarNode, problems: list[Problem]) -> Any:
     text: str = node.value
     if node.style is not None:  # quoted or a block: text
         return text
-    if text in {"", "~", "null", "Null", "NULL"}:
-        return None
-    if text in {"true", "True", "TRUE", "false", "False", "FALSE"}:
-        return text.lower() == "true"
-    mark = node.start_mark.line + 1, node.start_mark.column + 1
-    if _INT.fullmatch(text) and len(text) > MAX_DIGITS:
-        problems.append(
-            Problem(
-                *mark, f"a number of at most {MAX_DIGITS} digits was required, found {len(text)}"
-            )
-        )
-    elif _INT.fullmatch(text):
+    if text in _WORDS:
+        return _WORDS[text]
+    place = _place(node)
+    if _INT.fullmatch(text):
+        if len(text) > MAX_DIGITS:
+            message = f"a number of at most {MAX_DIGITS} digits was required, found {len(text)}"
+            problems.append(Problem(*place, message))
+            return text
         # int(text, 0) would refuse 012, which YAML 1.2 reads as 12
         return int(text, 0) if text[:2] in {"0o", "0x"} else int(text)
-    elif _FLOAT.fullmatch(text) and math.isfinite(float(text)):
+    is_float = _FLOAT.fullmatch(text) is not None
+    if is_float and math.isfinite(float(text)):
         return float(text)
-    elif _FLOAT.fullmatch(text) or _NOT_FINITE.fullmatch(text):
-        problems.append(Problem(*mark, f"a finite number was required, found {text}"))
+    if is_float or _NOT_FINITE.fullmatch(text):
+        problems.append(Problem(*place, f"a finite number was required, found {text}"))
     return text
