@@ -136,7 +136,9 @@ class TrialController:
             self._replay_ledger(resume)
 
     # -- replaying ---------------------------------------------------------------------------------
-    def _replay_ledger(self, resume: Callable[[TrialRecord], tuple[TrialSpec, Any]]) -> None:
+    def _replay_ledger(  # noqa: C901, PLR0912 - one branch a kind of event
+        self, resume: Callable[[TrialRecord], tuple[TrialSpec, Any]]
+    ) -> None:
         """Repeat, in the ledger's order, all that happened before."""
         self._reopen_transient_failures()
         events = self.ledger.events

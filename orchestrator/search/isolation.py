@@ -97,7 +97,7 @@ class Slate:
 def seed_everything(seed: int, threads: int) -> None:
     """Set every global random generator and torch's threads."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one, because a trial may use it
     if (torch := sys.modules.get("torch")) is not None:
         torch.manual_seed(seed)
         torch.set_num_threads(threads)

@@ -38,10 +38,10 @@ def precision_of(context: Context, arm: Arm) -> str:
 
 def _probe(context: Context, arm: Arm, device: str) -> dict[str, float]:
     """Time a few steps where trials run."""
-    import ray
+    import ray  # noqa: PLC0415
 
     def run() -> dict[str, float]:
-        from trainers.device import probe
+        from trainers.device import probe  # noqa: PLC0415
 
         return probe(
             arm.train.model,

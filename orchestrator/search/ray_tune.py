@@ -92,25 +92,25 @@ def _results_of(
     yield {"done": True, "error": error} if error else {RESULT_DUPLICATE: True}
 
 
-class KilledForMemory(RayActorError, OutOfMemoryError):
+class KilledForMemory(RayActorError, OutOfMemoryError):  # noqa: N818 - says what happened
     """What Ray's OutOfMemoryError has to be for Tune: the death of an actor."""
 
 
 @contextlib.contextmanager
 def memory_kills_are_deaths() -> Iterator[None]:
     """Let a worker that Ray kills for memory fail its trial. As it is (2.60), Tune knows no such error and ends the run."""
-    original = RayActorManager._actor_task_failed
+    original = RayActorManager._actor_task_failed  # noqa: SLF001 - there is no public way
 
     def failed(self: Any, task: Any, exception: Exception) -> None:
         if isinstance(exception, OutOfMemoryError) and not isinstance(exception, RayActorError):
             exception = KilledForMemory(None, str(exception).partition("\n")[0])
         original(self, task, exception)
 
-    RayActorManager._actor_task_failed = failed
+    RayActorManager._actor_task_failed = failed  # noqa: SLF001
     try:
         yield
     finally:
-        RayActorManager._actor_task_failed = original
+        RayActorManager._actor_task_failed = original  # noqa: SLF001
 
 
 class Proposals(Searcher):
@@ -175,7 +175,7 @@ class Decisions(FIFOScheduler):
         # Tune's own looks through all trials there ever were, several times for each new one
         self._waiting = [trial for trial in self._waiting if trial.status == type(trial).PENDING]
         # one whose own worker is still loading is left to it: given an idle worker, Tune would end the loading one
-        own = tune_controller._trial_to_actor
+        own = tune_controller._trial_to_actor  # noqa: SLF001 - there is no public way
         return next((trial for trial in self._waiting if trial not in own), None)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -244,7 +244,7 @@ class Files(JsonLoggerCallback):
             controller, trial, reason = self.decisions.failed.pop()
             # a worker whose trial failed is as good as before: it was not raised there, because Tune would drop it
             with contextlib.suppress(AttributeError, AssertionError, KeyError):
-                controller._set_trial_status(trial, type(trial).ERROR)
+                controller._set_trial_status(trial, type(trial).ERROR)  # noqa: SLF001 - there is no public way
                 trial.handle_error(RuntimeError(reason))
 
     def __deepcopy__(self, memo: Any) -> Any:
@@ -263,7 +263,7 @@ def run(
     max_concurrent: int,
     body: Body = run_trial,
     modules: Iterable[str] = TRAINING,
-    watch: Watch = Watch(),
+    watch: Watch = Watch(),  # noqa: B008 - frozen
     tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Run all trials of a controller as one Tune experiment in `folder`, which is made anew.

@@ -40,7 +40,7 @@ class Studies:
     _warned: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        import optuna
+        import optuna  # noqa: PLC0415
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.spaces = {name: self.search.space_of(name) for name in self.variants}
@@ -79,7 +79,7 @@ class Studies:
         found the last draw stands: the store answers it, or a trial that was pruned when little was known gets another
         chance.
         """
-        from optuna.trial import TrialState as State
+        from optuna.trial import TrialState as State  # noqa: PLC0415
 
         number = self.asked[variant]
         self.asked[variant] += 1
@@ -111,7 +111,7 @@ class Studies:
         *,
         known: bool = False,
     ) -> tuple[Any, dict[str, Any]]:
-        import optuna
+        import optuna  # noqa: PLC0415
 
         study, space = self.studies[variant], self.spaces[variant]
         seed = self._seed(variant, number, attempt) if attempt else self._seed(variant, number)
@@ -127,7 +127,7 @@ class Studies:
             try:
                 trial = study.ask()
                 point = suggest(trial, space)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a sampler that fails must not end the study
                 if not self._warned:
                     self._warned = True
                     self.warn(
@@ -165,7 +165,7 @@ class Studies:
         return int(digest([self.seed, *parts])[:8], 16)
 
     def _sampler(self, variant: str, seed: int, *, at_random: bool) -> Any:
-        import optuna
+        import optuna  # noqa: PLC0415
 
         if at_random and self.search.sampler in {"tpe", "gp"}:
             # what is known leaves nothing to sample, and these two take their time
@@ -189,7 +189,7 @@ class Studies:
         A setting that does not fit into memory violates a constraint, so that the sampler goes elsewhere; as FAIL it
         would be forgotten and proposed again.
         """
-        from optuna.trial import TrialState as State
+        from optuna.trial import TrialState as State  # noqa: PLC0415
 
         variant, trial = asked
         study = self.studies[variant]

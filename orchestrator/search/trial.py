@@ -64,7 +64,7 @@ def run_trial(spec: TrialSpec, report: Report) -> Artifact:
     Raises:
         UserError: head frozen_deep has no source, or one that was trained on other parts.
     """
-    from filelock import FileLock
+    from filelock import FileLock  # noqa: PLC0415
 
     store = Store(Path(spec.store))
     if (found := store.find("trial", spec.key)) is None:
@@ -77,10 +77,10 @@ def run_trial(spec: TrialSpec, report: Report) -> Artifact:
 
 
 def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
-    from data_prep.preparation.shards import open_rows
-    from trainers.classifier import train
-    from trainers.config import Train
-    from trainers.data import Task
+    from data_prep.preparation.shards import open_rows  # noqa: PLC0415
+    from trainers.classifier import train  # noqa: PLC0415
+    from trainers.config import Train  # noqa: PLC0415
+    from trainers.data import Task  # noqa: PLC0415
 
     rows = open_rows(Path(spec.rows))
     parts = _parts(spec, rows.index)
@@ -129,7 +129,7 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
     return store.get("trial", spec.key)
 
 
-class MissingSource(UserError):
+class MissingSource(UserError):  # noqa: N818 - says what is the case
     """What a trial stands on was never finished."""
 
 
@@ -163,7 +163,7 @@ def _source_weights(spec: TrialSpec, store: Store) -> dict[str, Any] | None:
         raise UserError(
             f"head frozen_deep: its source {spec.source} was trained on other data: {told}"
         )
-    from trainers.checkpoint import load_weights
+    from trainers.checkpoint import load_weights  # noqa: PLC0415
 
     found.file("weights.safetensors")
     return dict(load_weights(found.path)[0])
@@ -173,7 +173,7 @@ def _keep_features(
     store: Store, photos: str, identity: dict[str, object], compute: Callable[[], Any]
 ) -> Any:
     """Find features in the store or put them there, once per node however many trials ask; map them read-only."""
-    from filelock import FileLock
+    from filelock import FileLock  # noqa: PLC0415
 
     key = stage_key("features", VERSIONS["features"], identity, {"photos": photos})
     if store.find("features", key) is None:
@@ -191,7 +191,7 @@ def _mixable(spec: TrialSpec, index: Mapping[str, int]) -> Any:
     """Return what MixUp may mix, by row, or None where it does not ask."""
     if spec.mixable is None:
         return None
-    from trainers.data import Mixable
+    from trainers.data import Mixable  # noqa: PLC0415
 
     table = [
         row for row in tables.read(Path(spec.mixable)).to_pylist() if row["sample_id"] in index
@@ -235,8 +235,8 @@ def _parts(spec: TrialSpec, index: Mapping[str, int]) -> dict[str, tuple[Any, An
 
 
 def _predictions(spec: TrialSpec, work: Path, rows: Any, part: tuple[Any, Any]) -> Any:
-    from trainers.inference import load, predict
-    from trainers.metrics import joint_class
+    from trainers.inference import load, predict  # noqa: PLC0415
+    from trainers.metrics import joint_class  # noqa: PLC0415
 
     at, codes = part
     model = load(work)

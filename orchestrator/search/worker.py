@@ -75,7 +75,7 @@ class Failed:
     text: str
 
 
-class BadReport(ValueError):
+class BadReport(ValueError):  # noqa: N818 - says what it is
     """A report that cannot be used."""
 
     def __init__(self, cause: str, text: str) -> None:
@@ -339,7 +339,7 @@ def _run(body: Body, spec: Any, pipe: Any) -> tuple[str, ...]:
         body(spec, report)
     except _Stopped:
         return ("stopped",)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the parent hears of it
         traceback.print_exc()
         answer: tuple[str, ...] = (
             "failed",

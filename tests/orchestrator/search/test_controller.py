@@ -33,7 +33,7 @@ def play(folder, *, ledger=None, max_concurrent=1, search=SEARCH, store=None, **
         written.append(PhaseStarted(phase="search"))
         controller = toy.make_controller(written, toy.make_studies(folder, search), folder)
         controller.finished = lambda spec: store.get(spec.key)
-        finish = lambda spec, history: store.setdefault(spec.key, history)
+        finish = lambda spec, history: store.setdefault(spec.key, history)  # noqa: E731
         return controller, toy.simulate(
             controller, max_concurrent=max_concurrent, finish=finish, **options
         )
@@ -65,7 +65,7 @@ def test_killed_again_and_again_with_two_at_a_time_no_finished_trial_runs_twice_
 ):
     folder, store, done = tmp_path / "run", {}, set()
     folder.mkdir()
-    for n_kills in itertools.count():
+    for n_kills in itertools.count():  # noqa: B007 - read below
         try:
             controller, trained = play(
                 folder, ledger=toy.MortalLedger(folder, 9), max_concurrent=2, store=store
@@ -127,7 +127,7 @@ def test_the_median_rule_stops_what_is_below_the_others():
 
 
 def test_unequal_speeds_finish_all_trials(tmp_path):
-    speed = lambda spec: 1.0 if spec.params["train.head"] == "single" else 7.3
+    speed = lambda spec: 1.0 if spec.params["train.head"] == "single" else 7.3  # noqa: E731
     controller, _ = play(tmp_path / "run", max_concurrent=3, speed=speed)
     assert 12 == sum(controller.counts.values())
 
