@@ -39,9 +39,11 @@ def test_the_trial_controller_shows_its_running_trials(tmp_path):
 
 
 def test_a_terminal_shows_a_line_per_trial_and_a_pipe_keeps_quiet_between():
-    look = lambda: PhaseSnapshot(
-        1, {"COMPLETE": 1}, 0.5, None, ("s-a-0001  epoch 1, best 0.5000, 3 s",)
-    )
+    running = ("s-a-0001  epoch 1, best 0.5000, 3 s",)
+
+    def look():
+        return PhaseSnapshot(1, {"COMPLETE": 1}, 0.5, None, running)
+
     reporter, shown = Reporter(), {}
     for terminal in (True, False):
         out = io.StringIO()
