@@ -27,8 +27,11 @@ BackgroundModel = Literal[
     "birefnet-massive",
     "bria-rmbg",
 ]
-"""The sessions of rembg that run here and answer with one mask. Left out: those that send the photo to a remote
-service, `sam` (needs points), `u2net_cloth_seg` (three masks), `birefnet-general-fp16` (needs onnx) and `*_custom` (any file)."""
+"""The sessions of rembg that run here and answer with one mask.
+
+Left out: those that send the photo to a remote service, `sam` (needs points), `u2net_cloth_seg`
+(three masks), `birefnet-general-fp16` (needs onnx) and `*_custom` (any file).
+"""
 
 Detector = Literal[
     "fastmtcnn",
@@ -56,7 +59,10 @@ Detector = Literal[
 
 
 class ProfileFolders(Section):
-    """One folder of photos per person below `root/images/`, and a table with one row per folder (column `path`)."""
+    """One folder of photos per person below `root/images/`.
+
+    A table has one row per folder (column `path`).
+    """
 
     layout: Literal["profile_folders"] = "profile_folders"
     root: str = how()  # the fingerprint of its files identifies it, wherever it lies
@@ -92,9 +98,7 @@ class TestTable(Section):
     id: str = "ImageID"
     label: str | None = None
     group: str | None = None
-    public: Fraction | None = (
-        None  # share of the test set that the policy `leaderboard` may look at
-    )
+    public: Fraction | None = None  # share of the test set that `leaderboard` may use
 
 
 class TestHoldOut(Section):
@@ -130,8 +134,8 @@ class _ValueLabel(Section):
             )
         if self.train_bins is not None and len(self.train_bins) != len(self.bins or []):
             raise ValueError(
-                f"train_bins moves the borders of bins in training: as many were required, found {self.train_bins} "
-                f"for bins {self.bins}"
+                "train_bins moves the borders of bins in training: as many were required, "
+                f"found {self.train_bins} for bins {self.bins}"
             )
         return self
 
@@ -221,8 +225,8 @@ class RemoveBackground(Section):
 class CropFace(Section):
     """Crop to the largest central face (DeepFace), widened by `margin` of its size on every side.
 
-    The detector sees the photo reduced to `search_size` pixels at its longest side, and the whole photo only where
-    it finds nothing on that scale.
+    The detector sees the photo reduced to `search_size` pixels at its longest side. It sees the
+    whole photo only where it finds nothing on that scale.
     """
 
     name: Literal["crop_face"] = "crop_face"
@@ -265,9 +269,8 @@ class Prep(Section):
     """The steps that turn a photo into a training sample, in the user's order."""
 
     steps: Annotated[list[Step], Field(min_length=1)] = [Resize(size=128)]
-    max_lost: Annotated[float, Field(gt=0, le=1)] = how(
-        0.5
-    )  # share of the photos; above it the run stops
+    max_lost: Annotated[float, Field(gt=0, le=1)] = how(0.5)
+    """Share of the photos; above it the run stops."""
 
     @model_validator(mode="after")
     def _ends_square(self) -> Self:

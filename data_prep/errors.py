@@ -29,11 +29,11 @@ class DataError(ValueError):
 
 
 class MachineError(RuntimeError):
-    """A disk that went, or memory or handles that ran out: no photo's fault, so nothing about a photo follows."""
+    """A disk that is gone, or memory or handles that ran out: it says nothing about a photo."""
 
 
 def require_machine(error: OSError, place: str, images: str) -> None:
-    """Return where a file that could not be read is to blame itself: it is gone, forbidden or no file.
+    """Return if the file itself is to blame: it is gone, forbidden or no file.
 
     Args:
         error: what reading it raised.
@@ -41,24 +41,28 @@ def require_machine(error: OSError, place: str, images: str) -> None:
         images: the folder of all photos.
 
     Raises:
-        MachineError: any other file could have failed the same way, or the folder is gone, closed or empty.
+        MachineError: any other file could fail the same way, or the folder is gone, closed or
+            empty.
     """
-    reason, what = error.strerror or str(error), place
+    reason = error.strerror or str(error)
+    what = place
     if error.errno not in _OF_THE_MACHINE:
         try:
             with os.scandir(images) as entries:
                 if next(entries, None) is not None:
                     return
-            reason, what = "the folder is empty now", images
+            reason = "the folder is empty now"
         except OSError as closed:
-            reason, what = closed.strerror or str(closed), images
+            reason = closed.strerror or str(closed)
+        what = images
     raise MachineError(
-        f"{what}: a disk that answers was required, found: {reason}; see to the disk, its mount or the machine's "
-        "limits and submit again, what is finished is kept"
+        f"{what}: a disk that answers was required, found: {reason}; repair the disk, its mount or "
+        "the machine's limits and submit again, what is finished is kept"
     ) from None
 
 
 def some(names: Sequence[str]) -> str:
     """Name the first three of many."""
+    text = "; ".join(names[:_NAMED])
     rest = len(names) - _NAMED
-    return "; ".join(names[:_NAMED]) + (f"; and {rest} more" if rest > 0 else "")
+    return f"{text}; and {rest} more" if rest > 0 else text

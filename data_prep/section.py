@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 _HOW = "how"
@@ -37,7 +38,9 @@ def identity(section: BaseModel) -> dict[str, Any]:
         extra = field.json_schema_extra
         if isinstance(extra, dict) and extra.get(_HOW):
             dumped.pop(alias)
-        elif isinstance(value := getattr(section, name), BaseModel):
+            continue
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
             dumped[alias] = identity(value)
     return dumped
 
@@ -56,10 +59,12 @@ class _BareName:
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    ) -> JsonSchemaValue:
         inner = handler(schema["schema"])
-        names = sorted(inner.get("discriminator", {}).get("mapping", {}))
-        return {"anyOf": [{"type": "string", **({"enum": names} if names else {})}, inner]}
+        short: JsonSchemaValue = {"type": "string"}
+        if names := sorted(inner.get("discriminator", {}).get("mapping", {})):
+            short["enum"] = names
+        return {"anyOf": [short, inner]}
 
 
 BARE_NAME = _BareName()
@@ -74,7 +79,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 def check_rule(where: str, wanted: Any) -> None:
-    """Raise unless a rule about a column is [low, high] (inclusive), a list of values, a value, or {not: value(s)}.
+    """Check the form of a rule about a column.
+
+    It is [low, high] (inclusive), a list of values, a value, or {not: value(s)}.
 
     Raises:
         ValueError: it is something else; the text begins with `where`.

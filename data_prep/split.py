@@ -1,7 +1,7 @@
 """Roles and folds: pure functions of ids, labels, groups and a seed.
 
-Every choice comes from the sha256 of seed, purpose and name, so that a split does not depend on the order of files,
-the platform, or the version of a library.
+Every choice comes from the sha256 of seed, purpose and name. So a split does not depend on the order
+of files, the platform, or the version of a library.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from data_prep.errors import DataError, some
 
 Ints = NDArray[np.int64]
 _OK = "ok"
+_NOT_OF_USER = ("path", "label", "sha256", "width", "height", "status", "fold", "role")
 _N_DEALS = 20
-"""Of an inner part, until its training part shows every class; the first deal stands where it does."""
+"""Deals of an inner part, until its training part has every class; usually the first has."""
 
 
 def assign(
@@ -35,8 +36,8 @@ def assign(
 ) -> pa.Table:
     """Give every usable sample its role and fold.
 
-    Roles and folds are dealt over all labelled samples; exclusions then only take samples out, so that arms with
-    different exclusions stay paired. The test set keeps all its samples.
+    Roles and folds are dealt over all labelled samples; exclusions then only take samples out, so
+    that arms with different exclusions stay paired. The test set keeps all its samples.
 
     Args:
         catalog: as `build_catalog` returns it; quarantined photos get no row.
@@ -46,40 +47,38 @@ def assign(
         n_folds: None for no folds.
 
     Returns:
-        sample_id, group, label (null for test), role (train, val, test, excluded), fold (int64, from 0; null for test,
-        excluded, and without folds), in the catalog's order.
+        sample_id, group, label (null for test), role (train, val, test, excluded), fold (int64,
+        from 0; null for test, excluded, and without folds), in the catalog's order.
 
     Raises:
-        DataError: an exclusion names an unknown column, or there are too few groups, or no training photo of a class.
+        DataError: an exclusion names an unknown column, or there are too few groups, or no training
+            photo of a class.
     """
     usable = catalog.filter(pc.equal(catalog["status"], _OK))
     labelled = usable.filter(pc.is_valid(usable["label"]))
-    samples, groups = labelled["sample_id"].to_pylist(), labelled["group"].to_pylist()
+    samples = labelled["sample_id"].to_pylist()
+    groups = labelled["group"].to_pylist()
     labels = labelled["label"].to_numpy()
     owners, codes = _units(split, samples, groups, schema.decode(labels))
     val = deal_share(owners, codes, split.val, seed=split.seed, purpose="val")
-    folds = (
-        deal_folds(owners, codes, n_folds, seed=split.seed)
-        if n_folds
-        else np.full(len(samples), -1, dtype=np.int64)
-    )
+    folds = np.full(len(samples), -1, dtype=np.int64)
+    if n_folds:
+        folds = deal_folds(owners, codes, n_folds, seed=split.seed)
     out = excluded(labelled, schema, exclude)
     roles = np.where(out, "excluded", np.where(val, "val", "train"))
     _refuse_missing(roles, schema, labels)
-    role, fold = (
-        dict(zip(samples, roles.tolist(), strict=True)),
-        dict(zip(samples, np.where(out, -1, folds).tolist(), strict=True)),
-    )
-    ids = usable["sample_id"].to_pylist()
+    is_labelled = pc.is_valid(usable["label"]).to_numpy()
+    all_roles = np.full(len(usable), "test", dtype=object)
+    all_roles[is_labelled] = roles
+    all_folds = np.full(len(usable), -1, dtype=np.int64)
+    all_folds[is_labelled] = np.where(out, -1, folds)
     return pa.table(
         {
             "sample_id": usable["sample_id"],
             "group": usable["group"],
             "label": usable["label"],
-            "role": pa.array([role.get(sample, "test") for sample in ids], pa.string()),
-            "fold": pa.array(
-                [at if (at := fold.get(sample, -1)) >= 0 else None for sample in ids], pa.int64()
-            ),
+            "role": pa.array(all_roles, pa.string()),
+            "fold": pa.array(all_folds, pa.int64(), mask=all_folds < 0),
         }
     )
 
@@ -89,9 +88,10 @@ def inner_part(
 ) -> tuple[list[str], list[str]]:
     """Split the samples outside a fold into (train, inner val), by the same strategy and share.
 
-    The inner val part drives the schedule, early stopping and the best epoch of a confirm trial, whose fold is never
-    looked at before the end. It depends on the split's seed and the fold, and on no training seed. Groups are dealt again
-    where the training part would lack a class, which a model could then never answer.
+    The inner val part drives the schedule, early stopping and the best epoch of a confirm trial,
+    which predicts its fold only at the end. It depends on the split's seed and the fold, and on no
+    training seed. Groups are dealt again where the training part would lack a class: a model could
+    never answer it.
 
     Args:
         folds: as `assign` returns it.
@@ -107,12 +107,13 @@ def inner_part(
     """
     there = pc.and_(pc.is_valid(folds["fold"]), pc.not_equal(folds["fold"], fold))
     rows = folds.filter(pc.fill_null(there, fill_value=False))
-    samples, groups = rows["sample_id"].to_pylist(), rows["group"].to_pylist()
+    samples = rows["sample_id"].to_pylist()
+    groups = rows["group"].to_pylist()
     owners, codes = _units(split, samples, groups, schema.decode(rows["label"].to_numpy()))
     labels = rows["label"].to_numpy()
     val = deal_share(owners, codes, split.val, seed=split.seed, purpose=f"inner {fold}")
     for attempt in range(1, _N_DEALS):
-        if _lost_class(labels[~val], schema) is None:
+        if _missing_classes(labels[~val], schema) is None:
             break
         # balances nothing: strata of one group each would be dealt alike again
         val = deal_share(
@@ -122,15 +123,16 @@ def inner_part(
             seed=split.seed,
             purpose=f"inner {fold}, deal {attempt}",
         )
-    if lost := _lost_class(labels[~val], schema):
+    if missing := _missing_classes(labels[~val], schema):
+        name, classes = missing
         raise DataError(
             "data.split",
-            f"every class of {lost[0]} was required in the training part of fold {fold} of confirm, found none of "
-            f"{some(lost[1])}: too few groups show it; add some, or use strategy balanced_profile, another split.seed, "
-            "or more confirm.folds",
+            f"every class of {name} was required in the training part of fold {fold} of confirm, "
+            f"found none of {some(classes)}: too few groups have it; add some, or use strategy "
+            "balanced_profile, another split.seed, or more confirm.folds",
         )
-    pairs = list(zip(samples, val.tolist(), strict=True))
-    return [sample for sample, out in pairs if not out], [sample for sample, out in pairs if out]
+    train = [samples[index] for index in np.flatnonzero(~val)]
+    return train, [samples[index] for index in np.flatnonzero(val)]
 
 
 def deal_share(
@@ -144,8 +146,9 @@ def deal_share(
 ) -> NDArray[np.bool_]:
     """Choose a share of the groups, the same share of every stratum to within one group.
 
-    The groups stand in one line, stratum after stratum, shuffled within each. Number i is chosen where
-    floor(i * share + 1/2) rises: any n neighbours hold n * share of them to within one, and so does the whole.
+    The groups are in one line, stratum after stratum, shuffled within each. Number i is chosen where
+    floor(i * share + 1/2) rises: any n neighbours have n * share of them to within one, and so has
+    the whole.
 
     Args:
         groups: (n_samples,) names.
@@ -165,20 +168,21 @@ def deal_share(
     n_groups = len(place)
     if n_groups < 2:
         raise DataError(where, f"at least 2 groups were required for two parts, found {n_groups}")
-    exact = Fraction(str(share)).limit_denominator(
-        1_000_000
-    )  # integers: floats would round differently somewhere
-    if (
-        not 0 < (n_chosen := int(n_groups * exact + Fraction(1, 2))) < n_groups
-    ):  # neither part may be empty
+    # integers: floats would round differently on some machine
+    exact = Fraction(str(share)).limit_denominator(1_000_000)
+    n_chosen = int(n_groups * exact + Fraction(1, 2))
+    if not 0 < n_chosen < n_groups:  # neither part may be empty
         exact = Fraction(min(max(n_chosen, 1), n_groups - 1), n_groups)
-    top, bottom = exact.numerator, exact.denominator
+    top = exact.numerator
+    bottom = exact.denominator
     marks = (2 * top * np.arange(n_groups + 1, dtype=np.int64) + bottom) // (2 * bottom)
     return (np.diff(marks) > 0)[place][inverse]
 
 
 def deal_folds(groups: Sequence[str], codes: Ints, n_folds: int, *, seed: int) -> Ints:
-    """Deal groups to folds round-robin along the same kind of line: every stratum is within one group of even.
+    """Deal groups to folds round-robin along the same kind of line.
+
+    Every stratum is within one group of even.
 
     Returns:
         (n_samples,) int64 from 0 to n_folds - 1, equal within a group.
@@ -190,7 +194,8 @@ def deal_folds(groups: Sequence[str], codes: Ints, n_folds: int, *, seed: int) -
     if len(place) < n_folds:
         raise DataError(
             "confirm.folds",
-            f"at least one group per fold was required, found {len(place)} groups for {n_folds} folds",
+            f"at least one group per fold was required, found {len(place)} groups for {n_folds} "
+            "folds",
         )
     return (place % n_folds)[inverse]
 
@@ -198,15 +203,15 @@ def deal_folds(groups: Sequence[str], codes: Ints, n_folds: int, *, seed: int) -
 def strata(groups: Sequence[str], codes: Ints) -> tuple[list[str], Ints, Ints]:
     """Find the labels that are constant within every group, and what each group's are.
 
-    A label that differs inside a group (mask state, say) cannot be balanced by moving groups.
+    A label that differs inside a group, such as the mask state, cannot be balanced by moving groups.
 
     Returns:
-        Names of the groups in sorted order, (n_samples,) number of each sample's group, and (n_groups, n_constant)
-        codes of the constant labels.
+        Names of the groups in sorted order, (n_samples,) number of each sample's group, and
+        (n_groups, n_constant) codes of the constant labels.
     """
     names = sorted(set(groups))
-    number = {name: at for at, name in enumerate(names)}
-    inverse = np.fromiter((number[group] for group in groups), dtype=np.int64, count=len(groups))
+    number = {name: index for index, name in enumerate(names)}
+    inverse = np.fromiter(map(number.__getitem__, groups), dtype=np.int64, count=len(groups))
     first = np.zeros((len(names), codes.shape[1]), dtype=np.int64)
     first[inverse] = codes
     constant = (first[inverse] == codes).all(axis=0)
@@ -216,7 +221,13 @@ def strata(groups: Sequence[str], codes: Ints) -> tuple[list[str], Ints, Ints]:
 def excluded(
     table: pa.Table, schema: Schema, rules: Sequence[Mapping[str, Any]], where: str = "data.exclude"
 ) -> NDArray[np.bool_]:
-    """Say which samples a list of rules takes out: (n_samples,) bool. `where` is the spec's entry, for messages.
+    """Return which samples a list of rules takes out: (n_samples,) bool.
+
+    Args:
+        table: rows of the catalog.
+        schema: of its labels.
+        rules: a sample goes when any rule fits, a rule fits when all its columns do.
+        where: the spec's entry, for messages.
 
     Raises:
         DataError: a column is unknown, or a rule compares numbers with text.
@@ -231,15 +242,20 @@ def excluded(
 
 
 def cells(table: pa.Table, schema: Schema, columns: Sequence[str], where: str) -> Ints:
-    """Number the samples so that equal numbers mean equal values in all columns (or labels): (n_samples,) int64.
+    """Number the samples so that equal numbers mean equal values in all columns (or labels).
+
+    Returns:
+        (n_samples,) int64.
 
     Raises:
         DataError: a column is unknown.
     """
     values = [_values(table, schema, column, where)[0] for column in columns]
+    if not values:
+        return np.zeros(len(table), dtype=np.int64)
     numbers: dict[tuple[Any, ...], int] = {}
-    rows = zip(*values, strict=True) if columns else [()] * len(table)
-    return np.array([numbers.setdefault(tuple(row), len(numbers)) for row in rows], np.int64)
+    cells = [numbers.setdefault(row, len(numbers)) for row in zip(*values, strict=True)]
+    return np.array(cells, dtype=np.int64)
 
 
 def _fits(
@@ -249,50 +265,46 @@ def _fits(
         return ~_fits(table, schema, column, wanted["not"], where)
     values, numeric = _values(table, schema, column, where)
     test = _test_of(wanted, numeric, where)
-    known = {value: value is not None and test(value) for value in set(values)}
-    return np.fromiter((known[value] for value in values), dtype=bool, count=len(values))
+    fits = {value: value is not None and test(value) for value in set(values)}
+    return np.array([fits[value] for value in values], dtype=bool)
 
 
 def _values(table: pa.Table, schema: Schema, column: str, where: str) -> tuple[list[Any], bool]:
     """Return a column of the user's table, or the class names of a label, and whether it holds numbers."""
-    own = {
-        "path",
-        "label",
-        "sha256",
-        "width",
-        "height",
-        "status",
-        "fold",
-        "role",
-        *(f"label_{name}" for name in schema.names),
-    }
-    if (
-        name := name_in_catalog(column, table.column_names)
-    ) in table.column_names and name not in own:
+    names = _user_columns(table, schema)
+    name = name_in_catalog(column, table.column_names)
+    if name in names:
         kind = table[name].type
         return table[name].to_pylist(), pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if column in schema.names:
-        return [
-            schema.classes[column][code] for code in table[f"label_{column}"].to_pylist()
-        ], False
-    there = [name.removeprefix("table_") for name in table.column_names if name not in own]
-    there += [name for name in schema.names if name not in there]
+        classes = schema.classes[column]
+        return [classes[code] for code in table[f"label_{column}"].to_pylist()], False
+    known = dict.fromkeys(name.removeprefix("table_") for name in names)
+    known.update(dict.fromkeys(schema.names))
     raise DataError(
         where,
-        f"a column of the table or a label was required, found {column!r}; there are {', '.join(there)}",
+        f"a column of the table or a label was required, found {column!r}; there are "
+        f"{', '.join(known)}",
     )
+
+
+def _user_columns(table: pa.Table, schema: Schema) -> list[str]:
+    not_of_user = {*_NOT_OF_USER, *(f"label_{name}" for name in schema.names)}
+    return [name for name in table.column_names if name not in not_of_user]
 
 
 def _test_of(wanted: Any, numeric: bool, where: str) -> Callable[[Any], bool]:
     listed = wanted if isinstance(wanted, list) else [wanted]
-    numbers = [
-        value for value in listed if isinstance(value, int | float) and not isinstance(value, bool)
-    ]
+    numbers = []
+    for value in listed:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            numbers.append(value)
     if isinstance(wanted, list) and len(wanted) == 2 and len(numbers) == 2:
         if not numeric:
             raise DataError(
                 where,
-                f"a range fits columns of numbers only, found text; list the values in quotes instead of {wanted}",
+                "a range fits columns of numbers only, found text; list the values in quotes "
+                f"instead of {wanted}",
             )
         return lambda value: bool(numbers[0] <= value <= numbers[1])
     if numeric:
@@ -301,31 +313,41 @@ def _test_of(wanted: Any, numeric: bool, where: str) -> Callable[[Any], bool]:
                 where, f"the column holds numbers, found {wanted!r}; write numbers without quotes"
             )
         return set(numbers).__contains__
-    return {
-        str(value).lower() if isinstance(value, bool) else str(value) for value in listed
-    }.__contains__
+    texts = set()
+    for value in listed:
+        texts.add(str(value).lower() if isinstance(value, bool) else str(value))
+    return texts.__contains__
 
 
 def _units(
     split: Split, samples: Sequence[str], groups: Sequence[str], codes: Ints
 ) -> tuple[Sequence[str], Ints]:
-    """Return what a strategy moves as one, and what it balances: random moves photos, the others groups."""
-    if split.strategy == "balanced_profile":
-        return groups, codes
-    return samples if split.strategy == "random" else groups, codes[:, :0]
+    """Return what a strategy moves as one and what it balances."""
+    if split.strategy == "random":
+        return samples, codes[:, :0]
+    if split.strategy == "profile":
+        return groups, codes[:, :0]
+    return groups, codes
 
 
 def _line(groups: Sequence[str], codes: Ints, seed: int, purpose: str) -> tuple[Ints, Ints]:
-    """Order the groups by stratum, shuffled within each: each sample's group, and each group's place in the line."""
-    names, inverse, kept = strata(groups, codes)
-    hashes = [
-        hashlib.sha256(f"{seed}|{purpose}|{name}".encode("utf-8", "surrogateescape")).digest()
-        for name in names
-    ]
-    line = sorted(range(len(names)), key=lambda at: (kept[at].tolist(), hashes[at]))
+    """Order the groups by stratum, shuffled within each.
+
+    Returns:
+        Each sample's group, and each group's place in the line.
+    """
+    names, inverse, group_codes = strata(groups, codes)
+    keys = []
+    for name, stratum in zip(names, group_codes.tolist(), strict=True):
+        keys.append((stratum, _hash(seed, purpose, name)))
+    line = sorted(range(len(names)), key=keys.__getitem__)
     place = np.empty(len(names), dtype=np.int64)
     place[line] = np.arange(len(names))
     return inverse, place
+
+
+def _hash(seed: int, purpose: str, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}|{purpose}|{name}".encode("utf-8", "surrogateescape")).digest()
 
 
 def _refuse_missing(roles: NDArray[np.str_], schema: Schema, labels: Ints) -> None:
@@ -335,19 +357,21 @@ def _refuse_missing(roles: NDArray[np.str_], schema: Schema, labels: Ints) -> No
                 "data.exclude",
                 f"samples of role {role} were required, the exclusions leave none; loosen them",
             )
-    if lost := _lost_class(labels[roles == "train"], schema):
+    if missing := _missing_classes(labels[roles == "train"], schema):
+        name, classes = missing
         raise DataError(
             "data.split",
-            f"every class of {lost[0]} was required in the training part, found none of {some(lost[1])}; "
-            f"use another split.seed, a smaller split.val, or fewer exclusions",
+            f"every class of {name} was required in the training part, found none of "
+            f"{some(classes)}; use another split.seed, a smaller split.val, or fewer exclusions",
         )
 
 
-def _lost_class(labels: Ints, schema: Schema) -> tuple[str, list[str]] | None:
-    """Return the first label of which classes are missing, and these."""
-    there = schema.decode(labels)
+def _missing_classes(labels: Ints, schema: Schema) -> tuple[str, list[str]] | None:
+    """Return the first label of which classes are missing, and these classes."""
+    codes = schema.decode(labels)
     for column, (name, classes) in enumerate(schema.classes.items()):
-        found = set(there[:, column].tolist())
-        if lost := [text for code, text in enumerate(classes) if code not in found]:
-            return name, lost
+        present = set(codes[:, column].tolist())
+        missing = [text for code, text in enumerate(classes) if code not in present]
+        if missing:
+            return name, missing
     return None

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainers.data import seed_of
+from trainers.package_names import Operation
 
 Photos = NDArray[np.uint8]  # (B, H, W, 3)
 Seeds = NDArray[np.uint64]  # (B,)
 Augmentation = Callable[[Photos, Seeds], Photos]
-Operation = dict[str, Any]  # name, and settings of albumentations
 
 _FLIP: Operation = {"name": "HorizontalFlip", "p": 0.5}
 POLICIES: dict[str, list[Operation]] = {

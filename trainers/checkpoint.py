@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim.optimizer import StateDict
 
 from data_prep.files import atomic_path, write_json
 
@@ -25,8 +26,8 @@ class State(TypedDict):
     """Everything that a training needs to go on after an epoch."""
 
     model: dict[str, Tensor]  # of the head alone where the backbone is frozen
-    optimizer: dict[str, Any]
-    scaler: dict[str, Any]
+    optimizer: StateDict
+    scaler: StateDict
     plateau: list[Any]  # best, waited, cuts
     history: list[dict[str, float]]
     step: int

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from data_prep.section import BARE_NAME, Count, Fraction, Positive, Probability, Section, check_rule
-from trainers.package_names import check_operation
+from trainers.package_names import Operation, check_operation
 
 _DURATION = r"^[1-9][0-9]* (epochs?|steps?)$"
 DurationText = Annotated[str, StringConstraints(pattern=_DURATION)]
@@ -292,13 +292,13 @@ MixUp = Annotated[
 class Augment(Section):
     """What happens to a training sample. Validation and test samples are never augmented."""
 
-    policy: Literal["none", "basic", "strong", "contest"] | list[dict[str, Any]] = "basic"
+    policy: Literal["none", "basic", "strong", "contest"] | list[Operation] = "basic"
     cutmix: CutMix = NoCutMix()
     mixup: MixUp = NoMixUp()
 
     @field_validator("policy")
     @classmethod
-    def _known(cls, policy: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    def _known(cls, policy: str | list[Operation]) -> str | list[Operation]:
         if isinstance(policy, list):
             for operation in policy:
                 check_operation(operation)

@@ -100,7 +100,7 @@ def build(
         )
     wants_weights = model.pretrained if pretrained is None else pretrained
     backbone = _backbone(model.backbone, size=size, wants_weights=wants_weights)
-    config: dict[str, Any] = backbone.pretrained_cfg
+    config: Any = backbone.pretrained_cfg
     n_features = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
     head = HEADS[model.head.name](model.head, n_features, label_sizes)
     return Classifier(

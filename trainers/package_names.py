@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 _MODEL = re.compile(r"^@register_model\s+def (\w+)\(", re.MULTILINE)
 _CLASS = re.compile(r"^class (\w+)\(([^)]*)\):", re.MULTILINE)
+Operation = dict[str, Any]
+"""An operation of a policy: {name: <albumentations class>, <its settings>}."""
 _COMMON = frozenset({"p"})  # what every operation takes
 _NOT_PUBLIC = ("Base", "_")
 
@@ -72,7 +74,7 @@ def settings_of(operation: str) -> frozenset[str] | None:
     return _COMMON
 
 
-def check_operation(operation: dict[str, Any]) -> None:
+def check_operation(operation: Operation) -> None:
     """Raise unless an operation of a policy is {name: <albumentations class>, <its settings>}.
 
     Raises:

@@ -1,9 +1,10 @@
-"""The audit: what makes a validation score lie, counted before anything is trained."""
+"""The audit: what makes a validation score too good, counted before anything is trained."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,14 @@ import pyarrow.compute as pc
 
 from data_prep.audit import distributions
 from data_prep.audit.duplicates import candidates, sets_of
+from data_prep.audit.facts import (
+    AuditFacts,
+    Duplicates,
+    ExcludedByRule,
+    PhotoSets,
+    Quarantined,
+    VariantFacts,
+)
 from data_prep.audit.findings import ranked
 from data_prep.catalog.builder import near_left_out
 from data_prep.catalog.labels import Schema
@@ -25,14 +34,14 @@ _VERY_NEAR = 8  # bits of 256: within a group nobody compares the pixels
 
 def audit(
     catalog: pa.Table,
-    folds_by_variant: dict[str, pa.Table],
+    folds_by_variant: Mapping[str, pa.Table],
     schema: Schema,
     *,
     labels: Mapping[str, Label] | None = None,
     exclude: Mapping[str, list[dict[str, Any]]] | None = None,
-    gaps: Mapping[str, dict[str, Any]] | None = None,
-    probe: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    gaps: Mapping[str, Mapping[str, Any]] | None = None,
+    probe: Mapping[str, Any] | None = None,
+) -> AuditFacts:
     """Examine a catalog and its splits.
 
     Args:
@@ -41,187 +50,198 @@ def audit(
         schema: of the labels.
         labels: their rules, for histograms.
         exclude: per variant its rules.
-        gaps: per variant what a quick model scored under its split and a disjoint one, where that was measured.
-        probe: what quick models of each label scored, where that was measured.
+        gaps: per variant the scores of a quick model under its split and a disjoint one.
+        probe: the scores of quick models of each label.
 
     Returns:
-        JSON: n_photos, n_usable, n_test, n_groups, counts (label -> class -> n), classes (joint class -> n, those that
-        occur), n_classes_missing, group_labels (constant within every group), joint (tables of label pairs),
-        histograms (label -> bars with borders), tells (how columns and photo sizes go with labels), sizes (the ten most
-        frequent), photo_sizes, quarantined ({sample_id, reason}), n_quarantined, reasons (-> n), duplicates and
-        near_duplicates (kind -> {n, n_photos, examples, sets}), n_near_left_out (pairs that look alike and were not compared:
-        only the 20,000 closest are), people (groups that share a picture), imbalance (largest
-        over smallest class), variants (-> roles, groups, counts, classes, folds, fold_classes, leak, excluded), leak
-        (variant -> share of val photos whose group, or one that shares a picture with it, is in train too), leak_gap,
-        probe, and warnings, the worst first: {kind, what, n, examples, do}.
+        All facts, with the findings that follow from them.
     """
     usable = catalog.filter(pc.equal(catalog["status"], "ok"))
     labelled = usable.filter(pc.is_valid(usable["label"]))
-    found, groups = labelled["label"].to_numpy(), labelled["group"].to_pylist()
-    codes = schema.decode(found)
-    names, _, kept = strata(groups, codes)
-    lost = catalog.filter(pc.not_equal(catalog["status"], "ok"))
-    quarantined = [
-        {"sample_id": sample, "reason": reason}
-        for sample, reason in zip(
-            lost["sample_id"].to_pylist(), lost["status"].to_pylist(), strict=True
-        )
-    ]
-    classes = _classes(found, schema)
+    targets = labelled["label"].to_numpy()
+    groups = labelled["group"].to_pylist()
+    codes = schema.decode(targets)
+    group_names, _, group_codes = strata(groups, codes)
+    quarantined = _quarantined(catalog)
+    classes = _classes(targets, schema)
     alike = people(usable)
-    shown = distributions.sizes(usable)
-    facts: dict[str, Any] = {
-        "n_photos": len(catalog),
-        "n_usable": len(usable),
-        "n_test": pc.sum(pc.starts_with(catalog["sample_id"], "test/")).as_py() or 0,
-        "n_groups": len(names),
-        "counts": _counts(codes, schema),
-        "classes": classes,
-        "n_classes_missing": schema.n_classes - len(classes),
-        "group_labels": _constant_labels(groups, codes, schema),
-        "group_strata": _strata_sizes(kept),
-        "joint": distributions.joint_tables(codes, schema),
-        "histograms": distributions.histograms(labelled, labels or {}),
-        "tells": distributions.tells(labelled, codes, schema, labels or {}),
-        "sizes": shown["frequent"],
-        "photo_sizes": shown,
-        "quarantined": quarantined,
-        "n_quarantined": len(quarantined),
-        "reasons": dict(Counter(one["reason"] for one in quarantined).most_common()),
-        "duplicates": _duplicates(usable),
-        "near_duplicates": _near_duplicates(usable),
-        "n_near_left_out": near_left_out(catalog),
-        "people": alike,
-        "imbalance": round(max(classes.values()) / min(classes.values()), 2) if classes else None,
-        "test_groups_in_train": _shared_groups(usable),
-        "variants": {
-            name: _variant(table, schema, alike) for name, table in folds_by_variant.items()
-        },
-        "leak_gap": dict(gaps or {}),
-        "probe": probe,
-    }
-    for name, rules in (exclude or {}).items():
-        facts["variants"][name]["excluded"] = _excluded(labelled, schema, rules)
-    facts["leak"] = {name: variant["leak"] for name, variant in facts["variants"].items()}
-    facts["warnings"] = ranked(facts, schema)
-    return facts
+    photo_sizes = distributions.sizes(usable)
+    variants = {}
+    for name, folds in folds_by_variant.items():
+        variant = _variant(folds, schema, alike)
+        if exclude is not None and name in exclude:
+            variant = replace(variant, excluded=_excluded(labelled, schema, exclude[name]))
+        variants[name] = variant
+    facts = AuditFacts(
+        n_photos=len(catalog),
+        n_usable=len(usable),
+        n_test=pc.sum(pc.starts_with(catalog["sample_id"], "test/")).as_py() or 0,
+        n_groups=len(group_names),
+        counts=_counts(codes, schema),
+        classes=classes,
+        n_classes_missing=schema.n_classes - len(classes),
+        group_labels=_constant_labels(groups, codes, schema),
+        group_strata=_strata_sizes(group_codes),
+        joint=distributions.joint_tables(codes, schema),
+        histograms=distributions.histograms(labelled, labels or {}),
+        tells=distributions.columns_that_tell(labelled, codes, schema, labels or {}),
+        sizes=photo_sizes.frequent,
+        photo_sizes=photo_sizes,
+        quarantined=quarantined,
+        n_quarantined=len(quarantined),
+        reasons=dict(Counter(photo.reason for photo in quarantined).most_common()),
+        duplicates=_sorted_sets(usable, usable["sha256"].to_pylist()),
+        near_duplicates=_near_duplicates(usable),
+        n_near_left_out=near_left_out(catalog),
+        people=alike,
+        imbalance=_imbalance(classes),
+        test_groups_in_train=_shared_groups(usable),
+        variants=variants,
+        leak_gap=dict(gaps or {}),
+        probe=probe,
+        leak={name: variant.leak for name, variant in variants.items()},
+        warnings=[],
+    )
+    return replace(facts, warnings=ranked(facts, schema))
 
 
 def people(usable: pa.Table) -> list[list[str]]:
-    """Return the sets of groups that share a picture, byte-equal or near, and so look like one person each."""
+    """Return the sets of groups that share a picture, byte-equal or near.
+
+    The groups of one set look like one person.
+    """
     column = "own_group" if "own_group" in usable.column_names else "group"
     groups = usable[column].to_pylist()
-    names = sorted({group for group in groups if group is not None})
-    number = {name: at for at, name in enumerate(names)}
-    first: dict[str, int] = {}
+    names = sorted(set(groups) - {None})
+    number = {name: index for index, name in enumerate(names)}
+    first_with: dict[str, int] = {}
     links = []
-    for group, *marks in zip(
-        groups, usable["sha256"].to_pylist(), usable["near"].to_pylist(), strict=True
-    ):
+    hashes = usable["sha256"].to_pylist()
+    near = usable["near"].to_pylist()
+    for group, *marks in zip(groups, hashes, near, strict=True):
+        if group is None:
+            continue
         for mark in marks:
-            if (
-                group is not None
-                and mark is not None
-                and (one := first.setdefault(mark, number[group])) != number[group]
-            ):
-                links.append((one, number[group]))
-    return [[names[at] for at in members] for members in sets_of(links)]
+            if mark is None:
+                continue
+            first = first_with.setdefault(mark, number[group])
+            if first != number[group]:
+                links.append((first, number[group]))
+    return [[names[index] for index in members] for members in sets_of(links)]
 
 
 def leak(folds: pa.Table, alike: Sequence[Sequence[str]] = ()) -> float:
-    """Return the share of val photos whose group also stands in train: 0 for a group-disjoint split.
+    """Return the share of val photos whose group is in train too: 0 for a group-disjoint split.
 
     Args:
         folds: as `assign` returns it.
         alike: of `people`; groups of one set count as one.
     """
-    one_of = {name: members[0] for members in alike for name in members}
-    roles, groups = (
-        folds["role"].to_pylist(),
-        [one_of.get(group, group) for group in folds["group"].to_pylist()],
-    )
-    train = {group for group, role in zip(groups, roles, strict=True) if role == "train"}
-    val = [group in train for group, role in zip(groups, roles, strict=True) if role == "val"]
-    return sum(val) / len(val) if val else 0.0
+    representative = {}
+    for members in alike:
+        representative.update(dict.fromkeys(members, members[0]))
+    train = set()
+    val = []
+    for group, role in zip(folds["group"].to_pylist(), folds["role"].to_pylist(), strict=True):
+        person = representative.get(group, group)
+        if role == "train":
+            train.add(person)
+        elif role == "val":
+            val.append(person)
+    if not val:
+        return 0.0
+    return sum(person in train for person in val) / len(val)
+
+
+def _quarantined(catalog: pa.Table) -> list[Quarantined]:
+    lost = catalog.filter(pc.not_equal(catalog["status"], "ok"))
+    return list(map(Quarantined, lost["sample_id"].to_pylist(), lost["status"].to_pylist()))
+
+
+def _imbalance(classes: Mapping[str, int]) -> float | None:
+    """Return how many times larger the largest class is than the smallest."""
+    if not classes:
+        return None
+    return round(max(classes.values()) / min(classes.values()), 2)
 
 
 def _excluded(
     labelled: pa.Table, schema: Schema, rules: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Count what each rule takes out; a photo may stand under two."""
+) -> list[ExcludedByRule]:
     groups = np.array(labelled["group"].to_pylist(), dtype=object)
-    found = []
+    counts = []
     for rule in rules:
         out = excluded(labelled, schema, [rule])
-        found.append({"rule": rule, "n": int(out.sum()), "n_groups": len(set(groups[out]))})
-    return found
+        counts.append(ExcludedByRule(rule, int(out.sum()), len(set(groups[out]))))
+    return counts
 
 
-def _variant(folds: pa.Table, schema: Schema, alike: Sequence[Sequence[str]]) -> dict[str, Any]:
+def _variant(folds: pa.Table, schema: Schema, alike: Sequence[Sequence[str]]) -> VariantFacts:
     roles = folds["role"].to_numpy(zero_copy_only=False)
     labels = folds["label"].fill_null(-1).to_numpy()
     numbers = folds["fold"].fill_null(-1).to_numpy()
     groups = np.array(folds["group"].fill_null("").to_pylist(), dtype=object)
-    parts = {role: labels[(roles == role) & (labels >= 0)] for role in ("train", "val", "excluded")}
-    dealt = [int(fold) for fold in np.unique(numbers) if fold >= 0]
-    return {
-        "roles": dict(Counter(roles.tolist())),
-        "groups": {
-            role: len(set(groups[roles == role]) - {""})
-            for role in ("train", "val", "test", "excluded")
-            if (roles == role).any()
-        },
-        "counts": {
-            role: _counts(schema.decode(found), schema)
-            for role, found in parts.items()
-            if len(found)
-        },
-        "classes": {role: _classes(found, schema) for role, found in parts.items() if len(found)},
-        "folds": {str(fold): int((numbers == fold).sum()) for fold in dealt},
-        "fold_classes": {str(fold): _classes(labels[numbers == fold], schema) for fold in dealt},
+    groups_of_role = {}
+    counts = {}
+    classes = {}
+    for role in ("train", "val", "test", "excluded"):
+        of_role = roles == role
+        if of_role.any():
+            groups_of_role[role] = len(set(groups[of_role]) - {""})
+        targets = labels[of_role & (labels >= 0)]
+        if role != "test" and len(targets):
+            counts[role] = _counts(schema.decode(targets), schema)
+            classes[role] = _classes(targets, schema)
+    fold_sizes = {}
+    fold_classes = {}
+    folds_without = {}
+    for fold in np.unique(numbers[numbers >= 0]).tolist():
+        held_out = numbers == fold
+        fold_sizes[str(fold)] = int(held_out.sum())
+        fold_classes[str(fold)] = _classes(labels[held_out], schema)
         # photos that a confirm trial of this fold trains on, against its labels
-        "folds_without": {
-            str(fold): gone
-            for fold in dealt
-            if (gone := _absent(schema.decode(labels[(numbers >= 0) & (numbers != fold)]), schema))
-        },
-        "leak": leak(folds, alike),
-        "leak_groups": leak(folds),
-    }
+        missing = _missing_classes(schema.decode(labels[(numbers >= 0) & ~held_out]), schema)
+        if missing:
+            folds_without[str(fold)] = missing
+    return VariantFacts(
+        roles=dict(Counter(roles.tolist())),
+        groups=groups_of_role,
+        counts=counts,
+        classes=classes,
+        folds=fold_sizes,
+        fold_classes=fold_classes,
+        folds_without=folds_without,
+        leak=leak(folds, alike),
+        leak_groups=leak(folds),
+    )
 
 
 def _counts(codes: Any, schema: Schema) -> dict[str, dict[str, int]]:
-    return {
-        name: dict(
-            zip(classes, np.bincount(codes[:, at], minlength=len(classes)).tolist(), strict=True)
-        )
-        for at, (name, classes) in enumerate(schema.classes.items())
-    }
+    counts = {}
+    for column, (name, classes) in enumerate(schema.classes.items()):
+        n_photos = np.bincount(codes[:, column], minlength=len(classes)).tolist()
+        counts[name] = dict(zip(classes, n_photos, strict=True))
+    return counts
 
 
-def _absent(codes: Any, schema: Schema) -> list[str]:
-    return [
-        f"{label} {name}"
-        for label, found in _counts(codes, schema).items()
-        for name, n in found.items()
-        if n == 0
-    ]
+def _missing_classes(codes: Any, schema: Schema) -> list[str]:
+    missing = []
+    for label, counts in _counts(codes, schema).items():
+        missing += [f"{label} {name}" for name, n in counts.items() if n == 0]
+    return missing
 
 
 def _classes(labels: Any, schema: Schema) -> dict[str, int]:
     values, counts = np.unique(labels, return_counts=True)
-    return {
-        schema.class_name(label): n
-        for label, n in zip(values.tolist(), counts.tolist(), strict=True)
-    }
+    return dict(zip(map(schema.class_name, values.tolist()), counts.tolist(), strict=True))
 
 
 def _constant_labels(groups: list[str], codes: Any, schema: Schema) -> list[str]:
-    return [
-        name
-        for at, name in enumerate(schema.names)
-        if strata(groups, codes[:, at : at + 1])[2].shape[1]
-    ]
+    constant = []
+    for column, name in enumerate(schema.names):
+        if strata(groups, codes[:, column : column + 1])[2].shape[1]:
+            constant.append(name)
+    return constant
 
 
 def _strata_sizes(codes: Any) -> dict[str, int]:
@@ -231,67 +251,64 @@ def _strata_sizes(codes: Any) -> dict[str, int]:
 
 def _shared_groups(usable: pa.Table) -> list[str]:
     is_test = pc.starts_with(usable["sample_id"], "test/")
-    test, train = (
-        set(usable.filter(part)["group"].to_pylist()) for part in (is_test, pc.invert(is_test))
-    )
+    test = set(usable.filter(is_test)["group"].to_pylist())
+    train = set(usable.filter(pc.invert(is_test))["group"].to_pylist())
     return sorted((test & train) - {None})
 
 
-def _duplicates(usable: pa.Table) -> dict[str, Any]:
-    """Sort sets of byte-equal photos by where they stand; a set with two labels is counted as a conflict too."""
-    return _sorted_sets(usable, usable["sha256"].to_pylist())
-
-
-def _near_duplicates(usable: pa.Table) -> dict[str, Any]:
-    """Sort sets of near-duplicates likewise. Those within a group are told by their hashes alone."""
-    facts = _sorted_sets(usable, usable["near"].to_pylist(), unlike=usable["sha256"].to_pylist())
-    hashes, groups = (usable[name].to_pylist() for name in ("phash", "group"))
-    pairs, _ = candidates(hashes, far=_VERY_NEAR)
-    sha, ids = usable["sha256"].to_pylist(), usable["sample_id"].to_pylist()
-    within = [
-        (a, b)
-        for a, b in pairs.tolist()
-        if groups[a] is not None and groups[a] == groups[b] and sha[a] != sha[b]
-    ]
-    facts["within_group"] = _counted([[ids[at] for at in members] for members in sets_of(within)])
-    return facts
+def _near_duplicates(usable: pa.Table) -> Duplicates:
+    """Sort sets of near-duplicates by place. Within a group, the hashes alone decide."""
+    sha256 = usable["sha256"].to_pylist()
+    duplicates = _sorted_sets(usable, usable["near"].to_pylist(), unlike=sha256)
+    groups = usable["group"].to_pylist()
+    pairs, _ = candidates(usable["phash"].to_pylist(), far=_VERY_NEAR)
+    within = []
+    for first, second in pairs.tolist():
+        is_one_group = groups[first] is not None and groups[first] == groups[second]
+        if is_one_group and sha256[first] != sha256[second]:
+            within.append((first, second))
+    ids = usable["sample_id"].to_pylist()
+    sets = [[ids[index] for index in members] for members in sets_of(within)]
+    return replace(duplicates, within_group=_counted(sets))
 
 
 def _sorted_sets(
     usable: pa.Table, keys: Sequence[str | None], unlike: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """Sort sets of photos with one key; with `unlike`, only sets that differ in it."""
-    same: dict[str, list[int]] = defaultdict(list)
-    for at, key in enumerate(keys):
+) -> Duplicates:
+    """Sort sets of photos with equal keys by place; with `unlike`, only sets that differ in it."""
+    members_of: dict[str, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
         if key is not None:
-            same[key].append(at)
-    ids, groups, labels = (usable[name].to_pylist() for name in ("sample_id", "group", "label"))
-    kinds: dict[str, list[list[str]]] = {
-        "train_and_test": [],
-        "across_groups": [],
-        "within_group": [],
-        "label_conflicts": [],
-    }
-    for found in (rows for rows in same.values() if len(rows) > 1):
-        if unlike is not None and len({unlike[at] for at in found}) == 1:
+            members_of[key].append(index)
+    ids = usable["sample_id"].to_pylist()
+    groups = usable["group"].to_pylist()
+    labels = usable["label"].to_pylist()
+    sets: dict[str, list[list[str]]] = defaultdict(list)
+    for members in members_of.values():
+        if len(members) < 2 or (unlike and len({unlike[index] for index in members}) == 1):
             continue
-        names = [ids[at] for at in found]
-        sides = {name.partition("/")[0] for name in names}
-        one_group = (
-            len({groups[at] for at in found}) == 1
-        )  # of a test table without groups nothing is known
-        kinds[
-            "train_and_test" if len(sides) > 1 else "within_group" if one_group else "across_groups"
-        ].append(names)
-        if len({labels[at] for at in found} - {None}) > 1:
-            kinds["label_conflicts"].append(names)
-    return {kind: _counted(sets) for kind, sets in kinds.items()}
+        names = [ids[index] for index in members]
+        if len({name.partition("/")[0] for name in names}) > 1:
+            sets["train_and_test"].append(names)
+        # a test table without groups: all its groups are null, and count as one
+        elif len({groups[index] for index in members}) == 1:
+            sets["within_group"].append(names)
+        else:
+            sets["across_groups"].append(names)
+        if len({labels[index] for index in members} - {None}) > 1:
+            sets["label_conflicts"].append(names)
+    return Duplicates(
+        train_and_test=_counted(sets["train_and_test"]),
+        across_groups=_counted(sets["across_groups"]),
+        within_group=_counted(sets["within_group"]),
+        label_conflicts=_counted(sets["label_conflicts"]),
+    )
 
 
-def _counted(sets: list[list[str]]) -> dict[str, Any]:
-    return {
-        "n": len(sets),
-        "n_photos": sum(map(len, sets)),
-        "examples": [names[:_EXAMPLES] for names in sets[:_EXAMPLES]],
-        "sets": sets[:_MAX_SETS],  # to be put right one by one; catalog.parquet has all of them
-    }
+def _counted(sets: list[list[str]]) -> PhotoSets:
+    return PhotoSets(
+        n=len(sets),
+        n_photos=sum(map(len, sets)),
+        examples=[names[:_EXAMPLES] for names in sets[:_EXAMPLES]],
+        sets=sets[:_MAX_SETS],
+    )

@@ -1,94 +1,79 @@
-"""What the audit warns of: few sentences, the gravest first, each with what to put into the spec."""
+"""What the audit finds wrong: few sentences, the worst first, each with a change to the spec."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, get_args
 
+from data_prep.audit.facts import AuditFacts, Finding, Histogram, Kind, Tell, VariantFacts
 from data_prep.catalog.labels import Schema, in_digits
 
 _EXAMPLES = 5
 _IMBALANCE = 20.0
 """A class this many times rarer than the largest: the contest's 50 to 1 decided its score."""
 _TELLS = 0.5
-"""Association above which a column or a photo's form nearly stands for a label."""
+"""Association above which a column or a photo's form nearly replaces a label."""
 _DOUBTFUL = 0.05
-"""Share of photos within 3 units on either side of a border from which the border decides the score."""
+"""Share of photos within 3 units on either side of a border; the border decides the score then."""
 _SHORTCUT = 0.5
-"""Share of what the whole photo adds to chance that its rim alone adds."""
-_RANK = (
-    "train_and_test",
-    "test_group",
-    "leak",
-    "label_conflicts",
-    "across_groups",
-    "left_out",
-    "shortcut",
-    "quarantined",
-    "rare",
-    "missing",
-    "border",
-    "tells",
-    "imbalance",
-    "no_groups",
-    "within_group",
-)
-
-Found = tuple[str, str, int, list[Any], str]  # kind, what, n, examples, do
+"""Share of the gain over chance that the rim of the photos alone reaches."""
+_REACH = 3
+_RANK: tuple[Kind, ...] = get_args(Kind)
 
 
-def ranked(facts: dict[str, Any], schema: Schema) -> list[dict[str, Any]]:
-    """Return the warnings that an audit's facts give rise to: {kind, what, n, examples, do}, the worst first."""
-    found = [*_copies(facts), *_splits(facts, schema), *_labels(facts), *_models(facts)]
-    found = [one for one in found if one[2]]
-    found.sort(key=lambda one: _RANK.index(one[0]))
-    return [
-        {"kind": kind, "what": what, "n": n, "examples": list(shown)[:_EXAMPLES], "do": do}
-        for kind, what, n, shown, do in found
-    ]
+def ranked(facts: AuditFacts, schema: Schema) -> list[Finding]:
+    """Return the findings that an audit's facts give rise to, the worst first."""
+    findings = []
+    for source in (_copies(facts), _splits(facts, schema), _labels(facts), _shortcuts(facts)):
+        for finding in source:
+            if finding.n:
+                findings.append(replace(finding, examples=finding.examples[:_EXAMPLES]))
+    return sorted(findings, key=lambda finding: _RANK.index(finding.kind))
 
 
-def _copies(facts: dict[str, Any]) -> Iterator[Found]:
-    joined = "data.join_duplicates: true, which splits such groups as one; or correct data.group"
-    equal = {
+def _copies(facts: AuditFacts) -> Iterator[Finding]:
+    join = "data.join_duplicates: true, which splits such groups as one; or correct data.group"
+    texts: dict[Kind, tuple[str, str]] = {
         "train_and_test": (
-            "stand both in the training and in the test set",
+            "are in both the training and the test set",
             "remove them from one of the two, or the test score is too good",
         ),
-        "label_conflicts": ("carry different labels", "correct the table or the file names"),
-        "across_groups": ("stand in different groups, so validation leaks", joined),
+        "label_conflicts": ("have different labels", "correct the table or the file names"),
+        "across_groups": ("are in different groups, so validation leaks", join),
     }
-    for kind, (what, do) in equal.items():
-        for name, word in (
-            ("duplicates", "equal photos"),
-            ("near_duplicates", "near-duplicates (one picture)"),
+    for kind, (what, do) in texts.items():
+        for word, duplicates in (
+            ("equal photos", facts.duplicates),
+            ("near-duplicates (one picture)", facts.near_duplicates),
         ):
-            sets = facts[name][kind]
-            yield kind, f"{word} {what}", sets["n"], sets["examples"], do
-    yield (
+            sets = getattr(duplicates, kind)
+            yield Finding(kind, f"{word} {what}", sets.n, sets.examples, do)
+    yield Finding(
         "left_out",
-        "pairs of photos look alike and were not compared, there are too many; more near-duplicates may stand in the data",
-        facts["n_near_left_out"],
+        "pairs of photos look alike and were not compared, because there are too many; "
+        "the data may have more near-duplicates",
+        facts.n_near_left_out,
         [],
         "remove the copies that were found and audit again: the closest pairs are compared first",
     )
-    sets = facts["duplicates"]["within_group"]
-    yield (
+    within = facts.duplicates.within_group
+    yield Finding(
         "within_group",
-        "equal photos stand in one group; they count twice",
-        sets["n"],
-        sets["examples"],
+        "equal photos are in one group; they count twice",
+        within.n,
+        within.examples,
         "remove the copies",
     )
-    yield (
+    yield Finding(
         "test_group",
-        "groups stand both in the training and in the test set",
-        len(facts["test_groups_in_train"]),
-        facts["test_groups_in_train"],
+        "groups are in both the training and the test set",
+        len(facts.test_groups_in_train),
+        facts.test_groups_in_train,
         "take them out of one of the two, or the test score is too good",
     )
-    lost = [f"{found['sample_id']}: {found['reason']}" for found in facts["quarantined"]]
-    yield (
+    lost = [f"{photo.sample_id}: {photo.reason}" for photo in facts.quarantined]
+    yield Finding(
         "quarantined",
         "photos cannot be used and are left out",
         len(lost),
@@ -97,28 +82,13 @@ def _copies(facts: dict[str, Any]) -> Iterator[Found]:
     )
 
 
-def _splits(facts: dict[str, Any], schema: Schema) -> Iterator[Found]:
-    for name, variant in facts["variants"].items():
-        n_leaked = round(variant["leak"] * variant["roles"].get("val", 0))
-        by_picture = variant["leak_groups"] == 0
-        what = (
-            f"variant {name}: {variant['leak']:.0%} of the validation photos "
-            + (
-                "belong to groups that share a picture with"
-                if by_picture
-                else "belong to groups that are in training too"
-            )
-            + (" a group in training" if by_picture else "")
-            + _gap(facts["leak_gap"].get(name))
-        )
-        do = "data.join_duplicates: true" if by_picture else "data.split.strategy: balanced_profile"
-        yield "leak", what, n_leaked, [], do
-        gone = [
-            f"fold {fold}: {label}"
-            for fold, lacking in variant["folds_without"].items()
-            for label in lacking
-        ]
-        yield (
+def _splits(facts: AuditFacts, schema: Schema) -> Iterator[Finding]:
+    for name, variant in facts.variants.items():
+        yield _leak(name, variant, facts.leak_gap.get(name))
+        gone = []
+        for fold, missing in variant.folds_without.items():
+            gone += [f"fold {fold}: {label}" for label in missing]
+        yield Finding(
             "missing",
             f"variant {name}: classes without a training photo when a fold is held out",
             len(gone),
@@ -126,113 +96,129 @@ def _splits(facts: dict[str, Any], schema: Schema) -> Iterator[Found]:
             "confirm.folds: fewer, or add groups of that class",
         )
         unseen = _unseen(variant, schema)
-        yield (
+        yield Finding(
             "missing",
             f"variant {name}: joint classes that training has and validation lacks",
             len(unseen),
             unseen,
-            "data.split.val: more, or read macro F1 with care: it averages the classes that are present",
+            "data.split.val: more, or read macro F1 with care: it averages the classes that occur",
         )
-    rare = [f"stratum {codes}: {n} group" for codes, n in facts["group_strata"].items() if n == 1]
-    yield (
+    rare = [f"stratum {codes}: {n} group" for codes, n in facts.group_strata.items() if n == 1]
+    yield Finding(
         "rare",
-        "strata of one group can stand on one side only",
+        "strata of one group can be on one side only",
         len(rare),
         rare,
         "add groups, or use wider classes or bins",
     )
 
 
-def _gap(gap: dict[str, Any] | None) -> str:
-    if not gap:
-        return ""
-    return (
-        f"; a quick model scores {gap['difference']:+.3f} macro F1 too well by it "
-        f"({gap['level']:.0%} interval {gap['low']:+.3f} to {gap['high']:+.3f})"
-    )
+def _leak(name: str, variant: VariantFacts, gap: Mapping[str, Any] | None) -> Finding:
+    if variant.leak_groups == 0:
+        where = "belong to groups that share a picture with a group in training"
+        do = "data.join_duplicates: true"
+    else:
+        where = "belong to groups that are in training too"
+        do = "data.split.strategy: balanced_profile"
+    what = f"variant {name}: {variant.leak:.0%} of the validation photos {where}"
+    if gap:
+        what += (
+            f"; a quick model scores {gap['difference']:+.3f} macro F1 too well by it "
+            f"({gap['level']:.0%} interval {gap['low']:+.3f} to {gap['high']:+.3f})"
+        )
+    return Finding("leak", what, round(variant.leak * variant.roles.get("val", 0)), [], do)
 
 
-def _labels(facts: dict[str, Any]) -> Iterator[Found]:
-    for label, histogram in facts["histograms"].items():
-        n_all = sum(histogram["counts"])
-        for at, (border, sides) in enumerate(histogram["doubtful"].items()):
-            if min(sides.values()) < _DOUBTFUL * n_all or histogram["train_borders"]:
-                continue
-            low = float(border) - 3
-            borders = histogram["borders"]
-            moved = [in_digits(value) for value in [*borders[:at], low, *borders[at + 1 :]]]
-            first, last, near = (
-                in_digits(low),
-                in_digits(float(border) - 1),
-                at > 0 and borders[at - 1] >= low,
-            )
-            yield (
-                "border",
-                (
-                    f"photos lie within 3 of the border {border} of {label} ({sides['below']} below, {sides['above']} from "
-                    "it on), where one cannot see the class"
-                ),
-                sum(sides.values()),
-                [],
-                f"data.labels.{label}.bins: leave out {in_digits(borders[at - 1])} or {border}, they lie within 3 of each other"
-                if near
-                else f"compare as variants data.exclude: [{{{histogram['column'] or label}: [{first}, {last}]}}] with "
-                f"data.labels.{label}.train_bins: [{', '.join(moved)}]",
-            )
-    for one in facts["tells"]:
-        if one["association"] >= _TELLS:
-            of_photos = one["column"].startswith(
-                "("
-            )  # a fact of the files, not a column that a rule could name
-            yield (
-                "tells",
-                (
-                    f"{one['column']} goes with {one['label']} (Cramer's V {one['association']:.2f} over groups): a model "
-                    "can learn the one for the other"
-                ),
-                one["n_values"],
-                [],
-                "prep.steps: crop_face or center_crop before resize, so that photos are alike"
-                if of_photos
-                else f"hold one value of it out and compare, data.exclude: [{{{one['column']}: <value>}}]",
-            )
-    if facts["imbalance"] and facts["imbalance"] >= _IMBALANCE:
-        least = sorted(facts["classes"].items(), key=lambda item: (item[1], item[0]))
-        yield (
+def _labels(facts: AuditFacts) -> Iterator[Finding]:
+    for label, histogram in facts.histograms.items():
+        yield from _borders(label, histogram)
+    for tell in facts.tells:
+        if tell.association >= _TELLS:
+            yield _telling_column(tell)
+    if facts.imbalance and facts.imbalance >= _IMBALANCE:
+        smallest_first = sorted(facts.classes.items(), key=lambda item: (item[1], item[0]))
+        yield Finding(
             "imbalance",
-            f"the largest class has {facts['imbalance']:.0f} times the photos of the smallest",
-            least[0][1],
-            [f"{name}: {n}" for name, n in least],
+            f"the largest class has {facts.imbalance:.0f} times the photos of the smallest",
+            smallest_first[0][1],
+            [f"{name}: {n}" for name, n in smallest_first],
             "train.balance: weighted_sampler, or train.loss: focal",
         )
-    if facts["n_groups"] == sum(facts["classes"].values()):
-        yield (
+    if facts.n_groups == sum(facts.classes.values()):
+        yield Finding(
             "no_groups",
-            "every photo is its own group: nothing keeps photos of one subject on one side",
-            facts["n_groups"],
+            "every photo is its own group: photos of one subject may be on two sides",
+            facts.n_groups,
             [],
             "name the column of the subject in data.group, if there is one",
         )
 
 
-def _models(facts: dict[str, Any]) -> Iterator[Found]:
-    for label, found in ((facts.get("probe") or {}).get("labels") or {}).items():
-        whole, rim, chance = (found[name]["estimate"] for name in ("macro_f1", "rim", "chance"))
-        if found["rim"]["low"] > found["chance"]["high"] and rim - chance >= _SHORTCUT * max(
-            whole - chance, 0
-        ):
-            yield (
+def _borders(label: str, histogram: Histogram) -> Iterator[Finding]:
+    if histogram.train_borders:
+        return
+    enough = _DOUBTFUL * sum(histogram.counts)
+    for index, (border, sides) in enumerate(histogram.doubtful.items()):
+        if min(sides.below, sides.above) < enough:
+            continue
+        low = float(border) - _REACH
+        before = histogram.borders[index - 1] if index else None
+        if before is not None and before >= low:
+            do = (
+                f"data.labels.{label}.bins: leave out {in_digits(before)} or {border}, "
+                f"they are within {_REACH} of each other"
+            )
+        else:
+            moved = [*histogram.borders[:index], low, *histogram.borders[index + 1 :]]
+            rule = (
+                f"{histogram.column or label}: [{in_digits(low)}, {in_digits(float(border) - 1)}]"
+            )
+            do = (
+                f"compare as variants data.exclude: [{{{rule}}}] with "
+                f"data.labels.{label}.train_bins: [{', '.join(map(in_digits, moved))}]"
+            )
+        what = (
+            f"photos are within {_REACH} of the border {border} of {label} ({sides.below} below, "
+            f"{sides.above} from it on), where one cannot see the class"
+        )
+        yield Finding("border", what, sides.below + sides.above, [], do)
+
+
+def _telling_column(tell: Tell) -> Finding:
+    is_of_photos = tell.column.startswith("(")  # a fact of the files: no rule can name it
+    if is_of_photos:
+        do = "prep.steps: crop_face or center_crop before resize, so that photos are alike"
+    else:
+        do = f"hold one value of it out and compare, data.exclude: [{{{tell.column}: <value>}}]"
+    what = (
+        f"{tell.column} goes with {tell.label} (Cramer's V {tell.association:.2f} over groups): "
+        "a model can learn the one for the other"
+    )
+    return Finding("tells", what, tell.n_values, [], do)
+
+
+def _shortcuts(facts: AuditFacts) -> Iterator[Finding]:
+    if not facts.probe:
+        return
+    for label, scores in (facts.probe.get("labels") or {}).items():
+        whole = scores["macro_f1"]["estimate"]
+        rim = scores["rim"]["estimate"]
+        chance = scores["chance"]["estimate"]
+        is_clear = scores["rim"]["low"] > scores["chance"]["high"]
+        if is_clear and rim - chance >= _SHORTCUT * max(whole - chance, 0):
+            yield Finding(
                 "shortcut",
-                (
-                    f"the rim of the photos alone, without the subject, tells {label}: macro F1 {rim:.3f}, the whole photo "
-                    f"{whole:.3f}, chance {chance:.3f}"
-                ),
-                facts["probe"]["n_photos"],
+                f"the rim of the photos alone, without the subject, tells {label}: "
+                f"macro F1 {rim:.3f}, the whole photo {whole:.3f}, chance {chance:.3f}",
+                facts.probe["n_photos"],
                 [],
-                "prep.steps: remove_background and crop_face, and compare; hold a source of photos out before a claim",
+                "prep.steps: remove_background and crop_face, and compare; "
+                "hold a source of photos out before a claim",
             )
 
 
-def _unseen(variant: dict[str, Any], schema: Schema) -> list[str]:
-    train, val = variant["classes"].get("train", {}), variant["classes"].get("val", {})
-    return [name for name in train if name not in val] if schema.n_classes > 1 else []
+def _unseen(variant: VariantFacts, schema: Schema) -> list[str]:
+    if schema.n_classes == 1:
+        return []
+    val = variant.classes.get("val", {})
+    return [name for name in variant.classes.get("train", {}) if name not in val]

@@ -1,4 +1,4 @@
-"""Looking at all photos of a data set, once: their facts, resumably, and which of them show one picture."""
+"""Reading all photos of a data set once, resumably, and finding those that show one picture."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from data_prep.audit.duplicates import candidates, compare_chunk, sets_of
 from data_prep.catalog.inspection import Facts, inspect_chunk
 from data_prep.catalog.sources import Listing, images_of
 from data_prep.config import Data, TestTable
+from data_prep.files import write_text
 
 CHUNK = 64
-"""Photos per task: 0.2 s of decoding at 384 x 512, so that a task's fixed cost is small beside it."""
+"""Photos per task: 0.2 s of decoding at 384 x 512, so the fixed cost of a task is small beside it.
+"""
 MAX_COMPARED = 20_000
-"""Pairs whose pixels are compared, the closest hashes first: 2 minutes of one core. Real sets have a few hundred."""
+"""Pairs whose pixels are compared, the closest hashes first.
+
+They take 2 minutes of one core. Real sets have a few hundred.
+"""
 _PAIRS = 128  # per task
 
 MapChunks = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+Progress = Callable[[int, str], None]
+Place = tuple[str, str]  # `images/` folder, path below it
+Pair = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,72 +40,79 @@ class Photos:
     source: Listing
     test: Listing
 
-    def places(self) -> list[tuple[str, str]]:
+    def places(self) -> list[Place]:
         """Return (`images/` folder, path below it) of each."""
-        here = images_of(self.data.source, self.base)
-        there = (
-            images_of(self.data.test, self.base) if isinstance(self.data.test, TestTable) else here
-        )
-        return [
-            *((here, name) for name in self.source.relatives),
-            *((there, name) for name in self.test.relatives),
-        ]
+        folder = images_of(self.data.source, self.base)
+        places = [(folder, name) for name in self.source.relatives]
+        if isinstance(self.data.test, TestTable):
+            folder = images_of(self.data.test, self.base)
+        return places + [(folder, name) for name in self.test.relatives]
 
 
 def inspect_all(
-    photos: Photos,
-    *,
-    map_chunks: MapChunks,
-    progress: Callable[[int, str], None] | None,
-    work: Path | None,
+    photos: Photos, *, map_chunks: MapChunks, progress: Progress | None, work: Path | None
 ) -> list[Facts]:
-    """Read every photo that may be opened; what stands in `work` is read from there. Facts in the photos' order."""
+    """Read every photo that may be opened; results that are in `work` are not computed again.
+
+    Returns:
+        Facts in the order of the photos.
+    """
     refusals = [*photos.source.refusals, *photos.test.refusals]
     facts = [Facts(None, None, None, str(problem)) for problem in refusals]
     places = photos.places()
-    todo = sorted(
-        (at for at, problem in enumerate(refusals) if problem is None), key=places.__getitem__
-    )
-    chunks = [
-        [places[at] for at in todo[start : start + CHUNK]] for start in range(0, len(todo), CHUNK)
-    ]
-    done = 0
+    readable = [index for index, problem in enumerate(refusals) if problem is None]
+    readable.sort(key=places.__getitem__)
+    chunks = _chunks([places[index] for index in readable], CHUNK)
+    n_done = 0
     for chunk in _resumable(chunks, map_chunks, work):
-        for fact in chunk:
-            facts[todo[done]] = fact
-            done += 1
+        for photo in chunk:
+            facts[readable[n_done]] = photo
+            n_done += 1
         if progress:
-            progress(done, f"of {len(todo)} photos")
+            progress(n_done, f"of {len(readable)} photos")
     return facts
 
 
+def _chunks(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 def _resumable(
-    chunks: list[list[tuple[str, str]]], map_chunks: MapChunks, work: Path | None
+    chunks: list[list[Place]], map_chunks: MapChunks, work: Path | None
 ) -> Iterator[Iterable[Facts]]:
-    """Inspect chunks in order, each kept in a file of its own as soon as it is known; kept ones are read instead."""
+    """Inspect chunks in order. Each result gets a file of its own, which a second call reads."""
     if work is None:
         yield from map_chunks(inspect_chunk, chunks)
         return
-    names = [
-        hashlib.sha256(json.dumps(chunk).encode()).hexdigest()[:32] + ".json" for chunk in chunks
-    ]
-    kept = {path.name for path in work.iterdir()}
-    fresh = iter(
-        map_chunks(
-            inspect_chunk, [c for c, name in zip(chunks, names, strict=True) if name not in kept]
-        )
-    )
-    for name in names:
-        if name in kept:
-            yield [Facts(*row) for row in json.loads((work / name).read_text(encoding="utf-8"))]
+    files = []
+    missing = []
+    for chunk in chunks:
+        name = hashlib.sha256(json.dumps(chunk).encode()).hexdigest()[:32]
+        files.append(work / f"{name}.json")
+    stored = {path.name for path in work.iterdir()}
+    for chunk, file in zip(chunks, files, strict=True):
+        if file.name not in stored:
+            missing.append(chunk)
+    results = iter(map_chunks(inspect_chunk, missing))
+    for file in files:
+        if file.name in stored:
+            yield [Facts(*row) for row in json.loads(file.read_text(encoding="utf-8"))]
             continue
-        found = list(next(fresh))
-        beside = work / f".{name}"
-        beside.write_text(
-            json.dumps([dataclasses.astuple(fact) for fact in found]), encoding="utf-8"
-        )
-        beside.replace(work / name)
-        yield found
+        facts = list(next(results))
+        write_text(file, json.dumps([dataclasses.astuple(photo) for photo in facts]))
+        yield facts
+
+
+@dataclasses.dataclass(frozen=True)
+class NearSets:
+    """Photos of different groups or sides that show one picture, as sets of positions.
+
+    `n_left_out` counts pairs that look alike and were not compared, because there are more than
+    `MAX_COMPARED`.
+    """
+
+    sets: list[list[int]]
+    n_left_out: int
 
 
 def near_sets(
@@ -106,50 +121,64 @@ def near_sets(
     groups: Sequence[str | None],
     *,
     map_chunks: MapChunks,
-    progress: Callable[[int, str], None] | None,
-) -> tuple[list[list[int]], int]:
-    """Find the photos of different groups or sides that show one picture.
-
-    Returns:
-        Sets of positions, and how many pairs that look alike were left out because there are more than `MAX_COMPARED`.
-    """
-    n_source, places = len(photos.source.relatives), photos.places()
-    order = sorted(
-        range(len(places)), key=places.__getitem__
-    )  # what is found must not depend on a table's order
-    pairs, _ = candidates([facts[at].phash for at in order])
-    found = [(order[a], order[b]) for a, b in pairs.tolist()]
-    apart = [(a, b) for a, b in found if groups[a] != groups[b] or (a < n_source) != (b < n_source)]
-    certain = [(a, b) for a, b in apart if facts[a].sha256 == facts[b].sha256]
-    alike = [(a, b) for a, b in apart if facts[a].sha256 != facts[b].sha256]
-    asked = sorted(alike[:MAX_COMPARED])
-    paths = [f"{folder}/{name}" for folder, name in places]
-    parts = [asked[start : start + _PAIRS] for start in range(0, len(asked), _PAIRS)]
-    jobs = [[(paths[a], paths[b]) for a, b in part] for part in parts]
-    same, done = [], 0
-    for part, equal in zip(parts, map_chunks(compare_chunk, jobs), strict=True):
-        same += [pair for pair, one in zip(part, equal, strict=True) if one]
-        done += len(part)
+    progress: Progress | None,
+) -> NearSets:
+    """Find the photos of different groups or sides that show one picture."""
+    n_source = len(photos.source.relatives)
+    places = photos.places()
+    # the result must not depend on a table's order
+    order = sorted(range(len(places)), key=places.__getitem__)
+    pairs, _ = candidates([facts[index].phash for index in order])
+    equal = []
+    alike = []
+    for a, b in pairs.tolist():
+        first = order[a]
+        second = order[b]
+        is_one_side = (first < n_source) == (second < n_source)
+        if groups[first] == groups[second] and is_one_side:
+            continue
+        if facts[first].sha256 == facts[second].sha256:
+            equal.append((first, second))
+        else:
+            alike.append((first, second))
+    compared = sorted(alike[:MAX_COMPARED])
+    same = []
+    n_done = 0
+    parts = _chunks(compared, _PAIRS)
+    jobs = [_paths(part, places) for part in parts]
+    for part, answers in zip(parts, map_chunks(compare_chunk, jobs), strict=True):
+        for pair, is_same in zip(part, answers, strict=True):
+            if is_same:
+                same.append(pair)
+        n_done += len(part)
         if progress:
-            progress(len(facts), f"photos; {done} of {len(asked)} pairs that look alike compared")
-    return list(sets_of([*certain, *same])), len(alike) - len(asked)
+            note = f"photos; {n_done} of {len(compared)} pairs that look alike compared"
+            progress(len(facts), note)
+    return NearSets(list(sets_of([*equal, *same])), len(alike) - len(compared))
+
+
+def _paths(pairs: list[Pair], places: list[Place]) -> list[tuple[str, str]]:
+    return [("/".join(places[first]), "/".join(places[second])) for first, second in pairs]
 
 
 def joined(groups: Sequence[str], facts: list[Facts], near: list[list[int]]) -> list[str]:
-    """Give groups that share a photo or a near-duplicate one name; the test table's photos join nothing."""
+    """Give groups that share a photo or a near-duplicate one name.
+
+    Photos of the test table join nothing.
+    """
     names = sorted(set(groups))
-    number = {name: at for at, name in enumerate(names)}
-    links = [
-        (number[groups[alike[0]]], number[groups[at]])
-        for alike in near
-        for at in alike
-        if at < len(groups)
-    ]
-    first: dict[str, str] = {}
-    for group, fact in zip(groups, facts, strict=False):
-        if fact.sha256 is not None:
-            links.append((number[first.setdefault(fact.sha256, group)], number[group]))
-    parts = {member: members for members in sets_of(links) for member in members}
-    return [
-        "+".join(names[at] for at in parts.get(number[group], [number[group]])) for group in groups
-    ]
+    number = {name: index for index, name in enumerate(names)}
+    links = []
+    for alike in near:
+        members = [number[groups[index]] for index in alike if index < len(groups)]
+        links += [(members[0], member) for member in members]
+    first_with: dict[str, str] = {}
+    for group, photo in zip(groups, facts, strict=False):
+        if photo.sha256 is not None:
+            links.append((number[first_with.setdefault(photo.sha256, group)], number[group]))
+    name_of = {name: name for name in names}
+    for members in sets_of(links):
+        joined_name = "+".join(names[index] for index in members)
+        for index in members:
+            name_of[names[index]] = joined_name
+    return [name_of[group] for group in groups]

@@ -1,22 +1,32 @@
-"""The catalog: one row per photo, with its hashes, size, labels, group, and whether it can be used."""
+"""The catalog: one row per photo, with its hashes, size, labels, group, and whether it is usable."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from data_prep.audit.photo_scan import MapChunks, Photos, inspect_all, joined, near_sets
-from data_prep.catalog.inspection import OK
+from data_prep.audit.photo_scan import (
+    MapChunks,
+    NearSets,
+    Photos,
+    Progress,
+    inspect_all,
+    joined,
+    near_sets,
+)
+from data_prep.catalog.inspection import OK, Facts
 from data_prep.catalog.labels import OWN_COLUMNS, Schema, read_codes
-from data_prep.catalog.sources import Columns, Listing, list_source, list_test, read_table, refusal
+from data_prep.catalog.sources import Listing, list_source, list_test, read_table, refusal
 from data_prep.config import Data, TestHoldOut, TestTable
 from data_prep.errors import DataError, some
 from data_prep.split import deal_share
@@ -25,7 +35,7 @@ _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _REAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?(e[+-]?[0-9]{1,2})?", re.IGNORECASE)
 NEAR_LEFT_OUT = "near_left_out"
 _HOLD_OUT_SEED = 0
-"""The test set is chosen once for a data set: another split.seed must not show the test photos to a training."""
+"""The test set is chosen once for a data set: another split.seed must not train on test photos."""
 
 
 def build_catalog(
@@ -33,7 +43,7 @@ def build_catalog(
     base: Path,
     *,
     map_chunks: MapChunks = map,
-    progress: Callable[[int, str], None] | None = None,
+    progress: Progress | None = None,
     work: Path | None = None,
 ) -> pa.Table:
     """Read every photo once and give it a row, in the order of the sample ids.
@@ -41,133 +51,188 @@ def build_catalog(
     Args:
         data: the spec's section.
         base: the folder that roots are relative to.
-        map_chunks: maps a picklable function over chunks of photos, results in order; the place for a cluster.
-        progress: told how many photos are read, and of how many.
-        work: a folder for what is done so far; a second call over it goes on there.
+        map_chunks: maps a picklable function over chunks of photos, results in order; a cluster may
+            run it.
+        progress: gets the number of photos that are read, and a note with their total.
+        work: a folder for partial results; a second call with it continues there.
 
     Returns:
-        sample_id, path (POSIX, below the spec's folder), group, the table's own columns, label_<name>, label, sha256,
-        width and height (pixels, upright), status ("ok" or the reason of the quarantine), phash (of
-        `perceptual_hash`), near (the first sample of the set of photos in other groups, or on the other side, that
-        show one picture; null where alone). Test and quarantined rows have null labels; test rows nothing of the
-        table. A table's column whose name is taken above is `table_<name>`. With `join_duplicates`, group is that of
-        all groups that share a picture, joined by "+", and own_group the photo's own. What `near_left_out` tells stands
-        in the table's metadata.
+        sample_id, path (POSIX, below the spec's folder), group, the table's own columns,
+        label_<name>, label, sha256, width and height (pixels, upright), status ("ok" or the reason
+        of the quarantine), phash (of `perceptual_hash`), near (the first sample of the set of
+        photos in other groups, or on the other side, that show one picture; null where alone).
+        Labels of test and quarantined rows are null, and so are a table's columns of test rows. A
+        table's column whose name is taken above is `table_<name>`. With `join_duplicates`, group is
+        that of all groups that share a picture, joined by "+", and own_group the photo's own. The
+        table's metadata has the number that `near_left_out` returns.
 
     Raises:
-        DataError: a path, label or group is not as the spec says, or a class has no usable training photo.
+        DataError: a path, label or group is not as the spec says, or a class has no usable
+            training photo.
     """
     schema = Schema.of(data.labels)
     source = list_source(data.source, base)
-    known = [at for at, problem in enumerate(source.refusals) if problem is None]
-    if not known:
+    readable = [index for index, problem in enumerate(source.refusals) if problem is None]
+    if not readable:
         raise DataError(
             "data.source",
-            f"training photos were required, found none that may be opened: {some(_reasons(source))}",
+            f"training photos were required, found none that may be opened: "
+            f"{some(_reasons(source))}",
         )
-    own_groups, codes = _groups(data, source), _codes(data, source, known)
-    test = (
-        list_test(data.test, base)
-        if isinstance(data.test, TestTable)
-        else Listing([], [], {"group": []})
-    )
-    n_source = len(source.relatives)
+    own_groups = _groups(data, source)
+    codes = _codes(data, source, readable)
+    test = Listing([], [], {"group": []})
+    if isinstance(data.test, TestTable):
+        test = list_test(data.test, base)
     photos = Photos(data, base, source, test)
-    read = inspect_all(photos, map_chunks=map_chunks, progress=progress, work=work)
+    facts = inspect_all(photos, map_chunks=map_chunks, progress=progress, work=work)
     test_groups = [_text(group) for group in test.columns["group"]]
-    near, n_left_out = near_sets(
-        photos, read, [*own_groups, *test_groups], map_chunks=map_chunks, progress=progress
+    near = near_sets(
+        photos, facts, [*own_groups, *test_groups], map_chunks=map_chunks, progress=progress
     )
-    groups = joined(own_groups, read, near) if data.join_duplicates else own_groups
-    held = _held_out(data, groups, codes, known)
-
-    ids = [
-        _sample_id("test" if held[at] else "train", relative)
-        for at, relative in enumerate(source.relatives)
-    ]
-    ids += [_sample_id("test", relative) for relative in test.relatives]
-    order = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
-    facts = [read[at] for at in order]
-
-    statuses = np.array(
-        [fact.status == OK for fact in facts]
-    )  # in sorted order, like all that follows
-    is_source = order < n_source
-    rows = np.where(is_source, order, 0)  # a row of the source; meaningless for a test table's
-    train = is_source & ~np.concatenate([held, np.ones(len(test.relatives), dtype=bool)])[order]
-    labels = np.where((train & statuses)[:, None], codes[rows], -1)
-    _refuse_missing(
-        labels[train & statuses],
-        schema,
-        [fact.status for fact, at in zip(facts, train, strict=True) if at],
+    groups = own_groups
+    if data.join_duplicates:
+        groups = joined(own_groups, facts, near.sets)
+    held_out = _held_out(data, groups, codes, readable)
+    scan = _Scan(
+        photos=photos,
+        facts=facts,
+        own_groups=[*own_groups, *test_groups],
+        groups=[*groups, *test_groups],
+        near=near,
+        is_train=np.concatenate([~held_out, np.zeros(len(test_groups), dtype=bool)]),
+        codes=codes,
     )
+    return _table(scan, schema)
 
-    roots = {
-        "source": data.source.root,
-        "test": data.test.root if isinstance(data.test, TestTable) else "",
-    }
-    relatives = [*source.relatives, *test.relatives]
 
-    def column(values: Sequence[str | None]) -> pa.Array:
-        return pa.array([values[at] for at in order], pa.string())
+@dataclass(frozen=True)
+class _Scan:
+    """All that is known of the photos, in the order of `photos`."""
 
-    columns: dict[str, pa.Array] = {
-        "sample_id": column(ids),
-        "path": column(
-            [
-                _path(roots["source" if at < n_source else "test"], name)
-                for at, name in enumerate(relatives)
-            ]
-        ),
-        "group": column([*groups, *test_groups]),
+    photos: Photos
+    facts: list[Facts]
+    own_groups: list[str | None]
+    groups: list[str | None]
+    near: NearSets
+    is_train: NDArray[np.bool_]  # (n_photos,)
+    codes: NDArray[np.int64]  # (n_source, n_labels)
+
+    def sample_ids(self) -> list[str]:
+        names = [*self.photos.source.relatives, *self.photos.test.relatives]
+        ids = []
+        for name, is_train in zip(names, self.is_train.tolist(), strict=True):
+            ids.append(_sample_id("train" if is_train else "test", name))
+        return ids
+
+    def paths(self) -> list[str]:
+        data = self.photos.data
+        paths = [_path(data.source.root, name) for name in self.photos.source.relatives]
+        if isinstance(data.test, TestTable):
+            paths += [_path(data.test.root, name) for name in self.photos.test.relatives]
+        return paths
+
+
+def _table(scan: _Scan, schema: Schema) -> pa.Table:
+    """Join all columns, sorted by sample id."""
+    data = scan.photos.data
+    ids = scan.sample_ids()
+    columns = {
+        "sample_id": pa.array(ids, pa.string()),
+        "path": pa.array(scan.paths(), pa.string()),
+        "group": pa.array(scan.groups, pa.string()),
     }
     if data.join_duplicates:
-        columns["own_group"] = column([*own_groups, *test_groups])
-    for name, values in _own_columns(data, source, schema).items():
-        columns[name] = _typed(
-            [values[at] if shown else None for at, shown in zip(rows, train, strict=True)]
-        )
-    unknown = labels[:, 0] < 0
-    for place, name in enumerate(schema.names):
-        columns[f"label_{name}"] = pa.array(labels[:, place], pa.int64(), mask=unknown)
-    columns["label"] = pa.array(
-        np.where(unknown, 0, schema.encode(np.maximum(labels, 0))), pa.int64(), mask=unknown
-    )
-    columns["sha256"] = pa.array([fact.sha256 for fact in facts], pa.string())
-    columns["width"] = pa.array([fact.width for fact in facts], pa.int64())
-    columns["height"] = pa.array([fact.height for fact in facts], pa.int64())
-    columns["status"] = pa.array([fact.status for fact in facts], pa.string())
-    columns["phash"] = pa.array([fact.phash for fact in facts], pa.string())
-    first = {at: min(ids[member] for member in alike) for alike in near for at in alike}
-    columns["near"] = column([first.get(at) for at in range(len(ids))])
-    return pa.table(columns, metadata={NEAR_LEFT_OUT: str(n_left_out)})
+        columns["own_group"] = pa.array(scan.own_groups, pa.string())
+    columns |= _own_columns(scan, schema)
+    columns |= _label_columns(scan, schema)
+    for name, kind in (
+        ("sha256", pa.string()),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("status", pa.string()),
+        ("phash", pa.string()),
+    ):
+        columns[name] = pa.array([getattr(photo, name) for photo in scan.facts], kind)
+    near: list[str | None] = [None] * len(ids)
+    for alike in scan.near.sets:
+        first = min(ids[index] for index in alike)
+        for index in alike:
+            near[index] = first
+    columns["near"] = pa.array(near, pa.string())
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    table = pa.table(columns).take(pa.array(order, pa.int64()))
+    return table.replace_schema_metadata({NEAR_LEFT_OUT: str(scan.near.n_left_out)})
+
+
+def _own_columns(scan: _Scan, schema: Schema) -> dict[str, pa.Array]:
+    """Return the table's columns, null for test photos.
+
+    The column that names photos is replaced by `path`, the group's by `group`.
+    """
+    data = scan.photos.data
+    taken = {*OWN_COLUMNS, *(f"label_{name}" for name in schema.names)}
+    dropped = {"path", "sample_id"}
+    if data.group == "group":
+        dropped.add("group")
+    n_test = len(scan.photos.test.relatives)
+    columns = {}
+    for name, values in scan.photos.source.columns.items():
+        if name in dropped:
+            continue
+        cells = [*values, *[None] * n_test]
+        for index in np.flatnonzero(~scan.is_train).tolist():
+            cells[index] = None
+        columns[f"table_{name}" if name in taken else name] = _typed(cells)
+    return columns
+
+
+def _label_columns(scan: _Scan, schema: Schema) -> dict[str, pa.Array]:
+    usable = np.array([photo.status == OK for photo in scan.facts])
+    labelled = scan.is_train & usable
+    codes = np.zeros((len(usable), len(schema.names)), dtype=np.int64)
+    codes[: len(scan.codes)] = scan.codes
+    statuses = [scan.facts[index].status for index in np.flatnonzero(scan.is_train)]
+    _refuse_missing(codes[labelled], schema, statuses)
+    codes[~labelled] = 0
+    columns = {}
+    for index, name in enumerate(schema.names):
+        columns[f"label_{name}"] = pa.array(codes[:, index], pa.int64(), mask=~labelled)
+    columns["label"] = pa.array(schema.encode(codes), pa.int64(), mask=~labelled)
+    return columns
 
 
 def near_left_out(catalog: pa.Table) -> int:
-    """Return how many pairs of photos that look alike nobody compared, because there were too many."""
+    """Return how many pairs of photos that look alike were not compared: there were too many."""
     return int((catalog.schema.metadata or {}).get(NEAR_LEFT_OUT.encode(), b"0"))
 
 
 def photo_path(data: Data, base: Path, sample_id: str) -> Path:
-    """Return where a sample's photo lies. Links below the root were resolved and checked when the catalog was made.
+    """Return where the photo of a sample is.
+
+    Links below the root were resolved and checked when the catalog was built.
 
     Raises:
         DataError: the id leads out of the data root.
     """
     side, _, relative = sample_id.partition("/")
-    section = data.test if side == "test" and isinstance(data.test, TestTable) else data.source
+    if side == "test" and isinstance(data.test, TestTable):
+        root = data.test.root
+        where = "data.test"
+    else:
+        root = data.source.root
+        where = "data.source"
     if problem := refusal(relative):
-        raise DataError(
-            "data.source" if section is data.source else "data.test", f"{sample_id!r}: {problem}"
-        )
-    return base / section.root / "images" / relative
+        raise DataError(where, f"{sample_id!r}: {problem}")
+    return base / root / "images" / relative
 
 
 def content_hash(catalog: pa.Table) -> str:
-    """Return the hash of all that later stages read: ids, groups, columns, labels, photo hashes, sizes, states.
+    """Return the hash of all that later stages read.
 
-    Where the photos lie and when they were written is no part of it, nor are the perceptual hashes, whose last bits
-    another processor may round otherwise.
+    These are ids, groups, columns, labels, photo hashes, sizes and states. The places and times of
+    the photos are no part of it, nor are the perceptual hashes, whose last bits may differ on
+    another processor.
     """
     sha = hashlib.sha256()
     for name in sorted(set(catalog.column_names) - {"path", "phash"}):
@@ -189,44 +254,38 @@ def photos_hash(catalog: pa.Table) -> str:
 
 
 def test_labels(data: Data, base: Path, catalog: pa.Table) -> pa.Table | None:
-    """Read the test set's labels: the one place that does. None where the spec names none.
+    """Read the test set's labels; no other function does. None where the spec names none.
 
     Returns:
-        sample_id, label (single code) for every test photo, quarantined ones too, in the catalog's order.
+        sample_id, label (single code) for every test photo, quarantined ones too, in the catalog's
+        order.
 
     Raises:
         DataError: a label is missing or no class.
     """
     schema = Schema.of(data.labels)
-    ids = [sample for sample in catalog["sample_id"].to_pylist() if sample.startswith("test/")]
+    ids = _test_samples(catalog)
     if isinstance(data.test, TestHoldOut):
-        source = list_source(data.source, base)
-        wanted, held = set(ids), _test_ids(source)
-        kept = source.where(lambda at: held[at] in wanted)
-        codes = np.array(read_codes(data.labels, kept.relatives, kept.columns), dtype=np.int64).T
-        answers = dict(zip(_test_ids(kept), schema.encode(codes).tolist(), strict=True))
+        answers = _held_out_answers(data, base, schema, set(ids))
     elif isinstance(data.test, TestTable) and data.test.label:
         answers = _answers(data.test, base, schema)
     else:
         return None
+    labels = [answers[sample] for sample in ids]
     return pa.table(
-        {
-            "sample_id": pa.array(ids, pa.string()),
-            "label": pa.array([answers[sample] for sample in ids], pa.int64()),
-        }
+        {"sample_id": pa.array(ids, pa.string()), "label": pa.array(labels, pa.int64())}
     )
 
 
 def test_order(data: Data, base: Path, catalog: pa.Table) -> list[tuple[str, str]]:
-    """Return (sample_id, ImageID) of the test photos in the order of their table, or of the catalog without one."""
+    """Return (sample_id, ImageID) of the test photos in their table's order.
+
+    Without a table, the order is that of the catalog.
+    """
     if isinstance(data.test, TestTable):
         listing = list_test(data.test, base)
         return list(zip(_test_ids(listing), map(str, listing.columns["ImageID"]), strict=True))
-    return [
-        (sample, sample.partition("/")[2])
-        for sample in catalog["sample_id"].to_pylist()
-        if sample.startswith("test/")
-    ]
+    return [(sample, sample.partition("/")[2]) for sample in _test_samples(catalog)]
 
 
 # neither is a test, whatever their names say
@@ -234,52 +293,70 @@ test_labels.__test__ = False  # type: ignore[attr-defined]
 test_order.__test__ = False  # type: ignore[attr-defined]
 
 
+def _test_samples(catalog: pa.Table) -> list[str]:
+    return [sample for sample in catalog["sample_id"].to_pylist() if sample.startswith("test/")]
+
+
+def _held_out_answers(data: Data, base: Path, schema: Schema, wanted: set[str]) -> dict[str, int]:
+    source = list_source(data.source, base)
+    ids = _test_ids(source)
+    held_out = source.where(lambda index: ids[index] in wanted)
+    codes = np.array(read_codes(data.labels, held_out.relatives, held_out.columns), dtype=np.int64)
+    return dict(zip(_test_ids(held_out), schema.encode(codes.T).tolist(), strict=True))
+
+
 def _answers(test: TestTable, base: Path, schema: Schema) -> dict[str, int]:
-    where, column = "data.test.label", str(test.label)
+    where = "data.test.label"
+    column = str(test.label)
     columns = read_table(base / test.root / test.table, where, [test.id, column])
     if column not in columns:
         raise DataError(
             where, f"a column {column!r} was required in {test.table}, found none of that name"
         )
-    named = _reading(schema, where, column, {str(value) for value in columns[column]})
-    answers, faults = {}, []
+    label_of = _meanings(schema, where, column, set(map(str, columns[column])))
+    answers = {}
+    faults = []
     for sample, value in zip(_test_ids(list_test(test, base)), columns[column], strict=True):
-        if (label := named.get(str(value))) is None:
+        label = label_of.get(str(value))
+        if label is None:
             faults.append(f"{sample}: {value!r}")
         else:
             answers[sample] = label
     if faults:
         raise DataError(
             where,
-            f"a class from 0 to {schema.n_classes - 1} (or its name, such as {schema.class_name(0)!r}) was "
-            f"required for every photo, {len(faults)} have none: {some(faults)}. Correct them, or leave out {where}",
+            f"a class from 0 to {schema.n_classes - 1} (or its name, such as "
+            f"{schema.class_name(0)!r}) was required for every photo, {len(faults)} have none: "
+            f"{some(faults)}. Correct them, or leave out {where}",
         )
     return answers
 
 
-def _reading(schema: Schema, where: str, column: str, values: set[str]) -> dict[str, int]:
-    """Return what values of a test table mean: names, codes, or either where no name is another class's code.
+def _meanings(schema: Schema, where: str, column: str, values: set[str]) -> dict[str, int]:
+    """Return the class of each value of a test table: by name, by code, or by either.
+
+    Either is allowed where no name is the code of another class.
 
     Raises:
-        DataError: classes are named by numbers, and the column can be read both ways, or neither.
+        DataError: classes are named by numbers, and the column fits both readings, or neither.
     """
     names = {schema.class_name(label): label for label in range(schema.n_classes)}
     codes = {str(label): label for label in range(schema.n_classes)}
     either = names | codes
-    doubtful = sorted(
-        value for value in names.keys() & codes.keys() if names[value] != codes[value]
-    )
+    doubtful = [name for name in sorted(names.keys() & codes.keys()) if names[name] != codes[name]]
     if not doubtful or values - either.keys():
         return either
     fitting = [reading for reading in (names, codes) if values <= reading.keys()]
     if len(fitting) == 1 or (fitting and not values.intersection(doubtful)):
         return fitting[0]
-    one = next((value for value in doubtful if value in values), doubtful[0])
+    example = next((value for value in doubtful if value in values), doubtful[0])
+    readings = "both" if fitting else "neither"
     raise DataError(
         where,
-        f"a column of names or of codes was required, {column!r} can be read as {'both' if fitting else 'neither'}: "
-        f"{one!r} is the name of class {names[one]} and the code of class {schema.class_name(codes[one])!r}. "
-        "Write the column in codes and name the classes so that no name is a code, such as 'c1' for '1'",
+        f"a column of names or of codes was required, {column!r} can be read as {readings}: "
+        f"{example!r} is the name of class {names[example]} and the code of class "
+        f"{schema.class_name(codes[example])!r}. Write the column in codes and name the classes so "
+        "that no name is a code, such as 'c1' for '1'",
     )
 
 
@@ -300,15 +377,15 @@ def _text(value: Any) -> str | None:
 
 
 def _reasons(source: Listing) -> list[str]:
-    return [
-        f"{relative!r}: {problem}"
-        for relative, problem in zip(source.relatives, source.refusals, strict=True)
-        if problem
-    ]
+    reasons = []
+    for relative, problem in zip(source.relatives, source.refusals, strict=True):
+        if problem:
+            reasons.append(f"{relative!r}: {problem}")
+    return reasons
 
 
 def _groups(data: Data, source: Listing) -> list[str]:
-    """Read the group of every source photo. `sample_id` stands for every photo its own."""
+    """Read the group of every source photo. With `sample_id` every photo is its own group."""
     if data.group == "sample_id":
         return list(source.relatives)
     if data.group not in source.columns:
@@ -317,81 +394,79 @@ def _groups(data: Data, source: Listing) -> list[str]:
             f"a column of the source was required, found {data.group!r}; "
             f"columns are {', '.join(source.columns)} (sample_id: every photo is its own group)",
         )
-    groups = [_text(value) for value in source.columns[data.group]]
-    if empty := [
-        relative for relative, group in zip(source.relatives, groups, strict=True) if not group
-    ]:
+    groups = []
+    empty = []
+    for relative, value in zip(source.relatives, source.columns[data.group], strict=True):
+        group = _text(value) or ""
+        groups.append(group)
+        if not group:
+            empty.append(relative)
+    if empty:
         raise DataError(
             "data.group",
-            f"a value of {data.group} was required for every photo, {len(empty)} have none: {some(empty)}",
+            f"a value of {data.group} was required for every photo, {len(empty)} have none: "
+            f"{some(empty)}",
         )
-    return [str(group) for group in groups]
+    return groups
 
 
-def _codes(data: Data, source: Listing, known: list[int]) -> np.ndarray:
-    """Read the labels of all photos that may be opened: (n_photos, n_labels) int64, -1 for the others."""
-    kept = source.where(set(known).__contains__)
+def _codes(data: Data, source: Listing, readable: list[int]) -> NDArray[np.int64]:
+    """Read the labels of the source's photos: (n_photos, n_labels), -1 for refused ones."""
+    kept = source.where(set(readable).__contains__)
     codes = np.full((len(source.relatives), len(data.labels)), -1, dtype=np.int64)
-    codes[known] = np.array(read_codes(data.labels, kept.relatives, kept.columns), dtype=np.int64).T
+    codes[readable] = np.array(read_codes(data.labels, kept.relatives, kept.columns)).T
     return codes
 
 
-def _held_out(data: Data, groups: Sequence[str], codes: np.ndarray, known: list[int]) -> np.ndarray:
+def _held_out(
+    data: Data, groups: Sequence[str], codes: NDArray[np.int64], readable: list[int]
+) -> NDArray[np.bool_]:
     """Choose the groups that become the test set, balanced like a split."""
-    held = np.zeros(len(groups), dtype=bool)
-    if not isinstance(data.test, TestHoldOut):
-        return held
-    share, own = data.test.hold_out, [groups[at] for at in known]
-    held[known] = deal_share(
-        own,
-        codes[known],
-        share,
-        seed=_HOLD_OUT_SEED,
-        purpose="hold_out",
-        where="data.test.hold_out",
-    )
-    return held
+    held_out = np.zeros(len(groups), dtype=bool)
+    if isinstance(data.test, TestHoldOut):
+        held_out[readable] = deal_share(
+            [groups[index] for index in readable],
+            codes[readable],
+            data.test.hold_out,
+            seed=_HOLD_OUT_SEED,
+            purpose="hold_out",
+            where="data.test.hold_out",
+        )
+    return held_out
 
 
-def _own_columns(data: Data, source: Listing, schema: Schema) -> Columns:
-    """Keep the table's columns; the one that names photos is replaced by `path`, the group's by `group`."""
-    taken = {*OWN_COLUMNS, *(f"label_{name}" for name in schema.names)}
-    dropped = {"path", "sample_id", *(["group"] if data.group == "group" else [])}
-    return {
-        f"table_{name}" if name in taken else name: values
-        for name, values in source.columns.items()
-        if name not in dropped
-    }
-
-
-def _refuse_missing(codes: np.ndarray, schema: Schema, statuses: list[str]) -> None:
+def _refuse_missing(codes: NDArray[np.int64], schema: Schema, statuses: list[str]) -> None:
     if not len(codes):
         raise DataError(
             "data.source",
-            f"usable training photos were required, found none among {len(statuses)}: {some(sorted(set(statuses)))}",
+            f"usable training photos were required, found none among {len(statuses)}: "
+            f"{some(sorted(set(statuses)))}",
         )
     for column, (name, classes) in enumerate(schema.classes.items()):
-        there = set(np.unique(codes[:, column]).tolist())
-        if lost := [text for code, text in enumerate(classes) if code not in there]:
+        present = set(codes[:, column].tolist())
+        missing = [text for code, text in enumerate(classes) if code not in present]
+        if missing:
             raise DataError(
                 f"data.labels.{name}",
                 f"a usable training photo of every class was required, found none of "
-                f"{some(lost)}. Add photos, or take the class out of the rule",
+                f"{some(missing)}. Add photos, or take the class out of the rule",
             )
 
 
-def _typed(values: list[Any]) -> pa.Array:
-    """Store a column as whole numbers, numbers or text, whichever holds all its values; 007 stays text."""
-    clean = [None if value != value else value for value in values]  # noqa: PLR0124 - a NaN of a Parquet table
-    known = {
-        str(value).lower() if isinstance(value, bool) else str(value)
-        for value in clean
-        if value is not None
-    }
+def _typed(values: Iterable[Any]) -> pa.Array:
+    """Store a column as whole numbers, numbers or text, whichever holds all its values.
+
+    007 stays text.
+    """
+    cells: list[Any] = []
+    for value in values:
+        is_nan = value != value  # noqa: PLR0124 - a NaN of a Parquet table
+        if isinstance(value, bool):
+            cells.append(str(value).lower())
+        else:
+            cells.append(None if is_nan else value)
+    texts = {str(cell) for cell in cells if cell is not None}
     for kind, convert, form in ((pa.int64(), int, _WHOLE), (pa.float64(), float, _REAL)):
-        if known and all(form.fullmatch(text) for text in known):
-            return pa.array([None if value is None else convert(value) for value in clean], kind)
-    return pa.array(
-        [str(value).lower() if isinstance(value, bool) else _text(value) for value in clean],
-        pa.string(),
-    )
+        if texts and all(form.fullmatch(text) for text in texts):
+            return pa.array([None if cell is None else convert(cell) for cell in cells], kind)
+    return pa.array([_text(cell) for cell in cells], pa.string())

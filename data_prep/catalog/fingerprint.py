@@ -16,7 +16,7 @@ Side = ProfileFolders | ClassFolders | Table | TestTable
 def fingerprint(data: Data, base: Path) -> str:
     """Return 64 hex digits that change when a file below a root's `images/` or a table changes.
 
-    Where the roots lie is no part of it. No photo is opened: 20,000 files take 0.2 s.
+    The place of the roots is no part of it. No photo is opened: 20,000 files take 0.2 s.
 
     Args:
         data: the spec's section.
@@ -39,9 +39,8 @@ def fingerprint(data: Data, base: Path) -> str:
                 f"photos below {root / 'images'} were required, found no such folder",
             )
         for line in sorted(_walk(root / "images", "")):
-            sha.update(
-                f"{side}\0{line}\0".encode("utf-8", "surrogateescape")
-            )  # no name holds a NUL: nothing can run together
+            # no name has a NUL, so two lines cannot run together
+            sha.update(f"{side}\0{line}\0".encode("utf-8", "surrogateescape"))
         if not isinstance(section, ClassFolders):
             try:
                 table = (root / section.table).read_bytes()
@@ -55,18 +54,17 @@ def fingerprint(data: Data, base: Path) -> str:
 
 def sides(data: Data) -> list[tuple[str, Side]]:
     """Return the sections of a spec that have a data root, by the name of their key."""
-    found: list[tuple[str, Side]] = [("source", data.source)]
+    sections: list[tuple[str, Side]] = [("source", data.source)]
     if isinstance(data.test, TestTable):
-        found.append(("test", data.test))
-    return found
+        sections.append(("test", data.test))
+    return sections
 
 
 def _walk(folder: Path | str, prefix: str) -> Iterator[str]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir(
-                follow_symlinks=False
-            ):  # a linked folder is one line, so that loops end
+            # a linked folder is one line, so that loops end
+            if entry.is_dir(follow_symlinks=False):
                 yield from _walk(entry.path, f"{prefix}{entry.name}/")
                 continue
             try:

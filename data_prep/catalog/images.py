@@ -11,7 +11,7 @@ from PIL import Image, ImageFile, ImageOps
 
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 50_000_000
-"""A 12,000 x 12,000 PNG of 410 kB decodes to 1.4 GB; the limit is read from the header, before any decoding."""
+"""A 12,000 x 12,000 PNG of 410 kB decodes to 1.4 GB; the header is checked before any decoding."""
 FORMATS = ("JPEG", "PNG", "WEBP")
 JPEG_QUALITY = 95
 
@@ -45,9 +45,8 @@ def decode(photo: bytes, *, fill: tuple[int, int, int] = (0, 0, 0), near: int | 
             upright = ImageOps.exif_transpose(image)
             return np.ascontiguousarray(np.asarray(_to_rgb(upright, fill)))
         except OSError as error:
-            raise PhotoError(
-                "truncated" if "truncated" in str(error) else f"broken: {error}"
-            ) from None
+            is_cut = "truncated" in str(error)
+            raise PhotoError("truncated" if is_cut else f"broken: {error}") from None
         except (
             ValueError,
             SyntaxError,

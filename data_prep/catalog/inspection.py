@@ -1,4 +1,4 @@
-"""One look at a photo: its hashes, its size, and whether it can be used."""
+"""Reading one photo: its hashes, its size, and whether it can be used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OTHERS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What reading a photo once tells. `status` is "ok" or the reason of its quarantine."""
+    """What is known of a photo after reading it. `status` is "ok" or why it is quarantined."""
 
     sha256: str | None
     width: int | None  # pixels, upright
@@ -59,12 +59,12 @@ def inspect(images: str, relative: str) -> Facts:
     if not place.startswith(os.path.realpath(images) + os.sep):
         return Facts(None, None, None, "refused: the link leads out of the data folder")
     try:
-        facts = os.stat(place)  # noqa: PTH116 - see below
+        facts = os.stat(place)  # noqa: PTH116 - see `open` below
         if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait for ever
             return Facts(None, None, None, "not a file")
         if facts.st_size > MAX_BYTES:
             return Facts(None, None, None, f"too large: {facts.st_size} bytes")
-        with open(place, "rb") as handle:  # noqa: PTH123 - a plain string all the way: 100,000 Paths cost seconds
+        with open(place, "rb") as handle:  # noqa: PTH123 - 100,000 Paths cost seconds
             photo = handle.read(MAX_BYTES + 1)
     except OSError as error:
         require_machine(error, place, images)
@@ -75,13 +75,13 @@ def inspect(images: str, relative: str) -> Facts:
 def examine(photo: bytes) -> Facts:
     """Hash and decode the bytes of a photo."""
     sha256 = hashlib.sha256(photo).hexdigest()
-    if (kind := format_of(photo)) not in FORMATS:
-        named = f"not allowed: {kind} (only JPEG, PNG and WebP)" if kind else "not an image"
-        return Facts(sha256, None, None, named if photo else "empty file")
+    kind = format_of(photo)
+    if kind not in FORMATS:
+        return Facts(sha256, None, None, _refusal(photo, kind))
     broken = "truncated" if _is_cut(photo, kind) else "broken"
     try:
         width, height = _header(photo, kind)
-    except Exception:  # noqa: BLE001 - damaged headers end in a dozen kinds of errors; all are one fact about the photo
+    except Exception:  # noqa: BLE001 - damaged headers raise a dozen kinds of errors
         return Facts(sha256, None, None, broken)
     if width * height > MAX_PIXELS:
         return Facts(sha256, width, height, f"too large: {width}x{height}")
@@ -101,32 +101,45 @@ def format_of(photo: bytes) -> str | None:
         return "WEBP"
     if photo[4:8] == b"ftyp":
         return "HEIC or video"
-    return next(
-        (kind for magic, kind in {**_MAGIC, **_OTHERS}.items() if photo.startswith(magic)), None
-    )
+    for magic, kind in {**_MAGIC, **_OTHERS}.items():
+        if photo.startswith(magic):
+            return kind
+    return None
+
+
+def _refusal(photo: bytes, kind: str | None) -> str:
+    if not photo:
+        return "empty file"
+    return f"not allowed: {kind} (only JPEG, PNG and WebP)" if kind else "not an image"
 
 
 def _header(photo: bytes, kind: str) -> tuple[int, int]:
     """Return the width and height that a photo's header states.
 
-    Image.open raises on a bomb before it tells the size; its plugins only read the header. WebP's plugin makes room
-    for the whole picture, so its header is read here (RFC 9649, sections 2.5-2.7).
+    Image.open raises on a bomb before it tells the size; its plugins only read the header. WebP's
+    plugin makes room for the whole picture, so `_webp_size` reads its header.
     """
     if kind == "WEBP":
-        chunk = photo[12:16]
-        if chunk == b"VP8X":
-            width, height = (int.from_bytes(photo[at : at + 3], "little") + 1 for at in (24, 27))
-        elif chunk == b"VP8L":
-            bits = int.from_bytes(photo[21:25], "little")
-            width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-        else:
-            width, height = (
-                int.from_bytes(photo[at : at + 2], "little") & 0x3FFF for at in (26, 28)
-            )
-        return width, height
+        return _webp_size(photo)
     plugin = JpegImagePlugin.JpegImageFile if kind == "JPEG" else PngImagePlugin.PngImageFile
     with plugin(io.BytesIO(photo)) as image:
         return image.width, image.height
+
+
+def _webp_size(photo: bytes) -> tuple[int, int]:
+    """Read the header of a WebP photo (RFC 9649, sections 2.5-2.7)."""
+    chunk = photo[12:16]
+    if chunk == b"VP8X":
+        width = int.from_bytes(photo[24:27], "little") + 1
+        height = int.from_bytes(photo[27:30], "little") + 1
+    elif chunk == b"VP8L":
+        bits = int.from_bytes(photo[21:25], "little")
+        width = (bits & 0x3FFF) + 1
+        height = (bits >> 14 & 0x3FFF) + 1
+    else:
+        width = int.from_bytes(photo[26:28], "little") & 0x3FFF
+        height = int.from_bytes(photo[28:30], "little") & 0x3FFF
+    return width, height
 
 
 def _is_cut(photo: bytes, kind: str) -> bool:

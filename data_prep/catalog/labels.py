@@ -25,7 +25,7 @@ OWN_COLUMNS = (
     "phash",
     "near",
 )
-"""What a catalog calls its own columns, beside label_<name>; a table's column of such a name is `table_<name>` there."""
+"""A catalog's own columns, beside label_<name>; a table's column of such a name is `table_<name>`."""
 _ALL_DIGITS = 1e15  # a whole number below it is exact
 
 
@@ -67,10 +67,9 @@ class Schema:
         Raises:
             ValueError: a code is out of range, or their number is wrong.
         """
-        many = (
-            getattr(codes, "ndim", 1) == 2
-        )  # an array is known by its shape: this module imports no NumPy
-        columns = list(codes.T) if many else list(codes)
+        # an array is known by its shape: this module imports no NumPy
+        many = getattr(codes, "ndim", 1) == 2
+        columns = list(codes.T if many else codes)
         if len(columns) != len(self.sizes):
             raise ValueError(
                 f"{len(self.sizes)} codes were required, one per label, found {len(columns)}"
@@ -94,7 +93,8 @@ class Schema:
             ValueError: a code is out of range.
         """
         _check_range(label, self.n_classes, "classes")
-        rest, columns = label, []
+        rest = label
+        columns = []
         for size in reversed(self.sizes):
             columns.append(rest % size)
             rest = rest // size
@@ -107,10 +107,8 @@ class Schema:
 
     def class_name(self, label: int) -> str:
         """Return a readable name such as 'wear/male/<30'."""
-        return "/".join(
-            names[code]
-            for names, code in zip(self.classes.values(), self.decode(label), strict=True)
-        )
+        codes = self.decode(label)
+        return "/".join(map(list.__getitem__, self.classes.values(), codes))
 
 
 def class_names(label: Label) -> list[str]:
@@ -126,7 +124,8 @@ def in_digits(border: float) -> str:
     """Write a border so that no two look alike: 30, 0.5, 1000001."""
     if float(border).is_integer() and abs(border) < _ALL_DIGITS:
         return str(int(border))
-    return short if float(short := f"{border:g}") == border else repr(float(border))
+    short = f"{border:g}"
+    return short if float(short) == border else repr(float(border))
 
 
 def code_of(label: Label, value: Any) -> int | str:
@@ -137,35 +136,35 @@ def code_of(label: Label, value: Any) -> int | str:
         value: a stem, a part of a folder's name, or a value of a column.
     """
     if isinstance(label, StemLabel):
-        fits = [
-            code
-            for code, patterns in enumerate(label.classes.values())
-            if any(fnmatch.fnmatchcase(value, pattern) for pattern in _patterns(patterns))
-        ]
-        names = list(label.classes)
-        return (
-            fits[0]
-            if len(fits) == 1
-            else f"stem {value!r} fits {' and '.join(names[at] for at in fits) or 'no class'}"
-        )
+        return _code_of_stem(label, value)
     if value is None or value == "":
         return "the value is empty"
     if label.classes is not None:
         text = str(value).lower() if isinstance(value, bool) else str(value)
-        return (
-            label.classes.index(text)
-            if text in label.classes
-            else f"value {text!r} is none of {', '.join(label.classes)}"
-        )
+        if text in label.classes:
+            return label.classes.index(text)
+        return f"value {text!r} is none of {', '.join(label.classes)}"
+    return _bin_of(label.bins or [], value)
+
+
+def _bin_of(borders: Sequence[float], value: Any) -> int | str:
     try:
         number = float(value)
     except (TypeError, ValueError):
         return f"value {value!r} is no number"
-    return (
-        sum(number >= border for border in label.bins or [])
-        if math.isfinite(number)
-        else f"value {value!r} is not finite"
-    )
+    if not math.isfinite(number):
+        return f"value {value!r} is not finite"
+    return sum(number >= border for border in borders)
+
+
+def _code_of_stem(label: StemLabel, stem: str) -> int | str:
+    fitting = {}
+    for code, (name, patterns) in enumerate(label.classes.items()):
+        if any(fnmatch.fnmatchcase(stem, pattern) for pattern in _patterns(patterns)):
+            fitting[name] = code
+    if len(fitting) == 1:
+        return next(iter(fitting.values()))
+    return f"stem {stem!r} fits {' and '.join(fitting) or 'no class'}"
 
 
 def read_codes(
@@ -200,8 +199,9 @@ def values_in(label: ColumnLabel | FolderLabel, catalog: Any) -> list[Any]:
 
 def name_in_catalog(column: str, there: Collection[str]) -> str:
     """Return what a catalog with the columns `there` calls a column of the user's table."""
-    renamed, own = f"table_{column}", column in OWN_COLUMNS or column.startswith("label_")
-    return renamed if own and renamed in there else column
+    renamed = f"table_{column}"
+    is_taken = column in OWN_COLUMNS or column.startswith("label_")
+    return renamed if is_taken and renamed in there else column
 
 
 def train_borders(labels: Mapping[str, Label]) -> dict[str, list[float]]:
@@ -220,32 +220,35 @@ def train_codes(labels: Mapping[str, Label], catalog: Any) -> dict[str, list[int
         labels: the rules by name.
         catalog: labelled rows only.
     """
-    found = {}
+    codes = {}
     for name, label in labels.items():
         if isinstance(label, ColumnLabel | FolderLabel) and label.train_bins is not None:
             moved = label.model_copy(update={"bins": label.train_bins})
-            found[name] = [int(code_of(moved, value)) for value in values_in(label, catalog)]
-    return found
+            codes[name] = [int(code_of(moved, value)) for value in values_in(label, catalog)]
+    return codes
 
 
 def _codes(
     name: str, label: Label, relatives: Sequence[str], columns: Mapping[str, Sequence[Any]]
 ) -> list[int]:
     known: dict[Any, int | str] = {}  # few distinct values: 100,000 photos cost 0.1 s
-    codes, faults = [], []
+    codes = []
+    faults = []
     for relative, value in zip(relatives, _values(name, label, relatives, columns), strict=True):
         if value not in known:
             # a folder without that part gives None, and a stem is never None
             known[value] = code_of(label, value)
-        if isinstance(code := known[value], str):
+        code = known[value]
+        if isinstance(code, str):
             faults.append(f"{relative}: {code}")
         else:
             codes.append(code)
     if faults:
         raise DataError(
             f"data.labels.{name}",
-            f"one class per photo was required under the rule {_rule(label)}; {len(faults)} of {len(relatives)} "
-            f"have not: {some(faults)}. Widen or narrow the rule, or take those photos out of the folder",
+            f"one class per photo was required under the rule {_rule(label)}; {len(faults)} of "
+            f"{len(relatives)} have not: {some(faults)}. Widen or narrow the rule, or take those "
+            "photos out of the folder",
         )
     return codes
 
@@ -254,16 +257,9 @@ def _values(
     name: str, label: Label, relatives: Sequence[str], columns: Mapping[str, Sequence[Any]]
 ) -> Sequence[Any]:
     if isinstance(label, StemLabel):
-        return [
-            relative.rpartition("/")[2].rpartition(".")[0] or relative.rpartition("/")[2]
-            for relative in relatives
-        ]
+        return list(map(_stem, relatives))
     if isinstance(label, FolderLabel):
-        parts = (
-            relative.rpartition("/")[0].rpartition("/")[2].split(label.separator)
-            for relative in relatives
-        )
-        return [found[label.part] if label.part < len(found) else None for found in parts]
+        return [_folder_part(label, relative) for relative in relatives]
     if label.column not in columns:
         raise DataError(
             f"data.labels.{name}.column",
@@ -272,26 +268,38 @@ def _values(
     return columns[label.column]
 
 
+def _stem(relative: str) -> str:
+    name = relative.rpartition("/")[2]
+    return name.rpartition(".")[0] or name
+
+
+def _folder_part(label: FolderLabel, relative: str) -> str | None:
+    parts = relative.rpartition("/")[0].rpartition("/")[2].split(label.separator)
+    return parts[label.part] if label.part < len(parts) else None
+
+
 def _rule(label: Label) -> str:
-    if isinstance(label, ColumnLabel | FolderLabel):
-        where = (
-            f"column {label.column}"
-            if isinstance(label, ColumnLabel)
-            else f"folder part {label.part} cut at {label.separator!r}"
-        )
-        return f"{where}, {f'bins {label.bins}' if label.bins else f'classes {label.classes}'}"
-    return "stem, " + ", ".join(
-        f"{name}: {' or '.join(_patterns(found))}" for name, found in label.classes.items()
-    )
+    if isinstance(label, StemLabel):
+        rules = []
+        for name, patterns in label.classes.items():
+            rules.append(f"{name}: {' or '.join(_patterns(patterns))}")
+        return f"stem, {', '.join(rules)}"
+    if isinstance(label, ColumnLabel):
+        where = f"column {label.column}"
+    else:
+        where = f"folder part {label.part} cut at {label.separator!r}"
+    return f"{where}, bins {label.bins}" if label.bins else f"{where}, classes {label.classes}"
 
 
-def _patterns(found: str | list[str]) -> list[str]:
-    return [found] if isinstance(found, str) else found
+def _patterns(patterns: str | list[str]) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else patterns
 
 
 def _between(low: float, high: float) -> str:
     if float(low).is_integer() and float(high).is_integer():
-        return in_digits(low) if high - low == 1 else f"{in_digits(low)}-{in_digits(high - 1)}"
+        if high - low == 1:
+            return in_digits(low)
+        return f"{in_digits(low)}-{in_digits(high - 1)}"
     return f"{in_digits(low)}-<{in_digits(high)}"
 
 
@@ -299,10 +307,10 @@ def _check_range(codes: Any, size: int, what: str) -> None:
     if getattr(codes, "ndim", 0) == 0:
         low = high = codes
     elif len(codes):
-        low, high = codes.min(), codes.max()
+        low = codes.min()
+        high = codes.max()
     else:
         return
     if low < 0 or high >= size:
-        raise ValueError(
-            f"{what} from 0 to {size - 1} were required, found {low if low < 0 else high}"
-        )
+        wrong = low if low < 0 else high
+        raise ValueError(f"{what} from 0 to {size - 1} were required, found {wrong}")

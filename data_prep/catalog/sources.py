@@ -1,4 +1,4 @@
-"""Data roots: their tables, and the list of photos that a layout names, before any photo is opened."""
+"""Data roots: their tables, and the photos that a layout names, before any photo is opened."""
 
 from __future__ import annotations
 
@@ -15,35 +15,14 @@ from data_prep.errors import DataError, some
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 _NOTES = (
-    *(
-        ".txt",
-        ".csv",
-        ".tsv",
-        ".json",
-        ".jsonl",
-        ".xml",
-        ".xmp",
-        ".yaml",
-        ".yml",
-        ".md",
-        ".html",
-        ".aae",
-        ".log",
-    ),
-    *(".mat", ".pts", ".npy", ".npz", ".pkl", ".mov", ".mp4", ".avi"),
+    *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".xmp", ".yaml", ".yml", ".md"),
+    *(".html", ".aae", ".log", ".mat", ".pts", ".npy", ".npz", ".pkl", ".mov", ".mp4", ".avi"),
 )
-"""What people and tools write beside photos: no photo is lost by leaving it alone."""
-_LITTER = {
-    "thumbs.db",
-    "ehthumbs.db",
-    "desktop.ini",
-    "icon\r",
-    "__macosx",
-    "@eadir",
-}  # of file managers, hidden or not
-_FOREIGN = re.compile(
-    r"[a-z][a-z0-9+.-]*://|data:|[a-z]:[\\/]", re.IGNORECASE
-)  # URLs and drive letters
+"""What people and tools write beside photos: to ignore it loses no photo."""
+_LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}
+"""Files of file managers, hidden or not."""
+_FOREIGN = re.compile(r"[a-z][a-z0-9+.-]*://|data:|[a-z]:[\\/]", re.IGNORECASE)
+"""URLs and drive letters."""
 
 Columns = dict[str, list[Any]]
 Source = ProfileFolders | ClassFolders | Table
@@ -51,7 +30,7 @@ Source = ProfileFolders | ClassFolders | Table
 
 @dataclass(frozen=True)
 class Listing:
-    """Photos as columns: POSIX paths below `images/`, why some must not be opened, and what a table says of them."""
+    """Photos as columns: POSIX paths below `images/`, why some must not be opened, a table's cells."""
 
     relatives: list[str]
     refusals: list[str | None]
@@ -59,18 +38,17 @@ class Listing:
 
     def where(self, wanted: Callable[[int], bool]) -> Listing:
         """Return the photos whose position fits."""
-        kept = [at for at in range(len(self.relatives)) if wanted(at)]
-        columns = {name: [values[at] for at in kept] for name, values in self.columns.items()}
+        kept = [index for index in range(len(self.relatives)) if wanted(index)]
         return Listing(
-            [self.relatives[at] for at in kept], [self.refusals[at] for at in kept], columns
+            _take(self.relatives, kept), _take(self.refusals, kept), _take_rows(self.columns, kept)
         )
 
 
 def list_source(source: Source, base: Path) -> Listing:
     """List the labelled photos in the layout's order.
 
-    A path that leads out of the root is listed with its reason, and nobody opens it. So are, of layouts of folders,
-    files of other formats and folders where photos were expected: they may hold photos that would be missed.
+    A path that leads out of the root is listed with its reason, and is never opened. Layouts of
+    folders also list files of other formats and folders in place of photos: they may hold photos.
 
     Raises:
         DataError: a table, column, folder or photo is missing, or two photos have one name.
@@ -85,41 +63,41 @@ def list_source(source: Source, base: Path) -> Listing:
     else:
         path = base / source.root / source.table
         columns = read_table(path, "data.source.table")
-        key = source.path if isinstance(source, Table) else "path"
-        if key not in columns:
-            entry = "data.source.path" if isinstance(source, Table) else "data.source.table"
-            raise DataError(
-                entry, f"{path}: a column {key!r} was required, found {', '.join(columns)}"
-            )
-        listing = (_profile_folders if isinstance(source, ProfileFolders) else _one_by_one)(
-            images, key, columns
-        )
+        if isinstance(source, Table):
+            _require_column(source.path, columns, "data.source.path", path)
+            listing = _photos_of_table(images, source.path, columns)
+        else:
+            _require_column("path", columns, "data.source.table", path)
+            listing = _profile_folders(images, "path", columns)
     _refuse_twins(listing, "data.source")
     return listing
 
 
 def list_test(test: TestTable, base: Path) -> Listing:
-    """List the test photos in the table's order. Of the table only the id and the group column are kept.
+    """List the test photos in the table's order, with its id and group columns only.
 
     Raises:
-        DataError: the table or a photo is missing, or an id stands twice.
+        DataError: the table or a photo is missing, or an id is there twice.
     """
     columns = _columns_of_test(test, base)
-    listing = _one_by_one(images_of(test, base), test.id, columns, "data.test.table")
+    listing = _photos_of_table(images_of(test, base), test.id, columns, "data.test.table")
     _refuse_twins(listing, "data.test.table")
     groups = columns[test.group] if test.group else [None] * len(listing.relatives)
-    return Listing(
-        listing.relatives, listing.refusals, {"ImageID": columns[test.id], "group": groups}
-    )
+    of_table = {"ImageID": columns[test.id], "group": groups}
+    return Listing(listing.relatives, listing.refusals, of_table)
 
 
 def images_of(section: Source | TestTable, base: Path) -> str:
     """Return the absolute folder below which a section's photos lie."""
-    return os.path.abspath(base / section.root / "images")  # noqa: PTH100 - links stay: readers resolve and check them
+    # links stay as they are: readers resolve and check them
+    return os.path.abspath(base / section.root / "images")  # noqa: PTH100
 
 
 def refusal(relative: str) -> str | None:
-    """Say why a path must not be opened, None if it stays below its root (links are checked when it is read)."""
+    """Return why a path must not be opened, None if it stays below its root.
+
+    Links are checked when the photo is read.
+    """
     parts = relative.replace("\\", "/").split("/")
     if not relative or "\0" in relative:
         return "refused: an empty path or one with a NUL"
@@ -137,7 +115,9 @@ def refusal(relative: str) -> str | None:
 
 
 def read_table(path: Path, where: str, keep: Sequence[str] | None = None) -> Columns:
-    """Read a CSV (UTF-8, comma) or Parquet table as columns; an empty cell is None, CSV cells stay text.
+    """Read a CSV (UTF-8, comma) or Parquet table as columns.
+
+    An empty cell is None. Cells of a CSV table stay text.
 
     Args:
         path: the table.
@@ -145,14 +125,12 @@ def read_table(path: Path, where: str, keep: Sequence[str] | None = None) -> Col
         keep: columns to keep; the others' cells never leave this function.
 
     Raises:
-        DataError: it cannot be read, a row has another number of cells than the header, or a name stands twice.
+        DataError: it cannot be read, a row has another number of cells than the header, or two
+            columns have one name.
     """
+    read = _read_parquet if path.suffix.lower() == ".parquet" else _read_csv
     try:
-        return (
-            _read_parquet(path, where, keep)
-            if path.suffix.lower() == ".parquet"
-            else _read_csv(path, where, keep)
-        )
+        return read(path, where, keep)
     except FileNotFoundError:
         raise DataError(where, f"a table was required at {path}, found none") from None
     except OSError as error:
@@ -160,7 +138,8 @@ def read_table(path: Path, where: str, keep: Sequence[str] | None = None) -> Col
     except UnicodeDecodeError as error:
         raise DataError(
             where,
-            f"{path}: UTF-8 was required, found byte {error.object[error.start]:#x}; save it as UTF-8",
+            f"{path}: UTF-8 was required, found byte {error.object[error.start]:#x}; "
+            "save it as UTF-8",
         ) from None
 
 
@@ -176,22 +155,26 @@ def _read_csv(path: Path, where: str, keep: Sequence[str] | None) -> Columns:
                 )
             rows = []
             for row in reader:
-                if len(row) != len(names) and row:
+                if not row:  # an empty line is no row
+                    continue
+                if len(row) != len(names):
                     raise DataError(
                         where,
-                        f"{path}:{reader.line_num}: {len(names)} cells were required ({', '.join(names)}), "
-                        f"found {len(row)}",
+                        f"{path}:{reader.line_num}: {len(names)} cells were required "
+                        f"({', '.join(names)}), found {len(row)}",
                     )
-                if row:  # an empty line says nothing
-                    rows.append(row)
+                rows.append(row)
         except csv.Error as error:
             raise DataError(where, f"{path}:{reader.line_num}: {error}") from None
     if not rows:
         raise DataError(
             where, f"{path}: at least one row was required below the header, found none"
         )
-    kept = [(name, at) for at, name in enumerate(names) if keep is None or name in keep]
-    return {name: [row[at] or None for row in rows] for name, at in kept}
+    columns: Columns = {}
+    for index, name in enumerate(names):
+        if keep is None or name in keep:
+            columns[name] = [row[index] or None for row in rows]
+    return columns
 
 
 def _read_parquet(path: Path, where: str, keep: Sequence[str] | None) -> Columns:
@@ -205,8 +188,10 @@ def _read_parquet(path: Path, where: str, keep: Sequence[str] | None) -> Columns
                 where,
                 f"{path}: distinct column names were required, found {file.schema_arrow.names}",
             )
-        plain = [field.name for field in file.schema_arrow if _is_plain(field.type)]
-        names = [name for name in plain if keep is None or name in keep]
+        names = []
+        for field in file.schema_arrow:
+            if _is_plain(field.type) and (keep is None or field.name in keep):
+                names.append(field.name)
         columns: Columns = file.read(columns=names).to_pydict()
     except pa.ArrowInvalid as error:
         raise DataError(where, f"{path} is no Parquet table: {error}") from None
@@ -216,28 +201,23 @@ def _read_parquet(path: Path, where: str, keep: Sequence[str] | None) -> Columns
 
 
 def _is_plain(kind: Any) -> bool:
-    """Nested and extension types of a stranger's file are left alone: some unpickle when they are read."""
+    """Return False for nested and extension types: some unpickle when they are read."""
     import pyarrow.types as pt  # noqa: PLC0415
 
     value = kind.value_type if pt.is_dictionary(kind) else kind
-    return any(
-        check(value)
-        for check in (
-            pt.is_integer,
-            pt.is_floating,
-            pt.is_string,
-            pt.is_large_string,
-            pt.is_boolean,
-        )
-    )
+    if pt.is_string(value) or pt.is_large_string(value):
+        return True
+    return bool(pt.is_integer(value) or pt.is_floating(value) or pt.is_boolean(value))
 
 
 def _columns_of_test(test: TestTable, base: Path) -> Columns:
     path = base / test.root / test.table
-    wanted = [test.id, *([test.group] if test.group else [])]
-    columns = read_table(path, "data.test.table", wanted)
-    for entry, name in (("id", test.id), ("group", test.group)):
-        if name is not None and name not in columns:
+    wanted = {"id": test.id}
+    if test.group is not None:
+        wanted["group"] = test.group
+    columns = read_table(path, "data.test.table", list(wanted.values()))
+    for entry, name in wanted.items():
+        if name not in columns:
             raise DataError(
                 f"data.test.{entry}",
                 f"{path}: a column {name!r} was required, found none of that name",
@@ -245,11 +225,22 @@ def _columns_of_test(test: TestTable, base: Path) -> Columns:
     return columns
 
 
+def _require_column(name: str, columns: Columns, where: str, path: Path) -> None:
+    if name not in columns:
+        raise DataError(
+            where, f"{path}: a column {name!r} was required, found {', '.join(columns)}"
+        )
+
+
 def _class_folders(images: str) -> Listing:
-    relatives, refusals = [], []
+    relatives = []
+    refusals: list[str | None] = []
     for name, is_folder in _entries(images):
-        beside = [(_shown(name), refusal(name) or "refused: no folder of a class")]
-        for relative, problem in _photos_in(images, name) if is_folder else beside:
+        if not is_folder:
+            relatives.append(_shown(name))
+            refusals.append(refusal(name) or "refused: no folder of a class")
+            continue
+        for relative, problem in _photos_in(images, name):
             relatives.append(relative)
             refusals.append(problem)
     if not relatives:
@@ -257,70 +248,70 @@ def _class_folders(images: str) -> Listing:
             "data.source.root",
             f"{images}/<class>/<photo> was required, found no photo ({', '.join(EXTENSIONS)})",
         )
-    return Listing(
-        relatives, refusals, {"folder": [relative.partition("/")[0] for relative in relatives]}
-    )
+    folders = [relative.partition("/")[0] for relative in relatives]
+    return Listing(relatives, refusals, {"folder": folders})
 
 
 def _profile_folders(images: str, key: str, columns: Columns) -> Listing:
-    relatives, refusals, rows, lost = [], [], [], []
+    relatives = []
+    refusals = []
+    rows = []
+    lost = []
     folders = [_tidy(value) for value in columns[key]]
-    rooms = {str(room) for path in map(PurePosixPath, folders) for room in (path, *path.parents)}
+    listed: set[str] = set()
+    for folder in folders:
+        path = PurePosixPath(folder)
+        listed.update(map(str, (path, *path.parents)))
     for row, folder in enumerate(folders):
-        found = (
-            [(folder, problem)]
-            if (problem := refusal(folder))
-            else list(_photos_in(images, folder, rooms))
-        )
-        if not found:
+        refused = refusal(folder)
+        photos = [(folder, refused)] if refused else list(_photos_in(images, folder, listed))
+        if not photos:
             lost.append(repr(folder))
-        for relative, why in found:
+        for relative, problem in photos:
             relatives.append(relative)
-            refusals.append(why)
+            refusals.append(problem)
             rows.append(row)
     if lost:
         raise DataError(
             "data.source.table",
-            f"a folder with photos below {images} was required for every row, {len(lost)} have none: "
-            f"{some(lost)}. Restore the folders or take their rows out of the table",
+            f"a folder with photos below {images} was required for every row, {len(lost)} have "
+            f"none: {some(lost)}. Restore the folders or take their rows out of the table",
         )
-    return Listing(
-        relatives,
-        refusals,
-        {name: [values[row] for row in rows] for name, values in columns.items()},
-    )
+    return Listing(relatives, refusals, _take_rows(columns, rows))
 
 
-def _one_by_one(
+def _photos_of_table(
     images: str, key: str, columns: Columns, where: str = "data.source.table"
 ) -> Listing:
-    relatives = [_tidy(value) for value in columns[key]]
-    refusals = [refusal(relative) for relative in relatives]
-    lost = [
-        repr(relative)
-        for relative, problem in zip(relatives, refusals, strict=True)
-        if problem is None and not os.path.lexists(f"{images}/{relative}")
-    ]
+    relatives = list(map(_tidy, columns[key]))
+    refusals = list(map(refusal, relatives))
+    lost = []
+    for relative, problem in zip(relatives, refusals, strict=True):
+        if problem is None and not os.path.lexists(f"{images}/{relative}"):
+            lost.append(repr(relative))
     if lost:
         raise DataError(
             where,
-            f"a photo below {images} was required for every {key}, {len(lost)} are missing: {some(lost)}. "
-            f"Restore the photos or take their rows out of the table",
+            f"a photo below {images} was required for every {key}, {len(lost)} are missing: "
+            f"{some(lost)}. Restore the photos or take their rows out of the table",
         )
     return Listing(relatives, refusals, columns)
 
 
 def _photos_in(
-    images: str, folder: str, rooms: Collection[str] = ()
+    images: str, folder: str, listed: Collection[str] = ()
 ) -> Iterator[tuple[str, str | None]]:
-    """List a folder's photos, and what else may hold photos with the reason why it is not read; `rooms` are read too."""
+    """List a folder's photos, and what else may hold photos with the reason why it is not read.
+
+    Folders in `listed` are read on their own, so they are left out here.
+    """
     place = os.path.realpath(f"{images}/{folder}")
     if not place.startswith(os.path.realpath(images) + os.sep):
         yield folder, "refused: the link leads out of the data folder"
         return
     for name, is_folder in _entries(place):
         relative = f"{folder}/{name}"
-        if not (is_folder and relative in rooms):
+        if not (is_folder and relative in listed):
             yield _shown(relative), refusal(relative) or _unread(name, is_folder=is_folder)
 
 
@@ -334,19 +325,22 @@ def _unread(name: str, *, is_folder: bool) -> str | None:
 
 
 def _entries(folder: str) -> list[tuple[str, bool]]:
-    """List a folder in sorted order with what is a folder, without hidden files (._mask1.jpg), litter and notes."""
+    """List the names in a folder, sorted, and whether each is a folder.
+
+    Hidden files (._mask1.jpg), litter and notes are left out.
+    """
+    names = []
     try:
         with os.scandir(folder) as entries:
-            found = [(entry.name, entry.is_dir()) for entry in entries]
+            for entry in entries:
+                name = entry.name.lower()
+                is_folder = entry.is_dir()
+                is_note = name.endswith(_NOTES) and not is_folder
+                if not (name.startswith(".") or name in _LITTER or is_note):
+                    names.append((entry.name, is_folder))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(
-        (name, is_folder)
-        for name, is_folder in found
-        if not name.startswith(".")
-        and name.lower() not in _LITTER
-        and (is_folder or not name.lower().endswith(_NOTES))
-    )
+    return sorted(names)
 
 
 def _tidy(value: Any) -> str:
@@ -359,15 +353,28 @@ def _shown(name: str) -> str:
 
 
 def _refuse_twins(listing: Listing, where: str) -> None:
-    """Names that differ in case only are one file on many systems; of what nobody opens, equal names alone matter."""
+    """Refuse names that differ in case only: they are one file on many systems.
+
+    Of files that are never opened, equal names alone matter.
+    """
     seen: dict[str, str] = {}
     twins = []
     for relative, problem in zip(listing.relatives, listing.refusals, strict=True):
-        if (key := relative.casefold() if problem is None else relative) in seen:
+        key = relative.casefold() if problem is None else relative
+        if key in seen:
             twins.append(f"{seen[key]!r} and {relative!r}")
         seen[key] = relative
     if twins:
         raise DataError(
             where,
-            f"names that differ in more than case were required, {len(twins)} stand twice: {some(twins)}",
+            f"names that differ in more than case were required, {len(twins)} are there twice: "
+            f"{some(twins)}",
         )
+
+
+def _take(values: Sequence[Any], indices: Sequence[int]) -> list[Any]:
+    return [values[index] for index in indices]
+
+
+def _take_rows(columns: Columns, indices: Sequence[int]) -> Columns:
+    return {name: _take(values, indices) for name, values in columns.items()}

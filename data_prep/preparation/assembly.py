@@ -7,12 +7,11 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from data_prep.files import write_text
 from data_prep.preparation import contact_sheet as sheet
 from data_prep.preparation.pipeline import Outcome, Row
-from data_prep.preparation.shards import ShardError, read_shard, shard_name, write_shard
+from data_prep.preparation.shards import ShardError, ShardRow, read_shard, shard_name, write_shard
 
 SHEET_SUFFIX = ".sheet.json"
 _PhotoKey = tuple[str, str]  # side, sha256
@@ -46,7 +45,7 @@ class ShardResult:
 class _Donation:
     """What older shards hold of the photos of a task."""
 
-    rows: dict[_PhotoKey, dict[str, Any]]
+    rows: dict[_PhotoKey, ShardRow]
     films: list[sheet.Film]
 
 
@@ -57,7 +56,7 @@ class Assembly:
         """Copy what the donors have; a broken donor is only a lost shortcut."""
         self.task = task
         self._began = time.perf_counter()
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[ShardRow] = []
         self._quarantined: dict[str, str] = {}
         self._transient: set[str] = set()
         self._seconds: Counter[str] = Counter()
@@ -135,7 +134,7 @@ def _donation(task: ShardTask) -> _Donation:
     donation = _Donation({}, [])
     for path in task.donors:
         try:
-            rows: list[dict[str, Any]] = read_shard(path).to_pylist()
+            rows: list[ShardRow] = read_shard(path).to_pylist()
         except ShardError:
             continue
         for row in rows:

@@ -18,6 +18,7 @@ from data_prep.config import CenterCrop, CropFace, KeepAspect, Prep, RemoveBackg
 from data_prep.errors import require_machine
 from data_prep.preparation import background, faces
 from data_prep.preparation import contact_sheet as sheet
+from data_prep.preparation.shards import ShardRow
 
 OK = "ok"
 _NETWORK_SIDE = 320  # of the photo that the background models see, in pixels
@@ -143,7 +144,7 @@ class Outcome:
     """The outcome of one photo: a row of a shard, or the reason why there is none."""
 
     sample: str
-    row: dict[str, Any] | None
+    row: ShardRow | None
     reason: str | None
     film: sheet.Film | None = None  # of a photo that is worth a look
     is_transient: bool = False  # the reason does not follow from the bytes, a retry may succeed
@@ -178,7 +179,7 @@ def prepare_row(row: Row, preparation: Callable[..., Prepared], *, show: bool = 
     except Exception as error:  # noqa: BLE001 - one photo must not cost the shard
         # it may have lacked memory
         return Outcome(sample, None, f"{type(error).__name__}: {error}", is_transient=True)
-    shard_row = {
+    shard_row: ShardRow = {
         "sample_id": sample,
         "sha256": sha256,
         "image": prepared.image,

@@ -12,11 +12,11 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypedDict, overload
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,30 @@ class ShardError(ValueError):
     """A shard that is not what its index says."""
 
 
+class ShardRow(TypedDict):
+    """One prepared sample, with the columns of SCHEMA."""
+
+    sample_id: str
+    sha256: str
+    image: bytes
+    face_box: list[float] | None
+    face_confidence: float | None
+    n_faces: int | None
+    mask_area: float | None
+    outcome: str
+    steps: list[str]
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """What index.json says of one shard."""
+
+    file: str
+    sha256: str
+    size_bytes: int
+    n_rows: int
+
+
 @dataclass(frozen=True)
 class Index:
     """What index.json says of a folder of shards."""
@@ -60,7 +84,7 @@ class Index:
     n_shards: int  # a power of two; shards without rows have no file
     size: int
     steps: Any
-    shards: tuple[dict[str, Any], ...]  # file, sha256, size_bytes, n_rows
+    shards: tuple[ShardEntry, ...]
 
 
 @dataclass(frozen=True)
@@ -95,7 +119,7 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05}.parquet"
 
 
-def write_shard(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_shard(path: Path, rows: Iterable[ShardRow]) -> None:
     """Write rows in the order of their ids; the same rows give the same bytes."""
     ordered = sorted(rows, key=lambda row: row["sample_id"])
     table = pa.Table.from_pylist(ordered, schema=SCHEMA)
@@ -139,19 +163,14 @@ def write_index(folder: Path, *, n_shards: int, size: int, steps: Any) -> None:
     """Write index.json over the shards of a folder, as the last file: it makes the folder whole."""
     shards = []
     for path in sorted(folder.glob("shard-*.parquet")):
-        shard = {
-            "file": path.name,
-            "sha256": file_sha256(path),
-            "size_bytes": path.stat().st_size,
-            "n_rows": pq.read_metadata(path).num_rows,
-        }
-        shards.append(shard)
+        n_rows = pq.read_metadata(path).num_rows
+        shards.append(ShardEntry(path.name, file_sha256(path), path.stat().st_size, n_rows))
     index = {
         "format_version": FORMAT_VERSION,
         "n_shards": n_shards,
         "size": size,
         "steps": steps,
-        "shards": shards,
+        "shards": [asdict(shard) for shard in shards],
     }
     write_json(folder / INDEX, index)
 
@@ -174,24 +193,25 @@ def read_index(folder: Path) -> Index:
             f"{folder / INDEX}: format version {FORMAT_VERSION} was required, found {version!r}; "
             f"read it with the release that wrote it, or delete {folder} and submit again"
         )
-    return Index(index["n_shards"], index["size"], index["steps"], tuple(index["shards"]))
+    shards = tuple(ShardEntry(**shard) for shard in index["shards"])
+    return Index(index["n_shards"], index["size"], index["steps"], shards)
 
 
-def verify_shard(folder: Path, shard: dict[str, Any]) -> Path:
+def verify_shard(folder: Path, shard: ShardEntry) -> Path:
     """Return the path of a shard of the index whose bytes are what the index says.
 
     Raises:
         ShardError: it is missing or its sha256 differs.
     """
-    path = folder / shard["file"]
+    path = folder / shard.file
     if not path.is_file():
         raise ShardError(
             f"{path}: required by {INDEX}, found no such file; delete {folder} and submit again"
         )
     sha256 = file_sha256(path)
-    if sha256 != shard["sha256"]:
+    if sha256 != shard.sha256:
         raise ShardError(
-            f"{path}: sha256 is {sha256[:8]}.., {INDEX} says {shard['sha256'][:8]}..; "
+            f"{path}: sha256 is {sha256[:8]}.., {INDEX} says {shard.sha256[:8]}..; "
             f"delete {folder} and submit again"
         )
     return path
@@ -224,7 +244,7 @@ class Shards(Sequence[bytes]):
         self._folder = folder
         self._cache_bytes = cache_bytes
         self._shards = read_index(folder).shards
-        self._starts = [0, *accumulate(shard["n_rows"] for shard in self._shards)]
+        self._starts = [0, *accumulate(shard.n_rows for shard in self._shards)]
         self._kept: OrderedDict[int, pa.Array] = OrderedDict()
         self._kept_bytes = 0
 
@@ -278,7 +298,7 @@ def memory_map(prepared: Path, out: Path) -> Rows:
     `out/rows.npy` gets the photos, (N, size, size, 3) uint8, and `out/rows.json` their ids.
     """
     index = read_index(prepared)
-    n_rows = sum(shard["n_rows"] for shard in index.shards)
+    n_rows = sum(shard.n_rows for shard in index.shards)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "rows.npy"
     images = np.lib.format.open_memmap(

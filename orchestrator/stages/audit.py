@@ -36,8 +36,8 @@ def audit(context: Context, *, probe: bool = False) -> Done:
                 gaps=leak_gaps(context, folds),
                 probe=probe_labels(context) if probe else None,
             )
-            write_json(draft.path / "audit.json", facts)
-            draft.result["n_warnings"] = len(facts.get("warnings", []))
+            write_json(draft.path / "audit.json", facts.to_json())
+            draft.result["n_warnings"] = len(facts.warnings)
     artifact = found or context.store.get("audit", key)
     copy_file(artifact.file("audit.json"), context.paths.audit)
     n_warnings = artifact.result["n_warnings"]

@@ -55,13 +55,13 @@ def test_seeds_of_samples_are_distinct_over_rows_epochs_and_seeds():
 
 
 def test_items_come_in_order_from_threads_and_an_error_comes_through():
-    assert [at * at for at in range(20)] == list(ahead(lambda at: at * at, range(20), 4))
+    assert [n * n for n in range(20)] == list(ahead(lambda n: n * n, range(20), 4))
     with pytest.raises(ZeroDivisionError):
-        list(ahead(lambda at: 1 // at, [1, 0, 1], 2))
+        list(ahead(lambda n: 1 // n, [1, 0, 1], 2))
 
 
 @pytest.mark.parametrize(
-    ("op", "told"),
+    ("operation", "message"),
     [
         (
             {"name": "HorizontalFlop"},
@@ -74,9 +74,9 @@ def test_items_come_in_order_from_threads_and_an_error_comes_through():
         ({"p": 0.5}, "an operation is {name: HorizontalFlip"),
     ],
 )
-def test_an_operation_is_checked_without_importing_albumentations(op, told):
-    with pytest.raises(ValueError, match=told):
-        Train.model_validate({"augment": {"policy": [op]}})
+def test_an_operation_is_checked_without_importing_albumentations(operation, message):
+    with pytest.raises(ValueError, match=message):
+        Train.model_validate({"augment": {"policy": [operation]}})
 
 
 def test_what_is_read_of_an_operation_is_what_it_takes():

@@ -18,7 +18,7 @@ GOLDEN = 0.4149935579  # in float64; kernels of CPUs differ by 4e-8 of it, in fl
 
 
 def quiet(epoch, metrics):
-    """Hear nothing."""
+    """Ignore the report."""
 
 
 def quick(head="single", **settings):
@@ -39,14 +39,14 @@ def task():
     rng = np.random.default_rng(0)
     codes = np.stack([rng.integers(0, 2, 120), rng.integers(0, 2, 120)], 1)
     images = rng.integers(0, 40, (120, 32, 32, 3), dtype=np.uint8)
-    for at, (color, light) in enumerate(codes):
-        images[at, :, :, color] += np.uint8(200 if light else 90)
+    for row, (color, light) in enumerate(codes):
+        images[row, :, :, color] += np.uint8(200 if light else 90)
     rows = np.arange(120)
     mixable = Mixable(codes[:, 1] == 0, codes[:, 0], rows // 2)
     return Task(
         images,
         codes,
-        [f"s{at}" for at in rows],
+        [f"s{row}" for row in rows],
         {"color": 2, "light": 2},
         rows[:90],
         rows[90:],
@@ -81,16 +81,16 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(task, tmp_path):
 
     with pytest.raises(Killed):
         train(config, task, seed=3, report=stop, work_dir=_new(tmp_path / "b"), threads=1)
-    heard = []
+    reported = []
     again = train(
         config,
         task,
         seed=3,
-        report=lambda epoch, _: heard.append(epoch),
+        report=lambda epoch, _: reported.append(epoch),
         work_dir=tmp_path / "b",
         threads=1,
     )
-    assert heard == [1, 2, 3, 4]
+    assert reported == [1, 2, 3, 4]
     assert _scores(whole) == _scores(again)
     assert (tmp_path / "a/weights.safetensors").read_bytes() == (
         tmp_path / "b/weights.safetensors"
@@ -99,7 +99,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(task, tmp_path):
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
 def test_a_damaged_state_is_told_and_the_training_starts_again(task, tmp_path, capfd, damage):
-    config, heard = quick(duration="2 epochs"), []
+    config, reported = quick(duration="2 epochs"), []
     whole = train(config, task, seed=3, report=quiet, work_dir=tmp_path, threads=1)
     state = tmp_path / "last.pt"
     content = bytearray(state.read_bytes())
@@ -109,11 +109,11 @@ def test_a_damaged_state_is_told_and_the_training_starts_again(task, tmp_path, c
         config,
         task,
         seed=3,
-        report=lambda epoch, _: heard.append(epoch),
+        report=lambda epoch, _: reported.append(epoch),
         work_dir=tmp_path,
         threads=1,
     )
-    assert ([1, 2], _scores(whole)) == (heard, _scores(again))
+    assert ([1, 2], _scores(whole)) == (reported, _scores(again))
     assert (
         f"{state} is damaged (its sha256 is another); the training starts again"
         in capfd.readouterr().err
@@ -125,8 +125,8 @@ def test_a_state_with_any_flipped_byte_is_not_gone_on_with(tmp_path):
     checkpoint.save_state(tmp_path, state)
     assert 3 == checkpoint.load_state(tmp_path)["step"]
     path, content = tmp_path / "last.pt", (tmp_path / "last.pt").read_bytes()
-    for at in range(len(content)):
-        path.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
+    for i in range(len(content)):
+        path.write_bytes(content[:i] + bytes([content[i] ^ 16]) + content[i + 1 :])
         assert checkpoint.load_state(tmp_path) is None
 
 
@@ -189,7 +189,7 @@ def test_a_batch_in_micro_batches_has_the_gradient_of_the_whole(task):
     torch.manual_seed(0)
     net = Branches({"joint": ("color", "light")}, {"joint": torch.nn.Linear(8, 4)})
     x, y = torch.randn(11, 8), Targets(torch.randint(0, 4, (11, 1)), torch.ones(11, 1))
-    found = []
+    results = []
     for micro in (11, 4, 2):
         net.zero_grad()
         backward = _Backward(
@@ -200,10 +200,10 @@ def test_a_batch_in_micro_batches_has_the_gradient_of_the_whole(task):
             "fp32",
             torch.amp.GradScaler("cpu", enabled=False),
         )
-        found.append((backward(x, {"joint": y}, micro), net.layers["joint"].weight.grad.clone()))
-    for loss, gradient in found[1:]:
-        assert found[0][0] == pytest.approx(loss, rel=1e-6)
-        torch.testing.assert_close(found[0][1], gradient)
+        results.append((backward(x, {"joint": y}, micro), net.layers["joint"].weight.grad.clone()))
+    for loss, gradient in results[1:]:
+        assert results[0][0] == pytest.approx(loss, rel=1e-6)
+        torch.testing.assert_close(results[0][1], gradient)
 
 
 def test_no_score_for_a_while_ends_the_training(task, tmp_path):

@@ -39,7 +39,7 @@ A_C = {"name": "frozen_deep", "from": "A", "projection": 16, "hidden": 8}
 
 
 def quiet(epoch, metrics):
-    """Hear nothing."""
+    """Ignore the report."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def task():
     images = rng.integers(0, 40, (60, 32, 32, 3), dtype=np.uint8)
     images[np.arange(60), :, :, codes[:, 0]] += 150
     rows = np.arange(60)
-    return Task(images, codes, [f"s{at}" for at in rows], SIZES, rows[:40], rows[40:])
+    return Task(images, codes, [f"s{row}" for row in rows], SIZES, rows[:40], rows[40:])
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +117,9 @@ def test_the_head_trains_to_the_same_scores_with_kept_features_and_without(
                 source=source,
             )
         )
-    for one, other in zip(*(result.history for result in results), strict=True):
-        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
-        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-3)
+    for first, other in zip(*(result.history for result in results), strict=True):
+        assert first["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+        assert first["val_loss"] == pytest.approx(other["val_loss"], rel=1e-3)
 
 
 def test_features_are_computed_once_per_weights_samples_and_view(task, source, tmp_path):
@@ -131,8 +131,8 @@ def test_features_are_computed_once_per_weights_samples_and_view(task, source, t
             kept[name] = compute()
         return kept[name]
 
-    for at, hidden in enumerate((8, 12)):  # two trials of a search over heads
-        (tmp_path / str(at)).mkdir()
+    for number, hidden in enumerate((8, 12)):  # two trials of a search over heads
+        (tmp_path / str(number)).mkdir()
         head = A_C | {"hidden": hidden}
         settings = {"policy": "basic", "frozen": {"views": 2}, "duration": "5 epochs"}
         train(
@@ -140,7 +140,7 @@ def test_features_are_computed_once_per_weights_samples_and_view(task, source, t
             task,
             seed=1,
             report=quiet,
-            work_dir=tmp_path / str(at),
+            work_dir=tmp_path / str(number),
             threads=1,
             source=source,
             feature_store=keep,

@@ -27,31 +27,31 @@ def test_every_head_is_in_the_suite():
 @pytest.mark.parametrize("name", HEADS)
 class TestConformance:
     def test_branches_answer_every_label_once_and_in_order(self, name):
-        one = head(name)
-        assert list(SIZES) == [label for labels in one.branches.values() for label in labels]
-        assert list(one.branches) == list(one.layers)
+        layers = head(name)
+        assert list(SIZES) == [label for labels in layers.branches.values() for label in labels]
+        assert list(layers.branches) == list(layers.layers)
 
     def test_probabilities_of_the_joint_class_sum_to_one(self, name):
-        one = head(name, 24).eval()
-        joint = one.log_probs(one(torch.randn(4, 24))).exp()
+        layers = head(name, 24).eval()
+        joint = layers.log_probs(layers(torch.randn(4, 24))).exp()
         assert (4, 18) == tuple(joint.shape)
         torch.testing.assert_close(torch.ones(4), joint.sum(1))
 
     def test_in_eval_mode_a_sample_does_not_depend_on_its_batch(self, name):
-        one, x = head(name, 24).eval(), torch.randn(6, 24)
-        whole, alone = one.log_probs(one(x)), one.log_probs(one(x[2:3]))
+        layers, x = head(name, 24).eval(), torch.randn(6, 24)
+        whole, alone = layers.log_probs(layers(x)), layers.log_probs(layers(x[2:3]))
         torch.testing.assert_close(whole[2:3], alone)
 
     def test_every_parameter_gets_a_gradient(self, name):
-        one = head(name, 24).train()
-        sum(logits.square().sum() for logits in one(torch.randn(8, 24)).values()).backward()
-        assert [] == [key for key, p in one.named_parameters() if p.grad is None]
+        layers = head(name, 24).train()
+        sum(logits.square().sum() for logits in layers(torch.randn(8, 24)).values()).backward()
+        assert [] == [key for key, p in layers.named_parameters() if p.grad is None]
 
     def test_weights_alone_rebuild_it(self, name):
-        one, other = head(name, 24).eval(), head(name, 24).eval()
-        other.load_state_dict(one.state_dict())
+        layers, other = head(name, 24).eval(), head(name, 24).eval()
+        other.load_state_dict(layers.state_dict())
         x = torch.randn(3, 24)
-        torch.testing.assert_close(one.log_probs(one(x)), other.log_probs(other(x)))
+        torch.testing.assert_close(layers.log_probs(layers(x)), other.log_probs(other(x)))
 
 
 F, DEEP = 1792, 512 * 256 + 256 + 2 * 256
@@ -89,13 +89,13 @@ def test_a_joint_probability_is_the_product_of_its_branches():
 
 
 def test_the_joint_class_is_the_best_of_those_that_exist():
-    one = head("shallow", 4, {"kind": 2, "color": 2}, joint="existing")
-    one.exists[:] = torch.tensor(
+    layers = head("shallow", 4, {"kind": 2, "color": 2}, joint="existing")
+    layers.exists[:] = torch.tensor(
         [True, False, False, True]
     )  # the best per label, (1, 0), was never seen
     logits = {"kind": torch.tensor([[0.0, 1.0]]), "color": torch.tensor([[0.6, 0.0]])}
-    assert 2 == joint_log_probs(logits, one.branches).argmax(1).item()
-    joint = one.log_probs(logits).exp()
+    assert 2 == joint_log_probs(logits, layers.branches).argmax(1).item()
+    joint = layers.log_probs(logits).exp()
     assert 3 == joint.argmax(1).item()
     assert [0.0, 0.0] == joint[0, 1:3].tolist()
     torch.testing.assert_close(torch.ones(1), joint.sum(1))

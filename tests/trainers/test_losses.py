@@ -96,8 +96,8 @@ def test_alpha_weighs_a_sample_by_its_class_and_a_joint_class_by_its_labels():
     assert [1, 2, 4, 3, 6, 12] == alpha_of(config, ("gender", "age"), sizes).tolist()
     assert [0.25] * 6 == alpha_of(Focal(alpha=0.25), ("gender", "age"), sizes).tolist()
     y = torch.tensor([2, 0, 1])
-    one = [branch_loss(config, None)(LOGITS[[at]], whole(y[[at]])) for at in range(3)]
-    wanted = (4 * one[0] + 1 * one[1] + 2 * one[2]) / 3
+    losses = [branch_loss(config, None)(LOGITS[[i]], whole(y[[i]])) for i in range(3)]
+    wanted = (4 * losses[0] + 1 * losses[1] + 2 * losses[2]) / 3
     torch.testing.assert_close(
         wanted, branch_loss(config, torch.tensor([1.0, 2.0, 4.0]))(LOGITS, whole(y))
     )

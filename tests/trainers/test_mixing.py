@@ -30,13 +30,15 @@ def test_half_cutmix_of_two_known_photos_pixel_by_pixel_and_its_loss_by_hand():
     mixed = half_cutmix(x, torch.tensor([1, 0]))
     for row in range(2):
         for column in range(4):
-            own, other = (left, right) if column < 2 else (right, left)
-            assert own[0, :, row, column].tolist() == mixed.x[0, :, row, column].tolist()
+            kept, other = (left, right) if column < 2 else (right, left)
+            assert kept[0, :, row, column].tolist() == mixed.x[0, :, row, column].tolist()
             assert other[0, :, row, column].tolist() == mixed.x[1, :, row, column].tolist()
     assert (0.0, 123.0) == (x.min().item(), x.max().item())  # its argument is left alone
     logits = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    made = task()
-    targets = made.targets_of(np.array([0, 1]), np.array([0, 1])).mixed(mixed.partner, mixed.weight)
+    mixed_task = task()
+    targets = mixed_task.targets_of(np.array([0, 1]), np.array([0, 1])).mixed(
+        mixed.partner, mixed.weight
+    )
     log_p = torch.log_softmax(logits, 1)
     by_hand = -(0.5 * log_p[0, 0] + 0.5 * log_p[0, 1] + 0.5 * log_p[1, 1] + 0.5 * log_p[1, 0]) / 2
     torch.testing.assert_close(by_hand, branch_loss(CrossEntropy(), None)(logits, targets))
@@ -87,17 +89,21 @@ def test_online_mixup_leaves_samples_alone_that_do_not_fit():
 
 
 def test_an_extra_sample_is_half_of_each_parent_and_so_is_its_target():
-    made = task().with_pairs(np.array([[1, 4]]))
-    assert (10, "p1+p4") == (made.train[-1], made.name(10))
-    assert 25 == made.photos(np.array([3, 10]))[1].max() == made.photos(np.array([3, 10]))[1].min()
-    targets = made.targets_of(made.codes_of(("mask",)), np.array([3, 10]))
+    mixed_task = task().with_pairs(np.array([[1, 4]]))
+    assert (10, "p1+p4") == (mixed_task.train[-1], mixed_task.name(10))
+    assert (
+        25
+        == mixed_task.photos(np.array([3, 10]))[1].max()
+        == mixed_task.photos(np.array([3, 10]))[1].min()
+    )
+    targets = mixed_task.targets_of(mixed_task.codes_of(("mask",)), np.array([3, 10]))
     assert [[0, 0], [1, 1]] == targets.codes.tolist()
     assert [[1.0, 0.0], [0.5, 0.5]] == targets.weight.tolist()
 
 
 def test_an_extra_sample_that_is_cut_again_has_four_parts():
-    made = task().with_pairs(np.array([[1, 6]]))
-    mixed = made.targets_of(made.codes_of(("mask",)), np.array([2, 10])).mixed(
+    mixed_task = task().with_pairs(np.array([[1, 6]]))
+    mixed = mixed_task.targets_of(mixed_task.codes_of(("mask",)), np.array([2, 10])).mixed(
         torch.tensor([1, 0]), torch.full((2,), 0.5)
     )
     assert [[2, 2, 1, 0], [1, 0, 2, 2]] == mixed.codes.tolist()

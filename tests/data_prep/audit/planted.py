@@ -170,7 +170,7 @@ def detect(out: Path, truth: dict) -> dict[str, tuple[float, float]]:
     rows = table.to_pylist()
     facts = audit(
         table, {"base": assign(table, schema, Split(), [], 3)}, schema, labels=data.labels
-    )
+    ).to_json()
     linked: dict[str, set] = {"sha256": set(), "near": set()}
     for key, found in linked.items():
         sets: dict[str, set[str]] = {}

@@ -20,7 +20,9 @@ def audited(contest, *strategies: str, **changes) -> dict:
         name: assign(table, schema, Split(strategy=name, val=0.5, seed=1), [], 2)
         for name in strategies
     }
-    facts = audit(table, folds, schema, labels=data.labels, exclude={name: [] for name in folds})
+    facts = audit(
+        table, folds, schema, labels=data.labels, exclude={name: [] for name in folds}
+    ).to_json()
     assert facts == json.loads(json.dumps(facts, allow_nan=False))
     return facts
 
@@ -122,7 +124,7 @@ def test_a_group_on_both_sides_of_the_test_set_is_named(contest):
     contest.save()
     facts = audited(contest, test={"root": "eval", "group": "who"})
     assert facts["test_groups_in_train"] == ["000003"]
-    assert said(facts)[0] == "groups stand both in the training and in the test set"
+    assert said(facts)[0] == "groups are in both the training and the test set"
 
 
 def test_warnings_come_worst_first_and_say_what_to_do(contest):
@@ -150,7 +152,7 @@ def test_borders_that_lie_close_together_are_not_moved_over_each_other(contest):
     facts = audited(contest, labels={"age": {"from": "column", "column": "age", "bins": [58, 60]}})
     assert [
         "compare as variants data.exclude: [{age: [55, 57]}] with data.labels.age.train_bins: [55, 60]",
-        "data.labels.age.bins: leave out 58 or 60, they lie within 3 of each other",
+        "data.labels.age.bins: leave out 58 or 60, they are within 3 of each other",
     ] == [one["do"] for one in facts["warnings"] if one["kind"] == "border"]
 
 

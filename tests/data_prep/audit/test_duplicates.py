@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep.audit import photo_scan as looks
+from data_prep.audit import photo_scan
 from data_prep.audit.duplicates import (
     candidates,
     compare_chunk,
@@ -117,7 +117,7 @@ def test_joined_groups_are_never_split(planted):
         folds = assign(table, schema, Split(val=0.3), [], 3)
         found[joined] = (people(usable), leak(folds), leak(folds, people(usable)))
         facts = audit(table, {"base": folds}, schema)
-        assert facts["leak"]["base"] == found[joined][2]
+        assert facts.leak["base"] == found[joined][2]
     assert found[False][0] == found[True][0]
     assert found[False][1] == 0 < found[False][2]  # groups look disjoint, and pictures leak
     assert found[True][1:] == (0, 0)
@@ -144,13 +144,13 @@ def test_a_joined_group_is_never_split_by_a_hold_out_test_set(planted):
 def test_pairs_that_were_too_many_to_compare_are_told(planted, monkeypatch, tmp_path):
     out, _ = planted
     found = {}
-    for most in (looks.MAX_COMPARED, 3):
-        monkeypatch.setattr(looks, "MAX_COMPARED", most)
+    for most in (photo_scan.MAX_COMPARED, 3):
+        monkeypatch.setattr(photo_scan, "MAX_COMPARED", most)
         table = build_catalog(data_of(out), out.parent)
         pq.write_table(table, tmp_path / "catalog.parquet")  # the count travels with the file
         found[most] = audit(
             pq.read_table(tmp_path / "catalog.parquet"), {}, Schema.of(data_of(out).labels)
-        )
+        ).to_json()
     whole, cut = found.values()
     told = [one for one in cut["warnings"] if one["kind"] == "left_out"]
     assert (0, []) == (
@@ -177,7 +177,7 @@ def test_what_is_found_does_not_depend_on_the_order_of_the_table(planted):
 
 
 def test_a_catalog_goes_on_where_it_was_interrupted(contest, tmp_path, monkeypatch):
-    monkeypatch.setattr(looks, "CHUNK", 10)
+    monkeypatch.setattr(photo_scan, "CHUNK", 10)
     work, read = tmp_path / "work", []
     work.mkdir()
 

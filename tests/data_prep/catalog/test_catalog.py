@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_prep.audit import photo_scan as looks
-from data_prep.audit.distributions import tells
+from data_prep.audit import photo_scan
+from data_prep.audit.distributions import columns_that_tell
 from data_prep.audit.examination import audit
 from data_prep.catalog import builder as module
 from data_prep.catalog.builder import build_catalog, content_hash, photo_path, photos_hash
@@ -345,7 +345,7 @@ def test_what_may_hold_photos_and_is_not_read_is_counted_and_ends_nothing(contes
     contest.save()
     data = contest.data(test={"hold_out": 0.25})
     table = build_catalog(data, contest.base)
-    facts = audit(table, {}, Schema.of(data.labels))
+    facts = audit(table, {}, Schema.of(data.labels)).to_json()
     only = "only .jpg, .jpeg, .png, .webp are read"
     assert facts["reasons"] == {
         f"refused: .heic, {only}": 2,
@@ -393,7 +393,7 @@ def test_a_table_full_of_bad_paths_opens_none_of_them(contest, monkeypatch):
     contest.save()
     opened = []
     monkeypatch.setattr(
-        looks,
+        photo_scan,
         "inspect_chunk",
         lambda places: opened.extend(places) or [examine(b"") for _ in places],
     )
@@ -447,7 +447,7 @@ def test_missing_and_repeated_test_photos_are_named(contest):
         build_catalog(contest.data(), contest.base)
     contest.tests = contest.tests[:6] + contest.tests[:2]
     contest.save()
-    with pytest.raises(DataError, match=r"2 stand twice: 'c\.jpg' and 'c\.jpg'"):
+    with pytest.raises(DataError, match=r"2 are there twice: 'c\.jpg' and 'c\.jpg'"):
         build_catalog(contest.data(), contest.base)
 
 
@@ -527,8 +527,10 @@ def test_a_column_is_found_by_its_own_name_beside_one_that_the_catalog_could_hav
         excluded(labelled, schema, [rule]).sum() for rule in ({"age": 60}, {"label": ["male"]})
     ]
     assert "table_label" not in {
-        one["column"]
-        for one in tells(labelled, schema.decode(labelled["label"].to_numpy()), schema, data.labels)
+        tell.column
+        for tell in columns_that_tell(
+            labelled, schema.decode(labelled["label"].to_numpy()), schema, data.labels
+        )
     }
 
 

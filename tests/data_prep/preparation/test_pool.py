@@ -112,7 +112,7 @@ def write(folder, name, color):
 @pytest.fixture
 def tasks(tmp_path):
     """Ninety photos, each of its own colour, in three shards."""
-    rows = [write(tmp_path, f"{at:03}", (at, 10, 10)) for at in range(90)]
+    rows = [write(tmp_path, f"{i:03}", (i, 10, 10)) for i in range(90)]
     return [ShardTask(number, rows[number::3]) for number in range(3)]
 
 

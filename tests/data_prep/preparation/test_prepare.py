@@ -119,13 +119,13 @@ def test_an_identity_changes_with_a_step_and_its_weights(monkeypatch):
 
 
 def test_shards_split_in_halves_as_data_grows():
-    names = [f"train/{at}" for at in range(400)]
+    names = [f"train/{i}" for i in range(400)]
     assert (1, 2, 4) == tuple(map(n_shards_for, (256, 257, 1000)))
     assert all(shard_of(name, 2) == shard_of(name, 4) % 2 for name in names)
 
 
 def test_a_folder_of_shards_becomes_one_array_and_a_flipped_bit_is_found(tmp_path):
-    rows = [row(f"s{at}", (at, at, at)) for at in range(5)]
+    rows = [row(f"s{i}", (i, i, i)) for i in range(5)]
     write_shard(tmp_path / shard_name(0), rows[:3])
     write_shard(tmp_path / shard_name(1), reversed(rows[3:]))
     write_index(tmp_path, n_shards=2, size=8, steps=[])
@@ -241,14 +241,14 @@ def test_a_second_answer_for_a_photo_is_dropped(photos, tmp_path):
 
 
 def test_photos_are_read_in_any_order_and_a_shard_is_checked_when_it_is_first_touched(tmp_path):
-    rows = [row(f"s{at}", (at, at, at)) for at in range(6)]
+    rows = [row(f"s{i}", (i, i, i)) for i in range(6)]
     write_shard(tmp_path / shard_name(0), rows[:4])
     write_shard(tmp_path / shard_name(1), rows[4:])
     write_index(tmp_path, n_shards=2, size=8, steps=[])
     whole = Shards(tmp_path, cache_bytes=1)  # no room for a second shard
     assert [shard_row["image"] for shard_row in rows] == list(whole)
     assert (rows[5]["image"], rows[0]["image"]) == (whole[-1], whole[0])
-    assert [f"s{at}" for at in range(6)] == whole.sample_ids
+    assert [f"s{i}" for i in range(6)] == whole.sample_ids
     data = bytearray((tmp_path / shard_name(1)).read_bytes())
     data[len(data) // 3] ^= 4
     (tmp_path / shard_name(1)).write_bytes(data)

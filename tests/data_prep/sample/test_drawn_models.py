@@ -19,8 +19,8 @@ def seen(tmp_path_factory):
     truths = [truth for truth in synthetic.read_truth(root) if truth.path.startswith("train/")]
     session, detector = background.open_session("u2netp", 2), faces.open_detector("fastmtcnn")
     rows = []
-    for at in np.random.default_rng(0).permutation(len(truths))[:N_PHOTOS]:
-        truth = truths[at]
+    for index in np.random.default_rng(0).permutation(len(truths))[:N_PHOTOS]:
+        truth = truths[index]
         photo = images.decode((root / truth.path).read_bytes())
         mask = background.person_mask(session, photo)
         person = mask > 127 if mask is not None else np.zeros_like(truth.silhouette)
@@ -31,8 +31,8 @@ def seen(tmp_path_factory):
                 truth.path,
                 iou,
                 *(
-                    on_face(faces.main_face(detector, "fastmtcnn", one), truth.face_box)
-                    for one in (photo, cut)
+                    on_face(faces.main_face(detector, "fastmtcnn", pixels), truth.face_box)
+                    for pixels in (photo, cut)
                 ),
             )
         )

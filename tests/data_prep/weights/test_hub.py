@@ -79,15 +79,15 @@ def test_what_came_first_is_recorded_and_used_whatever_the_hub_gives_later(machi
     assert {BACKBONE} == set(json.loads((machine / "cache" / weights.RECORD).read_text()))
     arrive(machine, 2)
     assert torch.equal(first, stem(build(MODEL, {"kind": 2})))
-    own = hub.require(BACKBONE)
-    changed = bytearray(own.read_bytes())
+    path = hub.require(BACKBONE)
+    changed = bytearray(path.read_bytes())
     changed[-1] ^= 1
-    own.write_bytes(changed)
+    path.write_bytes(changed)
     with pytest.raises(
         WeightsUnavailable, match=r"test_efficientnet\.safetensors: sha256 .* was required"
     ):
         build(MODEL, {"kind": 2})
-    own.unlink()
+    path.unlink()
     with pytest.raises(WeightsError, match=r"sha256 .* was recorded for test_efficientnet, found"):
         hub.require(BACKBONE)
 

@@ -161,7 +161,7 @@ def test_what_nobody_pinned_is_fetched_only_when_allowed_and_demanded_as_it_came
 
 def test_records_of_several_writers_are_all_kept(cache):
     cache.mkdir()
-    code = "import sys; from data_prep.weights import cache; [cache._record(f'{sys.argv[1]}{at}', {}) for at in range(100)]"
+    code = "import sys; from data_prep.weights import cache; [cache._record(f'{sys.argv[1]}{i}', {}) for i in range(100)]"
     writers = [subprocess.Popen([sys.executable, "-c", code, name]) for name in "abc"]
     assert [0, 0, 0] == [writer.wait() for writer in writers]
     assert 300 == len(weights._records())
