@@ -114,8 +114,9 @@ def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) 
     """Show what would run, what is cached and why, the number of trials, and the possible cost."""
     from orchestrator.planning.plan import make_plan  # noqa: PLC0415
     from orchestrator.report.views import plan_lines  # noqa: PLC0415
+    from orchestrator.stages import STAGES  # noqa: PLC0415
 
-    planned = make_plan(_read(spec, overrides), _store(store))
+    planned = make_plan(_read(spec, overrides), _store(store), STAGES)
     if form == "json":
         click.echo(json.dumps(planned.to_json(), indent=1))
     else:
@@ -289,9 +290,10 @@ def logs(run: str, trial: str | None, store: Path | None, *, follow: bool) -> No
 @click.option("--dry-run", is_flag=True, help="Only list what would be deleted.")
 def gc(store: Path | None, *, dry_run: bool) -> None:
     """Delete what no run of the store needs. To give up a run, delete its folder."""
-    from orchestrator.planning.garbage import collect, garbage  # noqa: PLC0415
+    from orchestrator.planning.garbage import collect, find_garbage  # noqa: PLC0415
+    from orchestrator.stages import STAGES  # noqa: PLC0415
 
-    unneeded = garbage(_store(store))
+    unneeded = find_garbage(_store(store), STAGES)
     for item in unneeded.items:
         click.echo(f"{item.size_bytes / 1e6:>10.1f} MB  {item.path}  ({item.why})")
     if not dry_run:
