@@ -1,7 +1,6 @@
 """Trials that stand on others: who waits for whom, and what a death for memory changes."""
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
 
@@ -9,8 +8,7 @@ from orchestrator.search.controller import Finished, TrialController, Waiting
 from orchestrator.search.study import Studies
 from orchestrator.search.trial import TrialSpec
 from orchestrator.spec.search_space import Confirm, Search
-from orchestrator.stages import confirm as phases
-from orchestrator.stages.confirm import _in_order
+from orchestrator.stages.confirm import Point, describe_trials, propose_in_order
 from orchestrator.store.ledger import Ledger
 
 
@@ -48,7 +46,9 @@ def finish(controller, trial_id, status="COMPLETE"):
 @pytest.mark.parametrize("status", ["COMPLETE", "FAILED"])
 def test_confirm_proposes_a_dependent_when_its_source_has_ended_however(ledger, status):
     specs = [spec("ac0", "A+C", "key-a0"), spec("a0"), spec("a1"), spec("ac1", "A+C", "key-a1")]
-    controller = TrialController(ledger, "confirm", _in_order(specs, lambda: controller.records))
+    controller = TrialController(
+        ledger, "confirm", propose_in_order(specs, lambda: controller.records)
+    )
     assert ["a0", "a1"] == [controller.next().spec.trial_id for _ in range(2)]
     assert Waiting() == controller.next()
     finish(controller, "a1", status)
@@ -62,11 +62,13 @@ def test_confirm_proposes_a_dependent_when_its_source_has_ended_however(ledger, 
 
 
 def test_a_dependent_whose_source_ended_before_a_restart_does_not_wait(ledger):
-    first = TrialController(ledger, "confirm", _in_order([spec("a0")], lambda: first.records))
+    first = TrialController(
+        ledger, "confirm", propose_in_order([spec("a0")], lambda: first.records)
+    )
     first.next()
     finish(first, "a0")
     again = TrialController(
-        ledger, "confirm", _in_order([spec("ac0", "A+C", "key-a0")], lambda: again.records)
+        ledger, "confirm", propose_in_order([spec("ac0", "A+C", "key-a0")], lambda: again.records)
     )
     assert "ac0" == again.next().spec.trial_id
 
@@ -114,16 +116,19 @@ def test_a_death_that_is_not_about_memory_changes_nothing(ledger):
     assert controller.next().spec.micro_batch is None
 
 
-def test_in_confirm_a_head_stands_on_the_best_of_its_source_among_the_finalists(monkeypatch):
-    monkeypatch.setattr(phases, "sources", lambda experiment: {"A+C": "A"})
-    monkeypatch.setattr(
-        phases, "describe_trial", lambda context, name, *rest, source: spec(name, source=source)
-    )
-    points = {"on-it": ("A+C", {}), "second": ("B", {}), "best": ("A", {}), "other": ("A", {})}
-    found = phases._confirm_trials(
-        SimpleNamespace(experiment=None), Confirm(seeds=[7], folds=2), points
-    )
-    stands_on = {one.trial_id: one.source for one in found}
-    assert "key-c-best-s7-f1" == stands_on["c-on-it-s7-f1"]
-    assert {None} == {source for name, source in stands_on.items() if "on-it" not in name}
-    assert "c-on-it-s7-f1" == found[-1].trial_id
+def test_in_confirm_a_head_depends_on_the_best_of_its_source_among_the_finalists():
+    points = {
+        "dependent": Point("A+C", {}),
+        "second": Point("B", {}),
+        "best": Point("A", {}),
+        "other": Point("A", {}),
+    }
+
+    def describe(trial_id, phase, variant, params, *, seed, fold, source):
+        return spec(trial_id, variant, source)
+
+    specs = describe_trials(describe, Confirm(seeds=[7], folds=2), points, {"A+C": "A"})
+    sources = {each.trial_id: each.source for each in specs}
+    assert "key-c-best-s7-f1" == sources["c-dependent-s7-f1"]
+    assert {None} == {source for name, source in sources.items() if "dependent" not in name}
+    assert "c-dependent-s7-f1" == specs[-1].trial_id
