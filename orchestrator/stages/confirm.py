@@ -187,7 +187,7 @@ def _first_finished(trials: Sequence[TrialRecord]) -> dict[str, list[TrialRecord
 
 
 def _train(trainings: Trainings, wanted: Confirm, points: Mapping[str, Point]) -> None:
-    from orchestrator.search.controller import Bridge  # noqa: PLC0415
+    from orchestrator.search.controller import TrialController  # noqa: PLC0415
     from orchestrator.stages.trial_phase import (  # noqa: PLC0415
         feature_sources,
         phase_trials,
@@ -203,10 +203,10 @@ def _train(trainings: Trainings, wanted: Confirm, points: Mapping[str, Point]) -
     known = {trial.trial_id for trial in phase_trials(env, "confirm")}
     env.ledger.append(PhaseStarted(phase="confirm"), commit=True)
     new = [spec for spec in specs if spec.trial_id not in known]
-    controller = Bridge(
+    controller = TrialController(
         env.ledger,
         "confirm",
-        propose_in_order(new, lambda: controller.known),
+        propose_in_order(new, lambda: controller.records),
         resume=lambda trial: (by_id[trial.trial_id], None),
         finished=trainings.stored_history,
     )

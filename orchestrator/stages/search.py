@@ -99,7 +99,7 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched
 
 
 def _train(trainings: Trainings) -> None:
-    from orchestrator.search.study import Studies, search_bridge  # noqa: PLC0415
+    from orchestrator.search.study import Studies, search_controller  # noqa: PLC0415
     from orchestrator.stages.trial_phase import feature_sources, train_all  # noqa: PLC0415
     from orchestrator.store.events import PhaseStarted  # noqa: PLC0415
 
@@ -110,7 +110,7 @@ def _train(trainings: Trainings) -> None:
     def describe(trial_id: str, variant: str, point: dict[str, Any]) -> TrialSpec:
         best = None
         if variant in sources:
-            best = _best_trial(controller.known.values(), sources[variant])
+            best = _best_trial(controller.records.values(), sources[variant])
         return trainings.describe(
             trial_id if trial_id.startswith("s-") else f"s-{trial_id}",
             "search",
@@ -127,7 +127,7 @@ def _train(trainings: Trainings) -> None:
     studies = Studies(
         env.paths.run_id, search, variants, spec.seed, describe, sources, env.console.say
     )
-    controller = search_bridge(
+    controller = search_controller(
         studies,
         env.ledger,
         {name: arm.train.duration for name, arm in experiment.arms.items()},

@@ -16,7 +16,7 @@ from orchestrator.base.keys import stage_key
 from orchestrator.base.versions import VERSIONS
 from orchestrator.evaluation import common_samples
 from orchestrator.planning.stage import Env
-from orchestrator.search.controller import OBJECTIVE, Bridge
+from orchestrator.search.controller import OBJECTIVE, TrialController
 from orchestrator.search.precision import choose_precision
 from orchestrator.search.training_subsets import mixable_file, subset_file
 from orchestrator.search.trial import TrialSpec
@@ -159,7 +159,7 @@ def feature_sources(experiment: Experiment) -> dict[str, str]:
     return sources
 
 
-def train_all(env: Env, controller: Bridge, phase: str, n_trials: int) -> None:
+def train_all(env: Env, controller: TrialController, phase: str, n_trials: int) -> None:
     """Train the trials of one phase."""
     from orchestrator.search.ray_tune import run  # noqa: PLC0415
 
@@ -177,7 +177,7 @@ def train_all(env: Env, controller: Bridge, phase: str, n_trials: int) -> None:
         str(env.paths.control),
         str(env.paths.logs),
     )
-    with env.console.trials(phase, n_trials, lambda: controller.look(n_trials)) as tick:
+    with env.console.trials(phase, n_trials, lambda: controller.snapshot(n_trials)) as tick:
         run(
             controller,
             env.paths.tune / phase,
