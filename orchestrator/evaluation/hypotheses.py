@@ -70,7 +70,7 @@ def judge(
     for row, tested, adjusted in zip(rows, tests, holm(p_values), strict=True):
         if tested is not None:
             row["p_adjusted"] = adjusted
-            row |= _verdict(parse(row["claim"]), tested, adjusted, row["look"], len(rows))
+            row.update(_verdict(parse(row["claim"]), tested, adjusted, row["look"], len(rows)))
     return rows
 
 

@@ -16,48 +16,63 @@ from data_prep.section import identity
 from orchestrator.cluster.tasks import ray_map
 from orchestrator.ensemble import members as ensemble
 from orchestrator.ensemble.predict import prepare_photos, probabilities
-from orchestrator.evaluation import metrics as stats
+from orchestrator.evaluation import metrics
 from orchestrator.evaluation import vote as voting
 from orchestrator.evaluation.intervals import difference_of_scores
-from orchestrator.evaluation.predictions import align, groups_of, read_predictions
-from orchestrator.stages import test_set as board
-from orchestrator.stages.context import Context, load_json
-from orchestrator.stages.trial_phase import phase_trials
+from orchestrator.evaluation.predictions import align
+from orchestrator.planning.stage import Env
+from orchestrator.planning.stage_keys import run_key
+from orchestrator.stages.catalog import Catalog
+from orchestrator.stages.confirm import Confirmed, predictions_by_setting
+from orchestrator.stages.prepare import Prepared
+from orchestrator.stages.search import Searched
+from orchestrator.stages.split import Split
+from orchestrator.stages.test_set import read_test_photos
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, git_commit, packages
 from orchestrator.store.events import LabelsOpened
+from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.run_dir import RunPaths
 
 FORMAT_VERSION = 1
 N_WORST_CLASSES, N_WORST_GROUPS = 5, 10
+OTHER_RUNS = "the same test labels in other runs of this store"
 N_CHECKED = 2
 """Photos of each checked checkpoint. The first and the last checkpoint of every member are checked."""
 TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}
 """Largest difference of a probability: sums of another batch size on a CPU, TF32 and other kernels on a GPU."""
 
 
-def certify(context: Context) -> dict[str, Any]:
+def certify(
+    env: Env,
+    catalog: Catalog,
+    split: Split,
+    prepare: Prepared,
+    search: Searched,
+    confirm: Confirmed,
+    chosen: dict[str, Any],
+) -> dict[str, Any]:
     """Check the members against their stored answers, write certificate.json and return it."""
-    chosen, paths, spec = load_json(context.paths.selection), context.paths, context.experiment.spec
+    paths, spec = env.paths, env.experiment.spec
     trials = ensemble.member_trials(paths, chosen["members"])
     artifacts = {
-        s: [ensemble.checkpoint(context.store, t) for t in found] for s, found in trials.items()
+        s: [ensemble.checkpoint(env.store, t) for t in found] for s, found in trials.items()
     }
-    split = "oof" if spec.confirm else "val"
-    estimate = chosen["ensemble"].get(split)
+    estimate = chosen["ensemble"].get(confirm.split)
     test = chosen["ensemble"].get("test")
+    findings = audit_findings(paths.read_json("audit") if paths.audit.is_file() else {})
     made = {
         "format_version": FORMAT_VERSION,
         "run_id": paths.run_id,
-        "run_key": context.keys.run,
+        "run_key": run_key(env),
         "code": {"git_commit": git_commit(), "packages": packages()},
-        "data": _data(context),
+        "data": _data(env, catalog, prepare),
         "splits": {
             name: {"key": found.key, "sha256": found.manifest["files"]["folds.parquet"]["sha256"]}
-            for name, found in sorted(context.folds.items())
+            for name, found in sorted(split.artifacts.items())
         },
         "members": [
-            _member(context, one, votes, trials[one], artifacts[one], chosen)
+            _member(env, one, votes, trials[one], artifacts[one], chosen)
             for one, votes in zip(chosen["members"], chosen["weights"], strict=True)
         ],
         "vote": chosen["vote"],
@@ -67,45 +82,65 @@ def certify(context: Context) -> dict[str, Any]:
             "of": whom(
                 spec.data.group,
                 {
-                    context.experiment.arms[own[0]["variant"]].data.split.strategy
+                    env.experiment.arms[own[0]["variant"]].data.split.strategy
                     for own in trials.values()
                 },
                 confirmed=spec.confirm is not None,
+                leaking=bool(findings),
             ),
+            "people": _people(env),
             **(estimate or {}),
         },
         "corrected": chosen["ensemble"].get("corrected"),
+        "checkpoints": chosen["ensemble"].get("checkpoints"),
+        "findings": [*findings, *chosen.get("findings", [])],
         "gain": chosen["ensemble"].get("gain"),
         "test": test,
         "public": chosen["ensemble"].get("public"),
         "gap": _gap(estimate, chosen["ensemble"].get("corrected"), test),
-        **_worst(context, chosen, split),
-        "looked_at": _looked_at(context, chosen, test),
-        "check": check(context, trials, artifacts, split),
+        **_worst(env, catalog, confirm, chosen),
+        "looked_at": _looked_at(env, catalog, search.trials, confirm.trials, chosen, test),
+        "check": check(env, trials, artifacts, confirm.split),
     }
     made["statement"] = statement(made)
     write_json(paths.certificate, made)
     return made
 
 
-def whom(group: str, strategies: Collection[str], *, confirmed: bool) -> str:
+def whom(group: str, strategies: Collection[str], *, confirmed: bool, leaking: bool = False) -> str:
     """Say whose photos an estimate is about: new people's, only where splits and groups keep people apart.
 
     Args:
         group: the spec's `data.group`.
         strategies: of the members' splits.
         confirmed: whether it rests on out-of-fold predictions.
+        leaking: whether the audit found people or pictures on both sides.
     """
     if not confirmed:
         return "the photos that chose it (role val)"
-    if group == "sample_id" or "random" in strategies:
+    if group == "sample_id" or "random" in strategies or leaking:
         return "photos it has never seen, of people it may have seen"
     return f"people (group: {group}) it has never seen"
 
 
-def _data(context: Context) -> dict[str, Any]:
-    facts = context.require_catalog().result
-    seen = board.read_board(context, ()) if context.experiment.spec.data.test else None
+def _people(env: Env) -> str:
+    """Say which people had no part in a choice of settings."""
+    spec = env.experiment.spec
+    if spec.confirm is None:
+        return ""
+    if spec.search is None:
+        return "The members were chosen on the people who were scored, and on no others."
+    return (
+        "People of role val chose the settings, so they are left out of the score; those scored "
+        "chose the members alone."
+    )
+
+
+def _data(env: Env, catalog: Catalog, prepare: Prepared) -> dict[str, Any]:
+    facts = catalog.artifact.result
+    seen = None
+    if env.experiment.spec.data.test:
+        seen = read_test_photos(env, catalog, prepare, ())
     return {
         "catalog_sha256": facts["content"],
         "photos_sha256": facts["photos"],
@@ -113,12 +148,12 @@ def _data(context: Context) -> dict[str, Any]:
         "n_groups": facts["n_groups"],
         "n_test": len(seen.order) if seen else 0,
         "n_public": len(seen.public) if seen else 0,
-        "n_quarantined": context.n_quarantined(),
+        "n_quarantined": len(prepare.quarantined.union(catalog.quarantined)),
     }
 
 
 def _member(
-    context: Context,
+    env: Env,
     setting: str,
     votes: int,
     trials: list[dict[str, Any]],
@@ -127,7 +162,7 @@ def _member(
 ) -> dict[str, Any]:
     """Return a member's lineage: settings, and seed, fold, code and weights of each of its checkpoints."""
     variant = trials[0]["variant"]
-    _, arm = context.experiment.setting(variant, json.loads(trials[0]["params"]))
+    _, arm = env.experiment.setting(variant, json.loads(trials[0]["params"]))
     own: dict[str, Any] = next((c for c in chosen["candidates"] if c["setting"] == setting), {})
     return {
         "setting": setting,
@@ -156,14 +191,13 @@ def _member(
 def _gap(estimate: Any, corrected: Any, test: Any) -> dict[str, Any] | None:
     """Return how far the estimate lies above the test score, with the interval of the difference.
 
-    The test score has an interval too: `test_is_inside_the_interval` says whether the interval of
-    the difference of both scores holds 0.
+    `test_is_inside_the_interval`: the interval of the difference of both scores holds 0.
     """
     if not estimate or not test:
         return None
     told, found = estimate["macro_f1"], test["macro_f1"]["estimate"]
-    gap = difference_of_scores(told, test["macro_f1"])
     honest = (corrected or {}).get("estimate")
+    gap = difference_of_scores(told, test["macro_f1"])
     return {
         "estimate_minus_test": told["estimate"] - found,
         "corrected_minus_test": None if honest is None else honest - found,
@@ -173,10 +207,10 @@ def _gap(estimate: Any, corrected: Any, test: Any) -> dict[str, Any] | None:
     }
 
 
-def _worst(context: Context, chosen: Any, split: str) -> dict[str, Any]:
+def _worst(env: Env, catalog: Catalog, confirm: Confirmed, chosen: Any) -> dict[str, Any]:
     """Return the classes and the people that the vote reads worst, out of fold."""
-    found = read_predictions(context.paths.predictions, split, context.schema.n_classes)
-    members = align({setting: found[setting] for setting in chosen["members"]})
+    predictions = predictions_by_setting(env, catalog, confirm)
+    members = align({setting: predictions[setting] for setting in chosen["members"]})
     arms = list(members.values())
     preds = voting.cast(
         [one.votes for one in arms],
@@ -185,11 +219,10 @@ def _worst(context: Context, chosen: Any, split: str) -> dict[str, Any]:
         chosen["weights"],
     ).pred
     targets = arms[0].targets
-    classes = stats.class_metrics(targets, preds, context.schema.n_classes)
+    classes = metrics.class_metrics(targets, preds, env.schema.n_classes)
     for row in classes:
-        row["name"] = context.schema.class_name(row["class"])
-    groups = groups_of(context.catalog_table())
-    owners = [groups[sample] for sample in arms[0].sample_ids]
+        row["name"] = env.schema.class_name(row["class"])
+    owners = arms[0].groups or arms[0].sample_ids
     n = Counter(owners)
     right = Counter(
         owner for owner, ok in zip(owners, (preds == targets).tolist(), strict=True) if ok
@@ -207,39 +240,45 @@ def _worst(context: Context, chosen: Any, split: str) -> dict[str, Any]:
     }
 
 
-def _looked_at(context: Context, chosen: Any, test: Any) -> list[dict[str, Any]]:
+def _looked_at(
+    env: Env,
+    catalog: Catalog,
+    searched: Sequence[TrialRecord],
+    confirmed: Sequence[TrialRecord],
+    chosen: Any,
+    test: Any,
+) -> list[dict[str, Any]]:
     """Say which data were looked at how often, and what for."""
-    search, confirm = phase_trials(context, "search"), phase_trials(context, "confirm")
     opened = Counter(
-        (event.part, event.by) for event in context.ledger.events if isinstance(event, LabelsOpened)
+        (event.part, event.by) for event in env.ledger.events if isinstance(event, LabelsOpened)
     )
     rows = [
         {
             "what": "role val",
-            "times": sum(len(trial.reports) for trial in search),
-            "why": f"scored after every epoch of {len(search)} search trials; chose epochs and finalists",
+            "times": sum(len(trial.reports) for trial in searched),
+            "why": f"scored after every epoch of {len(searched)} search trials; chose epochs and finalists",
         }
     ]
-    if confirm:
+    if confirmed:
         rows += [
             {
                 "what": "inner parts of the training folds",
-                "times": sum(len(trial.reports) for trial in confirm),
-                "why": f"scored after every epoch of {len(confirm)} confirm trials; chose epochs",
+                "times": sum(len(trial.reports) for trial in confirmed),
+                "why": f"scored after every epoch of {len(confirmed)} confirm trials; chose epochs",
             },
             {
                 "what": "held-out folds",
-                "times": len(confirm),
+                "times": len(confirmed),
                 "why": "predicted once by every confirm trial at its end; their labels never reached a training",
             },
         ]
-    judged = "out-of-fold labels" if confirm else "labels of role val"
+    judged = "out-of-fold labels" if confirmed else "labels of role val"
     rows.append(
         {
             "what": judged,
             "times": len(chosen["candidates"]),
             "why": f"scored {len(chosen['candidates'])} candidates (policy {chosen['policy']}) and "
-            f"{len(context.experiment.spec.hypotheses)} hypotheses",
+            f"{len(env.experiment.spec.hypotheses)} hypotheses",
         }
     )
     if (peeks := chosen.get("peeks")) is not None:
@@ -257,8 +296,8 @@ def _looked_at(context: Context, chosen: Any, test: Any) -> list[dict[str, Any]]
         )
         rows.append(
             {
-                "what": "the same test labels in other runs of this store",
-                "times": _other_runs(context.paths, context.require_catalog().result["content"]),
+                "what": OTHER_RUNS,
+                "times": _other_runs(env.paths, catalog.content),
                 "why": "each look at a test score makes the next choice a little less honest",
             }
         )
@@ -280,7 +319,7 @@ def _other_runs(paths: RunPaths, content: str) -> int:
 
 
 def check(
-    context: Context,
+    env: Env,
     trials: Mapping[str, list[dict[str, Any]]],
     artifacts: Mapping[str, list[Artifact]],
     split: str,
@@ -292,10 +331,10 @@ def check(
     """
     from data_prep.catalog.builder import photo_path  # noqa: PLC0415
 
-    spec, base = context.experiment.spec, context.experiment.base
+    spec, base = env.experiment.spec, env.experiment.base
     jobs, share = [], spec.resources.per_trial
     for setting, own in trials.items():
-        prep = context.experiment.arms[own[0]["variant"]].prep
+        prep = env.experiment.arms[own[0]["variant"]].prep
         for at in sorted({0, len(own) - 1}):
             stored = tables.read(
                 artifacts[setting][at].file("predictions.parquet"), ["sample_id", "split", "probs"]
@@ -318,7 +357,7 @@ def check(
                         share.device,
                     )
                 )
-    with context.reporter.task("check", len(jobs)) as advance:
+    with env.console.task("check", len(jobs)) as advance:
         found = []
         for one in ray_map(_difference, jobs, cpu=share.cpu, gpu=share.gpu):
             found.append(one)
@@ -360,47 +399,116 @@ def _difference(
 
 
 def statement(made: Mapping[str, Any]) -> str:
-    """Return the certificate in a few sentences."""
-    said, on, whose = [], made["estimate"]["on"], made["estimate"]["of"]
-    if f1 := made["estimate"].get("macro_f1"):
-        told, end = (
-            ("is expected to reach", "")
-            if on != "role val"
-            else ("reached", " Expect less of new photos.")
+    """Return the certificate in one paragraph, the corrected number first."""
+    sentences = [*_expected(made), *_tested(made), *_covered(made)]
+    equal = "equal the stored ones" if made["check"]["equal"] else "DIFFER from the stored ones"
+    n_photos = made["check"]["n_photos"]
+    sentences.append(f"The members' answers through `predict` {equal} on {n_photos} photos.")
+    return " ".join(sentences)
+
+
+def _expected(made: Mapping[str, Any]) -> list[str]:
+    """Say what the vote is expected to reach, and by how many checkpoints."""
+    estimate, corrected = made["estimate"], made["corrected"] or {}
+    scores = estimate.get("macro_f1")
+    if not scores:
+        return []
+    vote = f"On {estimate['of']} the vote of {len(made['members'])} members"
+    n_groups = scores["n_groups"]
+    if estimate["on"] == "role val":
+        return [
+            (
+                f"{vote} reached macro F1 {_span(scores)}, {n_groups} groups. These photos chose "
+                "epochs and settings. Expect less of new photos."
+            )
+        ]
+    first = corrected if corrected.get("estimate") is not None else scores
+    sentences = [
+        f"{vote} is expected to reach at least macro F1 {_span(first)}, {n_groups} groups."
+    ]
+    if first is corrected:
+        sentences.append(
+            f"This is corrected for having chosen among {corrected['n_candidates']} candidates on "
+            f"these photos; uncorrected it is {_span(scores)}."
         )
-        said.append(
-            f"On {whose} the vote of {len(made['members'])} members {told} macro F1 {f1['estimate']:.3f} "
-            f"(90 % interval {f1['low']:.3f} to {f1['high']:.3f}, {f1['n_groups']} groups).{end}"
+    curve = made.get("checkpoints") or {}
+    if curve.get("scores"):
+        n_seeds, n_deployed = len(curve["scores"]), curve["n_deployed"]
+        reason = (
+            f"At least, because a photo was judged by {n_seeds} checkpoints of each member and new "
+            f"photos are judged by {n_deployed}"
         )
-    if (honest := made["corrected"]) and honest.get("estimate") is not None:
-        said.append(
-            f"Corrected for having chosen among {honest['n_candidates']} candidates on these photos: "
-            f"{honest['estimate']:.3f} ({honest['low']:.3f} to {honest['high']:.3f})."
-        )
+        if curve["estimate"] is None:
+            sentences.append(f"{reason}; {curve['advice']}.")
+        else:
+            sentences.append(f"{reason}, which lead to about {_span(curve)}.")
+    return sentences
+
+
+def _tested(made: Mapping[str, Any]) -> list[str]:
+    """Say what the test set shows, and what the vote adds."""
+    sentences = ["There is no test score: no test labels are known."]
     if made["test"]:
-        f1, part = made["test"]["macro_f1"], made["test"]["part"]
-        narrow = ", too narrow: no groups are known" if f1["too_narrow"] else ""
-        half = "the private half of the test set" if part == "private" else "the test set"
-        said.append(
-            f"On {half} it reached {f1['estimate']:.3f} ({f1['low']:.3f} to {f1['high']:.3f}{narrow})."
+        scores = made["test"]["macro_f1"]
+        private = made["test"]["part"] == "private"
+        part = "the private half of the test set" if private else "the test set"
+        narrow = "; too narrow: no groups are known" if scores["too_narrow"] else ""
+        sentences = [f"On {part} it reached {_span(scores)}{narrow}."]
+    if gain := made["gain"]:
+        start = "corrected_" if "corrected_difference" in gain else ""
+        values = [gain[f"{start}{name}"] for name in ("difference", "low", "high")]
+        if None not in values:
+            sentences.append(
+                f"Over its best member alone the vote gains {values[0]:+.3f} "
+                f"({values[1]:+.3f} to {values[2]:+.3f})."
+            )
+    return sentences
+
+
+def _covered(made: Mapping[str, Any]) -> list[str]:
+    """Say what the numbers cover and what they do not."""
+    sentences = [
+        (
+            "The intervals cover which people were photographed, with these trained models; the luck "
+            "of training is not in them, and is smaller with more seeds. The correction covers the "
+            "choice of members. Nothing here covers other data: other cameras, places or people of "
+            "another kind."
         )
-    else:
-        said.append("There is no test score: no test labels are known.")
-    if made["gain"]:
-        gain = made["gain"]
-        said.append(
-            f"Over its best member alone the vote gains {gain['difference']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})."
-        )
-    said.append(
-        "The intervals cover which people were photographed, with these trained models; the luck of training is not in "
-        "them, and is smaller with more seeds."
-    )
+    ]
+    if people := made["estimate"].get("people"):
+        sentences.append(people)
+    for row in made["looked_at"]:
+        if row["what"] == OTHER_RUNS and row["times"]:
+            sentences.append(f"Other runs looked at these test labels {row['times']} times.")
     if made["policy"] == "leaderboard":
-        said.append(
+        sentences.append(
             "The members were chosen by a leaderboard: a peek at the public half of the test set."
         )
-    equal = "equal the stored ones" if made["check"]["equal"] else "DIFFER from the stored ones"
-    said.append(
-        f"The members' answers through `predict` {equal} on {made['check']['n_photos']} photos."
-    )
-    return " ".join(said)
+    return sentences + list(made.get("findings") or [])
+
+
+def _span(scores: Mapping[str, Any]) -> str:
+    return f"{scores['estimate']:.3f} (90 % interval {scores['low']:.3f} to {scores['high']:.3f})"
+
+
+def audit_findings(facts: Mapping[str, Any]) -> list[str]:
+    """Return what the audit found that weakens a promise about new people."""
+    findings = []
+    leaking = [
+        name for name, row in (facts.get("variants") or {}).items() if row and row.get("leak")
+    ]
+    if leaking:
+        findings.append(
+            f"The split of {', '.join(sorted(leaking))} leaks: some people stand in training and "
+            "in judged photos, so the score is too high for new people."
+        )
+    n_sets = 0
+    for kind in ("duplicates", "near_duplicates"):
+        across = (facts.get(kind) or {}).get("across_groups") or {}
+        n_sets += int(across.get("n") or 0)
+    if n_sets:
+        findings.append(
+            f"{n_sets} pictures stand in more than one group, so some judged photos may have been "
+            "seen in training; see the audit."
+        )
+    return findings

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pyarrow.compute as pc
 import pytest
@@ -19,8 +17,8 @@ from orchestrator.evaluation.common_samples import (
 )
 from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import Predictions
-from orchestrator.search.training_subsets import parts_file
-from orchestrator.stages import trial_phase as phases
+from orchestrator.search.training_subsets import subset_file
+from orchestrator.stages.trial_phase import rank_trials
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from orchestrator.store.events import TrialEnded, TrialStarted
@@ -91,7 +89,7 @@ def test_finalists_are_chosen_on_the_val_samples_that_all_arms_kept(tmp_path):
     hard = {**easy, "d": (1, 0)}  # the same answers, and one more photo that nobody gets right
     trials = [finished(store, "easy", "p1", easy, 1.0), finished(store, "hard", "p2", hard, 0.73)]
     assert search_scores(trials, "val_macro_f1") == [1.0, 1.0]
-    assert phases.ranking(trials) == [("easy", "easy", 1.0), ("hard", "hard", 1.0)]
+    assert rank_trials(trials) == [("easy", "easy", 1.0), ("hard", "hard", 1.0)]
     alone = [finished(store, "x", "p1", easy, 0.4), finished(store, "y", "p1", easy, 0.5)]
     assert search_scores(alone, "val_macro_f1") == [0.4, 0.5]  # one val part: as the trials said
 
@@ -107,14 +105,8 @@ def test_a_moved_border_reaches_training_samples_alone(contest, tmp_path, fold):
     store = Store(tmp_path / "store")
     with store.draft("split", "k" * 16, params={}, inputs={}) as draft:
         tables.write(folds, draft.path / "folds.parquet")
-    context = SimpleNamespace(
-        folds={"moved": store.get("split", "k" * 16)},
-        schema=schema,
-        paths=SimpleNamespace(parts=tmp_path / "parts"),
-        experiment=SimpleNamespace(arms={"moved": SimpleNamespace(data=data)}),
-        catalog_table=lambda: catalog,
-    )
-    parts = tables.read(parts_file(context, "moved", fold)).to_pylist()
+    path = subset_file(tmp_path / "parts", store.get("split", "k" * 16), data, catalog, fold)
+    parts = tables.read(path).to_pylist()
     age = dict(zip(catalog["sample_id"].to_pylist(), catalog["age"].to_pylist(), strict=True))
     found = {(row["part"] == "train", age[row["sample_id"]], row["label_age"]) for row in parts}
     assert {(True, 58, 2), (True, 22, 0), (True, 60, 2), (False, 58, 1)} <= found
