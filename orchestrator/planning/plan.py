@@ -93,7 +93,13 @@ class Keys:
             "split": identity(arm.data.split),
             "exclude": arm.data.exclude,
             "folds": confirm.folds if confirm else None,
+            "seeds": confirm.seeds if confirm else None,
         }
+        return stage_key("split", VERSIONS["split"], params, {"catalog": content})
+
+    def roles(self, arm: Arm, content: str) -> str:
+        """Return the identity of a split without its folds, which is all that search depends on."""
+        params = {"split": identity(arm.data.split), "exclude": arm.data.exclude}
         return stage_key("split", VERSIONS["split"], params, {"catalog": content})
 
     def audit(self, content: str, *, probe: bool = False) -> str:
@@ -122,12 +128,13 @@ class Keys:
     def rows(self, prepare: str) -> str:
         return stage_key("rows", VERSIONS["rows"], {}, {"prepare": prepare})
 
-    def _inputs(self, catalog: Artifact) -> dict[str, str]:
+    def _inputs(self, catalog: Artifact, *, with_folds: bool = False) -> dict[str, str]:
         inputs: dict[str, str] = {}
         for name in self.experiment.backbones():  # of the hub: those that are pinned say nothing
             inputs |= {f"weights/{name}": sha256 for sha256 in recorded(name).values()}
         for name, arm in self.experiment.arms.items():
-            inputs[f"split/{name}"] = self.split(arm, catalog.result["content"])
+            split = self.split if with_folds else self.roles
+            inputs[f"split/{name}"] = split(arm, catalog.result["content"])
             inputs[f"prepare/{name}"] = self.prepare(arm, catalog.result["photos"])
         return inputs
 
@@ -184,7 +191,8 @@ class Keys:
             "finalists": finalists if self._stands_on_another() else sorted(finalists),
             "trial": VERSIONS["trial"],
         }
-        return stage_key("confirm", VERSIONS["confirm"], params, self._inputs(catalog))
+        inputs = self._inputs(catalog, with_folds=True)
+        return stage_key("confirm", VERSIONS["confirm"], params, inputs)
 
     def _stands_on_another(self) -> bool:
         return any(

@@ -7,6 +7,8 @@ import re
 from collections import Counter, defaultdict
 from typing import Any
 
+import pyarrow.compute as pc
+
 from orchestrator.report import charts
 from orchestrator.report.load import Run, mapping, number
 from orchestrator.report.overview import stage_outcomes
@@ -32,8 +34,11 @@ def distributions(run: Run) -> dict[str, Any]:
         )
     counts: dict[str, Counter[tuple[str, int | None]]] = defaultdict(Counter)
     groups: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    folds = run.folds
+    if "seed" in folds.column_names:  # roles are equal for all confirm seeds
+        folds = folds.filter(pc.equal(folds["seed"].fill_null(0), folds["seed"].fill_null(0)[0]))
     columns = (
-        run.folds[name].to_pylist() for name in ("variant", "sample_id", "group", "label", "role")
+        folds[name].to_pylist() for name in ("variant", "sample_id", "group", "label", "role")
     )
     for variant, sample, group, label, role in zip(*columns, strict=True):
         counts[variant][role, truth.get(sample) if role == "test" else label] += 1

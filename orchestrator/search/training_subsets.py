@@ -1,4 +1,4 @@
-"""Which samples are for what in a training: one small file per variant and fold, and one for MixUp."""
+"""Which samples are for what in a training: a small file per variant, seed and fold, one for MixUp."""
 
 from __future__ import annotations
 
@@ -10,24 +10,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.catalog.labels import train_borders, train_codes
-from data_prep.split import cells, excluded, inner_part
+from data_prep.split import cells, excluded, inner_part, rows_of_seed
 from orchestrator.base.keys import digest
 from orchestrator.stages.context import Context
 from orchestrator.store import tables
 from trainers.config import NoMixUp, OfflineMixUp, OnlineMixUp, Train
 
 
-def parts_file(context: Context, variant: str, fold: int | None) -> Path:
-    """Write which sample is for what in one training: train and val, or the inner parts and the held-out fold."""
+def parts_file(context: Context, variant: str, seed: int, fold: int | None) -> Path:
+    """Write which sample is for what in one training: train and val, or the inner parts and the fold.
+
+    The fold is dealt by the confirm seed. Excluded samples are predicted with it and never trained
+    on. In search, where `fold` is None, the seed decides nothing.
+    """
     key, schema = context.folds[variant].key, context.schema
     moved = train_borders(context.experiment.arms[variant].data.labels)
-    part = "search" if fold is None else f"fold{fold}"
+    part = "search" if fold is None else f"seed{seed}-fold{fold}"
     path = (
         context.paths.parts / f"{key[:12]}{f'-{digest(moved)[:8]}' if moved else ''}-{part}.parquet"
     )
     if path.is_file():
         return path
     folds = tables.read(context.folds[variant].file("folds.parquet"))
+    folds = rows_of_seed(folds, None if fold is None else seed)
     rows = {row["sample_id"]: row for row in folds.to_pylist()}
     if fold is None:
         parts = {
@@ -36,11 +41,7 @@ def parts_file(context: Context, variant: str, fold: int | None) -> Path:
     else:
         train, val = inner_part(folds, fold, context.experiment.arms[variant].data.split, schema)
         parts = {**dict.fromkeys(train, "train"), **dict.fromkeys(val, "val")}
-        parts |= {
-            sample: "holdout"
-            for sample, row in rows.items()
-            if row["fold"] == fold and row["role"] in {"train", "val"}
-        }
+        parts |= {sample: "holdout" for sample, row in rows.items() if row["fold"] == fold}
     samples = sorted(parts)
     codes = [list(schema.decode(rows[sample]["label"])) for sample in samples]
     for name, found in _moved_codes(context, variant).items():  # what is scored keeps its borders

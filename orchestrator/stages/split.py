@@ -1,4 +1,4 @@
-"""The split stage: every labelled sample gets its role and fold."""
+"""The split stage: every labelled sample gets its role, and a fold per confirm seed."""
 
 from __future__ import annotations
 
@@ -11,29 +11,36 @@ from orchestrator.store import tables
 
 
 def split(context: Context) -> Done:
-    """Give every labelled sample its role and fold, per variant."""
-    from data_prep.split import assign, inner_part  # noqa: PLC0415
+    """Give every labelled sample its role and its fold per confirm seed, per variant."""
+    from data_prep.split import assign, inner_part, rows_of_seed  # noqa: PLC0415
 
     catalog, confirm = context.require_catalog(), context.experiment.spec.confirm
     n_folds = confirm.folds if confirm else None
+    seeds = confirm.seeds if confirm else []
     made, parts = 0, []
     for name, arm in context.experiment.arms.items():
         key = context.keys.split(arm, catalog.result["content"])
         if context.store.find("split", key) is None:
             made += 1
             table = assign(
-                context.catalog_table(), context.schema, arm.data.split, arm.data.exclude, n_folds
+                context.catalog_table(),
+                context.schema,
+                arm.data.split,
+                arm.data.exclude,
+                n_folds,
+                seeds,
             )
             with context.store.draft(
                 "split", key, params={}, inputs={"catalog": catalog.key}
             ) as draft:
                 tables.write(table, draft.path / "folds.parquet")
-                draft.result |= dict(Counter(table["role"].to_pylist()))
+                draft.result |= dict(Counter(rows_of_seed(table)["role"].to_pylist()))
         artifact = context.store.get("split", key)
         table = tables.read(artifact.file("folds.parquet"))
         if artifact.key not in {one.key for one in context.folds.values()}:
-            for fold in range(n_folds or 0):  # a class that confirm cannot train on is refused now
-                inner_part(table, fold, arm.data.split, context.schema)
+            for seed in seeds:  # a class that confirm cannot train on is refused now
+                for fold in range(n_folds or 0):
+                    inner_part(rows_of_seed(table, seed), fold, arm.data.split, context.schema)
         context.folds[name] = artifact
         parts.append(table.add_column(0, "variant", pa.array([name] * len(table), pa.string())))
     tables.write(pa.concat_tables(parts), context.paths.folds)

@@ -47,7 +47,7 @@ def describe_trial(
     """Describe one trial. `source` is the key of the trial that head frozen_deep stands on."""
     setting, arm = context.experiment.setting(variant, point)
     parts, sizes = (
-        parts_file(context, variant, fold),
+        parts_file(context, variant, seed, fold),
         dict(zip(context.schema.names, context.schema.sizes, strict=True)),
     )
     mixable = mixable_file(context, arm.train)

@@ -103,7 +103,9 @@ def test_a_moved_border_reaches_training_samples_alone(contest, tmp_path, fold):
     contest.save()
     data = contest.data(labels={"age": AGE | {"train_bins": [30, 57]}})
     catalog, schema = build_catalog(data, contest.base), Schema.of(data.labels)
-    folds = assign(catalog, schema, data.split, [], 3)
+    plain = assign(catalog, schema, data.split, [], 3).to_pylist()
+    someone = next(row["group"] for row in plain if row["fold"] == 1)
+    folds = assign(catalog, schema, data.split, [{"id": someone}], 3)
     store = Store(tmp_path / "store")
     with store.draft("split", "k" * 16, params={}, inputs={}) as draft:
         tables.write(folds, draft.path / "folds.parquet")
@@ -114,7 +116,9 @@ def test_a_moved_border_reaches_training_samples_alone(contest, tmp_path, fold):
         experiment=SimpleNamespace(arms={"moved": SimpleNamespace(data=data)}),
         catalog_table=lambda: catalog,
     )
-    parts = tables.read(parts_file(context, "moved", fold)).to_pylist()
+    parts = tables.read(parts_file(context, "moved", 0, fold)).to_pylist()
+    of_someone = {row["part"] for row in parts if someone in row["sample_id"]}
+    assert of_someone == (set() if fold is None else {"holdout"})  # predicted, never trained on
     age = dict(zip(catalog["sample_id"].to_pylist(), catalog["age"].to_pylist(), strict=True))
     found = {(row["part"] == "train", age[row["sample_id"]], row["label_age"]) for row in parts}
     assert {(True, 58, 2), (True, 22, 0), (True, 60, 2), (False, 58, 1)} <= found

@@ -98,7 +98,7 @@ def test_five_folds_train_in_one_process_on_identical_label_tables(contest, tmp_
     ).model_dump(by_alias=True)
     sizes, held = dict(zip(schema.names, schema.sizes, strict=True)), []
     for fold in range(5):
-        parts = parts_file(context, "base", fold)
+        parts = parts_file(context, "base", 0, fold)
         table = tables.read(parts).to_pylist()
         assert truth == {row["sample_id"]: tuple(row[name] for name in columns) for row in table}
         place = (str(store.root), str(rows), str(parts))
@@ -132,7 +132,7 @@ def test_a_class_that_only_one_fold_shows_is_refused_before_anything_is_trained(
             tables.write(assign(catalog, schema, data.split, [], 3), draft.path / "folds.parquet")
     context = SimpleNamespace(
         experiment=SimpleNamespace(
-            spec=SimpleNamespace(confirm=SimpleNamespace(folds=3)),
+            spec=SimpleNamespace(confirm=SimpleNamespace(folds=3, seeds=[0])),
             arms={"a": SimpleNamespace(data=data)},
         ),
         keys=SimpleNamespace(split=lambda *_: "k" * 16),
