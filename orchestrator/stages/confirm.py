@@ -26,6 +26,7 @@ from orchestrator.stages.trial_phase import (
     run_phase,
     sources,
 )
+from orchestrator.store import tables
 from orchestrator.store.events import (
     PhaseStarted,
 )
@@ -140,16 +141,32 @@ def complete_settings(context: Context) -> dict[str, str]:
 
 
 def held_out(context: Context) -> dict[str, Predictions]:
-    """Return per finalist the predictions that choices rest on, those over other classes left out."""
+    """Return per finalist the predictions that choices rest on.
+
+    Settings over other classes are left out. Where a search chose among settings, the people of
+    role val are left out too: their labels chose the settings.
+    """
+    split = judged(context)[1]
     groups = groups_of(context.catalog_table())
-    found = read_predictions(
-        context.paths.predictions, judged(context)[1], context.schema.n_classes, groups
+    arms = read_predictions(context.paths.predictions, split, context.schema.n_classes, groups)
+    variants = complete_settings(context)
+    arms = {setting: arms[setting] for setting in sorted(variants) if setting in arms}
+    if split == "oof" and context.experiment.spec.search is not None:
+        for setting, arm in arms.items():
+            untouched = _without_val(context, variants[setting], arm)
+            arms[setting] = untouched if untouched.sample_ids else arm
+    return arms
+
+
+def _without_val(context: Context, variant: str, arm: Predictions) -> Predictions:
+    """Return the samples of groups that have no photo in role val."""
+    rows = tables.read(
+        context.folds[variant].file("folds.parquet"), ["group", "role"], [("role", "=", "val")]
     )
-    return {
-        setting: found[setting]
-        for setting in sorted(complete_settings(context))
-        if setting in found
-    }
+    of_val = set(rows["group"].to_pylist())
+    owners = arm.groups or arm.sample_ids
+    kept = [sample for sample, o in zip(arm.sample_ids, owners, strict=True) if o not in of_val]
+    return arm.among(set(kept))
 
 
 def search_scores(context: Context) -> dict[str, float]:

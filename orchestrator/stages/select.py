@@ -8,12 +8,11 @@ import numpy as np
 
 from data_prep.files import write_json
 from orchestrator.base.errors import UserError
-from orchestrator.evaluation import common_samples as fair
+from orchestrator.evaluation import common_samples, selection, selection_bias
 from orchestrator.evaluation import metrics as stats
-from orchestrator.evaluation import selection
-from orchestrator.evaluation import selection_bias as optimism
 from orchestrator.evaluation import vote as voting
-from orchestrator.evaluation.predictions import Predictions, align
+from orchestrator.evaluation.checkpoint_curve import checkpoint_curve
+from orchestrator.evaluation.predictions import Predictions
 from orchestrator.stages import test_set as board
 from orchestrator.stages.confirm import (
     checkpoints,
@@ -25,82 +24,100 @@ from orchestrator.stages.confirm import (
 from orchestrator.stages.context import Context, Done, load_json
 from orchestrator.store.ledger import TrialRecord
 
-_N_GREEDY = 200
-"""Resamples of a greedy choice: each tries every candidate for every vote."""
-
 
 def select(context: Context) -> Done:
     """Choose the members of the ensemble, and say what their vote is worth."""
-    spec, scores, variants = (
-        context.experiment.spec,
-        search_scores(context),
-        complete_settings(context),
-    )
-    found = held_out(context)
-    trials = checkpoints(context)
-    arms = fair.on_common_samples(found)
+    spec, scores = context.experiment.spec, search_scores(context)
+    variants, trials, found = complete_settings(context), checkpoints(context), held_out(context)
     if not found:
         raise UserError(
-            "select: finalists with out-of-fold predictions over all labels were required, found none"
+            "select: finalists with out-of-fold predictions over all labels were required, "
+            "found none"
         )
-    candidates = [
-        selection.candidate(
+    arms = common_samples.on_common_samples(found)
+    sizes = [len(arm.sample_ids) for arm in found.values()]
+    n_common = len(next(iter(arms.values())).sample_ids)
+    candidates = []
+    for setting, arm in sorted(arms.items()):
+        row = selection.candidate(
             setting,
             variants[setting],
-            oof,
+            arm,
             search_score=scores.get(setting),
             n_params=_n_params(context, trials[setting][0]),
             seed=spec.seed,
         )
-        | {
-            "n_left_out": len(found[setting].sample_ids) - len(oof.sample_ids)
-        }  # photos that another arm excluded
-        for setting, oof in sorted(arms.items())
-    ]
+        row["n_left_out"] = len(found[setting].sample_ids) - n_common
+        candidates.append(row)
     peeks = None
     if spec.select.policy == "leaderboard":
         candidates, peeks = _with_board(context, candidates)
-    robust = [c["setting"] for c in selection.rank(candidates, "robust")]
-    together = align({setting: found[setting] for setting in robust})
-    pool = None  # variants split differently may have no photo in common; then nothing can be said of their best
-    if next(iter(together.values())).sample_ids:
-        pool = optimism.Pool(list(together.values()), spec.vote.rule)
+    ranked = selection.rank(candidates, "robust")
+    order = [row["setting"] for row in ranked]
+    pool = selection_bias.Pool(
+        [arms[setting] for setting in order],
+        spec.vote.rule,
+        margins=[row["oof_macro_f1"] - row["low"] for row in ranked],
+        n_params=[row["n_params"] for row in ranked],
+    )
     picks = None
-    if spec.select.policy == "diverse" and pool:
-        picks = [robust[at] for at in optimism.greedy(pool, pool.everybody, spec.select.members)[0]]
+    if spec.select.policy == "diverse":
+        greedy = selection_bias.greedy(pool, pool.everybody, spec.select.members)[0]
+        picks = [order[place] for place in greedy]
     chosen = selection.choose(candidates, spec.select.policy, spec.select.members, picks)
     if not chosen["members"]:
         raise UserError(
-            f"select: finalists that policy {spec.select.policy} may choose were required, found none"
+            f"select: finalists that policy {spec.select.policy} may choose were required, "
+            "found none"
         )
+    finding = common_samples.little_in_common(sizes, n_common)
     chosen["peeks"] = peeks
+    chosen["findings"] = [finding] if finding else []
     chosen["vote"] = {"rule": spec.vote.rule, "tie": voting.TIE_RULE}
-    rests_on = judged(context)[1]
-    members = align({setting: found[setting] for setting in chosen["members"]})
-    if not next(iter(members.values())).sample_ids:
-        raise UserError(
-            "select: photos that all members held out were required, found none; give them one data.split"
-        )
+    members = {setting: arms[setting] for setting in chosen["members"]}
+    rests_on, corrected = judged(context)[1], _corrected(context, pool, order, chosen)
     chosen["ensemble"] = {
         "oof": None,
         rests_on: _vote_scores(context, members, chosen["weights"]),
         "test": None,
         **_about_members(context, members, chosen["weights"]),
-        "corrected": _corrected(context, pool, sum(chosen["weights"])),
+        "corrected": corrected,
+        "checkpoints": _checkpoint_curve(context, members, chosen["weights"], corrected),
     }
-    if pool:
-        ((first,),) = optimism.best(pool, pool.everybody, 1)
-        chosen["winner"] = {
-            "setting": robust[first],
-            **optimism.corrected(pool, optimism.best, 1, seed=spec.seed, alone=True),
-        }
+    ((first,),) = selection_bias.best_alone(pool, pool.everybody, 1)
+    winner = selection_bias.corrected(
+        pool, selection_bias.best_alone, 1, seed=spec.seed, alone=True
+    )
+    chosen["winner"] = {"setting": order[first], **winner.to_json()}
     write_json(context.paths.selection, chosen)
     bounds = chosen["ensemble"][rests_on]["macro_f1"]
+    kind = "out-of-fold" if rests_on == "oof" else "validation"
     return Done(
         "SUCCEEDED",
-        f"{len(chosen['members'])} members, {'out-of-fold' if rests_on == 'oof' else 'validation'} macro F1 {bounds['estimate']:.3f} "
+        f"{len(chosen['members'])} members, {kind} macro F1 {bounds['estimate']:.3f} "
         f"({bounds['low']:.3f}-{bounds['high']:.3f})",
     )
+
+
+def _checkpoint_curve(
+    context: Context,
+    members: dict[str, Predictions],
+    weights: list[int],
+    corrected: dict[str, Any] | None,
+) -> dict[str, Any] | None:
+    """Return the out-of-fold score by checkpoints averaged, and where it leads once deployed."""
+    if not context.experiment.spec.confirm:
+        return None
+    n_deployed = min(len(checkpoints(context)[setting]) for setting in members)
+    curve = checkpoint_curve(
+        list(members.values()),
+        weights,
+        rule=context.experiment.spec.vote.rule,
+        n_deployed=n_deployed,
+        seed=context.experiment.spec.seed,
+        optimism=(corrected or {}).get("optimism") or 0.0,
+    )
+    return curve.to_json()
 
 
 def _with_board(
@@ -187,11 +204,14 @@ def _about_members(
             row["adds"] = stats.paired_difference(whole, rest, seed=seed)
         marginal.append(row)
     best = max(names, key=lambda name: (scores[name], -names.index(name)))
-    gain = (
-        {"over": best, **stats.paired_difference(whole, alone[best], seed=seed)}
-        if len(names) > 1
-        else None
-    )
+    gain = None
+    if len(names) > 1:
+        gain = {"over": best, **stats.paired_difference(whole, alone[best], seed=seed)}
+        pool = selection_bias.Pool(list(members.values()), context.experiment.spec.vote.rule)
+        bias = selection_bias.corrected(pool, selection_bias.best_vote, 1, seed=seed).optimism
+        # the best member was found on these photos, so it looks better than it is
+        for name in ("difference", "low", "high"):
+            gain[f"corrected_{name}"] = gain[name] + (bias or 0.0)
     return {
         "agreement": [[float(np.mean(a == b)) for b in answers] for a in answers],
         "marginal": marginal,
@@ -199,17 +219,39 @@ def _about_members(
     }
 
 
-def _corrected(context: Context, pool: optimism.Pool | None, n: int) -> dict[str, Any] | None:
-    """Correct the vote's score for having been chosen on these very samples; None where nothing was chosen on them."""
+def _corrected(
+    context: Context, pool: selection_bias.Pool, order: list[str], chosen: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Correct the vote's score for having been chosen on these very samples.
+
+    Returns:
+        None where nothing was chosen on them.
+    """
     policy, seed = context.experiment.spec.select.policy, context.experiment.spec.seed
-    if pool is None:
-        return None
+    choice: tuple[int, ...] = ()
+    for setting, votes in zip(chosen["members"], chosen["weights"], strict=True):
+        choice += (order.index(setting),) * votes
     if policy == "robust":
-        found = optimism.corrected(pool, optimism.best, n, seed=seed)
-        return {**found, "chosen_by": "macro F1 of the people in the bag, the best of them vote"}
+        result = selection_bias.corrected(
+            pool, selection_bias.robust, len(choice), seed=seed, choice=choice
+        )
+        return {
+            **result.to_json(),
+            "chosen_by": "the rule of policy robust, applied to the people in the bag",
+        }
     if policy == "diverse":
-        found = optimism.corrected(pool, optimism.greedy, n, seed=seed, n_resamples=_N_GREEDY)
-        return {**found, "chosen_by": "the greedy choice, made anew on the people in the bag"}
+        result = selection_bias.corrected(
+            pool,
+            selection_bias.greedy,
+            len(choice),
+            seed=seed,
+            choice=choice,
+            n_resamples=selection_bias.N_GREEDY_RESAMPLES,
+        )
+        return {
+            **result.to_json(),
+            "chosen_by": "the greedy choice, made anew on the people in the bag",
+        }
     return None
 
 

@@ -157,7 +157,7 @@ def half_failed(folder, claims):
         "group": [one.split("/")[-2] for one in samples],
         "label": labels,
     }
-    spec = SimpleNamespace(hypotheses=claims, confirm=object(), seed=0)
+    spec = SimpleNamespace(hypotheses=claims, confirm=object(), search=None, seed=0)
     return SimpleNamespace(
         experiment=SimpleNamespace(spec=spec),
         paths=paths,
