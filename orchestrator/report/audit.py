@@ -1,151 +1,176 @@
-"""The audit as a page: what is in the data, what leaks, and what quick models see in it."""
+"""The audit of the data: what is in it, what leaks, and what quick models see in it."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.report import charts
-from orchestrator.report.load import Run, dicts, listed, mapping, number
+from orchestrator.report.load import Run, View
+from orchestrator.store.run_files import AuditFacts, Exclusion, Histogram, LabelProbe, LeakGap
 
-_KINDS = (
-    ("train_and_test", "in training and test"),
-    ("across_groups", "in different groups"),
-    ("within_group", "in one group"),
-    ("label_conflicts", "with different labels"),
-)
+_KINDS = {
+    "train_and_test": "in training and test",
+    "across_groups": "in different groups",
+    "within_group": "in one group",
+    "label_conflicts": "with different labels",
+}
 _MAX_CLASSES = 60
-_MAX_TELLS = 8
+_MAX_ASSOCIATIONS = 8
 _MAX_PEOPLE = 10
 
 
-def audit(run: Run) -> dict[str, Any]:
+@dataclass
+class ClassTable:
+    """Classes down, roles and folds across; one for all variants that share a split."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[int]]]
+    variants: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class LeakRow:
+    """The leak of one variant's split, and what a quick model gains by it."""
+
+    name: str
+    leak: float | None
+    gap: LeakGap
+    plot: object
+
+
+@dataclass(frozen=True)
+class ExclusionRow:
+    """A rule of a variant that keeps photos out of training and validation."""
+
+    variant: str
+    rule: str
+    counts: Exclusion
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """The scores of a quick model for one label, with their pictures."""
+
+    name: str
+    scores: LabelProbe
+    plot: object
+    rim_plot: object
+    matrix: object
+
+
+def audit(run: Run) -> View:
     """Return the audit's facts in the order a reader asks for them."""
     facts = run.audit
-    if not facts:
+    if facts is None:
         return {"known": False}
     return {
         "known": True,
         "numbers": _numbers(facts),
         "copies": _copies(facts),
-        "people": [
-            " = ".join(map(str, names)) for names in listed(facts.get("people"))[:_MAX_PEOPLE]
-        ],
-        "n_people": len(listed(facts.get("people"))),
-        "reasons": list(mapping(facts.get("reasons")).items()),
-        "histograms": [
-            _histogram(name, one) for name, one in mapping(facts.get("histograms")).items()
-        ],
-        "joint": dicts(facts.get("joint")),
-        "tells": [one for one in dicts(facts.get("tells")) if number(one.get("association"))][
-            :_MAX_TELLS
-        ],
-        "sizes": mapping(facts.get("photo_sizes")),
+        "people": [" = ".join(names) for names in facts.people[:_MAX_PEOPLE]],
+        "n_people": len(facts.people),
+        "reasons": list(facts.reasons.items()),
+        "histograms": [_histogram(name, item) for name, item in facts.histograms.items()],
+        "joint": facts.joint,
+        "associations": [item for item in facts.tells if item.association][:_MAX_ASSOCIATIONS],
+        "sizes": facts.photo_sizes,
         "folds": _folds(facts),
-        "gaps": _gaps(facts),
+        "leaks": _leaks(facts),
         "excluded": _excluded(facts),
-        "probe": _probe(facts),
+        "probe": facts.probe,
+        "probe_rows": _probe_rows(facts),
+        "probe_axis": charts.scale_axis(charts.Scale(0.0, 1.0)),
     }
 
 
-def _numbers(facts: dict[str, Any]) -> list[tuple[str, Any]]:
+def _numbers(facts: AuditFacts) -> list[tuple[str, int]]:
     named = (
-        ("n_photos", "photos"),
-        ("n_usable", "usable"),
-        ("n_quarantined", "not usable"),
-        ("n_groups", "labelled groups"),
-        ("n_test", "test photos"),
-        ("n_classes_missing", "joint classes without a photo"),
+        ("photos", facts.n_photos),
+        ("usable", facts.n_usable),
+        ("not usable", facts.n_quarantined),
+        ("labelled groups", facts.n_groups),
+        ("test photos", facts.n_test),
+        ("joint classes without a photo", facts.n_classes_missing),
     )
-    return [(text, facts[name]) for name, text in named if number(facts.get(name)) is not None]
+    return [(name, n) for name, n in named if n is not None]
 
 
-def _copies(facts: dict[str, Any]) -> list[tuple[str, list[Any]]]:
+def _copies(facts: AuditFacts) -> list[tuple[str, list[int | None]]]:
     rows = []
-    for kind, text in _KINDS:
-        cells = [
-            mapping(mapping(facts.get(name)).get(kind)).get("n")
-            for name in ("duplicates", "near_duplicates")
-        ]
-        rows.append((text, cells))
+    for kind, name in _KINDS.items():
+        equal = facts.duplicates.get(kind)
+        near = facts.near_duplicates.get(kind)
+        rows.append((name, [equal.n if equal else None, near.n if near else None]))
     return rows
 
 
-def _histogram(name: str, one: dict[str, Any]) -> tuple[str, Any]:
-    counts = [float(n) for n in listed(one.get("counts"))]
-    start, width = number(one.get("start")) or 0.0, number(one.get("width")) or 1.0
-    marks = [(float(border), "border") for border in listed(one.get("borders"))]
-    marks += [(float(border), "in training") for border in listed(one.get("train_borders"))]
-    return name, charts.histogram(counts, start, width, marks, title=f"Photos per value of {name}")
+def _histogram(name: str, histogram: Histogram) -> tuple[str, Any]:
+    marks = [(border, "border") for border in histogram.borders]
+    marks += [(border, "in training") for border in histogram.train_borders]
+    title = f"Photos per value of {name}"
+    return name, charts.histogram(
+        histogram.counts, histogram.start, histogram.width, marks, title=title
+    )
 
 
-def _folds(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one table per distinct split: classes down, roles and folds across."""
-    tables: dict[str, dict[str, Any]] = {}
-    for name, variant in mapping(facts.get("variants")).items():
-        parts = {
-            f"{role}": mapping(found) for role, found in mapping(variant.get("classes")).items()
+def _folds(facts: AuditFacts) -> list[ClassTable]:
+    """Return one table per distinct split."""
+    tables: dict[str, ClassTable] = {}
+    classes = list(facts.classes)[:_MAX_CLASSES]
+    for name, split in facts.variants.items():
+        columns = {
+            **split.classes,
+            **{f"fold {fold}": counts for fold, counts in split.fold_classes.items()},
         }
-        parts |= {
-            f"fold {fold}": mapping(found)
-            for fold, found in mapping(variant.get("fold_classes")).items()
-        }
-        key = json.dumps(parts, sort_keys=True)
-        classes = list(mapping(facts.get("classes")))[:_MAX_CLASSES]
-        rows = [(one, [found.get(one, 0) for found in parts.values()]) for one in classes]
-        tables.setdefault(key, {"variants": [], "columns": list(parts), "rows": rows})[
-            "variants"
-        ].append(name)
+        key = json.dumps(columns, sort_keys=True)
+        if key not in tables:
+            rows = []
+            for label in classes:
+                rows.append((label, [counts.get(label, 0) for counts in columns.values()]))
+            tables[key] = ClassTable(list(columns), rows)
+        tables[key].variants.append(name)
     return list(tables.values())
 
 
-def _gaps(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    found = mapping(facts.get("leak_gap"))
-    ends = [0.0] + [
-        number(one.get(end)) or 0.0 for one in found.values() for end in ("low", "high")
-    ]
-    scale = (min(ends) - 0.02, max(ends) + 0.02)
+def _leaks(facts: AuditFacts) -> list[LeakRow]:
+    ends: list[float | None] = [0.0]
+    for gap in facts.leak_gap.values():
+        ends += [gap.low, gap.high]
+    scale = charts.Scale.around(ends, 0.02)
     rows = []
-    for name, variant in mapping(facts.get("variants")).items():
-        gap = mapping(found.get(name))
-        low, middle, high = (number(gap.get(end)) for end in ("low", "difference", "high"))
-        known = low is not None and middle is not None and high is not None
-        plot = charts.interval((low, middle, high), scale, strong=True, mark=0.0) if known else ""  # type: ignore[arg-type]
-        rows.append({"name": name, "leak": variant.get("leak"), **gap, "plot": plot})
+    for name, split in facts.variants.items():
+        gap = facts.leak_gap.get(name, LeakGap())
+        plot: object = ""
+        if gap.low is not None and gap.high is not None:
+            plot = charts.interval(gap.low, gap.difference, gap.high, scale, strong=True, mark=0.0)
+        rows.append(LeakRow(name, split.leak, gap, plot))
     return rows
 
 
-def _excluded(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {**one, "variant": name, "rule": json.dumps(one.get("rule"), ensure_ascii=False)}
-        for name, variant in mapping(facts.get("variants")).items()
-        for one in dicts(variant.get("excluded"))
-    ]
+def _excluded(facts: AuditFacts) -> list[ExclusionRow]:
+    rows = []
+    for name, split in facts.variants.items():
+        for item in split.excluded:
+            rows.append(ExclusionRow(name, json.dumps(item.rule, ensure_ascii=False), item))
+    return rows
 
 
-def _probe(facts: dict[str, Any]) -> dict[str, Any]:
-    probe = mapping(facts.get("probe"))
-    rows: list[dict[str, Any]] = []
-    for name, one in mapping(probe.get("labels")).items():
-        bounds = {part: mapping(one.get(part)) for part in ("macro_f1", "rim", "chance")}
-        plots = {
-            part: charts.interval(
-                (found["low"], found["estimate"], found["high"]),
-                (0.0, 1.0),
-                strong=part == "macro_f1",
-            )
-            for part, found in bounds.items()
-        }
-        names = [str(text) for text in listed(one.get("classes"))]
+def _probe_rows(facts: AuditFacts) -> list[ProbeRow]:
+    scale = charts.Scale(0.0, 1.0)
+    rows = []
+    for name, probe in facts.probe.labels.items():
+        whole = probe.macro_f1
+        rim = probe.rim
         rows.append(
-            {
-                "name": name,
-                **bounds,
-                "plots": plots,
-                "matrix": charts.matrix(
-                    listed(one.get("confusion")), names, title=f"Confusion of {name}"
-                ),
-            }
+            ProbeRow(
+                name,
+                probe,
+                charts.interval(whole.low, whole.estimate, whole.high, scale, strong=True),
+                charts.interval(rim.low, rim.estimate, rim.high, scale),
+                charts.matrix(probe.confusion, probe.classes, title=f"Confusion of {name}"),
+            )
         )
-    rows.sort(key=lambda row: row["macro_f1"].get("estimate", 0.0))
-    return {**probe, "rows": rows, "axis": charts.scale_axis((0.0, 1.0)) if rows else ""}
+    rows.sort(key=lambda row: row.scores.macro_f1.estimate or 0.0)
+    return rows

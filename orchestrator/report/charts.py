@@ -1,9 +1,12 @@
-"""Small charts as inline SVG. Colors are CSS classes, so that light, dark and print need no second drawing."""
+"""Small charts as inline SVG.
+
+Colors are CSS classes, so that light, dark and print need no second drawing.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -27,35 +30,123 @@ class Series:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a group: its share in 0..1, the text at its end, its color."""
+    """One bar of a group."""
 
-    share: float
-    text: str
+    share: float  # in 0..1
+    text: str  # at its end
     color: int
 
 
 @dataclass(frozen=True)
+class Point:
+    """One point of a scatter plot."""
+
+    position: float  # on the setting's axis, in 0..1
+    score: float
+    color: int
+    note: str  # tooltip
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The values at the two ends of an axis."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, values: Iterable[float | None], room: float) -> Scale | None:
+        """Return the scale of all values that are known, with some room; None where none is."""
+        known = [value for value in values if value is not None]
+        return cls(min(known) - room, max(known) + room) if known else None
+
+    def share(self, value: float) -> float:
+        """Return where a value lies between the ends: 0 at the low one, 1 at the high one."""
+        return (value - self.low) / ((self.high - self.low) or 1.0)
+
+    def ticks(self, n: int) -> list[float]:
+        """Return about `n` round values between the ends."""
+        return nice_ticks(self.low, self.high, n)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The drawing area of a chart in px: its size and its four margins."""
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+    def x(self, share: float) -> float:
+        """Return the place of a share in 0..1 from the left margin to the right one."""
+        return self.left + share * (self.width - self.left - self.right)
+
+    def y(self, share: float) -> float:
+        """Return the place of a share in 0..1 from the bottom margin to the top one."""
+        return self.height - self.bottom - share * (self.height - self.top - self.bottom)
+
+    def grid(self, scale: Scale, n: int = 5) -> list[object]:
+        """Draw horizontal lines with their values at the left."""
+        body: list[object] = []
+        for tick in scale.ticks(n):
+            y = self.y(scale.share(tick))
+            body.append(line(self.left, y, self.width - self.right, y, "grid"))
+            body.append(text(f"{tick:g}", self.left - 6, y + 3.5, anchor="end"))
+        return body
+
+
+@dataclass(frozen=True)
 class Axis:
-    """One axis of a parallel plot: positions in 0..1 of every row (None where it does not apply), and its ticks."""
+    """One axis of a parallel plot."""
 
     name: str
-    positions: list[float | None]
+    positions: list[float | None]  # of every row, in 0..1; None where the axis does not apply
     ticks: list[tuple[float, str]]
     words: bool = False  # categories, not numbers
 
 
 def tag(name: str, body: object = "", **attributes: object) -> Markup:
-    """Build one element; underscores in attribute names become hyphens, a trailing one is dropped."""
-    text = Markup("").join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain(value))
-        for key, value in attributes.items()
-        if value is not None
-    )
+    """Build one element.
+
+    Underscores in attribute names become hyphens, a trailing one is dropped.
+    """
+    text = Markup("")
+    for key, value in attributes.items():
+        if value is not None:
+            attribute = key.rstrip("_").replace("_", "-")
+            text += Markup(' {}="{}"').format(attribute, _plain(value))
     return _TAG.format(
         name=Markup(name),  # noqa: S704 - names of elements stand in this file
         attributes=text,
         body=escape(body),
     )
+
+
+def line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
+    """Draw a straight line."""
+    return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=style)
+
+
+def text(
+    body: object,
+    x: float,
+    y: float,
+    style: str = "tick",
+    anchor: str | None = None,
+    transform: str | None = None,
+) -> Markup:
+    """Write a text; `anchor` says which of its ends or its middle stands at x."""
+    return tag("text", body, x=x, y=y, class_=style, text_anchor=anchor, transform=transform)
+
+
+def rectangle(
+    x: float, y: float, width: float, height: float, style: str, body: object = "", **more: object
+) -> Markup:
+    """Draw a rectangle."""
+    return tag("rect", body, x=x, y=y, width=width, height=height, class_=style, **more)
 
 
 def join(parts: Sequence[object]) -> Markup:
@@ -92,153 +183,110 @@ def nice_ticks(low: float, high: float, n: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Return the decimal logarithms of round numbers in 10^low..10^high: decades, or 1, 2, 5 in a short range."""
-    steps = (
-        (1,)
-        if high - low >= 2
-        else (1, 2, 5)
-        if high - low >= 0.7
-        else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
-    )
-    found = [
-        math.log10(step) + decade
-        for decade in range(math.floor(low), math.floor(high) + 1)
-        for step in steps
-    ]
-    return [tick for tick in found if low - 1e-9 <= tick <= high + 1e-9]
+    """Return the decimal logarithms of round numbers in 10^low..10^high.
+
+    They are decades, or more numbers of each decade where the range is short.
+    """
+    if high - low >= 2:
+        steps: tuple[float, ...] = (1,)
+    elif high - low >= 0.7:
+        steps = (1, 2, 5)
+    else:
+        steps = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    ticks = []
+    for decade in range(math.floor(low), math.floor(high) + 1):
+        for step in steps:
+            tick = math.log10(step) + decade
+            if low - 1e-9 <= tick <= high + 1e-9:
+                ticks.append(tick)
+    return ticks
 
 
 def interval(
-    values: tuple[float, float, float],
-    scale: tuple[float, float],
+    low: float | None,
+    estimate: float | None,
+    high: float | None,
+    scale: Scale | None,
     *,
     strong: bool = False,
     mark: float | None = None,
     width: float = 190,
 ) -> Markup:
-    """Draw an estimate with its interval on a scale shared by a table's rows.
+    """Draw an estimate with its interval on a scale that the rows of a table share.
 
     Args:
-        values: low, estimate, high.
+        low: lower end of the interval, None where there is none.
+        estimate: nothing is drawn where it is None.
+        high: upper end of the interval, None where there is none.
         scale: values at the left and right edge.
-        strong: whether the row is marked.
+        strong: draws the row in the accent color.
         mark: where a vertical reference line stands, such as 0.
         width: in px.
     """
-    low, estimate, high = values
-    height, pad = 20.0, 6.0
+    if estimate is None or scale is None:
+        return Markup("")
+    low = estimate if low is None else low
+    high = estimate if high is None else high
+    frame = Frame(width, 20.0, left=6.0, right=6.0, top=0.0, bottom=0.0)
 
     def x(value: float) -> float:
-        share = (value - scale[0]) / ((scale[1] - scale[0]) or 1.0)
-        return pad + min(1.0, max(0.0, share)) * (width - 2 * pad)
+        return frame.x(min(1.0, max(0.0, scale.share(value))))
 
-    body: list[object] = [tag("line", x1=pad, x2=width - pad, y1=10, y2=10, class_="rail")]
-    body += [
-        tag("line", x1=x(tick), x2=x(tick), y1=4, y2=16, class_="grid")
-        for tick in nice_ticks(*scale, 4)
-    ]
-    if mark is not None and scale[0] <= mark <= scale[1]:
-        body.append(tag("line", x1=x(mark), x2=x(mark), y1=1, y2=19, class_="reference"))
+    body: list[object] = [line(frame.left, 10, width - frame.right, 10, "rail")]
+    for tick in scale.ticks(4):
+        body.append(line(x(tick), 4, x(tick), 16, "grid"))
+    if mark is not None and scale.low <= mark <= scale.high:
+        body.append(line(x(mark), 1, x(mark), 19, "reference"))
     color = "c0" if strong else "muted"
-    body.append(tag("line", x1=x(low), x2=x(high), y1=10, y2=10, class_=f"bar {color}"))
+    body.append(line(x(low), 10, x(high), 10, f"bar {color}"))
     body.append(tag("circle", cx=x(estimate), cy=10, r=4.5, class_=f"dot {color}"))
-    return svg(width, height, body, f"{estimate:.3f}, 90 % interval {low:.3f} to {high:.3f}")
+    title = f"{estimate:.3f}, 90 % interval {low:.3f} to {high:.3f}"
+    return svg(width, frame.height, body, title)
 
 
-def scale_axis(scale: tuple[float, float], width: float = 190) -> Markup:
+def scale_axis(scale: Scale | None, width: float = 190) -> Markup:
     """Draw the tick labels of a column of intervals."""
-    pad = 6.0
-    ticks = nice_ticks(*scale, 4)
-    body = [
-        tag("text", f"{tick:g}", x=pad + (tick - scale[0]) / ((scale[1] - scale[0]) or 1.0) * (width - 2 * pad), y=11,
-            class_="tick", text_anchor="middle")
-        for tick in ticks
-    ]  # fmt: skip
-    return svg(width, 14, body, "scale")
+    if scale is None:
+        return Markup("")
+    frame = Frame(width, 14.0, left=6.0, right=6.0, top=0.0, bottom=0.0)
+    body = []
+    for tick in scale.ticks(4):
+        body.append(text(f"{tick:g}", frame.x(scale.share(tick)), 11, anchor="middle"))
+    return svg(width, frame.height, body, "scale")
 
 
-def lines(
-    series: Sequence[Series],
-    x_label: str,
-    y_label: str,
-    *,
-    title: str,
-    width: float = 360,
-    height: float = 240,
-) -> Markup:
-    """Draw lines over epochs; strong ones on top, every line with its name as a tooltip."""
-    points = [point for one in series for point in one.points]
+def lines(series: Sequence[Series], x_label: str, y_label: str, *, title: str) -> Markup:
+    """Draw lines over epochs, the strong ones on top; the name of a line is its tooltip."""
+    points = [point for item in series for point in item.points]
     if not points:
         return Markup("")
-    left, right, top, bottom = 54.0, 12.0, 10.0, 36.0
-    x_low, x_high = min(p[0] for p in points), max(p[0] for p in points)
-    y_low, y_high = _padded(min(p[1] for p in points), max(p[1] for p in points))
+    frame = Frame(360.0, 240.0, left=54.0, right=12.0, top=10.0, bottom=36.0)
+    across = Scale(min(x for x, _ in points), max(x for x, _ in points))
+    up = _padded(min(y for _, y in points), max(y for _, y in points))
 
-    def place(point: tuple[float, float]) -> tuple[float, float]:
-        across = (point[0] - x_low) / ((x_high - x_low) or 1.0) if x_high > x_low else 0.5
-        up = (point[1] - y_low) / ((y_high - y_low) or 1.0)
-        return left + across * (width - left - right), height - bottom - up * (
-            height - top - bottom
-        )
+    def x(value: float) -> float:
+        return frame.x(across.share(value) if across.high > across.low else 0.5)
 
-    body: list[object] = []
-    for tick in nice_ticks(y_low, y_high):
-        y = place((x_low, tick))[1]
-        body.append(tag("line", x1=left, x2=width - right, y1=y, y2=y, class_="grid"))
-        body.append(
-            tag("text", f"{tick:g}", x=left - 6, y=y + 3.5, class_="tick", text_anchor="end")
-        )
-    foot = height - bottom + 15
-    body += [
-        tag(
-            "text",
-            f"{tick:g}",
-            x=place((tick, y_low))[0],
-            y=foot,
-            class_="tick",
-            text_anchor="middle",
-        )
-        for tick in _whole_ticks(x_low, x_high)
-    ]
-    body.append(
-        tag(
-            "text",
-            x_label,
-            x=(left + width - right) / 2,
-            y=height - 4,
-            class_="axis",
-            text_anchor="middle",
-        )
-    )
-    middle = (top + height - bottom) / 2
-    body.append(
-        tag(
-            "text",
-            y_label,
-            x=11,
-            y=middle,
-            class_="axis",
-            text_anchor="middle",
-            transform=f"rotate(-90 11 {middle:g})",
-        )
-    )
-    for one in sorted(series, key=lambda item: item.strong):
-        placed = [place(point) for point in one.points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        style = f"line {_color(one.color)}{' strong' if one.strong else ''}"
-        body.append(tag("polyline", tag("title", one.name), points=path, class_=style))
-        if len(placed) == 1 or one.strong:
-            body.append(
-                tag(
-                    "circle",
-                    tag("title", one.name),
-                    cx=placed[-1][0],
-                    cy=placed[-1][1],
-                    r=3,
-                    class_=f"dot {_color(one.color)}",
-                )
-            )
-    return svg(width, height, body, title, wide=True)
+    body = frame.grid(up)
+    foot = frame.height - frame.bottom + 15
+    for tick in across.ticks(8):
+        if float(tick).is_integer():
+            body.append(text(f"{tick:g}", x(tick), foot, anchor="middle"))
+    body.append(text(x_label, frame.x(0.5), frame.height - 4, "axis", "middle"))
+    middle = frame.y(0.5)
+    turned = f"rotate(-90 11 {middle:g})"
+    body.append(text(y_label, 11, middle, "axis", "middle", turned))
+    for item in sorted(series, key=lambda item: item.strong):
+        name = tag("title", item.name)
+        color = color_style(item.color)
+        placed = [(x(value), frame.y(up.share(score))) for value, score in item.points]
+        path = " ".join(f"{left:.1f},{top:.1f}" for left, top in placed)
+        style = f"line {color} strong" if item.strong else f"line {color}"
+        body.append(tag("polyline", name, points=path, class_=style))
+        if len(placed) == 1 or item.strong:
+            end = placed[-1]
+            body.append(tag("circle", name, cx=end[0], cy=end[1], r=3, class_=f"dot {color}"))
+    return svg(frame.width, frame.height, body, title, wide=True)
 
 
 def bars(
@@ -246,36 +294,19 @@ def bars(
 ) -> Markup:
     """Draw groups of horizontal bars, one group per class."""
     row, gap = 11.0, 9.0
-    widest = max((bar.share for _, found in groups for bar in found), default=0.0) or 1.0
+    shares = [bar.share for _, members in groups for bar in members]
+    widest = max(shares, default=0.0) or 1.0
     room = width - left - 92
     body: list[object] = []
     y = 2.0
-    for name, found in groups:
-        middle = y + row * len(found) / 2
-        body.append(
-            tag(
-                "text",
-                join([shorten(name, int(left / 6.3)), tag("title", name)]),
-                x=left - 8,
-                y=middle + 4,
-                class_="axis",
-                text_anchor="end",
-            )
-        )
-        for bar in found:
+    for name, members in groups:
+        middle = y + row * len(members) / 2
+        body.append(text(_named(name, int(left / 6.3)), left - 8, middle + 4, "axis", "end"))
+        for bar in members:
             length = bar.share / widest * room
-            body.append(
-                tag(
-                    "rect",
-                    x=left,
-                    y=y,
-                    width=max(length, 0.6),
-                    height=row - 2,
-                    rx=1,
-                    class_=f"fill {_color(bar.color)}",
-                )
-            )
-            body.append(tag("text", bar.text, x=left + length + 5, y=y + row - 3.2, class_="tick"))
+            style = f"fill {color_style(bar.color)}"
+            body.append(rectangle(left, y, max(length, 0.6), row - 2, style, rx=1))
+            body.append(text(bar.text, left + length + 5, y + row - 3.2))
             y += row
         y += gap
     return svg(width, max(y - gap + 2, 4), body, title)
@@ -288,7 +319,6 @@ def histogram(
     marks: Sequence[tuple[float, str]],
     *,
     title: str,
-    size: tuple[float, float] = (620, 190),
 ) -> Markup:
     """Draw counts of a number as upright bars, with borders as dashed lines.
 
@@ -298,60 +328,33 @@ def histogram(
         width: of a bar, in the number's unit.
         marks: (value, what it is): lines at the left edge of the value's bar.
         title: of the drawing.
-        size: in px.
     """
     if not counts:
         return Markup("")
-    left, right, top, bottom = 44.0, 12.0, 22.0, 26.0
-    across, up = size[0] - left - right, size[1] - top - bottom
-    end, highest = start + width * len(counts), max(counts) or 1.0
+    frame = Frame(620.0, 190.0, left=44.0, right=12.0, top=22.0, bottom=26.0)
+    across = Scale(start, start + width * len(counts))
+    up = Scale(0.0, max(counts) or 1.0)
+    bar_width = (frame.x(1.0) - frame.x(0.0)) / len(counts)
 
     def x(value: float) -> float:
-        return left + min(1.0, max(0.0, (value - start) / ((end - start) or 1.0))) * across
+        return frame.x(min(1.0, max(0.0, across.share(value))))
 
-    body: list[object] = []
-    for tick in nice_ticks(0.0, highest, 4):
-        y = top + up * (1 - tick / highest)
-        body.append(tag("line", x1=left, x2=size[0] - right, y1=y, y2=y, class_="grid"))
+    body = frame.grid(up, 4)
+    for index, n in enumerate(counts):
+        value = start + index * width
+        values = f"{value:g}" if width == 1 else f"{value:g} to {value + width:g}"
+        top = frame.y(up.share(n))
+        note = tag("title", f"{values}: {n:g}")
+        height = frame.y(0.0) - top
         body.append(
-            tag("text", f"{tick:g}", x=left - 6, y=y + 3.5, class_="tick", text_anchor="end")
+            rectangle(x(value) + 0.5, top, max(0.5, bar_width - 1), height, "fill c0", note)
         )
-    for at, n in enumerate(counts):
-        value = start + at * width
-        tall = up * n / highest
-        note = tag(
-            "title", f"{value:g}: {n:g}" if width == 1 else f"{value:g} to {value + width:g}: {n:g}"
-        )
-        body.append(
-            tag(
-                "rect",
-                note,
-                x=x(value) + 0.5,
-                y=top + up - tall,
-                width=max(0.5, across / len(counts) - 1),
-                height=tall,
-                class_="fill c0",
-            )
-        )
-    body += [
-        tag("text", f"{tick:g}", x=x(tick), y=size[1] - 9, class_="tick", text_anchor="middle")
-        for tick in nice_ticks(start, end, 8)
-    ]
+    for tick in across.ticks(8):
+        body.append(text(f"{tick:g}", x(tick), frame.height - 9, anchor="middle"))
     for value, what in marks:
-        body.append(
-            tag("line", x1=x(value), x2=x(value), y1=top - 6, y2=top + up, class_="reference")
-        )
-        body.append(
-            tag(
-                "text",
-                f"{what} {value:g}",
-                x=x(value),
-                y=top - 9,
-                class_="tick",
-                text_anchor="middle",
-            )
-        )
-    return svg(size[0], size[1], body, title, wide=True)
+        body.append(line(x(value), frame.top - 6, x(value), frame.y(0.0), "reference"))
+        body.append(text(f"{what} {value:g}", x(value), frame.top - 9, anchor="middle"))
+    return svg(frame.width, frame.height, body, title, wide=True)
 
 
 def matrix(
@@ -362,197 +365,122 @@ def matrix(
     cell: float = 34,
     as_share: bool = False,
 ) -> Markup:
-    """Draw a square of numbers, shaded by their share of the row (or by the number itself with `as_share`)."""
+    """Draw a square of numbers, each shaded by its share of the row.
+
+    With `as_share` the numbers are shares themselves, and each is shaded by its own value.
+    """
     n = len(names)
-    room = min(150.0, 12 + 6.2 * max((len(name) for name in names), default=4))
-    top = 14.0 + min(room, 12 + 6.2 * max((len(name) for name in names), default=4)) * 0.72
-    width, height = room + n * cell + room * 0.6, top + n * cell + 18
+    longest = 12 + 6.2 * max((len(name) for name in names), default=4)
+    room = min(150.0, longest)
+    top = 14.0 + room * 0.72
     body: list[object] = []
     for i, name in enumerate(names):
-        y = top + (i + 0.5) * cell
-        body.append(
-            tag(
-                "text",
-                join([shorten(name, 22), tag("title", name)]),
-                x=room - 6,
-                y=y + 3.5,
-                class_="axis",
-                text_anchor="end",
-            )
-        )
-        x = room + (i + 0.5) * cell
-        body.append(
-            tag(
-                "text",
-                join([shorten(name, 22), tag("title", name)]),
-                x=x,
-                y=top - 6,
-                class_="axis",
-                transform=f"rotate(-45 {x:g} {top - 6:g})",
-            )
-        )
-        total = sum(counts[i]) or 1.0
-        for j in range(n):
-            value = counts[i][j]
-            shown = value if math.isfinite(value) else 0.0
-            share = shown if as_share else shown / total
-            text = f"{value:.2f}" if as_share else f"{value:.0f}"
-            note = f"{name} → {names[j]}: {text}" + (
-                "" if as_share else f" ({share:.0%} of the row)"
-            )
-            x0, y0 = room + j * cell, top + i * cell
-            body.append(
-                tag(
-                    "rect",
-                    tag("title", note),
-                    x=x0 + 0.5,
-                    y=y0 + 0.5,
-                    width=cell - 1,
-                    height=cell - 1,
-                    class_="heat",
-                    fill_opacity=f"{0.04 + 0.96 * share:.3f}",
-                )
-            )
+        y = top + i * cell
+        middle = room + (i + 0.5) * cell
+        turned = f"rotate(-45 {middle:g} {top - 6:g})"
+        body.append(text(_named(name, 22), room - 6, y + cell / 2 + 3.5, "axis", "end"))
+        body.append(text(_named(name, 22), middle, top - 6, "axis", transform=turned))
+        total = 1.0 if as_share else sum(counts[i]) or 1.0
+        for j, value in enumerate(counts[i][:n]):
+            x = room + j * cell
+            share = value / total if math.isfinite(value) else 0.0
+            shown = f"{value:.2f}" if as_share else f"{value:.0f}"
+            note = f"{name} → {names[j]}: {shown}"
+            if not as_share:
+                note += f" ({share:.0%} of the row)"
+            opacity = f"{0.04 + 0.96 * share:.3f}"
+            body.append(_cell(x, y, cell, "heat", tag("title", note), fill_opacity=opacity))
             if value or as_share:
-                tone = "on-heat" if share > 0.5 else "off-heat"
-                body.append(
-                    tag(
-                        "text",
-                        text,
-                        x=x0 + cell / 2,
-                        y=y0 + cell / 2 + 3.5,
-                        class_=f"tick {tone}",
-                        text_anchor="middle",
-                    )
-                )
-            if i == j:
-                body.append(
-                    tag(
-                        "rect",
-                        x=x0 + 0.5,
-                        y=y0 + 0.5,
-                        width=cell - 1,
-                        height=cell - 1,
-                        class_="diagonal",
-                    )
-                )
-    return svg(width, height, body, title)
+                tone = "tick on-heat" if share > 0.5 else "tick off-heat"
+                body.append(text(shown, x + cell / 2, y + cell / 2 + 3.5, tone, "middle"))
+        body.append(_cell(room + i * cell, y, cell, "diagonal"))
+    return svg(room + n * cell + room * 0.6, top + n * cell + 18, body, title)
+
+
+def _cell(x: float, y: float, size: float, style: str, body: object = "", **more: object) -> Markup:
+    return rectangle(x + 0.5, y + 0.5, size - 1, size - 1, style, body, **more)
 
 
 def parallel(
     axes: Sequence[Axis], scores: Sequence[float], names: Sequence[str], *, title: str
 ) -> Markup:
-    """Draw one line per trial across its settings; the best tenth is strong, the stronger the better."""
-    step, top, bottom, side = 150.0, 34.0, 38.0, 64.0
+    """Draw one line per trial across its settings.
+
+    The best tenth is strong; of the others, the better ones are darker.
+    """
+    step, side = 150.0, 64.0
+    frame = Frame(
+        2 * side + step * (len(axes) - 1), 270.0, left=side, right=side, top=34.0, bottom=38.0
+    )
     absent = -0.14  # below the pole: the setting does not apply to the trial
-    width, height = 2 * side + step * (len(axes) - 1), 270.0
-
-    def place(axis: int, position: float) -> tuple[float, float]:
-        return side + axis * step, height - bottom - position * (height - top - bottom)
-
     order = sorted(range(len(scores)), key=lambda row: scores[row])
     n_best = max(1, len(order) // 10)
     body: list[object] = []
     for rank, row in enumerate(order):
-        best = rank >= len(order) - n_best
-        positions = [axis.positions[row] for axis in axes]
-        path = " ".join(
-            "{:.1f},{:.1f}".format(*place(at, absent if one is None else one))
-            for at, one in enumerate(positions)
-        )
-        opacity = None if best else f"{0.15 + 0.45 * rank / max(1, len(order)):.2f}"
-        body.append(
-            tag(
-                "polyline",
-                tag("title", names[row]),
-                points=path,
-                class_="line strong c3" if best else "line c0",
-                stroke_opacity=opacity,
-            )
-        )
+        corners = []
+        for index, axis in enumerate(axes):
+            position = axis.positions[row]
+            y = frame.y(absent if position is None else position)
+            corners.append(f"{side + index * step:.1f},{y:.1f}")
+        style, opacity = "line strong c3", None
+        if rank < len(order) - n_best:
+            style, opacity = "line c0", f"{0.15 + 0.45 * rank / max(1, len(order)):.2f}"
+        path = " ".join(corners)
+        name = tag("title", names[row])
+        body.append(tag("polyline", name, points=path, class_=style, stroke_opacity=opacity))
     for index, axis in enumerate(axes):
-        x, y = place(index, 0.0)
-        body.append(tag("line", x1=x, x2=x, y1=top, y2=y, class_="pole"))
-        text = join([shorten(axis.name, 19), tag("title", axis.name)])
-        body.append(tag("text", text, x=x, y=16, class_="axis", text_anchor="middle"))
+        x = side + index * step
+        body.append(line(x, frame.top, x, frame.y(0.0), "pole"))
+        body.append(text(_named(axis.name, 19), x, 16, "axis", "middle"))
         ticks = [*axis.ticks, (absent, "not used")] if None in axis.positions else axis.ticks
         for position, label in ticks:
-            spot = place(index, position)
-            body.append(
-                tag("text", shorten(label, 12), x=spot[0] + 6, y=spot[1] + 3.5, class_="tick halo")
-            )
-    return svg(width, height, body, title, wide=True)
+            body.append(text(shorten(label, 12), x + 6, frame.y(position) + 3.5, "tick halo"))
+    return svg(frame.width, frame.height, body, title, wide=True)
 
 
 def scatter(
-    points: Sequence[tuple[float, float, int, str]],
-    ticks: Sequence[tuple[float, str]],
-    name: str,
-    scale: tuple[float, float],
+    points: Sequence[Point], ticks: Sequence[tuple[float, str]], name: str, scale: Scale
 ) -> Markup:
     """Draw score against one setting.
 
     Args:
-        points: (position in 0..1, score, color, tooltip).
+        points: one per trial.
         ticks: (position, text) of the setting's axis.
         name: of the setting.
-        scale: scores at the bottom and the top, shared by neighbors.
+        scale: scores at the bottom and the top, shared by the plots beside it.
     """
-    width, height, left, right, top, bottom = 250.0, 190.0, 40.0, 16.0, 10.0, 40.0
+    frame = Frame(250.0, 190.0, left=40.0, right=16.0, top=10.0, bottom=40.0)
 
-    def place(position: float, score: float) -> tuple[float, float]:
-        up = (score - scale[0]) / ((scale[1] - scale[0]) or 1.0)
-        return left + (0.04 + 0.92 * position) * (width - left - right), height - bottom - up * (
-            height - top - bottom
-        )
+    def x(position: float) -> float:
+        return frame.x(0.04 + 0.92 * position)
 
-    body: list[object] = []
-    for tick in nice_ticks(*scale, 4):
-        y = place(0, tick)[1]
-        body.append(tag("line", x1=left, x2=width - right, y1=y, y2=y, class_="grid"))
-        body.append(
-            tag("text", f"{tick:g}", x=left - 6, y=y + 3.5, class_="tick", text_anchor="end")
-        )
+    body = frame.grid(scale, 4)
     last = -1.0
-    for position, text in ticks:
+    for position, label in ticks:
         if position - last < _TICK_ROOM:
             continue
         last = position
-        anchor = "start" if position < 0.1 else "end" if position > 0.9 else "middle"
-        body.append(
-            tag(
-                "text",
-                shorten(text, 12),
-                x=place(position, scale[0])[0],
-                y=height - bottom + 15,
-                class_="tick",
-                text_anchor=anchor,
-            )
-        )
-    body.append(
-        tag(
-            "text",
-            join([shorten(name, 34), tag("title", name)]),
-            x=(left + width - right) / 2,
-            y=height - 6,
-            class_="axis",
-            text_anchor="middle",
-        )
-    )
-    for position, score, color, note in points:
-        x, y = place(position, score)
+        anchor = "middle"
+        if position < 0.1:
+            anchor = "start"
+        elif position > 0.9:
+            anchor = "end"
+        foot = frame.height - frame.bottom + 15
+        body.append(text(shorten(label, 12), x(position), foot, anchor=anchor))
+    body.append(text(_named(name, 34), frame.x(0.5), frame.height - 6, "axis", "middle"))
+    for point in points:
         body.append(
             tag(
                 "circle",
-                tag("title", note),
-                cx=x,
-                cy=y,
+                tag("title", point.note),
+                cx=x(point.position),
+                cy=frame.y(scale.share(point.score)),
                 r=3.2,
-                class_=f"dot {_color(color)}",
+                class_=f"dot {color_style(point.color)}",
                 fill_opacity="0.75",
             )
         )
-    return svg(width, height, body, f"score against {name}")
+    return svg(frame.width, frame.height, body, f"score against {name}")
 
 
 def shorten(text: str, limit: int) -> str:
@@ -563,18 +491,20 @@ def shorten(text: str, limit: int) -> str:
     return text[: limit - 1 - tail] + "…" + text[len(text) - tail :]
 
 
-def _padded(low: float, high: float) -> tuple[float, float]:
+def _named(name: str, limit: int) -> Markup:
+    """Return a name cut to a length, with the whole of it as a tooltip."""
+    return join([shorten(name, limit), tag("title", name)])
+
+
+def _padded(low: float, high: float) -> Scale:
     if high <= low:
-        return low - 0.5, high + 0.5
+        return Scale(low - 0.5, high + 0.5)
     room = 0.06 * (high - low)
-    return (0.0 if 0 <= low < room else low - room), high + room
+    return Scale(0.0 if 0 <= low < room else low - room, high + room)
 
 
-def _whole_ticks(low: float, high: float) -> list[float]:
-    return [tick for tick in nice_ticks(low, high, 8) if float(tick).is_integer()]
-
-
-def _color(index: int) -> str:
+def color_style(index: int) -> str:
+    """Return the CSS classes of a series by its number."""
     return f"c{index % N_COLORS}" + (" dashed" if index >= N_COLORS else "")
 
 

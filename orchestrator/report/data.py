@@ -1,202 +1,197 @@
-"""What the models saw and how they were run: distributions, preparation, provenance."""
+"""What the models saw and how the run was made: distributions, preparation, provenance."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow.compute as pc
-
+from data_prep.split import rows_of_seed
 from orchestrator.report import charts
-from orchestrator.report.load import Run, mapping, number
-from orchestrator.report.overview import stage_outcomes
+from orchestrator.report.load import Run, View
 from orchestrator.store.events import DriverStarted, ShardWritten, WorkerDied
+from orchestrator.store.run_files import Film, PreparedSet
 
 _ROLES = ("train", "val", "test", "excluded")
 _MAX_CLASSES = 30
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+=*")
+_SHEETS = {
+    "face": "Missing and doubtful faces, the least certain first",
+    "mask": "Masks that kept almost nothing or almost everything",
+    "ordinary": "Ordinary photos",
+}
+_MEASURES = {"face": "confidence", "mask": "share"}
 
 
-def distributions(run: Run) -> dict[str, Any]:
-    """Return how many photos of each class stand in each role, once for variants that share it."""
+@dataclass
+class Distribution:
+    """The photos of one split: counts per role and class, groups per role."""
+
+    variants: list[str] = field(default_factory=list)
+    counts: Counter[tuple[str, int | None]] = field(default_factory=Counter)
+    groups: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+    def roles(self) -> list[RoleCount]:
+        """Return the number of photos and groups of each role that has photos."""
+        totals: Counter[str] = Counter()
+        for (role, _), n in self.counts.items():
+            totals[role] += n
+        present = [role for role in _ROLES if totals[role]]
+        return [RoleCount(role, totals[role], len(self.groups[role])) for role in present]
+
+
+@dataclass(frozen=True)
+class RoleCount:
+    """How many photos and groups a role has."""
+
+    role: str
+    n: int
+    n_groups: int
+
+
+def distributions(run: Run) -> View:
+    """Return how many photos of each class each role has, once for variants that share a split."""
     if run.folds is None:
-        return {"sets": [], "known": False}
+        return {"sets": []}
+    facts = []
+    if run.audit is not None:
+        named = (
+            ("photos", run.audit.n_photos),
+            ("usable", run.audit.n_usable),
+            ("labelled groups", run.audit.n_groups),
+            ("test photos", run.audit.n_test),
+        )
+        facts = [(name, n) for name, n in named if n is not None]
+    sets = []
+    for split in _distinct_splits(run):
+        sets.append(
+            {"variants": split.variants, "roles": split.roles(), "plots": _plots(run, split)}
+        )
+    legend = [(role, f"c{index}") for index, role in enumerate(_ROLES)]
+    return {"sets": sets, "legend": legend, "facts": facts}
+
+
+def _distinct_splits(run: Run) -> list[Distribution]:
+    """Count the photos of folds.parquet; variants with equal counts share one result."""
     truth: dict[str, int] = {}
     if run.test_labels is not None:
-        truth = dict(
-            zip(
-                run.test_labels["sample_id"].to_pylist(),
-                run.test_labels["label"].to_pylist(),
-                strict=True,
-            )
-        )
-    counts: dict[str, Counter[tuple[str, int | None]]] = defaultdict(Counter)
-    groups: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+        samples = run.test_labels["sample_id"].to_pylist()
+        truth = dict(zip(samples, run.test_labels["label"].to_pylist(), strict=True))
+    by_variant: dict[str, Distribution] = defaultdict(Distribution)
+    names = ("variant", "sample_id", "group", "label", "role")
     folds = run.folds
-    if "seed" in folds.column_names:  # roles are equal for all confirm seeds
-        folds = folds.filter(pc.equal(folds["seed"].fill_null(0), folds["seed"].fill_null(0)[0]))
-    columns = (
-        folds[name].to_pylist() for name in ("variant", "sample_id", "group", "label", "role")
-    )
+    if folds and "seed" in folds.column_names:  # all confirm seeds have the same roles
+        folds = rows_of_seed(folds)
+    columns = [folds[name].to_pylist() for name in names] if folds else []
     for variant, sample, group, label, role in zip(*columns, strict=True):
-        counts[variant][role, truth.get(sample) if role == "test" else label] += 1
+        split = by_variant[variant]
+        split.counts[role, truth.get(sample) if role == "test" else label] += 1
         if group is not None:
-            groups[variant][role].add(group)
-    alike: dict[tuple[Any, ...], list[str]] = defaultdict(list)
-    for variant, found in counts.items():
-        alike[tuple(sorted(found.items(), key=str))].append(variant)
-    sets = [
-        {
-            "variants": names,
-            "roles": _roles(counts[names[0]], groups[names[0]]),
-            "plots": _plots(run, counts[names[0]]),
-        }
-        for names in alike.values()
-    ]
-    return {
-        "sets": sets,
-        "known": True,
-        "legend": [(role, f"c{at}") for at, role in enumerate(_ROLES)],
-        "facts": [
-            (text, run.audit.get(name))
-            for name, text in (
-                ("n_photos", "photos"),
-                ("n_usable", "usable"),
-                ("n_groups", "labelled groups"),
-                ("n_test", "test photos"),
-            )
-            if number(run.audit.get(name)) is not None
-        ],
-    }
+            split.groups[role].add(group)
+    distinct: dict[tuple[Any, ...], Distribution] = {}
+    for variant, split in by_variant.items():
+        key = tuple(sorted(split.counts.items(), key=str))
+        distinct.setdefault(key, split).variants.append(variant)
+    return list(distinct.values())
 
 
-def _roles(
-    found: Counter[tuple[str, int | None]], groups: dict[str, set[str]]
-) -> list[dict[str, Any]]:
-    totals = {role: sum(n for (one, _), n in found.items() if one == role) for role in _ROLES}
-    return [
-        {"role": role, "n": n, "n_groups": len(groups[role]) or None}
-        for role, n in totals.items()
-        if n
-    ]
-
-
-def _plots(run: Run, found: Counter[tuple[str, int | None]]) -> list[tuple[str, Any]]:
+def _plots(run: Run, split: Distribution) -> list[tuple[str, Any]]:
+    """Draw the shares of the classes in each role, one picture per label."""
     if run.schema is None:
         return []
     plots = []
-    for at, (label, names) in enumerate(run.schema.classes.items()):
+    for position, (label, names) in enumerate(run.schema.classes.items()):
         if len(names) > _MAX_CLASSES:
             continue
         per_role: dict[str, Counter[int]] = defaultdict(Counter)
-        for (role, code), n in found.items():
+        for (role, code), n in split.counts.items():
             if code is not None and 0 <= code < run.schema.n_classes:
-                per_role[role][run.schema.decode(code)[at]] += n
-        roles = [role for role in _ROLES if per_role[role]]
-        rows = [
-            (
-                name,
-                [
-                    charts.Bar(
-                        per_role[role][code] / per_role[role].total(),
-                        f"{per_role[role][code] / per_role[role].total():.0%} ({per_role[role][code]})",
-                        _ROLES.index(role),
-                    )
-                    for role in roles
-                ],
-            )
-            for code, name in enumerate(names)
-        ]
-        plots.append((label, charts.bars(rows, title=f"Shares of {label} by role")))
+                per_role[role][run.schema.decode(code)[position]] += n
+        groups = []
+        for number, name in enumerate(names):
+            bars = []
+            for color, role in enumerate(_ROLES):
+                if per_role[role]:
+                    n = per_role[role][number]
+                    share = n / per_role[role].total()
+                    bars.append(charts.Bar(share, f"{share:.0%} ({n})", color))
+            groups.append((name, bars))
+        plots.append((label, charts.bars(groups, title=f"Shares of {label} by role")))
     return plots
 
 
-def preparation(run: Run) -> dict[str, Any]:
-    """Return per set of shards its steps, rates per class, warnings and contact sheet, out of prep.json."""
+def preparation(run: Run) -> View:
+    """Return the steps, failure rates, warnings and sample photos of every prepared set."""
     shards = [event for event in run.events if isinstance(event, ShardWritten)]
-    facts = [
-        (
-            "photos prepared in this run",
-            sum(event.n_prepared for event in shards),
-        ),
-        (
-            "photos copied from earlier shards",
-            sum(event.n_copied for event in shards),
-        ),
-    ]
-    sets = [_prepared_set(one) for one in run.prep.get("sets") or [] if isinstance(one, dict)]
-    steps = [
-        mapping(step)
-        for step in mapping(run.resolved.get("prep")).get("steps") or []
-        if isinstance(step, dict)
-    ]
-    return {"facts": facts if shards else [], "sets": sets, "steps": [] if sets else _named(steps)}
+    facts = []
+    if shards:
+        facts = [
+            ("photos prepared in this run", sum(shard.n_prepared for shard in shards)),
+            ("photos copied from earlier shards", sum(shard.n_copied for shard in shards)),
+        ]
+    sets = [_prepared_set(item) for item in run.prep.sets]
+    return {"facts": facts, "sets": sets, "steps": [] if sets else _steps(run.resolved.prep.steps)}
 
 
-def _named(steps: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    return [
-        (
-            str(step.get("name")),
-            ", ".join(f"{key} {_text(value)}" for key, value in step.items() if key != "name"),
-        )
-        for step in steps
-    ]
+def _steps(steps: tuple[Any, ...]) -> list[tuple[str, str]]:
+    """Return (name, settings in words) of every step."""
+    rows = []
+    for step in steps:
+        if isinstance(step, dict):
+            settings = [f"{key} {_text(value)}" for key, value in step.items() if key != "name"]
+            rows.append((str(step.get("name")), ", ".join(settings)))
+    return rows
 
 
-def _prepared_set(one: dict[str, Any]) -> dict[str, Any]:
-    steps = [mapping(step.get("step")) for step in one.get("steps") or [] if isinstance(step, dict)]
-    frames = ["photo", *(str(step.get("name")).replace("_", " ") for step in steps)]
-    films = [film for film in one.get("sheet") or [] if isinstance(film, dict)]
-    rows = [
-        (
-            f"{rate['failure']}: {rate['label']}",
-            [(part["class"], part["failed"], part["n"]) for part in rate["classes"]],
-        )
-        for rate in one.get("rates") or []
-    ]
+def _prepared_set(prepared: PreparedSet) -> View:
+    described = [step.get("step") for step in prepared.steps if isinstance(step, dict)]
+    steps = _steps(tuple(described))
+    films = []
+    for kind, title in _SHEETS.items():
+        sheet = [_photo(film) for film in prepared.sheet if film.kind == kind]
+        films.append((title, sheet))
     return {
-        "variants": one.get("variants") or [],
-        "steps": _named(steps),
-        "counts": list(mapping(one.get("counts")).items()),
-        "seconds": [(name, 1000 * value) for name, value in mapping(one.get("seconds")).items()],
-        "warnings": one.get("warnings") or [],
-        "rates": rows,
-        "frames": frames,
-        "films": [
-            (title, [_film(film) for film in films if film.get("kind") == kind])
-            for kind, title in (
-                ("face", "Missing and doubtful faces, the least sure first"),
-                ("mask", "Masks that kept almost nothing or almost everything"),
-                ("ordinary", "Ordinary photos"),
-            )
-        ],
+        "variants": prepared.variants,
+        "steps": steps,
+        "counts": list(prepared.counts.items()),
+        "times": [(name, 1000 * seconds) for name, seconds in prepared.seconds.items()],
+        "warnings": prepared.warnings,
+        "rates": prepared.rates,
+        "frames": ["photo", *(name.replace("_", " ") for name, _ in steps)],
+        "films": films,
     }
 
 
-def _film(film: dict[str, Any]) -> dict[str, Any]:
-    worth = {"face": "confidence", "mask": "share"}.get(str(film.get("kind")))
-    return {
-        "name": film.get("sample_id"),
-        "text": f"{worth} {film.get('worth')}" if worth else "",
-        # base64 of our own JPEGs; anything else must not get into an attribute
-        "frames": [text for text in film.get("frames") or [] if _BASE64.fullmatch(str(text))],
-    }
+@dataclass(frozen=True)
+class Photo:
+    """One photo of the sheet after every step."""
+
+    name: str
+    text: str
+    frames: list[str]
 
 
-def provenance(run: Run) -> dict[str, Any]:
+def _photo(film: Film) -> Photo:
+    measure = _MEASURES.get(film.kind)
+    text = f"{measure} {film.worth}" if measure else ""
+    # base64 of our own JPEGs; anything else must not get into an attribute
+    frames = [frame for frame in film.frames if _BASE64.fullmatch(frame)]
+    return Photo(film.sample_id, text, frames)
+
+
+def provenance(run: Run) -> View:
     """Return stages, versions, overrides and the resolved spec."""
     start = run.started()
-    outcomes = stage_outcomes(run)
-    starts = sum(isinstance(event, DriverStarted) for event in run.events)
+    overrides = start.overrides or {}
     return {
-        "stages": list(outcomes.values()),
+        "stages": list(run.stages().values()),
         "packages": sorted((start.packages or {}).items()),
         "commit": start.git_commit,
         "key": start.key,
-        "overrides": [(name, _text(value)) for name, value in (start.overrides or {}).items()],
-        "n_starts": starts,
+        "overrides": [(name, _text(value)) for name, value in overrides.items()],
+        "n_starts": sum(isinstance(event, DriverStarted) for event in run.events),
         "n_deaths": sum(isinstance(event, WorkerDied) for event in run.events),
         "spec": run.resolved_text,
     }

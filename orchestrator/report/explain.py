@@ -1,4 +1,4 @@
-"""Why a trial or a stage is in its state, told from the ledger alone."""
+"""Why a trial or a stage is in its state, as the ledger records it."""
 
 from __future__ import annotations
 
@@ -23,28 +23,34 @@ from orchestrator.store.events import (
 )
 from orchestrator.store.ledger import TrialRecord, is_live, one_trial, read, replay
 from orchestrator.store.run_dir import RunPaths
+from orchestrator.store.run_files import PlanFile, as_record
 
 _SCORE = "val_macro_f1"
 _FOLLOW_EVERY_S = 0.5
+_MAX_EPOCHS = 12
 _CAUSES = {
-    "raised": "its code raised an error; the same would happen again, so it was not tried again",
-    "diverged": "a loss or score was no finite number",
-    "metric": "its report could not be used",
-    "hung": "it hung and was killed",
-    "memory": "it did not fit into memory; the sampler was told to go elsewhere",
+    "raised": "its code raised an error; it would do so again, so there was no second try",
+    "diverged": "a loss or a score was not a finite number",
+    "metric": "its report had no usable metric",
+    "hung": "it gave no sign of life and was killed",
+    "memory": "it did not fit into memory; the sampler avoids such settings from now on",
     "disk": "the disk was full",
-    "source": "the trial whose feature map it stands on was not finished",
-    "exited": "its process ended by itself",
+    "source": "the trial whose feature map it depends on did not finish",
+    "exited": "its process ended without a result",
     "killed": "its process was killed from outside",
     "node": "the machine it ran on was lost",
 }
 
 
 def why(paths: RunPaths, item: str) -> list[str]:
-    """Return what is known of a stage, a trial (an id or a unique prefix) or a setting of a run, as lines.
+    """Return what is known of a stage, a trial or a setting of a run, as lines.
+
+    Args:
+        paths: of the run.
+        item: a stage, an id of a trial or a unique prefix of one, or a setting.
 
     Raises:
-        SpecError: nothing of the run goes by that name.
+        SpecError: nothing in the run has that name.
     """
     events = read(paths.events) if paths.events.is_file() else []
     if item in STAGES:
@@ -52,7 +58,10 @@ def why(paths: RunPaths, item: str) -> list[str]:
     trials = list(replay(events).trials.values())
     of_setting = [trial for trial in trials if trial.setting == item]
     if of_setting:
-        return [line for trial in of_setting for line in (*_trial(paths, trial, events), "")][:-1]
+        lines = []
+        for trial in of_setting:
+            lines += [*_trial(paths, trial, events), ""]
+        return lines[:-1]
     try:
         return _trial(paths, one_trial(trials, item, "a stage, a trial or a setting"), events)
     except UserError as error:
@@ -60,31 +69,28 @@ def why(paths: RunPaths, item: str) -> list[str]:
 
 
 def _stage(paths: RunPaths, name: str, events: list[Event]) -> list[str]:
-    told = [event for event in events if isinstance(event, StageEnded) and event.stage == name]
-    if told:
-        last = told[-1]
-        lines = [
-            f"stage {name}: {last.outcome} after {last.wall_s or 0.0:.1f} s",
-            f"  {last.note or ''}".rstrip(),
-        ]
-        if last.outcome == "FAILED" and paths.error.is_file():
-            lines += [f"  traceback: {paths.error}"]
-        if last.outcome == "BLOCKED":
-            failed = [
-                event
-                for event in events
-                if isinstance(event, StageEnded) and event.outcome == "FAILED"
-            ]
-            lines += [f"  by {event.stage}: {event.note}" for event in failed[-1:]]
-        return [line for line in lines if line.strip()]
-    planned = next(
-        (one for one in (paths.read_json("plan") or {}).get("stages", []) if one["name"] == name),
-        None,
-    )
-    return [
-        f"stage {name}: has not ended",
-        f"  planned as {planned['outcome']}: {planned['why']}" if planned else "",
-    ]
+    ended = [event for event in events if isinstance(event, StageEnded)]
+    of_stage = [event for event in ended if event.stage == name]
+    if not of_stage:
+        return _planned_stage(paths, name)
+    last = of_stage[-1]
+    lines = [f"stage {name}: {last.outcome} after {last.wall_s or 0.0:.1f} s"]
+    if last.note:
+        lines.append(f"  {last.note}")
+    if last.outcome == "FAILED" and paths.error.is_file():
+        lines.append(f"  traceback: {paths.error}")
+    if last.outcome == "BLOCKED":
+        failed = [event for event in ended if event.outcome == "FAILED"]
+        lines += [f"  blocked by {event.stage}: {event.note}" for event in failed[-1:]]
+    return lines
+
+
+def _planned_stage(paths: RunPaths, name: str) -> list[str]:
+    lines = [f"stage {name}: has not ended"]
+    for stage in as_record(PlanFile, paths.read_json("plan")).stages:
+        if stage.name == name:
+            lines.append(f"  planned as {stage.outcome}: {stage.why}")
+    return lines
 
 
 def _trial(paths: RunPaths, trial: TrialRecord, events: list[Event]) -> list[str]:
@@ -96,27 +102,30 @@ def _trial(paths: RunPaths, trial: TrialRecord, events: list[Event]) -> list[str
     if trial.why:
         lines.append(f"  stopped early: {trial.why}")
     if trial.is_cached:
-        lines.append("  the store had it finished; nothing was trained")
+        lines.append("  found finished in the store; nothing was trained")
     started = trial.started
-    fold = "" if started.fold is None else f", fold {started.fold}"
-    lines.append(
-        f"  {started.phase} of variant {started.variant}, setting {started.setting}, "
-        f"seed {started.seed}{fold}"
-    )
+    facts = f"  {started.phase} of variant {started.variant}, setting {started.setting}"
+    facts += f", seed {started.seed}"
+    if started.fold is not None:
+        facts += f", fold {started.fold}"
+    lines.append(facts)
     lines += [f"  {path}: {value}" for path, value in started.params.items()]
     scores = [f"{epoch}: {metrics[_SCORE]:.4f}" for epoch, metrics in sorted(trial.reports.items())]
-    shown = scores if len(scores) <= 12 else [*scores[:4], "...", *scores[-6:]]
-    lines.append(f"  {_SCORE} by epoch: {', '.join(shown) or 'no report yet'}")
+    if len(scores) > _MAX_EPOCHS:
+        scores = [*scores[:4], "...", *scores[-6:]]
+    lines.append(f"  {_SCORE} by epoch: {', '.join(scores) or 'no report yet'}")
     for event in events:
         is_of_trial = isinstance(event, TrialEvent) and event.trial_id == trial.trial_id
         if is_of_trial and (sentence := describe(event)):
             lines.append(f"  {_clock(event.time)} {sentence}")
     log = paths.logs / f"{trial.trial_id}.log"
-    return [*lines, f"  printed: {log}"] if log.is_file() else lines
+    if log.is_file():
+        lines.append(f"  output: {log}")
+    return lines
 
 
 def describe(event: Event) -> str | None:  # noqa: C901, PLR0911 - one line a kind
-    """Return an event as a sentence, or None where a person would not want to know."""
+    """Return an event as a sentence, or None for events that only programs need."""
     match event:
         case RunStarted():
             return f"run started: {event.run_id}"
@@ -125,7 +134,7 @@ def describe(event: Event) -> str | None:  # noqa: C901, PLR0911 - one line a ki
         case RunEnded():
             return f"run ended: {event.state}"
         case Repaired():
-            return f"a torn last record of {event.lost_bytes} bytes was dropped"
+            return f"an incomplete last record of {event.lost_bytes} bytes was removed"
         case StageEnded():
             return f"stage {event.stage}: {event.outcome} {event.note or ''}".rstrip()
         case LimitReached():
@@ -147,7 +156,12 @@ def _clock(seconds: float) -> str:
 
 
 def story(paths: RunPaths, *, follow: bool = False) -> Iterator[str]:
-    """Yield what happened in a run, a line per event that a person would want to know; `follow` goes on to its end."""
+    """Yield what happened in a run, one line per event.
+
+    Args:
+        paths: of the run.
+        follow: go on until the run ends.
+    """
     seen = 0
     while True:
         live = follow and is_live(paths.root)
@@ -160,11 +174,11 @@ def story(paths: RunPaths, *, follow: bool = False) -> Iterator[str]:
             break
         time.sleep(_FOLLOW_EVERY_S)
     if paths.driver_log.is_file() and paths.driver_log.stat().st_size:
-        yield f"the driver printed: {paths.driver_log}"
+        yield f"output of the driver: {paths.driver_log}"
 
 
 def printed(paths: RunPaths, name: str) -> list[str]:
-    """Return what a trial has printed, as lines.
+    """Return the output of a trial, as lines.
 
     Raises:
         UserError: there is no such trial.

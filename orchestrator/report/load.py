@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,28 +14,46 @@ import pyarrow as pa
 from data_prep.catalog.labels import Schema
 from orchestrator.report import scores
 from orchestrator.store import tables
-from orchestrator.store.events import DriverStarted, Event, from_json
+from orchestrator.store.events import DriverStarted, Event, RunStarted, StageEnded, from_json
+from orchestrator.store.run_files import (
+    AuditFacts,
+    Candidate,
+    Certificate,
+    EpochRow,
+    Hypothesis,
+    Preparation,
+    ResolvedSpec,
+    Selection,
+    Summary,
+    TrialRow,
+    as_record,
+    as_records,
+    read_json,
+)
 
 T = TypeVar("T")
+
+View = dict[str, Any]
+"""What one section shows: the names that its macro in sections.html.j2 reads."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """The files of a run as they were found; None or empty where a file is missing or unreadable."""
+    """The files of a run; None or empty where a file is missing or cannot be read."""
 
     root: Path
-    summary: dict[str, Any] = field(default_factory=dict)
-    selection: dict[str, Any] = field(default_factory=dict)
-    certificate: dict[str, Any] = field(default_factory=dict)
-    hypotheses: list[dict[str, Any]] | None = None
-    audit: dict[str, Any] = field(default_factory=dict)
-    prep: dict[str, Any] = field(default_factory=dict)
-    resolved: dict[str, Any] = field(default_factory=dict)
+    summary: Summary = field(default_factory=Summary)
+    selection: Selection = field(default_factory=Selection)
+    certificate: Certificate | None = None
+    hypotheses: tuple[Hypothesis, ...] | None = None
+    audit: AuditFacts | None = None
+    prep: Preparation = field(default_factory=Preparation)
+    resolved: ResolvedSpec = field(default_factory=ResolvedSpec)
     resolved_text: str = ""
     events: list[Event] = field(default_factory=list)
     schema: Schema | None = None
-    trials: list[dict[str, Any]] | None = None
-    curves: list[dict[str, Any]] | None = None
+    trials: tuple[TrialRow, ...] | None = None
+    curves: tuple[EpochRow, ...] | None = None
     folds: pa.Table | None = None
     predictions: pa.Table | None = None  # the members' out-of-fold rows only
     votes: pa.Table | None = None
@@ -45,49 +62,68 @@ class Run:
     broken: tuple[str, ...] = ()  # sentences about files that could not be read
 
     @property
-    def members(self) -> list[str]:
-        """Settings of the ensemble in rank order."""
-        return [str(member) for member in listed(self.selection.get("members"))]
+    def has_selection(self) -> bool:
+        """Return True if selection.json says anything."""
+        return self.selection != Selection()
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Return the settings of the ensemble in rank order."""
+        return self.selection.members
 
     @property
     def weights(self) -> list[int]:
-        """Votes of every member: one each, unless policy diverse gave one several."""
-        found = listed(self.selection.get("weights"))
-        return (
-            [int(one) for one in found]
-            if len(found) == len(self.members)
-            else [1] * len(self.members)
-        )
-
-    @property
-    def candidates(self) -> list[dict[str, Any]]:
-        """The confirmed settings, best first."""
-        return dicts(self.selection.get("candidates"))
+        """Return the votes of every member: one each, unless the policy gave one several."""
+        weights = list(self.selection.weights)
+        return weights if len(weights) == len(self.members) else [1] * len(self.members)
 
     @property
     def rule(self) -> str:
-        """How the members vote: hard or soft."""
-        stated = mapping(self.selection.get("vote")).get("rule") or mapping(
-            self.resolved.get("vote")
-        ).get("rule")
-        return str(stated or "hard")
+        """Return how the members vote: hard or soft."""
+        return self.selection.vote.rule or self.resolved.vote.rule or "hard"
+
+    @functools.cached_property
+    def candidates(self) -> dict[str, Candidate]:
+        """Return the confirmed settings by name, best first."""
+        return {candidate.setting: candidate for candidate in self.selection.candidates}
 
     @functools.cached_property
     def answers(self) -> dict[str, scores.Answers]:
-        """The vote beside the truth, out of fold ("oof") and on the test set ("test"), as far as it is known."""
-        found: dict[str, scores.Answers | None] = {}
+        """Return the vote beside the truth, as far as it is known.
+
+        The keys are "oof" for the out-of-fold vote and "test" for the test set.
+        """
+        answers: dict[str, scores.Answers | None] = {}
         if self.predictions is not None and self.members and self.schema is not None:
-            found["oof"] = scores.oof_answers(
-                self.predictions, self.members, self.rule, self.schema.n_classes, self.weights
+            answers["oof"] = scores.oof_answers(
+                self.predictions,
+                list(self.members),
+                self.rule,
+                self.schema.n_classes,
+                self.weights,
             )
         if self.votes is not None and self.test_labels is not None:
-            found["test"] = scores.labelled_answers(self.votes, self.test_labels)
-        return {side: one for side, one in found.items() if one is not None}
+            answers["test"] = scores.labelled_answers(self.votes, self.test_labels)
+        return {name: answer for name, answer in answers.items() if answer is not None}
 
     def started(self) -> DriverStarted:
-        """Return the latest start: git commit, packages, overrides; an empty one where there is none."""
+        """Return the latest start: git commit, packages, overrides."""
         starts = [event for event in self.events if isinstance(event, DriverStarted)]
-        return starts[-1] if starts else DriverStarted()
+        return starts[-1] if starts else RunStarted()
+
+    def stages(self) -> dict[str, StageEnded]:
+        """Return the last event of each stage since the latest start."""
+        stages: dict[str, StageEnded] = {}
+        for event in self.events:
+            if isinstance(event, DriverStarted):
+                stages = {}
+            elif isinstance(event, StageEnded):
+                stages[event.stage] = event
+        return stages
+
+    def variant_of(self, setting: str) -> str | None:
+        """Return the variant of a confirmed setting."""
+        return self.candidates[setting].variant if setting in self.candidates else None
 
     def class_name(self, label: int) -> str:
         """Return a class's readable name, or its number where the labels are not known."""
@@ -96,66 +132,76 @@ class Run:
         return self.schema.class_name(label)
 
 
-def load(root: Path) -> Run:
-    """Read a run folder; whatever is missing or torn is noted and left empty."""
-    missing: list[str] = []
-    broken: list[str] = []
+class _Folder:
+    """Reads files of a run; notes which are missing and which cannot be read."""
 
-    def read(name: str, how: Callable[[Path], T], empty: T, *, needed: bool = True) -> T:
-        path = root / name
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.missing: list[str] = []
+        self.broken: list[str] = []
+
+    def read(self, name: str, how: Callable[[Path], T], empty: T, *, needed: bool = True) -> T:
+        path = self.root / name
         if not path.is_file():
             if needed:
-                missing.append(name)
+                self.missing.append(name)
             return empty
         try:
             return how(path)
         except Exception as error:  # noqa: BLE001 - a torn file must not cost the rest of the page
             first = (str(error).splitlines() or [""])[0]
-            broken.append(
-                f"{name} could not be read ({type(error).__name__}: {first}); submit the run again to rewrite it"
+            self.broken.append(
+                f"{name} could not be read ({type(error).__name__}: {first}); "
+                "submit the run again to rewrite it"
             )
             return empty
 
+    def record(self, name: str, cls: type[T], *, needed: bool = True) -> T:
+        return self.read(name, lambda path: as_record(cls, read_json(path)), cls(), needed=needed)
+
+    def rows(self, name: str, cls: type[T]) -> tuple[T, ...] | None:
+        return self.read(name, lambda path: as_records(cls, tables.read(path).to_pylist()), None)
+
+    def table(self, name: str, *, needed: bool = True) -> pa.Table | None:
+        return self.read(name, tables.read, None, needed=needed)
+
+
+def load(root: Path) -> Run:
+    """Read a run folder; what is missing or torn is noted and left empty."""
+    folder = _Folder(root)
     no_events: list[Event] = []
-    events = read("events.jsonl", read_events, no_events)
-    resolved = mapping(read("resolved.yaml", _yaml, {}))
-    selection = mapping(read("selection.json", read_json, {}))
-    members = {str(member) for member in listed(selection.get("members"))}
+    events = folder.read("events.jsonl", read_events, no_events)
+    resolved = folder.read("resolved.yaml", _resolved, ResolvedSpec())
+    selection = folder.record("selection.json", Selection)
+    members = set(selection.members)
+    # summary.json is written after the report, certificate.json by runs that come to their end
     return Run(
         root=root,
-        summary=mapping(
-            read("summary.json", read_json, {}, needed=False)
-        ),  # written after the report
+        summary=folder.record("summary.json", Summary, needed=False),
         selection=selection,
-        certificate=mapping(
-            read("certificate.json", read_json, {}, needed=False)
-        ),  # of runs that came to their end
-        hypotheses=read("hypotheses.json", lambda path: dicts(read_json(path)), None),
-        audit=mapping(read("audit.json", read_json, {})),
-        prep=mapping(read("prep.json", read_json, {}, needed=False)),
-        resolved=resolved,
-        resolved_text=read(
-            "resolved.yaml",
-            lambda path: path.read_text(encoding="utf-8", errors="replace"),
-            "",
-            needed=False,
+        certificate=folder.read(
+            "certificate.json", lambda path: _filled(Certificate, path), None, needed=False
         ),
+        hypotheses=folder.read(
+            "hypotheses.json", lambda path: as_records(Hypothesis, read_json(path)), None
+        ),
+        audit=folder.read("audit.json", lambda path: _filled(AuditFacts, path), None),
+        prep=folder.record("prep.json", Preparation, needed=False),
+        resolved=resolved,
+        resolved_text=folder.read("resolved.yaml", _text, "", needed=False),
         events=events,
         schema=_schema(resolved, events),
-        trials=read("trials.parquet", lambda path: tables.read(path).to_pylist(), None),
-        curves=read("curves.parquet", lambda path: tables.read(path).to_pylist(), None),
-        folds=read("folds.parquet", tables.read, None),
-        predictions=read("predictions.parquet", lambda path: _members_oof(path, members), None),
-        votes=read("votes.parquet", tables.read, None),
-        test_labels=read("test_labels.parquet", tables.read, None, needed=False),
-        missing=tuple(missing),
-        broken=tuple(broken),
+        trials=folder.rows("trials.parquet", TrialRow),
+        curves=folder.rows("curves.parquet", EpochRow),
+        folds=folder.table("folds.parquet"),
+        predictions=folder.read(
+            "predictions.parquet", lambda path: _out_of_fold(path, members), None
+        ),
+        votes=folder.table("votes.parquet"),
+        test_labels=folder.table("test_labels.parquet", needed=False),
+        missing=tuple(folder.missing),
+        broken=tuple(folder.broken),
     )
-
-
-def read_json(path: Path) -> Any:
-    """Read one JSON file; NaN and infinities, which no file of ours may hold, become None."""
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
 
 
 def read_events(path: Path) -> list[Event]:
@@ -169,73 +215,43 @@ def read_events(path: Path) -> list[Event]:
     return events
 
 
-def number(value: Any) -> float | None:
-    """Return a finite number, or None for everything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
+def _filled(cls: type[T], path: Path) -> T | None:
+    """Read a record; None where the file holds nothing."""
+    value = read_json(path)
+    return as_record(cls, value) if isinstance(value, dict) and value else None
 
 
-def mapping(value: Any) -> dict[str, Any]:
-    """Return a dict as it is, and an empty one for everything else."""
-    return value if isinstance(value, dict) else {}
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
-def listed(value: Any) -> list[Any]:
-    """Return a list as it is, and an empty one for everything else."""
-    return value if isinstance(value, list) else []
-
-
-def dicts(value: Any) -> list[dict[str, Any]]:
-    """Return the dicts of a list."""
-    return [item for item in listed(value) if isinstance(item, dict)]
-
-
-def ensemble_scores(selection: dict[str, Any], side: str) -> dict[str, dict[str, Any]]:
-    """Return metric -> {estimate, low, high, ...} of the ensemble, out of fold ("oof") or on the test set ("test").
-
-    Empty where there is none. A metric without an interval, such as macro F1 of one label, has its estimate alone.
-    """
-    found = mapping(mapping(selection.get("ensemble")).get(side))
-    if number(found.get("estimate")) is not None:
-        found = {"macro_f1": found}
-    scores = {
-        name: value if isinstance(value, dict) else {"estimate": value}
-        for name, value in found.items()
-    }
-    return {
-        name: value for name, value in scores.items() if number(value.get("estimate")) is not None
-    }
-
-
-def _yaml(path: Path) -> Any:
+def _resolved(path: Path) -> ResolvedSpec:
     from ruamel.yaml import YAML  # noqa: PLC0415 - only this file of a run is YAML
 
-    return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    return as_record(ResolvedSpec, value)
 
 
-def _schema(resolved: dict[str, Any], events: Iterable[Event]) -> Schema | None:
+def _schema(resolved: ResolvedSpec, events: Iterable[Event]) -> Schema | None:
     """Take the label schema from the ledger's start event, else from the resolved spec."""
     for event in events:
-        labels = mapping(event.labels) if isinstance(event, DriverStarted) else {}
+        labels = event.labels if isinstance(event, DriverStarted) else None
         if labels and all(isinstance(names, list) and names for names in labels.values()):
-            return Schema({name: [str(one) for one in names] for name, names in labels.items()})
+            return Schema({name: list(map(str, names)) for name, names in labels.items()})
+    if not isinstance(resolved.data.labels, dict) or not resolved.data.labels:
+        return None
     from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
 
     from data_prep.config import Label  # noqa: PLC0415
 
-    labels = mapping(mapping(resolved.get("data")).get("labels"))
+    adapter: TypeAdapter[dict[str, Label]] = TypeAdapter(dict[str, Label])
     try:
-        return (
-            Schema.of(TypeAdapter(dict[str, Label]).validate_json(json.dumps(labels)))
-            if labels
-            else None
-        )
+        return Schema.of(adapter.validate_json(json.dumps(resolved.data.labels)))
     except (ValidationError, TypeError):
         return None
 
 
-def _members_oof(path: Path, members: set[str]) -> pa.Table:
+def _out_of_fold(path: Path, members: set[str]) -> pa.Table:
     """Read the members' out-of-fold predictions; the other rows may be a hundred times as many."""
     import pyarrow.parquet as pq  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""What came out of a run, as tables for people and for programs."""
+"""The results of a run as tables for people and as data for programs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,24 @@ import io
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from orchestrator.evaluation.hypotheses import needs_text
-from orchestrator.store.events import DriverStarted, StageEnded
-from orchestrator.store.ledger import read, replay
+from orchestrator.store.events import DriverStarted, Event, StageEnded
+from orchestrator.store.ledger import TrialRecord, read, replay
+from orchestrator.store.run_files import (
+    Candidate,
+    EnsembleScores,
+    Hypothesis,
+    Score,
+    Scores,
+    Selection,
+    as_record,
+    as_records,
+    read_json,
+)
 
 _CANDIDATE = (
     "",
@@ -26,8 +38,8 @@ _CANDIDATE = (
     "search_score",
     "n_params",
 )
-_WORDS = {"", "trial_id", "variant", "phase", "setting", "status", "params", "score"}
-_SHOWN = (
+_TEXT_COLUMNS = {"", "trial_id", "variant", "phase", "setting", "status", "params", "score"}
+_TRIAL = (
     "trial_id",
     "variant",
     "phase",
@@ -39,10 +51,14 @@ _SHOWN = (
     "val_accuracy",
     "params",
 )
+_SCORE = "val_macro_f1"
 
 
 def trials_view(run: Path) -> list[dict[str, Any]]:
-    """Return the rows of trials.parquet, the best search trials first, then confirm; empty while there are none."""
+    """Return the rows of trials.parquet, search before confirm, the best search trials first.
+
+    There are no rows before the search has ended.
+    """
     path = run / "trials.parquet"
     if not path.is_file():
         return []
@@ -52,48 +68,60 @@ def trials_view(run: Path) -> list[dict[str, Any]]:
         {name: _finite(value) for name, value in row.items()}
         for row in tables.read(path).to_pylist()
     ]
-    return sorted(
-        rows,
-        key=lambda row: (row["phase"] != "search", -(row["val_macro_f1"] or -1.0), row["trial_id"]),
-    )
+    rows.sort(key=lambda row: (-(row[_SCORE] or -1.0), row["trial_id"]))
+    rows.sort(key=lambda row: row["phase"] != "search")
+    return rows
 
 
 def render_results(run: Path, form: str) -> str:
     """Return the trials and the ensemble as a table, CSV or JSON."""
     rows = trials_view(run)
     if form == "json":
-        view = {"run_id": run.name, "trials": rows, "candidates": _candidates(run), "ensemble": ensemble(run),
-                "hypotheses": _json(run / "hypotheses.json")}  # fmt: skip
-        return json.dumps(view, indent=1, allow_nan=False) + "\n"
+        return _json_text(run, rows)
     if form == "csv":
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]) if rows else list(_SHOWN), lineterminator="\n")
+        names = list(rows[0]) if rows else list(_TRIAL)
+        writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue()
     return _tables(run, rows)
 
 
+def _json_text(run: Path, rows: list[dict[str, Any]]) -> str:
+    """Return the files of the run as they are, in one object."""
+    selection = _json(run / "selection.json")
+    if not isinstance(selection, dict):
+        selection = {}
+    ensemble = None
+    if selection.get("members"):
+        ensemble = {"members": selection.get("members"), **(selection.get("ensemble") or {})}
+    view = {
+        "run_id": run.name,
+        "trials": rows,
+        "candidates": selection.get("candidates") or [],
+        "ensemble": ensemble,
+        "hypotheses": _json(run / "hypotheses.json"),
+    }
+    return json.dumps(view, indent=1, allow_nan=False) + "\n"
+
+
 def _tables(run: Path, rows: list[dict[str, Any]]) -> str:
-    """Draw trials, candidates and the ensemble's scores, those that there are."""
+    """Draw trials, candidates and the ensemble's scores, as far as they exist."""
     parts = []
     if rows:
-        parts.append(
-            _table("trials", _SHOWN, [[_cell(name, row[name]) for name in _SHOWN] for row in rows])
-        )
-    if candidates := _candidates(run):
-        parts.append(
-            _table("candidates, * votes", _CANDIDATE, [_candidate_cells(one) for one in candidates])
-        )
-    if scores := _score_rows(ensemble(run) or {}):
-        parts.append(
-            _table("ensemble", ("score", "estimate", "90 % interval", "groups", "photos"), scores)
-        )
-    return (
-        "\n".join(parts)
-        if parts
-        else f"run {run.name}: its search has not ended; `status {run.name}` shows its trials\n"
-    )
+        cells = [[_cell(name, row[name]) for name in _TRIAL] for row in rows]
+        parts.append(_table("trials", _TRIAL, cells))
+    selection = _selection(run)
+    if selection.candidates:
+        cells = [_candidate_cells(candidate) for candidate in selection.candidates]
+        parts.append(_table("candidates, * marks members", _CANDIDATE, cells))
+    if selection.members and (cells := _score_rows(selection.ensemble)):
+        names = ("score", "estimate", "90 % interval", "groups", "photos")
+        parts.append(_table("ensemble", names, cells))
+    if not parts:
+        return f"run {run.name}: its search has not ended; `status {run.name}` shows its trials\n"
+    return "\n".join(parts)
 
 
 def _table(title: str, names: tuple[str, ...], rows: list[list[str]]) -> str:
@@ -107,7 +135,7 @@ def _table(title: str, names: tuple[str, ...], rows: list[list[str]]) -> str:
     for name in names:
         table.add_column(
             name.replace("val_", ""),
-            justify="left" if name in _WORDS else "right",
+            justify="left" if name in _TEXT_COLUMNS else "right",
             no_wrap=name != "params",
         )
     for row in rows:
@@ -116,171 +144,239 @@ def _table(title: str, names: tuple[str, ...], rows: list[list[str]]) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
-def _candidate_cells(one: dict[str, Any]) -> list[str]:
-    mark = "*" if one.get("chosen") else ""
-    names = (
-        "rank",
-        "variant",
-        "setting",
-        "oof_macro_f1",
-        "low",
-        "high",
-        "worst_class_recall",
-        "search_score",
-        "n_params",
+def _candidate_cells(candidate: Candidate) -> list[str]:
+    values = (
+        candidate.rank,
+        candidate.variant,
+        candidate.setting,
+        candidate.oof_macro_f1,
+        candidate.low,
+        candidate.high,
+        candidate.worst_class_recall,
+        candidate.search_score,
+        candidate.n_params,
     )
-    return [mark, *(_cell(name, one.get(name)) for name in names)]
+    return ["*" if candidate.chosen else "", *(_cell("", value) for value in values)]
 
 
-def _score_rows(found: dict[str, Any]) -> list[list[str]]:
+def _sides(ensemble: EnsembleScores) -> dict[str, Scores]:
+    """Return the ensemble's scores by the name of what they were measured on."""
+    return {
+        "out-of-fold": ensemble.oof,
+        "public half": ensemble.public,
+        "test": ensemble.test,
+    }
+
+
+def _score_rows(ensemble: EnsembleScores) -> list[list[str]]:
     rows = []
-    for side, title in (("oof", "out-of-fold"), ("public", "public half"), ("test", "test")):
-        for metric, value in (found.get(side) or {}).items():
-            if isinstance(value, str):
-                continue  # which part of the test set it is
-            score = value if isinstance(value, dict) else {"estimate": value}
-            span = (
-                f"{_cell('', score['low'])} to {_cell('', score['high'])}"
-                if score.get("low") is not None
-                else ""
-            )
-            narrow = bool(score.get("too_narrow"))
-            groups = "" if narrow else str(score.get("n_groups") or "")
-            span += " (too narrow)" if narrow else ""
-            photos = str(score.get("n_samples") or "")
-            rows.append(
-                [f"{title} {metric}", _cell("", score.get("estimate")), span, groups, photos]
-            )
+    for title, scores in _sides(ensemble).items():
+        for metric, score in scores.metrics.items():
+            span = ""
+            if score.low is not None:
+                span = f"{_cell('', score.low)} to {_cell('', score.high)}"
+            groups = str(score.n_groups or "")
+            if score.too_narrow:
+                span += " (too narrow)"
+                groups = ""
+            estimate = _cell("", score.estimate)
+            rows.append([f"{title} {metric}", estimate, span, groups, str(score.n_samples or "")])
     return rows
 
 
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return "-"
-    if name == "params":
-        params = json.loads(value)
-        return ", ".join(
-            f"{_short(path)}={item:.3g}" if isinstance(item, float) else f"{_short(path)}={item}"
-            for path, item in params.items()
-        )
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if name != "params":
+        return f"{value:.3f}" if isinstance(value, float) else str(value)
+    parts = []
+    for path, item in json.loads(value).items():
+        short = ".".join(path.split(".")[-2:])
+        parts.append(f"{short}={item:.3g}" if isinstance(item, float) else f"{short}={item}")
+    return ", ".join(parts)
 
 
-def _short(path: str) -> str:
-    return ".".join(path.split(".")[-2:])
-
-
-def _candidates(run: Path) -> list[dict[str, Any]]:
-    found = _json(run / "selection.json")
-    return list(found.get("candidates") or []) if isinstance(found, dict) else []
-
-
-def ensemble(run: Path) -> dict[str, Any] | None:
-    """Return the members and the ensemble's scores, or None before there are any."""
-    found = _json(run / "selection.json")
-    return (
-        {"members": found["members"], **(found.get("ensemble") or {})}
-        if isinstance(found, dict) and found.get("members")
-        else None
-    )
+def _selection(run: Path) -> Selection:
+    return as_record(Selection, _json(run / "selection.json"))
 
 
 def ensemble_lines(run: Path) -> list[str]:
-    """Return the ensemble's score in words, each with its interval and what it rests on."""
-    found = ensemble(run)
-    if found is None:
+    """Return the ensemble's scores in words, each with its interval and what it rests on."""
+    selection = _selection(run)
+    if not selection.members:
         return ["no ensemble yet"]
-    lines = [f"ensemble of {len(found['members'])}: {', '.join(found['members'])}"]
-    for name, title in (("oof", "out-of-fold"), ("public", "public half"), ("test", "test")):
-        scores = found.get(name) or {}
-        where = "private half" if scores.get("part") == "private" else title
-        if f1 := scores.get("macro_f1"):
-            accuracy = f", accuracy {_span(scores['accuracy'])}" if scores.get("accuracy") else ""
-            lines.append(
-                f"{where:<12} macro F1 {_span(f1)}{accuracy}; n {f1.get('n_samples', '?')} photos, "
-                + (
-                    "photos resampled: too narrow"
-                    if f1.get("too_narrow")
-                    else f"{f1.get('n_groups', '?')} groups"
-                )
-            )
-    if (honest := found.get("corrected") or {}).get("estimate") is not None:
-        chosen = f"corrected for choosing among {honest['n_candidates']} candidates on these photos"
-        lines.append(f"{'out-of-fold':<12} macro F1 {_span(honest)}, {chosen}")
-    if gain := found.get("gain"):
-        told = f"{gain['difference']:+.3f}, 90 % interval {gain['low']:+.3f} to {gain['high']:+.3f}"
-        lines.append(f"the vote against its best member {gain['over']} alone: macro F1 {told}")
-    if not found.get("test"):
+    ensemble = selection.ensemble
+    lines = [f"ensemble of {len(selection.members)}: {', '.join(selection.members)}"]
+    for title, scores in _sides(ensemble).items():
+        if scores.macro_f1 is not None:
+            where = "private half" if scores.part == "private" else title
+            lines.append(f"{where:<12} {_scores_text(scores.macro_f1, scores.accuracy)}")
+    corrected = ensemble.corrected
+    if corrected is not None and corrected.estimate is not None:
+        lines.append(
+            f"{'out-of-fold':<12} macro F1 {_span(corrected)}, corrected for choosing among "
+            f"{corrected.n_candidates} candidates on these photos"
+        )
+    gain = ensemble.gain
+    if gain is not None and gain.difference is not None:
+        span = f"90 % interval {_signed(gain.low)} to {_signed(gain.high)}"
+        lines.append(
+            f"the vote against its best member {gain.over} alone: macro F1 "
+            f"{gain.difference:+.3f}, {span}"
+        )
+    if not ensemble.test.metrics:
         lines.append("no test labels: no test score")
-    for row in _json(run / "hypotheses.json") or []:
-        if row["difference"] is None:
-            lines.append(f"{row['claim']}: {row['verdict']} ({needs_text(row)})")
-            continue
-        span = f"90 % interval {row['low']:+.3f} to {row['high']:+.3f}"
-        p_value = row.get("p_adjusted", row["p_value"])
-        told = f"{row['metric']} {row['difference']:+.3f}, {span}, p {p_value:.3f}, {row['n_groups']} groups"
-        needs = f"; {text}" if (text := needs_text(row)) else ""
-        lines.append(f"{row['claim']}: {row['verdict']} ({told}{needs})")
-    return lines
+    verdicts = as_records(Hypothesis, _json(run / "hypotheses.json"))
+    return lines + [_verdict_text(verdict) for verdict in verdicts]
 
 
-def _span(bounds: dict[str, Any]) -> str:
-    return f"{bounds['estimate']:.3f} (90 % interval {bounds['low']:.3f} to {bounds['high']:.3f})"
+def _scores_text(f1: Score, accuracy: Score | None) -> str:
+    more = f", accuracy {_span(accuracy)}" if accuracy is not None else ""
+    units = f"{'?' if f1.n_groups is None else f1.n_groups} groups"
+    if f1.too_narrow:
+        units = "photos resampled: too narrow"
+    n_samples = "?" if f1.n_samples is None else f1.n_samples
+    return f"macro F1 {_span(f1)}{more}; n {n_samples} photos, {units}"
 
 
-def status_view(run: Path) -> dict[str, Any]:
-    """Return a run's state from its ledger alone: stages, trials by status, the best so far. Imports nothing heavy."""
+def _verdict_text(row: Hypothesis) -> str:
+    """Return a claim, its verdict and its evidence in one line."""
+    needs = needs_text(row.facts)
+    if row.difference is None:
+        return f"{row.claim}: {row.verdict} ({needs})"
+    facts = [
+        f"{row.metric} {row.difference:+.3f}",
+        f"90 % interval {_signed(row.low)} to {_signed(row.high)}",
+    ]
+    if row.p is not None:
+        facts.append(f"p {row.p:.3f}")
+    facts.append(f"{row.n_groups} groups")
+    evidence = ", ".join(facts)
+    if needs:
+        evidence += f"; {needs}"
+    return f"{row.claim}: {row.verdict} ({evidence})"
+
+
+def _signed(value: float | None) -> str:
+    return "?" if value is None else f"{value:+.3f}"
+
+
+def _span(score: Score) -> str:
+    if score.low is None or score.high is None:
+        return f"{score.estimate:.3f}"
+    return f"{score.estimate:.3f} (90 % interval {score.low:.3f} to {score.high:.3f})"
+
+
+class StageView(TypedDict):
+    """The outcome of a stage."""
+
+    stage: str
+    outcome: str
+    wall_s: float | None
+    note: str | None
+
+
+class RunningTrial(TypedDict):
+    """A trial that has not ended."""
+
+    trial_id: str
+    epochs: int
+    best: float | None
+
+
+class BestTrial(TypedDict):
+    """The search trial with the highest score so far."""
+
+    trial_id: str
+    variant: str
+    val_macro_f1: float
+
+
+class StatusView(TypedDict):
+    """What `status` shows."""
+
+    run_id: str
+    state: str
+    wall_s: float
+    stages: list[StageView]
+    trials: dict[str, int]
+    running: list[RunningTrial]
+    best: BestTrial | None
+
+
+def status_view(run: Path) -> StatusView:
+    """Return a run's state from its ledger alone: stages, trials by status, the best so far.
+
+    Imports nothing heavy.
+    """
     from orchestrator.store.run_dir import RunPaths, state_of  # noqa: PLC0415
 
     events = read(run / "events.jsonl") if (run / "events.jsonl").is_file() else []
-    state = replay(events)
-    last: dict[str, dict[str, Any]] = {}
-    for event in events:
-        if isinstance(event, DriverStarted):
-            last = {}
-        elif isinstance(event, StageEnded):
-            last[event.stage] = {
-                key: getattr(event, key) for key in ("stage", "outcome", "wall_s", "note")
-            }
+    trials = list(replay(events).trials.values())
     facts = state_of(RunPaths(run))
-    open_ = "RUNNING" if facts["state"] == "RUNNING" else "UNFINISHED"
-    counts = dict(Counter(trial.status or open_ for trial in state.trials.values()))
-    scored = [t for t in state.trials.values() if t.phase == "search" and t.reports]
-    best = max(
-        scored, key=lambda t: max(m["val_macro_f1"] for m in t.reports.values()), default=None
-    )
+    is_running = facts["state"] == "RUNNING"
+    open_status = "RUNNING" if is_running else "UNFINISHED"
+    running: list[RunningTrial] = []
+    for trial in trials:
+        if is_running and trial.status is None:
+            epochs = len(trial.reports)
+            running.append(
+                {"trial_id": trial.trial_id, "epochs": epochs, "best": _best_score(trial)}
+            )
     return {
         "run_id": run.name,
         "state": facts["state"],
         "wall_s": facts["wall_s"],
-        "stages": list(last.values()),
-        "trials": counts,
-        "running": [
-            {
-                "trial_id": t.trial_id,
-                "epochs": len(t.reports),
-                "best": max((m["val_macro_f1"] for m in t.reports.values()), default=None),
-            }
-            for t in state.trials.values()
-            if t.status is None and open_ == "RUNNING"
-        ],
-        "best": best
-        and {
-            "trial_id": best.trial_id,
-            "variant": best.variant,
-            "val_macro_f1": max(m["val_macro_f1"] for m in best.reports.values()),
-        },
+        "stages": _stages(events),
+        "trials": dict(Counter(trial.status or open_status for trial in trials)),
+        "running": running,
+        "best": _best_trial(trials),
     }
 
 
+def _stages(events: Iterable[Event]) -> list[StageView]:
+    """Return the last outcome of each stage since the latest start."""
+    stages: dict[str, StageView] = {}
+    for event in events:
+        if isinstance(event, DriverStarted):
+            stages = {}
+        elif isinstance(event, StageEnded):
+            stages[event.stage] = {
+                "stage": event.stage,
+                "outcome": event.outcome,
+                "wall_s": event.wall_s,
+                "note": event.note,
+            }
+    return list(stages.values())
+
+
+def _best_score(trial: TrialRecord) -> float | None:
+    return max((metrics[_SCORE] for metrics in trial.reports.values()), default=None)
+
+
+def _best_trial(trials: list[TrialRecord]) -> BestTrial | None:
+    best: BestTrial | None = None
+    for trial in trials:
+        score = _best_score(trial)
+        if trial.phase != "search" or score is None:
+            continue
+        if best is None or score > best["val_macro_f1"]:
+            best = {
+                "trial_id": trial.trial_id,
+                "variant": trial.variant,
+                "val_macro_f1": score,
+            }
+    return best
+
+
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinities; a score that is none is null."""
+    """Return None for NaN and infinities, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _json(path: Path) -> Any:
     """Read a JSON file; None where it is missing or torn."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+        return read_json(path)
     except (FileNotFoundError, ValueError):
         return None

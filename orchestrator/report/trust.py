@@ -1,124 +1,138 @@
-"""Why the result can be believed: the certificate, and the contest's table of public and private scores."""
+"""Why the result can be trusted: certificate, public and private scores."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
-from orchestrator.report.load import Run, dicts, ensemble_scores, mapping, number
+from orchestrator.report.load import Run, View
+from orchestrator.store.run_files import (
+    BoardRow,
+    Certificate,
+    CertifiedMember,
+    Contribution,
+    Score,
+)
+
+_NO_SCORE = Score()
 
 
-def certificate(run: Run) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ScoreRow:
+    """One score of the certificate and what it was measured on."""
+
+    name: str
+    on: str
+    score: Score
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A member and what its checkpoints come from."""
+
+    member: CertifiedMember
+    seeds: list[str]
+    folds: list[str]
+
+
+def certificate(run: Run) -> View:
     """Return what certificate.json states, in the order in which a reader asks."""
-    made = run.certificate
-    if not made:
+    facts = run.certificate
+    if facts is None:
         return {"known": False}
     return {
         "known": True,
-        "statement": made.get("statement"),
-        "scores": _scores(run),
-        "gap": mapping(made.get("gap")),
-        "gain": mapping(made.get("gain")),
-        "calibration": number(mapping(made.get("estimate")).get("calibration_error")),
-        "check": mapping(made.get("check")),
-        "on": "out of fold"
-        if mapping(made.get("estimate")).get("on") != "role val"
-        else "role val",
-        "worst_classes": dicts(made.get("worst_classes")),
-        "worst_groups": dicts(made.get("worst_groups")),
-        "group": mapping(run.resolved.get("data")).get("group"),
-        "looked_at": dicts(made.get("looked_at")),
-        "members": [_lineage(member) for member in dicts(made.get("members"))],
-        "hashes": _hashes(made),
+        "facts": facts,
+        "scores": _scores(facts),
+        "on": "role val" if facts.estimate.on == "role val" else "out of fold",
+        "group": run.resolved.data.group,
+        "members": [_lineage(member) for member in facts.members],
+        "hashes": _hashes(facts),
     }
 
 
-def _scores(run: Run) -> list[dict[str, Any]]:
-    made = run.certificate
-    estimate = mapping(made.get("estimate"))
+def _scores(facts: Certificate) -> list[ScoreRow]:
+    test_set = "test set, scored once"
+    if facts.test.part == "private":
+        test_set = "private half of the test set, scored once"
     rows = [
-        (_about(estimate), estimate.get("on"), mapping(estimate.get("macro_f1"))),
-        (
-            "the same, corrected for the choice",
-            "choose in the bag, score out of it",
-            mapping(made.get("corrected")),
+        ScoreRow(_promise(facts), facts.estimate.on, facts.estimate.macro_f1),
+        ScoreRow(
+            "the same, corrected for the selection",
+            "members chosen on some people, scored on the others",
+            facts.corrected,
         ),
-        (
+        ScoreRow(
             "public half of the test set",
-            "a leaderboard's view",
-            mapping(mapping(made.get("public")).get("macro_f1")),
+            "as on a leaderboard",
+            facts.public.macro_f1 or _NO_SCORE,
         ),
-        ("test", _part(made), mapping(mapping(made.get("test")).get("macro_f1"))),
+        ScoreRow("test", test_set, facts.test.macro_f1 or _NO_SCORE),
     ]
-    return [
-        {"name": name, "on": on, **score}
-        for name, on, score in rows
-        if number(score.get("estimate")) is not None
-    ]
+    return [row for row in rows if row.score.estimate is not None]
 
 
-def _about(estimate: dict[str, Any]) -> str:
-    whom = estimate.get("of") or "photos it was not trained on"
-    return f"reached on {whom}" if estimate.get("on") == "role val" else f"expected on {whom}"
+def _promise(facts: Certificate) -> str:
+    whom = facts.estimate.of or "photos it was not trained on"
+    return f"reached on {whom}" if facts.estimate.on == "role val" else f"expected on {whom}"
 
 
-def _part(made: dict[str, Any]) -> str:
-    private = mapping(made.get("test")).get("part") == "private"
-    return "private half of the test set, scored once" if private else "test set, scored once"
+def _lineage(member: CertifiedMember) -> Lineage:
+    seeds = {checkpoint.seed for checkpoint in member.checkpoints}
+    folds = {checkpoint.fold for checkpoint in member.checkpoints}
+    return Lineage(
+        member,
+        sorted(str(seed) for seed in seeds if seed is not None),
+        sorted(str(fold) for fold in folds if fold is not None),
+    )
 
 
-def _lineage(member: dict[str, Any]) -> dict[str, Any]:
-    checkpoints = dicts(member.get("checkpoints"))
-    return {
-        **member,
-        "n": len(checkpoints),
-        "seeds": sorted({str(one.get("seed")) for one in checkpoints}),
-        "folds": sorted(
-            {str(one.get("fold")) for one in checkpoints if one.get("fold") is not None}
-        ),
-        "commits": sorted({str(one.get("git_commit"))[:12] for one in checkpoints}),
-        "checkpoints": checkpoints,
-    }
-
-
-def _hashes(made: dict[str, Any]) -> list[tuple[str, str]]:
-    data = mapping(made.get("data"))
-    found = [("data (catalog)", data.get("catalog_sha256")), ("photos", data.get("photos_sha256"))]
-    splits: dict[str, list[str]] = {}
-    for variant, one in mapping(made.get("splits")).items():
-        splits.setdefault(str(mapping(one).get("sha256")), []).append(str(variant))
-    found += [
-        ("split" if len(splits) == 1 else f"split of {', '.join(names)}", sha256)
-        for sha256, names in splits.items()
-    ]
-    found.append(("code", mapping(made.get("code")).get("git_commit")))
-    return [(name, str(value)) for name, value in found if value]
-
-
-def board(run: Run) -> dict[str, Any]:
-    """Return the public and private scores of the vote and its members; empty where nothing is public."""
-    by_setting = {str(candidate.get("setting")): candidate for candidate in run.candidates}
+def _hashes(facts: Certificate) -> list[tuple[str, str]]:
     rows = [
-        {**row, "variant": by_setting.get(str(row.get("who")), {}).get("variant")}
-        for row in dicts(mapping(run.selection.get("ensemble")).get("board"))
+        ("data (catalog)", facts.data.catalog_sha256),
+        ("photos", facts.data.photos_sha256),
     ]
-    typed = [c for c in run.candidates if number(c.get("board_score")) is not None]
+    variants_of: dict[str, list[str]] = {}
+    for variant, split in facts.splits.items():
+        variants_of.setdefault(split.sha256, []).append(variant)
+    for sha256, variants in variants_of.items():
+        name = "split" if len(variants_of) == 1 else f"split of {', '.join(variants)}"
+        rows.append((name, sha256))
+    rows.append(("code", facts.code.git_commit))
+    return [(name, value) for name, value in rows if value]
+
+
+@dataclass(frozen=True)
+class ContestRow:
+    """The public and private scores of the ensemble or of one member."""
+
+    variant: str | None
+    scores: BoardRow
+
+
+def board(run: Run) -> View:
+    """Return the scores on both halves of the test set; empty where nothing is public."""
+    ensemble = run.selection.ensemble
+    rows = [ContestRow(run.variant_of(row.who), row) for row in ensemble.board]
+    typed = []
+    if not rows:
+        typed = [item for item in run.selection.candidates if item.board_score is not None]
     return {
         "rows": rows,
-        "typed": typed if not rows else [],
-        "policy": run.selection.get("policy"),
-        "public": ensemble_scores(run.selection, "public").get("macro_f1"),
-        "private": ensemble_scores(run.selection, "test").get("macro_f1"),
+        "typed": typed,
+        "policy": run.selection.policy,
+        "private": ensemble.test.macro_f1,
     }
 
 
-def marginal(run: Run) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class ContributionRow:
+    """What one member adds to the out-of-fold vote."""
+
+    variant: str | None
+    facts: Contribution
+
+
+def contributions(run: Run) -> list[ContributionRow]:
     """Return what each member adds to the out-of-fold vote."""
-    by_setting = {str(candidate.get("setting")): candidate for candidate in run.candidates}
-    return [
-        {
-            **row,
-            "adds": mapping(row.get("adds")),
-            "variant": by_setting.get(str(row.get("setting")), {}).get("variant"),
-        }
-        for row in dicts(mapping(run.selection.get("ensemble")).get("marginal"))
-    ]
+    rows = run.selection.ensemble.marginal
+    return [ContributionRow(run.variant_of(row.setting), row) for row in rows]

@@ -104,7 +104,7 @@ def test_a_moved_border_reaches_training_samples_alone(contest, tmp_path, fold):
     data = contest.data(labels={"age": AGE | {"train_bins": [30, 57]}})
     catalog, schema = build_catalog(data, contest.base), Schema.of(data.labels)
     plain = assign(catalog, schema, data.split, [], 3).to_pylist()
-    someone = next(row["group"] for row in plain if row["fold"] == 1)
+    someone = next(row["group"] for row in plain if (row["fold"], row["role"]) == (1, "train"))
     folds = assign(catalog, schema, data.split, [{"id": someone}], 3)
     store = Store(tmp_path / "store")
     with store.draft("split", "k" * 16, params={}, inputs={}) as draft:

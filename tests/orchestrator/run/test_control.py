@@ -90,7 +90,7 @@ def test_why_tells_of_a_pruned_trial_a_setting_and_a_stage(run):
     assert told == "\n".join(why(run, setting))
     assert "stage search: FAILED after 1.0 s\n  no disk" == "\n".join(why(run, "search"))
     assert "by search: no disk" in "\n".join(why(run, "vote"))
-    assert ["stage report: has not ended", ""] == why(run, "report")
+    assert ["stage report: has not ended"] == why(run, "report")
     with pytest.raises(
         SpecError,
         match=r"a stage, a trial or a setting was required, found several; .*stages: catalog",

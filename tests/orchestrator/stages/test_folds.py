@@ -33,7 +33,7 @@ def test_another_directory_order_and_another_disk_give_the_same_split_file(
     monkeypatch,
     strategy,
 ):
-    data, hashes = contest.data(split={"strategy": strategy, "val": 0.25, "seed": 3}), []
+    data, hashes = contest.data(split={"strategy": strategy, "val": 0.25, "seed": 4}), []
     other = tmp_path / "elsewhere"
     shutil.copytree(contest.base / "train", other / "train")
     shutil.copytree(contest.base / "eval", other / "eval")
@@ -121,7 +121,7 @@ def test_a_class_that_only_one_fold_shows_is_refused_before_anything_is_trained(
         person["age"] = min(person["age"], 59)
     contest.people[5]["age"] = 60  # the only one, and in role train
     contest.save()
-    data = contest.data(split={"strategy": "profile", "val": 0.25, "seed": 3})
+    data = contest.data(split={"strategy": "profile", "val": 0.25, "seed": 4})
     catalog, schema, store = (
         build_catalog(data, contest.base),
         Schema.of(data.labels),
