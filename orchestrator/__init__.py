@@ -1,3 +1,3 @@
-"""A distributed experiment service for image classification: spec -> plan -> run -> ensemble with its interval."""
+"""Image-classification experiments: spec -> plan -> run -> ensemble with its interval."""
 
 __version__ = "0.1.0"

@@ -16,7 +16,7 @@ from orchestrator.base.errors import INTERRUPTED, SpecError, UserError
 
 
 class Commands(click.Group):
-    """Turns errors that a user can put right into a message and an exit code."""
+    """A command group that turns user errors into a message and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -27,18 +27,16 @@ class Commands(click.Group):
             click.echo(str(error), err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo(
-                "interrupted; the run can be continued: submit the same spec again, or `resume latest`",
-                err=True,
-            )
+            text = "interrupted; to continue the run, submit the same spec or `resume latest`"
+            click.echo(text, err=True)
             ctx.exit(INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:  # noqa: BLE001 - the last line of defense: a sentence instead of a traceback
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            text = f"{type(error).__name__}: {error}; run again with `python -m orchestrator --debug ...` for the traceback"
-            click.echo(text, err=True)
+            hint = "run again with `python -m orchestrator --debug ...` for the traceback"
+            click.echo(f"{type(error).__name__}: {error}; {hint}", err=True)
             ctx.exit(1)
 
 
@@ -48,7 +46,7 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="orchestrator")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def main(*, debug: bool) -> None:
-    """Run image-classification experiments from declarative specs, and end with an ensemble that can be trusted."""
+    """Run image-classification experiments from specs; the result is an ensemble with its interval."""
     del debug  # read from the context by Commands
     signal.signal(signal.SIGTERM, _interrupt)
 
@@ -65,7 +63,7 @@ SET = click.option(
     "overrides",
     multiple=True,
     metavar="PATH=VALUE",
-    help="Override a value of the spec; recorded.",
+    help="Override a value of the spec; the run records it.",
 )
 STORE = click.option(
     "--store",
@@ -99,11 +97,10 @@ def _read(spec: Path, overrides: tuple[str, ...] = ()) -> Any:
 @SPEC
 @SET
 def check(spec: Path, overrides: tuple[str, ...]) -> None:
-    """Say everything that is wrong with a spec, with line and column."""
+    """Check a spec and list all its problems with line and column."""
     experiment = _read(spec, overrides)
-    click.echo(
-        f"{spec}: valid; {len(experiment.arms)} variant(s): {', '.join(experiment.arms)}", err=True
-    )
+    names = ", ".join(experiment.arms)
+    click.echo(f"{spec}: valid; {len(experiment.arms)} variant(s): {names}", err=True)
 
 
 @main.command()
@@ -114,14 +111,16 @@ def check(spec: Path, overrides: tuple[str, ...]) -> None:
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
 def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) -> None:
-    """Show what would run, what is cached and why, how many trials, and what it may cost."""
+    """Show what would run, what is cached and why, the number of trials, and the possible cost."""
     from orchestrator.planning.plan import make_plan  # noqa: PLC0415
     from orchestrator.report.views import plan_lines  # noqa: PLC0415
+    from orchestrator.stages import STAGES  # noqa: PLC0415
 
-    made = make_plan(_read(spec, overrides), _store(store))
-    click.echo(
-        json.dumps(made.to_json(), indent=1) if form == "json" else "\n".join(plan_lines(made))
-    )
+    planned = make_plan(_read(spec, overrides), _store(store), STAGES)
+    if form == "json":
+        click.echo(json.dumps(planned.to_json(), indent=1))
+    else:
+        click.echo("\n".join(plan_lines(planned)))
 
 
 @main.command()
@@ -132,16 +131,14 @@ def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) 
     "--address",
     default=None,
     envvar="RAY_ADDRESS",
-    help="Ray cluster to attach to; a local one is started otherwise.",
+    help="Ray cluster to connect to; without it a local one is started.",
 )
-@click.option(
-    "--insecure", is_flag=True, help="Attach to another machine's cluster without a token."
-)
+@click.option("--insecure", is_flag=True, help="Connect to a remote cluster without a token.")
 @click.option("--detach", is_flag=True, help="Run in the background and print the run's id.")
 @click.option(
-    "--smoke", is_flag=True, help="Send one step of every variant through the whole path first."
+    "--smoke", is_flag=True, help="First run one training step of each variant through all stages."
 )
-@click.option("--allow-download", is_flag=True, help="Let missing model weights be fetched.")
+@click.option("--allow-download", is_flag=True, help="Allow downloads of missing model weights.")
 def submit(
     spec: Path,
     overrides: tuple[str, ...],
@@ -153,7 +150,7 @@ def submit(
     smoke: bool,
     allow_download: bool,
 ) -> None:
-    """Check, plan, run and report an experiment; go on with it if it was interrupted."""
+    """Check, plan, run and report an experiment; continue it if it was interrupted."""
     from orchestrator.run.driver import Options  # noqa: PLC0415
     from orchestrator.run.driver import submit as execute  # noqa: PLC0415
 
@@ -178,7 +175,7 @@ def submit(
 @click.option(
     "--probe",
     is_flag=True,
-    help="Train a quick model of each label: which is hard, which is told by the rim.",
+    help="Train a quick model per label: shows hard labels and those that the border gives away.",
 )
 @click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
@@ -193,16 +190,15 @@ def audit(
     probe: bool,
     form: str,
 ) -> None:
-    """Check the data alone: what is in them, what leaks, and what to put into the spec."""
+    """Check only the data: their content, leaks, and what to put into the spec."""
     from orchestrator.run import audit_only as audits  # noqa: PLC0415
 
     experiment = _read(spec, overrides)
     paths = audits.run(experiment, _store(store), probe=probe, address=address, insecure=insecure)
-    click.echo(
-        paths.audit.read_text(encoding="utf-8")
-        if form == "json"
-        else "\n".join(audits.lines(paths))
-    )
+    if form == "json":
+        click.echo(paths.audit.read_text(encoding="utf-8"))
+    else:
+        click.echo("\n".join(audits.lines(paths)))
     click.echo(f"page: {paths.root / 'index.html'}", err=True)
 
 
@@ -212,7 +208,7 @@ def audit(
 @click.option("--address", default=None, envvar="RAY_ADDRESS")
 @click.option("--insecure", is_flag=True)
 def resume(run: str, store: Path | None, *, address: str | None, insecure: bool) -> None:
-    """Go on with an interrupted run as it was resolved, whatever its spec says now."""
+    """Continue an interrupted run with its recorded spec, even if the spec file has changed."""
     from orchestrator.run.driver import Options  # noqa: PLC0415
     from orchestrator.run.driver import resume as execute  # noqa: PLC0415
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
@@ -226,12 +222,12 @@ def resume(run: str, store: Path | None, *, address: str | None, insecure: bool)
 @click.argument("trial")
 @STORE
 def stop(run: str, trial: str, store: Path | None) -> None:
-    """End one running trial; what it has reported counts, the rest goes on."""
+    """Stop one running trial; its reports count, and the run continues."""
     from orchestrator.run.control import stop_trial  # noqa: PLC0415
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     name = stop_trial(find_run(_store(store).root, run), trial)
-    click.echo(f"asked for the end of {name}; it comes within a second or so", err=True)
+    click.echo(f"asked {name} to stop; it stops within about a second", err=True)
 
 
 @main.command()
@@ -243,19 +239,20 @@ def stop(run: str, trial: str, store: Path | None) -> None:
     type=float,
     default=30.0,
     show_default=True,
-    help="Seconds to wait for its end.",
+    help="Seconds to wait until the run ends.",
 )
 def cancel(run: str, store: Path | None, *, timeout_s: float) -> None:
-    """End a live run; `resume` or the same submit goes on with it."""
+    """End a live run; `resume` or the same `submit` continues it."""
     from orchestrator.run.control import cancel as ask  # noqa: PLC0415
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     paths = find_run(_store(store).root, run)
     if not ask(paths, timeout_s=timeout_s):
         raise UserError(
-            f"run {paths.run_id}: asked to end, still live after {timeout_s:g} s; look again with `status`"
+            f"run {paths.run_id}: asked to end, still live after {timeout_s:g} s; "
+            "check it again with `status`"
         )
-    click.echo(f"cancelled {paths.run_id}; go on with `resume {paths.run_id}`", err=True)
+    click.echo(f"cancelled {paths.run_id}; continue with `resume {paths.run_id}`", err=True)
 
 
 @main.command()
@@ -263,7 +260,7 @@ def cancel(run: str, store: Path | None, *, timeout_s: float) -> None:
 @click.argument("item")
 @STORE
 def why(run: str, item: str, store: Path | None) -> None:
-    """Say why a stage, a trial or the trials of a setting are in their state."""
+    """Explain the state of a stage, a trial, or the trials of a setting."""
     from orchestrator.report.explain import why as explain  # noqa: PLC0415
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
@@ -274,9 +271,9 @@ def why(run: str, item: str, store: Path | None) -> None:
 @RUN
 @click.argument("trial", required=False)
 @STORE
-@click.option("--follow", "-f", is_flag=True, help="Go on until the run ends.")
+@click.option("--follow", "-f", is_flag=True, help="Follow until the run ends.")
 def logs(run: str, trial: str | None, store: Path | None, *, follow: bool) -> None:
-    """Print the story of a run, or what one TRIAL has printed."""
+    """Print the events of a run, or the output of one TRIAL."""
     from orchestrator.report.explain import printed, story  # noqa: PLC0415
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
@@ -285,26 +282,25 @@ def logs(run: str, trial: str | None, store: Path | None, *, follow: bool) -> No
         for line in printed(paths, trial) if trial else story(paths, follow=follow):
             click.echo(line)
     except KeyboardInterrupt:
-        raise click.exceptions.Exit(INTERRUPTED) from None  # the run goes on
+        raise click.exceptions.Exit(INTERRUPTED) from None  # the run continues
 
 
 @main.command()
 @STORE
-@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be deleted.")
 def gc(store: Path | None, *, dry_run: bool) -> None:
-    """Delete what no run of the store needs any more. A run is given up by deleting its folder."""
-    from orchestrator.planning.garbage import collect, garbage  # noqa: PLC0415
+    """Delete what no run of the store needs. To give up a run, delete its folder."""
+    from orchestrator.planning.garbage import collect, find_garbage  # noqa: PLC0415
+    from orchestrator.stages import STAGES  # noqa: PLC0415
 
-    found = garbage(_store(store))
-    for item in found.items:
+    unneeded = find_garbage(_store(store), STAGES)
+    for item in unneeded.items:
         click.echo(f"{item.size_bytes / 1e6:>10.1f} MB  {item.path}  ({item.why})")
     if not dry_run:
-        collect(found)
-    done = "would be freed" if dry_run else "freed"
-    click.echo(
-        f"{len(found.items)} items, {found.size_bytes / 1e6:.1f} MB {done}; {found.kept_bytes / 1e6:.1f} MB are needed",
-        err=True,
-    )
+        collect(unneeded)
+    freed = "would be freed" if dry_run else "freed"
+    size = f"{len(unneeded.items)} items, {unneeded.size_bytes / 1e6:.1f} MB {freed}"
+    click.echo(f"{size}; {unneeded.kept_bytes / 1e6:.1f} MB are needed", err=True)
 
 
 @main.command()
@@ -314,11 +310,11 @@ def runs(store: Path | None) -> None:
     from orchestrator.store.run_dir import all_runs, state_of  # noqa: PLC0415
 
     root = _store(store).root
-    if not (found := all_runs(root)):
-        click.echo(
-            f"no runs in {root}; submit a spec, or name another store with --store", err=True
-        )
-    for run in found:
+    listed = all_runs(root)
+    if not listed:
+        text = f"no runs in {root}; submit a spec, or name another store with --store"
+        click.echo(text, err=True)
+    for run in listed:
         state = state_of(run)
         click.echo(f"{run.run_id:<40} {state['state']:<12} {state['wall_s']:>8.0f} s")
 
@@ -330,7 +326,7 @@ def runs(store: Path | None) -> None:
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
 def status(run: str, store: Path | None, form: str) -> None:
-    """Show stages, trials and the best so far of a run, live or finished."""
+    """Show stages, trials and the best score of a run, live or finished."""
     from orchestrator.report.results import status_view  # noqa: PLC0415
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
@@ -359,7 +355,7 @@ def results(run: str, store: Path | None, form: str) -> None:
 @RUN
 @STORE
 def report(run: str, store: Path | None) -> None:
-    """Write the HTML report of a run again and print its path."""
+    """Rewrite the HTML report of a run and print its path."""
     from orchestrator.report.page import build  # noqa: PLC0415
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
@@ -404,10 +400,10 @@ def init(folder: Path, out: Path | None) -> None:
 )
 @STORE
 def predict(run: str, photos: Path, out: Path, store: Path | None) -> None:
-    """Answer a folder of photos with the ensemble of a run, or of a bundle (a folder or zip that `bundle` wrote).
+    """Classify a folder of photos with the ensemble of a run or of a bundle.
 
-    The photos go through the preparation that the members were trained with. A bundle needs no store; each of its
-    files is checked before it is used.
+    A bundle is the folder or zip that `bundle` writes; it needs no store, and each of its files is
+    checked before use. The photos get the preparation that the members were trained with.
     """
     from data_prep.catalog.labels import Schema  # noqa: PLC0415
     from orchestrator.ensemble import bundle  # noqa: PLC0415
@@ -415,18 +411,16 @@ def predict(run: str, photos: Path, out: Path, store: Path | None) -> None:
     from orchestrator.ensemble.predict import predict_folder  # noqa: PLC0415
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
-    if bundle.is_bundle(place := Path(run)):
-        with bundle.open_bundle(place) as found:
-            counts = predict_folder(found, photos, out)
+    if bundle.is_bundle(Path(run)):
+        with bundle.open_bundle(Path(run)) as members:
+            counts = predict_folder(members, photos, out)
     else:
         home = _store(store)
-        found = ensemble.of_run(find_run(home.root, run), home)
-        counts = predict_folder(found, photos, out)
-    schema = Schema(dict(found.classes))
-    meaning = ", ".join(
-        f"{number} {schema.class_name(number)}" for number in range(schema.n_classes)
-    )
-    click.echo(f"ans: {meaning}", err=True)
+        members = ensemble.of_run(find_run(home.root, run), home)
+        counts = predict_folder(members, photos, out)
+    schema = Schema(dict(members.classes))
+    names = [f"{code} {schema.class_name(code)}" for code in range(schema.n_classes)]
+    click.echo(f"ans: {', '.join(names)}", err=True)
     click.echo(
         f"wrote {out}: {counts['answered']} photos answered, {counts['quarantined']} quarantined",
         err=True,
@@ -443,7 +437,7 @@ def predict(run: str, photos: Path, out: Path, store: Path | None) -> None:
 )
 @STORE
 def bundle(run: str, out: Path, store: Path | None) -> None:
-    """Write a run's ensemble as one folder or zip that `predict` can use anywhere, without the store."""
+    """Write a run's ensemble as one folder or zip, for `predict` on any machine."""
     from orchestrator.ensemble.bundle import write_bundle  # noqa: PLC0415
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
@@ -464,36 +458,40 @@ def bundle(run: str, out: Path, store: Path | None) -> None:
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
 def compare(first: str, second: str, store: Path | None, form: str) -> None:
-    """Compare the ensembles of two runs on the test photos that both answered, with the paired interval.
+    """Compare two runs' ensembles on the test photos that both classified, with a paired interval.
 
-    Where the spec names a public part, on the private one.
+    If the test set has a public half, only its private half is used.
     """
     from orchestrator.ensemble.compare import compare_lines, compare_runs  # noqa: PLC0415
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     home = _store(store)
-    found = compare_runs(find_run(home.root, first), find_run(home.root, second))
-    click.echo(json.dumps(found, indent=1) if form == "json" else "\n".join(compare_lines(found)))
+    comparison = compare_runs(find_run(home.root, first), find_run(home.root, second))
+    if form == "json":
+        click.echo(json.dumps(comparison, indent=1))
+    else:
+        click.echo("\n".join(compare_lines(comparison)))
 
 
 @main.command()
 @click.argument("names", nargs=-1)
 @click.option(
-    "--list", "listing", is_flag=True, help="Only show every name with size, licence and place."
+    "--list", "listing", is_flag=True, help="Only list all names with size, licence and location."
 )
 @click.option(
     "--allow-download",
     is_flag=True,
-    help="Also fetch files whose sha256 nobody publishes, and record it.",
+    help="Also fetch files without a published sha256, and record theirs.",
 )
 def weights(names: tuple[str, ...], *, listing: bool, allow_download: bool) -> None:
-    """Fetch and verify model weights; without NAMES, all whose sha256 is known."""
+    """Fetch and verify model weights; without NAMES, all with a known sha256."""
     from data_prep.weights.cache import fetch_all, local  # noqa: PLC0415
     from data_prep.weights.registry import WeightsError, describe, known  # noqa: PLC0415
 
     unknown = sorted(set(names) - set(known()))
     if unknown:
-        raise SpecError(f"weights {', '.join(unknown)}: required names out of {', '.join(known())}")
+        names_known = ", ".join(known())
+        raise SpecError(f"weights {', '.join(unknown)}: required names out of {names_known}")
     if listing:
         for name in names or known():
             facts = describe(name)
@@ -502,16 +500,16 @@ def weights(names: tuple[str, ...], *, listing: bool, allow_download: bool) -> N
             click.echo(f"{name}\t{size}\t{facts.licence}\t{pin}\t{local(name) or 'not here'}")
         return
     try:
-        found = fetch_all(names or None, allow_unpinned=allow_download)
+        fetched = fetch_all(names or None, allow_unpinned=allow_download)
     except WeightsError as error:
         raise UserError(str(error)) from None
-    for name, path in found.items():
+    for name, path in fetched.items():
         click.echo(f"{name}\t{path}")
 
 
 @main.command()
 def doctor() -> None:
-    """Say what this machine has and lacks; exit 1 if something needed is missing."""
+    """List what this machine has and lacks; exit with 1 if something required is missing."""
     from orchestrator.run.doctor import examine  # noqa: PLC0415
 
     lines, healthy = examine()

@@ -33,8 +33,8 @@ Advance = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
-class Glance:
-    """What a phase of trials looks like at one moment."""
+class PhaseSnapshot:
+    """The state of a phase of trials at one moment."""
 
     n_ended: int
     counts: dict[str, int]  # by status
@@ -85,16 +85,16 @@ class Reporter:
 
     @contextmanager
     def trials(
-        self, title: str, total: int, look: Callable[[], Glance]
+        self, title: str, total: int, snapshot: Callable[[], PhaseSnapshot]
     ) -> Iterator[Callable[[], None]]:
         """Show a phase's state and one line per running trial, or a plain line every ten seconds; yields a tick."""
         if self.console.is_terminal and not self.console.quiet:
 
             def draw() -> Group:
-                glance = look()
+                now = snapshot()
                 return Group(
-                    f"  {glance.line(title, total)}",
-                    *(f"    [dim]{line}[/]" for line in glance.running),
+                    f"  {now.line(title, total)}",
+                    *(f"    [dim]{line}[/]" for line in now.running),
                 )
 
             with Live(
@@ -108,7 +108,7 @@ class Reporter:
             nonlocal last
             if time.monotonic() - last >= _LINE_EVERY_S:
                 last = time.monotonic()
-                self.say(f"  {look().line(title, total)}")
+                self.say(f"  {snapshot().line(title, total)}")
 
         yield tick
 

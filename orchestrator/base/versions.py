@@ -1,15 +1,14 @@
-"""The names of the stages, the versions of what they make, and what the quick models see photos with."""
+"""The names of the stages in the order they run, and the versions of what they make."""
 
 from __future__ import annotations
 
 QUICK_BACKBONE = "tf_efficientnet_lite0"
-"""What the audit's quick models see photos with."""
+"""The backbone of the audit's quick models."""
 
-
-STAGES = (
+STAGE_NAMES = (
     "catalog",
-    "audit",
     "split",
+    "audit",
     "prepare",
     "search",
     "confirm",
@@ -18,11 +17,9 @@ STAGES = (
     "vote",
     "report",
 )
-
-
 VERSIONS: dict[str, int] = (
-    dict.fromkeys((*STAGES, "rows", "features"), 1)
+    dict.fromkeys((*STAGE_NAMES, "rows", "features"), 1)
     | dict.fromkeys(("prepare", "shard", "search", "confirm", "trial", "vote", "report"), 2)
     | {"catalog": 5, "audit": 4, "split": 2}
 )
-"""Raise one by hand when the meaning of its stage changes; what was made before is then made again."""
+"""Raise a version by hand when the meaning of its artifacts changes; they are then made again."""

@@ -1,1 +1,1 @@
-"""A finished ensemble away from its run: its members, answers for new photos, the bundle, comparison."""
+"""A finished ensemble away from its run: members, answers, bundle, comparison."""

@@ -1,4 +1,4 @@
-"""A run's ensemble as one folder or zip, that answers photos without the store."""
+"""A run's ensemble as one folder or zip that answers photos without the store."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ from orchestrator.store.run_dir import RunPaths
 
 FORMAT_VERSION = 1
 ENSEMBLE, CERTIFICATE, README = "ensemble.json", "certificate.json", "README.txt"
-_MANIFEST_BYTES, _BLOCK_BYTES = 2**24, 2**20
+_MANIFEST_BYTES = 2**24
+_BLOCK_BYTES = 2**20
 _WEIGHTS = ("weights.safetensors", "model.json")
 _TEXT = """An ensemble of {n} image classifiers out of the run {run}.
 
     python -m orchestrator predict THIS_FOLDER PHOTOS --out answers.csv
 
-answers every photo below PHOTOS: ImageID is its path, ans the class from 0 to {last}. Every file is checked against
-manifest.json before it is used. ensemble.json has the members, their preparation, the vote rule and the class names;
-certificate.json says how good the answers are and how that is known.
+answers every photo below PHOTOS: ImageID is its path, ans the class from 0 to {last}. Every file
+is checked against manifest.json before it is used. ensemble.json has the members, their
+preparation, the vote rule and the class names; certificate.json says how good the answers are and
+how that is known.
 """
 
 
@@ -39,7 +41,7 @@ def write_bundle(paths: RunPaths, store: Store, out: Path) -> dict[str, Any]:
     """Write a run's ensemble to a new folder, or to a zip where `out` ends in .zip.
 
     Returns:
-        n_members, n_checkpoints, size_bytes, and manifest_sha256, by which the whole can be recognised.
+        n_members, n_checkpoints, size_bytes, and manifest_sha256, which identifies the bundle.
 
     Raises:
         UserError: `out` exists, the run has no ensemble, or a checkpoint is not what it should be.
@@ -61,9 +63,8 @@ def write_bundle(paths: RunPaths, store: Store, out: Path) -> dict[str, Any]:
             "manifest_sha256": file_sha256(beside / MANIFEST),
         }
         if out.suffix == ".zip":
-            with zipfile.ZipFile(
-                packed, "w", zipfile.ZIP_STORED
-            ) as archive:  # weights do not shrink
+            # weights do not shrink
+            with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
                 for path in files:
                     archive.write(path, path.relative_to(beside).as_posix())
             packed.replace(out)
@@ -78,8 +79,10 @@ def write_bundle(paths: RunPaths, store: Store, out: Path) -> dict[str, Any]:
 def _fill(ensemble: Ensemble, paths: RunPaths, folder: Path) -> None:
     members = []
     for member in ensemble.members:
-        names = [f"members/{member.setting}/{at:03}" for at in range(len(member.checkpoints))]
-        for name, checkpoint in zip(names, member.checkpoints, strict=True):
+        names = []
+        for number, checkpoint in enumerate(member.checkpoints):
+            name = f"members/{member.setting}/{number:03}"
+            names.append(name)
             (folder / name).mkdir(parents=True)
             for file in _WEIGHTS:
                 shutil.copyfile(checkpoint / file, folder / name / file)
@@ -121,7 +124,7 @@ def _fill(ensemble: Ensemble, paths: RunPaths, folder: Path) -> None:
 
 
 def is_bundle(place: Path) -> bool:
-    """Say whether a path names a bundle rather than a run."""
+    """Return True if a path names a bundle rather than a run."""
     return place.suffix == ".zip" or (place / MANIFEST).is_file()
 
 
@@ -130,8 +133,8 @@ def open_bundle(place: Path) -> Iterator[Ensemble]:
     """Check every file of a bundle against its manifest and yield its ensemble.
 
     Raises:
-        UserError: a file is missing or differs, the format is another one, or this installation would prepare photos
-            in another way than the bundle was trained with.
+        UserError: a file is missing or differs, the format is another one, or this installation
+            would prepare photos in another way than the bundle was trained with.
     """
     if place.is_dir():
         yield _read(place)
@@ -142,9 +145,10 @@ def open_bundle(place: Path) -> Iterator[Ensemble]:
 
 
 def _unpack(place: Path, folder: Path) -> None:
-    """Unpack what the manifest names and nothing else, in blocks, each file no longer than the manifest says.
+    """Unpack what the manifest names and nothing else.
 
-    A file must lie in the zip as it is, and all of them must fit into it: so no small zip asks for a large disk.
+    No file gets longer than the manifest says. Files must lie in the zip uncompressed and fit into
+    its size, so that no small zip fills a large disk.
     """
     try:
         with zipfile.ZipFile(place) as archive:
@@ -182,8 +186,8 @@ def _stored(place: Path, archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     """Open a file of a zip that does not compress it."""
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise UserError(
-            f"{place}: files stored as they are were required, {name!r} is compressed; take the zip that `bundle` wrote, "
-            "or unpack it and name the folder"
+            f"{place}: uncompressed files were required, {name!r} is compressed; take the zip "
+            "that `bundle` wrote, or unpack it and name the folder"
         )
     return archive.open(name)
 
@@ -192,7 +196,7 @@ def _inside(place: Path, name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
         raise UserError(
-            f"{place}: names below the bundle were required, found {name!r}; do not trust it"
+            f"{place}: names below the bundle were required, found {name!r}; do not use it"
         )
     return name
 
@@ -224,23 +228,29 @@ def _read(folder: Path) -> Ensemble:
     if ENSEMBLE not in files:
         raise UserError(f"{folder / ENSEMBLE}: required by a bundle, {MANIFEST} does not name it")
     try:
-        found = _Described.model_validate_json((folder / ENSEMBLE).read_bytes())
+        described = _Described.model_validate_json((folder / ENSEMBLE).read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "the whole"
         raise UserError(
-            f"{folder / ENSEMBLE}: an ensemble was required, found in {place}: {first['msg']}; take the bundle from its "
-            "source again, or use the release that wrote it"
+            f"{folder / ENSEMBLE}: an ensemble was required, found in {place}: {first['msg']}; "
+            "take the bundle from its source again, or use the release that wrote it"
         ) from None
-    members = tuple(_member(folder, one, files) for one in found.members)
-    return Ensemble(found.name, members, found.rule, found.majority_class, found.classes)
+    return Ensemble(
+        described.name,
+        tuple(_member(folder, voter, files) for voter in described.members),
+        described.rule,
+        described.majority_class,
+        described.classes,
+    )
 
 
 def _verified(folder: Path) -> dict[str, Any]:
     """Check every file against the manifest and return the manifest's list of them."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        version, files = manifest["format_version"], manifest["files"]
+        version = manifest["format_version"]
+        files = manifest["files"]
         hashes = {_inside(folder, name): str(facts["sha256"]) for name, facts in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -248,39 +258,41 @@ def _verified(folder: Path) -> dict[str, Any]:
         ) from None
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{folder / MANIFEST}: format version {FORMAT_VERSION} was required, found {version!r}; "
-            "use the release that wrote it"
+            f"{folder / MANIFEST}: format version {FORMAT_VERSION} was required, "
+            f"found {version!r}; use the release that wrote it"
         )
     for name, sha256 in hashes.items():
         path = folder / name
         if not path.is_file():
             raise UserError(
-                f"{path}: required by {MANIFEST}, found no such file; take the bundle from its source again"
+                f"{path}: required by {MANIFEST}, found no such file; "
+                "take the bundle from its source again"
             )
-        if (found := file_sha256(path)) != sha256:
+        if (actual := file_sha256(path)) != sha256:
             raise UserError(
-                f"{path}: sha256 {sha256[:12]}.. was required by {MANIFEST}, found {found[:12]}..; the file "
-                "was changed or damaged, take the bundle from its source again"
+                f"{path}: sha256 {sha256[:12]}.. was required by {MANIFEST}, found "
+                f"{actual[:12]}..; the file was changed or damaged, take the bundle from its source "
+                "again"
             )
     return dict(files)
 
 
-def _member(folder: Path, one: _Voter, files: dict[str, Any]) -> Member:
-    for name in one.checkpoints:
+def _member(folder: Path, voter: _Voter, files: dict[str, Any]) -> Member:
+    for name in voter.checkpoints:
         if any(f"{name}/{file}" not in files for file in _WEIGHTS):
             raise UserError(
                 f"{folder / name}: weights named by {MANIFEST} were required, found none"
             )
     member = Member(
-        one.setting,
-        one.variant,
-        one.votes,
-        one.prep,
-        tuple(folder / name for name in one.checkpoints),
+        voter.setting,
+        voter.variant,
+        voter.votes,
+        voter.prep,
+        tuple(folder / name for name in voter.checkpoints),
     )
-    if member.steps != one.steps:
+    if member.steps != voter.steps:
         raise UserError(
-            f"{folder}: the preparation {json.dumps(one.steps)} was required, this installation would do "
-            f"{json.dumps(member.steps)}; use the release that wrote the bundle"
+            f"{folder}: the preparation {json.dumps(voter.steps)} was required, this installation "
+            f"has {json.dumps(member.steps)}; use the release that wrote the bundle"
         )
     return member

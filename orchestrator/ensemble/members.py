@@ -1,4 +1,4 @@
-"""An ensemble that can answer: its members with their preparation and checkpoints, its rule, its labels."""
+"""An ensemble that can answer: members with preparation and checkpoints, vote rule, labels."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ from orchestrator.spec.load import read
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, Store
 from orchestrator.store.run_dir import RunPaths
+from orchestrator.store.run_files import Preparation, Selection, as_record
 
 
 @dataclass(frozen=True)
 class Member:
-    """One setting: what it does to a photo, and the checkpoints whose mean probability is its answer."""
+    """One setting: its preparation, and the checkpoints whose mean probability is its answer."""
 
     setting: str
     variant: str
     votes: int
     prep: Prep
-    checkpoints: tuple[
-        Path, ...
-    ]  # folders with weights.safetensors and model.json, their hashes checked
+    checkpoints: tuple[Path, ...]  # folders with weights and model.json, their hashes checked
 
     @property
     def steps(self) -> list[Any]:
-        """Return what identifies the preparation: steps, their versions, the hashes of their weights."""
+        """Return what identifies the preparation: steps, versions, hashes of their weights."""
         return steps_identity(self.prep)
 
 
@@ -49,7 +48,11 @@ class Ensemble:
 
 
 def member_trials(paths: RunPaths, settings: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Return per member the finished trials whose checkpoints answer for it, rows of trials.parquet."""
+    """Return the finished trials of every member, whose checkpoints answer for it.
+
+    The trials are rows of trials.parquet: those of confirm, or the best one of search where the
+    spec confirms nothing.
+    """
     phase = "confirm" if read(paths.resolved, check_roots=False).spec.confirm else "search"
     wanted = [
         ("phase", "=", phase),
@@ -57,8 +60,12 @@ def member_trials(paths: RunPaths, settings: list[str]) -> dict[str, list[dict[s
         ("setting", "in", settings or [""]),
     ]
     rows = tables.read(paths.trials, filters=wanted).to_pylist()
-    found = {setting: [row for row in rows if row["setting"] == setting] for setting in settings}
-    return found if phase == "confirm" else {setting: own[:1] for setting, own in found.items()}
+    trials: dict[str, list[dict[str, Any]]] = {setting: [] for setting in settings}
+    for row in rows:
+        of_setting = trials[row["setting"]]
+        if phase == "confirm" or not of_setting:
+            of_setting.append(row)
+    return trials
 
 
 def checkpoint(store: Store, trial: Mapping[str, Any]) -> Artifact:
@@ -79,57 +86,59 @@ def of_run(paths: RunPaths, store: Store) -> Ensemble:
     Raises:
         UserError: it has none, or a checkpoint is not what it should be.
     """
-    selection = paths.read_json("selection")
-    if not selection:
+    selection = as_record(Selection, paths.read_json("selection"))
+    if not selection.members:
         raise UserError(
-            f"run {paths.run_id}: an ensemble was required, the run has none yet; see `status {paths.run_id}`"
+            f"run {paths.run_id}: an ensemble was required, the run has none yet; "
+            f"see `status {paths.run_id}`"
         )
     from data_prep.catalog.labels import Schema  # noqa: PLC0415
 
     experiment = read(paths.resolved, check_roots=False)
-    settings: list[str] = selection["members"]
-    trials = member_trials(paths, settings)
-    members = [
-        Member(
-            setting,
-            trials[setting][0]["variant"],
-            votes,
-            experiment.arms[trials[setting][0]["variant"]].prep,
-            tuple(checkpoint(store, trial).path for trial in trials[setting]),
-        )
-        for setting, votes in zip(
-            settings, selection.get("weights") or [1] * len(settings), strict=True
-        )
-    ]
-    for member in members:
+    trials = member_trials(paths, list(selection.members))
+    weights = selection.weights or (1,) * len(selection.members)
+    members = []
+    for setting, votes in zip(selection.members, weights, strict=True):
+        variant = trials[setting][0]["variant"]
+        checkpoints = [checkpoint(store, trial).path for trial in trials[setting]]
+        prep = experiment.arms[variant].prep
+        member = Member(setting, variant, votes, prep, tuple(checkpoints))
         _require_same_steps(paths, member)
-    rule = (selection.get("vote") or {}).get("rule", "hard")
+        members.append(member)
     classes = Schema.of(experiment.spec.data.labels).classes
+    rule = selection.vote.rule or "hard"
     return Ensemble(paths.run_id, tuple(members), rule, _majority(paths), classes)
 
 
 def _require_same_steps(paths: RunPaths, member: Member) -> None:
-    """Refuse to answer through other steps or weights than the member learned from."""
-    sets = (paths.read_json("prep") or {}).get("sets", [])
-    made = next((one["steps"] for one in sets if member.variant in one["variants"]), None)
-    if made is None or made == member.steps:
+    """Refuse to prepare photos in another way than the member was trained with.
+
+    Raises:
+        UserError: a step, its version or its weights differ.
+    """
+    prepared = as_record(Preparation, paths.read_json("prep"))
+    trained = [item.steps for item in prepared.sets if member.variant in item.variants]
+    if not trained or list(trained[0]) == member.steps:
         return
-    differ = [
-        f"{old['step']['name']} (version {old['version']})" if isinstance(old, dict) else str(old)
-        for old, new in zip_longest(made, member.steps)
-        if old != new and old is not None
-    ]
+    differ = []
+    for old, new in zip_longest(trained[0], member.steps):
+        if old != new and old is not None:
+            differ.append(_step_text(old))
     raise UserError(
-        f"run {paths.run_id}: its photos were prepared by {', '.join(differ)}; here that step's version or weights "
-        "differ; submit its spec again with this release, or predict with the one that made it"
+        f"run {paths.run_id}: its photos were prepared by {', '.join(differ)}; here that step has "
+        "another version or other weights; submit its spec again with this release, or predict "
+        "with the release that trained it"
     )
 
 
+def _step_text(step: Any) -> str:
+    if isinstance(step, dict):
+        return f"{step['step']['name']} (version {step['version']})"
+    return str(step)
+
+
 def _majority(paths: RunPaths) -> int:
-    labels = [
-        label
-        for label in tables.read(paths.catalog, ["label"])["label"].to_pylist()
-        if label is not None
-    ]
+    """Return the most frequent class of the catalog."""
+    labels = tables.read(paths.catalog, ["label"])["label"].drop_null().to_numpy()
     values, counts = np.unique(labels, return_counts=True)
     return int(values[counts.argmax()])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.base.errors import UserError
-from orchestrator.planning.plan import Keys, confirm_key
+from orchestrator.planning.stage import ArtifactName, Scope, Stage, find_stages
 from orchestrator.spec.load import read as read_spec
 from orchestrator.store.artifacts import Store
 from orchestrator.store.ledger import TrialRecord, is_live, read, replay
@@ -28,7 +28,7 @@ KINDS = (
 )
 """Other folders of a store are left alone."""
 
-Names = set[tuple[str, str]]
+Names = set[ArtifactName]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Garbage:
         return sum(item.size_bytes for item in self.items)
 
 
-def garbage(store: Store) -> Garbage:
+def find_garbage(store: Store, stages: tuple[Stage, ...]) -> Garbage:
     """Find what no run needs.
 
     Raises:
@@ -71,7 +71,7 @@ def garbage(store: Store) -> Garbage:
                 f"gc: a store without live runs was required, {run.run_id} is live; wait or cancel it"
             )
         trials = list(replay(read(run.events)).trials.values())
-        artifacts |= _artifacts(store, run) | {("trial", trial.key) for trial in trials}
+        artifacts |= _artifacts(store, run, stages) | {("trial", trial.key) for trial in trials}
         work |= _work(run, trials)
     artifacts |= _shards(store, artifacts) | _features(store, artifacts)
     items, kept = [], 0
@@ -98,38 +98,26 @@ def collect(found: Garbage) -> None:
         shutil.rmtree(item.path, ignore_errors=True)
 
 
-def _artifacts(store: Store, run: RunPaths) -> Names:
-    """Return the artifacts of a run's stages."""
-    if not run.resolved.is_file() or (planned := run.read_json("plan")) is None:
+def _artifacts(store: Store, run: RunPaths, stages: tuple[Stage, ...]) -> Names:
+    """Return the artifacts that the stages of a run refer to.
+
+    Raises:
+        UserError: the spec of the run cannot be read.
+    """
+    plan = run.read_json("plan")
+    if not run.resolved.is_file() or plan is None:
         return set()  # it never began
     try:
         experiment = read_spec(run.resolved, check_roots=False)
     except UserError as error:
+        reason = str(error).splitlines()[0]
         raise UserError(
-            f"gc: what run {run.run_id} needs cannot be told, its {run.resolved.name} does not pass `check` any more "
-            f"({str(error).splitlines()[0]}); delete its folder first if it is not wanted"
+            f"gc: a readable spec of every run was required, {run.resolved} of run {run.run_id} "
+            f"does not pass `check` any more ({reason}); delete the run's folder first if you do "
+            "not need it"
         ) from None
-    keys = Keys(experiment, planned["files"])
-    needed: Names = {("catalog", keys.catalog)}
-    if (catalog := store.find("catalog", keys.catalog)) is None:
-        return needed
-    content = catalog.result["content"]
-    audits = {("audit", keys.audit(content, probe=probe)) for probe in (False, True)}
-    needed |= audits | {("search", keys.search(catalog))}
-    for arm in experiment.arms.values():
-        prepare = keys.prepare(arm, catalog.result["photos"])
-        needed |= {
-            ("split", keys.split(arm, content)),
-            ("prepare", prepare),
-            ("rows", keys.rows(prepare)),
-        }
-        for partial in store.all("prepare"):  # that lack photos by chance
-            if partial.manifest["inputs"].get("whole") == prepare:
-                needed |= {("prepare", partial.key), ("rows", keys.rows(partial.key))}
-    search = store.find("search", keys.search(catalog))
-    if search is not None and experiment.spec.confirm:
-        needed.add(("confirm", confirm_key(keys, catalog, search)))
-    return needed
+    found = find_stages(Scope(experiment, plan["files"], store), stages)
+    return set().union(*(entry.artifacts for entry in found.values()))
 
 
 def _work(run: RunPaths, trials: list[TrialRecord]) -> Names:

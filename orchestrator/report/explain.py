@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from orchestrator.base.errors import SpecError, UserError
-from orchestrator.base.versions import STAGES
+from orchestrator.base.versions import STAGE_NAMES
 from orchestrator.store.events import (
     Event,
     LimitReached,
@@ -53,7 +53,7 @@ def why(paths: RunPaths, item: str) -> list[str]:
         SpecError: nothing in the run has that name.
     """
     events = read(paths.events) if paths.events.is_file() else []
-    if item in STAGES:
+    if item in STAGE_NAMES:
         return _stage(paths, item, events)
     trials = list(replay(events).trials.values())
     of_setting = [trial for trial in trials if trial.setting == item]
@@ -65,7 +65,7 @@ def why(paths: RunPaths, item: str) -> list[str]:
     try:
         return _trial(paths, one_trial(trials, item, "a stage, a trial or a setting"), events)
     except UserError as error:
-        raise SpecError(f"{error}; stages: {', '.join(STAGES)}") from None
+        raise SpecError(f"{error}; stages: {', '.join(STAGE_NAMES)}") from None
 
 
 def _stage(paths: RunPaths, name: str, events: list[Event]) -> list[str]:

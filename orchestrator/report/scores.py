@@ -43,7 +43,7 @@ def confusion(targets: Ints, preds: Ints, n_classes: int) -> Ints:
 
 
 def class_scores(counts: Ints) -> dict[str, Floats]:
-    """Return precision, recall and F1 per class of a confusion matrix; 0 where nothing was predicted or right."""
+    """Return precision, recall and F1 per class; 0 where nothing was predicted or right."""
     right = np.diag(counts).astype(np.float64)
     support, predicted = counts.sum(axis=1), counts.sum(axis=0)
     return {
@@ -87,8 +87,9 @@ def oof_answers(
 ) -> Answers | None:
     """Vote on out-of-fold predictions.
 
-    A member's class is the argmax of its mean probability over the checkpoints that held the sample out; the vote
-    is `orchestrator.evaluation.vote.cast`. Samples that not every member predicted are left out.
+    A member's class is the argmax of its mean probability over the checkpoints that held the sample
+    out; the vote is `orchestrator.evaluation.vote.cast`. Samples that not every member predicted
+    are left out.
 
     Args:
         predictions: setting, seed, sample_id, target, pred, probs; out-of-fold rows.
@@ -100,10 +101,10 @@ def oof_answers(
     Returns:
         The answers, or None where there are no rows or the members answer other classes.
     """
-    found = by_setting(predictions.filter(pc.is_valid(predictions["target"])), n_classes)
-    if not members or not found.keys() >= set(members):
+    arms = by_setting(predictions.filter(pc.is_valid(predictions["target"])), n_classes)
+    if not members or not arms.keys() >= set(members):
         return None
-    together = list(align({member: found[member] for member in members}).values())
+    together = list(align({member: arms[member] for member in members}).values())
     if not together[0].sample_ids:
         return None
     member_preds = np.stack([one.votes for one in together])
@@ -141,7 +142,7 @@ def labelled_answers(votes: pa.Table, test_labels: pa.Table) -> Answers | None:
 
 
 def agreement(member_preds: Ints) -> Floats:
-    """Return the (M, M) shares of samples on which two members gave the same class, of those both answered."""
+    """Return the (M, M) shares of equal answers of two members, on samples that both answered."""
     n = len(member_preds)
     shares = np.eye(n)
     for a in range(n):

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data_prep.catalog.labels import Schema
 from data_prep.errors import DataError, MachineError
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import UserError
-from orchestrator.planning.plan import Keys, make_plan
+from orchestrator.planning.plan import make_plan
+from orchestrator.planning.stage import Env
 from orchestrator.spec.models import Experiment
-from orchestrator.stages import audit, catalog, split
-from orchestrator.stages import context as stages
+from orchestrator.stages import STAGES, audit, catalog, split
 from orchestrator.store.artifacts import Store, git_commit
 from orchestrator.store.events import RunEnded, RunStarted
 from orchestrator.store.ledger import Ledger, LedgerLocked
@@ -33,7 +34,7 @@ def run(
     from orchestrator.report.page import build_audit  # noqa: PLC0415
 
     reporter = Reporter()
-    plan = make_plan(experiment, store)
+    plan = make_plan(experiment, store, STAGES)
     paths = RunPaths(store.root / "audits" / plan.run_id)
     paths.root.mkdir(parents=True, exist_ok=True)
     try:
@@ -41,21 +42,18 @@ def run(
             Ledger(paths.root) as ledger,
             connect(address, insecure=insecure, dashboard=False) as cluster,
         ):
-            keys = Keys(experiment, plan.files)
-            labels = {name: list(names) for name, names in keys.schema.classes.items()}
-            ledger.append(
-                RunStarted(run_id=plan.run_id, git_commit=git_commit(), labels=labels),
-                commit=True,
-            )
+            classes = Schema.of(experiment.spec.data.labels).classes
+            labels = {name: list(names) for name, names in classes.items()}
+            event = RunStarted(run_id=plan.run_id, git_commit=git_commit(), labels=labels)
+            ledger.append(event, commit=True)
             cpus, gpus = (cluster.resources.get(name, 0.0) for name in ("CPU", "GPU"))
-            context = stages.Context(
-                experiment, keys, store, paths, ledger, reporter, cpus=cpus, gpus=gpus
-            )
-            for name, body in (("catalog", catalog.catalog), ("split", split.split)):
-                done = body(context)
-                reporter.outcome(name, done.outcome, done.note)
-            done = audit.audit(context, probe=probe)
-            reporter.outcome("audit", done.outcome, done.note)
+            env = Env(experiment, plan.files, store, paths, ledger, reporter, cpus=cpus, gpus=gpus)
+            photos = catalog.run(env)
+            reporter.outcome("catalog", photos.outcome, photos.note)
+            folds = split.run(env, photos)
+            reporter.outcome("split", folds.outcome, folds.note)
+            audited = audit.run(env, photos, folds, probe=probe)
+            reporter.outcome("audit", audited.outcome, audited.note)
             ledger.append(RunEnded(state="SUCCEEDED"), commit=True)
     except (DataError, MachineError) as error:
         raise UserError(str(error)) from None
@@ -68,9 +66,11 @@ def run(
 def lines(paths: RunPaths) -> list[str]:
     """Return an audit's warnings as text, the gravest first."""
     facts: dict[str, Any] = json.loads(Path(paths.audit).read_text(encoding="utf-8"))
-    found = [
-        f"{facts['n_photos']} photos, {facts['n_usable']} usable, {facts['n_groups']} groups, {facts['n_test']} for the test"
-    ]
+    summary = (
+        f"{facts['n_photos']} photos, {facts['n_usable']} usable, {facts['n_groups']} groups, "
+        f"{facts['n_test']} for the test"
+    )
+    found = [summary]
     for number, warning in enumerate(facts["warnings"], 1):
         found += [f"{number}. {warning['what']} ({warning['n']})", f"   do: {warning['do']}"]
     for label, one in ((facts["probe"] or {}).get("labels") or {}).items():

@@ -1,4 +1,4 @@
-"""What a person asks of a live run: files in `<run>/control/`, so that it works from every machine that sees the store."""
+"""Requests to a live run: files in `<run>/control/`, from any machine that sees the store."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _CANCEL = "cancel"
 
 
 class Listener:
-    """The driver's ear: interrupts its main thread when a cancel is asked for."""
+    """A thread of the driver that interrupts the main thread when a cancel is requested."""
 
     def __init__(self, paths: RunPaths) -> None:
         self.folder = paths.control
-        shutil.rmtree(self.folder, ignore_errors=True)  # wishes of an earlier driver
+        shutil.rmtree(self.folder, ignore_errors=True)  # requests to an earlier driver
         self.folder.mkdir(parents=True)
-        self._over = threading.Event()
+        self._closed = threading.Event()
         threading.Thread(target=self._listen, daemon=True).start()
 
     @property
@@ -32,21 +32,21 @@ class Listener:
         return (self.folder / _CANCEL).exists()
 
     def _listen(self) -> None:
-        while not self._over.wait(_POLL_S):
+        while not self._closed.wait(_POLL_S):
             if self.cancelled:
-                os.kill(os.getpid(), signal.SIGTERM)  # the same way as from outside
+                os.kill(os.getpid(), signal.SIGTERM)  # as `kill` does
                 return
 
     def close(self) -> None:
         """Stop listening."""
-        self._over.set()
+        self._closed.set()
 
 
 def require_live(paths: RunPaths) -> None:
-    """Refuse a run that nobody drives.
+    """Require that a run is live.
 
     Raises:
-        UserError: it is not live.
+        UserError: the run is not live.
     """
     if not is_live(paths.root):
         raise UserError(
@@ -55,10 +55,10 @@ def require_live(paths: RunPaths) -> None:
 
 
 def stop_trial(paths: RunPaths, name: str) -> str:
-    """Ask for the end of a running trial and return its id; it counts as PRUNED, what it reported stays.
+    """Ask a running trial to stop and return its id; it counts as PRUNED and keeps its reports.
 
     Raises:
-        UserError: the run is not live, or none of its running trials goes by that name.
+        UserError: the run is not live, or has no running trial of that name.
     """
     require_live(paths)
     running = [t for t in replay(read(paths.events)).trials.values() if t.status is None]
@@ -69,7 +69,10 @@ def stop_trial(paths: RunPaths, name: str) -> str:
 
 
 def cancel(paths: RunPaths, *, timeout_s: float) -> bool:
-    """Ask a live run to end and wait for it; return whether it has. It can be continued later.
+    """Ask a live run to end and wait for it; it can be continued later.
+
+    Returns:
+        True if the run has ended within the timeout.
 
     Raises:
         UserError: the run is not live.
@@ -77,7 +80,7 @@ def cancel(paths: RunPaths, *, timeout_s: float) -> bool:
     require_live(paths)
     paths.control.mkdir(exist_ok=True)
     (paths.control / _CANCEL).touch()
-    until = time.monotonic() + timeout_s
-    while is_live(paths.root) and time.monotonic() < until:
+    deadline = time.monotonic() + timeout_s
+    while is_live(paths.root) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     return not is_live(paths.root)

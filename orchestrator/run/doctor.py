@@ -1,4 +1,4 @@
-"""What this machine has and lacks."""
+"""A check of this machine: Python, packages, weights, disk, processors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 import shutil
 from importlib import metadata, util
 from pathlib import Path
+from typing import NamedTuple
 
 FLOORS = {
     "ray": (2, 56),
@@ -15,7 +16,7 @@ FLOORS = {
     "pillow": (12, 3),
     "rembg": (2, 0, 75),
 }
-"""Versions below have known holes."""
+"""Older versions have known security holes."""
 _NEEDED = (
     "ray",
     "torch",
@@ -35,78 +36,77 @@ _NEEDED = (
 _MIN_FREE_GIB = 2.0
 
 
+class Check(NamedTuple):
+    """The result of one check."""
+
+    passed: bool
+    text: str
+
+    def line(self) -> str:
+        """Return the check as a line of `doctor`."""
+        return f"{'ok  ' if self.passed else 'LACK'} {self.text}"
+
+
 def examine(folder: Path | None = None) -> tuple[list[str], bool]:
-    """Return what was found, a line each, and whether everything needed is there."""
+    """Return one line per check, and True if nothing required is missing."""
     checks = [_python(), *_packages(), *_weights(), _disk(folder or Path.cwd()), *_machine()]
-    lines = [f"{'ok  ' if good else 'LACK'} {text}" for good, text in checks]
-    return lines, all(good for good, _ in checks)
+    return [check.line() for check in checks], all(check.passed for check in checks)
 
 
-def _python() -> tuple[bool, str]:
-    found = platform.python_version()
-    return found.startswith("3.11."), f"Python {found} (required 3.11)"
+def _python() -> Check:
+    version = platform.python_version()
+    return Check(version.startswith("3.11."), f"Python {version} (required 3.11)")
 
 
-def _packages() -> list[tuple[bool, str]]:
-    checks = []
-    for name in _NEEDED:
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            checks.append((False, f"{name}: not installed; run `make setup`"))
-            continue
-        floor = FLOORS.get(name)
-        numbers = tuple(int(part) for part in version.split("+")[0].split(".") if part.isdigit())
-        good = floor is None or numbers >= floor
-        need = (
-            ""
-            if good
-            else f"; required {'.'.join(map(str, floor or ()))} or newer, older ones have known holes"
-        )
-        checks.append((good, f"{name} {version}{need}"))
-    return checks
+def _packages() -> list[Check]:
+    return [_package(name) for name in _NEEDED]
 
 
-def _weights() -> list[tuple[bool, str]]:
+def _package(name: str) -> Check:
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Check(False, f"{name}: not installed; run `make setup`")
+    floor = FLOORS.get(name, ())
+    numbers = tuple(int(part) for part in version.split("+")[0].split(".") if part.isdigit())
+    if numbers >= floor:
+        return Check(True, f"{name} {version}")
+    required = ".".join(map(str, floor))
+    text = f"required {required} or newer, older versions have known security holes"
+    return Check(False, f"{name} {version}; {text}")
+
+
+def _weights() -> list[Check]:
+    """Return where pinned weights are; none is required, because only some specs name them."""
     from data_prep.weights.cache import local  # noqa: PLC0415
     from data_prep.weights.registry import pinned  # noqa: PLC0415
 
     checks = []
     for name in pinned():
-        found = local(name)
-        state = (
-            f"at {found}"
-            if found
-            else f"not here; `python -m orchestrator weights {name}` fetches them"
-        )
-        checks.append((True, f"weights {name}: {state}"))  # needed only by specs that name them
+        path = local(name)
+        place = f"at {path}"
+        if path is None:
+            place = f"not here; `python -m orchestrator weights {name}` fetches them"
+        checks.append(Check(True, f"weights {name}: {place}"))
     return checks
 
 
-def _disk(folder: Path) -> tuple[bool, str]:
+def _disk(folder: Path) -> Check:
     free_gib = shutil.disk_usage(folder).free / 2**30
-    return (
-        free_gib >= _MIN_FREE_GIB,
-        f"{free_gib:.1f} GiB free at {folder} (required {_MIN_FREE_GIB:.0f})",
-    )
+    text = f"{free_gib:.1f} GiB free at {folder} (required {_MIN_FREE_GIB:.0f})"
+    return Check(free_gib >= _MIN_FREE_GIB, text)
 
 
-def _machine() -> list[tuple[bool, str]]:
+def _machine() -> list[Check]:
     from orchestrator.cluster.connection import local_gpus  # noqa: PLC0415
 
     n_gpus = local_gpus()
-    cuda = "" if n_gpus else "; specs must say gpu: 0"
-    key = (
-        "a key is set"
-        if os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()
-        else "no key: offline"
-    )
-    dashboard = util.find_spec("aiohttp") is not None
-    return [
-        (True, f"{os.cpu_count()} CPU cores, {n_gpus} GPU(s){cuda}"),
-        (True, f"W&B: {key}"),
-        (
-            dashboard,
-            "Ray dashboard" + ("" if dashboard else ": parts missing; install ray[default]"),
-        ),
-    ]
+    processors = f"{os.cpu_count()} CPU cores, {n_gpus} GPU(s)"
+    if not n_gpus:
+        processors += "; specs must say gpu: 0"
+    has_key = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
+    dashboard = Check(True, "Ray dashboard")
+    if util.find_spec("aiohttp") is None:
+        dashboard = Check(False, "Ray dashboard: parts missing; install ray[default]")
+    wandb = "W&B: a key is set" if has_key else "W&B: no key: offline"
+    return [Check(True, processors), Check(True, wandb), dashboard]

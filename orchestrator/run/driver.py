@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,29 +17,20 @@ from typing import Any
 from rich.markup import escape
 from ruamel.yaml import YAML
 
+from data_prep.catalog.labels import Schema
 from data_prep.errors import MachineError
 from data_prep.files import write_json
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import INTERRUPTED, SpecError, UserError
-from orchestrator.base.versions import STAGES
-from orchestrator.planning.plan import Keys, Plan, make_plan
+from orchestrator.planning.plan import Plan, make_plan
+from orchestrator.planning.stage import Env, Output
 from orchestrator.run.control import Listener
 from orchestrator.search.trial_tables import best_trial
 from orchestrator.spec.load import read as read_spec
 from orchestrator.spec.models import Experiment
-from orchestrator.stages import (
-    audit,
-    catalog,
-    confirm,
-    hypotheses,
-    prepare,
-    search,
-    select,
-    split,
-    vote,
-)
-from orchestrator.stages import context as stages
-from orchestrator.stages import report as reports
+from orchestrator.stages import STAGES
+from orchestrator.stages.catalog import Catalog
+from orchestrator.stages.prepare import Prepared
 from orchestrator.store.artifacts import Store, git_commit, packages
 from orchestrator.store.events import RunEnded, RunResumed, RunStarted, StageEnded
 from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read, replay
@@ -48,20 +39,6 @@ from orchestrator.store.run_dir import RunPaths
 _TRACKER_WAIT_S = 30.0
 _FOLLOW_EVERY_S = 0.5
 _LOOK_EVERY_S = 0.05
-
-BODIES: dict[str, Callable[[stages.Context], stages.Done]] = {
-    "catalog": catalog.catalog,
-    "split": split.split,
-    "audit": audit.audit,
-    "prepare": prepare.prepare,
-    "search": search.search,
-    "confirm": confirm.confirm,
-    "hypotheses": hypotheses.hypotheses,
-    "select": select.select,
-    "vote": vote.vote,
-    "report": reports.report,
-}
-"""In the order they run: the audit measures the leaks of splits, so it comes after them."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +58,7 @@ def submit(experiment: Experiment, store: Store, options: Options) -> int:
     """
     reporter = Reporter()
     _refuse_missing_gpus(experiment, options)
-    plan = make_plan(experiment, store)
+    plan = make_plan(experiment, store, STAGES)
     paths = RunPaths(store.root / "runs" / plan.run_id)
     if (paths.read_json("summary") or {}).get("state") == "SUCCEEDED":
         for stage in plan.stages:
@@ -122,7 +99,7 @@ def resume(paths: RunPaths, store: Store, options: Options) -> int:
     experiment = dataclasses.replace(
         read_spec(paths.resolved), text=paths.spec.read_text(encoding="utf-8")
     )
-    plan = make_plan(experiment, store)
+    plan = make_plan(experiment, store, STAGES)
     if plan.run_id != paths.run_id:
         raise UserError(
             f"run {paths.run_id}: data or code changed since it was started (it would now be {plan.run_id}); "
@@ -137,7 +114,7 @@ def detach(experiment: Experiment, store: Store, arguments: list[str]) -> str:
     Raises:
         UserError: it ended with an error before that.
     """
-    plan = make_plan(experiment, store)
+    plan = make_plan(experiment, store, STAGES)
     paths = RunPaths(store.root / "runs" / plan.run_id)
     paths.root.mkdir(parents=True, exist_ok=True)
     command = [
@@ -240,6 +217,7 @@ def _drive(
     dump_yaml(experiment.resolved(), paths.resolved)
     write_json(paths.plan, plan.to_json())
     resources = experiment.spec.resources
+    schema = Schema.of(experiment.spec.data.labels)
     started = RunResumed if earlier.trials or earlier.stages else RunStarted
     ledger.append(
         started(
@@ -248,7 +226,7 @@ def _drive(
             git_commit=git_commit(),
             packages=packages(),
             overrides=experiment.overrides,
-            labels={n: list(c) for n, c in Keys(experiment, plan.files).schema.classes.items()},
+            labels={name: list(classes) for name, classes in schema.classes.items()},
         ),
         commit=True,
     )
@@ -256,7 +234,7 @@ def _drive(
     tracker = track.start(paths.root, experiment.spec.track)
     outcomes: dict[str, str] = {}
     state, code = "FAILED", 1
-    context: stages.Context | None = None
+    outputs: dict[str, Output] = {}
     try:
         _require_weights(experiment, allow_download=options.allow_download)
         with connect(options.address, insecure=options.insecure) as cluster:
@@ -266,9 +244,9 @@ def _drive(
                 cpu=max(resources.per_trial.cpu, resources.per_prep_worker.cpu),
                 gpu=max(resources.per_trial.gpu, resources.per_prep_worker.gpu),
             )
-            context = stages.Context(
+            env = Env(
                 experiment,
-                Keys(experiment, plan.files),
+                plan.files,
                 store,
                 paths,
                 ledger,
@@ -276,7 +254,7 @@ def _drive(
                 cpus=cluster.resources.get("CPU", 1.0),
                 gpus=cluster.resources.get("GPU", 0.0),
             )
-            failed = _run_stages(context, outcomes)
+            failed = _run_stages(env, outcomes, outputs)
         state, code = ("FAILED", 1) if failed else ("SUCCEEDED", 0)
     except KeyboardInterrupt:
         state, code = "CANCELLED" if listener.cancelled else "INTERRUPTED", INTERRUPTED
@@ -290,7 +268,7 @@ def _drive(
             outcomes,
             state,
             spent_s + time.monotonic() - began,
-            context.n_quarantined() if context else 0,
+            _n_quarantined(outputs),
         )
         missing = tracker.finish(_TRACKER_WAIT_S if state == "SUCCEEDED" else 2.0)
         if missing:
@@ -300,34 +278,53 @@ def _drive(
     return code
 
 
-def _run_stages(context: stages.Context, outcomes: dict[str, str]) -> bool:
-    """Run every stage in order; after a failure the rest is BLOCKED. Returns whether one failed."""
-    failed = False
-    for name, body in BODIES.items():
+def _run_stages(env: Env, outcomes: dict[str, str], outputs: dict[str, Output]) -> bool:
+    """Run every stage in order; after a failure the rest is BLOCKED.
+
+    Args:
+        env: of the run.
+        outcomes: filled with the outcome of every stage.
+        outputs: filled with the outputs of the stages that succeeded.
+
+    Returns:
+        True if a stage failed.
+    """
+    has_failed = False
+    for stage in STAGES:
         began = time.monotonic()
-        if failed:
+        if has_failed:
             outcome, note = "BLOCKED", "an earlier stage failed"
         else:
             try:
-                done = body(context)
-                outcome, note = done.outcome, done.note
+                output = stage.run(env, **{name: outputs[name] for name in stage.reads})
             except Exception as error:  # noqa: BLE001 - whatever a stage raises is its outcome
-                failed, outcome = True, "FAILED"
-                note = (
-                    str(error)
-                    if isinstance(error, UserError | MachineError)
-                    else f"{type(error).__name__}: {error}"
-                )
-                context.paths.error.write_text(traceback.format_exc(), encoding="utf-8")
-                note += f"; details in {context.paths.error}"
+                has_failed, outcome, note = True, "FAILED", _failure_note(env.paths, error)
+            else:
+                outputs[stage.name] = output
+                outcome, note = output.outcome, output.note
         wall_s = time.monotonic() - began
-        outcomes[name] = outcome
-        context.ledger.append(
-            StageEnded(stage=name, outcome=outcome, wall_s=round(wall_s, 3), note=note),
-            commit=True,
-        )
-        context.reporter.outcome(name, outcome, note, wall_s)
-    return failed
+        outcomes[stage.name] = outcome
+        event = StageEnded(stage=stage.name, outcome=outcome, wall_s=round(wall_s, 3), note=note)
+        env.ledger.append(event, commit=True)
+        env.console.outcome(stage.name, outcome, note, wall_s)
+    return has_failed
+
+
+def _failure_note(paths: RunPaths, error: Exception) -> str:
+    """Write the traceback to a file, and return a line about the error."""
+    paths.error.write_text(traceback.format_exc(), encoding="utf-8")
+    is_expected = isinstance(error, UserError | MachineError)
+    text = str(error) if is_expected else f"{type(error).__name__}: {error}"
+    return f"{text}; details in {paths.error}"
+
+
+def _n_quarantined(outputs: Mapping[str, Output]) -> int:
+    """Count the photos that could not be read or prepared."""
+    samples: set[str] = set()
+    for output in outputs.values():
+        if isinstance(output, Catalog | Prepared):
+            samples |= set(output.quarantined)
+    return len(samples)
 
 
 def _require_weights(experiment: Experiment, *, allow_download: bool) -> None:
@@ -372,7 +369,7 @@ def _write_summary(
         {
             "run_id": paths.run_id,
             "state": state,
-            "stages": {name: outcomes.get(name, "BLOCKED") for name in STAGES},
+            "stages": {stage.name: outcomes.get(stage.name, "BLOCKED") for stage in STAGES},
             "trials": counts,
             "quarantined": n_quarantined,
             "best": best_trial(replayed),

@@ -1,6 +1,7 @@
-"""The mirror of a run: one background process that reads the ledger and writes the Optuna journal, TensorBoard and W&B.
+"""The mirror of a run: a background process that reads the ledger and writes to other trackers.
 
-It can block and fail nothing: the driver starts it, waits a little for it at the end, and goes on without it.
+These are the Optuna journal, TensorBoard and W&B. The mirror cannot block the run or make it fail:
+the driver starts it, waits a short time for it at the end, and continues without it.
 """
 
 from __future__ import annotations
@@ -30,26 +31,25 @@ _DONE = "tracked.json"
 
 @dataclass
 class Tracker:
-    """The driver's hold on the background process."""
+    """The background process, as the driver sees it."""
 
     process: subprocess.Popen[bytes] | None
     run: Path
 
     def finish(self, timeout_s: float) -> str | None:
-        """Wait for it to catch up; return what is missing, or None."""
+        """Wait until everything is mirrored; return what is missing, or None."""
         if self.process is None:
             return None
+        details = f"details in {self.run / 'track.log'}"
         try:
             code = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            return f"stopped after {timeout_s:.0f} s before everything was mirrored; details in {self.run / 'track.log'}"
-        return (
-            None
-            if code == 0
-            else f"failed, study.log or W&B may lack trials; details in {self.run / 'track.log'}"
-        )
+            return f"stopped after {timeout_s:.0f} s before everything was mirrored; {details}"
+        if code == 0:
+            return None
+        return f"failed, study.log or W&B may lack trials; {details}"
 
 
 def start(run: Path, settings: Any) -> Tracker:
@@ -67,14 +67,12 @@ def start(run: Path, settings: Any) -> Tracker:
 
 
 def main(run: Path, parent: int) -> int:
-    """Mirror a run until it has ended or its driver is gone; return 1 where a part of the mirror could not go on."""
+    """Mirror a run until it ends or its driver is gone; return 1 if a part of the mirror failed."""
     spec = YAML(typ="safe", pure=True).load((run / "resolved.yaml").read_text(encoding="utf-8"))
     track = spec.get("track") or {}
-    search = (
-        Search.model_validate_json(json.dumps(spec["search"]))
-        if spec.get("search")
-        else Search(trials=1)
-    )
+    search = Search(trials=1)
+    if spec.get("search"):
+        search = Search.model_validate_json(json.dumps(spec["search"]))
     sinks: list[Callable[[TrialRecord], None]] = [Journal(run, search)]
     if track.get("tensorboard"):
         sinks.append(lambda trial: _tensorboard(run, trial))
@@ -85,10 +83,10 @@ def main(run: Path, parent: int) -> int:
         lines.append(([lambda trial: _wandb(run, wandb, trial)], run / _DONE))
     broken: list[Exception] = []
 
-    def follow(own: list[Callable[[TrialRecord], None]], memory: Path | None) -> None:
+    def follow(sinks: list[Callable[[TrialRecord], None]], memory: Path | None) -> None:
         try:
-            _follow(run, own, parent, memory)
-        except Exception as error:  # noqa: BLE001 - a full disk, say: it would end this thread alone, unseen
+            _follow(run, sinks, parent, memory)
+        except Exception as error:  # noqa: BLE001 - such as a full disk; report it to main
             traceback.print_exc()
             broken.append(error)
 
@@ -103,7 +101,7 @@ def main(run: Path, parent: int) -> int:
 def _follow(
     run: Path, sinks: list[Callable[[TrialRecord], None]], parent: int, memory: Path | None
 ) -> None:
-    """Hand every ended trial to the sinks, once; `memory` remembers them over restarts."""
+    """Hand each ended trial to the sinks once; the file `memory` keeps their names."""
     seen: set[str] = set(json.loads(memory.read_text()) if memory and memory.exists() else [])
     began, state, reader = time.time(), State(), Tail(run / "events.jsonl")
     while True:
@@ -221,7 +219,7 @@ def _wandb(run: Path, settings: dict[str, Any], trial: TrialRecord) -> None:
         init_timeout=10,
     )
     try:
-        one = wandb.init(
+        record = wandb.init(
             project=settings["project"],
             mode=settings["mode"],
             id=name,
@@ -233,7 +231,7 @@ def _wandb(run: Path, settings: dict[str, Any], trial: TrialRecord) -> None:
             reinit="finish_previous",
             resume="allow" if settings["mode"] == "online" else None,
         )
-    except Exception as error:  # noqa: BLE001 - whatever the service does, the run goes on
+    except Exception as error:  # noqa: BLE001 - the service must not stop the mirror
         sys.stderr.write(
             f"W&B: {type(error).__name__}; going on offline, later: wandb sync {run / 'wandb'}\n"
         )
@@ -241,9 +239,9 @@ def _wandb(run: Path, settings: dict[str, Any], trial: TrialRecord) -> None:
         _wandb(run, settings, trial)
         return
     for epoch, metrics in sorted(trial.reports.items()):
-        one.log(metrics, step=epoch)
-    one.summary["status"] = trial.status
-    one.finish(exit_code=0 if trial.status != "FAILED" else 1)
+        record.log(metrics, step=epoch)
+    record.summary["status"] = trial.status
+    record.finish(exit_code=0 if trial.status != "FAILED" else 1)
 
 
 if __name__ == "__main__":

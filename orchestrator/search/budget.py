@@ -27,7 +27,7 @@ class Budget:
     began: float = field(default_factory=time.monotonic)
     _since: float | None = None  # when the driver whose events are seen began this phase
 
-    def see(self, event: Event, phase: str) -> None:
+    def replay(self, event: Event, phase: str) -> None:
         """Take in an event of an earlier driver."""
         if isinstance(event, DriverStarted | StageEnded):
             self._since = None
@@ -40,17 +40,17 @@ class Budget:
         if isinstance(event, LimitReached) and event.phase == phase:
             self.reached = event.reason
 
-    def over(self, best: float, live_s: float) -> str | None:
-        """Say which limit is reached, or None.
+    def limit_reached(self, best: float, running_s: float) -> str | None:
+        """Return which limit is reached, or None.
 
         Args:
-            best: score of any trial so far.
-            live_s: seconds of the running trials, summed.
+            best: score of all trials so far.
+            running_s: seconds of the running trials, summed.
         """
         if self.limits is None:
             return None
         wall_s = self.earlier_s + time.monotonic() - self.began
-        gpu_hours = (self.used_s + live_s) * self.gpus_per_trial / 3600
+        gpu_hours = (self.used_s + running_s) * self.gpus_per_trial / 3600
         if self.limits.wall and wall_s >= seconds(self.limits.wall):
             return f"search.limits.wall: {self.limits.wall} are over"
         if self.limits.gpu_hours and gpu_hours >= self.limits.gpu_hours:

@@ -1,46 +1,44 @@
-"""The precision of a training. `auto` is probed where trials run, once per run, backbone and size."""
+"""The precision of a training. `auto` is probed once per run, backbone and size."""
 
 from __future__ import annotations
 
-from orchestrator.spec.models import Arm
-from orchestrator.stages.context import Context
+from data_prep.catalog.labels import Schema
+from orchestrator.spec.models import Arm, TrialShare
 from orchestrator.store.events import PrecisionChosen
+from orchestrator.store.ledger import Ledger
 
 
-def precision_of(context: Context, arm: Arm) -> str:
-    """Return an arm's precision. `auto` is probed once per run, backbone and size, and stands in the ledger."""
+def choose_precision(arm: Arm, schema: Schema, share: TrialShare, ledger: Ledger) -> str:
+    """Return an arm's precision. What `auto` chose stands in the ledger.
+
+    Args:
+        arm: of the spec.
+        schema: the labels.
+        share: what a trial gets of the machine.
+        ledger: of the run.
+    """
     if arm.train.precision != "auto":
         return arm.train.precision
-    share = context.experiment.spec.resources.per_trial
-    device, model = "cuda" if share.gpu else "cpu", arm.train.model
-    asked = (model.backbone, arm.prep.size, device)
-    for event in context.ledger.events:
-        if isinstance(event, PrecisionChosen) and asked == (
-            event.backbone,
-            event.size,
-            event.device,
-        ):
-            return event.chosen
-    seconds = _probe(context, arm, device)
-    chosen = min(seconds, key=lambda name: seconds[name])
-    context.ledger.append(
-        PrecisionChosen(
-            backbone=model.backbone,
-            size=arm.prep.size,
-            device=device,
-            seconds=seconds,
-            chosen=chosen,
-        ),
-        commit=True,
+    device, backbone, size = share.device, arm.train.model.backbone, arm.prep.size
+    for event in ledger.events:
+        if isinstance(event, PrecisionChosen):
+            known = (event.backbone, event.size, event.device)
+            if known == (backbone, size, device):
+                return event.chosen
+    seconds = _probe(arm, schema, share)
+    chosen = min(seconds, key=seconds.__getitem__)
+    event = PrecisionChosen(
+        backbone=backbone, size=size, device=device, seconds=seconds, chosen=chosen
     )
+    ledger.append(event, commit=True)
     return chosen
 
 
-def _probe(context: Context, arm: Arm, device: str) -> dict[str, float]:
-    """Time a few steps where trials run."""
+def _probe(arm: Arm, schema: Schema, share: TrialShare) -> dict[str, float]:
+    """Return precision -> seconds of a step, measured where trials run."""
     import ray  # noqa: PLC0415
 
-    def run() -> dict[str, float]:
+    def measure() -> dict[str, float]:
         from trainers.device import probe  # noqa: PLC0415
 
         return probe(
@@ -48,12 +46,10 @@ def _probe(context: Context, arm: Arm, device: str) -> dict[str, float]:
             dict(zip(schema.names, schema.sizes, strict=True)),
             size=arm.prep.size,
             batch_size=arm.train.micro_batch or arm.train.batch_size,
-            device=device,
+            device=share.device,
             threads=max(1, int(share.cpu)),
         )
 
-    share, schema = context.experiment.spec.resources.per_trial, context.schema
-    found: dict[str, float] = ray.get(
-        ray.remote(num_cpus=share.cpu, num_gpus=share.gpu)(run).remote()
-    )
-    return found
+    task = ray.remote(num_cpus=share.cpu, num_gpus=share.gpu)(measure)
+    seconds: dict[str, float] = ray.get(task.remote())
+    return seconds

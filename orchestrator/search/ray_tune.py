@@ -1,4 +1,4 @@
-"""The adapter of Ray Tune: runs what a bridge proposes, and leaves a folder that any Tune user can open."""
+"""The adapter of Ray Tune: runs what a trial controller proposes, and leaves a folder that any Tune user can open."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ray.tune.result import RESULT_DUPLICATE
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.search.controller import OBJECTIVE, Bridge
+from orchestrator.search.controller import OBJECTIVE, Finished, TrialController, Waiting
 from orchestrator.search.trial import TrialSpec, run_trial
 from orchestrator.search.worker import TRAINING, Body, Child, Reported, Watch
 
@@ -42,7 +42,7 @@ _RETRIED = {"exited", "killed", "memory"}
 class Warm(tune.Trainable):
     """A worker that has everything loaded and runs one trial after another, each in a child of its own.
 
-    A trial that ended before only says again what it said.
+    A trial that has ended before is only replayed.
     """
 
     body: Body
@@ -61,9 +61,9 @@ class Warm(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self.again: Iterator[dict[str, Any]] | None = None
-        if (told := config.get("again")) is not None:
-            self.again = _told(told["reports"], told["error"])
+        self.replay: Iterator[dict[str, Any]] | None = None
+        if (replay := config.get("again")) is not None:
+            self.replay = _results_of(replay["reports"], replay["error"])
             return
         spec = TrialSpec(**config["spec"])
         self.child.start(
@@ -71,22 +71,20 @@ class Warm(tune.Trainable):
         )
 
     def step(self) -> dict[str, Any]:
-        if self.again is not None:
-            return next(self.again)
-        heard = self.child.next()
-        if isinstance(heard, Reported):
-            return {"epoch": heard.epoch, **heard.metrics}
-        return (
-            {RESULT_DUPLICATE: True}
-            if heard is None
-            else {"done": True, "cause": heard.cause, "error": heard.text}
-        )
+        if self.replay is not None:
+            return next(self.replay)
+        message = self.child.next()
+        if isinstance(message, Reported):
+            return {"epoch": message.epoch, **message.metrics}
+        if message is None:
+            return {RESULT_DUPLICATE: True}
+        return {"done": True, "cause": message.cause, "error": message.text}
 
     def cleanup(self) -> None:
         self.child.kill()
 
 
-def _told(
+def _results_of(
     reports: list[tuple[int, dict[str, float]]], error: str | None
 ) -> Iterator[dict[str, Any]]:
     for epoch, metrics in reports:
@@ -116,30 +114,25 @@ def memory_kills_are_deaths() -> Iterator[None]:
 
 
 class Proposals(Searcher):
-    """Hands out what the bridge proposes."""
+    """Hands out what the trial controller proposes."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, trial_controller: TrialController) -> None:
         super().__init__(metric=OBJECTIVE, mode="max")
-        self.bridge = bridge
+        self.trial_controller = trial_controller
 
     def suggest(self, trial_id: str) -> Any:
-        live = self.bridge.next()
-        if live is None:
+        step = self.trial_controller.next()
+        if isinstance(step, Waiting):
             return None
-        if isinstance(live, str):
+        if isinstance(step, Finished):
             return Searcher.FINISHED
         config: dict[str, Any] = {
-            "name": live.spec.trial_id,
-            "attempt": live.attempt,
-            "spec": live.spec.to_json(),
+            "name": step.spec.trial_id,
+            "attempt": step.attempt,
+            "spec": step.spec.to_json(),
         }
-        if (told := live.told_again) is not None:
-            config["again"] = {
-                "reports": sorted(told.reports.items()),
-                "error": told.error,
-            }
-        elif live.finished is not None:
-            config["again"] = {"reports": list(enumerate(live.finished, 1)), "error": None}
+        if step.replay is not None:
+            config["again"] = {"reports": step.replay.reports, "error": step.replay.error}
         return config
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -159,11 +152,11 @@ class Proposals(Searcher):
 
 
 class Decisions(FIFOScheduler):
-    """Passes reports and endings to the bridge."""
+    """Passes reports and endings to the trial controller."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, trial_controller: TrialController) -> None:
         super().__init__()
-        self.bridge = bridge
+        self.trial_controller = trial_controller
         self.failed: list[
             tuple[Any, Any, str]
         ] = []  # (controller, trial, reason), to be shown as errors
@@ -193,7 +186,7 @@ class Decisions(FIFOScheduler):
             for name, value in result.items()
             if name.startswith(("val_", "train_")) or name in {"lr", "epoch_s"}
         }
-        stops = self.bridge.heard(_name(trial), int(result["epoch"]), metrics)
+        stops = self.trial_controller.on_report(_name(trial), int(result["epoch"]), metrics)
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
@@ -201,19 +194,19 @@ class Decisions(FIFOScheduler):
         if error:
             self.failed.append((tune_controller, trial, error))
         if cause in _RETRIED:
-            self.bridge.died(_name(trial), str(error), cause=str(cause))
+            self.trial_controller.on_death(_name(trial), str(error), cause=str(cause))
         elif cause == "stopped":
-            self.bridge.ended(_name(trial), "PRUNED", why=error)
+            self.trial_controller.on_end(_name(trial), "PRUNED", why=error)
         elif cause:
-            self.bridge.ended(_name(trial), "FAILED", error, cause=cause)
+            self.trial_controller.on_end(_name(trial), "FAILED", error, cause=cause)
         else:
-            self.bridge.ended(_name(trial), "COMPLETE")
+            self.trial_controller.on_end(_name(trial), "COMPLETE")
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         error = trial.get_error()
         text = _brief(error)
         if isinstance(error, OutOfMemoryError):
-            self.bridge.died(
+            self.trial_controller.on_death(
                 _name(trial), f"the cluster ran out of memory and ended it: {text}", cause="memory"
             )
         elif isinstance(error, RayActorError | NodeDiedError):
@@ -221,14 +214,14 @@ class Decisions(FIFOScheduler):
             lost = not self._nodes <= nodes or bool(getattr(error, "preempted", False))
             self._nodes = nodes
             where = "its node was lost" if lost else "its worker died"
-            self.bridge.died(
+            self.trial_controller.on_death(
                 _name(trial),
                 f"{where}: {text}",
                 cause="node" if lost else "killed",
                 counts=not lost,
             )
         else:
-            self.bridge.ended(_name(trial), "FAILED", text, cause="raised")
+            self.trial_controller.on_end(_name(trial), "FAILED", text, cause="raised")
 
     def __deepcopy__(self, memo: Any) -> Any:
         return self
@@ -262,7 +255,7 @@ class Files(JsonLoggerCallback):
 
 
 def run(
-    bridge: Bridge,
+    trial_controller: TrialController,
     folder: Path,
     *,
     cpu: float,
@@ -273,12 +266,12 @@ def run(
     watch: Watch = Watch(),  # noqa: B008 - frozen
     tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run all trials of a bridge as one Tune experiment in `folder`, which is made anew.
+    """Run all trials of a controller as one Tune experiment in `folder`, which is made anew.
 
-    A run that is gone on with tells Tune of its ended trials again, so nothing of an older folder is needed.
+    Ended trials of a resumed run are replayed to Tune, so nothing of an older folder is needed.
 
     Args:
-        bridge: what to run.
+        trial_controller: what to run.
         folder: of the experiment.
         cpu: per trial.
         gpu: per trial, fractions allowed.
@@ -298,13 +291,13 @@ def run(
     worker = type(
         "Trial", (Warm,), {"body": staticmethod(body), "watch": watch, "modules": tuple(modules)}
     )
-    decisions = Decisions(bridge)
+    decisions = Decisions(trial_controller)
     with warnings.catch_warnings(), memory_kills_are_deaths():
         warnings.simplefilter("ignore")
         tune.Tuner(
             tune.with_resources(worker, {"cpu": cpu, "gpu": gpu}),
             tune_config=tune.TuneConfig(
-                search_alg=Proposals(bridge),
+                search_alg=Proposals(trial_controller),
                 scheduler=decisions,
                 num_samples=-1,
                 max_concurrent_trials=max_concurrent,

@@ -10,10 +10,11 @@ from typing import Any
 
 from orchestrator.base.keys import digest
 from orchestrator.search.budget import Budget
-from orchestrator.search.controller import OBJECTIVE, Bridge, Reports, Rungs
+from orchestrator.search.controller import OBJECTIVE, Reports, TrialController
+from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
 from orchestrator.spec.search_space import Search, grid, suggest
-from orchestrator.store.ledger import TrialRecord
+from orchestrator.store.ledger import Ledger, TrialRecord
 from trainers.config import Duration
 
 MakeSpec = Callable[[str, str, dict[str, Any]], TrialSpec]
@@ -238,22 +239,20 @@ def _stored(entry: Any, value: Any) -> Any:
     return value if simple else choices.index(value) if choices else value
 
 
-def search_bridge(
+def search_controller(
     studies: Studies,
-    ledger: Any,
+    ledger: Ledger,
     durations: dict[str, str],
-    progress: Callable[[int, str], None] | None = None,
     *,
     finished: Callable[[TrialSpec], list[dict[str, float]] | None] | None = None,
     gpus_per_trial: float = 0.0,
-) -> Bridge:
-    """Return the bridge of a search.
+) -> TrialController:
+    """Return the trial controller of a search.
 
     Args:
         studies: one per variant.
         ledger: open for writing.
         durations: variant -> its `train.duration`.
-        progress: told how many trials have ended.
         finished: looks up the epochs of a trial that is finished in the store.
         gpus_per_trial: what gpu_hours are counted with.
     """
@@ -261,14 +260,13 @@ def search_bridge(
         name: Rungs(studies.search.scheduler, _max_epochs(durations[name]))
         for name in studies.variants
     }
-    return Bridge(
+    return TrialController(
         ledger,
         "search",
         studies.proposals(),
         rungs=rungs,
         tell=studies.tell,
         resume=studies.resume,
-        progress=progress,
         finished=finished,
         budget=Budget(studies.search.limits, gpus_per_trial),
     )

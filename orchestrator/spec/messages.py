@@ -7,10 +7,12 @@ import json
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from orchestrator.spec.yaml_source import Document, KeyPath, Problem
 
 M = TypeVar("M", bound=BaseModel)
+JsonSchema = dict[str, Any]
 
 
 def validate(
@@ -21,15 +23,18 @@ def validate(
     under: KeyPath = (),
     prefix: str = "",
 ) -> M | None:
-    """Validate data against a model; what is wrong goes to `problems`, each with its place in the document.
+    """Validate data against a model, and add each fault with its place to `problems`.
 
     Args:
         model: a section of the spec.
         data: plain data.
-        document: where the data was written.
-        problems: is added to.
-        under: the place to blame, where it is not the data's own (a variant's override).
-        prefix: of every text.
+        document: the file that the data comes from.
+        problems: the list to add to.
+        under: the place to blame if it is not the data's own, such as a variant's override.
+        prefix: the beginning of each message.
+
+    Returns:
+        The validated section, or None if there are faults.
     """
     try:
         return model.model_validate_json(json.dumps(data))
@@ -40,82 +45,97 @@ def validate(
 
 
 def _problem(
-    fault: Any, data: Any, document: Document, under: KeyPath, prefix: str, model: type[BaseModel]
+    fault: ErrorDetails,
+    data: Any,
+    document: Document,
+    under: KeyPath,
+    prefix: str,
+    model: type[BaseModel],
 ) -> Problem:
     path, parent = _real_path(fault["loc"], data)
     dotted = prefix + ".".join(str(part) for part in path)
-    found = _short(fault.get("input"))
-    kind, key = fault["type"], False
-    if kind == "extra_forbidden":
-        key = True
+    is_unknown_key = fault["type"] == "extra_forbidden"
+    text = _sentence(fault, path, dotted)
+    if is_unknown_key:
         text = _unknown_key(fault["loc"], path, parent, model)
-    elif kind == "missing":
-        text = f"{dotted}: required, found nothing; add {path[-1]}:"
-    elif kind == "union_tag_invalid":
-        tag, known = (
-            str(fault["ctx"]["tag"]),
-            [t.strip("' ") for t in fault["ctx"]["expected_tags"].split(",")],
-        )
-        text = f"{dotted}: required one of {', '.join(known)}; found {tag!r}{nearest(tag, known)}"
-    elif kind == "literal_error":
-        known = [t.strip("' ") for t in fault["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        text = f"{dotted}: required one of {', '.join(known)}; found {found}{nearest(str(fault.get('input')), known)}"
-    elif kind == "value_error":
-        text = f"{dotted}: {fault['ctx']['error'] if 'error' in fault.get('ctx', {}) else fault['msg']}".lstrip(
-            ": "
-        )
-    elif kind in {"string_pattern_mismatch", "string_type"} and (
-        form := _form(_pattern_of(fault, path))
-    ):
-        text = f"{dotted}: required {form}, found {found}"
-    else:
-        message = fault["msg"].replace("Input should be", "required").replace("Value error, ", "")
-        text = f"{dotted}: {message[0].lower() + message[1:]}, found {found}{_hint(fault)}"
     where = under or path
-    if (
-        kind == "value_error" and not where
-    ):  # a rule over several sections begins with the setting that it blames
+    if not where and fault["type"] == "value_error":
+        # a rule over several sections begins with the setting that it blames
         where = tuple(text.split(maxsplit=1)[0].strip(":").split("."))
-    line, column = document.where(where, key=key)
-    return Problem(line, column, text)
+    return Problem(*document.where(where, key=is_unknown_key), text)
 
 
-def _pattern_of(fault: Any, path: KeyPath) -> str:
-    """Return the pattern that a text does not fit, or that what is no text should have fitted."""
-    return str(fault.get("ctx", {}).get("pattern") or _TEXTS.get(str(path[-1]), ""))
+def _sentence(fault: ErrorDetails, path: KeyPath, dotted: str) -> str:
+    """Return what was required at a path and what was found there."""
+    kind = fault["type"]
+    context = fault.get("ctx", {})
+    value = fault.get("input")
+    shown = _short(value)
+    if kind == "missing":
+        return f"{dotted}: required, found nothing; add {path[-1]}:"
+    if kind == "union_tag_invalid":
+        known = _listed(context["expected_tags"])
+        tag = str(context["tag"])
+        return f"{dotted}: required one of {', '.join(known)}; found {tag!r}{nearest(tag, known)}"
+    if kind == "literal_error":
+        known = _listed(context["expected"].replace(" or ", ", "))
+        near = nearest(str(value), known)
+        return f"{dotted}: required one of {', '.join(known)}; found {shown}{near}"
+    if kind == "value_error":
+        return f"{dotted}: {context.get('error', fault['msg'])}".lstrip(": ")
+    if kind in {"string_pattern_mismatch", "string_type"}:
+        form = _form(str(context.get("pattern") or _TEXTS.get(str(path[-1]), "")))
+        if form is not None:
+            return f"{dotted}: required {form}, found {shown}"
+    message = fault["msg"].replace("Input should be", "required").replace("Value error, ", "")
+    return f"{dotted}: {message[0].lower() + message[1:]}, found {shown}{_hint(kind, value)}"
+
+
+def _listed(expected: str) -> list[str]:
+    """Return the words of a list as pydantic writes it: 'a', 'b'."""
+    return [word.strip("' ") for word in expected.split(",")]
 
 
 _TEXTS = {"duration": "steps?", "grace": "epochs?", "wall": "minute|"}
-"""What is easily given as a bare number, and what stands in the pattern that its text must fit."""
+"""Keys that people often give as a bare number, and a part of the pattern that the text must fit."""
+
+
+_FORMS = {
+    "steps?": "a duration such as '10 epochs' or '500 steps'",
+    "epochs?": "whole epochs such as '2 epochs'",
+    "minute|": "a time such as '90 minutes' or '2 hours'",
+    "{0,62}": "1 to 63 small letters, digits, - and _, the first a letter or a digit",
+}
+"""A part of a pattern, and what a text that fits the pattern looks like."""
 
 
 def _form(pattern: str) -> str | None:
-    """Say what a text that must fit a pattern looks like, for the patterns that people meet."""
-    forms = {
-        "steps?": "a duration such as '10 epochs' or '500 steps'",
-        "epochs?": "whole epochs such as '2 epochs'",
-        "minute|": "a time such as '90 minutes' or '2 hours'",
-        "{0,62}": "1 to 63 small letters, digits, - and _, the first a letter or a digit",
-    }
-    return next((form for part, form in forms.items() if part in pattern), None)
+    for part, form in _FORMS.items():
+        if part in pattern:
+            return form
+    return None
 
 
-def _real_path(loc: tuple[str | int, ...], data: Any) -> tuple[KeyPath, Any]:
-    """Drop the parts that pydantic adds to a location (tags of unions) and return the parent of the last one."""
+def _real_path(loc: KeyPath, data: Any) -> tuple[KeyPath, Any]:
+    """Return a location without the parts that pydantic adds, and the parent of its last part.
+
+    Pydantic adds the tags of unions.
+    """
     path: list[str | int] = []
-    here, parent = data, data
+    value = data
+    parent = data
     for index, part in enumerate(loc):
-        last = index == len(loc) - 1
-        inside = (
-            isinstance(part, int) and part < len(here)
-            if isinstance(here, list)
-            else isinstance(here, dict) and part in here
-        )
-        if inside:
-            parent, here = here, here[part]
+        is_last = index == len(loc) - 1
+        if isinstance(value, list):
+            is_inside = isinstance(part, int) and part < len(value)
+        else:
+            is_inside = isinstance(value, dict) and part in value
+        if is_inside:
+            parent = value
+            value = value[part]
             path.append(part)
-        elif last and isinstance(here, dict) and isinstance(part, str) and not _is_tag(part):
-            parent = here
+        elif is_last and isinstance(value, dict) and isinstance(part, str) and not _is_tag(part):
+            parent = value
             path.append(part)
     return tuple(path), parent
 
@@ -124,82 +144,89 @@ def _is_tag(part: str) -> bool:
     return "[" in part or part in {"str", "int", "float", "dict", "list", "bool"}
 
 
-def _unknown_key(
-    loc: tuple[str | int, ...], path: KeyPath, parent: Any, model: type[BaseModel]
-) -> str:
-    """Say that a key is unknown, or that the named component does not use it, and name the nearest right one."""
-    key, dotted = str(path[-1]), ".".join(str(part) for part in path)
+def _unknown_key(loc: KeyPath, path: KeyPath, parent: Any, model: type[BaseModel]) -> str:
+    """Say that a key is unknown, or that the named component has no such setting."""
+    key = str(path[-1])
+    dotted = ".".join(str(part) for part in path)
     known = _fields_at(loc[:-1], model)
+    near = nearest(key, known)
     name = parent.get("name", parent.get("layout")) if isinstance(parent, dict) else None
     if isinstance(name, str) and len(path) > 1:
-        return f"{dotted}: {path[-2]} {name!r} does not use {key!r}; it uses {', '.join(known)}{nearest(key, known)}"
-    return f"{dotted}: unknown key {key!r}; known here: {', '.join(known)}{nearest(key, known)}"
+        uses = f"it uses {', '.join(known)}{near}"
+        return f"{dotted}: {path[-2]} {name!r} does not use {key!r}; {uses}"
+    return f"{dotted}: unknown key {key!r}; known here: {', '.join(known)}{near}"
 
 
-def _fields_at(loc: tuple[str | int, ...], model: type[BaseModel]) -> list[str]:
-    """Return the keys that stand at a location, by walking the JSON Schema of the model."""
+def _fields_at(loc: KeyPath, model: type[BaseModel]) -> list[str]:
+    """Return the keys that a location may have, from the JSON Schema of the model."""
     root = model.model_json_schema(by_alias=True)
     nodes = [root]
     for part in loc:
-        children = [child for node in nodes for child in _children(node, part, root)]
+        children: list[JsonSchema] = []
+        for node in nodes:
+            children += _children(node, part, root)
         tagged = [node for node in nodes if _tag(node) == part]
         nodes = children or tagged or nodes
-    return sorted({name for node in nodes for name in node.get("properties", {})})
+    names: set[str] = set()
+    for node in nodes:
+        names |= set(node.get("properties", {}))
+    return sorted(names)
 
 
-def _tag(node: dict[str, Any]) -> Any:
+def _tag(node: JsonSchema) -> Any:
     """Return the value that tells a member of a union from the others."""
     properties = node.get("properties", {})
-    return next(
-        (
-            properties[key]["const"]
-            for key in ("name", "layout", "from")
-            if "const" in properties.get(key, {})
-        ),
-        None,
-    )
+    for key in ("name", "layout", "from"):
+        if "const" in properties.get(key, {}):
+            return properties[key]["const"]
+    return None
 
 
-def _children(node: dict[str, Any], part: str | int, root: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    if part in node.get("properties", {}):
-        found.append(node["properties"][part])
-    elif isinstance(part, int) and "items" in node:
-        found.append(node["items"])
-    elif isinstance(node.get("additionalProperties"), dict):
-        found.append(node["additionalProperties"])
-    return [leaf for child in found for leaf in _alternatives(child, root)]
+def _children(node: JsonSchema, part: str | int, root: JsonSchema) -> list[JsonSchema]:
+    properties = node.get("properties", {})
+    if part in properties:
+        return _alternatives(properties[part], root)
+    if isinstance(part, int) and "items" in node:
+        return _alternatives(node["items"], root)
+    if isinstance(node.get("additionalProperties"), dict):
+        return _alternatives(node["additionalProperties"], root)
+    return []
 
 
-def _alternatives(node: dict[str, Any], root: dict[str, Any]) -> list[dict[str, Any]]:
+def _alternatives(node: JsonSchema, root: JsonSchema) -> list[JsonSchema]:
+    """Return what a schema stands for: the target of a reference, or the members of a union."""
     if "$ref" in node:
-        return _alternatives(root["$defs"][node["$ref"].rsplit("/", 1)[1]], root)
+        name = node["$ref"].rsplit("/", 1)[1]
+        return _alternatives(root["$defs"][name], root)
     options = node.get("anyOf") or node.get("oneOf")
-    return (
-        [leaf for option in options for leaf in _alternatives(option, root)] if options else [node]
-    )
+    if not options:
+        return [node]
+    leaves: list[JsonSchema] = []
+    for option in options:
+        leaves += _alternatives(option, root)
+    return leaves
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """Return '; did you mean ...?' where a known word is close, or nothing."""
-    parts = {part: name for name in known for part in (name, *name.split("_"))}
-    close = difflib.get_close_matches(word, list(parts), n=1, cutoff=0.6)
-    return f"; did you mean {parts[close[0]]!r}?" if close else ""
+    """Return '; did you mean ...?' if a known word is close, else nothing."""
+    names_by_part: dict[str, str] = {}
+    for name in known:
+        for part in (name, *name.split("_")):
+            names_by_part[part] = name
+    close = difflib.get_close_matches(word, list(names_by_part), n=1, cutoff=0.6)
+    return f"; did you mean {names_by_part[close[0]]!r}?" if close else ""
 
 
 def _short(value: Any) -> str:
-    text = (
-        json.dumps(value, ensure_ascii=False, default=str)
-        if not isinstance(value, str)
-        else repr(value)
-    )
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, str):
+        text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _hint(fault: Any) -> str:
-    value = fault.get("input")
-    if isinstance(value, str) and fault["type"] in {"int_type", "float_type"}:
+def _hint(kind: str, value: Any) -> str:
+    if isinstance(value, str) and kind in {"int_type", "float_type"}:
         return "; write the number without quotes, units or underscores"
-    if isinstance(value, str) and fault["type"] == "bool_type":
+    if isinstance(value, str) and kind == "bool_type":
         return "; write true or false"
     return ""

@@ -1,10 +1,15 @@
-"""Search spaces: declared in the spec, checked, sampled define-by-run, applied to a spec. Imports nothing heavy."""
+"""Search spaces: declared in the spec, checked, sampled define-by-run, applied to a spec.
+
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import random
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
@@ -12,9 +17,14 @@ from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from data_prep.section import BARE_NAME, Count, Section, Seed
 from orchestrator.spec.limits import Limits
 
+Point = dict[str, Any]
+"""Dotted path of a setting -> its value."""
+Plain = dict[str, Any]
+"""A part of a spec as JSON values."""
+
 
 class _Entry(Section):
-    when: dict[str, Any] = {}
+    when: Point = {}
 
 
 class Choice(_Entry):
@@ -30,7 +40,7 @@ class Choice(_Entry):
         return self
 
     def corners(self) -> list[Any]:
-        """Return the values that a check tries; every kind of entry has some."""
+        """Return the values that a check tries; each kind of entry has some."""
         return list(self.choice)
 
 
@@ -79,10 +89,12 @@ class FloatRange(_Range):
 
 
 Entry = Choice | IntRange | FloatRange
+Space = dict[str, Entry]
+"""Dotted path of a setting -> what it may be."""
 
 
 def _entry(value: Any) -> Any:
-    """Choose the model by its key, so that a fault is told about one form and not about three."""
+    """Choose the model by its key, so that a message is about one form and not about three."""
     if not isinstance(value, dict):
         return value
     kinds: dict[str, type[Section]] = {"choice": Choice, "int": IntRange, "float": FloatRange}
@@ -102,7 +114,10 @@ Epochs = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]* epochs?$")]
 
 
 class Asha(Section):
-    """Successive halving (Li et al. 2020), one bracket: at rungs grace * reduction^k the best 1/reduction go on."""
+    """Successive halving (Li et al. 2020) with one bracket.
+
+    At the rungs grace * reduction^k, the best 1/reduction of the trials continue.
+    """
 
     name: Literal["asha"] = "asha"
     grace: Epochs = "1 epochs"
@@ -110,7 +125,7 @@ class Asha(Section):
 
 
 class Median(Section):
-    """Stop a trial whose best so far is below the median of the others' at the same epoch."""
+    """Stop a trial whose best score so far is below the median of the others at that epoch."""
 
     name: Literal["median"] = "median"
     grace: Epochs = "1 epochs"
@@ -135,37 +150,36 @@ class Search(Section):
     scheduler: Scheduler = NoScheduler()
     space: dict[str, SpaceEntry] = {}
     variant_spaces: dict[str, dict[str, SpaceEntry | None]] = {}
-    """What a variant has besides `space` or instead of its entries; null takes one out."""
-    start: list[dict[str, Any]] = []
-    """Points that are known to be good, tried first; what they leave open is sampled."""
+    """Entries that a variant adds to `space` or replaces; null removes one."""
+    start: list[Point] = []
+    """Good points to try first; settings that they leave out are sampled."""
     limits: Limits | None = None
 
     @model_validator(mode="after")
-    def _conditions(self) -> Self:
+    def _conditions_resolve(self) -> Self:
         for name in ("", *self.variant_spaces):
             order(self.space_of(name))
         return self
 
     @model_validator(mode="after")
-    def _starts(self) -> Self:
+    def _starts_are_in_the_space(self) -> Self:
         spaces = [self.space_of(name) for name in ("", *self.variant_spaces)]
+        paths = sorted(set().union(*spaces))
         for point in self.start:
             for path, value in point.items():
                 entries = [space[path] for space in spaces if path in space]
                 if not entries:
-                    known = ", ".join(sorted({path for space in spaces for path in space}))
-                    raise ValueError(
-                        f"start: {path!r} is not in the space; the space has {known or 'nothing'}"
-                    )
+                    known = ", ".join(paths) or "nothing"
+                    raise ValueError(f"start: {path!r} is not in the space; the space has {known}")
                 if not any(contains(entry, value) for entry in entries):
                     raise ValueError(
                         f"start: {path} is {value!r}, which the space does not contain"
                     )
         return self
 
-    def space_of(self, variant: str) -> dict[str, Any]:
+    def space_of(self, variant: str) -> Space:
         """Return the space of a variant."""
-        merged: dict[str, Any] = {**self.space, **self.variant_spaces.get(variant, {})}
+        merged = {**self.space, **self.variant_spaces.get(variant, {})}
         return {path: entry for path, entry in merged.items() if entry is not None}
 
 
@@ -177,29 +191,18 @@ class Confirm(Section):
     folds: Annotated[int, Field(ge=2, le=50)] = 3
 
 
-def order(space: dict[str, Any]) -> list[str]:
-    """Return the paths so that conditions come before what depends on them.
+def order(space: Space) -> list[str]:
+    """Return the paths, each after those that its condition names.
 
     Raises:
-        ValueError: a condition names an unknown path or a value that the path cannot take, or conditions go in circles.
+        ValueError: a condition names an unknown path or an impossible value, or is circular.
     """
+    for path, entry in space.items():
+        _check_condition(path, entry.when, space)
     done: list[str] = []
     waiting = list(space)
-    for path in waiting:
-        for other, wanted in space[path].when.items():
-            if other not in space:
-                raise ValueError(
-                    f"{path}: when names {other!r}, which is not in the space; the space has {', '.join(space)}"
-                )
-            entry = space[other]
-            if isinstance(entry, Choice):
-                for value in wanted if isinstance(wanted, list) else [wanted]:
-                    if value not in entry.choice:
-                        raise ValueError(
-                            f"{path}: when {other} is {value!r}, which is none of {entry.choice}"
-                        )
     while waiting:
-        ready = [path for path in waiting if all(other in done for other in space[path].when)]
+        ready = [path for path in waiting if set(space[path].when) <= set(done)]
         if not ready:
             raise ValueError(f"conditions go in circles: {', '.join(waiting)}")
         done += ready
@@ -207,49 +210,74 @@ def order(space: dict[str, Any]) -> list[str]:
     return done
 
 
-def holds(when: dict[str, Any], point: dict[str, Any]) -> bool:
-    """Say whether the conditions of an entry hold at a point."""
+def _check_condition(path: str, when: Point, space: Space) -> None:
+    for other, required in when.items():
+        if other not in space:
+            known = ", ".join(space)
+            raise ValueError(
+                f"{path}: when names {other!r}, which is not in the space; the space has {known}"
+            )
+        entry = space[other]
+        if isinstance(entry, Choice):
+            for value in _as_list(required):
+                if value not in entry.choice:
+                    raise ValueError(
+                        f"{path}: when {other} is {value!r}, which is none of {entry.choice}"
+                    )
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def holds(when: Point, point: Point) -> bool:
+    """Return True if the conditions of an entry hold at a point."""
     return all(
-        path in point
-        and (point[path] in wanted if isinstance(wanted, list) else point[path] == wanted)
-        for path, wanted in when.items()
+        path in point and point[path] in _as_list(required) for path, required in when.items()
     )
 
 
-def contains(entry: Any, value: Any) -> bool:
-    """Say whether an entry can take a value."""
+def contains(entry: Entry, value: Any) -> bool:
+    """Return True if an entry can take a value."""
     if isinstance(entry, Choice):
         return value in entry.choice
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    low, high = entry.int_ if isinstance(entry, IntRange) else entry.float_
-    if not low <= value <= high or (isinstance(entry, IntRange) and value != int(value)):
+    low, high = _bounds(entry)
+    if not low <= value <= high:
         return False
-    steps = (value - low) / entry.step if entry.step else 0.0
-    return abs(steps - round(steps)) < 1e-9
+    if isinstance(entry, IntRange) and value != int(value):
+        return False
+    if not entry.step:
+        return True
+    n_steps = (value - low) / entry.step
+    return abs(n_steps - round(n_steps)) < 1e-9
 
 
-def holds_point(space: dict[str, Any], point: dict[str, Any]) -> bool:
-    """Say whether a point lies in a space: every path whose condition holds has a value it can take, and no other."""
-    wanted = {path for path in order(space) if holds(space[path].when, point)}
-    return wanted == set(point) and all(
-        contains(space[path], value) for path, value in point.items()
-    )
+def _bounds(entry: IntRange | FloatRange) -> Sequence[float]:
+    return entry.int_ if isinstance(entry, IntRange) else entry.float_
 
 
-def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
+def holds_point(space: Space, point: Point) -> bool:
+    """Return True if a point lies in a space.
+
+    Every path whose condition holds has a possible value there, and the point has no other path.
+    """
+    required = {path for path in order(space) if holds(space[path].when, point)}
+    if required != set(point):
+        return False
+    return all(contains(space[path], value) for path, value in point.items())
+
+
+def suggest(trial: Any, space: Space) -> Point:
     """Ask an Optuna trial for a point of the space, conditions first (define-by-run)."""
-    point: dict[str, Any] = {}
+    point: Point = {}
     for path in order(space):
         entry = space[path]
         if not holds(entry.when, point):
             continue
         if isinstance(entry, Choice):
-            # Optuna stores numbers and texts only, so a choice goes by its place
-            simple = all(isinstance(value, str | int | float | bool) for value in entry.choice)
-            named = entry.choice if simple else list(range(len(entry.choice)))
-            value = trial.suggest_categorical(path, named)
-            point[path] = value if simple else entry.choice[value]
+            point[path] = _suggest_choice(trial, path, entry.choice)
         elif isinstance(entry, IntRange):
             point[path] = trial.suggest_int(path, *entry.int_, log=entry.log, step=entry.step or 1)
         else:
@@ -257,42 +285,57 @@ def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
     return point
 
 
-def grid(space: dict[str, Any]) -> list[dict[str, Any]]:
+def _suggest_choice(trial: Any, path: str, values: list[Any]) -> Any:
+    """Ask for a choice; Optuna stores only numbers and texts, so others go by their index."""
+    if all(isinstance(value, str | int | float | bool) for value in values):
+        return trial.suggest_categorical(path, values)
+    index = trial.suggest_categorical(path, list(range(len(values))))
+    return values[index]
+
+
+def grid(space: Space) -> list[Point]:
     """Return all points of a space of choices and stepped ranges, in a fixed order."""
-    points: list[dict[str, Any]] = [{}]
+    points: list[Point] = [{}]
     for path in order(space):
-        points = [
-            {**point, path: value} if holds(space[path].when, point) else point
-            for point in points
-            for value in (_grid_values(space[path]) if holds(space[path].when, point) else [None])
-        ]
+        entry = space[path]
+        extended: list[Point] = []
+        for point in points:
+            if holds(entry.when, point):
+                extended += [{**point, path: value} for value in _grid_values(entry)]
+            else:
+                extended.append(point)
+        points = extended
     return points
 
 
-def _grid_values(entry: Any) -> list[Any]:
+def _grid_values(entry: Entry) -> list[Any]:
     if isinstance(entry, Choice):
         return list(entry.choice)
-    low, high = entry.int_ if isinstance(entry, IntRange) else entry.float_
-    step = entry.step or (1 if isinstance(entry, IntRange) else (high - low) or 1)
-    return [low + step * at for at in range(math.floor((high - low) / step + 1e-9) + 1)]
+    low, high = _bounds(entry)
+    step = entry.step
+    if step is None:
+        step = 1 if isinstance(entry, IntRange) else (high - low) or 1
+    n_steps = math.floor((high - low) / step + 1e-9)
+    return [low + step * index for index in range(n_steps + 1)]
 
 
-def grid_size(space: dict[str, Any]) -> int:
+def grid_size(space: Space) -> int:
     """Return an upper bound of the number of grid points, without listing them."""
-    return math.prod(len(_grid_values(entry)) for entry in space.values()) if space else 1
+    return math.prod(len(_grid_values(entry)) for entry in space.values())
 
 
-def assignments(space: dict[str, Any], *, limit: int, rng: random.Random) -> list[dict[str, Any]]:
-    """Return points for a check: all combinations of corners, or a random part of them if there are too many."""
+def assignments(space: Space, *, limit: int, rng: random.Random) -> list[Point]:
+    """Return points for a check: all combinations of corners, or `limit` random ones of them."""
     paths = order(space)
-    values = [space[path].corners() for path in paths]
-    if math.prod(map(len, values)) <= limit:
-        combinations: Any = itertools.product(*values)
+    corners = [space[path].corners() for path in paths]
+    combinations: Iterable[Sequence[Any]]
+    if math.prod(len(values) for values in corners) <= limit:
+        combinations = itertools.product(*corners)
     else:
-        combinations = (tuple(rng.choice(options) for options in values) for _ in range(limit))
-    points = []
+        combinations = ([rng.choice(values) for values in corners] for _ in range(limit))
+    points: list[Point] = []
     for combination in combinations:
-        point: dict[str, Any] = {}
+        point: Point = {}
         for path, value in zip(paths, combination, strict=True):
             if holds(space[path].when, point):
                 point[path] = value
@@ -301,42 +344,44 @@ def assignments(space: dict[str, Any], *, limit: int, rng: random.Random) -> lis
     return points
 
 
-def apply(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+def apply(base: Plain, overrides: Point) -> Plain:
     """Return a copy of plain data with values replaced at dotted paths.
 
-    A number in a path is a place in a list, from 0 (`train.augment.policy.1.p`). A bare string where a path goes on
-    stands for {name: string}. Another `name` makes it another component: the settings of the old one go. Names are
-    applied before what stands beside them.
+    A number in a path is an index of a list, from 0 (`train.augment.policy.1.p`). If a path
+    continues below a bare string, the string stands for {name: string}. Another `name` makes it
+    another component: the settings of the old one are removed. Names are applied first.
     """
-    result = _copy(base)
-    for path in sorted(overrides, key=lambda path: (path.count("."), not path.endswith(".name"))):
-        parts: list[Any] = path.split(".")
-        here: Any = result
-        for at in range(len(parts) - 1):
-            part = parts[at]
-            child = here[part] if isinstance(here, list) else here.get(part)
-            if isinstance(child, str):
-                child = {"name": child}
-            if (
-                isinstance(child, list)
-                and parts[at + 1].isdecimal()
-                and int(parts[at + 1]) < len(child)
-            ):
-                parts[at + 1] = int(parts[at + 1])
-            elif not isinstance(child, dict):
-                child = {}  # a path that leads nowhere: what is checked next refuses it
-            here[part] = child
-            here = child
-        value = _copy(overrides[path])
-        if (
-            len(parts) > 1 and parts[-1] == "name" and here.get("name") != value
-        ):  # the spec's own name is only a name
-            here.clear()
-        here[parts[-1]] = value
+    result: Plain = copy.deepcopy(base)
+    names_first = sorted(overrides, key=lambda path: (path.count("."), not path.endswith(".name")))
+    for path in names_first:
+        *parents, last = path.split(".")
+        target: Any = result
+        for position, part in enumerate(parents):
+            following = (*parents, last)[position + 1]
+            target = _enter(target, part, following)
+        value = copy.deepcopy(overrides[path])
+        # the name of the spec itself is no name of a component
+        if parents and last == "name" and target.get("name") != value:
+            target.clear()
+        target[_index_or_key(target, last)] = value
     return result
 
 
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
+def _enter(container: Any, part: str, following: str) -> Any:
+    """Return the child of a container that can hold `following`; replace it where it cannot."""
+    key: Any = _index_or_key(container, part)
+    child = container[key] if isinstance(container, list) else container.get(key)
+    if isinstance(child, str):
+        child = {"name": child}
+    is_index = isinstance(_index_or_key(child, following), int)
+    if not isinstance(child, dict) and not is_index:
+        child = {}  # the path does not exist: the check that follows refuses it
+    container[key] = child
+    return child
+
+
+def _index_or_key(container: Any, part: str) -> int | str:
+    """Return a part of a path as an index, if the container is a list with such an index."""
+    if isinstance(container, list) and part.isdecimal() and int(part) < len(container):
+        return int(part)
+    return part

@@ -1,4 +1,4 @@
-"""A starter spec for somebody's own photos."""
+"""A starter spec for a folder of photos."""
 
 from __future__ import annotations
 
@@ -11,7 +11,35 @@ from orchestrator.base.errors import SpecError
 
 _PHOTO = re.compile(r".*\.(jpe?g|png|webp)$", re.IGNORECASE)
 _MAX_CLASSES = 20
-_BINS = 3
+_N_BINS = 3
+_PATH_COLUMNS = ("path", "file", "filename", "image", "ImageID")
+_GROUP_COLUMNS = ("id", "group", "person", "person_id", "subject")
+_YAML_WORDS = frozenset({"true", "false", "null", "yes", "no"})
+
+_HEAD = """\
+# Question: what can be read from these photos?
+# Command:  python -m orchestrator submit THIS_FILE
+name: {name}
+seed: 42
+"""
+_FOLDERS = """\
+data:
+  source: {{layout: class_folders, root: {root}}}
+  test: {{hold_out: 0.15}}
+  labels:
+    class: {{from: column, column: folder, classes: [{classes}]}}
+  group: sample_id   # better: a column of the person or object; no group is in both train and test
+  split: {{strategy: balanced_profile, val: 0.2, seed: 0}}
+"""
+_TABLE = """\
+data:
+  source: {{{source}}}
+  test: {{hold_out: 0.15}}
+  labels:
+{labels}
+  group: {group}   # photos of one group are never in both train and test
+  split: {{strategy: balanced_profile, val: 0.2, seed: 0}}
+"""
 
 _TAIL = """\
 prep:
@@ -35,7 +63,7 @@ def starter_spec(folder: Path, base: Path) -> str:
     """Return a YAML spec for a folder of photos; its root is written relative to `base`.
 
     Raises:
-        SpecError: the folder fits none of the layouts.
+        SpecError: the folder has none of the known layouts.
     """
     images = folder / "images"
     if not images.is_dir():
@@ -44,36 +72,28 @@ def starter_spec(folder: Path, base: Path) -> str:
         )
     root = os.path.relpath(folder.resolve(), base.resolve())
     tables = sorted(path for path in folder.iterdir() if path.suffix == ".csv")
-    name = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-") or "experiment"
-    head = _from_table(tables[0], root) if tables else _from_folders(images, root)
-    n_labels = head.count("from:")
-    second = (
-        "  shallow: {train.model.head: shallow}\n"
-        if n_labels > 1
-        else "  cutmix: {train.augment.cutmix: half}\n"
-    )
-    top = f"# Question: what can be read from these photos?\n# Command:  python -m orchestrator submit THIS_FILE\nname: {name}\nseed: 42\n"
-    return top + head + _TAIL.format(second=second, n=2)
+    data = _from_table(tables[0], root) if tables else _from_folders(images, root)
+    n_labels = data.count("from:")
+    second = "  cutmix: {train.augment.cutmix: half}\n"
+    if n_labels > 1:
+        second = "  shallow: {train.model.head: shallow}\n"
+    name = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-")
+    head = _HEAD.format(name=name or "experiment")
+    return head + data + _TAIL.format(second=second, n=2)
 
 
 def _from_folders(images: Path, root: str) -> str:
-    classes = sorted(
-        path.name
-        for path in images.iterdir()
-        if path.is_dir() and any(map(_is_photo, path.iterdir()))
-    )
+    classes = []
+    for path in sorted(images.iterdir()):
+        if path.is_dir() and any(map(_is_photo, path.iterdir())):
+            classes.append(path.name)
     if len(classes) < 2:
         raise SpecError(
-            f"{images}: one folder of photos per class was required (or a .csv table beside images/), found "
-            f"{len(classes)} folder(s) with photos; sort the photos into folders or add a table"
+            f"{images}: one folder of photos per class was required (or a .csv table beside "
+            f"images/), found {len(classes)} folder(s) with photos; "
+            "sort the photos into folders or add a table"
         )
-    quoted = ", ".join(_quote(name) for name in classes)
-    return (
-        f"data:\n  source: {{layout: class_folders, root: {_quote(root)}}}\n  test: {{hold_out: 0.15}}\n  labels:\n"
-        f"    class: {{from: column, column: folder, classes: [{quoted}]}}\n"
-        f"  group: sample_id   # better: a column that names the person or object; nobody may be on both sides\n"
-        f"  split: {{strategy: balanced_profile, val: 0.2, seed: 0}}\n"
-    )
+    return _FOLDERS.format(root=_quote(root), classes=_quoted_list(classes))
 
 
 def _from_table(table: Path, root: str) -> str:
@@ -82,73 +102,71 @@ def _from_table(table: Path, root: str) -> str:
     if not rows:
         raise SpecError(f"{table}: rows were required, found none")
     columns = list(rows[0])
-    path = next(
-        (name for name in ("path", "file", "filename", "image", "ImageID") if name in columns),
-        columns[0],
-    )
+    path_column = _first_known(_PATH_COLUMNS, columns) or columns[0]
+    group_column = _first_known(_GROUP_COLUMNS, columns)
     images = table.parent / "images"
-    profiles = (images / (rows[0][path] or "?")).is_dir()
-    layout = "profile_folders" if profiles else "table"
-    group = next(
-        (name for name in ("id", "group", "person", "person_id", "subject") if name in columns),
-        None,
-    )
-    labels = [line for name in columns if name not in {path, group} if (line := _label(name, rows))]
-    if profiles:
-        stems = sorted(
-            {
-                photo.stem
-                for row in rows[:5]
-                for photo in (images / row[path]).iterdir()
-                if _is_photo(photo)
-            }
-        )
-        alike: dict[str, list[str]] = {}
-        for stem in stems:
-            alike.setdefault(stem.rstrip("0123456789") or stem, []).append(stem)
-        patterns = ", ".join(
-            f"{_identifier(name)}: {_quote(name + '*' if len(found) > 1 else found[0])}"
-            for name, found in alike.items()
-        )
-        if len(alike) > 1:
-            labels.insert(
-                0,
-                f"    photo: {{from: stem, classes: {{{patterns}}}}}   # check which stems mean the same",
-            )
+    has_profiles = (images / (rows[0][path_column] or "?")).is_dir()
+    source = f"layout: table, root: {_quote(root)}, table: {_quote(table.name)}"
+    labels = []
+    if has_profiles:
+        source = source.replace("layout: table", "layout: profile_folders", 1)
+        labels += _stem_label([images / row[path_column] for row in rows[:5]])
+    else:
+        source += f", path: {path_column}"
+    for column in columns:
+        if column not in {path_column, group_column}:
+            labels += _column_label(column, [row[column] for row in rows if row[column]])
     if not labels:
         raise SpecError(
-            f"{table}: a column with 2 to {_MAX_CLASSES} values or with numbers was required, found {', '.join(columns)}"
+            f"{table}: a column with 2 to {_MAX_CLASSES} values or with numbers was required, "
+            f"found {', '.join(columns)}"
         )
-    where = "" if profiles else f", path: {path}"
-    own = group or "sample_id"
-    return (
-        f"data:\n  source: {{layout: {layout}, root: {_quote(root)}, table: {_quote(table.name)}{where}}}\n"
-        f"  test: {{hold_out: 0.15}}\n  labels:\n" + "\n".join(labels) + "\n"
-        f"  group: {own}   # who must never be on both sides\n"
-        f"  split: {{strategy: balanced_profile, val: 0.2, seed: 0}}\n"
-    )
+    return _TABLE.format(source=source, labels="\n".join(labels), group=group_column or "sample_id")
 
 
-def _label(name: str, rows: list[dict[str, str]]) -> str | None:
-    values = sorted({row[name] for row in rows if row[name]})
-    if not len(values) >= 2:
-        return None
+def _first_known(known: tuple[str, ...], columns: list[str]) -> str | None:
+    for name in known:
+        if name in columns:
+            return name
+    return None
+
+
+def _stem_label(profiles: list[Path]) -> list[str]:
+    """Return a label of the file stems in some folders, if they differ in more than numbers."""
+    stems: set[str] = set()
+    for folder in profiles:
+        stems |= {photo.stem for photo in folder.iterdir() if _is_photo(photo)}
+    stems_by_class: dict[str, list[str]] = {}
+    for stem in sorted(stems):
+        stems_by_class.setdefault(stem.rstrip("0123456789") or stem, []).append(stem)
+    if len(stems_by_class) < 2:
+        return []
+    patterns = []
+    for name, members in stems_by_class.items():
+        pattern = members[0] if len(members) == 1 else f"{name}*"
+        patterns.append(f"{_identifier(name)}: {_quote(pattern)}")
+    comment = "# check which stems mean the same"
+    return [f"    photo: {{from: stem, classes: {{{', '.join(patterns)}}}}}   {comment}"]
+
+
+def _column_label(column: str, values: list[str]) -> list[str]:
+    """Return a label of a column: classes for few texts, bins for numbers, else nothing."""
+    distinct = sorted(set(values))
+    if len(distinct) < 2:
+        return []
     try:
-        numbers = sorted(float(row[name]) for row in rows if row[name])
+        numbers = sorted(float(value) for value in values)
     except ValueError:
-        if len(values) > _MAX_CLASSES:
-            return None
-        listed = ", ".join(_quote(value) for value in values)
-        return f"    {_identifier(name)}: {{from: column, column: {_quote(name)}, classes: [{listed}]}}"
-    cuts = sorted(
-        {numbers[len(numbers) * part // _BINS] for part in range(1, _BINS)} - {numbers[0]}
-    )
-    bins = ", ".join(f"{cut:g}" for cut in cuts)
-    return (
-        f"    {_identifier(name)}: {{from: column, column: {_quote(name)}, bins: [{bins}]}}"
-        if bins
-        else None
-    )
+        if len(distinct) > _MAX_CLASSES:
+            return []
+        rule = f"classes: [{_quoted_list(distinct)}]"
+    else:
+        cuts = {numbers[len(numbers) * part // _N_BINS] for part in range(1, _N_BINS)}
+        cuts.discard(numbers[0])
+        if not cuts:
+            return []
+        rule = f"bins: [{', '.join(f'{cut:g}' for cut in sorted(cuts))}]"
+    return [f"    {_identifier(column)}: {{from: column, column: {_quote(column)}, {rule}}}"]
 
 
 def _is_photo(path: Path) -> bool:
@@ -160,14 +178,12 @@ def _identifier(text: str) -> str:
     return plain if plain.isidentifier() else f"c_{plain}"
 
 
+def _quoted_list(texts: list[str]) -> str:
+    return ", ".join(_quote(text) for text in texts)
+
+
 def _quote(text: str) -> str:
-    """Quote what YAML would not read as this very text."""
-    if re.fullmatch(r"[A-Za-z_][\w./-]*", text) and text.lower() not in {
-        "true",
-        "false",
-        "null",
-        "yes",
-        "no",
-    }:
+    """Quote a text that YAML would read as something else."""
+    if re.fullmatch(r"[A-Za-z_][\w./-]*", text) and text.lower() not in _YAML_WORDS:
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,47 +1,77 @@
-"""The audit stage: what makes scores lie."""
+"""The audit stage: it looks for what makes scores lie."""
 
 from __future__ import annotations
 
-from data_prep.files import write_json
-from orchestrator.stages.context import Context, Done, copy_file
-from orchestrator.store import tables
+import shutil
+from dataclasses import dataclass
+
+from data_prep.files import atomic_path, write_json
+from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
+from orchestrator.planning.stage_keys import audit_key
+from orchestrator.stages.catalog import Catalog
+from orchestrator.stages.split import Split
+from orchestrator.store.artifacts import Artifact
 
 
-def audit(context: Context, *, probe: bool = False) -> Done:
-    """Look for what makes scores lie: leaks, copies, corrupt files, shortcuts.
+@dataclass(frozen=True)
+class Audit:
+    """The audit of a run's data."""
 
-    Where a split leaves groups on both sides, a quick model measures what that is worth; `probe` asks such a model
-    about every label.
+    outcome: str
+    note: str
+
+
+def find(scope: Scope, catalog: Catalog) -> Found:
+    """Find the audit of these data and splits. A run keeps one with a probe, too."""
+    key = audit_key(scope.experiment, catalog.content)
+    with_probe = audit_key(scope.experiment, catalog.content, probe=True)
+    is_cached = scope.store.find("audit", key) is not None
+    return Found(
+        "data and splits are unchanged" if is_cached else "data or splits changed",
+        is_cached=is_cached,
+        key=key,
+        artifacts=frozenset({("audit", key), ("audit", with_probe)}),
+    )
+
+
+def run(env: Env, catalog: Catalog, split: Split, *, probe: bool = False) -> Audit:
+    """Look for leaks, copies, corrupt files and shortcuts.
+
+    Where a split leaves groups on both sides, a quick model measures what that is worth.
+
+    Args:
+        env: of the run.
+        catalog: the photos.
+        split: roles and folds of the variants.
+        probe: also train a quick model for every label.
     """
+    key = audit_key(env.experiment, catalog.content, probe=probe)
+    artifact = env.store.find("audit", key)
+    outcome = CACHED if artifact else SUCCEEDED
+    if artifact is None:
+        artifact = _examine(env, catalog, split, key, probe=probe)
+    with atomic_path(env.paths.audit) as beside:
+        shutil.copyfile(artifact.file("audit.json"), beside)
+    n_warnings = artifact.result["n_warnings"]
+    return Audit(outcome, f"{n_warnings} warning(s), see audit.json" if n_warnings else "")
+
+
+def _examine(env: Env, catalog: Catalog, split: Split, key: str, *, probe: bool) -> Artifact:
     from data_prep.audit.examination import audit as examine  # noqa: PLC0415
     from orchestrator.stages.quick_model import leak_gaps, probe_labels  # noqa: PLC0415
 
-    content, arms = context.require_catalog().result["content"], context.experiment.arms
-    key = context.keys.audit(content, probe=probe)
-    found = context.store.find("audit", key)
-    if found is None:
-        folds = {
-            name: tables.read(artifact.file("folds.parquet"))
-            for name, artifact in context.folds.items()
-        }
-        with context.store.draft(
-            "audit", key, params={}, inputs={"catalog": context.require_catalog().key}
-        ) as draft:
-            facts = examine(
-                context.catalog_table(),
-                folds,
-                context.schema,
-                labels=context.experiment.spec.data.labels,
-                exclude={name: arm.data.exclude for name, arm in arms.items()},
-                gaps=leak_gaps(context, folds),
-                probe=probe_labels(context) if probe else None,
-            )
-            write_json(draft.path / "audit.json", facts.to_json())
-            draft.result["n_warnings"] = len(facts.warnings)
-    artifact = found or context.store.get("audit", key)
-    copy_file(artifact.file("audit.json"), context.paths.audit)
-    n_warnings = artifact.result["n_warnings"]
-    return Done(
-        "CACHED" if found else "SUCCEEDED",
-        f"{n_warnings} warning(s), see audit.json" if n_warnings else "",
-    )
+    arms = env.experiment.arms
+    inputs = {"catalog": catalog.artifact.key}
+    with env.store.draft("audit", key, params={}, inputs=inputs) as draft:
+        facts = examine(
+            catalog.table,
+            dict(split.folds),
+            env.schema,
+            labels=env.experiment.spec.data.labels,
+            exclude={name: arm.data.exclude for name, arm in arms.items()},
+            gaps=leak_gaps(env, catalog.table, split.folds),
+            probe=probe_labels(env, catalog.table) if probe else None,
+        )
+        write_json(draft.path / "audit.json", facts.to_json())
+        draft.result["n_warnings"] = len(facts.warnings)
+    return env.store.get("audit", key)

@@ -4,82 +4,149 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from orchestrator.cluster.tasks import ray_map
-from orchestrator.stages.context import Context, Done, copy_file
-from orchestrator.store import tables
+from data_prep.files import atomic_path
+from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
+from orchestrator.planning.stage_keys import catalog_key
 from orchestrator.store.artifacts import Artifact
 
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-def catalog(context: Context) -> Done:
+
+@dataclass(frozen=True)
+class Catalog:
+    """The photos of a run, with their labels, groups and states."""
+
+    outcome: str
+    note: str
+    artifact: Artifact
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """All rows of the catalog; the file is read once."""
+        from orchestrator.store import tables  # noqa: PLC0415
+
+        return tables.read(self.artifact.file("catalog.parquet"))
+
+    @property
+    def content(self) -> str:
+        """The hash of all that later stages read."""
+        return str(self.artifact.result["content"])
+
+    @property
+    def photos(self) -> str:
+        """The hash of the photos."""
+        return str(self.artifact.result["photos"])
+
+    @property
+    def quarantined(self) -> dict[str, str]:
+        """Sample id -> why the photo cannot be used."""
+        quarantined: dict[str, str] = self.artifact.result["quarantined"]
+        return quarantined
+
+    @property
+    def majority_class(self) -> int:
+        """The most frequent class of the training data, the answer for a photo nobody can read."""
+        return int(self.artifact.result["majority_class"])
+
+
+def find(scope: Scope) -> Found:
+    """Find the catalog of these files and labels."""
+    key = catalog_key(scope)
+    artifacts = frozenset({("catalog", key)})
+    artifact = scope.store.find("catalog", key)
+    if artifact is None:
+        why = "files, labels or groups are new or changed"
+        return Found(why, key=key, artifacts=artifacts)
+    return Found(
+        "these files and labels were read before",
+        is_cached=True,
+        key=key,
+        artifacts=artifacts,
+        output=Catalog(CACHED, "", artifact),
+    )
+
+
+def run(env: Env) -> Catalog:
     """Read every photo once: hash, size, labels, and whether it decodes."""
-    from data_prep.catalog.builder import build_catalog, content_hash, photos_hash  # noqa: PLC0415
-
-    data, base, key = context.experiment.spec.data, context.experiment.base, context.keys.catalog
-    with context.turn("catalog", key, "reads the same photos"):
-        found = context.store.find("catalog", key)
-        if (
-            found is not None
-            and found.manifest["finished"] < context.began
-            and _come_back(context, found)
-        ):
-            shutil.rmtree(found.path)  # rights are no part of the key
-            found = None
-        if found is None:
-            with (
-                context.store.draft(
-                    "catalog", key, params={}, inputs={"files": context.keys.files}
-                ) as draft,
-                context.reporter.task("catalog", None) as advance,
-            ):
-                work = context.store.work_dir("catalog", key)
-                table = build_catalog(data, base, map_chunks=ray_map, progress=advance, work=work)
-                tables.write(table, draft.path / "catalog.parquet")
-                draft.result |= {
-                    "content": content_hash(table),
-                    "photos": photos_hash(table),
-                    **_facts(table),
-                }
-    context.catalog = artifact = found or context.store.get("catalog", key)
-    copy_file(artifact.file("catalog.parquet"), context.paths.catalog)
+    key = catalog_key(env)
+    with env.single_flight("catalog", key, "reads the same photos"):
+        artifact = env.store.find("catalog", key)
+        if artifact is not None and _is_outdated(env, artifact):
+            shutil.rmtree(artifact.path)
+            artifact = None
+        outcome = CACHED if artifact else SUCCEEDED
+        if artifact is None:
+            artifact = _build(env, key)
+    with atomic_path(env.paths.catalog) as beside:
+        shutil.copyfile(artifact.file("catalog.parquet"), beside)
     facts = artifact.result
     note = f"{facts['n_ok']} photos, {facts['n_groups']} groups"
     if facts["quarantined"]:
         note += f", {len(facts['quarantined'])} quarantined"
-    return Done("CACHED" if found else "SUCCEEDED", note)
+    return Catalog(outcome, note, artifact)
 
 
-def _come_back(context: Context, catalog: Artifact) -> bool:
-    """Return whether a photo that could not be read when the catalog was made can be read now."""
+def _build(env: Env, key: str) -> Artifact:
+    from data_prep.catalog.builder import build_catalog, content_hash, photos_hash  # noqa: PLC0415
+    from orchestrator.cluster.tasks import ray_map  # noqa: PLC0415
+    from orchestrator.store import tables  # noqa: PLC0415
+
+    with (
+        env.store.draft("catalog", key, params={}, inputs={"files": env.files}) as draft,
+        env.console.task("catalog", None) as advance,
+    ):
+        table = build_catalog(
+            env.experiment.spec.data,
+            env.experiment.base,
+            map_chunks=ray_map,
+            progress=advance,
+            work=env.store.work_dir("catalog", key),
+        )
+        tables.write(table, draft.path / "catalog.parquet")
+        draft.result |= {"content": content_hash(table), "photos": photos_hash(table)}
+        draft.result |= _facts(table)
+    return env.store.get("catalog", key)
+
+
+def _is_outdated(env: Env, artifact: Artifact) -> bool:
+    """Return True if a photo could not be read for an earlier run, and can be read now.
+
+    Rights to read are no part of the key.
+    """
     from data_prep.catalog.builder import photo_path  # noqa: PLC0415
     from data_prep.catalog.inspection import UNREADABLE  # noqa: PLC0415
 
-    data, base = context.experiment.spec.data, context.experiment.base
-    for sample, status in catalog.result["quarantined"].items():
-        if status.startswith(UNREADABLE):
-            try:
-                photo_path(data, base, sample).open("rb").close()
-            except OSError:
-                continue
-            return True
+    if artifact.manifest["finished"] >= env.photos_since:
+        return False
+    for sample, status in artifact.result["quarantined"].items():
+        if not status.startswith(UNREADABLE):
+            continue
+        try:
+            path = photo_path(env.experiment.spec.data, env.experiment.base, sample)
+            path.open("rb").close()
+        except OSError:
+            continue
+        return True
     return False
 
 
 def _facts(table: pa.Table) -> dict[str, Any]:
-    ok = pc.equal(table["status"], "ok")
-    bad = table.filter(pc.invert(ok))
-    labels = Counter(label for label in table.filter(ok)["label"].to_pylist() if label is not None)
-    majority = min(labels, key=lambda label: (-labels[label], label)) if labels else 0
+    import pyarrow.compute as pc  # noqa: PLC0415
+
+    is_usable = pc.equal(table["status"], "ok")
+    usable, bad = table.filter(is_usable), table.filter(pc.invert(is_usable))
+    counts = Counter(label for label in usable["label"].to_pylist() if label is not None)
+    majority = min(counts, key=lambda label: (-counts[label], label), default=0)
+    statuses = zip(bad["sample_id"].to_pylist(), bad["status"].to_pylist(), strict=True)
     return {
         "n_photos": len(table),
-        "n_ok": pc.sum(ok).as_py() or 0,
-        "n_groups": pc.count_distinct(table.filter(ok)["group"]).as_py(),
+        "n_ok": len(usable),
+        "n_groups": pc.count_distinct(usable["group"]).as_py(),
         "majority_class": majority,
-        "quarantined": dict(
-            zip(bad["sample_id"].to_pylist(), bad["status"].to_pylist(), strict=True)
-        ),
+        "quarantined": dict(statuses),
     }

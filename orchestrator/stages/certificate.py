@@ -16,15 +16,21 @@ from data_prep.section import identity
 from orchestrator.cluster.tasks import ray_map
 from orchestrator.ensemble import members as ensemble
 from orchestrator.ensemble.predict import prepare_photos, probabilities
-from orchestrator.evaluation import metrics as stats
+from orchestrator.evaluation import metrics
 from orchestrator.evaluation import vote as voting
-from orchestrator.evaluation.predictions import align, groups_of, read_predictions
-from orchestrator.stages import test_set as board
-from orchestrator.stages.context import Context, load_json
-from orchestrator.stages.trial_phase import phase_trials
+from orchestrator.evaluation.predictions import align
+from orchestrator.planning.stage import Env
+from orchestrator.planning.stage_keys import run_key
+from orchestrator.stages.catalog import Catalog
+from orchestrator.stages.confirm import Confirmed, predictions_by_setting
+from orchestrator.stages.prepare import Prepared
+from orchestrator.stages.search import Searched
+from orchestrator.stages.split import Split
+from orchestrator.stages.test_set import read_test_photos
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, git_commit, packages
 from orchestrator.store.events import LabelsOpened
+from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.run_dir import RunPaths
 
 FORMAT_VERSION = 1
@@ -35,28 +41,35 @@ TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}
 """Largest difference of a probability: sums of another batch size on a CPU, TF32 and other kernels on a GPU."""
 
 
-def certify(context: Context) -> dict[str, Any]:
+def certify(
+    env: Env,
+    catalog: Catalog,
+    split: Split,
+    prepare: Prepared,
+    search: Searched,
+    confirm: Confirmed,
+    chosen: dict[str, Any],
+) -> dict[str, Any]:
     """Check the members against their stored answers, write certificate.json and return it."""
-    chosen, paths, spec = load_json(context.paths.selection), context.paths, context.experiment.spec
+    paths, spec = env.paths, env.experiment.spec
     trials = ensemble.member_trials(paths, chosen["members"])
     artifacts = {
-        s: [ensemble.checkpoint(context.store, t) for t in found] for s, found in trials.items()
+        s: [ensemble.checkpoint(env.store, t) for t in found] for s, found in trials.items()
     }
-    split = "oof" if spec.confirm else "val"
-    estimate = chosen["ensemble"].get(split)
+    estimate = chosen["ensemble"].get(confirm.split)
     test = chosen["ensemble"].get("test")
     made = {
         "format_version": FORMAT_VERSION,
         "run_id": paths.run_id,
-        "run_key": context.keys.run,
+        "run_key": run_key(env),
         "code": {"git_commit": git_commit(), "packages": packages()},
-        "data": _data(context),
+        "data": _data(env, catalog, prepare),
         "splits": {
             name: {"key": found.key, "sha256": found.manifest["files"]["folds.parquet"]["sha256"]}
-            for name, found in sorted(context.folds.items())
+            for name, found in sorted(split.artifacts.items())
         },
         "members": [
-            _member(context, one, votes, trials[one], artifacts[one], chosen)
+            _member(env, one, votes, trials[one], artifacts[one], chosen)
             for one, votes in zip(chosen["members"], chosen["weights"], strict=True)
         ],
         "vote": chosen["vote"],
@@ -66,7 +79,7 @@ def certify(context: Context) -> dict[str, Any]:
             "of": whom(
                 spec.data.group,
                 {
-                    context.experiment.arms[own[0]["variant"]].data.split.strategy
+                    env.experiment.arms[own[0]["variant"]].data.split.strategy
                     for own in trials.values()
                 },
                 confirmed=spec.confirm is not None,
@@ -78,9 +91,9 @@ def certify(context: Context) -> dict[str, Any]:
         "test": test,
         "public": chosen["ensemble"].get("public"),
         "gap": _gap(estimate, chosen["ensemble"].get("corrected"), test),
-        **_worst(context, chosen, split),
-        "looked_at": _looked_at(context, chosen, test),
-        "check": check(context, trials, artifacts, split),
+        **_worst(env, catalog, confirm, chosen),
+        "looked_at": _looked_at(env, catalog, search.trials, confirm.trials, chosen, test),
+        "check": check(env, trials, artifacts, confirm.split),
     }
     made["statement"] = statement(made)
     write_json(paths.certificate, made)
@@ -102,9 +115,11 @@ def whom(group: str, strategies: Collection[str], *, confirmed: bool) -> str:
     return f"people (group: {group}) it has never seen"
 
 
-def _data(context: Context) -> dict[str, Any]:
-    facts = context.require_catalog().result
-    seen = board.read_board(context, ()) if context.experiment.spec.data.test else None
+def _data(env: Env, catalog: Catalog, prepare: Prepared) -> dict[str, Any]:
+    facts = catalog.artifact.result
+    seen = None
+    if env.experiment.spec.data.test:
+        seen = read_test_photos(env, catalog, prepare, ())
     return {
         "catalog_sha256": facts["content"],
         "photos_sha256": facts["photos"],
@@ -112,12 +127,12 @@ def _data(context: Context) -> dict[str, Any]:
         "n_groups": facts["n_groups"],
         "n_test": len(seen.order) if seen else 0,
         "n_public": len(seen.public) if seen else 0,
-        "n_quarantined": context.n_quarantined(),
+        "n_quarantined": len(prepare.quarantined.union(catalog.quarantined)),
     }
 
 
 def _member(
-    context: Context,
+    env: Env,
     setting: str,
     votes: int,
     trials: list[dict[str, Any]],
@@ -126,7 +141,7 @@ def _member(
 ) -> dict[str, Any]:
     """Return a member's lineage: settings, and seed, fold, code and weights of each of its checkpoints."""
     variant = trials[0]["variant"]
-    _, arm = context.experiment.setting(variant, json.loads(trials[0]["params"]))
+    _, arm = env.experiment.setting(variant, json.loads(trials[0]["params"]))
     own: dict[str, Any] = next((c for c in chosen["candidates"] if c["setting"] == setting), {})
     return {
         "setting": setting,
@@ -165,10 +180,10 @@ def _gap(estimate: Any, corrected: Any, test: Any) -> dict[str, Any] | None:
     }
 
 
-def _worst(context: Context, chosen: Any, split: str) -> dict[str, Any]:
+def _worst(env: Env, catalog: Catalog, confirm: Confirmed, chosen: Any) -> dict[str, Any]:
     """Return the classes and the people that the vote reads worst, out of fold."""
-    found = read_predictions(context.paths.predictions, split, context.schema.n_classes)
-    members = align({setting: found[setting] for setting in chosen["members"]})
+    predictions = predictions_by_setting(env, catalog, confirm)
+    members = align({setting: predictions[setting] for setting in chosen["members"]})
     arms = list(members.values())
     preds = voting.cast(
         [one.votes for one in arms],
@@ -177,11 +192,10 @@ def _worst(context: Context, chosen: Any, split: str) -> dict[str, Any]:
         chosen["weights"],
     ).pred
     targets = arms[0].targets
-    classes = stats.class_metrics(targets, preds, context.schema.n_classes)
+    classes = metrics.class_metrics(targets, preds, env.schema.n_classes)
     for row in classes:
-        row["name"] = context.schema.class_name(row["class"])
-    groups = groups_of(context.catalog_table())
-    owners = [groups[sample] for sample in arms[0].sample_ids]
+        row["name"] = env.schema.class_name(row["class"])
+    owners = arms[0].groups or arms[0].sample_ids
     n = Counter(owners)
     right = Counter(
         owner for owner, ok in zip(owners, (preds == targets).tolist(), strict=True) if ok
@@ -199,39 +213,45 @@ def _worst(context: Context, chosen: Any, split: str) -> dict[str, Any]:
     }
 
 
-def _looked_at(context: Context, chosen: Any, test: Any) -> list[dict[str, Any]]:
+def _looked_at(
+    env: Env,
+    catalog: Catalog,
+    searched: Sequence[TrialRecord],
+    confirmed: Sequence[TrialRecord],
+    chosen: Any,
+    test: Any,
+) -> list[dict[str, Any]]:
     """Say which data were looked at how often, and what for."""
-    search, confirm = phase_trials(context, "search"), phase_trials(context, "confirm")
     opened = Counter(
-        (event.part, event.by) for event in context.ledger.events if isinstance(event, LabelsOpened)
+        (event.part, event.by) for event in env.ledger.events if isinstance(event, LabelsOpened)
     )
     rows = [
         {
             "what": "role val",
-            "times": sum(len(trial.reports) for trial in search),
-            "why": f"scored after every epoch of {len(search)} search trials; chose epochs and finalists",
+            "times": sum(len(trial.reports) for trial in searched),
+            "why": f"scored after every epoch of {len(searched)} search trials; chose epochs and finalists",
         }
     ]
-    if confirm:
+    if confirmed:
         rows += [
             {
                 "what": "inner parts of the training folds",
-                "times": sum(len(trial.reports) for trial in confirm),
-                "why": f"scored after every epoch of {len(confirm)} confirm trials; chose epochs",
+                "times": sum(len(trial.reports) for trial in confirmed),
+                "why": f"scored after every epoch of {len(confirmed)} confirm trials; chose epochs",
             },
             {
                 "what": "held-out folds",
-                "times": len(confirm),
+                "times": len(confirmed),
                 "why": "predicted once by every confirm trial at its end; their labels never reached a training",
             },
         ]
-    judged = "out-of-fold labels" if confirm else "labels of role val"
+    judged = "out-of-fold labels" if confirmed else "labels of role val"
     rows.append(
         {
             "what": judged,
             "times": len(chosen["candidates"]),
             "why": f"scored {len(chosen['candidates'])} candidates (policy {chosen['policy']}) and "
-            f"{len(context.experiment.spec.hypotheses)} hypotheses",
+            f"{len(env.experiment.spec.hypotheses)} hypotheses",
         }
     )
     if (peeks := chosen.get("peeks")) is not None:
@@ -250,7 +270,7 @@ def _looked_at(context: Context, chosen: Any, test: Any) -> list[dict[str, Any]]
         rows.append(
             {
                 "what": "the same test labels in other runs of this store",
-                "times": _other_runs(context.paths, context.require_catalog().result["content"]),
+                "times": _other_runs(env.paths, catalog.content),
                 "why": "each look at a test score makes the next choice a little less honest",
             }
         )
@@ -272,7 +292,7 @@ def _other_runs(paths: RunPaths, content: str) -> int:
 
 
 def check(
-    context: Context,
+    env: Env,
     trials: Mapping[str, list[dict[str, Any]]],
     artifacts: Mapping[str, list[Artifact]],
     split: str,
@@ -284,10 +304,10 @@ def check(
     """
     from data_prep.catalog.builder import photo_path  # noqa: PLC0415
 
-    spec, base = context.experiment.spec, context.experiment.base
+    spec, base = env.experiment.spec, env.experiment.base
     jobs, share = [], spec.resources.per_trial
     for setting, own in trials.items():
-        prep = context.experiment.arms[own[0]["variant"]].prep
+        prep = env.experiment.arms[own[0]["variant"]].prep
         for at in sorted({0, len(own) - 1}):
             stored = tables.read(
                 artifacts[setting][at].file("predictions.parquet"), ["sample_id", "split", "probs"]
@@ -310,7 +330,7 @@ def check(
                         share.device,
                     )
                 )
-    with context.reporter.task("check", len(jobs)) as advance:
+    with env.console.task("check", len(jobs)) as advance:
         found = []
         for one in ray_map(_difference, jobs, cpu=share.cpu, gpu=share.gpu):
             found.append(one)

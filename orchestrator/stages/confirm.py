@@ -3,175 +3,265 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.base.errors import UserError
-from orchestrator.evaluation import selection
-from orchestrator.evaluation.predictions import Predictions, groups_of, read_predictions
-from orchestrator.search.controller import Bridge
-from orchestrator.search.trial import TrialSpec
-from orchestrator.search.trial_tables import collect, write_tables
-from orchestrator.spec.search_space import Confirm
-from orchestrator.stages.context import Context, Done
-from orchestrator.stages.trial_phase import (
-    before_trials,
-    describe_trial,
-    in_store,
-    keep,
-    note,
-    phase_trials,
-    ranking,
-    reuse,
-    run_phase,
-    sources,
-)
-from orchestrator.store import tables
-from orchestrator.store.events import (
-    PhaseStarted,
-)
-from orchestrator.store.ledger import TrialRecord
+from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
+from orchestrator.planning.stage_keys import confirm_key, prepare_keys, search_key
+from orchestrator.stages.catalog import Catalog
+from orchestrator.stages.prepare import Prepared
+from orchestrator.stages.search import Searched
+from orchestrator.stages.split import Split
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from orchestrator.evaluation.predictions import Predictions
+    from orchestrator.search.trial import TrialSpec
+    from orchestrator.spec.search_space import Confirm
+    from orchestrator.stages.trial_phase import Trainings
+    from orchestrator.store.ledger import TrialRecord
 
 
-def confirm(context: Context) -> Done:
-    """Train the finalists again over seeds and folds, each blind to its fold."""
-    wanted = context.experiment.spec.confirm
-    context.paths.tune.joinpath("confirm").mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True)
+class Confirmed:
+    """The checkpoints and predictions that choices depend on.
+
+    Where nothing is confirmed, these are the ones of the search.
+    """
+
+    outcome: str
+    note: str
+    split: str  # oof, or val where nothing is confirmed
+    trials: tuple[TrialRecord, ...]
+    checkpoints: Mapping[str, Sequence[TrialRecord]]  # setting -> trials that answer for it
+    predictions: pa.Table  # of all trials of the run
+
+    @property
+    def complete_settings(self) -> dict[str, str]:
+        """Setting -> variant of the candidates whose every trial finished."""
+        complete = {}
+        for setting, trials in self.checkpoints.items():
+            if all(trial.status == "COMPLETE" for trial in trials):
+                complete[setting] = trials[0].variant
+        return complete
+
+
+class Point(NamedTuple):
+    """What a finalist is: a variant and a point of its search space."""
+
+    variant: str
+    params: dict[str, Any]
+
+
+def find(scope: Scope, catalog: Catalog) -> Found:
+    """Find the confirmation of the finalists, where the search is finished."""
+    experiment = scope.experiment
+    if experiment.spec.confirm is None:
+        return Found("confirm: null", is_cached=True)
+    prepared = prepare_keys(experiment, catalog.photos)
+    search = scope.store.find("search", search_key(experiment, catalog.content, prepared))
+    if search is None:
+        return Found("waits for the finalists of the search")
+    from orchestrator.evaluation.selection import finalists  # noqa: PLC0415 - imports NumPy
+
+    ranking = [(setting, variant, score) for setting, variant, score in search.result["ranking"]]
+    chosen = finalists(ranking, experiment.spec.confirm.finalists, list(experiment.arms))
+    key = confirm_key(experiment, catalog.content, prepared, chosen)
+    is_cached = scope.store.find("confirm", key) is not None
+    why = "waits for the finalists of the search"
+    return Found(
+        "the same finalists were confirmed before" if is_cached else why,
+        is_cached=is_cached,
+        key=key,
+        artifacts=frozenset({("confirm", key)}),
+    )
+
+
+def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared, search: Searched) -> Confirmed:
+    """Train the finalists again over seeds and folds; no trial sees its own fold.
+
+    Raises:
+        UserError: all trials failed.
+    """
+    from orchestrator.search.trial_tables import collect_predictions, write_tables  # noqa: PLC0415
+    from orchestrator.stages import trial_phase as phase  # noqa: PLC0415
+    from orchestrator.store.ledger import replay  # noqa: PLC0415
+
+    env.paths.tune.joinpath("confirm").mkdir(parents=True, exist_ok=True)
+    wanted = env.experiment.spec.confirm
     if wanted is None:
-        collect(context)
-        return Done("SUCCEEDED", "confirm: null")
-    found = phase_trials(context, "search")
-    chosen = selection.finalists(ranking(found), wanted.finalists, list(context.experiment.arms))
-    points = {t.setting: (t.variant, t.params) for t in found if t.status == "COMPLETE"}
-    key = context.keys.confirm(context.require_catalog(), chosen)
-    reused = reuse(context, "confirm", key)
-    if not reused:
-        before_trials(context)
-        specs = _confirm_trials(context, wanted, {setting: points[setting] for setting in chosen})
-        by_id = {spec.trial_id: spec for spec in specs}
-        known = {trial.trial_id for trial in phase_trials(context, "confirm")}
-        context.ledger.append(PhaseStarted(phase="confirm"), commit=True)
-        bridge = Bridge(
-            context.ledger,
-            "confirm",
-            _in_order([spec for spec in specs if spec.trial_id not in known], lambda: bridge.known),
-            resume=lambda trial: (by_id[trial.trial_id], None),
-            finished=in_store(context),
-        )
-        run_phase(context, bridge, "confirm", len(specs))
-    trials = phase_trials(context, "confirm")
-    write_tables(context)
-    collect(context)
+        predictions = collect_predictions(search.trials, env.store)
+        checkpoints = _first_finished(search.trials)
+        return Confirmed(SUCCEEDED, "confirm: null", "val", (), checkpoints, predictions)
+    points = choose_points(search, wanted, list(env.experiment.arms))
+    key = confirm_key(env.experiment, catalog.content, prepare.keys, list(points))
+    is_loaded = phase.load_phase(env, "confirm", key)
+    if not is_loaded:
+        _train(phase.Trainings(env, catalog, split, prepare), wanted, points)
+    state = replay(env.ledger.events)
+    write_tables(state, env.schema.names, env.paths)
+    trials = [trial for trial in state.trials.values() if trial.phase == "confirm"]
     if not any(trial.status == "COMPLETE" for trial in trials):
         raise UserError(
-            f"confirm: at least one finished trial was required, all {len(trials)} failed; see `results`"
+            f"confirm: at least one finished trial was required, all {len(trials)} failed; "
+            "see `results`"
         )
-    keep(context, "confirm", key, {})
-    return Done("CACHED" if reused else "SUCCEEDED", note(context, trials))
+    phase.save_phase(env, "confirm", key, trials, {})
+    by_setting: dict[str, list[TrialRecord]] = {}
+    for trial in trials:
+        by_setting.setdefault(trial.setting, []).append(trial)
+    return Confirmed(
+        CACHED if is_loaded else SUCCEEDED,
+        phase.trials_note(env, trials),
+        "oof",
+        tuple(trials),
+        by_setting,
+        collect_predictions(state.trials.values(), env.store),
+    )
 
 
-def _confirm_trials(
-    context: Context, wanted: Confirm, points: dict[str, tuple[str, dict[str, Any]]]
-) -> list[TrialSpec]:
-    """Describe the trials of confirm: settings x seeds x folds, a source's before those that stand on it.
+def choose_points(search: Searched, wanted: Confirm, variants: list[str]) -> dict[str, Point]:
+    """Return the finalists and their points, the best first."""
+    from orchestrator.evaluation.selection import finalists  # noqa: PLC0415
 
-    Head frozen_deep stands on its source's best setting at the same seed and fold: the first of the source's in
-    `points`, which come best first and hold the best setting of every variant.
+    points = {}
+    for trial in search.trials:
+        if trial.status == "COMPLETE":
+            points[trial.setting] = Point(trial.variant, trial.params)
+    chosen = finalists(list(search.ranking), wanted.finalists, variants)
+    return {setting: points[setting] for setting in chosen}
+
+
+def predictions_by_setting(
+    env: Env, catalog: Catalog, confirm: Confirmed
+) -> dict[str, Predictions]:
+    """Return the predictions of each complete setting on photos that were held out.
+
+    Settings that answer over other classes are left out.
     """
-    stands_on, keys, specs = sources(context.experiment), dict[tuple[str, int, int], str](), []
-    for setting, (variant, point) in sorted(
-        points.items(), key=lambda item: item[1][0] in stands_on
-    ):
-        best = next(
-            (name for name, (owner, _) in points.items() if owner == stands_on.get(variant)), ""
-        )
+    import pyarrow.compute as pc  # noqa: PLC0415
+
+    from orchestrator.evaluation.predictions import by_setting, groups_of  # noqa: PLC0415
+
+    rows = confirm.predictions.filter(pc.equal(confirm.predictions["split"], confirm.split))
+    arms = by_setting(rows, env.schema.n_classes, groups_of(catalog.table))
+    return {name: arms[name] for name in sorted(confirm.complete_settings) if name in arms}
+
+
+def held_out_predictions(
+    env: Env, catalog: Catalog, split: Split, confirm: Confirmed
+) -> dict[str, Predictions]:
+    """Return setting -> the predictions that choices depend on.
+
+    Where a search chose among settings, the people of role val are left out: their labels chose
+    the settings.
+    """
+    arms = predictions_by_setting(env, catalog, confirm)
+    if confirm.split != "oof" or env.experiment.spec.search is None:
+        return arms
+    variants = confirm.complete_settings
+    for setting, arm in arms.items():
+        untouched = _without_val(split.folds[variants[setting]], arm)
+        arms[setting] = untouched if untouched.sample_ids else arm
+    return arms
+
+
+def _without_val(folds: pa.Table, arm: Predictions) -> Predictions:
+    """Return the samples of groups that have no photo in role val."""
+    rows = zip(folds["group"].to_pylist(), folds["role"].to_pylist(), strict=True)
+    in_val = {group for group, role in rows if role == "val"}
+    owners = zip(arm.sample_ids, arm.groups or arm.sample_ids, strict=True)
+    return arm.among({sample for sample, group in owners if group not in in_val})
+
+
+def _first_finished(trials: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
+    """Return setting -> its first finished trial."""
+    finished: dict[str, list[TrialRecord]] = {}
+    for trial in trials:
+        if trial.status == "COMPLETE":
+            finished.setdefault(trial.setting, [trial])
+    return finished
+
+
+def _train(trainings: Trainings, wanted: Confirm, points: Mapping[str, Point]) -> None:
+    from orchestrator.search.controller import TrialController  # noqa: PLC0415
+    from orchestrator.stages.trial_phase import (  # noqa: PLC0415
+        feature_sources,
+        phase_trials,
+        train_all,
+    )
+    from orchestrator.store.events import PhaseStarted  # noqa: PLC0415
+
+    env = trainings.env
+    trainings.check()
+    sources = feature_sources(env.experiment)
+    specs = describe_trials(trainings.describe, wanted, points, sources)
+    by_id = {spec.trial_id: spec for spec in specs}
+    known = {trial.trial_id for trial in phase_trials(env, "confirm")}
+    env.ledger.append(PhaseStarted(phase="confirm"), commit=True)
+    new = [spec for spec in specs if spec.trial_id not in known]
+    controller = TrialController(
+        env.ledger,
+        "confirm",
+        propose_in_order(new, lambda: controller.records),
+        resume=lambda trial: (by_id[trial.trial_id], None),
+        finished=trainings.stored_history,
+    )
+    train_all(env, controller, "confirm", len(specs))
+
+
+def describe_trials(
+    describe: Callable[..., TrialSpec],
+    wanted: Confirm,
+    points: Mapping[str, Point],
+    sources: Mapping[str, str],
+) -> list[TrialSpec]:
+    """Describe the trials of confirm, settings x seeds x folds, sources before their dependents.
+
+    Head frozen_deep depends on its source's best setting at the same seed and fold.
+
+    Args:
+        describe: makes one trial.
+        wanted: the seeds and folds.
+        points: the finalists, the best first.
+        sources: variant -> the variant whose feature map it depends on.
+    """
+    specs: list[TrialSpec] = []
+    keys: dict[tuple[str, int, int], str] = {}
+    for setting in sorted(points, key=lambda name: points[name].variant in sources):
+        variant, params = points[setting]
+        source = sources.get(variant)
+        of_source = (name for name, point in points.items() if point.variant == source)
+        best = next(of_source, "")
         for seed, fold in itertools.product(wanted.seeds, range(wanted.folds)):
-            source = keys.get((best, seed, fold))
-            trial_id = f"c-{setting}-s{seed}-f{fold}"
-            specs.append(
-                describe_trial(
-                    context, trial_id, "confirm", variant, point, seed, fold, source=source
-                )
+            spec = describe(
+                f"c-{setting}-s{seed}-f{fold}",
+                "confirm",
+                variant,
+                params,
+                seed=seed,
+                fold=fold,
+                source=keys.get((best, seed, fold)),
             )
-            keys[setting, seed, fold] = specs[-1].key
+            specs.append(spec)
+            keys[setting, seed, fold] = spec.key
     return specs
 
 
-def _in_order(
+def propose_in_order(
     specs: list[TrialSpec], known: Callable[[], dict[str, TrialRecord]]
 ) -> Iterator[tuple[TrialSpec, None] | None]:
-    """Propose each trial once what it stands on has ended; None where all that are left wait."""
+    """Propose each trial once its source has ended; None where all that are left wait."""
     waiting = list(specs)
     while waiting:
-        open_ = {trial.key for trial in known().values() if trial.status is None}
-        open_ |= {spec.key for spec in waiting}
-        ready = next((spec for spec in waiting if spec.source not in open_), None)
+        unfinished = {trial.key for trial in known().values() if trial.status is None}
+        unfinished |= {spec.key for spec in waiting}
+        ready = next((spec for spec in waiting if spec.source not in unfinished), None)
         if ready is None:
             yield None
             continue
         waiting.remove(ready)
         yield ready, None
-
-
-def judged(context: Context) -> tuple[str, str]:
-    """Return the phase and the predictions that choices rest on: search and val where nothing is confirmed."""
-    return ("confirm", "oof") if context.experiment.spec.confirm else ("search", "val")
-
-
-def checkpoints(context: Context) -> dict[str, list[TrialRecord]]:
-    """Return setting -> the trials whose checkpoints answer for it. In search, its first finished one does."""
-    phase, _ = judged(context)
-    by_setting: dict[str, list[TrialRecord]] = {}
-    for trial in phase_trials(context, phase):
-        by_setting.setdefault(trial.setting, []).append(trial)
-    if phase == "confirm":
-        return by_setting
-    done = {s: [t for t in found if t.status == "COMPLETE"][:1] for s, found in by_setting.items()}
-    return {setting: found for setting, found in done.items() if found}
-
-
-def complete_settings(context: Context) -> dict[str, str]:
-    """Return setting -> variant of the candidates whose every trial finished."""
-    by_setting = checkpoints(context)
-    return {
-        s: found[0].variant
-        for s, found in by_setting.items()
-        if all(t.status == "COMPLETE" for t in found)
-    }
-
-
-def held_out(context: Context) -> dict[str, Predictions]:
-    """Return per finalist the predictions that choices rest on.
-
-    Settings over other classes are left out. Where a search chose among settings, the people of
-    role val are left out too: their labels chose the settings.
-    """
-    split = judged(context)[1]
-    groups = groups_of(context.catalog_table())
-    arms = read_predictions(context.paths.predictions, split, context.schema.n_classes, groups)
-    variants = complete_settings(context)
-    arms = {setting: arms[setting] for setting in sorted(variants) if setting in arms}
-    if split == "oof" and context.experiment.spec.search is not None:
-        for setting, arm in arms.items():
-            untouched = _without_val(context, variants[setting], arm)
-            arms[setting] = untouched if untouched.sample_ids else arm
-    return arms
-
-
-def _without_val(context: Context, variant: str, arm: Predictions) -> Predictions:
-    """Return the samples of groups that have no photo in role val."""
-    rows = tables.read(
-        context.folds[variant].file("folds.parquet"), ["group", "role"], [("role", "=", "val")]
-    )
-    of_val = set(rows["group"].to_pylist())
-    owners = arm.groups or arm.sample_ids
-    kept = [sample for sample, o in zip(arm.sample_ids, owners, strict=True) if o not in of_val]
-    return arm.among(set(kept))
-
-
-def search_scores(context: Context) -> dict[str, float]:
-    """Return the best search score of each setting."""
-    scores: dict[str, float] = {}
-    for setting, _, score in ranking(phase_trials(context, "search")):
-        scores[setting] = max(score, scores.get(setting, 0.0))
-    return scores

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from data_prep.files import write_json
+from orchestrator.evaluation.hypotheses import judge
 from orchestrator.evaluation.predictions import Predictions
-from orchestrator.stages.confirm import (
-    complete_settings,
-    held_out,
-    search_scores,
-)
-from orchestrator.stages.context import Context, Done
+from orchestrator.planning.stage import SUCCEEDED, Env
+from orchestrator.stages.catalog import Catalog
+from orchestrator.stages.confirm import Confirmed, held_out_predictions
+from orchestrator.stages.search import Searched
+from orchestrator.stages.split import Split
 
 
-def hypotheses(context: Context) -> Done:
-    """Judge the spec's claims on the out-of-fold predictions of each arm's best finalist.
+@dataclass(frozen=True)
+class Judged:
+    """The verdicts on the spec's claims."""
 
-    A claim about an arm that has none, because its trials failed, is a row like the others: undecided, with the reason.
+    outcome: str
+    note: str
+
+
+def run(env: Env, catalog: Catalog, split: Split, search: Searched, confirm: Confirmed) -> Judged:
+    """Judge the claims on the out-of-fold predictions of each arm's best finalist.
+
+    A claim about an arm whose trials failed is a row like the others: undecided, with the reason.
     """
-    from orchestrator.evaluation.hypotheses import judge  # noqa: PLC0415
-
-    claims, rows = context.experiment.spec.hypotheses, []
-    if claims:
-        arms = held_out(context)
-        scores, variants = search_scores(context), complete_settings(context)
+    rows = []
+    if env.experiment.spec.hypotheses:
+        arms = held_out_predictions(env, catalog, split, confirm)
+        scores, variants = search.scores, confirm.complete_settings
         best: dict[str, Predictions] = {}
-        for setting in sorted(arms, key=lambda s: (-scores.get(s, 0.0), s)):
+        for setting in sorted(arms, key=lambda name: (-scores.get(name, 0.0), name)):
             best.setdefault(variants[setting], arms[setting])
-        rows = judge(claims, best, seed=context.experiment.spec.seed)
-    write_json(context.paths.hypotheses, rows)
-    return Done("SUCCEEDED", "; ".join(f"{row['claim']}: {row['verdict']}" for row in rows))
+        rows = judge(env.experiment.spec.hypotheses, best, seed=env.experiment.spec.seed)
+    write_json(env.paths.hypotheses, rows)
+    return Judged(SUCCEEDED, "; ".join(f"{row['claim']}: {row['verdict']}" for row in rows))

@@ -1,17 +1,17 @@
-"""The prepare stage: photos become shards on the pool, shards one array, and prep.json says how well it went."""
+"""The prepare stage: photos become shards on the pool, and shards become one array."""
 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from rich.markup import escape
 
 from data_prep.errors import some
@@ -20,129 +20,233 @@ from data_prep.preparation.steps import steps_identity
 from orchestrator.base.errors import UserError
 from orchestrator.base.keys import digest, stage_key
 from orchestrator.base.versions import VERSIONS
+from orchestrator.planning.stage import CACHED, SUCCEEDED, ArtifactName, Env, Found, Scope
+from orchestrator.planning.stage_keys import partial_key, prepare_key, prepare_keys, rows_key
 from orchestrator.spec.models import Arm
-from orchestrator.stages.context import Context, Done, link
+from orchestrator.stages.catalog import Catalog
 from orchestrator.store.artifacts import Artifact
 from orchestrator.store.events import ArtifactDamaged, ShardWritten
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _SHEET = "sheet.json"
 _MIN_PHOTOS = 20  # of a class, before its rate is compared
-_TELLING = 0.05  # difference of two rates that a person should look at
-_CHANCE = 0.01
+_MIN_DIFFERENCE = 0.05  # of two rates, before a person should look at it
+_MAX_P_VALUE = 0.01
 _MAX_DONORS = 2
 _METADATA = ["sample_id", "face_confidence", "n_faces", "mask_area", "outcome"]
 
 
-def prepare(context: Context) -> Done:
-    """Turn photos into shards of crops, one set per distinct `prep`; then into one array that trials map.
+@dataclass(frozen=True)
+class Prepared:
+    """The sets of shards of all variants, and the arrays that trials map."""
 
-    Files that an earlier run made are hashed here, once: trials map them as they are.
+    outcome: str
+    note: str
+    shards: Mapping[str, Artifact]  # by variant
+    rows: Mapping[str, Artifact]  # by variant
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Variant -> key of its set of shards. A set that lacks photos has a key of its own."""
+        return {name: artifact.key for name, artifact in self.shards.items()}
+
+    @property
+    def quarantined(self) -> set[str]:
+        """The samples that some variant lacks."""
+        return {s for artifact in self.shards.values() for s in artifact.result["quarantined"]}
+
+
+class ShardRow(NamedTuple):
+    """A photo that goes into a shard."""
+
+    sample_id: str
+    path: str
+    sha256: str
+
+
+@dataclass
+class _Work:
+    """What was done for a set of shards."""
+
+    n_prepared: int = 0
+    n_copied: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @property
+    def is_new(self) -> bool:
+        return self.n_prepared > 0 or self.n_copied > 0
+
+
+class _ShardSet(NamedTuple):
+    artifact: Artifact
+    work: _Work
+    is_cached: bool
+
+
+def find(scope: Scope, catalog: Catalog) -> Found:
+    """Find the sets of shards of all variants."""
+    keys = prepare_keys(scope.experiment, catalog.photos)
+    partial: dict[str, list[str]] = defaultdict(list)  # whole set -> sets that lack some photos
+    for artifact in scope.store.all("prepare"):
+        if whole := artifact.manifest["inputs"].get("whole"):
+            partial[whole].append(artifact.key)
+    artifacts: set[ArtifactName] = set()
+    for whole in keys.values():
+        for key in (whole, *partial[whole]):
+            artifacts |= {("prepare", key), ("rows", rows_key(key))}
+    missing = [name for name, key in keys.items() if not scope.store.find("prepare", key)]
+    new = {keys[name] for name in missing if not partial[keys[name]]}
+    why = "photos and steps are unchanged"
+    if new:
+        why = f"photos, steps or weights changed for {', '.join(missing)}"
+    elif missing:
+        why = f"photos lost by a transient failure are tried again for {', '.join(missing)}"
+    return Found(
+        why,
+        is_cached=not missing,
+        key=digest(keys),
+        artifacts=frozenset(artifacts),
+        n_to_prepare=catalog.artifact.result["n_ok"] * len(new),
+    )
+
+
+def run(env: Env, catalog: Catalog) -> Prepared:
+    """Turn photos into shards of crops, one set per distinct `prep`, and each set into one array.
+
+    Files of earlier runs are hashed here, once: trials map them as they are.
     """
-    photos = context.require_catalog().result["photos"]
-    made: dict[str, Artifact] = {}
+    sets: dict[str, _ShardSet] = {}  # by key of the whole set
+    shards: dict[str, Artifact] = {}
+    for name, arm in env.experiment.arms.items():
+        key = prepare_key(arm, catalog.photos)
+        if key not in sets:
+            artifact = intact_artifact(env, "prepare", key)
+            if artifact is not None:
+                sets[key] = _ShardSet(artifact, _Work(), is_cached=True)
+            else:
+                sets[key] = _prepare_set(env, catalog, key, arm)
+        shards[name] = sets[key].artifact
+        _require_enough(catalog, arm, shards[name])
     rows: dict[str, Artifact] = {}
     variants: dict[str, list[str]] = defaultdict(list)
-    n_prepared = n_copied = 0
-    cached = True
-    for name, arm in context.experiment.arms.items():
-        key = context.keys.prepare(arm, photos)
-        if key not in made:
-            found = _intact(context, "prepare", key)
-            if found is None:
-                found, fresh, counts = _prepare_one(context, key, arm)
-                cached = cached and not fresh
-                n_prepared, n_copied = n_prepared + counts[0], n_copied + counts[1]
-                key = found.key
-            made[key] = found
-        variants[key].append(name)
-        context.prepared[name] = made[key]
-        _require_enough(context, arm, made[key])
-    for name, artifact in context.prepared.items():
-        if artifact.key not in rows:
-            rows[artifact.key] = _rows(context, artifact)
-            for kept in context.store.all("features"):
-                if kept.manifest["inputs"].get("photos") == artifact.key:
-                    _intact(context, "features", kept.key)
-        context.rows[name] = rows[artifact.key]
-    sets = [_describe(context, artifact, variants[key]) for key, artifact in made.items()]
-    write_json(context.paths.prep, {"sets": sets})
-    lost = {sample for artifact in made.values() for sample in artifact.result["quarantined"]}
-    note = f"{n_prepared} prepared, {n_copied} copied" if not cached else ""
-    if lost:
-        note += f", {len(lost)} quarantined"
-    n_warnings = sum(len(one["warnings"]) for one in sets)
+    for name, artifact in shards.items():
+        if artifact.key not in variants:
+            rows[artifact.key] = _make_rows(env, artifact)
+            _check_features(env, artifact)
+        variants[artifact.key].append(name)
+    reports = []
+    for each in sets.values():
+        reports.append(_describe(env, catalog, each.artifact, variants[each.artifact.key]))
+    write_json(env.paths.prep, {"sets": reports})
+    is_cached = all(each.is_cached for each in sets.values())
+    output = Prepared(
+        CACHED if is_cached else SUCCEEDED,
+        "",
+        shards,
+        {name: rows[artifact.key] for name, artifact in shards.items()},
+    )
+    n_warnings = sum(len(report["warnings"]) for report in reports)
+    note = _note(sets.values(), len(output.quarantined), n_warnings, is_cached=is_cached)
+    return replace(output, note=note)
+
+
+def _note(
+    sets: Collection[_ShardSet], n_quarantined: int, n_warnings: int, *, is_cached: bool
+) -> str:
+    parts = []
+    if not is_cached:
+        n_prepared = sum(each.work.n_prepared for each in sets)
+        n_copied = sum(each.work.n_copied for each in sets)
+        parts.append(f"{n_prepared} prepared, {n_copied} copied")
+    if n_quarantined:
+        parts.append(f"{n_quarantined} quarantined")
     if n_warnings:
-        note += f", {n_warnings} warning(s), see the report"
-    return Done("CACHED" if cached else "SUCCEEDED", note.removeprefix(", "))
+        parts.append(f"{n_warnings} warning(s), see the report")
+    return ", ".join(parts)
 
 
-def _intact(context: Context, kind: str, key: str) -> Artifact | None:
-    """Return an artifact whose files are what its manifest says; one with a changed file is removed and made again."""
-    if (artifact := context.store.find(kind, key)) is None:
+def intact_artifact(env: Env, kind: str, key: str) -> Artifact | None:
+    """Return an artifact whose files match its manifest. One with a changed file is removed."""
+    artifact = env.store.find(kind, key)
+    if artifact is None:
         return None
     try:
         for name in artifact.manifest["files"]:
             artifact.file(name)
     except UserError as error:
-        context.reporter.say(f"  {escape(str(error).split(';', maxsplit=1)[0])}; it is made again")
-        context.ledger.append(ArtifactDamaged(kind=kind, key=key, reason=str(error)), commit=True)
+        reason = str(error).split(";", maxsplit=1)[0]
+        env.console.say(f"  {escape(reason)}; it is made again")
+        env.ledger.append(ArtifactDamaged(kind=kind, key=key, reason=str(error)), commit=True)
         shutil.rmtree(artifact.path)
         return None
     return artifact
 
 
-def _require_enough(context: Context, arm: Arm, prepared: Artifact) -> None:
-    """Stop where so many photos are lost that what is left is another data set."""
-    facts = context.require_catalog().result
-    lost = facts["quarantined"] | prepared.result["quarantined"]
-    if len(lost) > arm.prep.max_lost * facts["n_photos"]:
-        causes = Counter(lost.values()).most_common(3)
-        raise UserError(
-            f"prep.max_lost: at most {arm.prep.max_lost:.0%} of the photos may be lost, "
-            f"{len(lost) / facts['n_photos']:.0%} are ({len(lost)} of {facts['n_photos']}: "
-            f"{', '.join(f'{cause} ({n})' for cause, n in causes)}); mend them, choose another step or policy, "
-            "or raise prep.max_lost"
-        )
+def _check_features(env: Env, shards: Artifact) -> None:
+    """Remove cached features of these photos whose files have changed."""
+    for features in env.store.all("features"):
+        if features.manifest["inputs"].get("photos") == shards.key:
+            intact_artifact(env, "features", features.key)
 
 
-def _prepare_one(context: Context, key: str, arm: Arm) -> tuple[Artifact, bool, tuple[int, int]]:
+def _require_enough(catalog: Catalog, arm: Arm, shards: Artifact) -> None:
+    """Refuse to go on where so many photos are lost that the rest is another data set.
+
+    Raises:
+        UserError: more photos are lost than `prep.max_lost` allows.
+    """
+    n_photos = catalog.artifact.result["n_photos"]
+    lost = catalog.quarantined | shards.result["quarantined"]
+    if len(lost) <= arm.prep.max_lost * n_photos:
+        return
+    causes = [f"{cause} ({n})" for cause, n in Counter(lost.values()).most_common(3)]
+    raise UserError(
+        f"prep.max_lost: at most {arm.prep.max_lost:.0%} of the photos may be lost, "
+        f"{len(lost) / n_photos:.0%} are ({len(lost)} of {n_photos}: {', '.join(causes)}); "
+        "repair them, choose another step or policy, or raise prep.max_lost"
+    )
+
+
+def _prepare_set(env: Env, catalog: Catalog, key: str, arm: Arm) -> _ShardSet:
     """Make one set of shards, alone among all runs of this store that prepare by the same steps.
 
-    Returns:
-        The set, whether it is new, and how many photos were prepared and copied. A set that lacks photos by chance has
-        a key of its own, which `context.keys` gives from now on.
+    A set that lacks photos because of a transient failure gets a key of its own.
     """
     steps = steps_identity(arm.prep)
     with (
-        context.turn("prepare", digest(steps), "prepares by the same steps"),
-        _enough_room(context.store.root),
+        env.single_flight("prepare", digest(steps), "prepares by the same steps"),
+        _explain_full_disk(env.store.root),
     ):
-        if (found := context.store.find("prepare", key)) is not None:
-            return found, True, (0, 0)  # another run made it while this one waited
-        wanted = _shard_rows(context)
+        artifact = env.store.find("prepare", key)
+        if artifact is not None:  # another run made it while this one waited
+            return _ShardSet(artifact, _Work(), is_cached=False)
+        wanted = _shard_rows(env, catalog)
         keys = {number: _shard_key(steps, rows) for number, rows in wanted.items()}
-        counts, seconds = _make_shards(context, key, arm, wanted, keys)
-        lost = sorted(
-            sample
-            for one in keys.values()
-            for sample in context.store.get("shard", one).result.get("by_chance", [])
+        work = _make_shards(env, key, arm, wanted, keys)
+        lost = []
+        for shard_key in keys.values():
+            lost += env.store.get("shard", shard_key).result.get("by_chance", [])
+        if not lost:
+            return _ShardSet(_link_shards(env, key, arm, keys, work), work, is_cached=False)
+        lost.sort()
+        env.console.say(
+            f"  [yellow]{len(lost)} photo(s) took too long, ended their worker or could not be "
+            f"read: {escape(some(lost))}; a run that begins later tries them again[/]"
         )
-        if lost:
-            context.reporter.say(
-                f"  [yellow]{len(lost)} photo(s) took too long, ended their worker or could not be read: "
-                f"{escape(some(lost))}; a run that begins later tries them again[/]"
-            )
-            own = context.keys.without(key, lost)
-            shutil.rmtree(context.store.work_dir("prepare", key), ignore_errors=True)
-            if (found := _intact(context, "prepare", own)) is not None:
-                return found, any(counts), counts
-        _link_shards(context, own if lost else key, arm, wanted, keys, counts, seconds, key)
-    return context.store.get("prepare", own if lost else key), True, counts
+        shutil.rmtree(env.store.work_dir("prepare", key), ignore_errors=True)
+        own_key = partial_key(key, lost)
+        artifact = intact_artifact(env, "prepare", own_key)
+        if artifact is not None:
+            return _ShardSet(artifact, work, is_cached=not work.is_new)
+        artifact = _link_shards(env, own_key, arm, keys, work, whole=key)
+        return _ShardSet(artifact, work, is_cached=False)
 
 
 @contextmanager
-def _enough_room(folder: Path) -> Iterator[None]:
-    """Turn "no space left" into a sentence that says where and what to do."""
+def _explain_full_disk(folder: Path) -> Iterator[None]:
+    """Turn "no space left" into a message that says where and what to do."""
     try:
         yield
     except OSError as error:
@@ -150,59 +254,46 @@ def _enough_room(folder: Path) -> Iterator[None]:
             raise
         free_mb = shutil.disk_usage(folder).free / 1e6
         raise UserError(
-            f"{folder}: room for another shard was required, the disk is full ({free_mb:.1f} MB free); "
-            "free some space and submit again, finished shards are kept"
+            f"{folder}: room for another shard was required, the disk is full ({free_mb:.1f} MB "
+            "free); free some space and submit again, finished shards are kept"
         ) from None
 
 
 def _make_shards(
-    context: Context,
+    env: Env,
     key: str,
     arm: Arm,
-    wanted: dict[int, list[tuple[str, str, str]]],
-    keys: dict[int, str],
-) -> tuple[tuple[int, int], dict[str, float]]:
-    from data_prep.preparation.pool import ShardTask, prepare_shards  # noqa: PLC0415
-    from data_prep.preparation.shards import shard_name  # noqa: PLC0415
+    wanted: Mapping[int, list[ShardRow]],
+    keys: Mapping[int, str],
+) -> _Work:
+    """Prepare the shards that the store lacks, and put them there."""
+    from data_prep.preparation.pool import prepare_shards  # noqa: PLC0415
 
-    steps, share = steps_identity(arm.prep), context.experiment.spec.resources.per_prep_worker
-    donors, tasks = _donors(context, steps), []
-    for number, rows in wanted.items():
-        found = _intact(context, "shard", keys[number])
-        if found is not None and _settled(context, found):
-            continue
-        given = [
-            path for n, folder in donors if (path := folder / shard_name(number % n)).is_file()
-        ]
-        tasks.append(
-            ShardTask(number, rows, [*given, *([found.path / "shard.parquet"] if found else [])])
-        )
-    n_prepared = n_copied = 0
-    lost: list[str] = []
-    seconds: dict[str, float] = defaultdict(float)
-    with context.reporter.task("prepare", sum(len(task.rows) for task in tasks)) as advance:
+    steps, share = steps_identity(arm.prep), env.experiment.spec.resources.per_prep_worker
+    tasks = _missing_shards(env, steps, wanted, keys)
+    n_quarantined = 0
+    work = _Work()
+    with env.console.task("prepare", sum(len(task.rows) for task in tasks)) as advance:
 
-        def tell(done: int) -> None:
-            advance(done, f"{len(lost)} quarantined" if lost else "")
+        def report_progress(done: int) -> None:
+            advance(done, f"{n_quarantined} quarantined" if n_quarantined else "")
 
         for result in prepare_shards(
             tasks,
             arm.prep,
-            context.store.work_dir("prepare", key),
+            env.store.work_dir("prepare", key),
             cpus=share.cpu,
             gpus=share.gpu,
             timeout_s=share.timeout_s,
-            progress=tell,
-            say=lambda text: context.reporter.say(f"  [yellow]{escape(text)}[/]"),
+            progress=report_progress,
+            say=lambda text: env.console.say(f"  [yellow]{escape(text)}[/]"),
         ):
             number = result.task.number
             facts = {"n_prepared": result.n_prepared, "n_copied": result.n_copied}
-            shutil.rmtree(
-                context.store.root / "shard" / keys[number], ignore_errors=True
-            )  # one that is tried again
-            with context.store.draft(
-                "shard", keys[number], params={"steps": steps}, inputs={}
-            ) as draft:
+            # a shard whose photos are tried again gives way
+            shutil.rmtree(env.store.root / "shard" / keys[number], ignore_errors=True)
+            params = {"steps": steps}
+            with env.store.draft("shard", keys[number], params=params, inputs={}) as draft:
                 shutil.move(result.path, draft.path / "shard.parquet")
                 shutil.move(result.sheet, draft.path / _SHEET)
                 draft.result |= facts | {
@@ -212,219 +303,263 @@ def _make_shards(
                     "timeout_s": share.timeout_s,
                     "seconds": result.seconds,
                 }
-            context.ledger.append(
-                ShardWritten(number=number, key=keys[number], **facts), commit=True
-            )
-            n_prepared, n_copied = n_prepared + result.n_prepared, n_copied + result.n_copied
-            lost += [sample for sample, _ in result.quarantined]
+            event = ShardWritten(number=number, key=keys[number], **facts)
+            env.ledger.append(event, commit=True)
+            work.n_prepared += result.n_prepared
+            work.n_copied += result.n_copied
+            n_quarantined += len(result.quarantined)
             for name, value in result.seconds.items():
-                seconds[name] += value
-    return (n_prepared, n_copied), seconds
+                work.seconds[name] += value
+    return work
 
 
-def _settled(context: Context, shard: Artifact) -> bool:
-    """Return whether a shard is taken as it is: photos that were lost by chance are tried again by later runs.
+def _missing_shards(
+    env: Env, steps: Any, wanted: Mapping[int, list[ShardRow]], keys: Mapping[int, str]
+) -> list[Any]:
+    """Return a task for each shard that must be made, with earlier shards to copy rows from."""
+    from data_prep.preparation.pool import ShardTask  # noqa: PLC0415
+    from data_prep.preparation.shards import shard_name  # noqa: PLC0415
 
-    A run that was begun before the shard was made has had its turn, unless it now gives photos more time.
+    donors = _donors(env, steps)
+    tasks = []
+    for number, rows in wanted.items():
+        shard = intact_artifact(env, "shard", keys[number])
+        if shard is not None and _is_settled(
+            shard,
+            photos_since=env.photos_since,
+            timeout_s=env.experiment.spec.resources.per_prep_worker.timeout_s,
+        ):
+            continue
+        sources = []
+        for donor in donors:
+            path = donor.folder / shard_name(number % donor.n_shards)
+            if path.is_file():
+                sources.append(path)
+        if shard is not None:
+            sources.append(shard.path / "shard.parquet")
+        tasks.append(ShardTask(number, list[tuple[str, str, str]](rows), sources))
+    return tasks
+
+
+def _is_settled(shard: Artifact, *, photos_since: float, timeout_s: float) -> bool:
+    """Return True if a shard is taken as it is.
+
+    Later runs try again the photos that were lost by a transient failure. A run that began before
+    the shard was made has had its turn, unless it now gives photos more time.
     """
     if not shard.result.get("by_chance"):
         return True
-    share = context.experiment.spec.resources.per_prep_worker
-    return bool(
-        shard.manifest["finished"] >= context.began and share.timeout_s <= shard.result["timeout_s"]
-    )
+    is_own = bool(shard.manifest["finished"] >= photos_since)
+    return is_own and bool(timeout_s <= shard.result["timeout_s"])
 
 
 def _link_shards(
-    context: Context,
+    env: Env,
     key: str,
     arm: Arm,
-    wanted: dict[int, list[tuple[str, str, str]]],
-    keys: dict[int, str],
-    counts: tuple[int, int],
-    seconds: dict[str, float],
-    whole: str,
-) -> None:
+    keys: Mapping[int, str],
+    work: _Work,
+    whole: str | None = None,
+) -> Artifact:
+    """Make a set of the shards. `whole` is the key of the set that this one lacks photos of."""
     from data_prep.preparation.assembly import SHEET_SUFFIX  # noqa: PLC0415
     from data_prep.preparation.shards import n_shards_for, shard_name, write_index  # noqa: PLC0415
 
     steps = steps_identity(arm.prep)
-    inputs = (
-        {} if key == whole else {"whole": whole}
-    )  # the set that this one is without photos lost by chance
-    with context.store.draft("prepare", key, params={"steps": steps}, inputs=inputs) as draft:
+    inputs = {"whole": whole} if whole else {}
+    with env.store.draft("prepare", key, params={"steps": steps}, inputs=inputs) as draft:
         quarantined: dict[str, str] = {}
-        for number in sorted(wanted):
-            shard = context.store.get("shard", keys[number])
-            link(shard.file("shard.parquet"), draft.path / shard_name(number))
-            link(shard.file(_SHEET), draft.path / (shard_name(number) + SHEET_SUFFIX))
+        n_rows = 0
+        for number in sorted(keys):
+            shard = env.store.get("shard", keys[number])
+            _link(shard.file("shard.parquet"), draft.path / shard_name(number))
+            _link(shard.file(_SHEET), draft.path / (shard_name(number) + SHEET_SUFFIX))
             quarantined |= shard.result["quarantined"]
-        write_index(
-            draft.path,
-            n_shards=n_shards_for(sum(map(len, wanted.values()))),
-            steps=steps,
-            size=arm.prep.size,
-        )
+            n_rows += shard.result["n_rows"]
+        write_index(draft.path, n_shards=n_shards_for(n_rows), steps=steps, size=arm.prep.size)
         draft.result |= {
-            "n_shards": len(wanted),
+            "n_shards": len(keys),
             "quarantined": quarantined,
-            "n_prepared": counts[0],
-            "n_copied": counts[1],
-            "seconds": seconds,
+            "n_prepared": work.n_prepared,
+            "n_copied": work.n_copied,
+            "seconds": work.seconds,
         }
+    return env.store.get("prepare", key)
 
 
-def _shard_rows(context: Context) -> dict[int, list[tuple[str, str, str]]]:
-    """Deal the usable photos (sample_id, path, sha256) to shards by their ids."""
+def _link(source: Path, place: Path) -> None:
+    """Link a file of the store to a second place, or copy it where links do not work."""
+    try:
+        os.link(source, place)
+    except OSError:
+        shutil.copyfile(source, place)
+
+
+def _shard_rows(env: Env, catalog: Catalog) -> dict[int, list[ShardRow]]:
+    """Deal the usable photos to shards by their ids."""
+    import pyarrow.compute as pc  # noqa: PLC0415
+
     from data_prep.catalog.builder import photo_path  # noqa: PLC0415
     from data_prep.preparation.shards import n_shards_for, shard_of  # noqa: PLC0415
 
-    data, base = context.experiment.spec.data, context.experiment.base
-    table = context.catalog_table()
-    table = table.filter(pc.equal(table["status"], "ok"))
-    n_shards = n_shards_for(len(table))
-    rows: dict[int, list[tuple[str, str, str]]] = {number: [] for number in range(n_shards)}
+    usable = catalog.table.filter(pc.equal(catalog.table["status"], "ok"))
+    n_shards = n_shards_for(len(usable))
+    rows: dict[int, list[ShardRow]] = defaultdict(list)
     for sample, sha256 in zip(
-        table["sample_id"].to_pylist(), table["sha256"].to_pylist(), strict=True
+        usable["sample_id"].to_pylist(), usable["sha256"].to_pylist(), strict=True
     ):
-        rows[shard_of(sample, n_shards)].append(
-            (sample, str(photo_path(data, base, sample)), sha256)
-        )
-    return {number: sorted(found) for number, found in rows.items() if found}
+        path = photo_path(env.experiment.spec.data, env.experiment.base, sample)
+        rows[shard_of(sample, n_shards)].append(ShardRow(sample, str(path), sha256))
+    return {number: sorted(rows[number]) for number in sorted(rows)}
 
 
-def _shard_key(steps: Any, rows: list[tuple[str, str, str]]) -> str:
-    return stage_key(
-        "shard",
-        VERSIONS["shard"],
-        steps,
-        {"rows": digest([[sample, sha] for sample, _, sha in rows])},
-    )
+def _shard_key(steps: Any, rows: list[ShardRow]) -> str:
+    content = digest([[row.sample_id, row.sha256] for row in rows])
+    return stage_key("shard", VERSIONS["shard"], steps, {"rows": content})
 
 
-def _donors(context: Context, steps: Any) -> list[tuple[int, Path]]:
-    """Return earlier preparations by the same steps, newest first: their numbers of shards are powers of two."""
+class _Donor(NamedTuple):
+    n_shards: int  # a power of two
+    folder: Path
+
+
+def _donors(env: Env, steps: Any) -> list[_Donor]:
+    """Return earlier preparations by the same steps, the newest first."""
     from data_prep.preparation.shards import ShardError, read_index  # noqa: PLC0415
 
-    found: list[tuple[int, Path]] = []
-    for artifact in context.store.all("prepare"):
-        if artifact.manifest["params"]["steps"] == steps and len(found) < _MAX_DONORS:
-            with suppress(ShardError):  # a broken donor is only a lost shortcut
-                found.append((read_index(artifact.path).n_shards, artifact.path))
-    return found
+    donors: list[_Donor] = []
+    for artifact in env.store.all("prepare"):
+        if artifact.manifest["params"]["steps"] == steps and len(donors) < _MAX_DONORS:
+            with suppress(ShardError):  # without this donor more photos are prepared
+                donors.append(_Donor(read_index(artifact.path).n_shards, artifact.path))
+    return donors
 
 
-def _rows(context: Context, prepared: Artifact) -> Artifact:
+def _make_rows(env: Env, shards: Artifact) -> Artifact:
     """Decode the shards once into a memory-mapped array that all trials share."""
     from data_prep.preparation.shards import memory_map  # noqa: PLC0415
 
-    key = context.keys.rows(prepared.key)
-    if (found := _intact(context, "rows", key)) is not None:
-        return found
+    key = rows_key(shards.key)
+    artifact = intact_artifact(env, "rows", key)
+    if artifact is not None:
+        return artifact
     with (
-        _enough_room(context.store.root),
-        context.store.draft("rows", key, params={}, inputs={"prepare": prepared.key}) as draft,
+        _explain_full_disk(env.store.root),
+        env.store.draft("rows", key, params={}, inputs={"prepare": shards.key}) as draft,
     ):
-        memory_map(prepared.path, draft.path)
-    return context.store.get("rows", key)
+        memory_map(shards.path, draft.path)
+    return env.store.get("rows", key)
 
 
-def _describe(context: Context, artifact: Artifact, variants: list[str]) -> dict[str, Any]:
-    """Return what prep.json says of one set of shards: counts, rates per class, warnings, the contact sheet."""
+def _describe(env: Env, catalog: Catalog, shards: Artifact, variants: list[str]) -> dict[str, Any]:
+    """Return what prep.json says of one set: counts, rates per class, warnings, contact sheet."""
     from data_prep.preparation import contact_sheet as sheet  # noqa: PLC0415
     from data_prep.preparation.assembly import SHEET_SUFFIX, read_sheet  # noqa: PLC0415
     from data_prep.preparation.shards import read_shard  # noqa: PLC0415
 
-    files = sorted(artifact.path.glob("shard-*.parquet"))
-    table = pa.concat_tables([read_shard(path, _METADATA) for path in files]) if files else None
-    seen = table.to_pylist() if table is not None else []
-    rates = _rates(context, seen)
-    films = [
-        film for path in files for film in read_sheet(path.with_name(path.name + SHEET_SUFFIX))
-    ]
-    n_prepared = artifact.result["n_prepared"]
+    rows: list[dict[str, Any]] = []
+    films = []
+    for path in sorted(shards.path.glob("shard-*.parquet")):
+        rows += read_shard(path, _METADATA).to_pylist()
+        films += read_sheet(path.with_name(path.name + SHEET_SUFFIX))
+    counts = {"photos": len(rows), "quarantined": len(shards.result["quarantined"])}
+    for failure, fails in _FAILURES.items():
+        counts[failure] = sum(fails(row) for row in rows)
+    n_prepared = shards.result["n_prepared"]
+    seconds = {}
+    for name, value in shards.result["seconds"].items():
+        if n_prepared:
+            seconds[name] = round(value / n_prepared, 4)
+    rates = _rates(catalog.table, env.schema.classes, rows)
     return {
         "variants": variants,
-        "steps": artifact.manifest["params"]["steps"],
-        "counts": {
-            "photos": len(seen),
-            "quarantined": len(artifact.result["quarantined"]),
-            **{name: sum(fails(row) for row in seen) for name, fails in _FAILURES.items()},
-        },
-        "seconds": {
-            name: round(value / n_prepared, 4)
-            for name, value in artifact.result["seconds"].items()
-            if n_prepared
-        },
+        "steps": shards.manifest["params"]["steps"],
+        "counts": counts,
+        "seconds": seconds,
         "rates": rates,
         "warnings": _warnings(rates),
         "sheet": sheet.to_json(sheet.keep(films, sheet.PER_REPORT)),
     }
 
 
-def _no_face(row: dict[str, Any]) -> bool:
+def _has_no_face(row: dict[str, Any]) -> bool:
     return row["face_confidence"] is not None and row["face_confidence"] <= 0
 
 
-def _no_person(row: dict[str, Any]) -> bool:
+def _has_no_person(row: dict[str, Any]) -> bool:
     return row["mask_area"] is not None and row["mask_area"] <= 0
 
 
-def _several_faces(row: dict[str, Any]) -> bool:
+def _has_several_faces(row: dict[str, Any]) -> bool:
     return (row["n_faces"] or 0) > 1
 
 
-_FAILURES = {"no face": _no_face, "empty mask": _no_person, "several faces": _several_faces}
+_FAILURES: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "no face": _has_no_face,
+    "empty mask": _has_no_person,
+    "several faces": _has_several_faces,
+}
 
 
-def _rates(context: Context, seen: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return how often each thing went wrong in each class of each label, where it did at all."""
-    catalog = context.catalog_table().select(
-        ["sample_id", *(f"label_{name}" for name in context.schema.classes)]
-    )
-    labels = {row["sample_id"]: row for row in catalog.to_pylist()}
-    found = []
+def _rates(
+    catalog: pa.Table, labels: Mapping[str, list[str]], rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return how often each failure came about in each class of each label, where it did."""
+    columns = catalog.select(["sample_id", *(f"label_{name}" for name in labels)]).to_pylist()
+    codes = {row["sample_id"]: row for row in columns}
+    rates = []
     for failure, fails in _FAILURES.items():
-        failed = {row["sample_id"] for row in seen if fails(row)}
+        failed = [row["sample_id"] for row in rows if fails(row)]
         if not failed:
             continue
-        for label, names in context.schema.classes.items():
+        for label, names in labels.items():
+            n_all = Counter(codes[row["sample_id"]][f"label_{label}"] for row in rows)
+            n_failed = Counter(codes[sample][f"label_{label}"] for sample in failed)
             classes = []
             for code, name in enumerate(names):
-                own = [
-                    row["sample_id"]
-                    for row in seen
-                    if labels[row["sample_id"]][f"label_{label}"] == code
-                ]
-                classes.append(
-                    {"class": name, "n": len(own), "failed": len(failed.intersection(own))}
-                )
-            found.append({"failure": failure, "label": label, "classes": classes})
-    return found
+                classes.append({"class": name, "n": n_all[code], "failed": n_failed[code]})
+            rates.append({"failure": failure, "label": label, "classes": classes})
+    return rates
+
+
+class _ClassRate(NamedTuple):
+    name: str
+    n: int
+    n_failed: int
+
+    @property
+    def rate(self) -> float:
+        return self.n_failed / self.n
 
 
 def _warnings(rates: list[dict[str, Any]]) -> list[str]:
-    """Return a sentence for every failure that hits the classes of a label unequally: a network can learn from it."""
+    """Return a sentence for every failure that is more frequent in some classes of a label.
+
+    A network can learn from such a difference.
+    """
+    warnings = []
+    for each in rates:
+        classes = [_ClassRate(c["class"], c["n"], c["failed"]) for c in each["classes"]]
+        classes = [entry for entry in classes if entry.n >= _MIN_PHOTOS]
+        if len(classes) < 2 or not any(entry.n_failed for entry in classes):
+            continue
+        worst = max(classes, key=lambda entry: entry.rate)
+        best = min(classes, key=lambda entry: entry.rate)
+        if worst.rate - best.rate < _MIN_DIFFERENCE or _p_value(classes) >= _MAX_P_VALUE:
+            continue
+        warnings.append(
+            f"{each['failure']}: {worst.rate:.0%} of {each['label']} {worst.name} "
+            f"({worst.n_failed} of {worst.n}), {best.rate:.0%} of {best.name} "
+            f"({best.n_failed} of {best.n}). This preparation is biased: a network can tell "
+            f"{each['label']} by how the crop failed, and worse crops lower the score of "
+            f"{worst.name}; look at the contact sheet, try another detector, model or on_missing"
+        )
+    return warnings
+
+
+def _p_value(classes: list[_ClassRate]) -> float:
+    """Return how probable such different counts are where all classes fail alike."""
     from scipy.stats import chi2_contingency  # noqa: PLC0415
 
-    found = []
-    for rate in rates:
-        classes = [one for one in rate["classes"] if one["n"] >= _MIN_PHOTOS]
-        if len(classes) < 2 or not any(one["failed"] for one in classes):
-            continue
-        worst = max(classes, key=lambda one: one["failed"] / one["n"])
-        best = min(classes, key=lambda one: one["failed"] / one["n"])
-        high, low = worst["failed"] / worst["n"], best["failed"] / best["n"]
-        chance = (
-            chi2_contingency([[one["failed"], one["n"] - one["failed"]] for one in classes])[1]
-            if high < 1 or low < 1
-            else 1.0
-        )
-        if high - low >= _TELLING and chance < _CHANCE:
-            found.append(
-                f"{rate['failure']}: {high:.0%} of {rate['label']} {worst['class']} ({worst['failed']} of {worst['n']}), "
-                f"{low:.0%} of {best['class']} ({best['failed']} of {best['n']}). This preparation is biased: a network "
-                f"can tell {rate['label']} by how the crop failed, and worse crops lower the score of "
-                f"{worst['class']}; look at the contact sheet, try another detector, model or on_missing"
-            )
-    return found
+    counts = [[entry.n_failed, entry.n - entry.n_failed] for entry in classes]
+    return float(chi2_contingency(counts)[1])

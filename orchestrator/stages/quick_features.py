@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from orchestrator.base.keys import digest, stage_key
 from orchestrator.base.versions import QUICK_BACKBONE, VERSIONS
 from orchestrator.cluster.tasks import ray_map
-from orchestrator.stages.context import Context
+from orchestrator.planning.stage import Env
 
 if TYPE_CHECKING:  # torch takes seconds
     from trainers.model import Classifier
@@ -55,11 +55,11 @@ def _hash(name: str) -> bytes:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
 
 
-def features(context: Context, rows: pa.Table, view: str) -> Floats:
+def features(env: Env, rows: pa.Table, view: str) -> Floats:
     """Return what the backbone says of photos, (n_photos, n_features), from the store where it is known.
 
     Args:
-        context: of a running experiment.
+        env: of the run.
         rows: of the catalog.
         view: "whole", or "rim": the middle blanked.
     """
@@ -74,22 +74,22 @@ def features(context: Context, rows: pa.Table, view: str) -> Floats:
         "view": view,
     }
     key = stage_key("features", VERSIONS["features"], params, {"photos": digest(shas)})
-    with context.turn("features", key, "looks at the same photos"):
-        if (found := context.store.find("features", key)) is None:
-            data, base = context.experiment.spec.data, context.experiment.base
+    with env.single_flight("features", key, "looks at the same photos"):
+        if (found := env.store.find("features", key)) is None:
+            data, base = env.experiment.spec.data, env.experiment.base
             photos = [
                 (str(photo_path(data, base, sample)), sha)
                 for sample, sha in zip(samples, shas, strict=True)
             ]
             chunks = [photos[start : start + _CHUNK] for start in range(0, len(photos), _CHUNK)]
-            work, parts = context.store.work_dir("features", key), []
-            with context.reporter.task(f"audit {view}", len(photos)) as advance:
+            work, parts = env.store.work_dir("features", key), []
+            with env.console.task(f"audit {view}", len(photos)) as advance:
                 for part in _resumable(chunks, view, work):
                     parts.append(part)
                     advance(sum(map(len, parts)), "features")
-            with context.store.draft("features", key, params=params, inputs={}) as draft:
+            with env.store.draft("features", key, params=params, inputs={}) as draft:
                 np.save(draft.path / "features.npy", np.concatenate(parts))
-            found = context.store.get("features", key)
+            found = env.store.get("features", key)
     loaded: Floats = np.load(found.file("features.npy"))
     return loaded
 

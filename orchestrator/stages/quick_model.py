@@ -21,7 +21,7 @@ from data_prep.split import deal_folds
 from orchestrator.base.versions import QUICK_BACKBONE
 from orchestrator.evaluation.metrics import interval, macro_f1
 from orchestrator.evaluation.predictions import Predictions
-from orchestrator.stages.context import Context
+from orchestrator.planning.stage import Env
 from orchestrator.stages.quick_features import chosen, features
 
 N_SEEDS = 10
@@ -36,7 +36,9 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-def leak_gaps(context: Context, folds: Mapping[str, pa.Table]) -> dict[str, dict[str, Any]]:
+def leak_gaps(
+    env: Env, catalog: pa.Table, folds: Mapping[str, pa.Table]
+) -> dict[str, dict[str, Any]]:
     """Measure, per variant whose split leaks, how much too well a quick model scores by it.
 
     Returns:
@@ -44,13 +46,12 @@ def leak_gaps(context: Context, folds: Mapping[str, pa.Table]) -> dict[str, dict
     """
     from data_prep.weights.cache import local  # noqa: PLC0415
 
-    catalog = context.catalog_table()
     alike = people(catalog.filter(pc.equal(catalog["status"], "ok")))
     leaking = {name for name, table in folds.items() if leak(table, alike) > 0}
     if not leaking:
         return {}
     if local(QUICK_BACKBONE) is None:
-        context.reporter.say(
+        env.console.say(
             f"audit: the leak gap needs `python -m orchestrator weights {QUICK_BACKBONE}`; left out"
         )
         return {}
@@ -58,13 +59,13 @@ def leak_gaps(context: Context, folds: Mapping[str, pa.Table]) -> dict[str, dict
     people_of = persons(rows, alike)
     if len(set(people_of)) < 2:
         return {}
-    x = compress(features(context, rows, "whole"))
-    arms = context.experiment.arms
+    x = compress(features(env, rows, "whole"))
+    arms = env.experiment.arms
     by_split: dict[str, dict[str, Any]] = {}
     for name in sorted(leaking):
         split = arms[name].data.split
         by_split.setdefault(
-            split.model_dump_json(), leak_gap(x, rows, people_of, context.schema, split)
+            split.model_dump_json(), leak_gap(x, rows, people_of, env.schema, split)
         )
     return {name: by_split[arms[name].data.split.model_dump_json()] for name in sorted(leaking)}
 
@@ -146,7 +147,7 @@ def leak_gap(
     }
 
 
-def probe_labels(context: Context) -> dict[str, Any] | None:
+def probe_labels(env: Env, catalog: pa.Table) -> dict[str, Any] | None:
     """Train a quick model of each label on the whole photo and on its rim alone; groups are never on both sides.
 
     Returns:
@@ -156,17 +157,16 @@ def probe_labels(context: Context) -> dict[str, Any] | None:
     from data_prep.weights.cache import local  # noqa: PLC0415
 
     if local(QUICK_BACKBONE) is None:
-        context.reporter.say(
+        env.console.say(
             f"audit: the probe needs `python -m orchestrator weights {QUICK_BACKBONE}`; left out"
         )
         return None
-    catalog = context.catalog_table()
     rows = chosen(catalog)
     owners = persons(rows, people(catalog.filter(pc.equal(catalog["status"], "ok"))))
     if len(set(owners)) < 2:
         return None
-    views = {view: compress(features(context, rows, view)) for view in ("whole", "rim")}
-    return probe(views, rows, owners, context.schema, seed=context.experiment.spec.seed)
+    views = {view: compress(features(env, rows, view)) for view in ("whole", "rim")}
+    return probe(views, rows, owners, env.schema, seed=env.experiment.spec.seed)
 
 
 def probe(

@@ -2,99 +2,160 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.base.errors import UserError
-from orchestrator.search.controller import OBJECTIVE
+from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
+from orchestrator.planning.stage_keys import prepare_keys, run_key, search_key, study_families
 from orchestrator.search.reuse import earlier, write_families
-from orchestrator.search.study import Studies, search_bridge
-from orchestrator.search.trial import TrialSpec
-from orchestrator.search.trial_tables import write_tables
 from orchestrator.spec.search_space import Search
-from orchestrator.stages.context import Context, Done
-from orchestrator.stages.trial_phase import (
-    before_trials,
-    describe_trial,
-    in_store,
-    keep,
-    note,
-    phase_trials,
-    ranking,
-    reuse,
-    run_phase,
-    sources,
-)
-from orchestrator.store.events import (
-    PhaseStarted,
-)
-from orchestrator.store.ledger import TrialRecord
+from orchestrator.stages.catalog import Catalog
+from orchestrator.stages.prepare import Prepared
+from orchestrator.stages.split import Split
+
+if TYPE_CHECKING:
+    from orchestrator.search.trial import TrialSpec
+    from orchestrator.stages.trial_phase import Ranked, Trainings
+    from orchestrator.store.ledger import TrialRecord
 
 
-def _best_of(context: Context, variant: str) -> TrialRecord | None:
-    """Return the best finished search trial of a variant, ordered as finalists are."""
-    done = [
-        t
-        for t in phase_trials(context, "search")
-        if t.variant == variant and t.status == "COMPLETE"
-    ]
-    return min(done, key=lambda t: (-t.metrics[OBJECTIVE], t.setting), default=None)
+@dataclass(frozen=True)
+class Searched:
+    """The trials of a search."""
+
+    outcome: str
+    note: str
+    trials: tuple[TrialRecord, ...]
+    ranking: tuple[Ranked, ...]  # of the finished trials
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Setting -> the best score of its trials."""
+        scores: dict[str, float] = {}
+        for setting, _, score in self.ranking:
+            scores[setting] = max(score, scores.get(setting, 0.0))
+        return scores
 
 
-def _take_over(context: Context, wanted: Search, families: dict[str, str]) -> None:
-    """Write into the ledger what an earlier run of the same study tells, where this one has not begun."""
-    if not phase_trials(context, "search"):
-        for one in earlier(context.store, families, wanted, besides=context.paths.run_id).values():
-            for event in one.events:
-                context.ledger.append(event)
-            context.reporter.say(
-                f"  search: {one.n_trials} trials are taken over from run {one.run_id}"
-            )
-    write_families(context.paths.root, families)
+def find(scope: Scope, catalog: Catalog) -> Found:
+    """Find the finished search, and the trials of an earlier run of the same study."""
+    experiment = scope.experiment
+    prepared = prepare_keys(experiment, catalog.photos)
+    key = search_key(experiment, catalog.content, prepared)
+    n_reused = 0
+    if experiment.spec.search is not None:
+        families = study_families(experiment, catalog.content, prepared)
+        run_id = f"{experiment.spec.name}-{run_key(scope)[:8]}"
+        studies = earlier(scope.store, families, experiment.spec.search, besides=run_id)
+        n_reused = sum(study.n_trials for study in studies.values())
+    is_cached = scope.store.find("search", key) is not None
+    why = "settings, data or splits are new; finished trials are reused one by one"
+    if is_cached:
+        why = "the same trials on the same data were finished"
+    elif n_reused:
+        why = f"{n_reused} trials are in the store and replayed to the sampler, the rest is trained"
+    return Found(
+        why,
+        is_cached=is_cached,
+        key=key,
+        artifacts=frozenset({("search", key)}),
+        n_reused=n_reused,
+    )
 
 
-def search(context: Context) -> Done:
-    """Try settings: one trial each, on role train, scored on role val."""
-    spec, key = context.experiment.spec, context.keys.search(context.require_catalog())
-    reused = reuse(context, "search", key)
-    if not reused:
-        stands_on = sources(context.experiment)
+def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched:
+    """Try settings: one trial each, trained on role train and scored on role val.
 
-        def make(trial_id: str, variant: str, point: dict[str, Any]) -> TrialSpec:
-            best = _best_of(context, stands_on[variant]) if variant in stands_on else None
-            return describe_trial(
-                context,
-                f"s-{trial_id}" if not trial_id.startswith("s-") else trial_id,
-                "search",
-                variant,
-                point,
-                spec.seed,
-                None,
-                source=best.key if best else None,
-            )
+    Raises:
+        UserError: no trial was finished.
+    """
+    from orchestrator.search.trial_tables import write_tables  # noqa: PLC0415
+    from orchestrator.stages import trial_phase as phase  # noqa: PLC0415
+    from orchestrator.store.ledger import replay  # noqa: PLC0415
 
-        before_trials(context)
-        wanted = spec.search or Search(trials=1)
-        _take_over(context, wanted, context.keys.families(context.require_catalog()))
-        context.ledger.append(PhaseStarted(phase="search"), commit=True)
-        variants = list(context.experiment.arms)
-        studies = Studies(
-            context.paths.run_id, wanted, variants, spec.seed, make, stands_on, context.reporter.say
-        )
-        durations = {name: arm.train.duration for name, arm in context.experiment.arms.items()}
-        bridge = search_bridge(
-            studies,
-            context.ledger,
-            durations,
-            finished=in_store(context),
-            gpus_per_trial=spec.resources.per_trial.gpu,
-        )
-        run_phase(context, bridge, "search", sum(map(studies.budget, variants)))
-    trials = phase_trials(context, "search")
-    write_tables(context)
+    key = search_key(env.experiment, catalog.content, prepare.keys)
+    is_loaded = phase.load_phase(env, "search", key)
+    if not is_loaded:
+        _train(phase.Trainings(env, catalog, split, prepare))
+    state = replay(env.ledger.events)
+    write_tables(state, env.schema.names, env.paths)
+    trials = [trial for trial in state.trials.values() if trial.phase == "search"]
     if not any(trial.status == "COMPLETE" for trial in trials):
         causes = sorted({str(trial.error or trial.why) for trial in trials})
         raise UserError(
-            f"search: at least one finished trial was required, none of {len(trials)} is: {'; '.join(causes[:3])}"
+            f"search: at least one finished trial was required, none of {len(trials)} is: "
+            f"{'; '.join(causes[:3])}"
         )
-    keep(context, "search", key, {"ranking": [list(row) for row in ranking(trials)]})
-    return Done("CACHED" if reused else "SUCCEEDED", note(context, trials))
+    ranking = phase.rank_trials(trials)
+    phase.save_phase(env, "search", key, trials, {"ranking": [list(row) for row in ranking]})
+    return Searched(
+        CACHED if is_loaded else SUCCEEDED,
+        phase.trials_note(env, trials),
+        tuple(trials),
+        tuple(ranking),
+    )
+
+
+def _train(trainings: Trainings) -> None:
+    from orchestrator.search.study import Studies, search_controller  # noqa: PLC0415
+    from orchestrator.stages.trial_phase import feature_sources, train_all  # noqa: PLC0415
+    from orchestrator.store.events import PhaseStarted  # noqa: PLC0415
+
+    env, experiment = trainings.env, trainings.env.experiment
+    spec, variants = experiment.spec, list(experiment.arms)
+    sources = feature_sources(experiment)
+
+    def describe(trial_id: str, variant: str, point: dict[str, Any]) -> TrialSpec:
+        best = None
+        if variant in sources:
+            best = _best_trial(controller.records.values(), sources[variant])
+        return trainings.describe(
+            trial_id if trial_id.startswith("s-") else f"s-{trial_id}",
+            "search",
+            variant,
+            point,
+            seed=spec.seed,
+            source=best.key if best else None,
+        )
+
+    trainings.check()
+    search = spec.search or Search(trials=1)
+    _replay_earlier(trainings, search)
+    env.ledger.append(PhaseStarted(phase="search"), commit=True)
+    studies = Studies(
+        env.paths.run_id, search, variants, spec.seed, describe, sources, env.console.say
+    )
+    controller = search_controller(
+        studies,
+        env.ledger,
+        {name: arm.train.duration for name, arm in experiment.arms.items()},
+        finished=trainings.stored_history,
+        gpus_per_trial=spec.resources.per_trial.gpu,
+    )
+    train_all(env, controller, "search", sum(map(studies.budget, variants)))
+
+
+def _best_trial(trials: Iterable[TrialRecord], variant: str) -> TrialRecord | None:
+    """Return the best finished trial of a variant, ordered as finalists are."""
+    from orchestrator.search.controller import OBJECTIVE  # noqa: PLC0415
+
+    finished = [t for t in trials if t.variant == variant and t.status == "COMPLETE"]
+    return min(finished, key=lambda t: (-t.metrics[OBJECTIVE], t.setting), default=None)
+
+
+def _replay_earlier(trainings: Trainings, search: Search) -> None:
+    """Write the trials of an earlier run of the same study into the ledger of a run without any."""
+    from orchestrator.stages.trial_phase import phase_trials  # noqa: PLC0415
+
+    env = trainings.env
+    content, prepared = trainings.catalog.content, trainings.prepare.keys
+    families = study_families(env.experiment, content, prepared)
+    if not phase_trials(env, "search"):
+        studies = earlier(env.store, families, search, besides=env.paths.run_id)
+        for study in studies.values():
+            for event in study.events:
+                env.ledger.append(event)
+            env.console.say(f"  search: {study.n_trials} trials are taken from run {study.run_id}")
+    write_families(env.paths.root, families)

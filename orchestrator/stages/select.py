@@ -2,40 +2,69 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from data_prep.files import write_json
 from orchestrator.base.errors import UserError
-from orchestrator.evaluation import common_samples, selection, selection_bias
-from orchestrator.evaluation import metrics as stats
+from orchestrator.evaluation import common_samples, metrics, selection, selection_bias
 from orchestrator.evaluation import vote as voting
 from orchestrator.evaluation.checkpoint_curve import checkpoint_curve
 from orchestrator.evaluation.predictions import Predictions
-from orchestrator.stages import test_set as board
-from orchestrator.stages.confirm import (
-    checkpoints,
-    complete_settings,
-    held_out,
-    judged,
-    search_scores,
-)
-from orchestrator.stages.context import Context, Done, load_json
+from orchestrator.planning.stage import SUCCEEDED, Env
+from orchestrator.stages import test_set
+from orchestrator.stages.catalog import Catalog
+from orchestrator.stages.confirm import Confirmed, held_out_predictions
+from orchestrator.stages.prepare import Prepared
+from orchestrator.stages.search import Searched
+from orchestrator.stages.split import Split
 from orchestrator.store.ledger import TrialRecord
 
 
-def select(context: Context) -> Done:
-    """Choose the members of the ensemble, and say what their vote is worth."""
-    spec, scores = context.experiment.spec, search_scores(context)
-    variants, trials, found = complete_settings(context), checkpoints(context), held_out(context)
-    if not found:
+@dataclass(frozen=True)
+class Selected:
+    """The members of the ensemble, and what their vote is worth."""
+
+    outcome: str
+    note: str
+    selection: Mapping[str, Any]  # as selection.json has it, without scores on the test set
+
+    @property
+    def members(self) -> list[str]:
+        """The settings that vote, in rank order."""
+        return list(self.selection["members"])
+
+    @property
+    def weights(self) -> list[int]:
+        """The votes of each member."""
+        return list(self.selection["weights"])
+
+
+def run(
+    env: Env,
+    catalog: Catalog,
+    split: Split,
+    prepare: Prepared,
+    search: Searched,
+    confirm: Confirmed,
+) -> Selected:
+    """Choose the members of the ensemble, and estimate what their vote is worth.
+
+    Raises:
+        UserError: there is no finalist that the policy may choose.
+    """
+    spec, scores, variants = env.experiment.spec, search.scores, confirm.complete_settings
+    predictions = held_out_predictions(env, catalog, split, confirm)
+    if not predictions:
         raise UserError(
             "select: finalists with out-of-fold predictions over all labels were required, "
             "found none"
         )
-    arms = common_samples.on_common_samples(found)
-    sizes = [len(arm.sample_ids) for arm in found.values()]
+    arms = common_samples.on_common_samples(predictions)
+    sizes = [len(arm.sample_ids) for arm in predictions.values()]
     n_common = len(next(iter(arms.values())).sample_ids)
     candidates = []
     for setting, arm in sorted(arms.items()):
@@ -44,14 +73,14 @@ def select(context: Context) -> Done:
             variants[setting],
             arm,
             search_score=scores.get(setting),
-            n_params=_n_params(context, trials[setting][0]),
+            n_params=_n_params(env, confirm.checkpoints[setting][0]),
             seed=spec.seed,
         )
-        row["n_left_out"] = len(found[setting].sample_ids) - n_common
+        row["n_left_out"] = len(predictions[setting].sample_ids) - n_common
         candidates.append(row)
     peeks = None
     if spec.select.policy == "leaderboard":
-        candidates, peeks = _with_board(context, candidates)
+        candidates, peeks = _with_board_scores(env, catalog, prepare, confirm, candidates)
     ranked = selection.rank(candidates, "robust")
     order = [row["setting"] for row in ranked]
     pool = selection_bias.Pool(
@@ -75,117 +104,120 @@ def select(context: Context) -> Done:
     chosen["findings"] = [finding] if finding else []
     chosen["vote"] = {"rule": spec.vote.rule, "tie": voting.TIE_RULE}
     members = {setting: arms[setting] for setting in chosen["members"]}
-    rests_on, corrected = judged(context)[1], _corrected(context, pool, order, chosen)
+    corrected = _corrected(env, pool, order, chosen)
     chosen["ensemble"] = {
         "oof": None,
-        rests_on: _vote_scores(context, members, chosen["weights"]),
+        confirm.split: _vote_scores(env, members, chosen["weights"]),
         "test": None,
-        **_about_members(context, members, chosen["weights"]),
+        **_about_members(env, members, chosen["weights"]),
         "corrected": corrected,
-        "checkpoints": _checkpoint_curve(context, members, chosen["weights"], corrected),
+        "checkpoints": _checkpoint_curve(env, confirm, members, chosen["weights"], corrected),
     }
     ((first,),) = selection_bias.best_alone(pool, pool.everybody, 1)
     winner = selection_bias.corrected(
         pool, selection_bias.best_alone, 1, seed=spec.seed, alone=True
     )
     chosen["winner"] = {"setting": order[first], **winner.to_json()}
-    write_json(context.paths.selection, chosen)
-    bounds = chosen["ensemble"][rests_on]["macro_f1"]
-    kind = "out-of-fold" if rests_on == "oof" else "validation"
-    return Done(
-        "SUCCEEDED",
+    bounds = chosen["ensemble"][confirm.split]["macro_f1"]
+    kind = "out-of-fold" if confirm.split == "oof" else "validation"
+    note = (
         f"{len(chosen['members'])} members, {kind} macro F1 {bounds['estimate']:.3f} "
-        f"({bounds['low']:.3f}-{bounds['high']:.3f})",
+        f"({bounds['low']:.3f}-{bounds['high']:.3f})"
     )
+    return Selected(SUCCEEDED, note, chosen)
 
 
 def _checkpoint_curve(
-    context: Context,
+    env: Env,
+    confirm: Confirmed,
     members: dict[str, Predictions],
     weights: list[int],
     corrected: dict[str, Any] | None,
 ) -> dict[str, Any] | None:
     """Return the out-of-fold score by checkpoints averaged, and where it leads once deployed."""
-    if not context.experiment.spec.confirm:
+    if not env.experiment.spec.confirm:
         return None
-    n_deployed = min(len(checkpoints(context)[setting]) for setting in members)
+    n_deployed = min(len(confirm.checkpoints[setting]) for setting in members)
     curve = checkpoint_curve(
         list(members.values()),
         weights,
-        rule=context.experiment.spec.vote.rule,
+        rule=env.experiment.spec.vote.rule,
         n_deployed=n_deployed,
-        seed=context.experiment.spec.seed,
+        seed=env.experiment.spec.seed,
         optimism=(corrected or {}).get("optimism") or 0.0,
     )
     return curve.to_json()
 
 
-def _with_board(
-    context: Context, candidates: list[dict[str, Any]]
+def _with_board_scores(
+    env: Env,
+    catalog: Catalog,
+    prepare: Prepared,
+    confirm: Confirmed,
+    candidates: list[dict[str, Any]],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Add the scores of a leaderboard to the candidates: typed in by hand, or seen on the public half."""
-    typed = context.experiment.spec.select.scores
+    typed = env.experiment.spec.select.scores
     if typed is not None:
         return selection.give_scores(candidates, typed), {
             "by": "scores typed into the spec",
             "n_candidates": len(typed),
         }
-    seen = board.read_board(context, (c["variant"] for c in candidates))
-    by_setting = checkpoints(context)
-    trials = [trial for c in candidates for trial in by_setting[c["setting"]]]
-    shown = board.peek(context, seen, trials)
+    variants = [candidate["variant"] for candidate in candidates]
+    photos = test_set.read_test_photos(env, catalog, prepare, variants)
+    trials: list[TrialRecord] = []
+    for candidate in candidates:
+        trials += confirm.checkpoints[candidate["setting"]]
+    scores = test_set.score_public_half(env, catalog, prepare, photos, trials)
     peeks = {
         "by": "the public half of the test set",
-        "n_photos": len(seen.public),
+        "n_photos": len(photos.public),
         "n_candidates": len(candidates),
     }
-    return [{**c, "board_score": shown[c["setting"]]} for c in candidates], peeks
+    return [{**c, "board_score": scores[c["setting"]]} for c in candidates], peeks
 
 
-def _n_params(context: Context, trial: TrialRecord) -> int:
-    return int(load_json(context.store.get("trial", trial.key).path / "model.json")["n_params"])
+def _n_params(env: Env, trial: TrialRecord) -> int:
+    path = env.store.get("trial", trial.key).path / "model.json"
+    return int(json.loads(path.read_text(encoding="utf-8"))["n_params"])
 
 
-def _like(members: dict[str, Predictions], pred: stats.Ints) -> Predictions:
+def _like(members: dict[str, Predictions], pred: metrics.Ints) -> Predictions:
     """Return the samples of some members, answered by `pred`."""
     return next(iter(members.values())).answered_by(pred)
 
 
-def _cast(context: Context, members: dict[str, Predictions], weights: list[int]) -> voting.Votes:
+def _cast(env: Env, members: dict[str, Predictions], weights: list[int]) -> voting.Votes:
     """Let members vote on samples that each of their checkpoints held out."""
     arms = members.values()
     return voting.cast(
         [m.votes for m in arms],
         [m.mean_probs for m in arms],
-        context.experiment.spec.vote.rule,
+        env.experiment.spec.vote.rule,
         weights,
     )
 
 
-def _vote_scores(
-    context: Context, members: dict[str, Predictions], weights: list[int]
-) -> dict[str, Any]:
+def _vote_scores(env: Env, members: dict[str, Predictions], weights: list[int]) -> dict[str, Any]:
     """Return the headline: the scores of the vote, and how far its mean probability can be believed."""
-    votes = _cast(context, members, weights)
+    votes = _cast(env, members, weights)
     oof = _like(members, votes.pred)
     mean = np.average([m.mean_probs for m in members.values()], axis=0, weights=weights)
     sure = mean[np.arange(len(votes.pred)), votes.pred]
     return {
-        **interval_scores(context, oof),
-        "calibration_error": stats.calibration_error(sure, votes.pred == oof.targets),
+        **interval_scores(env, oof),
+        "calibration_error": metrics.calibration_error(sure, votes.pred == oof.targets),
     }
 
 
-def _about_members(
-    context: Context, members: dict[str, Predictions], weights: list[int]
-) -> dict[str, Any]:
+def _about_members(env: Env, members: dict[str, Predictions], weights: list[int]) -> dict[str, Any]:
     """Return how often members agree, what each adds to the vote, and what the vote adds to the best of them."""
-    n_classes, seed, names = context.schema.n_classes, context.experiment.spec.seed, list(members)
-    whole = _like(members, _cast(context, members, weights).pred)
+    n_classes, seed, names = env.schema.n_classes, env.experiment.spec.seed, list(members)
+    whole = _like(members, _cast(env, members, weights).pred)
     answers = np.stack([one.votes for one in members.values()])
     alone = {name: _like(members, one.votes) for name, one in members.items()}
     scores = {
-        name: stats.macro_f1(one.targets, one.preds[0], n_classes) for name, one in alone.items()
+        name: metrics.macro_f1(one.targets, one.preds[0], n_classes) for name, one in alone.items()
     }
     marginal = []
     for at, name in enumerate(names):
@@ -199,15 +231,15 @@ def _about_members(
         if others:
             rest = _like(
                 others,
-                _cast(context, others, weights[:at] + weights[at + 1 :]).pred,
+                _cast(env, others, weights[:at] + weights[at + 1 :]).pred,
             )
-            row["adds"] = stats.paired_difference(whole, rest, seed=seed)
+            row["adds"] = metrics.paired_difference(whole, rest, seed=seed)
         marginal.append(row)
     best = max(names, key=lambda name: (scores[name], -names.index(name)))
     gain = None
     if len(names) > 1:
-        gain = {"over": best, **stats.paired_difference(whole, alone[best], seed=seed)}
-        pool = selection_bias.Pool(list(members.values()), context.experiment.spec.vote.rule)
+        gain = {"over": best, **metrics.paired_difference(whole, alone[best], seed=seed)}
+        pool = selection_bias.Pool(list(members.values()), env.experiment.spec.vote.rule)
         bias = selection_bias.corrected(pool, selection_bias.best_vote, 1, seed=seed).optimism
         # the best member was found on these photos, so it looks better than it is
         for name in ("difference", "low", "high"):
@@ -220,14 +252,14 @@ def _about_members(
 
 
 def _corrected(
-    context: Context, pool: selection_bias.Pool, order: list[str], chosen: dict[str, Any]
+    env: Env, pool: selection_bias.Pool, order: list[str], chosen: dict[str, Any]
 ) -> dict[str, Any] | None:
     """Correct the vote's score for having been chosen on these very samples.
 
     Returns:
         None where nothing was chosen on them.
     """
-    policy, seed = context.experiment.spec.select.policy, context.experiment.spec.seed
+    policy, seed = env.experiment.spec.select.policy, env.experiment.spec.seed
     choice: tuple[int, ...] = ()
     for setting, votes in zip(chosen["members"], chosen["weights"], strict=True):
         choice += (order.index(setting),) * votes
@@ -255,15 +287,15 @@ def _corrected(
     return None
 
 
-def interval_scores(context: Context, oof: Predictions) -> dict[str, Any]:
+def interval_scores(env: Env, oof: Predictions) -> dict[str, Any]:
     """Return macro F1 and accuracy with intervals, and macro F1 and accuracy per label."""
-    seed = context.experiment.spec.seed
+    seed = env.experiment.spec.seed
     found: dict[str, Any] = {
-        metric: stats.interval(oof, metric=metric, seed=seed).to_json()
+        metric: metrics.interval(oof, metric=metric, seed=seed).to_json()
         for metric in ("macro_f1", "accuracy")
     }
-    truth, given = (context.schema.decode(labels) for labels in (oof.targets, oof.preds[0]))
-    for at, (name, size) in enumerate(zip(context.schema.names, context.schema.sizes, strict=True)):
-        found[f"macro_f1_{name}"] = stats.macro_f1(truth[:, at], given[:, at], size)
+    truth, given = (env.schema.decode(labels) for labels in (oof.targets, oof.preds[0]))
+    for at, (name, size) in enumerate(zip(env.schema.names, env.schema.sizes, strict=True)):
+        found[f"macro_f1_{name}"] = metrics.macro_f1(truth[:, at], given[:, at], size)
         found[f"accuracy_{name}"] = float(np.mean(truth[:, at] == given[:, at]))
     return found

@@ -1,51 +1,104 @@
-"""The split stage: every labelled sample gets its role, and a fold per confirm seed."""
+"""The split stage: every labelled sample gets its role, and per confirm seed its fold."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
+from orchestrator.base.keys import digest
+from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
+from orchestrator.planning.stage_keys import split_key
+from orchestrator.stages.catalog import Catalog
+from orchestrator.store.artifacts import Artifact
 
-from orchestrator.stages.context import Context, Done
-from orchestrator.store import tables
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ROLES = ("train", "val", "test", "excluded")
 
 
-def split(context: Context) -> Done:
-    """Give every labelled sample its role and its fold per confirm seed, per variant."""
-    from data_prep.split import assign, inner_part, rows_of_seed  # noqa: PLC0415
+@dataclass(frozen=True)
+class Split:
+    """The roles and folds of every variant."""
 
-    catalog, confirm = context.require_catalog(), context.experiment.spec.confirm
-    n_folds = confirm.folds if confirm else None
-    seeds = confirm.seeds if confirm else []
-    made, parts = 0, []
-    for name, arm in context.experiment.arms.items():
-        key = context.keys.split(arm, catalog.result["content"])
-        if context.store.find("split", key) is None:
-            made += 1
-            table = assign(
-                context.catalog_table(),
-                context.schema,
-                arm.data.split,
-                arm.data.exclude,
-                n_folds,
-                seeds,
-            )
-            with context.store.draft(
-                "split", key, params={}, inputs={"catalog": catalog.key}
-            ) as draft:
-                tables.write(table, draft.path / "folds.parquet")
-                draft.result |= dict(Counter(rows_of_seed(table)["role"].to_pylist()))
-        artifact = context.store.get("split", key)
-        table = tables.read(artifact.file("folds.parquet"))
-        if artifact.key not in {one.key for one in context.folds.values()}:
-            for seed in seeds:  # a class that confirm cannot train on is refused now
-                for fold in range(n_folds or 0):
-                    inner_part(rows_of_seed(table, seed), fold, arm.data.split, context.schema)
-        context.folds[name] = artifact
-        parts.append(table.add_column(0, "variant", pa.array([name] * len(table), pa.string())))
-    tables.write(pa.concat_tables(parts), context.paths.folds)
-    roles = next(iter(context.folds.values())).result
-    note = ", ".join(
-        f"{roles[role]} {role}" for role in ("train", "val", "test", "excluded") if roles.get(role)
+    outcome: str
+    note: str
+    artifacts: Mapping[str, Artifact]  # by variant
+    folds: Mapping[str, pa.Table]  # by variant
+
+
+def find(scope: Scope, catalog: Catalog) -> Found:
+    """Find the splits of all variants."""
+    keys = {}
+    for name, arm in scope.experiment.arms.items():
+        keys[name] = split_key(scope.experiment, arm, catalog.content)
+    missing = [name for name, key in keys.items() if not scope.store.find("split", key)]
+    return Found(
+        f"new split for {', '.join(missing)}" if missing else "splits are unchanged",
+        is_cached=not missing,
+        key=digest(keys),
+        artifacts=frozenset(("split", key) for key in keys.values()),
     )
-    return Done("SUCCEEDED" if made else "CACHED", note)
+
+
+def run(env: Env, catalog: Catalog) -> Split:
+    """Give every labelled sample its role and its fold per confirm seed, for every variant.
+
+    Raises:
+        DataError: the training part of a fold lacks a class, so that confirm could not learn it.
+    """
+    import pyarrow as pa  # noqa: PLC0415
+
+    from data_prep.split import inner_part, rows_of_seed  # noqa: PLC0415
+    from orchestrator.store import tables  # noqa: PLC0415
+
+    confirm = env.experiment.spec.confirm
+    deals = itertools.product(confirm.seeds, range(confirm.folds)) if confirm else ()
+    seeds_and_folds = list(deals)
+    outcome = CACHED
+    artifacts: dict[str, Artifact] = {}
+    folds: dict[str, pa.Table] = {}
+    known: dict[str, pa.Table] = {}
+    for name, arm in env.experiment.arms.items():
+        key = split_key(env.experiment, arm, catalog.content)
+        artifact = env.store.find("split", key)
+        if artifact is None:
+            outcome = SUCCEEDED
+            artifact = _assign(env, catalog, name, key)
+        if key not in known:
+            known[key] = tables.read(artifact.file("folds.parquet"))
+            for seed, fold in seeds_and_folds:
+                inner_part(rows_of_seed(known[key], seed), fold, arm.data.split, env.schema)
+        artifacts[name], folds[name] = artifact, known[key]
+    written = []
+    for name, table in folds.items():
+        variant = pa.array([name] * len(table), pa.string())
+        written.append(table.add_column(0, "variant", variant))
+    tables.write(pa.concat_tables(written), env.paths.folds)
+    n_samples = next(iter(artifacts.values())).result
+    counts = [f"{n_samples[role]} {role}" for role in _ROLES if n_samples.get(role)]
+    return Split(outcome, ", ".join(counts), artifacts, folds)
+
+
+def _assign(env: Env, catalog: Catalog, variant: str, key: str) -> Artifact:
+    from data_prep.split import assign, rows_of_seed  # noqa: PLC0415
+    from orchestrator.store import tables  # noqa: PLC0415
+
+    data = env.experiment.arms[variant].data
+    confirm = env.experiment.spec.confirm
+    table = assign(
+        catalog.table,
+        env.schema,
+        data.split,
+        data.exclude,
+        confirm.folds if confirm else None,
+        confirm.seeds if confirm else (),
+    )
+    inputs = {"catalog": catalog.artifact.key}
+    with env.store.draft("split", key, params={}, inputs=inputs) as draft:
+        tables.write(table, draft.path / "folds.parquet")
+        draft.result |= dict(Counter(rows_of_seed(table)["role"].to_pylist()))
+    return env.store.get("split", key)

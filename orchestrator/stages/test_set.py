@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from orchestrator.cluster.tasks import ray_map
-from orchestrator.evaluation import metrics as stats
+from orchestrator.evaluation import metrics
 from orchestrator.evaluation.predictions import Ints, Predictions
-from orchestrator.stages.context import Context, majority_class
+from orchestrator.planning.stage import Env
+from orchestrator.stages.catalog import Catalog
+from orchestrator.stages.prepare import Prepared
 from orchestrator.store import tables
 from orchestrator.store.events import LabelsOpened
 from orchestrator.store.ledger import TrialRecord
@@ -24,8 +26,15 @@ _PUBLIC_SEED = 0
 Members = dict[str, tuple[list[str], Any]]  # setting -> (sample ids, mean probabilities (n, C))
 
 
+class TrialProbs(NamedTuple):
+    """A trial and the probabilities of its checkpoint on some photos."""
+
+    trial: TrialRecord
+    probs: Any  # (n, C)
+
+
 @dataclass(frozen=True)
-class Board:
+class TestPhotos:
     """The test photos in the order of the answer, and which of them are public."""
 
     order: list[tuple[str, str]]  # (sample_id, ImageID)
@@ -47,25 +56,28 @@ class Board:
         return "private" if self.public else "whole"
 
 
-def read_board(context: Context, variants: Iterable[str]) -> Board:
+def read_test_photos(
+    env: Env, catalog: Catalog, prepare: Prepared, variants: Iterable[str]
+) -> TestPhotos:
     """List the test photos and divide them, by group where every photo's is known.
 
     Args:
-        context: of the run.
+        env: of the run.
+        catalog: the photos.
+        prepare: what the variants could not prepare.
         variants: those that answer; a photo is lost where the preparation of one of them failed, as in `predict`.
     """
     from data_prep.catalog.builder import test_order  # noqa: PLC0415
 
-    data = context.experiment.spec.data
-    catalog = context.catalog_table()
-    order = test_order(data, context.experiment.base, catalog)
-    of = dict(zip(catalog["sample_id"].to_pylist(), catalog["group"].to_pylist(), strict=True))
+    data, table = env.experiment.spec.data, catalog.table
+    order = test_order(data, env.experiment.base, table)
+    of = dict(zip(table["sample_id"].to_pylist(), table["group"].to_pylist(), strict=True))
     groups = {sample: of[sample] for sample, _ in order}
     known = all(group is not None for group in groups.values())
-    lost = dict(context.require_catalog().result["quarantined"])
+    lost = dict(catalog.quarantined)
     for variant in sorted(set(variants)):
-        lost |= context.prepared[variant].result["quarantined"]
-    return Board(
+        lost |= prepare.shards[variant].result["quarantined"]
+    return TestPhotos(
         order,
         groups if known else None,
         {sample: lost[sample] for sample, _ in order if sample in lost},
@@ -101,25 +113,25 @@ def public_half(
     )
 
 
-def open_labels(context: Context, board: Board, part: str, *, by: str) -> dict[str, int] | None:
+def open_labels(
+    env: Env, catalog: Catalog, photos: TestPhotos, part: str, *, by: str
+) -> dict[str, int] | None:
     """Read the labels of a part of the test set, and write down who looked; None where there are none."""
     from data_prep.catalog.builder import test_labels  # noqa: PLC0415
 
-    labels = test_labels(
-        context.experiment.spec.data, context.experiment.base, context.catalog_table()
-    )
+    labels = test_labels(env.experiment.spec.data, env.experiment.base, catalog.table)
     if labels is None:
         return None
-    wanted = {sample for sample, _ in board.part(part)}
-    context.ledger.append(LabelsOpened(part=part, by=by), commit=True)
+    wanted = {sample for sample, _ in photos.part(part)}
+    env.ledger.append(LabelsOpened(part=part, by=by), commit=True)
     pairs = zip(labels["sample_id"].to_pylist(), labels["label"].to_pylist(), strict=True)
     return {sample: label for sample, label in pairs if sample in wanted}
 
 
-def label_table(board: Board, labels: dict[str, int]) -> pa.Table:
+def label_table(photos: TestPhotos, labels: dict[str, int]) -> pa.Table:
     """Return test_labels.parquet, in the order of the ids."""
-    names = sorted(sample for sample, _ in board.order)
-    parts = ["public" if sample in board.public else board.judged for sample in names]
+    names = sorted(sample for sample, _ in photos.order)
+    parts = ["public" if sample in photos.public else photos.judged for sample in names]
     return pa.table(
         {"sample_id": names, "label": [labels[sample] for sample in names], "part": parts},
         schema=tables.TEST_LABELS,
@@ -137,51 +149,55 @@ def _predict_checkpoint(job: tuple[str, str, list[int], str]) -> Any:
     )
 
 
-def answers(
-    context: Context, trials: Sequence[TrialRecord], samples: list[str]
-) -> tuple[Members, list[tuple[TrialRecord, Any]]]:
+def predict_trials(
+    env: Env, prepare: Prepared, trials: Sequence[TrialRecord], samples: list[str]
+) -> list[TrialProbs]:
     """Predict test photos with checkpoints, as Ray tasks.
 
     Args:
-        context: of the run.
-        trials: whose checkpoints answer; those of one setting make one member.
+        env: of the run.
+        prepare: the photos as arrays.
+        trials: whose checkpoints answer.
         samples: ids of readable photos.
 
     Returns:
-        The members in the order of their first trial, and every checkpoint's probabilities (n, C).
+        Every checkpoint's probabilities (n, C), in the order of the trials.
     """
     from data_prep.preparation.shards import open_rows  # noqa: PLC0415
 
-    jobs, share = [], context.experiment.spec.resources.per_trial
+    jobs, share = [], env.experiment.spec.resources.per_trial
     for trial in trials:
-        artifact = context.store.get("trial", trial.key)
+        artifact = env.store.get("trial", trial.key)
         artifact.file("weights.safetensors")  # checks its hash
-        folder = str(context.rows[trial.variant].path)
+        folder = str(prepare.rows[trial.variant].path)
         index = open_rows(Path(folder)).index
         jobs.append(
             (str(artifact.path), folder, [index[sample] for sample in samples], share.device)
         )
-    found: list[tuple[TrialRecord, Any]] = []
-    if samples:
-        with context.reporter.task("vote", len(jobs)) as advance:
-            answered = ray_map(_predict_checkpoint, jobs, cpu=share.cpu, gpu=share.gpu)
-            for trial, probs in zip(trials, answered, strict=True):
-                found.append((trial, probs))
-                advance(len(found), "checkpoints")
-    else:
-        found = [(trial, np.zeros((0, context.schema.n_classes), np.float32)) for trial in trials]
+    if not samples:
+        none = np.zeros((0, env.schema.n_classes), np.float32)
+        return [TrialProbs(trial, none) for trial in trials]
+    predicted: list[TrialProbs] = []
+    with env.console.task("vote", len(jobs)) as advance:
+        answers = ray_map(_predict_checkpoint, jobs, cpu=share.cpu, gpu=share.gpu)
+        for trial, probs in zip(trials, answers, strict=True):
+            predicted.append(TrialProbs(trial, probs))
+            advance(len(predicted), "checkpoints")
+    return predicted
+
+
+def join_members(predicted: Sequence[TrialProbs], samples: list[str]) -> Members:
+    """Return the mean probabilities of each setting, in the order of their first trial."""
     by_setting: dict[str, list[Any]] = {}
-    for trial, probs in found:
+    for trial, probs in predicted:
         by_setting.setdefault(trial.setting, []).append(probs)
-    return {
-        setting: (samples, np.mean(each, axis=0)) for setting, each in by_setting.items()
-    }, found
+    return {setting: (samples, np.mean(each, axis=0)) for setting, each in by_setting.items()}
 
 
-def prediction_table(found: Sequence[tuple[TrialRecord, Any]], samples: list[str]) -> pa.Table:
+def prediction_table(predicted: Sequence[TrialProbs], samples: list[str]) -> pa.Table:
     """Return checkpoints' answers on test photos as rows of predictions.parquet, without targets."""
     parts = [tables.PREDICTIONS.empty_table()]
-    for trial, probs in found:
+    for trial, probs in predicted:
         flat = pa.array(np.ascontiguousarray(probs, np.float32).reshape(-1))
         offsets = np.arange(len(samples) + 1, dtype=np.int32) * probs.shape[1]
         facts = {
@@ -205,50 +221,64 @@ def prediction_table(found: Sequence[tuple[TrialRecord, Any]], samples: list[str
     return pa.concat_tables(parts)
 
 
-def scored(
-    context: Context, board: Board, part: str, preds: dict[str, int], labels: dict[str, int]
+def score_input(
+    env: Env, photos: TestPhotos, part: str, preds: dict[str, int], labels: dict[str, int]
 ) -> Predictions:
     """Return answers on a part of the test set beside its labels, with groups where they are known."""
-    ids = [sample for sample, _ in board.part(part)]
+    ids = [sample for sample, _ in photos.part(part)]
     truth: Ints = np.array([labels[sample] for sample in ids], np.int64)
     given: Ints = np.array([[preds[sample] for sample in ids]], np.int64)
-    n_classes = context.schema.n_classes
-    groups = [board.groups[sample] for sample in ids] if board.groups else None
+    n_classes = env.schema.n_classes
+    groups = [photos.groups[sample] for sample in ids] if photos.groups else None
     return Predictions(ids, truth, given, n_classes, groups)
 
 
-def member_preds(context: Context, board: Board, members: Members) -> dict[str, dict[str, int]]:
+def member_preds(
+    catalog: Catalog, photos: TestPhotos, members: Members
+) -> dict[str, dict[str, int]]:
     """Return per member its class for every photo that it was asked for; the majority class where none can be read."""
-    lost = dict.fromkeys(board.lost, majority_class(context))
+    lost = dict.fromkeys(photos.lost, catalog.majority_class)
     return {
         setting: {**lost, **dict(zip(samples, probs.argmax(1).tolist(), strict=True))}
         for setting, (samples, probs) in members.items()
     }
 
 
-def peek(context: Context, board: Board, trials: Sequence[TrialRecord]) -> dict[str, float]:
+def score_public_half(
+    env: Env,
+    catalog: Catalog,
+    prepare: Prepared,
+    photos: TestPhotos,
+    trials: Sequence[TrialRecord],
+) -> dict[str, float]:
     """Return every setting's macro F1 on the public half: what a leaderboard would show."""
-    readable = [sample for sample, _ in board.part("public") if sample not in board.lost]
-    members, _ = answers(context, trials, readable)
-    labels = open_labels(context, board, "public", by="select") or {}
-    found = {}
-    for setting, preds in member_preds(context, board, members).items():
-        one = scored(context, board, "public", preds, labels)
-        found[setting] = stats.macro_f1(one.targets, one.preds[0], one.n_classes)
-    return found
+    readable = [sample for sample, _ in photos.part("public") if sample not in photos.lost]
+    members = join_members(predict_trials(env, prepare, trials, readable), readable)
+    labels = open_labels(env, catalog, photos, "public", by="select") or {}
+    scores = {}
+    for setting, preds in member_preds(catalog, photos, members).items():
+        answers = score_input(env, photos, "public", preds, labels)
+        scores[setting] = metrics.macro_f1(answers.targets, answers.preds[0], answers.n_classes)
+    return scores
 
 
-def board_rows(
-    context: Context, board: Board, members: Members, votes: pa.Table, labels: dict[str, int]
+def leaderboard(
+    env: Env,
+    catalog: Catalog,
+    photos: TestPhotos,
+    members: Members,
+    votes: pa.Table,
+    labels: dict[str, int],
 ) -> list[dict[str, Any]]:
     """Return the public and the private score of the ensemble and of each member, as the contest's table has them."""
     voted = dict(zip(votes["sample_id"].to_pylist(), votes["pred"].to_pylist(), strict=True))
     rows = []
-    for who, preds in {"ensemble": voted, **member_preds(context, board, members)}.items():
+    for who, preds in {"ensemble": voted, **member_preds(catalog, photos, members)}.items():
         row: dict[str, Any] = {"who": who}
         for part in ("public", "private"):
-            one = scored(context, board, part, preds, labels)
-            row[f"{part}_macro_f1"] = stats.macro_f1(one.targets, one.preds[0], one.n_classes)
-            row[f"{part}_accuracy"] = float(np.mean(one.targets == one.preds[0]))
+            answers = score_input(env, photos, part, preds, labels)
+            truth, given = answers.targets, answers.preds[0]
+            row[f"{part}_macro_f1"] = metrics.macro_f1(truth, given, answers.n_classes)
+            row[f"{part}_accuracy"] = float(np.mean(truth == given))
         rows.append(row)
     return rows

@@ -1,28 +1,30 @@
-"""What the two phases that train share: search and confirm."""
+"""What the two phases that train have in common: search and confirm."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import shutil
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from data_prep.files import file_sha256
+from data_prep.files import file_sha256, write_text
 from data_prep.section import identity
 from data_prep.weights.cache import recorded
 from orchestrator.base.keys import stage_key
 from orchestrator.base.versions import VERSIONS
-from orchestrator.evaluation import common_samples as fair
-from orchestrator.search.controller import OBJECTIVE, Bridge
-from orchestrator.search.precision import precision_of
-from orchestrator.search.training_subsets import mixable_file, parts_file
+from orchestrator.evaluation import common_samples
+from orchestrator.planning.stage import Env
+from orchestrator.search.controller import OBJECTIVE, TrialController
+from orchestrator.search.precision import choose_precision
+from orchestrator.search.training_subsets import mixable_file, subset_file
 from orchestrator.search.trial import TrialSpec
 from orchestrator.search.worker import Watch
-from orchestrator.spec.models import Experiment
-from orchestrator.stages.context import Context
+from orchestrator.spec.models import Arm, Experiment
+from orchestrator.stages.catalog import Catalog
+from orchestrator.stages.prepare import Prepared
+from orchestrator.stages.split import Split
 from orchestrator.store.events import (
     EpochReported,
     LimitReached,
@@ -33,190 +35,227 @@ from orchestrator.store.events import (
 from orchestrator.store.ledger import TrialRecord, read, replay
 from trainers.config import FrozenDeepHead
 
-
-def describe_trial(
-    context: Context,
-    trial_id: str,
-    phase: str,
-    variant: str,
-    point: dict[str, Any],
-    seed: int,
-    fold: int | None,
-    source: str | None = None,
-) -> TrialSpec:
-    """Describe one trial. `source` is the key of the trial that head frozen_deep stands on."""
-    setting, arm = context.experiment.setting(variant, point)
-    parts, sizes = (
-        parts_file(context, variant, seed, fold),
-        dict(zip(context.schema.names, context.schema.sizes, strict=True)),
-    )
-    mixable = mixable_file(context, arm.train)
-    inputs = {"prepare": context.prepared[variant].key, "parts": file_sha256(parts)}
-    inputs |= {"mixable": file_sha256(mixable)} if mixable else {}
-    inputs |= {"source": source} if source else {}
-    if arm.train.model.pretrained and (weights := recorded(arm.train.model.backbone)):
-        inputs |= {"weights": next(iter(weights.values()))}
-    train = arm.train.model_dump(mode="json", by_alias=True)
-    train["precision"] = precision = precision_of(context, arm)
-    trained_as = identity(arm.train)
-    if precision != "fp32":
-        trained_as |= {
-            "precision": precision
-        }  # what `auto` chose here: another machine may choose otherwise
-    key = stage_key(
-        "trial",
-        VERSIONS["trial"],
-        {"train": trained_as, "seed": seed, "labels": sizes, "fold": fold},
-        inputs,
-    )
-    share = context.experiment.spec.resources.per_trial
-    return TrialSpec(
-        trial_id,
-        setting,
-        variant,
-        phase,
-        seed,
-        fold,
-        point,
-        train,
-        key,
-        str(context.store.root),
-        str(context.rows[variant].path),
-        str(parts),
-        sizes,
-        threads=max(1, int(share.cpu)),
-        device=share.device,
-        inputs=inputs,
-        mixable=str(mixable) if mixable else None,
-        source=source,
-    )
+_STATUSES = ("COMPLETE", "PRUNED", "FAILED")
 
 
-def before_trials(context: Context) -> None:
-    """Do what must not wait for a trial: refuse unknown columns, and probe precisions while all cores are free."""
-    search = context.experiment.spec.search
-    for variant, arm in context.experiment.arms.items():
-        mixable_file(context, arm.train)
-        space = search.space_of(variant) if search else {}
-        paths = [path for path in ("train.model.backbone", "train.precision") if path in space]
-        for values in itertools.product(*(space[path].corners() for path in paths)):
-            point = dict(zip(paths, values, strict=True))
-            precision_of(context, context.experiment.setting(variant, point)[1])
+class Ranked(NamedTuple):
+    """A finished search trial and its score."""
+
+    setting: str
+    variant: str
+    score: float
 
 
-def sources(experiment: Experiment) -> dict[str, str]:
-    """Return variant -> the variant whose feature map it stands on, for those with head frozen_deep."""
-    heads = {name: arm.train.model.head for name, arm in experiment.arms.items()}
-    return {name: head.source for name, head in heads.items() if isinstance(head, FrozenDeepHead)}
+@dataclass(frozen=True)
+class Trainings:
+    """The inputs of all trials of a run, and how a trial is made of them."""
+
+    env: Env
+    catalog: Catalog
+    split: Split
+    prepare: Prepared
+
+    def describe(
+        self,
+        trial_id: str,
+        phase: str,
+        variant: str,
+        point: dict[str, Any],
+        *,
+        seed: int,
+        fold: int | None = None,
+        source: str | None = None,
+    ) -> TrialSpec:
+        """Describe one trial.
+
+        Args:
+            trial_id: its name in the run.
+            phase: search or confirm.
+            variant: of the spec.
+            point: of the search space.
+            seed: of the training.
+            fold: the one held out in confirm.
+            source: key of the trial that head frozen_deep depends on.
+        """
+        env = self.env
+        setting, arm = env.experiment.setting(variant, point)
+        subset = subset_file(
+            env.paths.parts,
+            self.split.artifacts[variant],
+            env.experiment.arms[variant].data,
+            self.catalog.table,
+            seed,
+            fold,
+        )
+        mixable = self._mixable_file(arm)
+        inputs = {"prepare": self.prepare.shards[variant].key, "parts": file_sha256(subset)}
+        if mixable:
+            inputs["mixable"] = file_sha256(mixable)
+        if source:
+            inputs["source"] = source
+        weights = recorded(arm.train.model.backbone) if arm.train.model.pretrained else {}
+        if weights:
+            inputs["weights"] = next(iter(weights.values()))
+        share = env.experiment.spec.resources.per_trial
+        precision = choose_precision(arm, env.schema, share, env.ledger)
+        trained_as = identity(arm.train)
+        if precision != "fp32":  # `auto` may choose another one on another machine
+            trained_as["precision"] = precision
+        sizes = dict(zip(env.schema.names, env.schema.sizes, strict=True))
+        params = {"train": trained_as, "seed": seed, "labels": sizes, "fold": fold}
+        return TrialSpec(
+            trial_id,
+            setting,
+            variant,
+            phase,
+            seed,
+            fold,
+            point,
+            arm.train.model_dump(mode="json", by_alias=True) | {"precision": precision},
+            stage_key("trial", VERSIONS["trial"], params, inputs),
+            str(env.store.root),
+            str(self.prepare.rows[variant].path),
+            str(subset),
+            sizes,
+            threads=max(1, int(share.cpu)),
+            device=share.device,
+            inputs=inputs,
+            mixable=str(mixable) if mixable else None,
+            source=source,
+        )
+
+    def check(self) -> None:
+        """Do what should not wait for a trial.
+
+        Unknown columns are refused, and precisions are probed while all cores are free.
+        """
+        experiment = self.env.experiment
+        search, share = experiment.spec.search, experiment.spec.resources.per_trial
+        for variant, arm in experiment.arms.items():
+            self._mixable_file(arm)
+            space = search.space_of(variant) if search else {}
+            paths = [path for path in ("train.model.backbone", "train.precision") if path in space]
+            for values in itertools.product(*(space[path].corners() for path in paths)):
+                _, corner = experiment.setting(variant, dict(zip(paths, values, strict=True)))
+                choose_precision(corner, self.env.schema, share, self.env.ledger)
+
+    def stored_history(self, trial: TrialSpec) -> list[dict[str, float]] | None:
+        """Return the epochs of a training that the store has finished, else None."""
+        artifact = self.env.store.find("trial", trial.key)
+        return artifact.result["history"] if artifact else None
+
+    def _mixable_file(self, arm: Arm) -> Any:
+        catalog = self.catalog
+        folder = self.env.paths.parts
+        return mixable_file(folder, arm.train, catalog.table, catalog.artifact.key, self.env.schema)
 
 
-def run_phase(context: Context, bridge: Bridge, phase: str, total: int) -> None:
+def feature_sources(experiment: Experiment) -> dict[str, str]:
+    """Return variant -> the variant whose feature map its head frozen_deep depends on."""
+    sources = {}
+    for name, arm in experiment.arms.items():
+        head = arm.train.model.head
+        if isinstance(head, FrozenDeepHead):
+            sources[name] = head.source
+    return sources
+
+
+def train_all(env: Env, controller: TrialController, phase: str, n_trials: int) -> None:
     """Train the trials of one phase."""
     from orchestrator.search.ray_tune import run  # noqa: PLC0415
 
-    resources = context.experiment.spec.resources
+    resources = env.experiment.spec.resources
     share = resources.per_trial
-    fit = int(min(context.cpus / share.cpu, context.gpus / share.gpu if share.gpu else np.inf))
-    concurrent = max(
-        1, fit if resources.max_concurrent == "auto" else min(fit, resources.max_concurrent)
-    )
+    n_concurrent = int(env.cpus / share.cpu)
+    if share.gpu:
+        n_concurrent = min(n_concurrent, int(env.gpus / share.gpu))
+    if resources.max_concurrent != "auto":
+        n_concurrent = min(n_concurrent, resources.max_concurrent)
     watch = Watch(
         share.wall_s,
         share.report_s,
         share.memory_gb,
-        str(context.paths.control),
-        str(context.paths.logs),
+        str(env.paths.control),
+        str(env.paths.logs),
     )
-    with context.reporter.trials(phase, total, lambda: bridge.look(total)) as tick:
-        folder = context.paths.tune / phase
+    with env.console.trials(phase, n_trials, lambda: controller.snapshot(n_trials)) as tick:
         run(
-            bridge,
-            folder,
+            controller,
+            env.paths.tune / phase,
             cpu=share.cpu,
             gpu=share.gpu,
-            max_concurrent=concurrent,
+            max_concurrent=max(1, n_concurrent),
             watch=watch,
             tick=tick,
         )
 
 
-def in_store(context: Context) -> Callable[[TrialSpec], list[dict[str, float]] | None]:
-    """Return what looks up the epochs of a finished training."""
-
-    def find(spec: TrialSpec) -> list[dict[str, float]] | None:
-        found = context.store.find("trial", spec.key)
-        return found.result["history"] if found else None
-
-    return find
-
-
-def phase_trials(context: Context, phase: str) -> list[TrialRecord]:
+def phase_trials(env: Env, phase: str) -> list[TrialRecord]:
     """Return the trials of a phase in the order they were started."""
-    return [
-        trial for trial in replay(context.ledger.events).trials.values() if trial.phase == phase
-    ]
+    trials = replay(env.ledger.events).trials.values()
+    return [trial for trial in trials if trial.phase == phase]
 
 
-def ranking(trials: list[TrialRecord]) -> list[tuple[str, str, float]]:
-    """Return (setting, variant, score) of the finished trials, scored on the val samples that all of them kept."""
-    done = [trial for trial in trials if trial.status == "COMPLETE"]
-    scores = fair.search_scores(done, OBJECTIVE)
-    return [(t.setting, t.variant, score) for t, score in zip(done, scores, strict=True)]
+def rank_trials(trials: Sequence[TrialRecord]) -> list[Ranked]:
+    """Return the finished trials with their scores on the val samples that all of them have."""
+    finished = [trial for trial in trials if trial.status == "COMPLETE"]
+    scores = common_samples.search_scores(finished, OBJECTIVE)
+    ranking = []
+    for trial, score in zip(finished, scores, strict=True):
+        ranking.append(Ranked(trial.setting, trial.variant, score))
+    return ranking
 
 
-def reuse(context: Context, kind: str, key: str) -> bool:
-    """Take a finished phase out of the store: its events into the ledger, its Tune folder into the run."""
-    found = context.store.find(kind, key)
-    if found is None or phase_trials(context, kind):
+def load_phase(env: Env, phase: str, key: str) -> bool:
+    """Take a finished phase from the store, with its events and its Tune folder.
+
+    Returns:
+        False if the store does not have it, or this run has trials of the phase already.
+    """
+    artifact = env.store.find(phase, key)
+    if artifact is None or phase_trials(env, phase):
         return False
-    for event in read(found.file("events.jsonl")):
-        context.ledger.append(event)
-    shutil.rmtree(context.paths.tune / kind, ignore_errors=True)
-    shutil.copytree(found.path / "tune", context.paths.tune / kind)
+    for event in read(artifact.file("events.jsonl")):
+        env.ledger.append(event)
+    shutil.rmtree(env.paths.tune / phase, ignore_errors=True)
+    shutil.copytree(artifact.path / "tune", env.paths.tune / phase)
     return True
 
 
-def keep(context: Context, kind: str, key: str, result: dict[str, Any]) -> None:
+def save_phase(
+    env: Env, phase: str, key: str, trials: Sequence[TrialRecord], result: dict[str, Any]
+) -> None:
     """Put a finished phase into the store, for the next run that asks for the same.
 
-    Not one with failures by chance: they would be failures for every run to come.
+    A phase with a transient failure is left out: every run to come would have that failure.
     """
-    if context.store.find(kind, key) or any(
-        trial.has_transient_failure for trial in phase_trials(context, kind)
-    ):
+    if env.store.find(phase, key) or any(trial.has_transient_failure for trial in trials):
         return
-    names = {trial.trial_id for trial in phase_trials(context, kind)}
-    events = [
-        event.to_json()
-        for event in context.ledger.events
-        if isinstance(event, TrialStarted | EpochReported | TrialEnded | TrialReopened)
-        and event.trial_id in names
-    ]
-    with context.store.draft(kind, key, params={}, inputs={}) as draft:
-        text = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
-        (draft.path / "events.jsonl").write_text(text, encoding="utf-8")
-        shutil.copytree(context.paths.tune / kind, draft.path / "tune")
+    names = {trial.trial_id for trial in trials}
+    lines = []
+    for event in env.ledger.events:
+        if not isinstance(event, TrialStarted | EpochReported | TrialEnded | TrialReopened):
+            continue
+        if event.trial_id in names:
+            lines.append(json.dumps(event.to_json(), ensure_ascii=False) + "\n")
+    with env.store.draft(phase, key, params={}, inputs={}) as draft:
+        write_text(draft.path / "events.jsonl", "".join(lines))
+        shutil.copytree(env.paths.tune / phase, draft.path / "tune")
         draft.result |= result
 
 
-def note(context: Context, trials: list[TrialRecord]) -> str:
-    """Count trials by status, and the size of their checkpoints."""
-    counted = {
-        name: sum(trial.status == name for trial in trials)
-        for name in ("COMPLETE", "PRUNED", "FAILED")
-    }
-    told = [f"{n} {name.lower()}" for name, n in counted.items() if n]
+def trials_note(env: Env, trials: Sequence[TrialRecord]) -> str:
+    """Return the trials by status, the size of their checkpoints, and a limit that was reached."""
+    parts = []
+    for status in _STATUSES:
+        if n := sum(trial.status == status for trial in trials):
+            parts.append(f"{n} {status.lower()}")
     if n_cached := sum(trial.is_cached for trial in trials):
-        told.append(f"{n_cached} of them cached")
-    found = [
-        context.store.find("trial", key)
-        for key in {t.key for t in trials if t.status == "COMPLETE"}
-    ]
-    taken = sum(
-        facts["size_bytes"]
-        for artifact in found
-        if artifact
-        for facts in artifact.manifest["files"].values()
-    )
-    reached = [event.reason for event in context.ledger.events if isinstance(event, LimitReached)]
-    return ", ".join([*told, f"{taken / 1e6:.0f} MB of checkpoints", *reached[-1:]])
+        parts.append(f"{n_cached} of them cached")
+    n_bytes = 0
+    for key in {trial.key for trial in trials if trial.status == "COMPLETE"}:
+        if artifact := env.store.find("trial", key):
+            n_bytes += sum(file["size_bytes"] for file in artifact.manifest["files"].values())
+    parts.append(f"{n_bytes / 1e6:.0f} MB of checkpoints")
+    limits = [event.reason for event in env.ledger.events if isinstance(event, LimitReached)]
+    return ", ".join([*parts, *limits[-1:]])

@@ -2,64 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import pyarrow as pa
 
-from data_prep.files import write_json
-from orchestrator.evaluation import vote as voting
-from orchestrator.stages import test_set as board
-from orchestrator.stages.confirm import (
-    checkpoints,
-)
-from orchestrator.stages.context import Context, Done, load_json, majority_class
-from orchestrator.stages.select import interval_scores
+from data_prep.files import write_text
+from orchestrator.evaluation.vote import submission, vote_table
+from orchestrator.planning.stage import SUCCEEDED, Env
+from orchestrator.stages import test_set
+from orchestrator.stages.catalog import Catalog
+from orchestrator.stages.confirm import Confirmed
+from orchestrator.stages.prepare import Prepared
+from orchestrator.stages.select import Selected, interval_scores
 from orchestrator.store import tables
+from orchestrator.store.ledger import TrialRecord
 
 
-def vote(context: Context) -> Done:
-    """Let the members vote on the test photos; only here are the private labels opened."""
-    spec = context.experiment.spec
+@dataclass(frozen=True)
+class Voted:
+    """The answers on the test set, and their scores where labels are known."""
+
+    outcome: str
+    note: str
+    predictions: pa.Table  # rows of predictions.parquet
+    scores: Mapping[str, Any]  # test, public and board of selection.json's ensemble
+
+
+def run(
+    env: Env, catalog: Catalog, prepare: Prepared, confirm: Confirmed, select: Selected
+) -> Voted:
+    """Let the members vote on the test photos. Only here are the private labels opened."""
+    spec = env.experiment.spec
     if spec.data.test is None:
-        return Done("SUCCEEDED", "no test set")
-    chosen = load_json(context.paths.selection)
-    by_setting = checkpoints(context)
-    trials = [trial for setting in chosen["members"] for trial in by_setting[setting]]
-    seen = board.read_board(context, (trial.variant for trial in trials))
-    readable = [sample for sample, _ in seen.order if sample not in seen.lost]
-    members, found = board.answers(context, trials, readable)
-    known = tables.read(context.paths.predictions, filters=[("split", "!=", "test")]).cast(
-        tables.PREDICTIONS
-    )
-    tables.write(
-        pa.concat_tables([known, board.prediction_table(found, readable)]),
-        context.paths.predictions,
-    )
-    table = voting.vote_table(
-        seen.order,
+        return Voted(SUCCEEDED, "no test set", tables.PREDICTIONS.empty_table(), {})
+    trials: list[TrialRecord] = []
+    for setting in select.members:
+        trials += confirm.checkpoints[setting]
+    photos = test_set.read_test_photos(env, catalog, prepare, [t.variant for t in trials])
+    readable = [sample for sample, _ in photos.order if sample not in photos.lost]
+    predicted = test_set.predict_trials(env, prepare, trials, readable)
+    members = test_set.join_members(predicted, readable)
+    votes = vote_table(
+        photos.order,
         members,
-        quarantined=seen.lost,
-        majority=majority_class(context),
+        quarantined=photos.lost,
+        majority=catalog.majority_class,
         rule=spec.vote.rule,
-        weights=chosen["weights"],
+        weights=select.weights,
     )
-    tables.write(table, context.paths.votes)
-    context.paths.submission.write_text(voting.submission(table), encoding="utf-8")
-    labels = board.open_labels(context, seen, "whole", by="vote")
+    tables.write(votes, env.paths.votes)
+    write_text(env.paths.submission, submission(votes))
+    predictions = test_set.prediction_table(predicted, readable)
+    labels = test_set.open_labels(env, catalog, photos, "whole", by="vote")
     if labels is None:
-        return Done("SUCCEEDED", f"{len(table)} photos, no test labels")
-    tables.write(board.label_table(seen, labels), context.paths.test_labels)
-    preds = dict(zip(table["sample_id"].to_pylist(), table["pred"].to_pylist(), strict=True))
-    for name, part in (("public", "public"), ("test", seen.judged)):
-        if part != "public" or seen.public:
-            chosen["ensemble"][name] = {
-                "part": part,
-                **interval_scores(context, board.scored(context, seen, part, preds, labels)),
-            }
-    if seen.public:
-        chosen["ensemble"]["board"] = board.board_rows(context, seen, members, table, labels)
-    write_json(context.paths.selection, chosen)
-    bounds = chosen["ensemble"]["test"]["macro_f1"]
-    half = "private half: " if seen.public else ""
-    return Done(
-        "SUCCEEDED",
-        f"{len(table)} photos, {half}test macro F1 {bounds['estimate']:.3f} ({bounds['low']:.3f}-{bounds['high']:.3f})",
+        return Voted(SUCCEEDED, f"{len(votes)} photos, no test labels", predictions, {})
+    tables.write(test_set.label_table(photos, labels), env.paths.test_labels)
+    classes = dict(zip(votes["sample_id"].to_pylist(), votes["pred"].to_pylist(), strict=True))
+    scores: dict[str, Any] = {}
+    parts = {"public": "public"} if photos.public else {}
+    for name, part in (parts | {"test": photos.judged}).items():
+        answers = test_set.score_input(env, photos, part, classes, labels)
+        scores[name] = {"part": part, **interval_scores(env, answers)}
+    if photos.public:
+        board = test_set.leaderboard(env, catalog, photos, members, votes, labels)
+        scores["board"] = board
+    bounds = scores["test"]["macro_f1"]
+    half = "private half: " if photos.public else ""
+    note = (
+        f"{len(votes)} photos, {half}test macro F1 {bounds['estimate']:.3f} "
+        f"({bounds['low']:.3f}-{bounds['high']:.3f})"
     )
+    return Voted(SUCCEEDED, note, predictions, scores)

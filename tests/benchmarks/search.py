@@ -40,9 +40,9 @@ def nothing_in_tune(config):
 
 
 def ours(folder, body, n, *, modules, n_epochs=3, search=None):
-    """Run n trials through bridge and Tune; return (bridge, seconds)."""
+    """Run n trials through controller and Tune; return (controller, seconds)."""
     from orchestrator.search.ray_tune import run
-    from orchestrator.search.study import Studies, search_bridge
+    from orchestrator.search.study import Studies, search_controller
     from orchestrator.spec.search_space import Search
     from orchestrator.store.ledger import Ledger
     from tests.orchestrator.search import toy
@@ -58,10 +58,10 @@ def ours(folder, body, n, *, modules, n_epochs=3, search=None):
     folder.mkdir(parents=True)
     with Ledger(folder) as ledger:
         studies = Studies("bench", wanted, ["a"], 0, toy.spec_maker(folder))
-        bridge = search_bridge(studies, ledger, {"a": f"{n_epochs} epochs"})
+        controller = search_controller(studies, ledger, {"a": f"{n_epochs} epochs"})
         began = time.perf_counter()
         run(
-            bridge,
+            controller,
             folder / "tune/search",
             cpu=1,
             gpu=0,
@@ -69,7 +69,7 @@ def ours(folder, body, n, *, modules, n_epochs=3, search=None):
             body=body,
             modules=modules,
         )
-        return bridge, time.perf_counter() - began
+        return controller, time.perf_counter() - began
 
 
 def stock(folder, n, *, reuse):
@@ -218,19 +218,19 @@ def driver_10k(n=10_000):
 
     marks = []
     with tempfile.TemporaryDirectory() as place, connect(None, num_cpus=2, dashboard=False):
-        from orchestrator.search.controller import Bridge
+        from orchestrator.search.controller import TrialController
 
-        finish = Bridge._finish
+        finish = TrialController._finish
 
         def marked(self, *args, **kwargs):
             marks.append(time.process_time())
             return finish(self, *args, **kwargs)
 
-        Bridge._finish = marked
+        TrialController._finish = marked
         try:
             ours(Path(place) / "ours", once, n, modules=(), n_epochs=1)
         finally:
-            Bridge._finish = finish
+            TrialController._finish = finish
         grown = psutil.Process().memory_info().rss
         told = []
         for sampler, n_asked in (("tpe", 1000), ("gp", 150)):
@@ -326,7 +326,7 @@ def _budget_spent(scores, target):
 
 def play_ours(space, curve, seed, *, target, folder, group=True):
     """Return the scores of all epochs up to the target, in the order they were trained, two trials at a time."""
-    from orchestrator.search.study import Studies, search_bridge
+    from orchestrator.search.study import Studies, search_controller
     from orchestrator.spec.search_space import Search
     from orchestrator.store.ledger import Ledger
     from tests.orchestrator.search import toy
@@ -344,21 +344,21 @@ def play_ours(space, curve, seed, *, target, folder, group=True):
     scores, store = [], {}
 
     with Ledger(folder) as ledger:
-        bridge = search_bridge(
+        controller = search_controller(
             studies, ledger, {"a": f"{N_EPOCHS} epochs"}, finished=lambda spec: store.get(spec.key)
         )
-        heard = bridge.heard
+        on_report = controller.on_report
 
-        def hear(trial_id, epoch, metrics):
-            if bridge.live[trial_id].finished is None and bridge.budget.reached is None:
+        def count(trial_id, epoch, metrics):
+            if controller.handed_out[trial_id].stored is None and controller.budget.reached is None:
                 scores.append(metrics["val_macro_f1"])
                 if scores[-1] >= target or len(scores) == BUDGET * N_EPOCHS:
-                    bridge.budget.reached = "this is enough"
-            return heard(trial_id, epoch, metrics)
+                    controller.budget.reached = "this is enough"
+            return on_report(trial_id, epoch, metrics)
 
-        bridge.heard = hear
+        controller.on_report = count
         toy.simulate(
-            bridge,
+            controller,
             max_concurrent=2,
             curve=curve,
             finish=lambda spec, history: store.setdefault(spec.key, history),

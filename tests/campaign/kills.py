@@ -2,7 +2,7 @@
 
     python -m tests.campaign.kills [--kills 30] [--trials 40]       # part of `make campaign`, about ten minutes
 
-The drivers are real processes on a real local cluster (bridge, sampler, ASHA, ledger, Tune), killed with SIGKILL at
+The drivers are real processes on a real local cluster (controller, sampler, ASHA, ledger, Tune), killed with SIGKILL at
 random moments; only the trainings are toys, so that forty of them take seconds. Exits 1 if something does not hold.
 """
 
@@ -73,7 +73,7 @@ def campaign(folder, address, *, kills, trials, concurrent, rng):
     trained = Counter((folder / "trained.log").read_text().splitlines())
     with Ledger(folder) as ledger:
         torn = sum(isinstance(event, Repaired) for event in ledger.events)
-        again = toy.make_bridge(ledger, toy.make_studies(folder, {"trials": trials}), folder)
+        again = toy.make_controller(ledger, toy.make_studies(folder, {"trials": trials}), folder)
     state = replay(read(folder / "events.jsonl"))
     return {
         "kills": n_kills,
@@ -121,7 +121,7 @@ def main():
         calm = Path(place) / "calm"
         start(calm, address, args.trials, 1).wait(900)
         with Ledger(calm) as ledger:
-            undisturbed = toy.make_bridge(
+            undisturbed = toy.make_controller(
                 ledger, toy.make_studies(calm, {"trials": args.trials}), calm
             )
         print(f"undisturbed: {dict(undisturbed.counts)}", flush=True)

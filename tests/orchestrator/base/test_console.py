@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from orchestrator.base.console import Glance, Reporter, duration
+from orchestrator.base.console import PhaseSnapshot, Reporter, duration
 from orchestrator.run.driver import follow
 from orchestrator.store.events import StageEnded
 from orchestrator.store.ledger import Ledger
@@ -12,32 +12,38 @@ from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.search import toy
 
 
-def test_a_glance_is_one_line():
-    glance = Glance(
+def test_a_snapshot_is_one_line():
+    snapshot = PhaseSnapshot(
         7, {"PRUNED": 2, "COMPLETE": 5}, 0.91234, 600.0, ("s-a-0007  no report yet, 1 s",)
     )
     expected = "search: 7/40 · 5 complete, 2 pruned · 1 running · best 0.9123 · about 10 min left"
-    assert expected == glance.line("search", 40)
-    assert "search: 0/40 · 0 running" == Glance(0, {}, None, None, ()).line("search", 40)
+    assert expected == snapshot.line("search", 40)
+    assert "search: 0/40 · 0 running" == PhaseSnapshot(0, {}, None, None, ()).line("search", 40)
     assert ["30 s", "10 min", "2.0 h"] == [duration(seconds) for seconds in (30, 600, 7200)]
 
 
-def test_the_bridge_tells_of_its_running_trials(tmp_path):
+def test_the_trial_controller_shows_its_running_trials(tmp_path):
     with Ledger(tmp_path) as ledger:
-        bridge = toy.make_bridge(ledger, toy.make_studies(tmp_path, {"trials": 3}), tmp_path)
+        controller = toy.make_controller(
+            ledger, toy.make_studies(tmp_path, {"trials": 3}), tmp_path
+        )
         for _ in range(2):
-            bridge.next()
-        bridge.heard("s-a-0000", 1, {"val_macro_f1": 0.25})
-        assert (None, 2) == (bridge.look(3).left_s, len(bridge.look(3).running))
-        bridge.ended("s-a-0001", "FAILED", "no such layer")
-        glance = bridge.look(3)
-    assert (1, {"FAILED": 1}, 0.25) == (glance.n_ended, glance.counts, glance.best)
-    assert glance.left_s is not None
-    assert glance.running[0].startswith("s-a-0000  epoch 1, best 0.2500")
+            controller.next()
+        controller.on_report("s-a-0000", 1, {"val_macro_f1": 0.25})
+        assert (None, 2) == (controller.snapshot(3).left_s, len(controller.snapshot(3).running))
+        controller.on_end("s-a-0001", "FAILED", "no such layer")
+        snapshot = controller.snapshot(3)
+    assert (1, {"FAILED": 1}, 0.25) == (snapshot.n_ended, snapshot.counts, snapshot.best)
+    assert snapshot.left_s is not None
+    assert snapshot.running[0].startswith("s-a-0000  epoch 1, best 0.2500")
 
 
 def test_a_terminal_shows_a_line_per_trial_and_a_pipe_keeps_quiet_between():
-    look = lambda: Glance(1, {"COMPLETE": 1}, 0.5, None, ("s-a-0001  epoch 1, best 0.5000, 3 s",))  # noqa: E731
+    running = ("s-a-0001  epoch 1, best 0.5000, 3 s",)
+
+    def look():
+        return PhaseSnapshot(1, {"COMPLETE": 1}, 0.5, None, running)
+
     reporter, shown = Reporter(), {}
     for terminal in (True, False):
         out = io.StringIO()

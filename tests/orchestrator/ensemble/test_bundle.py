@@ -199,7 +199,7 @@ def test_a_bundle_of_another_preparation_or_format_is_refused(run, tmp_path, mon
 
     folder = folder_of(run, tmp_path)
     monkeypatch.setitem(steps.VERSIONS, "resize", 99)
-    with pytest.raises(UserError, match="this installation would do"):
+    with pytest.raises(UserError, match="this installation has"):
         opened(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))

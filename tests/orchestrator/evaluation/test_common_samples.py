@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pyarrow.compute as pc
 import pytest
@@ -19,8 +17,8 @@ from orchestrator.evaluation.common_samples import (
 )
 from orchestrator.evaluation.metrics import paired_difference
 from orchestrator.evaluation.predictions import Predictions
-from orchestrator.search.training_subsets import parts_file
-from orchestrator.stages import trial_phase as phases
+from orchestrator.search.training_subsets import subset_file
+from orchestrator.stages.trial_phase import rank_trials
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from orchestrator.store.events import TrialEnded, TrialStarted
@@ -91,7 +89,7 @@ def test_finalists_are_chosen_on_the_val_samples_that_all_arms_kept(tmp_path):
     hard = {**easy, "d": (1, 0)}  # the same answers, and one more photo that nobody gets right
     trials = [finished(store, "easy", "p1", easy, 1.0), finished(store, "hard", "p2", hard, 0.73)]
     assert search_scores(trials, "val_macro_f1") == [1.0, 1.0]
-    assert phases.ranking(trials) == [("easy", "easy", 1.0), ("hard", "hard", 1.0)]
+    assert rank_trials(trials) == [("easy", "easy", 1.0), ("hard", "hard", 1.0)]
     alone = [finished(store, "x", "p1", easy, 0.4), finished(store, "y", "p1", easy, 0.5)]
     assert search_scores(alone, "val_macro_f1") == [0.4, 0.5]  # one val part: as the trials said
 
@@ -104,19 +102,14 @@ def test_a_moved_border_reaches_training_samples_alone(contest, tmp_path, fold):
     data = contest.data(labels={"age": AGE | {"train_bins": [30, 57]}})
     catalog, schema = build_catalog(data, contest.base), Schema.of(data.labels)
     plain = assign(catalog, schema, data.split, [], 3).to_pylist()
-    someone = next(row["group"] for row in plain if (row["fold"], row["role"]) == (1, "train"))
+    wanted = (1, "train")
+    someone = next(row["group"] for row in plain if (row["fold"], row["role"]) == wanted)
     folds = assign(catalog, schema, data.split, [{"id": someone}], 3)
     store = Store(tmp_path / "store")
     with store.draft("split", "k" * 16, params={}, inputs={}) as draft:
         tables.write(folds, draft.path / "folds.parquet")
-    context = SimpleNamespace(
-        folds={"moved": store.get("split", "k" * 16)},
-        schema=schema,
-        paths=SimpleNamespace(parts=tmp_path / "parts"),
-        experiment=SimpleNamespace(arms={"moved": SimpleNamespace(data=data)}),
-        catalog_table=lambda: catalog,
-    )
-    parts = tables.read(parts_file(context, "moved", 0, fold)).to_pylist()
+    path = subset_file(tmp_path / "parts", store.get("split", "k" * 16), data, catalog, 0, fold)
+    parts = tables.read(path).to_pylist()
     of_someone = {row["part"] for row in parts if someone in row["sample_id"]}
     assert of_someone == (set() if fold is None else {"holdout"})  # predicted, never trained on
     age = dict(zip(catalog["sample_id"].to_pylist(), catalog["age"].to_pylist(), strict=True))

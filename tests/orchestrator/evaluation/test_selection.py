@@ -1,5 +1,5 @@
 import json
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,14 +9,20 @@ from orchestrator.base.errors import UserError
 from orchestrator.evaluation.hypotheses import judge
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.evaluation.selection import choose, finalists, rank
+from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.report.page import build
 from orchestrator.report.results import ensemble_lines
 from orchestrator.spec.claims import Claim, parse
-from orchestrator.stages.hypotheses import hypotheses
+from orchestrator.stages import hypotheses
+from orchestrator.stages.confirm import Confirmed
+from orchestrator.stages.search import Searched
+from orchestrator.stages.split import Split
 from orchestrator.store import tables
 from orchestrator.store.events import TrialEnded, TrialStarted
+from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.report.fake_run import SCHEMA, SETTINGS, write_run
+from tests.orchestrator.stages.planted import open_env, plant_catalog
 
 BASE = {
     "low_rounded": 0.5,
@@ -109,14 +115,14 @@ def test_a_planted_effect_is_supported_its_reverse_refuted_and_none_undecided():
 
 
 def test_a_claim_about_an_arm_whose_trials_failed_is_undecided_with_the_reason_and_the_others_are_judged(
-    tmp_path,
+    tmp_path, monkeypatch
 ):
-    context = half_failed(
+    env, *outputs = half_failed(
         tmp_path, ["half-cutmix > single", "shallow > single", "single > single on accuracy"]
     )
-    done = hypotheses(context)
-    assert done.outcome == "SUCCEEDED"
-    lost, judged, same = json.loads(context.paths.hypotheses.read_text())
+    monkeypatch.setattr(Env, "schema", SCHEMA)
+    assert hypotheses.run(env, *outputs).outcome == "SUCCEEDED"
+    lost, judged, same = json.loads(env.paths.hypotheses.read_text())
     assert (lost["verdict"], lost["difference"], lost["p_value"], lost["n_groups"]) == (
         "undecided",
         None,
@@ -128,40 +134,41 @@ def test_a_claim_about_an_arm_whose_trials_failed_is_undecided_with_the_reason_a
     assert judged["p_adjusted"] == pytest.approx(
         min(1, 3 * judged["p_value"])
     )  # all that was claimed counts
-    assert f"half-cutmix > single: undecided ({lost['reason']})" in ensemble_lines(
-        context.paths.root
-    )
-    assert lost["reason"].replace("'", "&#39;") in build(context.paths.root).read_text()
+    assert f"half-cutmix > single: undecided ({lost['reason']})" in ensemble_lines(env.paths.root)
+    assert lost["reason"].replace("'", "&#39;") in build(env.paths.root).read_text()
 
 
 def half_failed(folder, claims):
-    """A run of three arms, of which every trial of one failed in confirm."""
-    paths, events = RunPaths(write_run(folder / "run")), []
-    for trial in tables.read(paths.trials).to_pylist():
-        facts = {name: trial[name] for name in ("trial_id", "setting", "variant", "phase")}
-        metrics = {"val_macro_f1": trial["val_macro_f1"]}
-        failed = trial["phase"] == "confirm" and trial["variant"] == "half-cutmix"
-        end = {"trial_id": trial["trial_id"], "status": "FAILED" if failed else trial["status"]}
-        events.append(TrialStarted(**facts, key="k"))
-        events.append(TrialEnded(**end, metrics=metrics))
+    """A run of three arms, of which every trial of one failed in confirm: its Env and outputs."""
+    paths = RunPaths(write_run(folder / "run"))
+    trials, ranking = {"search": [], "confirm": []}, []
+    for row in tables.read(paths.trials).to_pylist():
+        facts = {name: row[name] for name in ("trial_id", "setting", "variant", "phase")}
+        failed = row["phase"] == "confirm" and row["variant"] == "half-cutmix"
+        status = "FAILED" if failed else row["status"]
+        metrics = {"val_macro_f1": row["val_macro_f1"]}
+        trial = TrialRecord(TrialStarted(**facts, key="k"))
+        trial.ended = TrialEnded(trial_id=row["trial_id"], status=status, metrics=metrics)
+        trials[row["phase"]].append(trial)
+        if row["phase"] == "search" and status == "COMPLETE":
+            ranking.append((row["setting"], row["variant"], row["val_macro_f1"]))
+    checkpoints = {}
+    for trial in trials["confirm"]:
+        checkpoints.setdefault(trial.setting, []).append(trial)
+    predictions = tables.read(paths.predictions)
     photos = tables.read(
         paths.predictions, filters=[("seed", "=", 0), ("setting", "=", SETTINGS[0])]
     )
-    samples, labels = photos["sample_id"].to_pylist(), photos["target"].to_numpy()
-    codes = {
-        f"label_{name}": column
-        for name, column in zip(SCHEMA.names, SCHEMA.decode(labels).T, strict=True)
-    }
-    catalog = {
-        "sample_id": samples,
-        "group": [one.split("/")[-2] for one in samples],
-        "label": labels,
-    }
-    spec = SimpleNamespace(hypotheses=claims, confirm=object(), search=None, seed=0)
-    return SimpleNamespace(
-        experiment=SimpleNamespace(spec=spec),
-        paths=paths,
-        schema=SCHEMA,
-        ledger=SimpleNamespace(events=events),
-        catalog_table=lambda: pa.table({**catalog, **codes}),
+    samples = photos["sample_id"].to_pylist()
+    groups = [sample.split("/")[-2] for sample in samples]
+    env = open_env(folder)
+    spec = env.experiment.spec.model_copy(update={"hypotheses": claims, "search": None, "seed": 0})
+    env = replace(env, experiment=replace(env.experiment, spec=spec), paths=paths)
+    catalog = pa.table({"sample_id": samples, "group": groups, "label": photos["target"]})
+    return (
+        env,
+        plant_catalog(env.store, catalog),
+        Split(SUCCEEDED, "", {}, {}),
+        Searched(SUCCEEDED, "", tuple(trials["search"]), tuple(ranking)),
+        Confirmed(SUCCEEDED, "", "oof", tuple(trials["confirm"]), checkpoints, predictions),
     )

@@ -9,10 +9,13 @@ from click.testing import CliRunner
 from data_prep.files import write_json
 from orchestrator.base.errors import UserError
 from orchestrator.cli import main
-from orchestrator.planning.garbage import collect, garbage
-from orchestrator.planning.plan import Keys, make_plan
+from orchestrator.planning.garbage import collect, find_garbage
+from orchestrator.planning.plan import make_plan
+from orchestrator.planning.stage import Scope
+from orchestrator.planning.stage_keys import catalog_key, prepare_key, split_key
 from orchestrator.run.driver import dump_yaml
 from orchestrator.spec.load import read
+from orchestrator.stages import STAGES
 from orchestrator.store.artifacts import Store
 from orchestrator.store.events import TrialEnded, TrialStarted
 from orchestrator.store.ledger import Ledger
@@ -45,17 +48,17 @@ def make(store, kind, key, text="x", **facts):
 def begin(store, spec, *changes):
     """Write a run's folder and the artifacts of its stages, and one trial of each kind; return its plan."""
     experiment = read(spec, list(changes))
-    plan = make_plan(experiment, store)
-    keys, run = Keys(experiment, plan.files), store.root / "runs" / plan.run_id
+    plan = make_plan(experiment, store, STAGES)
+    scope, run = Scope(experiment, plan.files, store), store.root / "runs" / plan.run_id
     run.mkdir(parents=True)
     dump_yaml(experiment.resolved(), run / "resolved.yaml")
     write_json(run / "plan.json", plan.to_json())
-    if store.find("catalog", keys.catalog) is None:
-        make(store, "catalog", keys.catalog, content="content", photos="photos", n_ok=1)
+    if store.find("catalog", catalog_key(scope)) is None:
+        make(store, "catalog", catalog_key(scope), content="content", photos="photos", n_ok=1)
     for arm in experiment.arms.values():
         for kind, key in (
-            ("split", keys.split(arm, "content")),
-            ("prepare", keys.prepare(arm, "photos")),
+            ("split", split_key(experiment, arm, "content")),
+            ("prepare", prepare_key(arm, "photos")),
         ):
             if store.find(kind, key) is None:
                 make(store, kind, key, f"{kind} {key}")
@@ -84,12 +87,12 @@ def test_nothing_that_a_run_needs_goes(store, spec):
     (store.root / "trial/.draft-dead").mkdir()
     make(store, "trial", "of-nobody")
     (store.root / "elsewhere").mkdir()
-    found = garbage(store)
+    found = find_garbage(store, STAGES)
     gone = {item.path.name: item.why for item in found.items}
     assert "no run needs this trial" == gone["of-nobody"]
     assert "was never finished" == gone[".draft-dead"]
     collect(found)
-    assert [] == garbage(store).items
+    assert [] == find_garbage(store, STAGES).items
     assert {"catalog": 1, "prepare": 1} == {
         kind: len(left(store, kind)) for kind in ("catalog", "prepare")
     }
@@ -104,7 +107,7 @@ def test_what_only_a_deleted_run_needed_goes(store, spec):
     )
     assert 2 == len(left(store, "prepare"))
     shutil.rmtree(store.root / "runs" / second.run_id)
-    collect(garbage(store))
+    collect(find_garbage(store, STAGES))
     assert [1, 1, 1] == [len(left(store, kind)) for kind in ("prepare", "shard", "features")]
     assert {first.run_id} == {
         name.removeprefix(".work-").rsplit("-", 1)[0] for name in left(store, "trial")
@@ -114,7 +117,7 @@ def test_what_only_a_deleted_run_needed_goes(store, spec):
 def test_a_finished_run_keeps_no_work(store, spec):
     plan = begin(store, spec)
     write_json(store.root / "runs" / plan.run_id / "summary.json", {"state": "SUCCEEDED"})
-    collect(garbage(store))
+    collect(find_garbage(store, STAGES))
     assert [f"{plan.run_id}-COMPLETE"] == left(store, "trial")
 
 
@@ -122,7 +125,7 @@ def test_a_live_run_or_an_unreadable_one_stops_it(store, spec):
     plan = begin(store, spec)
     run = store.root / "runs" / plan.run_id
     with Ledger(run), pytest.raises(UserError, match="without live runs was required"):
-        garbage(store)
+        find_garbage(store, STAGES)
     audit = store.root / "audits" / plan.run_id
     audit.mkdir(parents=True)
     (store.root / "catalog/.draft-audits").mkdir()
@@ -132,11 +135,11 @@ def test_a_live_run_or_an_unreadable_one_stops_it(store, spec):
             UserError, match=f"without live audits was required, {plan.run_id} is audited"
         ),
     ):
-        garbage(store)
-    assert ".draft-audits" in [item.path.name for item in garbage(store).items]
+        find_garbage(store, STAGES)
+    assert ".draft-audits" in [item.path.name for item in find_garbage(store, STAGES).items]
     (run / "resolved.yaml").write_text("name: [")
     with pytest.raises(UserError, match="does not pass `check` any more"):
-        garbage(store)
+        find_garbage(store, STAGES)
 
 
 def test_a_dry_run_says_and_deletes_nothing(store, spec):

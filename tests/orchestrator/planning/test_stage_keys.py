@@ -1,30 +1,56 @@
 """What keys tell apart: a setting that decides a result and is in no key would bring the wrong one out of the store."""
 
 from pathlib import Path
-from types import SimpleNamespace
+
+import pyarrow as pa
 
 from data_prep.weights.cache import CACHE_VARIABLE
 from data_prep.weights.registry import describe
-from orchestrator.base.versions import QUICK_BACKBONE
+from orchestrator.base.versions import QUICK_BACKBONE, STAGE_NAMES, VERSIONS
 from orchestrator.evaluation.selection import finalists
-from orchestrator.planning.plan import Keys
+from orchestrator.planning import stage_keys
+from orchestrator.planning.stage import Scope
 from orchestrator.spec.load import read
-from orchestrator.stages import trial_phase as phases
+from orchestrator.stages import STAGES, trial_phase
+from orchestrator.store.artifacts import Store
+from tests.orchestrator.stages.planted import (
+    open_env,
+    plant_catalog,
+    plant_prepared,
+    plant_split,
+)
 
 SPEC = Path(__file__).resolve().parents[3] / "experiments/quickstart.yaml"
-CATALOG = SimpleNamespace(result={"content": "c", "photos": "p"})
 
 
-def keys(*changes):
-    return Keys(read(SPEC, list(changes), check_roots=False), "files")
+def experiment_of(*changes):
+    return read(SPEC, list(changes), check_roots=False)
+
+
+def prepared(experiment):
+    return stage_keys.prepare_keys(experiment, "photos")
+
+
+def search_key(experiment):
+    return stage_keys.search_key(experiment, "content", prepared(experiment))
+
+
+def run_key(experiment):
+    return stage_keys.run_key(Scope(experiment, "files", Store(Path())))
+
+
+def confirm_key(finalists, *changes):
+    experiment = experiment_of(*changes)
+    return stage_keys.confirm_key(experiment, "content", prepared(experiment), finalists)
 
 
 def test_borders_of_training_alone_are_another_study():
-    plain, moved = keys(), keys("data.labels.age.train_bins=[25, 50]")
-    assert plain.catalog == moved.catalog, "they change no row of the catalog"
-    same = plain.families(CATALOG).items() & moved.families(CATALOG).items()
-    assert not same
-    assert plain.search(CATALOG) != moved.search(CATALOG)
+    plain, moved = experiment_of(), experiment_of("data.labels.age.train_bins=[25, 50]")
+    catalogs = {stage_keys.catalog_key(Scope(e, "files", Store(Path()))) for e in (plain, moved)}
+    assert 1 == len(catalogs), "they change no row of the catalog"
+    families = [stage_keys.study_families(e, "content", prepared(e)) for e in (plain, moved)]
+    assert not families[0].items() & families[1].items()
+    assert search_key(plain) != search_key(moved)
 
 
 def test_a_frozen_head_is_confirmed_again_where_another_setting_of_its_source_is_best():
@@ -40,46 +66,55 @@ def test_a_frozen_head_is_confirmed_again_where_another_setting_of_its_source_is
         for a, b in ((0.5, 0.4), (0.4, 0.5))
     )
     assert sorted(ranked) == sorted(other)
-    assert keys(*frozen).confirm(CATALOG, ranked) != keys(*frozen).confirm(CATALOG, other)
-    assert keys().confirm(CATALOG, ranked) == keys().confirm(CATALOG, other), (
-        "without one the order decides nothing"
-    )
+    assert confirm_key(ranked, *frozen) != confirm_key(other, *frozen)
+    assert confirm_key(ranked) == confirm_key(other), "without one the order decides nothing"
 
 
 def test_an_audit_that_lacked_the_quick_model_is_made_again_once_it_is_there(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    without = keys().audit("c", probe=True)
-    assert without == keys().audit("c", probe=True)
+    without = stage_keys.audit_key(experiment_of(), "c", probe=True)
+    assert without == stage_keys.audit_key(experiment_of(), "c", probe=True)
     for name in describe(QUICK_BACKBONE).files:
         (tmp_path / name).touch()
-    assert without != keys().audit("c", probe=True)
+    assert without != stage_keys.audit_key(experiment_of(), "c", probe=True)
 
 
 def test_where_test_labels_stand_and_who_sees_them_names_no_other_setting():
     """A name that told would choose other finalists among equal ones, and lose the scores of a search that is reused."""
-    plain = keys()
+    plain = experiment_of()
     for change in ("data.test.label=null", "data.test.public=0.5"):
-        other = keys(change)
-        assert plain.run != other.run
-        assert plain.search(CATALOG) == other.search(CATALOG)
-        assert plain.experiment.setting("plain", {})[0] == other.experiment.setting("plain", {})[0]
+        other = experiment_of(change)
+        assert run_key(plain) != run_key(other)
+        assert search_key(plain) == search_key(other)
+        assert plain.setting("plain", {})[0] == other.setting("plain", {})[0]
 
 
 def test_a_precision_that_was_probed_is_part_of_what_a_trial_is(tmp_path, monkeypatch):
-    own, parts = keys("train.precision=auto"), tmp_path / "parts"
-    parts.write_bytes(b"")
-    context = SimpleNamespace(
-        experiment=own.experiment,
-        schema=own.schema,
-        store=SimpleNamespace(root=tmp_path),
-        prepared={"plain": SimpleNamespace(key="p")},
-        rows={"plain": SimpleNamespace(path=tmp_path)},
+    env = open_env(tmp_path, "train.precision=auto")
+    subset = tmp_path / "subset"
+    subset.write_bytes(b"")
+    monkeypatch.setattr(trial_phase, "subset_file", lambda *given: subset)
+    table = pa.table({"group": ["p"]})
+    folds = dict.fromkeys(env.experiment.arms, table)
+    trainings = trial_phase.Trainings(
+        env,
+        plant_catalog(env.store, table),
+        plant_split(env.store, folds),
+        plant_prepared(env.store, {name: [] for name in folds}),
     )
-    monkeypatch.setattr(phases, "parts_file", lambda *given: parts)
-    found = {}
+    keys = set()
     for chosen in ("fp32", "bf16"):
-        monkeypatch.setattr(phases, "precision_of", lambda *given, chosen=chosen: chosen)
-        spec = phases.describe_trial(context, "s-plain-0000", "search", "plain", {}, 0, None)
+        monkeypatch.setattr(trial_phase, "choose_precision", lambda *given, chosen=chosen: chosen)
+        spec = trainings.describe("s-plain-0000", "search", "plain", {}, seed=0)
         assert chosen == spec.train["precision"]
-        found[chosen] = spec.key
-    assert found["fp32"] != found["bf16"]
+        keys.add(spec.key)
+    assert 2 == len(keys)
+
+
+def test_every_stage_reads_earlier_stages_only():
+    assert STAGE_NAMES == tuple(stage.name for stage in STAGES)
+    earlier = set()
+    for stage in STAGES:
+        assert earlier >= {*stage.reads, *stage.find_reads}, stage.name
+        assert stage.version == VERSIONS[stage.name]
+        earlier.add(stage.name)

@@ -1,4 +1,4 @@
-"""The bridge without Ray: who is next, who stops, and what a killed driver leaves to the next one."""
+"""The controller without Ray: who is next, who stops, and what a killed driver leaves to the next one."""
 
 import itertools
 from collections import Counter
@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.search.controller import Bridge, Rungs
+from orchestrator.search.controller import Finished, TrialController, Waiting
+from orchestrator.search.early_stopping import Rungs
 from orchestrator.spec.limits import Limits, seconds
 from orchestrator.spec.search_space import Asha, Median
 from orchestrator.store.events import (
@@ -24,16 +25,18 @@ SEARCH = {"trials": 12, "scheduler": {"name": "asha", "grace": "1 epochs", "redu
 
 
 def play(folder, *, ledger=None, max_concurrent=1, search=SEARCH, store=None, **options):
-    """Run a study in simulated time; return (bridge, epochs trained)."""
+    """Run a study in simulated time; return (controller, epochs trained)."""
     folder.mkdir(exist_ok=True)
     store = {} if store is None else store
     with ledger or Ledger(folder) as written:
         written.append(RunResumed(run_id="toy") if written.events else RunStarted(run_id="toy"))
         written.append(PhaseStarted(phase="search"))
-        bridge = toy.make_bridge(written, toy.make_studies(folder, search), folder)
-        bridge.finished = lambda spec: store.get(spec.key)
+        controller = toy.make_controller(written, toy.make_studies(folder, search), folder)
+        controller.finished = lambda spec: store.get(spec.key)
         finish = lambda spec, history: store.setdefault(spec.key, history)  # noqa: E731
-        return bridge, toy.simulate(bridge, max_concurrent=max_concurrent, finish=finish, **options)
+        return controller, toy.simulate(
+            controller, max_concurrent=max_concurrent, finish=finish, **options
+        )
 
 
 def outcome(folder):
@@ -64,7 +67,7 @@ def test_killed_again_and_again_with_two_at_a_time_no_finished_trial_runs_twice_
     folder.mkdir()
     for n_kills in itertools.count():  # noqa: B007 - read below
         try:
-            bridge, trained = play(
+            controller, trained = play(
                 folder, ledger=toy.MortalLedger(folder, 9), max_concurrent=2, store=store
             )
         except toy.KilledError:
@@ -78,8 +81,8 @@ def test_killed_again_and_again_with_two_at_a_time_no_finished_trial_runs_twice_
     counts = Counter(e.trial_id for e in read(folder / "events.jsonl") if isinstance(e, TrialEnded))
     assert (12, {1}) == (len(counts), set(counts.values()))
     with Ledger(folder) as ledger:
-        again = toy.make_bridge(ledger, toy.make_studies(folder, SEARCH), folder)
-    assert bridge.rungs["a"].scores == again.rungs["a"].scores
+        again = toy.make_controller(ledger, toy.make_studies(folder, SEARCH), folder)
+    assert controller.rungs["a"].scores == again.rungs["a"].scores
 
 
 def test_a_study_of_more_trials_begins_with_those_of_less(tmp_path):
@@ -92,13 +95,13 @@ def test_a_study_of_more_trials_begins_with_those_of_less(tmp_path):
 def test_asha_stops_the_worse_and_says_why():
     rungs = Rungs(Asha(grace="1 epochs", reduction=2), 4)
     assert [1, 2] == rungs.rungs()
-    assert rungs.stops("a", 1, 0.5) is None  # nothing to halve yet
+    assert rungs.reason_to_stop("a", 1, 0.5) is None  # nothing to halve yet
     assert (
-        rungs.stops("b", 1, 0.4)
+        rungs.reason_to_stop("b", 1, 0.4)
         == "asha: best 0.4000 after epoch 1 is place 2 of 2; the first 1 go on, 0.5000 was needed"
     )
-    assert rungs.stops("c", 1, 0.6) is None
-    assert rungs.stops("c", 4, 0.0) is None  # the end is no rung
+    assert rungs.reason_to_stop("c", 1, 0.6) is None
+    assert rungs.reason_to_stop("c", 4, 0.0) is None  # the end is no rung
 
 
 def test_the_same_scores_in_any_order_make_the_same_rungs():
@@ -107,7 +110,7 @@ def test_the_same_scores_in_any_order_make_the_same_rungs():
     for order in itertools.permutations(scores):
         rungs = Rungs(Asha(), 9)
         for name in [*order, *order]:  # heard twice after a restart
-            rungs.stops(name, 1, scores[name])
+            rungs.reason_to_stop(name, 1, scores[name])
         made.append((rungs.scores, rungs._ranked))
     assert all(one == made[0] for one in made)
 
@@ -115,29 +118,35 @@ def test_the_same_scores_in_any_order_make_the_same_rungs():
 def test_the_median_rule_stops_what_is_below_the_others():
     rungs = Rungs(Median(grace="2 epochs"), 9)
     assert [
-        rungs.stops(name, 1, score) for name, score in (("a", 0.9), ("b", 0.8), ("c", 0.1))
+        rungs.reason_to_stop(name, 1, score) for name, score in (("a", 0.9), ("b", 0.8), ("c", 0.1))
     ] == [None] * 3
-    assert [rungs.stops(name, 2, score) for name, score in (("a", 0.9), ("b", 0.8))] == [None] * 2
-    assert "below 0.8500, the median of 2 others" in rungs.stops("c", 2, 0.1)
+    assert [rungs.reason_to_stop(name, 2, score) for name, score in (("a", 0.9), ("b", 0.8))] == [
+        None
+    ] * 2
+    assert "below 0.8500, the median of 2 others" in rungs.reason_to_stop("c", 2, 0.1)
 
 
 def test_unequal_speeds_finish_all_trials(tmp_path):
     speed = lambda spec: 1.0 if spec.params["train.head"] == "single" else 7.3  # noqa: E731
-    bridge, _ = play(tmp_path / "run", max_concurrent=3, speed=speed)
-    assert 12 == sum(bridge.counts.values())
+    controller, _ = play(tmp_path / "run", max_concurrent=3, speed=speed)
+    assert 12 == sum(controller.counts.values())
 
 
 def test_a_death_is_retried_and_a_lost_node_costs_no_attempt(tmp_path):
     with Ledger(tmp_path) as ledger:
-        bridge = toy.make_bridge(ledger, toy.make_studies(tmp_path, {"trials": 1}), tmp_path)
+        controller = toy.make_controller(
+            ledger, toy.make_studies(tmp_path, {"trials": 1}), tmp_path
+        )
         for counts in (True, False, False, True, False):
-            live = bridge.next()
-            bridge.died(live.spec.trial_id, "gone", counts=counts)
-        live = bridge.next()
+            live = controller.next()
+            controller.on_death(live.spec.trial_id, "gone", counts=counts)
+        live = controller.next()
         assert (2, 5) == (live.deaths, live.attempt)
-        assert bridge.next() is None  # it may have to be tried again, so this is not the end
-        bridge.died(live.spec.trial_id, "its process was killed by SIGKILL", cause="killed")
-        assert "FINISHED" == bridge.next()
+        assert (
+            Waiting() == controller.next()
+        )  # it may have to be tried again, so this is not the end
+        controller.on_death(live.spec.trial_id, "its process was killed by SIGKILL", cause="killed")
+        assert Finished() == controller.next()
     trial = replay(ledger.events).trials["s-a-0000"]
     assert ("FAILED", "killed") == (trial.status, trial.cause)
     assert "its process was killed by SIGKILL, 3 times" == trial.error
@@ -146,23 +155,27 @@ def test_a_death_is_retried_and_a_lost_node_costs_no_attempt(tmp_path):
 def test_deaths_count_over_restarts(tmp_path):
     for _ in range(2):
         with Ledger(tmp_path) as ledger:
-            bridge = toy.make_bridge(ledger, toy.make_studies(tmp_path, {"trials": 1}), tmp_path)
-            bridge.died(bridge.next().spec.trial_id, "gone")
+            controller = toy.make_controller(
+                ledger, toy.make_studies(tmp_path, {"trials": 1}), tmp_path
+            )
+            controller.on_death(controller.next().spec.trial_id, "gone")
     with Ledger(tmp_path) as ledger:
-        bridge = toy.make_bridge(ledger, toy.make_studies(tmp_path, {"trials": 1}), tmp_path)
-        assert 2 == bridge.next().deaths
+        controller = toy.make_controller(
+            ledger, toy.make_studies(tmp_path, {"trials": 1}), tmp_path
+        )
+        assert 2 == controller.next().deaths
 
 
 def test_what_failed_by_chance_is_tried_again_by_the_next_driver_and_nothing_else(tmp_path):
-    def bridge_of(ledger):
-        return toy.make_bridge(ledger, toy.make_studies(tmp_path, {"trials": 3}), tmp_path)
+    def controller_of(ledger):
+        return toy.make_controller(ledger, toy.make_studies(tmp_path, {"trials": 3}), tmp_path)
 
     with Ledger(tmp_path) as ledger:
-        bridge = bridge_of(ledger)
+        controller = controller_of(ledger)
         for cause in ("disk", "raised", None):
-            name = bridge.next().spec.trial_id
-            bridge.heard(name, 1, {"val_macro_f1": 0.5})
-            bridge.ended(
+            name = controller.next().spec.trial_id
+            controller.on_report(name, 1, {"val_macro_f1": 0.5})
+            controller.on_end(
                 name, "FAILED" if cause else "COMPLETE", cause and f"it {cause}", cause=cause
             )
     for goes in (
@@ -170,30 +183,32 @@ def test_what_failed_by_chance_is_tried_again_by_the_next_driver_and_nothing_els
         "still",
     ):  # a driver killed after it began is followed by one that does the same
         with Ledger(tmp_path) as ledger:
-            bridge = bridge_of(ledger)
-            lives = [bridge.next() for _ in range(3)]
+            controller = controller_of(ledger)
+            lives = [controller.next() for _ in range(3)]
             assert ["s-a-0001", "s-a-0002", "s-a-0000"] == [live.spec.trial_id for live in lives], (
                 goes
             )
-            assert [True, True, False] == [live.told_again is not None for live in lives]
+            assert [True, True, False] == [live.has_ended for live in lives]
     with Ledger(tmp_path) as ledger:
-        bridge = bridge_of(ledger)
-        for live in (bridge.next(), bridge.next(), bridge.next()):
-            bridge.ended(live.spec.trial_id, "COMPLETE")
-        assert "FINISHED" == bridge.next()
+        controller = controller_of(ledger)
+        for live in (controller.next(), controller.next(), controller.next()):
+            controller.on_end(live.spec.trial_id, "COMPLETE")
+        assert Finished() == controller.next()
     trials = replay(read(tmp_path / "events.jsonl")).trials
     assert ["COMPLETE", "FAILED", "COMPLETE"] == [trial.status for trial in trials.values()]
     with Ledger(tmp_path) as ledger:
-        assert {"COMPLETE": 2, "FAILED": 1} == bridge_of(ledger).counts
+        assert {"COMPLETE": 2, "FAILED": 1} == controller_of(ledger).counts
 
 
 def test_a_search_that_confirm_rests_on_stays_as_it_is(tmp_path):
     with Ledger(tmp_path) as ledger:
-        bridge = toy.make_bridge(ledger, toy.make_studies(tmp_path, {"trials": 1}), tmp_path)
-        bridge.ended(bridge.next().spec.trial_id, "FAILED", "full", cause="disk")
+        controller = toy.make_controller(
+            ledger, toy.make_studies(tmp_path, {"trials": 1}), tmp_path
+        )
+        controller.on_end(controller.next().spec.trial_id, "FAILED", "full", cause="disk")
         ledger.append(PhaseStarted(phase="confirm"))
     with Ledger(tmp_path) as ledger:
-        toy.make_bridge(ledger, toy.make_studies(tmp_path, {"trials": 1}), tmp_path)
+        toy.make_controller(ledger, toy.make_studies(tmp_path, {"trials": 1}), tmp_path)
     assert "FAILED" == replay(read(tmp_path / "events.jsonl")).trials["s-a-0000"].status
 
 
@@ -201,33 +216,33 @@ def test_one_artifact_is_trained_by_one_trial_at_a_time_and_then_found(tmp_path)
     make, store = toy.spec_maker(tmp_path), {}
     specs = [make(f"a-{n}", "a", {"train.lr": 0.01, "train.head": "single"}) for n in range(2)]
     with Ledger(tmp_path) as ledger:
-        bridge = Bridge(
+        controller = TrialController(
             ledger,
             "search",
             iter([(spec, None) for spec in specs]),
             finished=lambda spec: store.get(spec.key),
         )
-        first = bridge.next()
-        assert bridge.next() is None
-        bridge.heard(first.spec.trial_id, 1, {"val_macro_f1": 0.5})
+        first = controller.next()
+        assert Waiting() == controller.next()
+        controller.on_report(first.spec.trial_id, 1, {"val_macro_f1": 0.5})
         store[first.spec.key] = [{"val_macro_f1": 0.5}]
-        bridge.ended(first.spec.trial_id, "COMPLETE")
-        second = bridge.next()
-        assert [{"val_macro_f1": 0.5}] == second.finished
-        bridge.heard(second.spec.trial_id, 1, second.finished[0])
-        bridge.ended(second.spec.trial_id, "COMPLETE")
+        controller.on_end(first.spec.trial_id, "COMPLETE")
+        second = controller.next()
+        assert [(1, {"val_macro_f1": 0.5})] == second.replay.reports
+        controller.on_report(second.spec.trial_id, 1, {"val_macro_f1": 0.5})
+        controller.on_end(second.spec.trial_id, "COMPLETE")
     assert [False, True] == [trial.is_cached for trial in replay(ledger.events).trials.values()]
 
 
 def test_a_target_ends_the_search_and_stays_reached_over_a_restart(tmp_path):
     search = {**SEARCH, "limits": {"target": 0.5}}
-    bridge, _ = play(tmp_path / "run", search=search, max_concurrent=2)
-    assert sum(bridge.counts.values()) < 12
-    assert max(bridge.best.values()) >= 0.5
-    assert "search.limits.target" in bridge.budget.reached
-    assert all(trial.status for trial in bridge.known.values())
+    controller, _ = play(tmp_path / "run", search=search, max_concurrent=2)
+    assert sum(controller.counts.values()) < 12
+    assert controller.best >= 0.5
+    assert "search.limits.target" in controller.budget.reached
+    assert all(trial.status for trial in controller.records.values())
     again, trained = play(tmp_path / "run", search=search)
-    assert (bridge.counts, []) == (again.counts, trained)
+    assert (controller.counts, []) == (again.counts, trained)
 
 
 def test_wall_time_and_gpu_hours_count_over_restarts(tmp_path):
@@ -253,18 +268,21 @@ def test_wall_time_and_gpu_hours_count_over_restarts(tmp_path):
             events.append(event.stamped(len(events), 1500.0))
 
     studies = toy.make_studies(tmp_path, {"limits": {"wall": "299 seconds"}, "space": {}})
-    assert "search.limits.wall" in toy.make_bridge(Told(), studies, tmp_path).over()
+    controller = toy.make_controller(Told(), studies, tmp_path)
+    assert controller.is_exhausted()
+    assert "search.limits.wall" in controller.budget.reached
     events.pop()
     studies = toy.make_studies(tmp_path, {"limits": {"wall": "302 seconds"}, "space": {}})
-    assert toy.make_bridge(Told(), studies, tmp_path).over() is None
-    bridge = toy.make_bridge(Told(), studies, tmp_path)
-    bridge.budget.limits, bridge.budget.gpus_per_trial = Limits(gpu_hours=0.25), 0.5
-    assert "gpu_hours: 0.25 of 0.25 are used" in bridge.over()
+    assert not toy.make_controller(Told(), studies, tmp_path).is_exhausted()
+    controller = toy.make_controller(Told(), studies, tmp_path)
+    controller.budget.limits, controller.budget.gpus_per_trial = Limits(gpu_hours=0.25), 0.5
+    assert controller.is_exhausted()
+    assert "gpu_hours: 0.25 of 0.25 are used" in controller.budget.reached
     events[events.index(end)] = replace(end, cached=True)
     events[:] = [event for event in events if not isinstance(event, LimitReached)]
-    bridge = toy.make_bridge(Told(), studies, tmp_path)
-    bridge.budget.limits, bridge.budget.gpus_per_trial = Limits(gpu_hours=0.25), 0.5
-    assert bridge.over() is None, "an earlier run's trial costs this one nothing"
+    controller = toy.make_controller(Told(), studies, tmp_path)
+    controller.budget.limits, controller.budget.gpus_per_trial = Limits(gpu_hours=0.25), 0.5
+    assert not controller.is_exhausted(), "an earlier run's trial costs this one nothing"
 
 
 def test_times_are_read():

@@ -1,16 +1,14 @@
 """Trials that stand on others: who waits for whom, and what a death for memory changes."""
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.search.controller import Bridge
+from orchestrator.search.controller import Finished, TrialController, Waiting
 from orchestrator.search.study import Studies
 from orchestrator.search.trial import TrialSpec
 from orchestrator.spec.search_space import Confirm, Search
-from orchestrator.stages import confirm as phases
-from orchestrator.stages.confirm import _in_order
+from orchestrator.stages.confirm import Point, describe_trials, propose_in_order
 from orchestrator.store.ledger import Ledger
 
 
@@ -40,33 +38,37 @@ def ledger(tmp_path):
         yield opened
 
 
-def finish(bridge, trial_id, status="COMPLETE"):
-    bridge.heard(trial_id, 1, {"val_macro_f1": 0.5})
-    bridge.ended(trial_id, status)
+def finish(controller, trial_id, status="COMPLETE"):
+    controller.on_report(trial_id, 1, {"val_macro_f1": 0.5})
+    controller.on_end(trial_id, status)
 
 
 @pytest.mark.parametrize("status", ["COMPLETE", "FAILED"])
 def test_confirm_proposes_a_dependent_when_its_source_has_ended_however(ledger, status):
     specs = [spec("ac0", "A+C", "key-a0"), spec("a0"), spec("a1"), spec("ac1", "A+C", "key-a1")]
-    bridge = Bridge(ledger, "confirm", _in_order(specs, lambda: bridge.known))
-    assert ["a0", "a1"] == [bridge.next().spec.trial_id for _ in range(2)]
-    assert bridge.next() is None
-    finish(bridge, "a1", status)
-    assert "ac1" == bridge.next().spec.trial_id
-    assert bridge.next() is None
-    finish(bridge, "a0", status)
-    assert "ac0" == bridge.next().spec.trial_id
-    finish(bridge, "ac0", status)
-    finish(bridge, "ac1", status)
-    assert "FINISHED" == bridge.next()
+    controller = TrialController(
+        ledger, "confirm", propose_in_order(specs, lambda: controller.records)
+    )
+    assert ["a0", "a1"] == [controller.next().spec.trial_id for _ in range(2)]
+    assert Waiting() == controller.next()
+    finish(controller, "a1", status)
+    assert "ac1" == controller.next().spec.trial_id
+    assert Waiting() == controller.next()
+    finish(controller, "a0", status)
+    assert "ac0" == controller.next().spec.trial_id
+    finish(controller, "ac0", status)
+    finish(controller, "ac1", status)
+    assert Finished() == controller.next()
 
 
 def test_a_dependent_whose_source_ended_before_a_restart_does_not_wait(ledger):
-    first = Bridge(ledger, "confirm", _in_order([spec("a0")], lambda: first.known))
+    first = TrialController(
+        ledger, "confirm", propose_in_order([spec("a0")], lambda: first.records)
+    )
     first.next()
     finish(first, "a0")
-    again = Bridge(
-        ledger, "confirm", _in_order([spec("ac0", "A+C", "key-a0")], lambda: again.known)
+    again = TrialController(
+        ledger, "confirm", propose_in_order([spec("ac0", "A+C", "key-a0")], lambda: again.records)
     )
     assert "ac0" == again.next().spec.trial_id
 
@@ -81,49 +83,52 @@ def test_search_lets_a_variant_wait_until_all_trials_of_its_source_have_ended(le
         lambda trial_id, variant, point: spec(f"{variant}{next(numbers)}", variant),
         {"A+C": "A"},
     )
-    bridge = Bridge(ledger, "search", studies.proposals(), tell=studies.tell)
-    assert ["A0", "A1"] == [bridge.next().spec.trial_id for _ in range(2)]
-    finish(bridge, "A0")
-    assert bridge.next() is None
-    finish(bridge, "A1", "FAILED")
-    assert ["A+C2", "A+C3"] == [bridge.next().spec.trial_id for _ in range(2)]
-    assert bridge.next() is None  # one that dies would have to be tried again
-    finish(bridge, "A+C2")
-    finish(bridge, "A+C3")
-    assert "FINISHED" == bridge.next()
+    controller = TrialController(ledger, "search", studies.proposals(), tell=studies.tell)
+    assert ["A0", "A1"] == [controller.next().spec.trial_id for _ in range(2)]
+    finish(controller, "A0")
+    assert Waiting() == controller.next()
+    finish(controller, "A1", "FAILED")
+    assert ["A+C2", "A+C3"] == [controller.next().spec.trial_id for _ in range(2)]
+    assert Waiting() == controller.next()  # one that dies would have to be tried again
+    finish(controller, "A+C2")
+    finish(controller, "A+C3")
+    assert Finished() == controller.next()
 
 
 def test_a_worker_killed_for_memory_is_tried_once_more_with_half_the_micro_batch(ledger):
-    bridge = Bridge(ledger, "confirm", iter([(spec("a"), None)]))
-    bridge.next()
-    bridge.died("a", "killed", cause="memory")
-    again = bridge.next()
+    controller = TrialController(ledger, "confirm", iter([(spec("a"), None)]))
+    controller.next()
+    controller.on_death("a", "killed", cause="memory")
+    again = controller.next()
     assert (16, 1) == (again.spec.micro_batch, again.deaths)
-    bridge.died("a", "killed", cause="memory")
-    assert "FINISHED" == bridge.next()
+    controller.on_death("a", "killed", cause="memory")
+    assert Finished() == controller.next()
     assert ("FAILED", True) == (
-        bridge.known["a"].status,
-        "with 16 photos at once" in bridge.known["a"].error,
+        controller.records["a"].status,
+        "with 16 photos at once" in controller.records["a"].error,
     )
 
 
 def test_a_death_that_is_not_about_memory_changes_nothing(ledger):
-    bridge = Bridge(ledger, "confirm", iter([(spec("a"), None)]))
-    bridge.next()
-    bridge.died("a", "node lost")
-    assert bridge.next().spec.micro_batch is None
+    controller = TrialController(ledger, "confirm", iter([(spec("a"), None)]))
+    controller.next()
+    controller.on_death("a", "node lost")
+    assert controller.next().spec.micro_batch is None
 
 
-def test_in_confirm_a_head_stands_on_the_best_of_its_source_among_the_finalists(monkeypatch):
-    monkeypatch.setattr(phases, "sources", lambda experiment: {"A+C": "A"})
-    monkeypatch.setattr(
-        phases, "describe_trial", lambda context, name, *rest, source: spec(name, source=source)
-    )
-    points = {"on-it": ("A+C", {}), "second": ("B", {}), "best": ("A", {}), "other": ("A", {})}
-    found = phases._confirm_trials(
-        SimpleNamespace(experiment=None), Confirm(seeds=[7], folds=2), points
-    )
-    stands_on = {one.trial_id: one.source for one in found}
-    assert "key-c-best-s7-f1" == stands_on["c-on-it-s7-f1"]
-    assert {None} == {source for name, source in stands_on.items() if "on-it" not in name}
-    assert "c-on-it-s7-f1" == found[-1].trial_id
+def test_in_confirm_a_head_depends_on_the_best_of_its_source_among_the_finalists():
+    points = {
+        "dependent": Point("A+C", {}),
+        "second": Point("B", {}),
+        "best": Point("A", {}),
+        "other": Point("A", {}),
+    }
+
+    def describe(trial_id, phase, variant, params, *, seed, fold, source):
+        return spec(trial_id, variant, source)
+
+    specs = describe_trials(describe, Confirm(seeds=[7], folds=2), points, {"A+C": "A"})
+    sources = {each.trial_id: each.source for each in specs}
+    assert "key-c-best-s7-f1" == sources["c-dependent-s7-f1"]
+    assert {None} == {source for name, source in sources.items() if "dependent" not in name}
+    assert "c-dependent-s7-f1" == specs[-1].trial_id

@@ -1,14 +1,20 @@
-from types import SimpleNamespace
-
+from data_prep.catalog.labels import Schema
 from orchestrator.search import precision
+from orchestrator.spec.load import read
+from orchestrator.spec.models import TrialShare
 from orchestrator.store.ledger import Ledger
+from tests.orchestrator.stages.planted import QUICKSTART
 from trainers.config import Train, remarks
 from trainers.device import probe
 
+SCHEMA = Schema({"a": ["x", "y"]})
+
 
 def arm(precision, backbone="resnet18"):
-    train = Train.model_validate({"precision": precision, "model": {"backbone": backbone}})
-    return SimpleNamespace(train=train, prep=SimpleNamespace(size=32))
+    experiment = read(QUICKSTART, check_roots=False)
+    changes = {"precision": precision, "model": {"backbone": backbone}}
+    train = Train.model_validate(changes)
+    return experiment.arms["plain"].model_copy(update={"train": train})
 
 
 def test_auto_is_probed_once_per_run_and_backbone_and_found_again_after_a_restart(
@@ -16,23 +22,18 @@ def test_auto_is_probed_once_per_run_and_backbone_and_found_again_after_a_restar
 ):
     probed = []
 
-    def timed(context, arm, device):
+    def measure(arm, schema, share):
         probed.append(arm.train.model.backbone)
         return {"fp32": 2.0, "bf16": 1.0}
 
-    monkeypatch.setattr(precision, "_probe", timed)
-    share = SimpleNamespace(cpu=1, gpu=0)
+    monkeypatch.setattr(precision, "_probe", measure)
     for _ in range(2):
         with Ledger(tmp_path) as ledger:
-            experiment = SimpleNamespace(
-                spec=SimpleNamespace(resources=SimpleNamespace(per_trial=share))
-            )
-            context = SimpleNamespace(experiment=experiment, ledger=ledger)
-            found = [
-                precision.precision_of(context, arm(*asked))
-                for asked in (("auto",), ("fp32",), ("auto", "resnet34"))
+            chosen = [
+                precision.choose_precision(arm(*wanted), SCHEMA, TrialShare(), ledger)
+                for wanted in (("auto",), ("fp32",), ("auto", "resnet34"))
             ]
-            assert ["bf16", "fp32", "bf16"] == found
+            assert ["bf16", "fp32", "bf16"] == chosen
     assert ["resnet18", "resnet34"] == probed
 
 

@@ -1,4 +1,4 @@
-"""The bridge under real Tune, in one local cluster that is told it has a GPU."""
+"""The controller under real Tune, in one local cluster that is told it has a GPU."""
 
 import json
 import signal
@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.cluster.connection import _prepare_environment
 from orchestrator.report.explain import why
-from orchestrator.search.controller import Bridge
+from orchestrator.search.controller import TrialController
 from orchestrator.search.worker import Watch
 from orchestrator.store.events import TrialEnded
 from orchestrator.store.ledger import Ledger, read, replay
@@ -62,24 +62,24 @@ def run_all(folder, wanted, body, **options):
     from orchestrator.search.ray_tune import run
 
     with Ledger(folder) as ledger:
-        bridge = Bridge(ledger, "search", iter([(spec, None) for spec in wanted]))
+        controller = TrialController(ledger, "search", iter([(spec, None) for spec in wanted]))
         run(
-            bridge,
+            controller,
             folder / "tune/search",
             body=body,
             modules=(),
             **{"cpu": 0.5, "gpu": 0, **options},
         )
-    return bridge
+    return controller
 
 
 def test_one_of_each_failure_costs_that_trial_only_and_why_tells_it(cluster, tmp_path):
     names = ["good-1", *FAULTS, "good-2"]
     watch = Watch(report_s=6, memory_gb=0.4, logs=str(tmp_path / "logs"))
-    bridge = run_all(tmp_path, specs(tmp_path, names), fault, max_concurrent=2, watch=watch)
-    assert {"COMPLETE": 2, "FAILED": 7} == bridge.counts
+    controller = run_all(tmp_path, specs(tmp_path, names), fault, max_concurrent=2, watch=watch)
+    assert {"COMPLETE": 2, "FAILED": 7} == controller.counts
     for name, (cause, text) in FAULTS.items():
-        trial = bridge.known[f"s-{name}"]
+        trial = controller.records[f"s-{name}"]
         assert ("FAILED", cause, True) == (
             trial.status,
             trial.cause,

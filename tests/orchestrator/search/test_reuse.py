@@ -1,9 +1,11 @@
 """`plan` over a store where the same study was done with fewer trials."""
 
-from orchestrator.planning.plan import Keys, make_plan
+from orchestrator.planning.plan import make_plan
+from orchestrator.planning.stage_keys import prepare_keys, study_families
 from orchestrator.report.views import plan_lines
 from orchestrator.search.reuse import write_families
 from orchestrator.spec.load import read
+from orchestrator.stages import STAGES
 from orchestrator.store.events import TrialEnded, TrialStarted
 from orchestrator.store.ledger import Ledger
 from tests.orchestrator.planning.test_garbage import begin, make, spec, store
@@ -14,8 +16,8 @@ __all__ = ["spec", "store"]  # fixtures
 def finish_search(store, spec, rates):
     """Leave a run whose variants have a finished trial for each rate."""
     plan, experiment = begin(store, spec), read(spec)
-    keys, run = Keys(experiment, plan.files), store.root / "runs" / plan.run_id
-    families = keys.families(store.find("catalog", keys.catalog))
+    run = store.root / "runs" / plan.run_id
+    families = study_families(experiment, "content", prepare_keys(experiment, "photos"))
     write_families(run, families)
     (run / "events.jsonl").unlink()
     with Ledger(run) as ledger:
@@ -41,11 +43,11 @@ def finish_search(store, spec, rates):
 
 def test_sixty_after_forty_shows_the_forty_as_cached(store, spec):
     done = finish_search(store, spec, [0.001, 0.002])
-    more = make_plan(read(spec, ["search.trials=5"]), store)
+    more = make_plan(read(spec, ["search.trials=5"]), store, STAGES)
     assert (4, 10) == (more.n_cached, more.trials["search"])
     assert done.run_id != more.run_id
     lines = "\n".join(plan_lines(more))
-    assert "4 trials are in the store and told to the sampler, the rest is trained" in lines
+    assert "4 trials are in the store and replayed to the sampler, the rest is trained" in lines
     assert "trials at most: 10 search, 4 confirm; 4 of search are cached" in lines
 
 
@@ -59,5 +61,5 @@ def test_another_range_keeps_what_lies_in_it_and_another_seed_keeps_nothing(stor
         "train.batch_size=16": 0,
     }
     assert list(changes.values()) == [
-        make_plan(read(spec, [change]), store).n_cached for change in changes
+        make_plan(read(spec, [change]), store, STAGES).n_cached for change in changes
     ]

@@ -149,14 +149,15 @@ def test_a_worker_with_less_memory_says_what_micro_batch_it_used(place):
 
 
 def test_gc_reads_what_a_frozen_backbone_left_behind(place):
-    from orchestrator.planning.garbage import garbage
+    from orchestrator.planning.garbage import find_garbage
+    from orchestrator.stages import STAGES
 
     run_trial(spec(place, "a0"), quiet)
     run_trial(spec(place, "ac", A_C, source="a0"), quiet)
     store = Store(place / "store")
     with store.draft("features", "the-audits-own", params={}, inputs={}) as draft:
         (draft.path / "features.npy").write_bytes(b"")
-    found = {item.path.parent.name for item in garbage(store).items}
+    found = {item.path.parent.name for item in find_garbage(store, STAGES).items}
     assert {"trial", "features"} == found  # no run needs any of them
 
 

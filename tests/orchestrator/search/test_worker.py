@@ -13,7 +13,6 @@ import pytest
 
 from orchestrator.search.memory import resident_bytes
 from orchestrator.search.worker import TRAINING, Child, Failed, Reported, Watch, stop_file
-from trainers.device import keep_freed_memory
 
 GLOBAL = []
 
@@ -268,6 +267,8 @@ def test_a_trial_that_reports_all_the_time_is_looked_at_too(child_of, watch, cau
 
 @pytest.mark.parametrize("limited", [True, False])
 def test_what_a_trial_freed_counts_against_no_later_one_that_has_a_limit(child_of, limited):
+    from trainers.device import keep_freed_memory
+
     def free(spec, report):
         keep_freed_memory()
         blocks = [b"1" * 4_000_000 for _ in range(spec.n)]

@@ -1,4 +1,4 @@
-"""A study whose trainings take no time: the real bridge, sampler, scheduler, ledger and Tune over a toy function.
+"""A study whose trainings take no time: the real trial controller, sampler, scheduler, ledger and Tune over a toy function.
 
 Run as a program it is a driver that can be killed:  python -m tests.orchestrator.search.toy FOLDER [--trials N] ...
 """
@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 from orchestrator.base.keys import digest
-from orchestrator.search.study import Studies, search_bridge
+from orchestrator.search.controller import Finished, Proposal
+from orchestrator.search.study import Studies, search_controller
 from orchestrator.search.trial import TrialSpec
 from orchestrator.search.worker import Watch
 from orchestrator.spec.search_space import Search
@@ -99,8 +100,8 @@ def make_studies(folder, search, variants=("a",), seed=0, epoch_s=0.0):
     return Studies("toy", search, list(variants), seed, spec_maker(folder, seed, epoch_s))
 
 
-def make_bridge(ledger, studies, folder):
-    return search_bridge(
+def make_controller(ledger, studies, folder):
+    return search_controller(
         studies,
         ledger,
         dict.fromkeys(studies.variants, f"{N_EPOCHS} epochs"),
@@ -131,69 +132,72 @@ class MortalLedger(Ledger):
 
 
 def simulate(
-    bridge, *, max_concurrent, curve=None, finish=lambda spec, history: None, speed=lambda spec: 1.0
+    controller,
+    *,
+    max_concurrent,
+    curve=None,
+    finish=lambda spec, history: None,
+    speed=lambda spec: 1.0,
 ):
     """Play Tune's part without Ray, in simulated time; return how many epochs were trained, in order of reports.
 
     Args:
-        bridge: what to run.
+        controller: what to run.
         max_concurrent: trials at a time.
         curve: (params, epoch) -> val macro F1.
         finish: called when a training has reached its end, before the driver knows.
         speed: spec -> time per epoch.
     """
-    curve, running, trained, now, over = curve or score, [], [], 0.0, False
+    curve = curve or score
+    running, trained = [], []
+    now, is_finished = 0.0, False
     while True:
-        while not over and len(running) < max_concurrent:
-            live = bridge.next()
-            over = live == "FINISHED"
-            if live is None or over:
+        while not is_finished and len(running) < max_concurrent:
+            step = controller.next()
+            if not isinstance(step, Proposal):
+                is_finished = isinstance(step, Finished)
                 break
-            if live.told_again:
-                bridge.ended(live.spec.trial_id, "COMPLETE")
+            if step.has_ended:
+                controller.on_end(step.spec.trial_id, "COMPLETE")
             else:
-                running.append((now + speed(live.spec), len(trained), live, 1))
+                running.append((now + speed(step.spec), len(trained), step, 1))
         if not running:
             return trained
-        running.sort(key=lambda one: one[:2])
-        now, _, live, epoch = running.pop(0)
-        name = live.spec.trial_id
-        metrics = (
-            live.finished[epoch - 1]
-            if live.finished
-            else {"val_macro_f1": curve(live.spec.params, epoch)}
-        )
-        if not live.finished:
+        running.sort(key=lambda entry: entry[:2])
+        now, _, step, epoch = running.pop(0)
+        name = step.spec.trial_id
+        if step.replay:
+            metrics = step.replay.reports[epoch - 1][1]
+        else:
+            metrics = {"val_macro_f1": curve(step.spec.params, epoch)}
             trained.append((name, epoch))
-        if bridge.heard(name, epoch, metrics):
+        if controller.on_report(name, epoch, metrics):
             continue
         if epoch < N_EPOCHS:
-            running.append((now + speed(live.spec), len(trained), live, epoch + 1))
+            running.append((now + speed(step.spec), len(trained), step, epoch + 1))
             continue
-        if not live.finished:
-            finish(
-                live.spec,
-                [{"val_macro_f1": curve(live.spec.params, e)} for e in range(1, N_EPOCHS + 1)],
-            )
-        bridge.ended(name, "COMPLETE")
+        if not step.replay:
+            epochs = range(1, N_EPOCHS + 1)
+            finish(step.spec, [{"val_macro_f1": curve(step.spec.params, e)} for e in epochs])
+        controller.on_end(name, "COMPLETE")
 
 
 def drive(
     folder, search, *, max_concurrent, epoch_s=0.0, seed=0, body=train, watch=None, cpu=0.5, gpu=0.0
 ):
-    """Run a study to its end, or go on with it, in a cluster that is already there; return its bridge."""
+    """Run a study to its end, or go on with it, in a cluster that is already there; return its trial controller."""
     from orchestrator.search.ray_tune import run
 
     folder.mkdir(parents=True, exist_ok=True)
     with Ledger(folder) as ledger:
         ledger.append(RunResumed(run_id="toy") if ledger.events else RunStarted(run_id="toy"))
         ledger.append(PhaseStarted(phase="search"))
-        bridge = make_bridge(
+        controller = make_controller(
             ledger, make_studies(folder, search, epoch_s=epoch_s, seed=seed), folder
         )
         tune = folder / "tune/search"
         run(
-            bridge,
+            controller,
             tune,
             cpu=cpu,
             gpu=gpu,
@@ -202,7 +206,7 @@ def drive(
             modules=(),
             watch=watch or Watch(),
         )
-        return bridge
+        return controller
 
 
 def main():

@@ -95,7 +95,7 @@ BROKEN = {
     ),
     "scores without a leaderboard": (
         (("policy: robust", "policy: robust, scores: {plain: 0.7}"),),
-        r"select: scores are used by policy leaderboard alone",
+        r"select: scores are used only by policy leaderboard",
     ),
     "leaderboard without a public half": (
         (("policy: robust", "policy: leaderboard"),),
@@ -122,12 +122,12 @@ BROKEN = {
             ("policy: robust", "policy: diverse"),
             ("confirm: {finalists: 3, seeds: [0], folds: 3}", "confirm: null"),
         ),
-        r"select.policy diverse rests on out-of-fold predictions",
+        r"select.policy diverse depends on out-of-fold predictions",
     ),
     "tag": ((("seed: 42", "seed: !!python/object:os.system x"),), r"tags are not part of a spec"),
     "frozen head outside a variant": (
         (("head: single", "head: {name: frozen_deep, from: plain}"),),
-        r"train.model.head: frozen_deep stands on another variant, so it stands in a variant only",
+        r"train.model.head: frozen_deep depends on another variant; move it into a variant",
     ),
     "frozen head of nobody": (
         (("{train.augment.cutmix: half}", "{train.model.head: {name: frozen_deep, from: plan}}"),),
@@ -140,14 +140,14 @@ BROKEN = {
                 "{prep: {steps: [{name: resize, size: 32}]}, train.model.head: {name: frozen_deep, from: plain}}",
             ),
         ),
-        r"from: 'plain' must have the same prep, found another",
+        r"from: 'plain' must have the same prep, but they differ",
     ),
     "frozen head in the space": (
         (
             ("choice: [single, shallow, deep]", "choice: [single, frozen_deep]"),
             ("deep}}", "single}}"),
         ),
-        r"frozen_deep stands in a variant, never in the space",
+        r"frozen_deep is set in a variant, never in the space",
     ),
     "misspelt operation": (
         (("policy: basic", "policy: [{name: HorizontalFlop}]"),),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.compute as pc
@@ -17,12 +17,14 @@ from data_prep.catalog.labels import Schema
 from data_prep.errors import DataError
 from data_prep.files import file_sha256
 from data_prep.split import assign
-from orchestrator.search.training_subsets import parts_file
+from orchestrator.planning.stage_keys import split_key
+from orchestrator.search.training_subsets import subset_file
 from orchestrator.search.trial import TrialSpec, run_trial
-from orchestrator.stages import split as stages
+from orchestrator.stages import split
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from tests.data_prep.conftest import contest  # noqa: F401 - a fixture
+from tests.orchestrator.stages.planted import open_env, plant_catalog, plant_split
 from trainers.config import Train
 
 
@@ -66,15 +68,7 @@ def test_five_folds_train_in_one_process_on_identical_label_tables(contest, tmp_
     data = contest.data()
     catalog, schema = build_catalog(data, contest.base), Schema.of(data.labels)
     store = Store(tmp_path / "store")
-    with store.draft("split", "k" * 16, params={}, inputs={}) as draft:
-        tables.write(assign(catalog, schema, data.split, [], 5), draft.path / "folds.parquet")
-    context = SimpleNamespace(
-        folds={"base": store.get("split", "k" * 16)},
-        schema=schema,
-        paths=SimpleNamespace(parts=tmp_path / "parts"),
-        experiment=SimpleNamespace(arms={"base": SimpleNamespace(data=data)}),
-        catalog_table=lambda: catalog,
-    )
+    folds = plant_split(store, {"base": assign(catalog, schema, data.split, [], 5)})
     labelled = catalog.filter(pc.is_valid(catalog["label"]))
     samples = labelled["sample_id"].to_pylist()
     columns = [f"label_{name}" for name in schema.names]
@@ -98,7 +92,7 @@ def test_five_folds_train_in_one_process_on_identical_label_tables(contest, tmp_
     ).model_dump(by_alias=True)
     sizes, held = dict(zip(schema.names, schema.sizes, strict=True)), []
     for fold in range(5):
-        parts = parts_file(context, "base", 0, fold)
+        parts = subset_file(tmp_path / "parts", folds.artifacts["base"], data, catalog, 0, fold)
         table = tables.read(parts).to_pylist()
         assert truth == {row["sample_id"]: tuple(row[name] for name in columns) for row in table}
         place = (str(store.root), str(rows), str(parts))
@@ -127,23 +121,18 @@ def test_a_class_that_only_one_fold_shows_is_refused_before_anything_is_trained(
         Schema.of(data.labels),
         Store(tmp_path / "store"),
     )
+    env = open_env(tmp_path, store=store)
+    arm = env.experiment.arms["plain"].model_copy(update={"data": data})
+    experiment = replace(env.experiment, arms={"a": arm})
+    env = replace(env, experiment=experiment)
+    confirm = experiment.spec.confirm
     if cached:  # by a release that did not look
-        with store.draft("split", "k" * 16, params={}, inputs={}) as draft:
-            tables.write(assign(catalog, schema, data.split, [], 3), draft.path / "folds.parquet")
-    context = SimpleNamespace(
-        experiment=SimpleNamespace(
-            spec=SimpleNamespace(confirm=SimpleNamespace(folds=3, seeds=[0])),
-            arms={"a": SimpleNamespace(data=data)},
-        ),
-        keys=SimpleNamespace(split=lambda *_: "k" * 16),
-        require_catalog=lambda: SimpleNamespace(key="c" * 16, result={"content": "x"}),
-        catalog_table=lambda: catalog,
-        schema=schema,
-        store=store,
-        folds={},
-    )
+        key = split_key(experiment, arm, "content")
+        with store.draft("split", key, params={}, inputs={}) as draft:
+            folds = assign(catalog, schema, data.split, [], confirm.folds, confirm.seeds)
+            tables.write(folds, draft.path / "folds.parquet")
     with pytest.raises(
         DataError,
         match=r"every class of age was required in the training part of fold \d of confirm, found none of >=60",
     ):
-        stages.split(context)
+        split.run(env, plant_catalog(store, catalog))

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,11 +17,12 @@ from data_prep.errors import MachineError
 from data_prep.preparation.shards import write_index
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import UserError
-from orchestrator.planning.plan import Keys, make_plan
+from orchestrator.cluster import tasks
+from orchestrator.planning.plan import make_plan
+from orchestrator.planning.stage import Env
+from orchestrator.planning.stage_keys import search_key
 from orchestrator.spec.load import read as read_spec
-from orchestrator.stages import catalog as reading
-from orchestrator.stages import context as stages
-from orchestrator.stages import prepare as prepared
+from orchestrator.stages import STAGES, catalog, prepare
 from orchestrator.store.artifacts import Artifact, Store
 from orchestrator.store.events import (
     ArtifactDamaged,
@@ -68,28 +68,35 @@ def photos(tmp_path_factory):
     return root
 
 
-def context_of(root, store, name="one", size=32):
-    """Return a context whose catalog is made, as the driver has it when it comes to prepare."""
-    spec = root / f"{name}.yaml"
-    spec.write_text(SPEC.format(name=name, size=size))
-    experiment, store = read_spec(spec), Store(store)
-    plan = make_plan(experiment, store)
-    paths = RunPaths(store.root / "runs" / plan.run_id)
-    paths.root.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(paths.root).__enter__()
-    ledger.append(RunStarted())
-    context = stages.Context(
-        experiment,
-        Keys(experiment, plan.files),
-        store,
-        paths,
-        ledger,
-        Reporter(quiet=True),
-        2.0,
-        0.0,
-    )
-    reading.catalog(context)
-    return context
+class Run:
+    """A run whose catalog is made, as it is when the driver comes to prepare."""
+
+    def __init__(self, root, store, name="one", size=32):
+        spec = root / f"{name}.yaml"
+        spec.write_text(SPEC.format(name=name, size=size))
+        experiment, self.store = read_spec(spec), Store(store)
+        plan = make_plan(experiment, self.store, STAGES)
+        self.paths = RunPaths(self.store.root / "runs" / plan.run_id)
+        self.paths.root.mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger(self.paths.root).__enter__()
+        self.ledger.append(RunStarted())
+        console = Reporter(quiet=True)
+        self.env = Env(
+            experiment, plan.files, self.store, self.paths, self.ledger, console, 2.0, 0.0
+        )
+        self.catalog = catalog.run(self.env)
+
+    def prepare(self):
+        self.prepared = prepare.run(self.env, self.catalog)
+        return self.prepared.outcome
+
+    @property
+    def shards(self):
+        return self.prepared.shards["base"]
+
+    @property
+    def rows(self):
+        return self.prepared.rows
 
 
 def made(context):
@@ -99,19 +106,19 @@ def made(context):
 def test_a_flipped_bit_in_a_shard_is_found_and_that_shard_is_made_again(
     ray_cluster, photos, tmp_path
 ):
-    context = context_of(photos, tmp_path)
-    assert "SUCCEEDED" == prepared.prepare(context).outcome
-    artifact = context.prepared["base"]
+    context = Run(photos, tmp_path)
+    assert "SUCCEEDED" == context.prepare()
+    artifact = context.shards
     (shard,) = artifact.path.glob("shard-*.parquet")
     good = shard.read_bytes()
     broken = bytearray(good)
     broken[len(good) // 2] ^= 1
     shard.write_bytes(broken)
-    assert "SUCCEEDED" == prepared.prepare(context).outcome
-    assert good == (context.prepared["base"].path / shard.name).read_bytes()
+    assert "SUCCEEDED" == context.prepare()
+    assert good == (context.shards.path / shard.name).read_bytes()
     shard.write_bytes(good[:-100])
-    assert "SUCCEEDED" == prepared.prepare(context).outcome
-    assert "CACHED" == prepared.prepare(context).outcome
+    assert "SUCCEEDED" == context.prepare()
+    assert "CACHED" == context.prepare()
     assert 3 == len(made(context))
     assert 2 * 2 == sum(
         isinstance(event, ArtifactDamaged) for event in read(context.paths.events)
@@ -121,11 +128,11 @@ def test_a_flipped_bit_in_a_shard_is_found_and_that_shard_is_made_again(
 def test_a_flipped_bit_in_the_rows_or_in_kept_features_is_never_trained_on(
     ray_cluster, photos, tmp_path
 ):
-    context = context_of(photos, tmp_path)
-    prepared.prepare(context)
-    rows = context.rows["base"].path / "rows.npy"
+    context = Run(photos, tmp_path)
+    context.prepare()
+    rows = context.rows.path / "rows.npy"
     with context.store.draft(
-        "features", "f", params={}, inputs={"photos": context.prepared["base"].key}
+        "features", "f", params={}, inputs={"photos": context.shards.key}
     ) as draft:
         np.save(draft.path / "features.npy", np.ones(1000, np.float32))
     good = rows.read_bytes()
@@ -133,7 +140,7 @@ def test_a_flipped_bit_in_the_rows_or_in_kept_features_is_never_trained_on(
         broken = bytearray(path.read_bytes())
         broken[-100] ^= 1
         path.write_bytes(broken)
-    assert "CACHED" == prepared.prepare(context).outcome
+    assert "CACHED" == context.prepare()
     assert good == rows.read_bytes()
     assert context.store.find("features", "f") is None
 
@@ -141,11 +148,11 @@ def test_a_flipped_bit_in_the_rows_or_in_kept_features_is_never_trained_on(
 def test_prep_json_counts_and_shows_and_warns_where_one_class_fails_more_often(
     ray_cluster, photos, tmp_path, monkeypatch
 ):
-    context = context_of(photos, tmp_path)
+    context = Run(photos, tmp_path)
     monkeypatch.setitem(
-        prepared._FAILURES, "no face", lambda row: row["sample_id"].startswith("train/a/")
+        prepare._FAILURES, "no face", lambda row: row["sample_id"].startswith("train/a/")
     )
-    prepared.prepare(context)
+    context.prepare()
     (one,) = json.loads(context.paths.prep.read_text())["sets"]
     assert (["base"], N_PHOTOS, N_PHOTOS // 2) == (
         one["variants"],
@@ -161,21 +168,21 @@ def test_prep_json_counts_and_shows_and_warns_where_one_class_fails_more_often(
 
 
 def test_two_runs_at_once_prepare_each_photo_once(ray_cluster, photos, tmp_path):
-    contexts = [context_of(photos, tmp_path, name) for name in ("one", "two")]
-    threads = [threading.Thread(target=prepared.prepare, args=(context,)) for context in contexts]
+    contexts = [Run(photos, tmp_path, name) for name in ("one", "two")]
+    threads = [threading.Thread(target=context.prepare) for context in contexts]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert [N_PHOTOS] == [event.n_prepared for context in contexts for event in made(context)]
-    assert contexts[0].prepared["base"].key == contexts[1].prepared["base"].key
+    assert contexts[0].shards.key == contexts[1].shards.key
 
 
 def test_a_data_folder_that_goes_away_fails_the_stage_and_costs_no_photo(
     ray_cluster, photos, tmp_path
 ):
     root = shutil.copytree(photos, tmp_path / "copy")
-    context = context_of(root, tmp_path / "store")
+    context = Run(root, tmp_path / "store")
     images = root / "data/images"
     images.rename(tmp_path / "unmounted")
     images.mkdir()  # a mount point without its disk
@@ -183,43 +190,44 @@ def test_a_data_folder_that_goes_away_fails_the_stage_and_costs_no_photo(
         MachineError,
         match=r"^\S+/data/images: a disk that answers was required, found: the folder is",
     ):
-        prepared.prepare(context)
+        context.prepare()
     images.rmdir()
     with pytest.raises(MachineError, match="submit again, what is finished is kept"):
-        prepared.prepare(context)
+        context.prepare()
     (tmp_path / "unmounted").rename(images)
-    prepared.prepare(context)
-    assert {} == context.prepared["base"].result["quarantined"]
+    context.prepare()
+    assert {} == context.shards.result["quarantined"]
 
 
 def test_what_was_lost_by_chance_is_tried_again_by_a_later_run_under_another_key(
     ray_cluster, photos, tmp_path
 ):
     root = shutil.copytree(photos, tmp_path / "copy")
-    first, photo = context_of(root, tmp_path / "store"), root / "data/images/a/0.jpg"
+    first, photo = Run(root, tmp_path / "store"), root / "data/images/a/0.jpg"
     photo.rename(tmp_path / "away.jpg")
-    assert "SUCCEEDED" == prepared.prepare(first).outcome
-    assert ["train/a/0.jpg"] == list(first.prepared["base"].result["quarantined"])
-    assert "CACHED" == prepared.prepare(first).outcome
+    assert "SUCCEEDED" == first.prepare()
+    assert ["train/a/0.jpg"] == list(first.shards.result["quarantined"])
+    assert "CACHED" == first.prepare()
     (tmp_path / "away.jpg").rename(photo)
-    assert "CACHED" == prepared.prepare(first).outcome, "a run keeps its photos"
-    later = context_of(root, tmp_path / "store", "later")
-    assert "SUCCEEDED" == prepared.prepare(later).outcome
-    assert {} == later.prepared["base"].result["quarantined"]
+    assert "CACHED" == first.prepare(), "a run keeps its photos"
+    later = Run(root, tmp_path / "store", "later")
+    assert "SUCCEEDED" == later.prepare()
+    assert {} == later.shards.result["quarantined"]
     assert [(1, N_PHOTOS - 1)] == [(event.n_prepared, event.n_copied) for event in made(later)]
-    assert first.prepared["base"].key != later.prepared["base"].key
-    assert first.rows["base"].key != later.rows["base"].key
-    assert first.keys.search(first.require_catalog()) != later.keys.search(later.require_catalog())
+    assert first.shards.key != later.shards.key
+    assert first.rows.key != later.rows.key
+    keys = {
+        search_key(run.env.experiment, run.catalog.content, run.prepared.keys)
+        for run in (first, later)
+    }
+    assert 2 == len(keys)
 
 
 def test_more_time_is_a_reason_to_try_again_within_a_run():
     def settled(timeout_s, **result):
-        share = SimpleNamespace(per_prep_worker=SimpleNamespace(timeout_s=timeout_s))
-        context = SimpleNamespace(
-            began=1.0, experiment=SimpleNamespace(spec=SimpleNamespace(resources=share))
-        )
         facts = {"result": {"timeout_s": 60, **result}, "finished": 2.0}
-        return prepared._settled(context, Artifact("shard", "k", None, facts))
+        shard = Artifact("shard", "k", None, facts)
+        return prepare._is_settled(shard, photos_since=1.0, timeout_s=timeout_s)
 
     lost = {"by_chance": ["train/a/0.jpg"]}
     assert [True, True, False] == [settled(one, **lost) for one in (30, 60, 61)]
@@ -230,7 +238,7 @@ def test_photos_that_were_forbidden_are_looked_at_again_by_a_later_run(
     photos, tmp_path, monkeypatch
 ):
     """Rights are no part of the fingerprint. The test's user may read everything, so the open is made to fail."""
-    monkeypatch.setattr(reading, "ray_map", map)
+    monkeypatch.setattr(tasks, "ray_map", map)
     real = open
 
     def forbid(path, *settings, **more):
@@ -239,23 +247,23 @@ def test_photos_that_were_forbidden_are_looked_at_again_by_a_later_run(
         return real(path, *settings, **more)
 
     monkeypatch.setattr("builtins.open", forbid)
-    quarantined = context_of(photos, tmp_path).require_catalog().result["quarantined"]
+    quarantined = Run(photos, tmp_path).catalog.quarantined
     assert {"train/a/0.jpg": "unreadable: Permission denied"} == quarantined
     monkeypatch.setattr("builtins.open", real)
-    assert {} == context_of(photos, tmp_path, "later").require_catalog().result["quarantined"]
+    assert {} == Run(photos, tmp_path, "later").catalog.quarantined
 
 
 def test_a_run_looks_at_its_photos_again_when_it_is_started_again_until_trials_rest_on_them(
     photos, tmp_path
 ):
-    context = context_of(photos, tmp_path)
-    first = context.began
+    context = Run(photos, tmp_path)
+    first = context.env.photos_since
     context.ledger.append(RunResumed())
-    assert context.began > first
+    assert context.env.photos_since > first
     context.ledger.append(
         TrialStarted(trial_id="s-base-0000", phase="search", variant="base", setting="s", key="k")
     )
-    assert first == context.began
+    assert first == context.env.photos_since
 
 
 def test_two_runs_at_once_read_each_photo_once(photos, tmp_path, monkeypatch):
@@ -267,10 +275,10 @@ def test_two_runs_at_once_read_each_photo_once(photos, tmp_path, monkeypatch):
             yield function(item)
             time.sleep(0.2)
 
-    monkeypatch.setattr(reading, "ray_map", slow)
+    monkeypatch.setattr(tasks, "ray_map", slow)
     found = []
     threads = [
-        threading.Thread(target=lambda name=name: found.append(context_of(photos, tmp_path, name)))
+        threading.Thread(target=lambda name=name: found.append(Run(photos, tmp_path, name)))
         for name in ("one", "two")
     ]
     for thread in threads:
@@ -282,18 +290,18 @@ def test_two_runs_at_once_read_each_photo_once(photos, tmp_path, monkeypatch):
 
 
 def test_a_torn_older_preparation_costs_nothing_but_its_help(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "ray_map", map)
-    context, steps = context_of(photos, tmp_path), {"size": 8}
+    monkeypatch.setattr(tasks, "ray_map", map)
+    context, steps = Run(photos, tmp_path), {"size": 8}
     for key in ("a", "b", "c"):
         with context.store.draft("prepare", key, params={"steps": steps}, inputs={}) as draft:
             if key != "c":
                 write_index(draft.path, n_shards=1, steps=steps, size=8)
-    assert {"a", "b"} == {path.name for _, path in prepared._donors(context, steps)}
+    assert {"a", "b"} == {donor.folder.name for donor in prepare._donors(context.env, steps)}
 
 
 def test_a_run_stops_where_more_photos_are_lost_than_the_spec_allows(ray_cluster, photos, tmp_path):
     root = shutil.copytree(photos, tmp_path / "copy")
-    context = context_of(root, tmp_path / "store")
+    context = Run(root, tmp_path / "store")
     for path in (root / "data/images/a").iterdir():
         path.unlink()
     (root / "data/images/b/1.jpg").unlink()
@@ -301,7 +309,7 @@ def test_a_run_stops_where_more_photos_are_lost_than_the_spec_allows(ray_cluster
         UserError,
         match=r"prep\.max_lost: at most 50% of the photos may be lost, 51% are \(41 of 80: unreadable: No",
     ):
-        prepared.prepare(context)
+        context.prepare()
 
 
 @pytest.fixture
@@ -320,15 +328,15 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_one_sentence_and_with_room_again_it_goes_on(
     ray_cluster, photos, small_disk
 ):
-    context = context_of(photos, small_disk, size=128)
+    context = Run(photos, small_disk, size=128)
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(1_600_000))
     with pytest.raises(
         UserError, match=r"disk is full \(.* MB free\); free some space and submit again"
     ):
-        prepared.prepare(context)
+        context.prepare()
     assert not list(small_disk.glob("*/.draft-*"))
     ballast.unlink()
     with pytest.raises(UserError, match="disk is full"):
-        prepared.prepare(context)  # the shards fit now, the array of rows does not
+        context.prepare()  # the shards fit now, the array of rows does not
     assert 1 == len(made(context))

@@ -1,20 +1,19 @@
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_prep.catalog.labels import Schema
-from data_prep.config import TestHoldOut
 from data_prep.errors import DataError
-from orchestrator.base.console import Reporter
 from orchestrator.evaluation.selection import choose, give_scores, rank
-from orchestrator.stages import test_set as board
-from orchestrator.stages.test_set import public_half, read_board, scored
+from orchestrator.stages import test_set
+from orchestrator.stages.prepare import Prepared
+from orchestrator.stages.test_set import public_half, read_test_photos, score_input
+from orchestrator.store.artifacts import Artifact
 from orchestrator.store.events import TrialStarted
 from orchestrator.store.ledger import TrialRecord
+from tests.orchestrator.stages.planted import open_env, plant_catalog, plant_prepared
 
 BASE = {
     "low_rounded": 0.5,
@@ -41,43 +40,37 @@ def test_one_group_cannot_be_halved():
         public_half(["test/a", "test/b"], {"test/a": "p", "test/b": "p"}, 0.5)
 
 
-def four_photos(**lost):
-    """A run with a hold-out test set of two people; `lost` says what each variant's preparation could not handle."""
-    made = {name: SimpleNamespace(result={"quarantined": dict.fromkeys(photos, "no face")}) for name, photos in lost.items()}  # fmt: skip
-    samples, groups = [f"test/{at}.jpg" for at in range(4)], ["p", "p", "q", "q"]
-    return SimpleNamespace(
-        experiment=SimpleNamespace(
-            spec=SimpleNamespace(data=SimpleNamespace(test=TestHoldOut(hold_out=0.5))), base=None
-        ),
-        prepared=made,
-        schema=Schema({"mask": ["on", "off"], "sex": ["m", "f"]}),
-        catalog_table=lambda: pa.table({"sample_id": samples, "group": groups}),
-        require_catalog=lambda: SimpleNamespace(
-            result={"quarantined": {"test/3.jpg": "truncated"}}
-        ),
-    )
+@pytest.fixture
+def run(tmp_path):
+    """A run with a hold-out test set of two people: its Env and catalog."""
+    env = open_env(tmp_path, "data.test={hold_out: 0.5}")
+    samples = [f"test/{number}.jpg" for number in range(4)]
+    table = pa.table({"sample_id": samples, "group": ["p", "p", "q", "q"]})
+    return env, plant_catalog(env.store, table, quarantined={"test/3.jpg": "truncated"})
 
 
-def test_a_photo_is_lost_only_where_one_of_those_that_answer_could_not_prepare_it():
-    context = four_photos(plain=[], rembg=["test/0.jpg"], face=["test/1.jpg"])
-    assert read_board(context, ["plain"]).lost == {"test/3.jpg": "truncated"}
-    assert read_board(context, ["plain", "face", "face"]).lost == {
+def test_a_photo_is_lost_only_where_one_of_those_that_answer_could_not_prepare_it(run):
+    env, _ = run
+    lost = {"plain": [], "rembg": ["test/0.jpg"], "face": ["test/1.jpg"]}
+    prepared = plant_prepared(env.store, lost)
+    assert read_test_photos(*run, prepared, ["plain"]).lost == {"test/3.jpg": "truncated"}
+    assert read_test_photos(*run, prepared, ["plain", "face", "face"]).lost == {
         "test/1.jpg": "no face",
         "test/3.jpg": "truncated",
     }
 
 
-def test_answers_on_a_test_set_carry_the_groups_that_are_known():
-    context = four_photos(plain=[])
-    board = read_board(context, [])
-    preds = dict.fromkeys((sample for sample, _ in board.order), 0)
-    labels = dict(zip(preds, (0, 2, 1, 3), strict=True))  # both wear a mask once; p is m, q is f
-    found = scored(context, board, "whole", preds, labels)
-    assert found.groups == ["p", "p", "q", "q"]
-    assert found.targets.tolist() == [0, 2, 1, 3]
-    alone = scored(context, replace(board, groups=None), "whole", preds, labels)
+def test_answers_on_a_test_set_keep_groups_where_they_are_known(run):
+    env, _ = run
+    photos = read_test_photos(*run, plant_prepared(env.store, {"plain": []}), [])
+    preds = dict.fromkeys((sample for sample, _ in photos.order), 0)
+    labels = dict(zip(preds, (0, 2, 1, 3), strict=True))
+    answers = score_input(env, photos, "whole", preds, labels)
+    assert answers.groups == ["p", "p", "q", "q"]
+    assert answers.targets.tolist() == [0, 2, 1, 3]
+    alone = score_input(env, replace(photos, groups=None), "whole", preds, labels)
     assert alone.groups is None
-    assert np.array_equal(alone.preds, found.preds)
+    assert np.array_equal(alone.preds, answers.preds)
 
 
 def candidates(**scores):
@@ -124,7 +117,6 @@ def test_checkpoints_answer_on_the_trials_device_a_batch_of_mapped_rows_at_a_tim
     tmp_path, monkeypatch
 ):
     """There may be no GPU here: what is asked of the cluster and of torch is looked at."""
-    from orchestrator.spec.models import TrialShare
     from trainers import inference
 
     np.save(tmp_path / "rows.npy", np.zeros((4, 2, 2, 3), np.uint8))
@@ -139,20 +131,17 @@ def test_checkpoints_answer_on_the_trials_device_a_batch_of_mapped_rows_at_a_tim
         asked.append((type(images), rows.tolist(), device))
         return np.full((len(rows), 2), 0.5, np.float32)
 
-    monkeypatch.setattr(board, "ray_map", inline)
+    monkeypatch.setattr(test_set, "ray_map", inline)
     monkeypatch.setattr(inference, "load", lambda folder: None)
     monkeypatch.setattr(inference, "predict", answer)
-    artifact = SimpleNamespace(path=tmp_path, file=lambda name: None)
-    resources = SimpleNamespace(per_trial=TrialShare(cpu=2, gpu=0.5))
-    context = SimpleNamespace(
-        experiment=SimpleNamespace(spec=SimpleNamespace(resources=resources)),
-        store=SimpleNamespace(get=lambda kind, key: artifact),
-        rows={"base": artifact},
-        reporter=Reporter(quiet=True),
-    )
+    env = open_env(tmp_path, "resources.per_trial={cpu: 2, gpu: 0.5}")
+    with env.store.draft("trial", "k", params={}, inputs={}) as draft:
+        (draft.path / "weights.safetensors").write_bytes(b"")
+    prepared = Prepared("SUCCEEDED", "", {}, {"base": Artifact("rows", "r", tmp_path, {})})
     trial = TrialRecord(
         TrialStarted(trial_id="t", phase="confirm", variant="base", setting="s", key="k")
     )
-    members, _ = board.answers(context, [trial], ["test/d", "test/a"])
+    samples = ["test/d", "test/a"]
+    predicted = test_set.predict_trials(env, prepared, [trial], samples)
     assert [{"cpu": 2, "gpu": 0.5}, (np.memmap, [3, 0], "cuda")] == asked
-    assert (2, 2) == members["s"][1].shape
+    assert (2, 2) == test_set.join_members(predicted, samples)["s"][1].shape

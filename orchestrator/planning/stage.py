@@ -1,0 +1,166 @@
+"""What a stage is: how it is found in the store, how it is run, and what it gets for that."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from data_prep.catalog.labels import Schema
+from orchestrator.spec.models import Experiment
+from orchestrator.store.artifacts import Store
+from orchestrator.store.events import DriverStarted, TrialStarted
+
+if TYPE_CHECKING:
+    from orchestrator.base.console import Reporter
+    from orchestrator.store.ledger import Ledger
+    from orchestrator.store.run_dir import RunPaths
+
+SUCCEEDED, CACHED = "SUCCEEDED", "CACHED"
+
+ArtifactName = tuple[str, str]
+"""Kind and key."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What decides the keys of a run, and where its artifacts are."""
+
+    experiment: Experiment
+    files: str  # fingerprint of the data roots
+    store: Store
+
+    @property
+    def schema(self) -> Schema:
+        """The labels and their classes."""
+        return Schema.of(self.experiment.spec.data.labels)
+
+
+@dataclass(frozen=True)
+class Env(Scope):
+    """What every stage of a run works with. Nothing in it changes but the ledger, which grows."""
+
+    paths: RunPaths
+    ledger: Ledger
+    console: Reporter
+    cpus: float
+    gpus: float
+
+    @property
+    def photos_since(self) -> float:
+        """The time, in seconds since the epoch, from which this run takes photos as they are.
+
+        It is the latest start of the run; once there are trials, it is the first start.
+        """
+        events = self.ledger.events
+        starts = [event.time for event in events if isinstance(event, DriverStarted)]
+        if not starts:
+            return time.time()
+        has_trials = any(isinstance(event, TrialStarted) for event in events)
+        return starts[0] if has_trials else starts[-1]
+
+    @contextmanager
+    def single_flight(self, kind: str, name: str, activity: str) -> Iterator[None]:
+        """Hold a lock of the store, so that one process at a time makes this artifact.
+
+        Args:
+            kind: of the artifact.
+            name: of the lock.
+            activity: what the other process does, for the message of the one that waits.
+        """
+        from filelock import FileLock, Timeout  # noqa: PLC0415
+
+        folder = self.store.root / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f".lock-{name[:16]}")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self.console.say(f"  another run {activity}; this run waits and uses its result")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+class Output(Protocol):
+    """What a stage hands on. Each stage has a frozen dataclass of its own with more in it."""
+
+    @property
+    def outcome(self) -> str:
+        """SUCCEEDED or CACHED."""
+
+    @property
+    def note(self) -> str:
+        """A few words for the person who watches."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What keys and manifests alone tell of a stage before it runs."""
+
+    why: str  # it is cached, or would run
+    is_cached: bool = False
+    key: str | None = None
+    artifacts: frozenset[ArtifactName] = frozenset()  # that a run of this spec refers to
+    output: Output | None = None  # rebuilt from the store, where a later `find` reads it
+    n_to_prepare: int = 0  # photos
+    n_reused: int = 0  # search trials that an earlier run has finished
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run. Its module is imported when it is run, because it may import NumPy."""
+
+    name: str
+    version: int
+    module: str
+    find: Callable[..., Found]
+
+    @property
+    def run(self) -> Callable[..., Output]:
+        """The function `run` of its module. It takes an Env and the outputs that it reads."""
+        function: Callable[..., Output] = importlib.import_module(self.module).run
+        return function
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The names of the stages whose outputs `run` takes."""
+        return _reads(self.run)
+
+    @property
+    def find_reads(self) -> tuple[str, ...]:
+        """The names of the stages whose outputs `find` takes."""
+        return _reads(self.find)
+
+
+def _reads(function: Callable[..., Any]) -> tuple[str, ...]:
+    _, *parameters = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in parameters if p.default is inspect.Parameter.empty)
+
+
+def find_stages(scope: Scope, stages: tuple[Stage, ...]) -> dict[str, Found]:
+    """Find every stage of a run in the store, in order. A stage that lacks an input waits for it."""
+    results: dict[str, Found] = {}
+    outputs: dict[str, Output] = {}
+    for stage in stages:
+        missing = [name for name in stage.find_reads if name not in outputs]
+        if missing:
+            results[stage.name] = Found(f"waits for the {missing[0]}")
+            continue
+        found = stage.find(scope, **{name: outputs[name] for name in stage.find_reads})
+        results[stage.name] = found
+        if found.output is not None:
+            outputs[stage.name] = found.output
+    return results
+
+
+def find_nothing(scope: Scope, catalog: Output) -> Found:
+    """Find a stage that keeps no artifact: every run makes it."""
+    del scope, catalog
+    return Found("quick, made anew for each run")

@@ -1,0 +1,342 @@
+"""Checks that no single section can make: what one part of a spec says about another, or the disk."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.catalog.labels import Schema
+from data_prep.config import TestTable
+from data_prep.section import identity
+from orchestrator.base.keys import digest
+from orchestrator.spec.claims import parse as parse_claim
+from orchestrator.spec.messages import nearest, validate
+from orchestrator.spec.models import Arm, Spec
+from orchestrator.spec.search_space import Choice, Point, Space, apply, assignments
+from orchestrator.spec.yaml_source import Document, KeyPath, Place, Problem
+from trainers.config import FrozenDeepHead, SingleHead
+from trainers.package_names import known_backbones
+
+_MAX_ASSIGNMENTS = 256
+_HEAD = "train.model.head"
+_BACKBONE = "train.model.backbone"
+
+
+class PlacedSpace(NamedTuple):
+    """A search space, and where the spec declares it."""
+
+    where: tuple[str, ...]
+    space: Space
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A spec whose sections are valid, its valid variants, and the problems found so far."""
+
+    spec: Spec
+    arms: dict[str, Arm]
+    document: Document
+    problems: list[Problem]
+
+    def refuse(self, where: KeyPath, text: str, *, key: bool = False) -> None:
+        """Add a problem at a path of the document."""
+        self.problems.append(Problem(*self.document.where(where, key=key), text))
+
+    def space_of(self, variant: str) -> Space:
+        """Return the search space of a variant; empty without a search."""
+        return self.spec.search.space_of(variant) if self.spec.search else {}
+
+    def spaces(self) -> list[PlacedSpace]:
+        """Return the shared space and those of single variants."""
+        search = self.spec.search
+        if search is None:
+            return []
+        spaces = [PlacedSpace(("search", "space"), dict(search.space))]
+        for name, entries in search.variant_spaces.items():
+            space = {path: entry for path, entry in entries.items() if entry is not None}
+            spaces.append(PlacedSpace(("search", "variant_spaces", name), space))
+        return spaces
+
+
+def check_references(draft: Draft) -> None:
+    """Check everything in a spec that names another part of it, or a model."""
+    _check_backbones(draft)
+    _check_claims(draft)
+    _check_members(draft)
+    _check_labels(draft)
+    _check_frozen(draft)
+    _check_space(draft)
+
+
+def _check_backbones(draft: Draft) -> None:
+    spec = draft.spec
+    places: dict[str, KeyPath] = {}
+    places[spec.train.model.backbone] = ("train", "model", "backbone")
+    for name, changes in spec.variants.items():
+        if name in draft.arms:
+            for path in changes:
+                backbone = draft.arms[name].train.model.backbone
+                places.setdefault(backbone, ("variants", name, path))
+    wanted = {arm.train.model.backbone for arm in draft.arms.values()}
+    for where, space in draft.spaces():
+        entry = space.get(_BACKBONE)
+        if isinstance(entry, Choice):
+            for choice in entry.choice:
+                wanted.add(str(choice))
+                places.setdefault(str(choice), (*where, _BACKBONE, "choice"))
+    known = set(known_backbones())
+    for backbone in sorted(wanted):
+        if known and backbone.split(".")[0] not in known:
+            close = difflib.get_close_matches(backbone, known, n=3, cutoff=0.5)
+            near = f"; nearest: {', '.join(close)}" if close else ""
+            text = f"train.model.backbone: timm has no model {backbone!r}{near}"
+            draft.refuse(places.get(backbone, ("train",)), text)
+
+
+def _check_claims(draft: Draft) -> None:
+    spec = draft.spec
+    for index, text in enumerate(spec.hypotheses):
+        for fault in _claim_faults(text, draft):
+            draft.refuse(("hypotheses", index), f"hypotheses: {fault}")
+    if spec.hypotheses and spec.confirm is None:
+        text = "hypotheses are judged on confirm's out-of-fold predictions; remove confirm: null"
+        draft.refuse(("hypotheses",), text)
+
+
+def _claim_faults(text: str, draft: Draft) -> list[str]:
+    """Return what is wrong with a claim: its two arms must answer all labels of the same photos."""
+    try:
+        claim = parse_claim(text)
+    except ValueError as error:
+        return [str(error)]
+    faults = []
+    arms = draft.arms
+    variants = list(draft.spec.variants)
+    labels = list(draft.spec.data.labels)
+    for side in dict.fromkeys((claim.better, claim.worse)):
+        if side not in variants:
+            known = f"variants are {', '.join(variants)}{nearest(side, variants)}"
+            faults.append(f"no variant {side!r} in {text!r}; {known}")
+            continue
+        answered = _head_labels(side, draft)
+        if answered and set(answered) != set(labels):
+            faults.append(
+                f"arms that answer {', '.join(labels)} were required in {text!r}, "
+                f"the head of {side!r} answers {', '.join(answered)}; remove the claim"
+            )
+    better = arms.get(claim.better)
+    worse = arms.get(claim.worse)
+    if better is not None and worse is not None and better.data.split != worse.data.split:
+        faults.append(
+            f"arms of one data.split were required in {text!r}, {claim.better!r} and "
+            f"{claim.worse!r} are split differently, so no photo can be paired; "
+            "submit them as two specs and `compare` the runs on the test set"
+        )
+    return faults
+
+
+def _head_labels(variant: str, draft: Draft) -> list[str] | None:
+    """Return the labels that a variant's head names; None for all, or if the search decides."""
+    if variant not in draft.arms:
+        return None
+    head = draft.arms[variant].train.model.head
+    is_searched = not {_HEAD, f"{_HEAD}.labels"}.isdisjoint(draft.space_of(variant))
+    if is_searched or not isinstance(head, SingleHead):
+        return None
+    return head.labels or None
+
+
+def _check_members(draft: Draft) -> None:
+    """Check the variants that a list of members, or the scores of a leaderboard, name."""
+    select = draft.spec.select
+    variants = list(draft.spec.variants)
+    named = [("scores", name) for name in select.scores or {}]
+    if isinstance(select.policy, list):
+        members = select.policy
+        if not members or len(set(members)) < len(members):
+            text = f"a list of distinct variants was required, found {members}"
+            draft.refuse(("select", "policy"), f"select.policy: {text}")
+        named += [("policy", name) for name in members]
+    for key, name in named:
+        if name not in variants:
+            known = f"variants are {', '.join(variants)}{nearest(name, variants)}"
+            draft.refuse(("select", key), f"select.{key}: no variant {name!r}; {known}")
+
+
+def _check_labels(draft: Draft) -> None:
+    """Check the labels that the losses and heads of the variants name."""
+    labels = list(draft.spec.data.labels)
+    sizes = Schema.of(draft.spec.data.labels).sizes
+    n_classes = dict(zip(labels, sizes, strict=True))
+    for arm in draft.arms.values():
+        alpha = getattr(arm.train.loss, "alpha", None)
+        alphas: dict[str, list[float]] = alpha if isinstance(alpha, dict) else {}
+        for name, numbers in alphas.items():
+            if name in n_classes and len(numbers) != n_classes[name]:
+                required = f"{n_classes[name]} numbers were required, one per class"
+                text = f"train.loss.alpha.{name}: {required}, found {len(numbers)}"
+                draft.refuse(("train", "loss", "alpha", name), text)
+        head = arm.train.model.head
+        named: dict[tuple[str, ...], list[str]] = {
+            ("train", "loss", "weights"): list(arm.train.loss.weights),
+            ("train", "loss", "alpha"): list(alphas),
+        }
+        if isinstance(head, SingleHead):
+            named["train", "model", "head"] = head.labels or []
+        for where, names in named.items():
+            for name in names:
+                if name not in labels:
+                    known = f"labels are {', '.join(labels)}{nearest(name, labels)}"
+                    draft.refuse(where, f"{'.'.join(where)}: no label {name!r}; {known}")
+
+
+def _check_frozen(draft: Draft) -> None:
+    """Check that head frozen_deep is set in a variant, and names one with the same photos."""
+    if isinstance(draft.spec.train.model.head, FrozenDeepHead):
+        text = "frozen_deep depends on another variant; move it into a variant"
+        draft.refuse(("train", "model", "head"), f"train.model.head: {text}")
+        return
+    for where, space in draft.spaces():
+        for path in (_HEAD, f"{_HEAD}.name"):
+            if "frozen_deep" in _choice_names(space, path):
+                text = "frozen_deep is set in a variant, never in the space"
+                draft.refuse((*where, path), f"{'.'.join((*where, path))}: {text}", key=True)
+    for name, arm in draft.arms.items():
+        head = arm.train.model.head
+        if not isinstance(head, FrozenDeepHead):
+            continue
+        for path in (_HEAD, f"{_HEAD}.name", _BACKBONE):
+            if path in draft.space_of(name):
+                text = (
+                    f"search.space.{path}: cannot be searched beside variant {name!r}, "
+                    "whose head frozen_deep depends on one backbone"
+                )
+                draft.refuse(("search", "space", path), text, key=True)
+        fault = _source_fault(name, head.source, draft)
+        if fault is not None:
+            text = f"variants.{name}: head frozen_deep, from: {fault}"
+            draft.refuse(("variants", name), text)
+
+
+def _choice_names(space: Space, path: str) -> list[Any]:
+    """Return the component names that a choice in a space may take."""
+    entry = space.get(path)
+    if not isinstance(entry, Choice):
+        return []
+    return [value.get("name") if isinstance(value, dict) else value for value in entry.choice]
+
+
+def _source_fault(name: str, source: str, draft: Draft) -> str | None:
+    """Return why a variant cannot use the backbone of `source`, or None if it can."""
+    others = [other for other in draft.spec.variants if other != name]
+    if source not in others:
+        near = nearest(source, others)
+        return f"another variant was required ({', '.join(others)}), found {source!r}{near}"
+    if source not in draft.arms:
+        return None  # the problem of the source itself is reported
+    arm = draft.arms[name]
+    trained = draft.arms[source]
+    if isinstance(trained.train.model.head, FrozenDeepHead):
+        return f"a variant that trains its backbone was required, {source!r} is frozen_deep too"
+    differ = []
+    if arm.prep != trained.prep:
+        differ.append("prep")
+    if arm.data.split != trained.data.split:
+        differ.append("data.split")
+    if arm.data.exclude != trained.data.exclude:
+        differ.append("data.exclude")
+    if arm.train.model.backbone != trained.train.model.backbone:
+        differ.append("train.model.backbone")
+    if not differ:
+        return None
+    return f"{source!r} must have the same {', '.join(differ)}, but they differ"
+
+
+def _check_space(draft: Draft) -> None:
+    """Try the corners of the space on every variant: paths must exist, values must be valid."""
+    for where, space in draft.spaces():
+        for path in space:
+            if not path.startswith("train."):
+                text = f"{'.'.join(where)}: paths begin with train., found {path!r}"
+                draft.refuse((*where, path), text, key=True)
+                return
+    reported = set[str]()
+    for name, arm in draft.arms.items():
+        space = draft.space_of(name)
+        base = arm.model_dump(mode="json", by_alias=True)
+        for point in _corner_points(space) if space else []:
+            faults: list[Problem] = []
+            where = ("search", "space")
+            validate(Arm, apply(base, point), draft.document, faults, where, "search.space: ")
+            for fault in faults:
+                if fault.text not in reported:
+                    reported.add(fault.text)
+                    place = _place_in_space(fault.text, draft)
+                    draft.problems.append(Problem(*place, fault.text))
+
+
+def _corner_points(space: Space) -> list[Point]:
+    rng = random.Random(0)  # noqa: S311 - no secret
+    return assignments(space, limit=_MAX_ASSIGNMENTS, rng=rng)
+
+
+def _place_in_space(text: str, draft: Draft) -> Place:
+    """Return the place of the entry that a message names, by its path or by the parent of that."""
+    places: dict[str, KeyPath] = {}
+    for where, space in draft.spaces():
+        for path in space:
+            places.setdefault(path, (*where, path))
+    parents: dict[str, KeyPath] = {}
+    for path, place in places.items():
+        parents.setdefault(path.rsplit(".", 1)[0], place)
+    for candidates in (places, parents):
+        for path in sorted(candidates, key=len, reverse=True):
+            if path in text:
+                return draft.document.where(candidates[path], key=True)
+    return draft.document.where(("search", "space"))
+
+
+def check_twins(draft: Draft) -> None:
+    """Check that no two variants resolve to the same settings: one of them would have no result."""
+    first_names: dict[str, str] = {}
+    for name, arm in draft.arms.items():
+        space = draft.space_of(name)
+        points = _corner_points(space) if space else [{}]
+        entries = {path: repr(entry) for path, entry in space.items()}
+        key = digest([_settings(arm, points[0]), entries])
+        first = first_names.setdefault(key, name)
+        if first == name:
+            continue
+        other = draft.arms[first]
+        if all(_settings(arm, point) == _settings(other, point) for point in points):
+            text = f"settings of its own were required, found those of {first!r}"
+            text = f"variants.{name}: {text}; remove one of the two"
+            draft.refuse(("variants", name), text, key=True)
+
+
+def _settings(arm: Arm, point: Point) -> Point:
+    """Return what an arm resolves to at a point of its space."""
+    data = apply(arm.model_dump(mode="json", by_alias=True), point)
+    return identity(Arm.model_validate_json(json.dumps(data)))
+
+
+def check_data_roots(draft: Draft, base: Path) -> None:
+    """Check that the folders and tables of the data exist; roots are relative to `base`."""
+    _check_root(draft, "source", base / draft.spec.data.source.root)
+    test = draft.spec.data.test
+    if isinstance(test, TestTable):
+        _check_root(draft, "test", base / test.root)
+
+
+def _check_root(draft: Draft, side: str, root: Path) -> None:
+    table = getattr(getattr(draft.spec.data, side), "table", None)
+    if not root.is_dir():
+        text = f"required a folder, found none at {root}; a root is relative to the spec's folder"
+        draft.refuse(("data", side, "root"), f"data.{side}.root: {text}")
+    elif table and not (root / table).is_file():
+        text = f"data.{side}.table: required a file, found none at {root / table}"
+        draft.refuse(("data", side, "table"), text)
