@@ -55,12 +55,12 @@ def _scores(facts: Certificate) -> list[ScoreRow]:
     if facts.test.part == "private":
         test_set = "private half of the test set, scored once"
     rows = [
-        ScoreRow(_promise(facts), facts.estimate.on, facts.estimate.macro_f1),
         ScoreRow(
-            "the same, corrected for the selection",
+            f"{_promise(facts)}, corrected for the selection",
             "members chosen on some people, scored on the others",
             facts.corrected,
         ),
+        ScoreRow(_promise(facts), facts.estimate.on, facts.estimate.macro_f1),
         ScoreRow(
             "public half of the test set",
             "as on a leaderboard",

@@ -35,6 +35,7 @@ from orchestrator.store.run_dir import RunPaths
 
 FORMAT_VERSION = 1
 N_WORST_CLASSES, N_WORST_GROUPS = 5, 10
+OTHER_RUNS = "the same test labels in other runs of this store"
 N_CHECKED = 2
 """Photos of each checked checkpoint. The first and the last checkpoint of every member are checked."""
 TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}
@@ -58,6 +59,7 @@ def certify(
     }
     estimate = chosen["ensemble"].get(confirm.split)
     test = chosen["ensemble"].get("test")
+    findings = audit_findings(paths.read_json("audit") if paths.audit.is_file() else {})
     made = {
         "format_version": FORMAT_VERSION,
         "run_id": paths.run_id,
@@ -83,10 +85,14 @@ def certify(
                     for own in trials.values()
                 },
                 confirmed=spec.confirm is not None,
+                leaking=bool(findings),
             ),
+            "people": _people(env),
             **(estimate or {}),
         },
         "corrected": chosen["ensemble"].get("corrected"),
+        "checkpoints": chosen["ensemble"].get("checkpoints"),
+        "findings": [*findings, *chosen.get("findings", [])],
         "gain": chosen["ensemble"].get("gain"),
         "test": test,
         "public": chosen["ensemble"].get("public"),
@@ -100,19 +106,33 @@ def certify(
     return made
 
 
-def whom(group: str, strategies: Collection[str], *, confirmed: bool) -> str:
+def whom(group: str, strategies: Collection[str], *, confirmed: bool, leaking: bool = False) -> str:
     """Say whose photos an estimate is about: new people's, only where splits and groups keep people apart.
 
     Args:
         group: the spec's `data.group`.
         strategies: of the members' splits.
         confirmed: whether it rests on out-of-fold predictions.
+        leaking: whether the audit found people or pictures on both sides.
     """
     if not confirmed:
         return "the photos that chose it (role val)"
-    if group == "sample_id" or "random" in strategies:
+    if group == "sample_id" or "random" in strategies or leaking:
         return "photos it has never seen, of people it may have seen"
     return f"people (group: {group}) it has never seen"
+
+
+def _people(env: Env) -> str:
+    """Say which people had no part in a choice of settings."""
+    spec = env.experiment.spec
+    if spec.confirm is None:
+        return ""
+    if spec.search is None:
+        return "The members were chosen on the people who were scored, and on no others."
+    return (
+        "People of role val chose the settings, so they are left out of the score; those scored "
+        "chose the members alone."
+    )
 
 
 def _data(env: Env, catalog: Catalog, prepare: Prepared) -> dict[str, Any]:
@@ -269,7 +289,7 @@ def _looked_at(
         )
         rows.append(
             {
-                "what": "the same test labels in other runs of this store",
+                "what": OTHER_RUNS,
                 "times": _other_runs(env.paths, catalog.content),
                 "why": "each look at a test score makes the next choice a little less honest",
             }
@@ -372,47 +392,116 @@ def _difference(
 
 
 def statement(made: Mapping[str, Any]) -> str:
-    """Return the certificate in a few sentences."""
-    said, on, whose = [], made["estimate"]["on"], made["estimate"]["of"]
-    if f1 := made["estimate"].get("macro_f1"):
-        told, end = (
-            ("is expected to reach", "")
-            if on != "role val"
-            else ("reached", " Expect less of new photos.")
+    """Return the certificate in one paragraph, the corrected number first."""
+    sentences = [*_expected(made), *_tested(made), *_covered(made)]
+    equal = "equal the stored ones" if made["check"]["equal"] else "DIFFER from the stored ones"
+    n_photos = made["check"]["n_photos"]
+    sentences.append(f"The members' answers through `predict` {equal} on {n_photos} photos.")
+    return " ".join(sentences)
+
+
+def _expected(made: Mapping[str, Any]) -> list[str]:
+    """Say what the vote is expected to reach, and by how many checkpoints."""
+    estimate, corrected = made["estimate"], made["corrected"] or {}
+    scores = estimate.get("macro_f1")
+    if not scores:
+        return []
+    vote = f"On {estimate['of']} the vote of {len(made['members'])} members"
+    n_groups = scores["n_groups"]
+    if estimate["on"] == "role val":
+        return [
+            (
+                f"{vote} reached macro F1 {_span(scores)}, {n_groups} groups. These photos chose "
+                "epochs and settings. Expect less of new photos."
+            )
+        ]
+    first = corrected if corrected.get("estimate") is not None else scores
+    sentences = [
+        f"{vote} is expected to reach at least macro F1 {_span(first)}, {n_groups} groups."
+    ]
+    if first is corrected:
+        sentences.append(
+            f"This is corrected for having chosen among {corrected['n_candidates']} candidates on "
+            f"these photos; uncorrected it is {_span(scores)}."
         )
-        said.append(
-            f"On {whose} the vote of {len(made['members'])} members {told} macro F1 {f1['estimate']:.3f} "
-            f"(90 % interval {f1['low']:.3f} to {f1['high']:.3f}, {f1['n_groups']} groups).{end}"
+    curve = made.get("checkpoints") or {}
+    if curve.get("scores"):
+        n_seeds, n_deployed = len(curve["scores"]), curve["n_deployed"]
+        reason = (
+            f"At least, because a photo was judged by {n_seeds} checkpoints of each member and new "
+            f"photos are judged by {n_deployed}"
         )
-    if (honest := made["corrected"]) and honest.get("estimate") is not None:
-        said.append(
-            f"Corrected for having chosen among {honest['n_candidates']} candidates on these photos: "
-            f"{honest['estimate']:.3f} ({honest['low']:.3f} to {honest['high']:.3f})."
-        )
+        if curve["estimate"] is None:
+            sentences.append(f"{reason}; {curve['advice']}.")
+        else:
+            sentences.append(f"{reason}, which lead to about {_span(curve)}.")
+    return sentences
+
+
+def _tested(made: Mapping[str, Any]) -> list[str]:
+    """Say what the test set shows, and what the vote adds."""
+    sentences = ["There is no test score: no test labels are known."]
     if made["test"]:
-        f1, part = made["test"]["macro_f1"], made["test"]["part"]
-        narrow = ", too narrow: no groups are known" if f1["too_narrow"] else ""
-        half = "the private half of the test set" if part == "private" else "the test set"
-        said.append(
-            f"On {half} it reached {f1['estimate']:.3f} ({f1['low']:.3f} to {f1['high']:.3f}{narrow})."
+        scores = made["test"]["macro_f1"]
+        private = made["test"]["part"] == "private"
+        part = "the private half of the test set" if private else "the test set"
+        narrow = "; too narrow: no groups are known" if scores["too_narrow"] else ""
+        sentences = [f"On {part} it reached {_span(scores)}{narrow}."]
+    if gain := made["gain"]:
+        start = "corrected_" if "corrected_difference" in gain else ""
+        values = [gain[f"{start}{name}"] for name in ("difference", "low", "high")]
+        if None not in values:
+            sentences.append(
+                f"Over its best member alone the vote gains {values[0]:+.3f} "
+                f"({values[1]:+.3f} to {values[2]:+.3f})."
+            )
+    return sentences
+
+
+def _covered(made: Mapping[str, Any]) -> list[str]:
+    """Say what the numbers cover and what they do not."""
+    sentences = [
+        (
+            "The intervals cover which people were photographed, with these trained models; the luck "
+            "of training is not in them, and is smaller with more seeds. The correction covers the "
+            "choice of members. Nothing here covers other data: other cameras, places or people of "
+            "another kind."
         )
-    else:
-        said.append("There is no test score: no test labels are known.")
-    if made["gain"]:
-        gain = made["gain"]
-        said.append(
-            f"Over its best member alone the vote gains {gain['difference']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})."
-        )
-    said.append(
-        "The intervals cover which people were photographed, with these trained models; the luck of training is not in "
-        "them, and is smaller with more seeds."
-    )
+    ]
+    if people := made["estimate"].get("people"):
+        sentences.append(people)
+    for row in made["looked_at"]:
+        if row["what"] == OTHER_RUNS and row["times"]:
+            sentences.append(f"Other runs looked at these test labels {row['times']} times.")
     if made["policy"] == "leaderboard":
-        said.append(
+        sentences.append(
             "The members were chosen by a leaderboard: a peek at the public half of the test set."
         )
-    equal = "equal the stored ones" if made["check"]["equal"] else "DIFFER from the stored ones"
-    said.append(
-        f"The members' answers through `predict` {equal} on {made['check']['n_photos']} photos."
-    )
-    return " ".join(said)
+    return sentences + list(made.get("findings") or [])
+
+
+def _span(scores: Mapping[str, Any]) -> str:
+    return f"{scores['estimate']:.3f} (90 % interval {scores['low']:.3f} to {scores['high']:.3f})"
+
+
+def audit_findings(facts: Mapping[str, Any]) -> list[str]:
+    """Return what the audit found that weakens a promise about new people."""
+    findings = []
+    leaking = [
+        name for name, row in (facts.get("variants") or {}).items() if row and row.get("leak")
+    ]
+    if leaking:
+        findings.append(
+            f"The split of {', '.join(sorted(leaking))} leaks: some people stand in training and "
+            "in judged photos, so the score is too high for new people."
+        )
+    n_sets = 0
+    for kind in ("duplicates", "near_duplicates"):
+        across = (facts.get(kind) or {}).get("across_groups") or {}
+        n_sets += int(across.get("n") or 0)
+    if n_sets:
+        findings.append(
+            f"{n_sets} pictures stand in more than one group, so some judged photos may have been "
+            "seen in training; see the audit."
+        )
+    return findings

@@ -243,7 +243,8 @@ def _about_members(env: Env, members: dict[str, Predictions], weights: list[int]
         bias = selection_bias.corrected(pool, selection_bias.best_vote, 1, seed=seed).optimism
         # the best member was found on these photos, so it looks better than it is
         for name in ("difference", "low", "high"):
-            gain[f"corrected_{name}"] = gain[name] + (bias or 0.0)
+            value = gain[name]
+            gain[f"corrected_{name}"] = None if value is None else value + (bias or 0.0)
     return {
         "agreement": [[float(np.mean(a == b)) for b in answers] for a in answers],
         "marginal": marginal,

@@ -13,16 +13,18 @@ from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.report.page import build
 from orchestrator.report.results import ensemble_lines
 from orchestrator.spec.claims import Claim, parse
-from orchestrator.stages import hypotheses
+from orchestrator.stages import hypotheses, select
 from orchestrator.stages.confirm import Confirmed
+from orchestrator.stages.report import join_selection
 from orchestrator.stages.search import Searched
 from orchestrator.stages.split import Split
+from orchestrator.stages.vote import Voted
 from orchestrator.store import tables
 from orchestrator.store.events import TrialEnded, TrialStarted
 from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.report.fake_run import SCHEMA, SETTINGS, write_run
-from tests.orchestrator.stages.planted import open_env, plant_catalog
+from tests.orchestrator.stages.planted import open_env, plant_catalog, plant_prepared
 
 BASE = {
     "low_rounded": 0.5,
@@ -136,6 +138,25 @@ def test_a_claim_about_an_arm_whose_trials_failed_is_undecided_with_the_reason_a
     )  # all that was claimed counts
     assert f"half-cutmix > single: undecided ({lost['reason']})" in ensemble_lines(env.paths.root)
     assert lost["reason"].replace("'", "&#39;") in build(env.paths.root).read_text()
+
+
+def test_select_chooses_among_planted_predictions_and_report_joins_the_scores_of_vote(
+    tmp_path, monkeypatch
+):
+    env, catalog, split, searched, confirmed = half_failed(tmp_path, [])
+    monkeypatch.setattr(Env, "schema", SCHEMA)
+    with env.store.draft("trial", "k", params={}, inputs={}) as draft:
+        (draft.path / "model.json").write_text('{"n_params": 10}')
+    prepared = plant_prepared(env.store, {})
+    chosen = select.run(env, catalog, split, prepared, searched, confirmed)
+    assert chosen.members
+    assert {*chosen.members} <= {*confirmed.complete_settings}, "a failed setting is no member"
+    assert chosen.selection["ensemble"]["test"] is None
+    predictions = tables.PREDICTIONS.empty_table()
+    voted = Voted(SUCCEEDED, "", predictions, {"test": {"part": "whole"}})
+    joined = join_selection(chosen, voted)
+    assert joined["ensemble"]["test"] == {"part": "whole"}
+    assert joined["ensemble"]["oof"] == chosen.selection["ensemble"]["oof"]
 
 
 def half_failed(folder, claims):
