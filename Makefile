@@ -52,7 +52,7 @@ bench: weights  ## measure against what a user would do instead; ONLY=name runs 
 
 campaign: weights  ## the long forms of studies and fault campaigns; each has a short form in `make test`
 	$(BIN)/python -m tests.campaign.preparation
-	CAMPAIGN=1 $(BIN)/python -m pytest -q -s tests/orchestrator/test_honesty.py tests/orchestrator/test_optimism.py
+	$(BIN)/python -m tests.campaign.verdicts
 	$(BIN)/python -m tests.campaign.kills
 
 clean:  ## remove the environment and the sample data

@@ -9,7 +9,9 @@ import pyarrow.compute as pc
 
 from data_prep.catalog.labels import Schema
 from orchestrator.base.errors import UserError
-from orchestrator.evaluation import metrics as stats
+from orchestrator.evaluation.intervals import interval
+from orchestrator.evaluation.metrics import macro_f1
+from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.spec.load import read
 from orchestrator.store import tables
@@ -21,7 +23,7 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
 
     Returns:
         part (private or whole), runs: [{run_id, policy, members, macro_f1, accuracy, and public_macro_f1 where there
-        is a public part}], differences: {metric: as `stats.paired_difference`, first minus second}.
+        is a public part}], differences: {metric: as `PairedTest.to_json`, first minus second}.
 
     Raises:
         UserError: a run has no votes or test labels, or the two were tested on different labels or parts.
@@ -52,16 +54,16 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
             "members": selection["members"],
         }
         for metric in ("macro_f1", "accuracy"):
-            row[metric] = stats.interval(oof, metric=metric, seed=0).to_json()
+            row[metric] = interval(oof, metric=metric, seed=0).to_json()
         if public:
             shown = _oof(preds, labels, sorted(public), groups, n_classes)
-            row["public_macro_f1"] = stats.macro_f1(shown.targets, shown.preds[0], shown.n_classes)
+            row["public_macro_f1"] = macro_f1(shown.targets, shown.preds[0], shown.n_classes)
         runs.append(row)
     return {
         "part": "private" if public else "whole",
         "runs": runs,
         "differences": {
-            m: stats.paired_difference(*judged, metric=m, seed=0) for m in ("macro_f1", "accuracy")
+            m: paired_difference(*judged, metric=m).to_json() for m in ("macro_f1", "accuracy")
         },
     }
 

@@ -2,89 +2,145 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.evaluation.power import needed
 from orchestrator.spec.claims import Claim, parse
 
+if TYPE_CHECKING:  # NumPy, which the report's pages need not load
+    from orchestrator.evaluation.paired_test import PairedTest
+    from orchestrator.evaluation.predictions import Predictions
+
 ALPHA = 0.10
-_NOTHING = dict.fromkeys(("difference", "low", "high", "p_value", "p_adjusted", "needs")) | {
-    "n_groups": 0,
-    "verdict": "undecided",
-}
+CountLook = Callable[[Claim, "Predictions", "Predictions"], int]
+_NUMBERS = (
+    "difference", "low", "high", "p_value", "p_adjusted", "needs", "standard_error",
+    "standard_error_one_seed", "df", "v_people", "v_train", "v_noise", "luck_of_one_training",
+)  # fmt: skip
+_NOTHING = dict.fromkeys(_NUMBERS) | {"n_groups": 0, "verdict": "undecided", "look": None}
 
 
-def judge(claims: list[str], arms: dict[str, Any], *, seed: int) -> list[dict[str, Any]]:
+def judge(
+    claims: Sequence[str], arms: Mapping[str, Predictions], *, count_look: CountLook | None = None
+) -> list[dict[str, Any]]:
     """Judge all claims of a file.
+
+    A claim 'a > b' is supported or refuted where its p value is below 0.10, by sign. A claim
+    'a = b within m' is practically equal where the 90 % interval lies within -m and m, and refuted
+    where the difference is larger than m. Else it is undecided, and `needs` says how many people
+    or seeds would decide. All p values are corrected for earlier looks at the same claim, then for
+    the number of claims (Holm).
 
     Args:
         claims: as the spec states them.
-        arms: variant -> its best finalist's out-of-fold predictions .
-        seed: of the bootstrap and the permutations.
+        arms: variant -> its best finalist's out-of-fold predictions.
+        count_look: returns the number of this look at a claim, 1 for the first; None: looks are
+            not counted.
 
     Returns:
-        The rows of hypotheses.json, in the order of the claims: supported or refuted where the p value after Holm's
-        correction is below 0.10, by sign; undecided otherwise, and then `needs` says how many groups or seeds would
-        decide a difference of the size that was seen. A claim whose arms cannot be compared is undecided too, with
-        null numbers and a `reason`; it still counts in the correction, which is over all that was claimed.
+        The rows of hypotheses.json, in the order of the claims. A claim that cannot be tested is
+        undecided with null numbers and a `reason`; it still counts in the correction.
     """
-    from orchestrator.evaluation.metrics import holm, paired_difference  # noqa: PLC0415
+    from orchestrator.evaluation.looks import penalty  # noqa: PLC0415
+    from orchestrator.evaluation.paired_test import holm, paired_difference  # noqa: PLC0415
 
-    rows = []
+    tests: list[PairedTest | None] = []
+    rows: list[dict[str, Any]] = []
     for text in claims:
         claim = parse(text)
-        row: dict[str, Any] = {
-            "claim": text,
-            "metric": claim.metric,
-            "reason": _unjudged(claim, arms),
-        }
-        if row["reason"]:
-            rows.append({**row, **_NOTHING})
-        else:
-            found = paired_difference(
-                arms[claim.better], arms[claim.worse], metric=claim.metric, seed=seed
-            )
-            rows.append({**row, **found})
-    p_values = [1.0 if row["reason"] else row["p_value"] for row in rows]
-    for row, adjusted in zip(rows, holm(p_values), strict=True):
-        if row["reason"]:
+        row: dict[str, Any] = {"claim": text, "metric": claim.metric, "margin": claim.margin}
+        reason = _unjudged(claim, arms)
+        tested = None
+        if reason is None:
+            first, second = arms[claim.better], arms[claim.worse]
+            tested = paired_difference(first, second, metric=claim.metric)
+            reason = tested.reason
+        if tested is None or reason is not None:
+            rows.append(row | _NOTHING | {"reason": reason})
+            tests.append(None)
             continue
-        row["p_adjusted"] = adjusted
-        decided = adjusted < ALPHA
-        row["verdict"] = (
-            ("supported" if row["difference"] > 0 else "refuted") if decided else "undecided"
-        )
-        errors = {
-            name: row[name]
-            for name in ("standard_error", "standard_error_one_seed", "n_groups", "n_seeds")
-        }
-        row["needs"] = (
-            None if decided else needed(row["difference"], alpha=ALPHA / len(rows), **errors)
-        )
+        look = None if count_look is None else count_look(claim, first, second)
+        p_value = _p_value(claim, tested)
+        rows.append(row | tested.to_json() | {"p_value": p_value, "look": look})
+        tests.append(tested)
+    p_values = [
+        1.0 if tested is None else min(1.0, row["p_value"] * penalty(row["look"] or 1))
+        for row, tested in zip(rows, tests, strict=True)
+    ]
+    for row, tested, adjusted in zip(rows, tests, holm(p_values), strict=True):
+        if tested is not None:
+            row["p_adjusted"] = adjusted
+            row.update(_verdict(parse(row["claim"]), tested, adjusted, row["look"], len(rows)))
     return rows
 
 
-def _unjudged(claim: Claim, arms: Mapping[str, Any]) -> str | None:
+def _unjudged(claim: Claim, arms: Mapping[str, Predictions]) -> str | None:
     """Return why the two arms of a claim cannot be compared."""
     if missing := [side for side in (claim.better, claim.worse) if side not in arms]:
-        sides = " and ".join(map(repr, dict.fromkeys(missing)))
-        return f"not judged: {sides} has no finalist that finished all its trials over all labels; see `results`"
+        names = " and ".join(map(repr, dict.fromkeys(missing)))
+        return (
+            f"not judged: {names} has no finalist that finished all its trials over all labels; "
+            "see `results`"
+        )
     if set(arms[claim.better].sample_ids).isdisjoint(arms[claim.worse].sample_ids):
-        return f"not judged: {claim.better!r} and {claim.worse!r} have no photo in common; their exclusions leave none"
+        return (
+            f"not judged: {claim.better!r} and {claim.worse!r} have no photo in common; "
+            "their exclusions leave none"
+        )
     return None
 
 
+def _p_value(claim: Claim, tested: PairedTest) -> float:
+    """Return the two-sided p value of a claim; below 0.10 exactly where the interval decides it.
+
+    For a margin it is that of the distance between the difference and the margin, twice one tail.
+    Source: Schuirmann 1987, two one-sided tests.
+    """
+    from orchestrator.evaluation.paired_test import tail  # noqa: PLC0415
+
+    if claim.margin is None or tested.standard_error is None or tested.df is None:
+        return float(tested.p_value or 0.0)
+    distance = abs(abs(tested.difference) - claim.margin)
+    return min(1.0, 2 * tail(distance, tested.standard_error, tested.df))
+
+
+def _verdict(
+    claim: Claim, tested: PairedTest, adjusted: float, look: int | None, n_claims: int
+) -> dict[str, Any]:
+    """Return the verdict of a tested claim, and what an undecided one needs."""
+    from orchestrator.evaluation.looks import penalty  # noqa: PLC0415
+    from orchestrator.evaluation.power import needed  # noqa: PLC0415
+
+    if adjusted < ALPHA:
+        if claim.margin is not None:
+            equal = abs(tested.difference) < claim.margin
+            return {"verdict": "practically equal" if equal else "refuted", "needs": None}
+        return {"verdict": "supported" if tested.difference > 0 else "refuted", "needs": None}
+    distance = tested.difference
+    if claim.margin is not None:
+        distance = claim.margin - abs(tested.difference)
+    alpha = ALPHA / n_claims
+    next_look = 1.0 if look is None else penalty(look + 1)
+    needs = needed(tested, alpha=alpha, alpha_more_seeds=alpha / next_look, difference=distance)
+    return {"verdict": "undecided", "needs": needs.to_json()}
+
+
 def needs_text(row: Mapping[str, Any]) -> str:
-    """Say what would decide an undecided claim, or why it could not be judged; empty for a decided one."""
+    """Say what would decide an undecided claim, or why it could not be judged."""
     if row.get("reason"):
         return str(row["reason"])
-    needs = row.get("needs") or {}
-    ways = [
-        f"{needs[name]} {what} in total"
-        for name, what in (("n_groups", "groups"), ("n_seeds", "seeds"))
-        if needs.get(name)
-    ]
+    needs = row.get("needs")
+    if not needs:
+        return ""
+    ways = []
+    if needs.get("n_groups"):
+        ways.append(f"{needs['n_groups']} groups in total")
+    if needs.get("n_seeds"):
+        ways.append(f"{needs['n_seeds']} seeds in total")
+    if both := needs.get("both"):
+        ways.append(f"{both['n_groups']} groups and {both['n_seeds']} seeds together")
     if ways:
         return f"if the difference is real, {' or '.join(ways)} would decide it"
-    return "the difference is too near to zero for any number to decide it" if needs else ""
+    if row.get("rests_on") == "folds":
+        return "with one seed the luck of training is not known; add a second seed"
+    return "the difference is too near to zero for any number to decide it"

@@ -1,69 +1,103 @@
-"""Statistics of predictions: macro F1, bootstrap over groups, paired tests, Holm. All seeded.
+"""Point metrics of predictions: macro F1, accuracy, recall, calibration.
 
-Every statistic here is a function of three counts per class: hits, answers and targets. Counts of groups add up, so a
-resample of groups is one product of a weight matrix with the groups' counts.
+Every score here is a function of three counts per class: hits, answers and targets. Counts of
+groups add up, so a resample of groups is one product of a weight matrix with the groups' counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.evaluation.predictions import Predictions, align
+from orchestrator.evaluation.predictions import Predictions
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 LEVEL = 0.90
-N_RESAMPLES = 2000
-N_PERMUTATIONS = 5000
-_CELLS = 2**24
-_EXACT_GROUPS = 12  # 2^12 sign patterns are fewer than the random ones
 
 
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its bootstrap interval."""
+class Owners(NamedTuple):
+    """The number of every sample's group, and how many groups there are."""
 
-    estimate: float
-    low: float
-    high: float
-    level: float
+    of_sample: Ints  # (N,)
     n_groups: int
-    n_samples: int
-    too_narrow: bool  # samples of one person were resampled as if they were independent
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
+
+def owners_of(predictions: Predictions) -> Owners:
+    """Number the groups in the order of their first sample."""
+    if predictions.groups is None:
+        n_samples = len(predictions.sample_ids)
+        return Owners(np.arange(n_samples), n_samples)
+    number: dict[str, int] = {}
+    of_sample = [number.setdefault(name, len(number)) for name in predictions.groups]
+    return Owners(np.array(of_sample, np.int64), len(number))
 
 
 def counts(targets: Ints, preds: Ints, owners: Ints, n_owners: int, n_classes: int) -> Floats:
     """Return per owner the hits, answers and targets of every class: (n_owners, 3, n_classes)."""
-    out = np.zeros((n_owners, 3, n_classes))
+    first = owners * (3 * n_classes)
     hit = targets == preds
-    np.add.at(out[:, 0], (owners[hit], targets[hit]), 1)
-    np.add.at(out[:, 1], (owners, preds), 1)
-    np.add.at(out[:, 2], (owners, targets), 1)
-    return out
+    cells = np.concatenate(
+        [first[hit] + targets[hit], first + n_classes + preds, first + 2 * n_classes + targets]
+    )
+    tallies = np.bincount(cells, minlength=n_owners * 3 * n_classes)
+    return tallies.reshape(n_owners, 3, n_classes).astype(np.float64)
 
 
 def score(tallies: Floats, metric: str) -> Floats:
-    """Return a metric of tallies (..., 3, C): macro F1 over the classes present in the targets, or accuracy."""
+    """Return a metric of tallies (..., 3, C), which may be weighted by any numbers >= 0.
+
+    Macro F1 is the mean over the classes with targets; accuracy is hits per target.
+    """
     hits, answers, targets = tallies[..., 0, :], tallies[..., 1, :], tallies[..., 2, :]
     if metric == "accuracy":
-        return np.asarray(hits.sum(-1) / np.maximum(targets.sum(-1), 1))
+        return _ratio(hits.sum(-1), targets.sum(-1))
     present = targets > 0
-    f1 = 2 * hits / np.maximum(answers + targets, 1)
-    return np.asarray((f1 * present).sum(-1) / np.maximum(present.sum(-1), 1))
+    f1 = _ratio(2 * hits, answers + targets)
+    return _ratio((f1 * present).sum(-1), present.sum(-1))
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    """Return above / below, and 0 where below is 0."""
+    above = np.asarray(above, np.float64)
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+
+
+def resample(n_groups: int, n: int, rng: np.random.Generator) -> Floats:
+    """Return how often each group is drawn in each of n resamples of all groups, (n, G)."""
+    drawn = rng.integers(0, n_groups, (n, n_groups)) + np.arange(n)[:, None] * n_groups
+    weights = np.bincount(drawn.ravel(), minlength=n * n_groups)
+    return weights.reshape(n, n_groups).astype(np.float64)
 
 
 def weighted(weights: Floats, tallies: Floats, metric: str = "macro_f1") -> Floats:
     """Return a metric of groups counted by weights: (n, G) times (G, 3, C) gives (n,)."""
     return score(np.tensordot(weights, tallies, 1), metric)
+
+
+def linear_shares(targets: Ints, preds: Ints, tally: Floats, metric: str) -> Floats:
+    """Return the influence of every sample on a score, to first order at given counts.
+
+    Args:
+        targets: (N,).
+        preds: (..., N).
+        tally: (3, C) counts at which the score is linearised.
+        metric: macro_f1 or accuracy.
+
+    Returns:
+        (..., N). They sum to 0 where `tally` is that of these samples; the sums of two arms differ
+        by about the difference of their scores.
+    """
+    hits, present = preds == targets, tally[2] > 0
+    if metric == "accuracy":
+        n_targets = max(tally[2].sum(), 1.0)
+        return np.asarray((hits - tally[0].sum() / n_targets) / n_targets)
+    size = np.where(present, tally[1] + tally[2], 1.0)
+    per_hit = present / (size * max(present.sum(), 1))
+    cost = per_hit * 2 * tally[0] / size
+    return np.asarray(2 * hits * per_hit[targets] - cost[targets] - cost[preds])
 
 
 def macro_f1(targets: Ints, preds: Ints, n_classes: int) -> float:
@@ -83,197 +117,37 @@ def recalls(targets: Ints, preds: Ints, n_classes: int) -> dict[int, float]:
 
 def class_metrics(targets: Ints, preds: Ints, n_classes: int) -> list[dict[str, Any]]:
     """Return precision, recall, F1 and number of samples of every class present in the targets."""
-    hits, answers, there = counts(targets, preds, np.zeros(len(targets), np.int64), 1, n_classes)[0]
+    tally = counts(targets, preds, np.zeros(len(targets), np.int64), 1, n_classes)[0]
+    hits, answers, n_targets = tally
     return [
         {
             "class": int(k),
-            "n": int(there[k]),
+            "n": int(n_targets[k]),
             "precision": float(hits[k] / max(answers[k], 1)),
-            "recall": float(hits[k] / there[k]),
-            "f1": float(2 * hits[k] / (answers[k] + there[k])),
+            "recall": float(hits[k] / n_targets[k]),
+            "f1": float(2 * hits[k] / (answers[k] + n_targets[k])),
         }
-        for k in np.flatnonzero(there)
+        for k in np.flatnonzero(n_targets)
     ]
 
 
 def calibration_error(confidences: Floats, correct: NDArray[np.bool_], n_bins: int = 15) -> float:
-    """Return the expected calibration error: how far confidence and accuracy lie apart, averaged over equal bins.
+    """Return the expected calibration error: |confidence - accuracy| averaged over equal bins.
 
     Args:
         confidences: (N,) probability of the given answer, 0 to 1.
-        correct: (N,) whether it was right.
+        correct: (N,) True where the answer was right.
         n_bins: of equal width; Guo et al. 2017 use 15.
     """
     place = np.minimum((confidences * n_bins).astype(np.int64), n_bins - 1)
-    sure, right = (
-        np.bincount(place, weights=values, minlength=n_bins) for values in (confidences, correct)
-    )
-    return float(np.abs(sure - right).sum() / max(len(confidences), 1))
+    confidence_sums = np.bincount(place, weights=confidences, minlength=n_bins)
+    hit_sums = np.bincount(place, weights=correct, minlength=n_bins)
+    return float(np.abs(confidence_sums - hit_sums).sum() / max(len(confidences), 1))
 
 
 def total_variation(targets: Ints, preds: Ints, n_classes: int) -> float:
     """Return half the summed difference of the true and the predicted class shares, 0 to 1."""
-    true, found = (
-        np.bincount(values, minlength=n_classes) / max(len(values), 1)
-        for values in (targets, preds)
-    )
-    return float(np.abs(true - found).sum() / 2)
-
-
-def interval(
-    oof: Predictions,
-    *,
-    metric: str = "macro_f1",
-    seed: int,
-    n: int = N_RESAMPLES,
-    level: float = LEVEL,
-) -> Interval:
-    """Return a metric, averaged over seeds, with its percentile interval by resampling groups.
-
-    Source: Efron and Tibshirani 1993, chapters 8 and 13; the cluster bootstrap.
-    """
-    owners, n_groups = owners_of(oof)
-    tallies = _seed_counts(oof, owners, n_groups)
-    estimate = float(np.mean([score(one.sum(0), metric) for one in tallies]))
-    rng = np.random.default_rng(seed)
-    draws = np.concatenate(
-        [
-            np.mean([weighted(weights, one, metric) for one in tallies], axis=0)
-            for weights in (resample(n_groups, size, rng) for size in _pieces(n, n_groups))
-        ]
-    )
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(
-        estimate, float(low), float(high), level, n_groups, len(oof.targets), oof.groups is None
-    )
-
-
-def paired_difference(
-    a: Predictions, b: Predictions, *, metric: str = "macro_f1", seed: int
-) -> dict[str, Any]:
-    """Compare two arms on the samples that both predicted.
-
-    Returns:
-        difference (a minus b), low and high (90 %), p_value (two-sided, by swapping the two arms' predictions per
-        group), n_groups, n_samples, n_left_out (samples that one of them alone predicted), too_narrow (without
-        groups), n_seeds, standard_error, standard_error_one_seed (that of a single seed on average, null where there
-        is one seed).
-
-    Raises:
-        ValueError: they have no sample in common, or disagree on a target.
-    """
-    n_answered = len(set(a.sample_ids) | set(b.sample_ids))
-    a, b = _common(a, b)
-    owners, n_groups = owners_of(a)
-    rng = np.random.default_rng(seed)
-    ta, tb = _seed_counts(a, owners, n_groups), _seed_counts(b, owners, n_groups)
-
-    def by_seed(weights: Floats, tallies: list[Floats]) -> Floats:
-        return np.stack([weighted(weights, one, metric) for one in tallies])
-
-    ones = np.ones((1, n_groups))
-    pieces = []
-    for size in _pieces(N_RESAMPLES, n_groups):
-        weights = resample(n_groups, size, rng)
-        pieces.append((by_seed(weights, ta), by_seed(weights, tb)))
-    drawn = [np.concatenate(side, axis=1) for side in zip(*pieces, strict=True)]
-    draws = drawn[0].mean(0) - drawn[1].mean(0)
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    difference = float((by_seed(ones, ta).mean(0) - by_seed(ones, tb).mean(0))[0])
-    n_seeds = min(len(ta), len(tb))
-    alone = (
-        np.sqrt(np.mean([np.var(x - y) for x, y in zip(*drawn, strict=False)]))
-        if n_seeds > 1
-        else None
-    )
-    pairs = list(zip(_pad(ta, len(tb)), _pad(tb, len(ta)), strict=True))
-    beyond = n_swaps = 0
-    for swap in _swaps(n_groups, rng):
-        under = np.mean(
-            [
-                score(np.tensordot(1 - swap, x, 1) + np.tensordot(swap, y, 1), metric)
-                - score(np.tensordot(swap, x, 1) + np.tensordot(1 - swap, y, 1), metric)
-                for x, y in pairs
-            ],
-            axis=0,
-        )
-        beyond, n_swaps = (
-            beyond + int(np.sum(np.abs(under) >= abs(difference) - 1e-12)),
-            n_swaps + len(swap),
-        )
-    p_value = beyond / n_swaps if n_groups <= _EXACT_GROUPS else (beyond + 1) / (n_swaps + 1)
-    return {
-        "difference": difference,
-        "low": float(low),
-        "high": float(high),
-        "p_value": float(p_value),
-        "n_groups": n_groups,
-        "n_samples": len(a.targets),
-        "n_left_out": n_answered - len(a.targets),
-        "too_narrow": a.groups is None,
-        "n_seeds": n_seeds,
-        "standard_error": float(draws.std()),
-        "standard_error_one_seed": None if alone is None else float(alone),
-    }
-
-
-class Owners(NamedTuple):
-    """The number of every sample's group, and how many groups there are."""
-
-    of_sample: Ints  # (N,)
-    n_groups: int
-
-
-def owners_of(predictions: Predictions) -> Owners:
-    """Number the groups in the order of their first sample."""
-    names = predictions.groups if predictions.groups is not None else predictions.sample_ids
-    number: dict[str, int] = {}
-    of_sample = np.array([number.setdefault(name, len(number)) for name in names], np.int64)
-    return Owners(of_sample, len(number))
-
-
-def resample(n_groups: int, n: int, rng: np.random.Generator) -> Floats:
-    """Return how often each group is drawn in each of n resamples of all groups, (n, G)."""
-    return rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n).astype(np.float64)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p values adjusted for testing a family (Holm 1979)."""
-    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
-    adjusted, running = [0.0] * len(p_values), 0.0
-    for rank, at in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[at]))
-        adjusted[at] = running
-    return adjusted
-
-
-def _seed_counts(oof: Predictions, owners: Ints, n_groups: int) -> list[Floats]:
-    return [counts(oof.targets, preds, owners, n_groups, oof.n_classes) for preds in oof.preds]
-
-
-def _pad(tallies: list[Floats], n: int) -> list[Floats]:
-    """Repeat seeds where one arm has fewer, so that each stands beside one of the other."""
-    return [tallies[at % len(tallies)] for at in range(max(n, len(tallies)))]
-
-
-def _swaps(n_groups: int, rng: np.random.Generator) -> Iterator[Floats]:
-    """Yield patterns of swaps (n, G): all of them where they are few, random ones otherwise."""
-    if n_groups <= _EXACT_GROUPS:
-        yield ((np.arange(2**n_groups)[:, None] >> np.arange(n_groups)) & 1).astype(float)
-        return
-    for size in _pieces(N_PERMUTATIONS, n_groups):
-        yield rng.integers(0, 2, (size, n_groups)).astype(float)
-
-
-def _pieces(n: int, n_groups: int) -> list[int]:
-    """Part n rows of n_groups numbers, so that no part takes more than some 130 MB."""
-    most = max(1, _CELLS // n_groups)
-    return [min(most, n - start) for start in range(0, n, most)]
-
-
-def _common(a: Predictions, b: Predictions) -> tuple[Predictions, Predictions]:
-    both = align({"the first arm": a, "the second arm": b})
-    a, b = both.values()
-    if not a.sample_ids:
-        raise ValueError("two arms need samples that both predicted, found none")
-    return a, b
+    n_samples = max(len(targets), 1)
+    true_shares = np.bincount(targets, minlength=n_classes) / n_samples
+    predicted_shares = np.bincount(preds, minlength=n_classes) / n_samples
+    return float(np.abs(true_shares - predicted_shares).sum() / 2)

@@ -3,54 +3,126 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from orchestrator.evaluation.paired_test import PairedTest
+
 POWER = 0.8
-_MOST = 1_000_000  # beyond it "more people" is no advice
+_MOST_GROUPS = 1_000_000  # beyond it "more people" is no advice
+_MOST_SEEDS = 1_000
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What would decide a difference of the size that was seen, with the given power.
+
+    `n_groups` and `n_seeds` are totals, each with the other kept as it is. `both` raises the two by
+    one factor, where neither alone would do. None: no number decides.
+    """
+
+    n_groups: int | None
+    n_seeds: int | None
+    power: float
+    both: dict[str, int] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The parts of a variance, each at the numbers of people and seeds that were seen."""
+
+    steady: float  # differs by person: falls with people
+    noise: float  # differs by person and training: falls with both
+    luck: float  # differs by training: falls with seeds
+    n_groups: int
+    n_seeds: int
+    n_folds: int
+
+    def power(self, difference: float, alpha: float, n_groups: float, n_seeds: float) -> float:
+        """Return the chance to decide with other numbers of people and seeds."""
+        from scipy.special import stdtr, stdtrit  # noqa: PLC0415
+
+        more_groups, more_seeds = n_groups / self.n_groups, n_seeds / self.n_seeds
+        people = (self.steady + self.noise / more_seeds) / more_groups
+        luck = self.luck / more_seeds
+        if people + luck <= 0:
+            return 0.0
+        spread = people**2 / max(n_groups - 1, 1)
+        if luck > 0:
+            # the test estimates luck and noise together, and subtracts the noise
+            train = luck + self.noise / more_seeds / more_groups
+            spread += train**2 / (2 * self.n_folds * max(n_seeds - 1, 1))
+        df = (people + luck) ** 2 / spread
+        ratio = difference / math.sqrt(people + luck)
+        return float(stdtr(df, ratio - float(stdtrit(df, 1 - alpha / 2))))
 
 
 def needed(
-    difference: float,
+    tested: PairedTest,
     *,
-    standard_error: float,
-    standard_error_one_seed: float | None,
-    n_groups: int,
-    n_seeds: int,
     alpha: float,
+    alpha_more_seeds: float | None = None,
+    difference: float | None = None,
     power: float = POWER,
-) -> dict[str, Any]:
-    """Return how many people, or how many seeds, would decide a difference of the size that was seen.
+) -> Needs:
+    """Return how many people, or how many seeds, would decide a difference of the size seen.
 
-    The standard error falls with the square root of the number of people. Seeds average out only their own part of the
-    variance: var(S seeds) = people + seeds / S, and the two parts follow from var(1 seed) and var(S seeds).
+    People do not lower the luck of training, and seeds do not lower the people's part.
 
     Args:
-        difference: as it was seen; nobody knows the true one.
-        standard_error: of the difference, over all seeds.
-        standard_error_one_seed: of the difference by one seed; None where there is only one.
-        n_groups: people behind it.
-        n_seeds: seeds behind it.
-        alpha: two-sided level of the test, after correction for the number of claims.
+        tested: the comparison that was undecided.
+        alpha: two-sided level of a first look, after correction for the number of claims. More
+            people are new data.
+        alpha_more_seeds: level of the next look at the same people; `alpha` where None.
+        difference: to decide; the one that was seen where None. Nobody knows the true one.
         power: probability to decide.
-
-    Returns:
-        n_groups and n_seeds in total, each with the other kept as it is; None where no number would do: the difference
-        is too near to zero, or seeds alone cannot.
     """
-    from scipy.stats import norm  # noqa: PLC0415
+    parts = _parts(tested)
+    distance = abs(tested.difference if difference is None else difference)
+    if parts is None or distance == 0:
+        return Needs(None, None, power, None)
 
-    wanted = abs(difference) / float(norm.ppf(1 - alpha / 2) + norm.ppf(power))
-    people: int | None = None
-    seeds: int | None = None
-    if wanted > 0:
-        exact = n_groups * (standard_error / wanted) ** 2
-        people = max(math.ceil(exact), n_groups + 1) if exact <= _MOST else None
-        if standard_error_one_seed is not None and n_seeds > 1:
-            of_seeds = max(
-                0.0, (standard_error_one_seed**2 - standard_error**2) / (1 - 1 / n_seeds)
-            )
-            of_people = max(0.0, standard_error_one_seed**2 - of_seeds)
-            room = wanted**2 - of_people
-            if room > 0 and of_seeds / room <= _MOST:
-                seeds = max(math.ceil(of_seeds / room), n_seeds + 1)
-    return {"n_groups": people, "n_seeds": seeds, "power": power}
+    def decides(n_groups: float, n_seeds: float, level: float = alpha) -> bool:
+        return parts.power(distance, level, n_groups, n_seeds) >= power
+
+    groups, seeds = parts.n_groups, parts.n_seeds
+    people = _first(lambda n: decides(n, seeds), groups + 1, _MOST_GROUPS)
+    trainings = None
+    if seeds > 1:
+        level = alpha_more_seeds or alpha
+        trainings = _first(lambda n: decides(groups, n, level), seeds + 1, _MOST_SEEDS)
+    both = None
+    if people is None and trainings is None and seeds > 1:
+        both_seeds = _first(lambda n: decides(groups * n / seeds, n), seeds + 1, _MOST_SEEDS)
+        if both_seeds is not None and groups * both_seeds / seeds <= _MOST_GROUPS:
+            both = {"n_groups": math.ceil(groups * both_seeds / seeds), "n_seeds": both_seeds}
+    return Needs(people, trainings, power, both)
+
+
+def _parts(tested: PairedTest) -> _Parts | None:
+    """Return the parts of the variance; None where they cannot be told apart."""
+    if tested.v_people is None or tested.rests_on == "folds":
+        return None
+    noise = min(tested.v_noise or 0.0, tested.v_people)
+    luck = max(0.0, (tested.v_train or 0.0) - (tested.v_noise or 0.0))
+    steady = tested.v_people - noise
+    return _Parts(steady, noise, luck, tested.n_groups, tested.n_seeds, tested.n_folds)
+
+
+def _first(decides: Callable[[int], bool], least: int, most: int) -> int | None:
+    """Return the smallest number from `least` to `most` that decides; None where none does."""
+    if not decides(most):
+        return None
+    low, high = least, most
+    while low < high:
+        middle = (low + high) // 2
+        if decides(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low

@@ -63,6 +63,16 @@ class Predictions:
             folds=None if self.folds is None else self.folds[:, index],
         )
 
+    def of_seeds(self, rows: Ints) -> Predictions:
+        """Return the answers of some seeds, by their rows."""
+        return replace(
+            self,
+            preds=self.preds[rows],
+            probs=None if self.probs is None else self.probs[rows],
+            folds=None if self.folds is None else self.folds[rows],
+            seeds=None if self.seeds is None else tuple(self.seeds[i] for i in rows),
+        )
+
     def among(self, samples: Collection[str]) -> Predictions:
         """Return the samples that are in a collection, in their order here."""
         kept = [i for i, sample in enumerate(self.sample_ids) if sample in samples]

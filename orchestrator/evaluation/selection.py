@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from orchestrator.base.errors import UserError
-from orchestrator.evaluation.metrics import interval, recalls, total_variation
+from orchestrator.evaluation.intervals import interval
+from orchestrator.evaluation.metrics import recalls, total_variation
 from orchestrator.evaluation.predictions import Predictions
 
 ROBUST_RULE = (

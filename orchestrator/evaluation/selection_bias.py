@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.evaluation import vote as voting
-from orchestrator.evaluation.metrics import Floats, interval, owners_of, resample, score
+from orchestrator.evaluation.intervals import interval
+from orchestrator.evaluation.metrics import Floats, owners_of, resample, score
 from orchestrator.evaluation.predictions import Ints, Predictions
 
 N_RESAMPLES = 500

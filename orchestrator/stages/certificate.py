@@ -18,6 +18,7 @@ from orchestrator.ensemble import members as ensemble
 from orchestrator.ensemble.predict import prepare_photos, probabilities
 from orchestrator.evaluation import metrics
 from orchestrator.evaluation import vote as voting
+from orchestrator.evaluation.intervals import difference_of_scores
 from orchestrator.evaluation.predictions import align
 from orchestrator.planning.stage import Env
 from orchestrator.planning.stage_keys import run_key
@@ -188,15 +189,21 @@ def _member(
 
 
 def _gap(estimate: Any, corrected: Any, test: Any) -> dict[str, Any] | None:
-    """Return how far the honest estimate lies above the test score, and whether its interval holds the test score."""
+    """Return how far the estimate lies above the test score, with the interval of the difference.
+
+    `test_is_inside_the_interval`: the interval of the difference of both scores holds 0.
+    """
     if not estimate or not test:
         return None
     told, found = estimate["macro_f1"], test["macro_f1"]["estimate"]
     honest = (corrected or {}).get("estimate")
+    gap = difference_of_scores(told, test["macro_f1"])
     return {
         "estimate_minus_test": told["estimate"] - found,
         "corrected_minus_test": None if honest is None else honest - found,
-        "test_is_inside_the_interval": bool(told["low"] <= found <= told["high"]),
+        "low": gap.low,
+        "high": gap.high,
+        "test_is_inside_the_interval": gap.low <= 0 <= gap.high,
     }
 
 

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 from data_prep.files import write_json
 from orchestrator.evaluation.hypotheses import judge
+from orchestrator.evaluation.looks import claim_key, predictions_key
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.planning.stage import SUCCEEDED, Env
+from orchestrator.spec.claims import Claim
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.confirm import Confirmed, held_out_predictions
 from orchestrator.stages.search import Searched
 from orchestrator.stages.split import Split
+from orchestrator.store.looks import count_look
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,12 @@ def run(env: Env, catalog: Catalog, split: Split, search: Searched, confirm: Con
         best: dict[str, Predictions] = {}
         for setting in sorted(arms, key=lambda name: (-scores.get(name, 0.0), name)):
             best.setdefault(variants[setting], arms[setting])
-        rows = judge(env.experiment.spec.hypotheses, best, seed=env.experiment.spec.seed)
+
+        def number_of_look(claim: Claim, first: Predictions, second: Predictions) -> int:
+            facts = {"what": f"claim {claim}", "run": env.paths.run_id}
+            key, state = claim_key(claim, catalog.content), predictions_key(first, second)
+            return count_look(env.paths.store, key, state, facts).number
+
+        rows = judge(env.experiment.spec.hypotheses, best, count_look=number_of_look)
     write_json(env.paths.hypotheses, rows)
     return Judged(SUCCEEDED, "; ".join(f"{row['claim']}: {row['verdict']}" for row in rows))

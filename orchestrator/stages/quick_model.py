@@ -19,7 +19,8 @@ from data_prep.catalog.labels import Schema
 from data_prep.config import Split
 from data_prep.split import deal_folds
 from orchestrator.base.versions import QUICK_BACKBONE
-from orchestrator.evaluation.metrics import interval, macro_f1
+from orchestrator.evaluation.intervals import interval
+from orchestrator.evaluation.metrics import macro_f1
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.planning.stage import Env
 from orchestrator.stages.quick_features import chosen, features

@@ -13,6 +13,8 @@ from orchestrator.base.errors import UserError
 from orchestrator.evaluation import common_samples, metrics, selection, selection_bias
 from orchestrator.evaluation import vote as voting
 from orchestrator.evaluation.checkpoint_curve import checkpoint_curve
+from orchestrator.evaluation.intervals import interval, label_interval
+from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.stages import test_set
@@ -233,12 +235,12 @@ def _about_members(env: Env, members: dict[str, Predictions], weights: list[int]
                 others,
                 _cast(env, others, weights[:at] + weights[at + 1 :]).pred,
             )
-            row["adds"] = metrics.paired_difference(whole, rest, seed=seed)
+            row["adds"] = paired_difference(whole, rest).to_json()
         marginal.append(row)
     best = max(names, key=lambda name: (scores[name], -names.index(name)))
     gain = None
     if len(names) > 1:
-        gain = {"over": best, **metrics.paired_difference(whole, alone[best], seed=seed)}
+        gain = {"over": best, **paired_difference(whole, alone[best]).to_json()}
         pool = selection_bias.Pool(list(members.values()), env.experiment.spec.vote.rule)
         bias = selection_bias.corrected(pool, selection_bias.best_vote, 1, seed=seed).optimism
         # the best member was found on these photos, so it looks better than it is
@@ -289,14 +291,22 @@ def _corrected(
 
 
 def interval_scores(env: Env, oof: Predictions) -> dict[str, Any]:
-    """Return macro F1 and accuracy with intervals, and macro F1 and accuracy per label."""
-    seed = env.experiment.spec.seed
-    found: dict[str, Any] = {
-        metric: metrics.interval(oof, metric=metric, seed=seed).to_json()
-        for metric in ("macro_f1", "accuracy")
-    }
-    truth, given = (env.schema.decode(labels) for labels in (oof.targets, oof.preds[0]))
-    for at, (name, size) in enumerate(zip(env.schema.names, env.schema.sizes, strict=True)):
-        found[f"macro_f1_{name}"] = metrics.macro_f1(truth[:, at], given[:, at], size)
-        found[f"accuracy_{name}"] = float(np.mean(truth[:, at] == given[:, at]))
-    return found
+    """Return macro F1 and accuracy with intervals, over the joint class and per label.
+
+    `macro_f1_<label>` and `accuracy_<label>` are numbers; `intervals` holds their intervals.
+    """
+    seed, schema = env.experiment.spec.seed, env.schema
+    scores: dict[str, Any] = {}
+    for metric in ("macro_f1", "accuracy"):
+        scores[metric] = interval(oof, metric=metric, seed=seed).to_json()
+    truth, answers = schema.decode(oof.targets), schema.decode(oof.preds[0])
+    intervals: dict[str, Any] = {}
+    for i, (name, size) in enumerate(zip(schema.names, schema.sizes, strict=True)):
+        for metric in ("macro_f1", "accuracy"):
+            bounds = label_interval(
+                oof, truth[:, i], answers[None, :, i], size, metric=metric, seed=seed
+            )
+            scores[f"{metric}_{name}"] = bounds.estimate
+            intervals[f"{metric}_{name}"] = bounds.to_json()
+    scores["intervals"] = intervals
+    return scores

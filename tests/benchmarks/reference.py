@@ -24,7 +24,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from orchestrator.evaluation.metrics import interval, paired_difference
+from orchestrator.evaluation.intervals import interval
+from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.store import tables
 from trainers.config import Model
@@ -102,7 +103,7 @@ def compare(what, ours, others):
                 json.dumps(interval(one, metric=metric, seed=0).to_json()),
             )
             if one is not ours:
-                found = paired_difference(ours, one, metric=metric, seed=0)
+                found = paired_difference(ours, one, metric=metric).to_json()
                 print(f"{what}, ours - {name}", metric, json.dumps(found))
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from orchestrator.base.errors import UserError
 from orchestrator.ensemble.compare import compare_lines, compare_runs
-from orchestrator.evaluation.metrics import interval, macro_f1
+from orchestrator.evaluation.intervals import interval
+from orchestrator.evaluation.metrics import macro_f1
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.store import tables
 from orchestrator.store.run_dir import RunPaths

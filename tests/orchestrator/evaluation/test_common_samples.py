@@ -15,7 +15,7 @@ from orchestrator.evaluation.common_samples import (
     on_common_samples,
     search_scores,
 )
-from orchestrator.evaluation.metrics import paired_difference
+from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.search.training_subsets import subset_file
 from orchestrator.stages.trial_phase import rank_trials
@@ -54,10 +54,10 @@ def test_arms_with_little_in_common_are_compared_there_or_refused():
 
 
 def test_a_paired_difference_counts_what_it_left_out():
-    found = paired_difference(
-        oof(["s0", "s1", "s2", "s3"], [0, 1, 1, 1]), oof(["s0", "s1", "s9"], [0, 0, 1]), seed=0
+    tested = paired_difference(
+        oof(["s0", "s1", "s2", "s3"], [0, 1, 1, 1]), oof(["s0", "s1", "s9"], [0, 0, 1])
     )
-    assert (found["n_samples"], found["n_left_out"]) == (2, 3)
+    assert (tested.n_samples, tested.n_left_out) == (2, 3)
 
 
 def finished(

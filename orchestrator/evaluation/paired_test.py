@@ -1,0 +1,285 @@
+"""The test of two arms: a two-way t test over people and trainings.
+
+Two things make equal arms look different: who was photographed, and how each training turned out.
+The variance of a difference is the sum of both parts, and its degrees of freedom follow from them.
+Sources: Cameron, Gelbach and Miller 2011; Obuchowski, Gallas and Hillis 2012; Owen 2007;
+Satterthwaite 1946 for the degrees of freedom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from orchestrator.base.errors import UserError
+from orchestrator.evaluation.metrics import (
+    LEVEL,
+    Floats,
+    Ints,
+    counts,
+    linear_shares,
+    owners_of,
+    score,
+)
+from orchestrator.evaluation.predictions import Predictions, align
+
+NEEDS_MORE = "needs 2 seeds or 5 folds"
+_SMALLEST_P = 1e-9
+"""Student's t says nothing of rarer events; a p value is never 0."""
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """The difference of two arms, first minus second, on the samples that both predicted.
+
+    low, high, p_value, standard_error and df are null where nothing can be tested; `reason` says
+    why. The interval is one of 90 %, and leaves out 0 exactly where p_value is below 0.10.
+    """
+
+    difference: float
+    low: float | None
+    high: float | None
+    p_value: float | None  # two-sided
+    n_groups: int
+    n_samples: int
+    n_left_out: int  # samples that one arm alone predicted
+    too_narrow: bool  # no groups are known: photos of one person count as independent
+    n_seeds: int
+    standard_error: float | None
+    standard_error_one_seed: float | None  # of a single seed; null where there is one seed
+    df: float | None
+    rests_on: str  # people, people and trainings, or folds
+    n_folds: int  # 1 where no folds are known
+    folds_anew: bool  # dealt anew for every seed
+    v_people: float | None  # variance by people, noise included
+    v_train: float | None  # variance by trainings, noise included
+    v_noise: float | None  # the part that both hold
+    luck_of_one_training: float | None  # standard deviation of the score of one checkpoint
+    reason: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+class _Variance(NamedTuple):
+    """A variance of the difference with its degrees of freedom."""
+
+    value: float
+    df: float
+
+
+class _Trainings(NamedTuple):
+    """What the trainings of both arms add to the variance."""
+
+    train: float
+    noise: float
+    n_folds: int
+    anew: bool
+
+
+def paired_difference(
+    first: Predictions, second: Predictions, *, metric: str = "macro_f1"
+) -> PairedTest:
+    """Compare two arms on the samples that both predicted, by the seeds that both have.
+
+    With two or more seeds the variance is that of people and that of trainings. With one seed and
+    known folds, folds are the units. With one seed and no folds, as for two votes or on a test set,
+    it is that of people alone.
+
+    Args:
+        first: with `folds` where its rows are out of fold.
+        second: likewise.
+        metric: macro_f1 or accuracy.
+
+    Raises:
+        UserError: they have no sample in common, or disagree on a target.
+    """
+    n_answered = len(set(first.sample_ids) | set(second.sample_ids))
+    first, second = align({"the first arm": first, "the second arm": second}).values()
+    if not first.sample_ids:
+        raise UserError("photos that both arms predicted were required, found none")
+    first, second = _common_seeds(first, second)
+    arms, owners = (first, second), owners_of(first)
+    n_classes, n_seeds = max(first.n_classes, second.n_classes), len(first.preds)
+    zeros = np.zeros(len(first.targets), np.int64)
+    tallies = np.stack(
+        [
+            [counts(arm.targets, preds, zeros, 1, n_classes)[0] for preds in arm.preds]
+            for arm in arms
+        ]
+    )  # (2, S, 3, C)
+    scores = score(tallies, metric).mean(1)
+    middle = tallies.mean((0, 1))
+    shares = [linear_shares(arm.targets, arm.preds, middle, metric) for arm in arms]
+    gaps = np.mean(shares[0] - shares[1], axis=0)
+    people = _people_variance(gaps, owners.of_sample, owners.n_groups)
+    difference = float(scores[0] - scores[1])
+    floor = (difference / owners.n_groups) ** 2  # as if one group might have gone the other way
+    trainings: _Trainings | None = None
+    luck: float | None = None
+    reason, rests_on = None, "people"
+    variance: _Variance | None = None
+    n_folds, anew = _folds_of(first)
+    if n_seeds > 1:
+        trainings, rests_on = (
+            _training_variance(arms, shares, owners.of_sample),
+            "people and trainings",
+        )
+        n_folds, anew = trainings.n_folds, trainings.anew
+        variance = _total(max(people, floor), trainings, owners.n_groups, n_seeds)
+        luck = float(np.sqrt(max(0.0, trainings.train - trainings.noise) * n_seeds * n_folds / 2))
+    elif first.folds is not None and second.folds is not None and n_folds > 1:
+        rests_on = "folds"
+        if n_folds == 2:
+            reason = f"{NEEDS_MORE}; the difference seen is {difference:+.3f}"
+        else:
+            variance = _Variance(max(_fold_variance(gaps, first.folds[0]), floor), n_folds - 1)
+    else:
+        variance = _Variance(max(people, floor), owners.n_groups - 1)
+    if reason is None and owners.n_groups < 2:
+        reason, variance = "needs 2 people or more", None
+    tested = _test(difference, variance)
+    return PairedTest(
+        difference=difference,
+        low=tested.low,
+        high=tested.high,
+        p_value=tested.p_value,
+        n_groups=owners.n_groups,
+        n_samples=len(first.targets),
+        n_left_out=n_answered - len(first.targets),
+        too_narrow=first.groups is None,
+        n_seeds=n_seeds,
+        standard_error=None if variance is None else float(np.sqrt(variance.value)),
+        standard_error_one_seed=_one_seed(people, trainings, n_seeds),
+        df=None if variance is None else float(variance.df),
+        rests_on=rests_on,
+        n_folds=n_folds,
+        folds_anew=anew,
+        v_people=None if variance is None else people,
+        v_train=None if trainings is None else trainings.train,
+        v_noise=None if trainings is None else trainings.noise,
+        luck_of_one_training=luck,
+        reason=reason,
+    )
+
+
+def tail(distance: float, standard_error: float, df: float) -> float:
+    """Return the chance that Student's t lies above distance / standard_error, never 0."""
+    from scipy.special import stdtr  # noqa: PLC0415
+
+    if standard_error == 0:
+        return 0.5 if distance == 0 else (_SMALLEST_P if distance > 0 else 1.0)
+    return float(max(stdtr(df, -distance / standard_error), _SMALLEST_P))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p values adjusted for testing a family (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = running
+    return adjusted
+
+
+def _common_seeds(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
+    """Return both arms by the seeds that both have; by their first rows where seeds differ."""
+    n_seeds = min(len(first.preds), len(second.preds))
+    rows = (np.arange(n_seeds), np.arange(n_seeds))
+    if first.seeds is not None and second.seeds is not None:
+        common = sorted(set(first.seeds) & set(second.seeds))
+        if common:
+            rows = (
+                np.array([first.seeds.index(seed) for seed in common]),
+                np.array([second.seeds.index(seed) for seed in common]),
+            )
+    return first.of_seeds(rows[0]), second.of_seeds(rows[1])
+
+
+def _people_variance(gaps: Floats, owners: Ints, n_groups: int) -> float:
+    """Return the variance of the summed gaps (N,) over which groups were photographed."""
+    if n_groups < 2:
+        return 0.0
+    per_group = np.bincount(owners, weights=gaps, minlength=n_groups)
+    return float(n_groups / (n_groups - 1) * ((per_group - per_group.mean()) ** 2).sum())
+
+
+def _folds_of(arm: Predictions) -> tuple[int, bool]:
+    """Return the number of folds of a seed, and whether they were dealt anew for every seed."""
+    if arm.folds is None:
+        return 1, False
+    n_folds = max(len(np.unique(row)) for row in arm.folds)
+    return n_folds, bool((arm.folds != arm.folds[0]).any())
+
+
+def _training_variance(
+    arms: tuple[Predictions, Predictions], shares: Sequence[Floats], owners: Ints
+) -> _Trainings:
+    """Return what the luck of trainings and noise add, summed over both arms.
+
+    The shares of a seed differ from their mean over seeds; summed over a fold, that is the luck of
+    its training, and noise; summed in squares over groups, it is the noise alone.
+    """
+    n_seeds = len(arms[0].preds)
+    train = noise = 0.0
+    fold_counts, dealt_anew = [], []
+    for arm, share in zip(arms, shares, strict=True):
+        n_folds, anew = _folds_of(arm)
+        scale = (n_seeds - 1) * (n_seeds - 1 + 1 / n_folds) if anew else (n_seeds - 1) * n_seeds
+        rest = share - share.mean(0)
+        for i in range(n_seeds):
+            fold = np.zeros(len(owners), np.int64) if arm.folds is None else arm.folds[i]
+            train += float((np.bincount(fold, weights=rest[i]) ** 2).sum()) / scale
+            noise += float((np.bincount(owners, weights=rest[i]) ** 2).sum()) / scale
+        fold_counts.append(n_folds)
+        dealt_anew.append(anew)
+    return _Trainings(train, noise, min(fold_counts), all(dealt_anew))
+
+
+def _total(people: float, trainings: _Trainings, n_groups: int, n_seeds: int) -> _Variance:
+    """Add both parts; degrees of freedom by Satterthwaite."""
+    luck = max(0.0, trainings.train - trainings.noise)
+    spread = people**2 / max(n_groups - 1, 1)
+    if luck > 0:
+        spread += trainings.train**2 / (2 * trainings.n_folds * (n_seeds - 1))
+    total = people + luck
+    return _Variance(total, total**2 / spread if spread > 0 else max(n_groups - 1, 1))
+
+
+def _fold_variance(gaps: Floats, folds: Ints) -> float:
+    """Return the variance of the difference with folds as the units."""
+    _, number = np.unique(folds, return_inverse=True)
+    sums = np.bincount(number, weights=gaps)
+    n_folds = len(sums)
+    return float(n_folds / (n_folds - 1) * ((sums - sums.mean()) ** 2).sum())
+
+
+def _one_seed(people: float, trainings: _Trainings | None, n_seeds: int) -> float | None:
+    """Return the standard error that a single seed would have."""
+    if trainings is None:
+        return None
+    luck = max(0.0, trainings.train - trainings.noise)
+    steady = max(0.0, people - trainings.noise)
+    return float(np.sqrt(steady + n_seeds * (min(trainings.noise, people) + luck)))
+
+
+class _Tested(NamedTuple):
+    low: float | None
+    high: float | None
+    p_value: float | None
+
+
+def _test(difference: float, variance: _Variance | None) -> _Tested:
+    """Return the 90 % interval and the two-sided p value."""
+    from scipy.special import stdtrit  # noqa: PLC0415
+
+    if variance is None:
+        return _Tested(None, None, None)
+    error = float(np.sqrt(variance.value))
+    reach = float(stdtrit(variance.df, (1 + LEVEL) / 2)) * error
+    p_value = min(1.0, 2 * tail(abs(difference), error, variance.df))
+    return _Tested(difference - reach, difference + reach, p_value)

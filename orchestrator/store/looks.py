@@ -1,0 +1,72 @@
+"""The ledger of looks: which claims were judged on which predictions, across all runs of a store."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FILE = "looks.jsonl"
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at a claim or at test labels."""
+
+    key: str  # what was asked, of which data
+    state: str  # hash of the predictions that were looked at
+    number: int  # 1 for the first look at this key
+    facts: dict[str, Any]  # run, claim: for a reader of the file
+
+
+def count_look(store: Path, key: str, state: str, facts: dict[str, Any]) -> Look:
+    """Return the number of a look; write it down unless these predictions were seen before.
+
+    Two runs may call it at the same time: the file is locked, and a record is one flushed line.
+
+    Args:
+        store: folder of the store.
+        key: of the question, such as `evaluation.looks.claim_key`.
+        state: of the predictions, such as `evaluation.looks.predictions_key`.
+        facts: run, claim and so on, written beside.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    with (store / FILE).open("a+b") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        handle.seek(0)
+        raw = handle.read()
+        looks = _parse(raw, key)
+        for look in looks:
+            if look.state == state:
+                return look
+        look = Look(key, state, len(looks) + 1, facts)
+        record = {"key": key, "state": state, "time": time.time(), **facts}
+        start = b"" if not raw or raw.endswith(b"\n") else b"\n"
+        handle.write(start + json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+        return look
+
+
+def read_looks(store: Path, key: str) -> list[Look]:
+    """Return all looks at one key in their order."""
+    path = store / FILE
+    return _parse(path.read_bytes(), key) if path.is_file() else []
+
+
+def _parse(raw: bytes, key: str) -> list[Look]:
+    """Read the looks at a key; a line that was cut off by a crash is left out."""
+    looks: list[Look] = []
+    for line in raw.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and record.get("key") == key:
+            facts = {k: v for k, v in record.items() if k not in {"key", "state"}}
+            looks.append(Look(key, str(record.get("state")), len(looks) + 1, facts))
+    return looks

@@ -1,0 +1,155 @@
+import time
+
+import numpy as np
+import pytest
+
+from orchestrator.base.errors import UserError
+from orchestrator.evaluation.intervals import interval
+from orchestrator.evaluation.paired_test import NEEDS_MORE, holm, paired_difference
+from orchestrator.evaluation.power import needed
+from orchestrator.evaluation.predictions import Predictions
+
+
+def arm(hits, *, folds=None, seeds=None, per_group=5):
+    """Answers that are right where `hits` (S, N) is true; class 0 or 1 by turns."""
+    hits = np.atleast_2d(hits)
+    targets = np.arange(hits.shape[1]) % 2
+    ids = [f"s{i}" for i in range(len(targets))]
+    groups = [f"g{i // per_group}" for i in range(len(targets))]
+    preds = np.where(hits, targets, 1 - targets)
+    return Predictions(ids, targets, preds, 2, groups, None, folds, seeds)
+
+
+def test_the_formula_by_hand():
+    """Accuracy, 2 seeds, 2 folds dealt once, 4 people of one photo each, the second arm all right."""
+    hits = np.array([[1, 1, 0, 0], [1, 0, 0, 1]], bool)
+    folds = np.array([[0, 1, 0, 1]] * 2)
+    first = arm(hits, folds=folds, per_group=1)
+    second = arm(np.ones((2, 4), bool), folds=folds, per_group=1)
+    tested = paired_difference(first, second, metric="accuracy")
+    gaps = np.array([0, -0.5, -1, -0.5]) / 4
+    people = 4 / 3 * ((gaps - gaps.mean()) ** 2).sum()
+    assert tested.difference == pytest.approx(-0.5)
+    assert tested.v_people == pytest.approx(people)
+    # rest of seed 0: 0, 1/8, 0, -1/8, whose people are both in fold 1: no luck, only noise
+    assert tested.v_train == pytest.approx(0)
+    assert tested.v_noise == pytest.approx(4 * (1 / 8) ** 2 / 2)
+    assert (tested.df, tested.luck_of_one_training) == (pytest.approx(3), 0)
+    assert tested.standard_error == pytest.approx(people**0.5)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_interval_and_p_value_never_contradict(seed):
+    rng = np.random.default_rng(seed)
+    folds = rng.integers(0, 3, (2, 20)).repeat(5, axis=1)
+    first, second = (arm(rng.random((2, 100)) < skill, folds=folds) for skill in (0.75, 0.65))
+    tested = paired_difference(first, second)
+    assert (tested.p_value < 0.10) == (not tested.low <= 0 <= tested.high)
+
+
+def test_a_p_value_is_never_0_with_unequal_seeds():
+    """Three people, one arm with two seeds, the other with one: the swap test gave 0 here."""
+    first = arm(np.ones((2, 15), bool), seeds=(0, 1))
+    second = arm(np.zeros((1, 15), bool), seeds=(0,))
+    tested = paired_difference(first, second)
+    assert tested.p_value > 0.05
+    assert tested.n_seeds == 1
+
+
+def test_arms_are_compared_by_the_seeds_that_both_have():
+    rng = np.random.default_rng(1)
+    hits = rng.random((3, 100)) < 0.7
+    tested = paired_difference(arm(hits, seeds=(4, 5, 6)), arm(hits[1:2], seeds=(5,)))
+    assert (tested.difference, tested.p_value, tested.n_seeds) == (0.0, 1.0, 1)
+
+
+def test_one_seed_of_two_folds_decides_nothing_and_says_what_it_needs():
+    rng = np.random.default_rng(2)
+    folds = np.repeat([0, 1], 50)[None]
+    first, second = (arm(rng.random((1, 100)) < skill, folds=folds) for skill in (0.95, 0.3))
+    tested = paired_difference(first, second)
+    assert (tested.p_value, tested.low) == (None, None)
+    assert NEEDS_MORE in tested.reason
+
+
+def test_one_seed_of_five_folds_is_tested_by_folds():
+    rng = np.random.default_rng(3)
+    folds = np.repeat(np.arange(5), 20)[None]
+    first, second = (arm(rng.random((1, 100)) < skill, folds=folds) for skill in (0.95, 0.3))
+    tested = paired_difference(first, second, metric="accuracy")
+    gaps = [
+        np.mean(first.preds[0] == first.targets, where=folds[0] == f)
+        - np.mean(second.preds[0] == second.targets, where=folds[0] == f)
+        for f in range(5)
+    ]
+    assert (tested.rests_on, tested.df) == ("folds", 4)
+    assert tested.standard_error == pytest.approx(np.std(gaps, ddof=1) / 5**0.5)
+
+
+def test_two_votes_are_compared_by_people():
+    rng = np.random.default_rng(4)
+    tested = paired_difference(arm(rng.random(100) < 0.9), arm(rng.random(100) < 0.4))
+    assert (tested.rests_on, tested.df, tested.luck_of_one_training) == ("people", 19, None)
+    assert tested.low > 0
+
+
+def test_arms_are_compared_on_the_samples_that_both_saw():
+    first = arm(np.random.default_rng(5).random(100) < 0.7)
+    tested = paired_difference(first, first.take(np.arange(50)))
+    assert (tested.difference, tested.p_value) == (0.0, 1.0)
+    assert (tested.n_samples, tested.n_groups, tested.n_left_out) == (50, 10, 50)
+    with pytest.raises(UserError, match="photos that both arms predicted were required"):
+        paired_difference(first.take(np.arange(50)), first.take(np.arange(50, 100)))
+
+
+def test_the_luck_of_one_training_is_found():
+    """Arms whose trainings differ by sd .05 over 400 people, 6 seeds x 3 folds dealt anew."""
+    rng = np.random.default_rng(6)
+    folds = rng.integers(0, 3, (6, 400)).repeat(5, axis=1)
+    arms = []
+    for _ in range(2):
+        luck = 0.05 * rng.normal(size=(6, 3))
+        skill = 0.8 + np.take_along_axis(luck, folds, axis=1)
+        arms.append(arm(rng.random((6, 2000)) < skill, folds=folds))
+    tested = paired_difference(*arms, metric="accuracy")
+    assert tested.folds_anew
+    assert tested.luck_of_one_training == pytest.approx(0.05, abs=0.02)
+
+
+def test_people_do_not_lower_luck_and_seeds_do_not_lower_the_peoples_part():
+    rng = np.random.default_rng(7)
+    folds = rng.integers(0, 3, (3, 400)).repeat(5, axis=1)
+    lucky = [
+        arm(
+            rng.random((3, 2000))
+            < 0.8 + np.take_along_axis(0.06 * rng.normal(size=(3, 3)), folds, axis=1),
+            folds=folds,
+        )
+        for _ in range(2)
+    ]
+    needs = needed(paired_difference(*lucky), alpha=0.10, difference=0.02)
+    assert needs.n_groups is None
+    assert needs.n_seeds > 3
+    people = [arm(np.tile(rng.random(2000) < 0.7, (3, 1)), folds=folds) for _ in range(2)]
+    needs = needed(paired_difference(*people), alpha=0.10, difference=0.01)
+    assert needs.n_groups > 400
+    assert needs.n_seeds is None
+    needs = needed(paired_difference(*people), alpha=0.10, difference=0.0)
+    assert (needs.n_groups, needs.n_seeds, needs.both) == (None, None, None)
+
+
+def test_holm_is_that_of_the_textbook():
+    assert pytest.approx([0.03, 0.06, 0.06, 0.02]) == holm([0.01, 0.04, 0.03, 0.005])
+
+
+def test_three_arms_of_five_seeds_and_4000_photos_take_a_second():
+    rng = np.random.default_rng(8)
+    folds = rng.integers(0, 3, (5, 800)).repeat(5, axis=1)
+    arms = [arm(rng.random((5, 4000)) < 0.8, folds=folds) for _ in range(3)]
+    start = time.process_time()
+    for one in arms:
+        interval(one, seed=0)
+        interval(one, metric="accuracy", seed=0)
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        paired_difference(arms[first], arms[second])
+    assert time.process_time() - start < 1.5  # 0.4 s alone; the test machine is shared
