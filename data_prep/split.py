@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,11 +33,14 @@ def assign(
     split: Split,
     exclude: list[dict[str, Any]],
     n_folds: int | None,
+    seeds: Sequence[int] = (0,),
 ) -> pa.Table:
-    """Give every usable sample its role and fold.
+    """Give every usable sample its role, and per confirm seed its fold.
 
-    Roles and folds are dealt over all labelled samples; exclusions then only take samples out, so
-    that arms with different exclusions stay paired. The test set keeps all its samples.
+    Roles and folds are dealt over all labelled samples, so that arms with different exclusions stay
+    paired. Exclusions act on training alone: an excluded sample has a fold and is predicted out of
+    fold. Folds are dealt anew for every confirm seed: so seeds also average the luck of the training
+    sets. The test set keeps all its samples.
 
     Args:
         catalog: as `build_catalog` returns it; quarantined photos get no row.
@@ -45,10 +48,12 @@ def assign(
         split: strategy, share of val, seed.
         exclude: rules of the spec; a sample goes when any rule fits, a rule fits when all its columns do.
         n_folds: None for no folds.
+        seeds: of confirm.
 
     Returns:
-        sample_id, group, label (null for test), role (train, val, test, excluded), fold (int64,
-        from 0; null for test, excluded, and without folds), in the catalog's order.
+        seed, sample_id, group, label (null for test), role (train, val, test, excluded), fold
+        (int64, from 0; null for test and without folds): one block of rows per seed, each in the
+        catalog's order. Without folds one block, whose seed is null.
 
     Raises:
         DataError: an exclusion names an unknown column, or there are too few groups, or no training
@@ -61,40 +66,52 @@ def assign(
     labels = labelled["label"].to_numpy()
     owners, codes = _units(split, samples, groups, schema.decode(labels))
     val = deal_share(owners, codes, split.val, seed=split.seed, purpose="val")
-    folds = np.full(len(samples), -1, dtype=np.int64)
-    if n_folds:
-        folds = deal_folds(owners, codes, n_folds, seed=split.seed)
     out = excluded(labelled, schema, exclude)
     roles = np.where(out, "excluded", np.where(val, "val", "train"))
     _refuse_missing(roles, schema, labels)
     is_labelled = pc.is_valid(usable["label"]).to_numpy()
     all_roles = np.full(len(usable), "test", dtype=object)
     all_roles[is_labelled] = roles
-    all_folds = np.full(len(usable), -1, dtype=np.int64)
-    all_folds[is_labelled] = np.where(out, -1, folds)
-    return pa.table(
-        {
-            "sample_id": usable["sample_id"],
-            "group": usable["group"],
-            "label": usable["label"],
-            "role": pa.array(all_roles, pa.string()),
-            "fold": pa.array(all_folds, pa.int64(), mask=all_folds < 0),
-        }
-    )
+    table = usable.select(["sample_id", "group", "label"])
+    table = table.append_column("role", pa.array(all_roles, pa.string()))
+    if not n_folds:
+        return _with_folds(table, None, np.full(len(usable), -1, dtype=np.int64))
+    blocks = []
+    for seed in seeds:
+        folds = np.full(len(usable), -1, dtype=np.int64)
+        folds[is_labelled] = deal_folds(
+            owners, codes, n_folds, seed=split.seed, purpose=f"fold, seed {seed}"
+        )
+        blocks.append(_with_folds(table, seed, folds))
+    return pa.concat_tables(blocks)
+
+
+def rows_of_seed(table: pa.Table, seed: int | None = None) -> pa.Table:
+    """Return the rows of one confirm seed, of the first one by default: one row per sample."""
+    if seed is None:
+        seed = table["seed"][0].as_py() if len(table) else None
+    if seed is None:
+        return table.filter(pc.is_null(table["seed"]))
+    return table.filter(pc.equal(table["seed"], seed))
+
+
+def _with_folds(table: pa.Table, seed: int | None, folds: Ints) -> pa.Table:
+    table = table.append_column("fold", pa.array(folds, pa.int64(), mask=folds < 0))
+    return table.add_column(0, "seed", pa.array([seed] * len(table), pa.int64()))
 
 
 def inner_part(
     folds: pa.Table, fold: int, split: Split, schema: Schema
 ) -> tuple[list[str], list[str]]:
-    """Split the samples outside a fold into (train, inner val), by the same strategy and share.
+    """Split the samples to train on outside a fold into (train, inner val), like train and val.
 
     The inner val part drives the schedule, early stopping and the best epoch of a confirm trial,
-    which predicts its fold only at the end. It depends on the split's seed and the fold, and on no
-    training seed. Groups are dealt again where the training part would lack a class: a model could
-    never answer it.
+    which predicts its fold only at the end. It depends on the split's seed, the confirm seed and the
+    fold. Groups are dealt again where the training part would lack a class: a model could never
+    answer it.
 
     Args:
-        folds: as `assign` returns it.
+        folds: rows of one confirm seed, of `rows_of_seed`.
         fold: the one held out.
         split: of the variant.
         schema: of its labels.
@@ -105,13 +122,16 @@ def inner_part(
     Raises:
         DataError: there are too few groups for two parts, or a class has none outside the fold to train on.
     """
-    there = pc.and_(pc.is_valid(folds["fold"]), pc.not_equal(folds["fold"], fold))
-    rows = folds.filter(pc.fill_null(there, fill_value=False))
+    is_outside = pc.fill_null(pc.not_equal(folds["fold"], fold), fill_value=False)
+    rows = folds.filter(pc.and_(is_outside, pc.not_equal(folds["role"], "excluded")))
+    purpose = f"inner {fold}"
+    if len(rows):
+        purpose = f"inner {fold}, seed {rows['seed'][0].as_py()}"
     samples = rows["sample_id"].to_pylist()
     groups = rows["group"].to_pylist()
     owners, codes = _units(split, samples, groups, schema.decode(rows["label"].to_numpy()))
     labels = rows["label"].to_numpy()
-    val = deal_share(owners, codes, split.val, seed=split.seed, purpose=f"inner {fold}")
+    val = deal_share(owners, codes, split.val, seed=split.seed, purpose=purpose)
     for attempt in range(1, _N_DEALS):
         if _missing_classes(labels[~val], schema) is None:
             break
@@ -121,7 +141,7 @@ def inner_part(
             codes[:, :0],
             split.val,
             seed=split.seed,
-            purpose=f"inner {fold}, deal {attempt}",
+            purpose=f"{purpose}, deal {attempt}",
         )
     if missing := _missing_classes(labels[~val], schema):
         name, classes = missing
@@ -146,9 +166,10 @@ def deal_share(
 ) -> NDArray[np.bool_]:
     """Choose a share of the groups, the same share of every stratum to within one group.
 
-    The groups are in one line, stratum after stratum, shuffled within each. Number i is chosen where
-    floor(i * share + 1/2) rises: any n neighbours have n * share of them to within one, and so has
-    the whole.
+    Systematic sampling: the groups are in one line, stratum after stratum, shuffled within each.
+    Number i is chosen where floor(i * share + u) rises, with a start u by the seed. Any n neighbours
+    have n * share of them to within one, and so has the whole. Every group is chosen with the
+    probability `share`, also one that is alone in its stratum.
 
     Args:
         groups: (n_samples,) names.
@@ -170,16 +191,18 @@ def deal_share(
         raise DataError(where, f"at least 2 groups were required for two parts, found {n_groups}")
     # integers: floats would round differently on some machine
     exact = Fraction(str(share)).limit_denominator(1_000_000)
-    n_chosen = int(n_groups * exact + Fraction(1, 2))
-    if not 0 < n_chosen < n_groups:  # neither part may be empty
-        exact = Fraction(min(max(n_chosen, 1), n_groups - 1), n_groups)
+    if n_groups * exact < 1 or n_groups * (1 - exact) < 1:  # neither part may be empty
+        exact = Fraction(1 if exact < Fraction(1, 2) else n_groups - 1, n_groups)
     top = exact.numerator
     bottom = exact.denominator
-    marks = (2 * top * np.arange(n_groups + 1, dtype=np.int64) + bottom) // (2 * bottom)
+    start = int.from_bytes(_hash(seed, f"{purpose}, start", "")[:8], "big") % bottom
+    marks = (top * np.arange(n_groups + 1, dtype=np.int64) + start) // bottom
     return (np.diff(marks) > 0)[place][inverse]
 
 
-def deal_folds(groups: Sequence[str], codes: Ints, n_folds: int, *, seed: int) -> Ints:
+def deal_folds(
+    groups: Sequence[str], codes: Ints, n_folds: int, *, seed: int, purpose: str = "fold"
+) -> Ints:
     """Deal groups to folds round-robin along the same kind of line.
 
     Every stratum is within one group of even.
@@ -190,7 +213,7 @@ def deal_folds(groups: Sequence[str], codes: Ints, n_folds: int, *, seed: int) -
     Raises:
         DataError: fewer groups than folds.
     """
-    inverse, place = _line(groups, codes, seed, "fold")
+    inverse, place = _line(groups, codes, seed, purpose)
     if len(place) < n_folds:
         raise DataError(
             "confirm.folds",
@@ -200,22 +223,38 @@ def deal_folds(groups: Sequence[str], codes: Ints, n_folds: int, *, seed: int) -
     return (place % n_folds)[inverse]
 
 
-def strata(groups: Sequence[str], codes: Ints) -> tuple[list[str], Ints, Ints]:
-    """Find the labels that are constant within every group, and what each group's are.
+class Strata(NamedTuple):
+    """What a split by groups can balance."""
 
-    A label that differs inside a group, such as the mask state, cannot be balanced by moving groups.
+    names: list[str]
+    """Of the groups, sorted."""
+    inverse: Ints
+    """(n_samples,) number of each sample's group."""
+    labels: list[int]
+    """Numbers of the labels that are constant in most groups."""
+    codes: Ints
+    """(n_groups, n_labels) of these labels, what most samples of the group have."""
 
-    Returns:
-        Names of the groups in sorted order, (n_samples,) number of each sample's group, and
-        (n_groups, n_constant) codes of the constant labels.
+
+def strata(groups: Sequence[str], codes: Ints) -> Strata:
+    """Find the labels that are constant within most groups, and the majority code of each group.
+
+    A label that differs inside groups, such as the mask state, cannot be balanced by moving groups.
+    One wrong label, or two people joined to one group, changes the code of that group at most.
     """
     names = sorted(set(groups))
     number = {name: index for index, name in enumerate(names)}
     inverse = np.fromiter(map(number.__getitem__, groups), dtype=np.int64, count=len(groups))
-    first = np.zeros((len(names), codes.shape[1]), dtype=np.int64)
-    first[inverse] = codes
-    constant = (first[inverse] == codes).all(axis=0)
-    return names, inverse, first[:, constant]
+    kept = []
+    majorities = np.zeros((len(names), codes.shape[1]), dtype=np.int64)
+    for label in range(codes.shape[1]):
+        counts = np.zeros((len(names), int(codes[:, label].max(initial=0)) + 1), dtype=np.int64)
+        np.add.at(counts, (inverse, codes[:, label]), 1)
+        majorities[:, label] = counts.argmax(axis=1)
+        is_constant = counts.max(axis=1) == counts.sum(axis=1)
+        if 2 * is_constant.sum() > len(names):
+            kept.append(label)
+    return Strata(names, inverse, kept, majorities[:, kept])
 
 
 def excluded(
@@ -336,14 +375,14 @@ def _line(groups: Sequence[str], codes: Ints, seed: int, purpose: str) -> tuple[
     Returns:
         Each sample's group, and each group's place in the line.
     """
-    names, inverse, group_codes = strata(groups, codes)
+    of_groups = strata(groups, codes)
     keys = []
-    for name, stratum in zip(names, group_codes.tolist(), strict=True):
+    for name, stratum in zip(of_groups.names, of_groups.codes.tolist(), strict=True):
         keys.append((stratum, _hash(seed, purpose, name)))
-    line = sorted(range(len(names)), key=keys.__getitem__)
-    place = np.empty(len(names), dtype=np.int64)
-    place[line] = np.arange(len(names))
-    return inverse, place
+    line = sorted(range(len(keys)), key=keys.__getitem__)
+    place = np.empty(len(keys), dtype=np.int64)
+    place[line] = np.arange(len(keys))
+    return of_groups.inverse, place
 
 
 def _hash(seed: int, purpose: str, name: str) -> bytes:

@@ -50,7 +50,7 @@ COLUMNS = {
         "height",
         "status",
     ],
-    "folds.parquet": ["variant", "sample_id", "group", "label", "role", "fold"],
+    "folds.parquet": ["variant", "seed", "sample_id", "group", "label", "role", "fold"],
     "predictions.parquet": tables.PREDICTIONS.names,
     "votes.parquet": [name for name, _ in tables.VOTE_FIELDS],
 }

@@ -25,7 +25,7 @@ from data_prep.audit.findings import ranked
 from data_prep.catalog.builder import near_left_out
 from data_prep.catalog.labels import Schema
 from data_prep.config import Label
-from data_prep.split import excluded, strata
+from data_prep.split import excluded, rows_of_seed, strata
 
 _EXAMPLES = 5
 _MAX_SETS = 500
@@ -61,7 +61,7 @@ def audit(
     targets = labelled["label"].to_numpy()
     groups = labelled["group"].to_pylist()
     codes = schema.decode(targets)
-    group_names, _, group_codes = strata(groups, codes)
+    of_groups = strata(groups, codes)
     quarantined = _quarantined(catalog)
     classes = _classes(targets, schema)
     alike = people(usable)
@@ -76,12 +76,12 @@ def audit(
         n_photos=len(catalog),
         n_usable=len(usable),
         n_test=pc.sum(pc.starts_with(catalog["sample_id"], "test/")).as_py() or 0,
-        n_groups=len(group_names),
+        n_groups=len(of_groups.names),
         counts=_counts(codes, schema),
         classes=classes,
         n_classes_missing=schema.n_classes - len(classes),
-        group_labels=_constant_labels(groups, codes, schema),
-        group_strata=_strata_sizes(group_codes),
+        group_labels=[schema.names[label] for label in of_groups.labels],
+        group_strata=_strata_sizes(of_groups.codes),
         joint=distributions.joint_tables(codes, schema),
         histograms=distributions.histograms(labelled, labels or {}),
         tells=distributions.columns_that_tell(labelled, codes, schema, labels or {}),
@@ -176,7 +176,8 @@ def _excluded(
     return counts
 
 
-def _variant(folds: pa.Table, schema: Schema, alike: Sequence[Sequence[str]]) -> VariantFacts:
+def _variant(by_seed: pa.Table, schema: Schema, alike: Sequence[Sequence[str]]) -> VariantFacts:
+    folds = rows_of_seed(by_seed)
     roles = folds["role"].to_numpy(zero_copy_only=False)
     labels = folds["label"].fill_null(-1).to_numpy()
     numbers = folds["fold"].fill_null(-1).to_numpy()
@@ -194,15 +195,10 @@ def _variant(folds: pa.Table, schema: Schema, alike: Sequence[Sequence[str]]) ->
             classes[role] = _classes(targets, schema)
     fold_sizes = {}
     fold_classes = {}
-    folds_without = {}
     for fold in np.unique(numbers[numbers >= 0]).tolist():
         held_out = numbers == fold
         fold_sizes[str(fold)] = int(held_out.sum())
         fold_classes[str(fold)] = _classes(labels[held_out], schema)
-        # photos that a confirm trial of this fold trains on, against its labels
-        missing = _missing_classes(schema.decode(labels[(numbers >= 0) & ~held_out]), schema)
-        if missing:
-            folds_without[str(fold)] = missing
     return VariantFacts(
         roles=dict(Counter(roles.tolist())),
         groups=groups_of_role,
@@ -210,10 +206,27 @@ def _variant(folds: pa.Table, schema: Schema, alike: Sequence[Sequence[str]]) ->
         classes=classes,
         folds=fold_sizes,
         fold_classes=fold_classes,
-        folds_without=folds_without,
+        folds_without=_folds_without(by_seed, schema),
         leak=leak(folds, alike),
         leak_groups=leak(folds),
     )
+
+
+def _folds_without(by_seed: pa.Table, schema: Schema) -> dict[str, list[str]]:
+    """Return the classes that confirm trials of a fold cannot train on, under any seed."""
+    missing: dict[str, list[str]] = {}
+    for seed in pc.unique(by_seed["seed"]).to_pylist():
+        folds = rows_of_seed(by_seed, seed)
+        labels = folds["label"].fill_null(-1).to_numpy()
+        numbers = folds["fold"].fill_null(-1).to_numpy()
+        is_trained_on = pc.not_equal(folds["role"], "excluded").to_numpy() & (numbers >= 0)
+        for fold in np.unique(numbers[numbers >= 0]).tolist():
+            targets = labels[is_trained_on & (numbers != fold)]
+            for name in _missing_classes(schema.decode(targets), schema):
+                of_fold = missing.setdefault(str(fold), [])
+                if name not in of_fold:
+                    of_fold.append(name)
+    return dict(sorted(missing.items()))
 
 
 def _counts(codes: Any, schema: Schema) -> dict[str, dict[str, int]]:
@@ -234,14 +247,6 @@ def _missing_classes(codes: Any, schema: Schema) -> list[str]:
 def _classes(labels: Any, schema: Schema) -> dict[str, int]:
     values, counts = np.unique(labels, return_counts=True)
     return dict(zip(map(schema.class_name, values.tolist()), counts.tolist(), strict=True))
-
-
-def _constant_labels(groups: list[str], codes: Any, schema: Schema) -> list[str]:
-    constant = []
-    for column, name in enumerate(schema.names):
-        if strata(groups, codes[:, column : column + 1])[2].shape[1]:
-            constant.append(name)
-    return constant
 
 
 def _strata_sizes(codes: Any) -> dict[str, int]:

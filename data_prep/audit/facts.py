@@ -146,7 +146,10 @@ class ExcludedByRule:
 
 @dataclass(frozen=True)
 class VariantFacts:
-    """The split of one variant: photos and groups per role, classes per fold, and the leak."""
+    """The split of one variant: photos and groups per role, classes per fold, and the leak.
+
+    `folds` and `fold_classes` are those of the first confirm seed, `folds_without` of any.
+    """
 
     roles: dict[str, int]
     groups: dict[str, int]
@@ -164,7 +167,7 @@ class VariantFacts:
 class AuditFacts:
     """All facts of an audit.
 
-    `classes` counts joint classes that occur. `group_labels` are constant within every group.
+    `classes` counts joint classes that occur. `group_labels` are constant within most groups.
     `n_near_left_out` counts pairs that look alike and were not compared, because only the 20,000
     closest are. `people` are sets of groups that share a picture. `leak` is the share of val
     photos whose group, or one that shares a picture with it, is in train too. `leak_gap` and

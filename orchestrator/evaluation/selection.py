@@ -19,7 +19,8 @@ ROBUST_RULE = (
 RULES = {
     "robust": ROBUST_RULE,
     "validation": "search score",
-    "leaderboard": "macro F1 on the public half of the test set (a peek), or the scores given in the spec; then setting",
+    "leaderboard": "macro F1 on the public half of the test set, or the scores given in the spec; "
+    "then setting",
     "diverse": "votes added one by one, each the candidate that lifts the out-of-fold vote's macro F1 most, with "
     "replacement; equal gains, and the members' order, by robustness",
 }

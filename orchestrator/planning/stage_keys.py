@@ -39,7 +39,14 @@ def split_key(experiment: Experiment, arm: Arm, content: str) -> str:
         "split": identity(arm.data.split),
         "exclude": arm.data.exclude,
         "folds": confirm.folds if confirm else None,
+        "seeds": confirm.seeds if confirm else None,
     }
+    return stage_key("split", VERSIONS["split"], params, {"catalog": content})
+
+
+def roles_key(arm: Arm, content: str) -> str:
+    """Return the key of a variant's roles, which is all that search knows of a split."""
+    params = {"split": identity(arm.data.split), "exclude": arm.data.exclude}
     return stage_key("split", VERSIONS["split"], params, {"catalog": content})
 
 
@@ -144,6 +151,8 @@ def confirm_key(
         "trial": VERSIONS["trial"],
     }
     inputs = _training_inputs(experiment, content, prepared)
+    for name, arm in experiment.arms.items():
+        inputs[f"split/{name}"] = split_key(experiment, arm, content)
     return stage_key("confirm", VERSIONS["confirm"], params, inputs)
 
 
@@ -155,6 +164,6 @@ def _training_inputs(
         for sha256 in recorded(name).values():
             inputs[f"weights/{name}"] = sha256
     for name, arm in experiment.arms.items():
-        inputs[f"split/{name}"] = split_key(experiment, arm, content)
+        inputs[f"split/{name}"] = roles_key(arm, content)
         inputs[f"prepare/{name}"] = prepared[name]
     return inputs

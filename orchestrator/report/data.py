@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_prep.split import rows_of_seed
 from orchestrator.report import charts
 from orchestrator.report.load import Run, View
 from orchestrator.store.events import DriverStarted, ShardWritten, WorkerDied
@@ -80,7 +81,10 @@ def _distinct_splits(run: Run) -> list[Distribution]:
         truth = dict(zip(samples, run.test_labels["label"].to_pylist(), strict=True))
     by_variant: dict[str, Distribution] = defaultdict(Distribution)
     names = ("variant", "sample_id", "group", "label", "role")
-    columns = [run.folds[name].to_pylist() for name in names] if run.folds else []
+    folds = run.folds
+    if folds and "seed" in folds.column_names:  # all confirm seeds have the same roles
+        folds = rows_of_seed(folds)
+    columns = [folds[name].to_pylist() for name in names] if folds else []
     for variant, sample, group, label, role in zip(*columns, strict=True):
         split = by_variant[variant]
         split.counts[role, truth.get(sample) if role == "test" else label] += 1

@@ -98,7 +98,10 @@ class KilledForMemory(RayActorError, OutOfMemoryError):  # noqa: N818 - says wha
 
 @contextlib.contextmanager
 def memory_kills_are_deaths() -> Iterator[None]:
-    """Let a worker that Ray kills for memory fail its trial. As it is (2.60), Tune knows no such error and ends the run."""
+    """Let a worker that Ray kills for memory fail its trial.
+
+    Tune 2.60 does not know this error and ends the run.
+    """
     original = RayActorManager._actor_task_failed  # noqa: SLF001 - there is no public way
 
     def failed(self: Any, task: Any, exception: Exception) -> None:

@@ -1,4 +1,4 @@
-"""The subsets of a training: a small file per variant and fold, and one for MixUp."""
+"""The subsets of a training: a small file per variant, seed and fold, and one for MixUp."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from data_prep.catalog.labels import Schema, train_borders, train_codes
 from data_prep.config import Data
-from data_prep.split import cells, excluded, inner_part
+from data_prep.split import cells, excluded, inner_part, rows_of_seed
 from orchestrator.base.keys import digest
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact
@@ -21,7 +21,7 @@ _LEARNED = ("train", "val")
 
 
 def subset_file(
-    folder: Path, folds: Artifact, data: Data, catalog: pa.Table, fold: int | None
+    folder: Path, folds: Artifact, data: Data, catalog: pa.Table, seed: int, fold: int | None
 ) -> Path:
     """Write which sample has which part in one training, and its label codes.
 
@@ -30,17 +30,19 @@ def subset_file(
         folds: the split of the variant.
         data: the settings of the variant.
         catalog: the photos.
+        seed: the confirm seed, by which folds are dealt; without a fold it decides nothing.
         fold: None for roles train and val; a number for the inner parts of the other folds, and
-            this fold as the hold-out.
+            this fold as the hold-out, excluded samples too.
     """
     moved = train_borders(data.labels)
     suffix = f"-{digest(moved)[:8]}" if moved else ""
-    name = "search" if fold is None else f"fold{fold}"
+    name = "search" if fold is None else f"seed{seed}-fold{fold}"
     path = folder / f"{folds.key[:12]}{suffix}-{name}.parquet"
     if path.is_file():
         return path
     schema = Schema.of(data.labels)
     table = tables.read(folds.file("folds.parquet"))
+    table = rows_of_seed(table, None if fold is None else seed)
     parts = _parts(table, data, schema, fold)
     samples = sorted(parts)
     labels = dict(zip(table["sample_id"].to_pylist(), table["label"].to_pylist(), strict=True))
@@ -64,9 +66,9 @@ def subset_file(
 
 def _parts(folds: pa.Table, data: Data, schema: Schema, fold: int | None) -> dict[str, str]:
     """Return sample -> train, val or holdout."""
-    rows = [row for row in folds.to_pylist() if row["role"] in _LEARNED]
+    rows = folds.to_pylist()
     if fold is None:
-        return {row["sample_id"]: row["role"] for row in rows}
+        return {row["sample_id"]: row["role"] for row in rows if row["role"] in _LEARNED}
     train, val = inner_part(folds, fold, data.split, schema)
     parts = {**dict.fromkeys(train, "train"), **dict.fromkeys(val, "val")}
     for row in rows:

@@ -245,7 +245,8 @@ class Child:
             if taken > watch.memory_gb * 1e9:
                 return Failed(
                     "memory",
-                    f"{taken / 1e9:.2f} GB of memory taken, {watch.memory_gb:g} allowed (resources.per_trial.memory_gb)",
+                    f"{taken / 1e9:.2f} GB of memory taken, {watch.memory_gb:g} allowed "
+                    "(resources.per_trial.memory_gb)",
                 )
             return None
         total, free = machine_bytes()

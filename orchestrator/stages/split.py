@@ -1,7 +1,8 @@
-"""The split stage: every labelled sample gets its role and fold."""
+"""The split stage: every labelled sample gets its role, and per confirm seed its fold."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,18 +45,19 @@ def find(scope: Scope, catalog: Catalog) -> Found:
 
 
 def run(env: Env, catalog: Catalog) -> Split:
-    """Give every labelled sample its role and fold, per variant.
+    """Give every labelled sample its role and its fold per confirm seed, for every variant.
 
     Raises:
         DataError: the training part of a fold lacks a class, so that confirm could not learn it.
     """
     import pyarrow as pa  # noqa: PLC0415
 
-    from data_prep.split import inner_part  # noqa: PLC0415
+    from data_prep.split import inner_part, rows_of_seed  # noqa: PLC0415
     from orchestrator.store import tables  # noqa: PLC0415
 
     confirm = env.experiment.spec.confirm
-    n_folds = confirm.folds if confirm else None
+    deals = itertools.product(confirm.seeds, range(confirm.folds)) if confirm else ()
+    seeds_and_folds = list(deals)
     outcome = CACHED
     artifacts: dict[str, Artifact] = {}
     folds: dict[str, pa.Table] = {}
@@ -65,11 +67,11 @@ def run(env: Env, catalog: Catalog) -> Split:
         artifact = env.store.find("split", key)
         if artifact is None:
             outcome = SUCCEEDED
-            artifact = _assign(env, catalog, name, key, n_folds)
+            artifact = _assign(env, catalog, name, key)
         if key not in known:
             known[key] = tables.read(artifact.file("folds.parquet"))
-            for fold in range(n_folds or 0):
-                inner_part(known[key], fold, arm.data.split, env.schema)
+            for seed, fold in seeds_and_folds:
+                inner_part(rows_of_seed(known[key], seed), fold, arm.data.split, env.schema)
         artifacts[name], folds[name] = artifact, known[key]
     written = []
     for name, table in folds.items():
@@ -81,14 +83,22 @@ def run(env: Env, catalog: Catalog) -> Split:
     return Split(outcome, ", ".join(counts), artifacts, folds)
 
 
-def _assign(env: Env, catalog: Catalog, variant: str, key: str, n_folds: int | None) -> Artifact:
-    from data_prep.split import assign  # noqa: PLC0415
+def _assign(env: Env, catalog: Catalog, variant: str, key: str) -> Artifact:
+    from data_prep.split import assign, rows_of_seed  # noqa: PLC0415
     from orchestrator.store import tables  # noqa: PLC0415
 
     data = env.experiment.arms[variant].data
-    table = assign(catalog.table, env.schema, data.split, data.exclude, n_folds)
+    confirm = env.experiment.spec.confirm
+    table = assign(
+        catalog.table,
+        env.schema,
+        data.split,
+        data.exclude,
+        confirm.folds if confirm else None,
+        confirm.seeds if confirm else (),
+    )
     inputs = {"catalog": catalog.artifact.key}
     with env.store.draft("split", key, params={}, inputs=inputs) as draft:
         tables.write(table, draft.path / "folds.parquet")
-        draft.result |= dict(Counter(table["role"].to_pylist()))
+        draft.result |= dict(Counter(rows_of_seed(table)["role"].to_pylist()))
     return env.store.get("split", key)

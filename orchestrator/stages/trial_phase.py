@@ -84,6 +84,7 @@ class Trainings:
             self.split.artifacts[variant],
             env.experiment.arms[variant].data,
             self.catalog.table,
+            seed,
             fold,
         )
         mixable = self._mixable_file(arm)

@@ -24,6 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from data_prep.split import rows_of_seed
 from orchestrator.evaluation.intervals import interval
 from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import Predictions
@@ -111,7 +112,8 @@ def compare_folds(run, paths, classes, x):
     """Compare on the people of training: the run's out-of-fold answers, and references blind to the same folds."""
     places = {f"train/{path.parent.name}/{path.name}": at for at, path in enumerate(paths)}
     fold_of = {
-        row["sample_id"]: row["fold"] for row in tables.read(run / "folds.parquet").to_pylist()
+        row["sample_id"]: row["fold"]
+        for row in rows_of_seed(tables.read(run / "folds.parquet")).to_pylist()
     }
     rows = [
         row for row in tables.read(run / "predictions.parquet").to_pylist() if row["split"] == "oof"

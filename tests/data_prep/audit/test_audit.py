@@ -158,12 +158,12 @@ def test_borders_that_lie_close_together_are_not_moved_over_each_other(contest):
 
 def test_a_class_that_a_fold_leaves_without_training_is_named(contest):
     for row in contest.people:
-        if row["age"] == 60 and row["id"] != "000005":
+        if row["age"] == 60 and row["id"] != "000011":
             row["age"] = 59
     contest.save()
     facts = audited(contest, "profile")
     gone = facts["variants"]["profile"]["folds_without"]
-    assert [label for labels in gone.values() for label in labels] == ["age >=60"]
+    assert "age >=60" in [label for labels in gone.values() for label in labels]
     assert any("without a training photo when a fold is held out" in what for what in said(facts))
 
 

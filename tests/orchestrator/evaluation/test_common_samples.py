@@ -101,12 +101,17 @@ def test_a_moved_border_reaches_training_samples_alone(contest, tmp_path, fold):
     contest.save()
     data = contest.data(labels={"age": AGE | {"train_bins": [30, 57]}})
     catalog, schema = build_catalog(data, contest.base), Schema.of(data.labels)
-    folds = assign(catalog, schema, data.split, [], 3)
+    plain = assign(catalog, schema, data.split, [], 3).to_pylist()
+    wanted = (1, "train")
+    someone = next(row["group"] for row in plain if (row["fold"], row["role"]) == wanted)
+    folds = assign(catalog, schema, data.split, [{"id": someone}], 3)
     store = Store(tmp_path / "store")
     with store.draft("split", "k" * 16, params={}, inputs={}) as draft:
         tables.write(folds, draft.path / "folds.parquet")
-    path = subset_file(tmp_path / "parts", store.get("split", "k" * 16), data, catalog, fold)
+    path = subset_file(tmp_path / "parts", store.get("split", "k" * 16), data, catalog, 0, fold)
     parts = tables.read(path).to_pylist()
+    of_someone = {row["part"] for row in parts if someone in row["sample_id"]}
+    assert of_someone == (set() if fold is None else {"holdout"})  # predicted, never trained on
     age = dict(zip(catalog["sample_id"].to_pylist(), catalog["age"].to_pylist(), strict=True))
     found = {(row["part"] == "train", age[row["sample_id"]], row["label_age"]) for row in parts}
     assert {(True, 58, 2), (True, 22, 0), (True, 60, 2), (False, 58, 1)} <= found

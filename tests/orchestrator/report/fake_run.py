@@ -129,10 +129,12 @@ def _folds(rng: np.random.Generator, photos: list[dict], test: list[dict]) -> li
             role = "val" if person % 5 == 0 else "train"
             if variant == "half-cutmix" and person % 7 == 1:
                 role = "excluded"
-            rows.append({"variant": variant, **photo, "role": role, "fold": person % 3})
+            fold = person % 3
+            rows.append({"variant": variant, "seed": 0, **photo, "role": role, "fold": fold})
         rows += [
             {
                 "variant": variant,
+                "seed": 0,
                 **photo,
                 "label": None,
                 "group": None,

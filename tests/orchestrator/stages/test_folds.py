@@ -35,7 +35,7 @@ def test_another_directory_order_and_another_disk_give_the_same_split_file(
     monkeypatch,
     strategy,
 ):
-    data, hashes = contest.data(split={"strategy": strategy, "val": 0.25, "seed": 3}), []
+    data, hashes = contest.data(split={"strategy": strategy, "val": 0.25, "seed": 4}), []
     other = tmp_path / "elsewhere"
     shutil.copytree(contest.base / "train", other / "train")
     shutil.copytree(contest.base / "eval", other / "eval")
@@ -92,7 +92,7 @@ def test_five_folds_train_in_one_process_on_identical_label_tables(contest, tmp_
     ).model_dump(by_alias=True)
     sizes, held = dict(zip(schema.names, schema.sizes, strict=True)), []
     for fold in range(5):
-        parts = subset_file(tmp_path / "parts", folds.artifacts["base"], data, catalog, fold)
+        parts = subset_file(tmp_path / "parts", folds.artifacts["base"], data, catalog, 0, fold)
         table = tables.read(parts).to_pylist()
         assert truth == {row["sample_id"]: tuple(row[name] for name in columns) for row in table}
         place = (str(store.root), str(rows), str(parts))
@@ -115,7 +115,7 @@ def test_a_class_that_only_one_fold_shows_is_refused_before_anything_is_trained(
         person["age"] = min(person["age"], 59)
     contest.people[5]["age"] = 60  # the only one, and in role train
     contest.save()
-    data = contest.data(split={"strategy": "profile", "val": 0.25, "seed": 3})
+    data = contest.data(split={"strategy": "profile", "val": 0.25, "seed": 4})
     catalog, schema, store = (
         build_catalog(data, contest.base),
         Schema.of(data.labels),
@@ -129,7 +129,7 @@ def test_a_class_that_only_one_fold_shows_is_refused_before_anything_is_trained(
     if cached:  # by a release that did not look
         key = split_key(experiment, arm, "content")
         with store.draft("split", key, params={}, inputs={}) as draft:
-            folds = assign(catalog, schema, data.split, [], confirm.folds)
+            folds = assign(catalog, schema, data.split, [], confirm.folds, confirm.seeds)
             tables.write(folds, draft.path / "folds.parquet")
     with pytest.raises(
         DataError,
