@@ -54,9 +54,9 @@ def test_four_looks_are_wrong_as_rarely_as_one():
     assert looks(150, n_people=60) <= 0.10 + 2 * 0.025
 
 
-@pytest.mark.parametrize("design", [TestDesign(60, 3, 0.01, 0.0, effect=0.04)])
-def test_a_number_that_is_named_decides(design):
-    """Planned for 80 %; the standard error of 80 is .045."""
+@pytest.mark.parametrize("design", [TestDesign(30, 3, 0.0, 0.0, effect=0.03)])
+def test_a_number_that_is_named_decides_where_trainings_have_no_luck(design):
+    """Planned for 80 %; the standard error of 80 is .045. With luck it plans too many: see LOG.md."""
     named = [promise for promise in promises(design, 80) if promise.number is not None]
     assert named
     for promise in named:
