@@ -66,7 +66,8 @@ def candidate(
 ) -> dict[str, Any]:
     """Return the numbers behind a choice."""
     bounds = interval(oof, seed=seed)
-    flat_targets, flat_preds = np.tile(oof.targets, len(oof.preds)), oof.preds.ravel()
+    flat_targets = np.tile(oof.targets, len(oof.preds))
+    flat_preds = oof.preds.ravel()
     per_class = recalls(flat_targets, flat_preds, oof.n_classes)
     return {
         "setting": setting,

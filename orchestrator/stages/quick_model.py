@@ -113,7 +113,8 @@ def leak_gap(
     groups = names if split.strategy == "random" else rows["group"].to_pylist()
     balanced = codes if split.strategy == "balanced_profile" else codes[:, :0]
     n_folds = min(max(round(1 / split.val), _FOLDS[0]), _FOLDS[1], len(set(owners)))
-    scores, sizes = [], []
+    scores = []
+    sizes = []
     for seed in range(split.seed, split.seed + n_seeds):
         theirs = deal_folds(groups, balanced, n_folds, seed=seed)
         ours = deal_folds(list(owners), balanced, n_folds, seed=seed)
