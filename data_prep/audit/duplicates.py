@@ -63,7 +63,8 @@ def perceptual_hash(pixels: RGB) -> str | None:
     if whole.std() < _FLAT:
         return None
     height, width = pixels.shape[:2]
-    top, left = round(height * _TRIM), round(width * _TRIM)
+    top = round(height * _TRIM)
+    left = round(width * _TRIM)
     inner = thumbnail(pixels[top : height - top, left : width - left])
     signs = [dctn(grey, norm="ortho")[:_LOW, :_LOW].ravel() > 0 for grey in (whole, inner)]
     return np.packbits(np.concatenate(signs)).tobytes().hex()

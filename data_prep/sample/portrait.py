@@ -131,7 +131,8 @@ class Portrait(NamedTuple):
 def draw(person: Person, photo: str, seed: int, size: tuple[int, int]) -> Portrait:
     """Draw one photo of a person, `size` (width, height) pixels large."""
     rng = rng_for(seed, person.id, photo)
-    width, height = size[0] * _SS, size[1] * _SS
+    width = size[0] * _SS
+    height = size[1] * _SS
     unit = width * 0.205 * rng.uniform(0.92, 1.08)  # half the width of a head
     center = (width * rng.uniform(0.46, 0.54), height * rng.uniform(0.40, 0.46))
     tilt = math.radians(rng.normal(0, 3.5))

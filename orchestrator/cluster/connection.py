@@ -38,7 +38,8 @@ class Cluster:
         for name, wanted in (("CPU", cpu), ("GPU", gpu)):
             if wanted > self.resources.get(name, 0.0):
                 raise SpecError(
-                    f"resources: {name.lower()}: {wanted:g} was asked for, the cluster has {self.resources.get(name, 0.0):g}; "
+                    f"resources: {name.lower()}: {wanted:g} was asked for, "
+                    f"the cluster has {self.resources.get(name, 0.0):g}; "
                     f"lower resources.per_trial or per_prep_worker"
                 )
 

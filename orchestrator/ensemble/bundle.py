@@ -22,7 +22,9 @@ from orchestrator.store.artifacts import MANIFEST, Store, git_commit, packages
 from orchestrator.store.run_dir import RunPaths
 
 FORMAT_VERSION = 1
-ENSEMBLE, CERTIFICATE, README = "ensemble.json", "certificate.json", "README.txt"
+ENSEMBLE = "ensemble.json"
+CERTIFICATE = "certificate.json"
+README = "README.txt"
 _MANIFEST_BYTES = 2**24
 _BLOCK_BYTES = 2**20
 _WEIGHTS = ("weights.safetensors", "model.json")

@@ -36,10 +36,8 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
                 f"runs {first.run_id} and {one.run_id}: the same test labels and public part were required, found "
                 "different ones; compare runs over one test set"
             )
-    private, schema = (
-        sorted(set(labels) - public),
-        Schema.of(read(first.resolved, check_roots=False).spec.data.labels),
-    )
+    private = sorted(set(labels) - public)
+    schema = Schema.of(read(first.resolved, check_roots=False).spec.data.labels)
     # the second run may know more classes: both are counted over all that either answers
     n_classes = max(
         schema.n_classes, *(preds[sample] + 1 for preds, *_ in sides for sample in labels)
@@ -77,7 +75,8 @@ def _side(
             raise UserError(
                 f"run {paths.run_id}: {path.name} was required, found none; it needs a labelled test set"
             )
-    votes, truth = tables.read(paths.votes), tables.read(paths.test_labels)
+    votes = tables.read(paths.votes)
+    truth = tables.read(paths.test_labels)
     preds = dict(zip(votes["sample_id"].to_pylist(), votes["pred"].to_pylist(), strict=True))
     labels = dict(zip(truth["sample_id"].to_pylist(), truth["label"].to_pylist(), strict=True))
     public = frozenset(truth.filter(pc.equal(truth["part"], "public"))["sample_id"].to_pylist())

@@ -63,10 +63,12 @@ def checkpoint_curve(
         seed: of subsets and resamples.
         optimism: of the choice of these members, taken off the extrapolation.
     """
-    pool, rng = Pool(members, rule), np.random.default_rng(seed)
+    pool = Pool(members, rule)
+    rng = np.random.default_rng(seed)
     n_seeds = min(len(member.preds) for member in members)
     draws = resample(pool.n_groups, _N_RESAMPLES, rng)
-    of_all, of_draws = [], []
+    of_all = []
+    of_draws = []
     for size in range(1, n_seeds + 1):
         preds = np.stack(
             [_vote(members, weights, rule, subset) for subset in _subsets(n_seeds, size, rng)]

@@ -66,6 +66,7 @@ def _read(trial: TrialRecord) -> Predictions:
     """Read a trial's answers on its val part."""
     artifact = Store(Path(trial.started.store)).get("trial", trial.key)
     table = tables.read(artifact.file("predictions.parquet"), ["sample_id", "target", "pred"])
-    targets, preds = table["target"].to_numpy(), table["pred"].to_numpy()
+    targets = table["target"].to_numpy()
+    preds = table["pred"].to_numpy()
     n_classes = int(max(np.max(targets, initial=0), np.max(preds, initial=0))) + 1
     return Predictions(table["sample_id"].to_pylist(), targets, preds[None], n_classes)

@@ -52,7 +52,8 @@ def judge(
         reason = _unjudged(claim, arms)
         tested = None
         if reason is None:
-            first, second = arms[claim.better], arms[claim.worse]
+            first = arms[claim.better]
+            second = arms[claim.worse]
             tested = paired_difference(first, second, metric=claim.metric)
             reason = tested.reason
         if tested is None or reason is not None:

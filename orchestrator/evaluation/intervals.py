@@ -163,7 +163,9 @@ def _whole_weights(n_groups: int, n: int, seed: int) -> Floats:
 
 def _draw(weights: Floats, tallies: Floats, totals: Floats, metric: str) -> Floats:
     """Return the score of each resample, averaged over seeds: (n,)."""
-    hits, answers, n_targets = tallies[:, :, 0], tallies[:, :, 1], tallies[0, :, 2]
+    hits = tallies[:, :, 0]
+    answers = tallies[:, :, 1]
+    n_targets = tallies[0, :, 2]
     present = totals[0, 2] > 0
     if metric == "accuracy":
         n_hits = weights @ hits.sum(-1).mean(0).astype(np.float32)
@@ -187,7 +189,8 @@ def _bca(estimate: float, draws: Floats, influence: Floats, level: float) -> Bou
     """Return the BCa interval with Student's t in place of the normal quantile."""
     from scipy.special import ndtr, ndtri, stdtrit  # noqa: PLC0415
 
-    n_groups, n = len(influence), len(draws)
+    n_groups = len(influence)
+    n = len(draws)
     if np.ptp(draws) < 1e-9:
         return _wilson(estimate, n_groups, float(ndtri((1 + level) / 2)))
     below = np.mean(draws < estimate - 1e-7) + np.mean(np.abs(draws - estimate) <= 1e-7) / 2

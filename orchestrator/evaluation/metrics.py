@@ -51,7 +51,9 @@ def score(tallies: Floats, metric: str) -> Floats:
 
     Macro F1 is the mean over the classes with targets; accuracy is hits per target.
     """
-    hits, answers, targets = tallies[..., 0, :], tallies[..., 1, :], tallies[..., 2, :]
+    hits = tallies[..., 0, :]
+    answers = tallies[..., 1, :]
+    targets = tallies[..., 2, :]
     if metric == "accuracy":
         return _ratio(hits.sum(-1), targets.sum(-1))
     present = targets > 0
@@ -90,7 +92,8 @@ def linear_shares(targets: Ints, preds: Ints, tally: Floats, metric: str) -> Flo
         (..., N). They sum to 0 where `tally` is that of these samples; the sums of two arms differ
         by about the difference of their scores.
     """
-    hits, present = preds == targets, tally[2] > 0
+    hits = preds == targets
+    present = tally[2] > 0
     if metric == "accuracy":
         n_targets = max(tally[2].sum(), 1.0)
         return np.asarray((hits - tally[0].sum() / n_targets) / n_targets)

@@ -103,8 +103,10 @@ def paired_difference(
     if not first.sample_ids:
         raise UserError("photos that both arms predicted were required, found none")
     first, second = _common_seeds(first, second)
-    arms, owners = (first, second), owners_of(first)
-    n_classes, n_seeds = max(first.n_classes, second.n_classes), len(first.preds)
+    arms = (first, second)
+    owners = owners_of(first)
+    n_classes = max(first.n_classes, second.n_classes)
+    n_seeds = len(first.preds)
     zeros = np.zeros(len(first.targets), np.int64)
     tallies = np.stack(
         [
@@ -121,15 +123,15 @@ def paired_difference(
     floor = (difference / owners.n_groups) ** 2  # as if one group might have gone the other way
     trainings: _Trainings | None = None
     luck: float | None = None
-    reason, rests_on = None, "people"
+    reason = None
+    rests_on = "people"
     variance: _Variance | None = None
     n_folds, anew = _folds_of(first)
     if n_seeds > 1:
-        trainings, rests_on = (
-            _training_variance(arms, shares, owners.of_sample),
-            "people and trainings",
-        )
-        n_folds, anew = trainings.n_folds, trainings.anew
+        trainings = _training_variance(arms, shares, owners.of_sample)
+        rests_on = "people and trainings"
+        n_folds = trainings.n_folds
+        anew = trainings.anew
         variance = _total(max(people, floor), trainings, owners.n_groups, n_seeds)
         luck = float(np.sqrt(max(0.0, trainings.train - trainings.noise) * n_seeds * n_folds / 2))
     elif first.folds is not None and second.folds is not None and n_folds > 1:
@@ -141,7 +143,8 @@ def paired_difference(
     else:
         variance = _Variance(max(people, floor), owners.n_groups - 1)
     if reason is None and owners.n_groups < 2:
-        reason, variance = "needs 2 people or more", None
+        reason = "needs 2 people or more"
+        variance = None
     tested = _test(difference, variance)
     return PairedTest(
         difference=difference,
@@ -179,7 +182,8 @@ def tail(distance: float, standard_error: float, df: float) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p values adjusted for testing a family (Holm 1979)."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, running = [0.0] * len(p_values), 0.0
+    adjusted = [0.0] * len(p_values)
+    running = 0.0
     for rank, i in enumerate(order):
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = running
@@ -226,7 +230,8 @@ def _training_variance(
     """
     n_seeds = len(arms[0].preds)
     train = noise = 0.0
-    fold_counts, dealt_anew = [], []
+    fold_counts = []
+    dealt_anew = []
     for arm, share in zip(arms, shares, strict=True):
         n_folds, anew = _folds_of(arm)
         scale = (n_seeds - 1) * (n_seeds - 1 + 1 / n_folds) if anew else (n_seeds - 1) * n_seeds

@@ -47,7 +47,8 @@ class _Parts:
         """Return the chance to decide with other numbers of people and seeds."""
         from scipy.special import stdtr, stdtrit  # noqa: PLC0415
 
-        more_groups, more_seeds = n_groups / self.n_groups, n_seeds / self.n_seeds
+        more_groups = n_groups / self.n_groups
+        more_seeds = n_seeds / self.n_seeds
         people = (self.steady + self.noise / more_seeds) / more_groups
         luck = self.luck / more_seeds
         if people + luck <= 0:
@@ -90,7 +91,8 @@ def needed(
     def decides(n_groups: float, n_seeds: float, level: float = alpha) -> bool:
         return parts.power(distance, level, n_groups, n_seeds) >= power
 
-    groups, seeds = parts.n_groups, parts.n_seeds
+    groups = parts.n_groups
+    seeds = parts.n_seeds
     people = _first(lambda n: decides(n, seeds), groups + 1, _MOST_GROUPS)
     trainings = None
     if seeds > 1:
@@ -118,7 +120,8 @@ def _first(decides: Callable[[int], bool], least: int, most: int) -> int | None:
     """Return the smallest number from `least` to `most` that decides; None where none does."""
     if not decides(most):
         return None
-    low, high = least, most
+    low = least
+    high = most
     while low < high:
         middle = (low + high) // 2
         if decides(middle):

@@ -173,7 +173,8 @@ def by_setting(
     folds = np.full(len(rows), -1)
     if "fold" in rows.column_names:
         folds = pc.fill_null(rows["fold"], -1).to_numpy()
-    targets, preds = rows["target"].to_numpy(), rows["pred"].to_numpy()
+    targets = rows["target"].to_numpy()
+    preds = rows["pred"].to_numpy()
     flat = rows["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     probs = flat.reshape(-1, n_classes)
     arms = {}
@@ -182,7 +183,8 @@ def by_setting(
         of_seed, row = np.unique(seeds[index], return_inverse=True)
         codes, column = np.unique(sample[index], return_inverse=True)
         shape = (len(of_seed), len(codes))
-        arranged_preds, arranged_folds = np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
+        arranged_preds = np.full(shape, -1, np.int64)
+        arranged_folds = np.full(shape, -1, np.int64)
         arranged_preds[row, column] = preds[index]
         arranged_folds[row, column] = folds[index]
         arranged_probs = np.zeros((*shape, n_classes), np.float32)

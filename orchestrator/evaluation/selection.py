@@ -19,7 +19,8 @@ ROBUST_RULE = (
 RULES = {
     "robust": ROBUST_RULE,
     "validation": "search score",
-    "leaderboard": "macro F1 on the public half of the test set (a peek), or the scores given in the spec; then setting",
+    "leaderboard": "macro F1 on the public half of the test set, or the scores given in the spec; "
+    "then setting",
     "diverse": "votes added one by one, each the candidate that lifts the out-of-fold vote's macro F1 most, with "
     "replacement; equal gains, and the members' order, by robustness",
 }
@@ -65,7 +66,8 @@ def candidate(
 ) -> dict[str, Any]:
     """Return the numbers behind a choice."""
     bounds = interval(oof, seed=seed)
-    flat_targets, flat_preds = np.tile(oof.targets, len(oof.preds)), oof.preds.ravel()
+    flat_targets = np.tile(oof.targets, len(oof.preds))
+    flat_preds = oof.preds.ravel()
     per_class = recalls(flat_targets, flat_preds, oof.n_classes)
     return {
         "setting": setting,

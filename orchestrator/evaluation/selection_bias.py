@@ -68,7 +68,9 @@ class Pool:
             n_params: per candidate.
         """
         first = candidates[0]
-        self.candidates, self.rule, self.n_classes = candidates, rule, first.n_classes
+        self.candidates = candidates
+        self.rule = rule
+        self.n_classes = first.n_classes
         self.targets = first.targets
         self.owners, self.n_groups = owners_of(first)
         self.everybody = np.ones((1, self.n_groups))
@@ -152,7 +154,9 @@ def robust(pool: Pool, weights: Floats, n: int) -> list[Choice]:
     The lower end of a resample is its macro F1 minus the margin of all groups times the ratio of
     the two standard errors by the delta method. With all groups it is the lower end of the run.
     """
-    lows, recalls, distances = [], [], []
+    lows = []
+    recalls = []
+    distances = []
     for place, counts in enumerate(pool.alone):
         totals = _totals(weights, counts)  # (R, S, 3, C)
         margin: Any = pool.margins[place] if pool.margins is not None else 0.0
@@ -161,7 +165,9 @@ def robust(pool: Pool, weights: Floats, n: int) -> list[Choice]:
             margin = margin * _standard_error(counts, weights, totals) / max(of_all, 1e-12)
         lows.append(np.round(score(totals, "macro_f1").mean(1) - margin, 2))
         pooled = totals.sum(1)
-        hits, answers, targets = pooled[:, 0], pooled[:, 1], pooled[:, 2]
+        hits = pooled[:, 0]
+        answers = pooled[:, 1]
+        targets = pooled[:, 2]
         recall = np.where(targets > 0, hits / np.maximum(targets, 1), 1.0)
         recalls.append(np.round(recall.min(1), 9))
         shares = np.abs(answers - targets).sum(1) / np.maximum(targets.sum(1), 1)
@@ -180,7 +186,9 @@ def _totals(weights: Floats, counts: NDArray[np.float32]) -> Floats:
 
 def _standard_error(counts: NDArray[np.float32], weights: Floats, totals: Floats) -> Floats:
     """Return the delta method's standard error of macro F1, the mean of seeds, per row of weights."""
-    n_rows, n_groups, n_seeds = len(weights), weights.shape[1], len(counts)
+    n_rows = len(weights)
+    n_groups = weights.shape[1]
+    n_seeds = len(counts)
     sizes = totals[:, :, 1] + totals[:, :, 2]  # (R, S, C)
     present = totals[:, :, 2] > 0
     n_present = np.maximum(present.sum(2, keepdims=True), 1)
@@ -243,8 +251,10 @@ def corrected(
     weights = resample(pool.n_groups, n_resamples, np.random.default_rng(seed))
     unseen = (weights == 0).astype(np.float64)
     usable = unseen.any(1)
-    weights, unseen = weights[usable], unseen[usable]
-    naive, n_candidates = headline.estimate, len(pool.candidates)
+    weights = weights[usable]
+    unseen = unseen[usable]
+    naive = headline.estimate
+    n_candidates = len(pool.candidates)
     if not len(weights):
         return Corrected(None, None, None, naive, None, 0, n_candidates)
     rows_of: dict[Choice, list[int]] = {}
@@ -269,7 +279,8 @@ def corrected(
 def _pooled(pool: Pool, choice: Choice, group_weights: Floats, *, alone: bool) -> Floats:
     """Return the counts of a choice's answers with groups counted by weights, (S, 3, C)."""
     preds = pool.answered(choice, alone=alone).preds
-    weights, size = group_weights[pool.owners], pool.n_classes
+    weights = group_weights[pool.owners]
+    size = pool.n_classes
     targets = np.bincount(pool.targets, weights, size)
     counts = []
     for row in preds:

@@ -51,7 +51,8 @@ def cast(
     Returns:
         One class per photo. A tie goes by TIE_RULE.
     """
-    n_photos, n_classes = len(preds[0]), probs[0].shape[1]
+    n_photos = len(preds[0])
+    n_classes = probs[0].shape[1]
     counts = list(weights) if weights else [1] * len(preds)
     votes = Votes(
         np.empty(n_photos, np.int64), np.empty(n_photos, np.int64), np.zeros(n_photos, bool)
@@ -60,20 +61,23 @@ def cast(
         rows = np.arange(start, min(start + CHUNK, n_photos))
         own = [np.asarray(one[start : start + CHUNK]).astype(np.int64) for one in preds]
         ballots = np.zeros((len(rows), n_classes), np.int32)
-        flat, base = ballots.reshape(-1), np.arange(len(rows)) * n_classes
+        flat = ballots.reshape(-1)
+        base = np.arange(len(rows)) * n_classes
         for pred, count in zip(own, counts, strict=True):
             flat[base + pred] += count  # a member names one class per row, so no place stands twice
         if rule == "soft":
             found = _summed(probs, counts, rows, n_classes).argmax(1)
             votes.votes[rows] = flat[base + found]
         else:
-            top, found = ballots.max(1), ballots.argmax(1)
+            top = ballots.max(1)
+            found = ballots.argmax(1)
             tied = np.flatnonzero((ballots == top[:, None]).sum(1) > 1)
             if len(tied):
                 sums = _summed(probs, counts, rows[tied], n_classes)
                 leading = ballots[tied] == top[tied, None]
                 found[tied] = _break_ties(leading, sums, [pred[tied] for pred in own])
-            votes.votes[rows], votes.tie[rows[tied]] = top, True
+            votes.votes[rows] = top
+            votes.tie[rows[tied]] = True
         votes.pred[rows] = found
     return votes
 
@@ -96,7 +100,8 @@ def _break_ties(
     """
     ranked = np.where(leading, np.round(sums, 9), -1.0)
     best = ranked == ranked.max(1, keepdims=True)
-    winner, every = best.argmax(1), np.arange(len(best))
+    winner = best.argmax(1)
+    every = np.arange(len(best))
     for pred in reversed(preds):  # the better-ranked member has the last word
         winner = np.where(best[every, pred], pred, winner)
     return winner.astype(np.int64)
@@ -108,7 +113,8 @@ def align(ids: Sequence[str], member: str, found: Mapping[str, Any] | Sequence[s
     Raises:
         UserError: an id is missing, too many or double, with names.
     """
-    names, wanted = list(found), list(ids)
+    names = list(found)
+    wanted = list(ids)
     place = {name: at for at, name in enumerate(names)}
     if names == wanted and len(place) == len(names):
         return np.arange(len(names))

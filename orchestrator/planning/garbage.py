@@ -74,7 +74,8 @@ def find_garbage(store: Store, stages: tuple[Stage, ...]) -> Garbage:
         artifacts |= _artifacts(store, run, stages) | {("trial", trial.key) for trial in trials}
         work |= _work(run, trials)
     artifacts |= _shards(store, artifacts) | _features(store, artifacts)
-    items, kept = [], 0
+    items = []
+    kept = 0
     for kind in KINDS:
         for path, key, what in _folders(store.root / kind):
             if what == "draft":

@@ -103,7 +103,8 @@ def _planned(found: Mapping[str, Found], *, is_finished: bool) -> tuple[PlannedS
 
 def n_trials(experiment: Experiment) -> dict[str, int]:
     """Return the largest number of trainings per phase."""
-    spec, n_variants = experiment.spec, len(experiment.arms)
+    spec = experiment.spec
+    n_variants = len(experiment.arms)
     trials = {"search": sum(_n_search(spec.search, name) for name in experiment.arms)}
     if spec.confirm:
         n_finalists = min(max(spec.confirm.finalists, n_variants), trials["search"])

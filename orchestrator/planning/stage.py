@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from orchestrator.store.ledger import Ledger
     from orchestrator.store.run_dir import RunPaths
 
-SUCCEEDED, CACHED = "SUCCEEDED", "CACHED"
+SUCCEEDED = "SUCCEEDED"
+CACHED = "CACHED"
 
 ArtifactName = tuple[str, str]
 """Kind and key."""

@@ -89,7 +89,8 @@ def search_key(experiment: Experiment, content: str, prepared: Mapping[str, str]
         content: the catalog's hash.
         prepared: variant -> key of its set of shards.
     """
-    spec, arms = experiment.spec, experiment.arms
+    spec = experiment.spec
+    arms = experiment.arms
     params = {
         "seed": spec.seed,
         "search": identity(spec.search) if spec.search else None,

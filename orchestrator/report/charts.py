@@ -293,7 +293,8 @@ def bars(
     groups: Sequence[tuple[str, Sequence[Bar]]], *, title: str, width: float = 340, left: float = 96
 ) -> Markup:
     """Draw groups of horizontal bars, one group per class."""
-    row, gap = 11.0, 9.0
+    row = 11.0
+    gap = 9.0
     shares = [bar.share for _, members in groups for bar in members]
     widest = max(shares, default=0.0) or 1.0
     room = width - left - 92
@@ -408,7 +409,8 @@ def parallel(
 
     The best tenth is strong; of the others, the better ones are darker.
     """
-    step, side = 150.0, 64.0
+    step = 150.0
+    side = 64.0
     frame = Frame(
         2 * side + step * (len(axes) - 1), 270.0, left=side, right=side, top=34.0, bottom=38.0
     )
@@ -422,9 +424,11 @@ def parallel(
             position = axis.positions[row]
             y = frame.y(absent if position is None else position)
             corners.append(f"{side + index * step:.1f},{y:.1f}")
-        style, opacity = "line strong c3", None
+        style = "line strong c3"
+        opacity = None
         if rank < len(order) - n_best:
-            style, opacity = "line c0", f"{0.15 + 0.45 * rank / max(1, len(order)):.2f}"
+            style = "line c0"
+            opacity = f"{0.15 + 0.45 * rank / max(1, len(order)):.2f}"
         path = " ".join(corners)
         name = tag("title", names[row])
         body.append(tag("polyline", name, points=path, class_=style, stroke_opacity=opacity))

@@ -45,7 +45,8 @@ def confusion(targets: Ints, preds: Ints, n_classes: int) -> Ints:
 def class_scores(counts: Ints) -> dict[str, Floats]:
     """Return precision, recall and F1 per class; 0 where nothing was predicted or right."""
     right = np.diag(counts).astype(np.float64)
-    support, predicted = counts.sum(axis=1), counts.sum(axis=0)
+    support = counts.sum(axis=1)
+    predicted = counts.sum(axis=0)
     return {
         "precision": right / np.maximum(predicted, 1),
         "recall": right / np.maximum(support, 1),

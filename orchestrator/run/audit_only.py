@@ -74,7 +74,8 @@ def lines(paths: RunPaths) -> list[str]:
     for number, warning in enumerate(facts["warnings"], 1):
         found += [f"{number}. {warning['what']} ({warning['n']})", f"   do: {warning['do']}"]
     for label, one in ((facts["probe"] or {}).get("labels") or {}).items():
-        whole, rim = one["macro_f1"], one["rim"]
+        whole = one["macro_f1"]
+        rim = one["rim"]
         found.append(
             f"probe {label}: macro F1 {whole['estimate']:.3f} ({whole['low']:.3f}-{whole['high']:.3f}), "
             f"rim alone {rim['estimate']:.3f}, chance {one['chance']['estimate']:.3f}"

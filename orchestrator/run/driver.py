@@ -209,7 +209,8 @@ def _drive(
     from orchestrator.cluster.connection import connect  # noqa: PLC0415
     from orchestrator.run import tracking as track  # noqa: PLC0415
 
-    began, listener = time.monotonic(), Listener(paths)
+    began = time.monotonic()
+    listener = Listener(paths)
     earlier = replay(ledger.events)
     spent_s = float((paths.read_json("summary") or {}).get("wall_s", 0.0))
     paths.summary.unlink(missing_ok=True)
@@ -233,7 +234,8 @@ def _drive(
     reporter.say(f"run [bold]{plan.run_id}[/]  in {escape(str(paths.root))}")
     tracker = track.start(paths.root, experiment.spec.track)
     outcomes: dict[str, str] = {}
-    state, code = "FAILED", 1
+    state = "FAILED"
+    code = 1
     outputs: dict[str, Output] = {}
     try:
         _require_weights(experiment, allow_download=options.allow_download)
@@ -257,7 +259,8 @@ def _drive(
             failed = _run_stages(env, outcomes, outputs)
         state, code = ("FAILED", 1) if failed else ("SUCCEEDED", 0)
     except KeyboardInterrupt:
-        state, code = "CANCELLED" if listener.cancelled else "INTERRUPTED", INTERRUPTED
+        state = "CANCELLED" if listener.cancelled else "INTERRUPTED"
+        code = INTERRUPTED
         raise
     finally:
         listener.close()
@@ -293,15 +296,19 @@ def _run_stages(env: Env, outcomes: dict[str, str], outputs: dict[str, Output]) 
     for stage in STAGES:
         began = time.monotonic()
         if has_failed:
-            outcome, note = "BLOCKED", "an earlier stage failed"
+            outcome = "BLOCKED"
+            note = "an earlier stage failed"
         else:
             try:
                 output = stage.run(env, **{name: outputs[name] for name in stage.reads})
             except Exception as error:  # noqa: BLE001 - whatever a stage raises is its outcome
-                has_failed, outcome, note = True, "FAILED", _failure_note(env.paths, error)
+                has_failed = True
+                outcome = "FAILED"
+                note = _failure_note(env.paths, error)
             else:
                 outputs[stage.name] = output
-                outcome, note = output.outcome, output.note
+                outcome = output.outcome
+                note = output.note
         wall_s = time.monotonic() - began
         outcomes[stage.name] = outcome
         event = StageEnded(stage=stage.name, outcome=outcome, wall_s=round(wall_s, 3), note=note)

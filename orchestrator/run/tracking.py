@@ -103,7 +103,9 @@ def _follow(
 ) -> None:
     """Hand each ended trial to the sinks once; the file `memory` keeps their names."""
     seen: set[str] = set(json.loads(memory.read_text()) if memory and memory.exists() else [])
-    began, state, reader = time.time(), State(), Tail(run / "events.jsonl")
+    began = time.time()
+    state = State()
+    reader = Tail(run / "events.jsonl")
     while True:
         orphan = os.getppid() != parent
         events = reader.read()
@@ -133,7 +135,8 @@ class Journal:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         (run / "study.log").unlink(missing_ok=True)
-        self.run, self.search = run, search
+        self.run = run
+        self.search = search
         self.storage = JournalStorage(JournalFileBackend(str(run / "study.log")))
         self.studies: dict[str, Any] = {}
 
@@ -148,7 +151,9 @@ class Journal:
             self.studies[variant] = optuna.create_study(
                 storage=self.storage, study_name=f"{self.run.name}/{variant}", direction="maximize"
             )
-        space, params, distributions = self.search.space_of(variant), {}, {}
+        space = self.search.space_of(variant)
+        params = {}
+        distributions = {}
         for path, value in trial.params.items():
             if path in space:
                 params[path], distributions[path] = _stored(space[path], value)

@@ -48,8 +48,10 @@ class Slate:
             body_globals: what the trial's function calls its module, which may be no real one.
             trims: freed memory is given back after every trial; otherwise only where it has become too much.
         """
-        self.body_globals, self.trims = body_globals or {}, trims
-        self.facts, self.names = _facts(), self._names()
+        self.body_globals = body_globals or {}
+        self.trims = trims
+        self.facts = _facts()
+        self.names = self._names()
         self.private_bytes = private_bytes(os.getpid())
 
     def differences(self) -> list[str]:

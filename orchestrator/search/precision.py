@@ -19,7 +19,9 @@ def choose_precision(arm: Arm, schema: Schema, share: TrialShare, ledger: Ledger
     """
     if arm.train.precision != "auto":
         return arm.train.precision
-    device, backbone, size = share.device, arm.train.model.backbone, arm.prep.size
+    device = share.device
+    backbone = arm.train.model.backbone
+    size = arm.prep.size
     for event in ledger.events:
         if isinstance(event, PrecisionChosen):
             known = (event.backbone, event.size, event.device)

@@ -98,7 +98,10 @@ class KilledForMemory(RayActorError, OutOfMemoryError):  # noqa: N818 - says wha
 
 @contextlib.contextmanager
 def memory_kills_are_deaths() -> Iterator[None]:
-    """Let a worker that Ray kills for memory fail its trial. As it is (2.60), Tune knows no such error and ends the run."""
+    """Let a worker that Ray kills for memory fail its trial.
+
+    Tune 2.60 does not know this error and ends the run.
+    """
     original = RayActorManager._actor_task_failed  # noqa: SLF001 - there is no public way
 
     def failed(self: Any, task: Any, exception: Exception) -> None:
@@ -160,13 +163,15 @@ class Decisions(FIFOScheduler):
         self.failed: list[
             tuple[Any, Any, str]
         ] = []  # (controller, trial, reason), to be shown as errors
-        self._nodes, self._looked = _nodes(), time.monotonic()
+        self._nodes = _nodes()
+        self._looked = time.monotonic()
         self._waiting: list[Any] = []
 
     def look(self) -> None:
         """Take in nodes that have joined; the death of a trial with its node tells that one has gone."""
         if time.monotonic() - self._looked > _LOOK_S:
-            self._nodes, self._looked = self._nodes | _nodes(), time.monotonic()
+            self._nodes = self._nodes | _nodes()
+            self._looked = time.monotonic()
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         self._waiting.append(trial)
@@ -190,7 +195,8 @@ class Decisions(FIFOScheduler):
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        cause, error = result.get("cause"), result.get("error")
+        cause = result.get("cause")
+        error = result.get("error")
         if error:
             self.failed.append((tune_controller, trial, error))
         if cause in _RETRIED:
@@ -235,7 +241,8 @@ class Files(JsonLoggerCallback):
 
     def __init__(self, decisions: Decisions, tick: Callable[[], None]) -> None:
         super().__init__()
-        self.decisions, self.tick = decisions, tick
+        self.decisions = decisions
+        self.tick = tick
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         self.tick()

@@ -77,7 +77,8 @@ def _usable(trials: list[TrialRecord], search: Search, store: Store) -> dict[str
     """Return the trials to take over and the names they get, in the order they were started."""
     names: dict[str, str] = {}
     for trial in trials:
-        variant, key = trial.variant, trial.key
+        variant = trial.variant
+        key = trial.key
         space = search.space_of(variant)
         lost = (
             trial.status == "COMPLETE"

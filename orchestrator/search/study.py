@@ -113,7 +113,8 @@ class Studies:
     ) -> tuple[Any, dict[str, Any]]:
         import optuna  # noqa: PLC0415
 
-        study, space = self.studies[variant], self.spaces[variant]
+        study = self.studies[variant]
+        space = self.spaces[variant]
         seed = self._seed(variant, number, attempt) if attempt else self._seed(variant, number)
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -150,7 +151,8 @@ class Studies:
 
     def _fixed(self, variant: str) -> dict[str, Any] | None:
         """Return what is not left to the sampler: the first starting point that was not tried, then the grid's."""
-        space, tried = self.spaces[variant], self.points[variant]
+        space = self.spaces[variant]
+        tried = self.points[variant]
         for start in self.search.start:
             own = {path: value for path, value in start.items() if path in space}
             if own and not any(own.items() <= point.items() for point in tried):
@@ -208,7 +210,8 @@ class Studies:
 
     def resume(self, trial: TrialRecord) -> tuple[TrialSpec, Any]:
         """Ask again for a trial that the ledger knows."""
-        variant, point = trial.variant, trial.params
+        variant = trial.variant
+        point = trial.params
         asked, _ = self.ask(variant, point)
         return self.make_spec(trial.trial_id, variant, point), (variant, asked)
 

@@ -197,11 +197,9 @@ def _mixable(spec: TrialSpec, index: Mapping[str, int]) -> Any:
         row for row in tables.read(Path(spec.mixable)).to_pylist() if row["sample_id"] in index
     ]
     at = [index[row["sample_id"]] for row in table]
-    fits, within, group = (
-        np.zeros(len(index), np.bool_),
-        np.zeros(len(index), np.int64),
-        np.zeros(len(index), np.int64),
-    )
+    fits = np.zeros(len(index), np.bool_)
+    within = np.zeros(len(index), np.int64)
+    group = np.zeros(len(index), np.int64)
     fits[at] = [row["fits"] for row in table]
     within[at] = [row["within"] for row in table]
     group[at] = [row["group"] for row in table]

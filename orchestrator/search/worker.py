@@ -45,7 +45,8 @@ _CAUSES = {
     "TrainingDiverged": "diverged",
     "MissingSource": "source",
 }
-_SHORT, _BIG = 0.08, 0.25  # of the machine's memory: so little left, so much taken by one trial
+_SHORT = 0.08
+_BIG = 0.25  # of the machine's memory: so little left, so much taken by one trial
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,10 @@ class Child:
     """A process that runs trials, one after another while nothing is left behind by them, seen from its parent."""
 
     def __init__(self, body: Body, watch: Watch = Watch()) -> None:
-        self.body, self.watch = body, watch
-        self.pid, self.n_forks = 0, 0
+        self.body = body
+        self.watch = watch
+        self.pid = 0
+        self.n_forks = 0
         self.trial_id = ""
         self._pipe: Any = None
         self._unheard = False  # the trial has not been told whether to go on after its last report
@@ -107,7 +110,8 @@ class Child:
         if self._stopping and not self._has_stopped():
             self.kill()
         self._stopping = False
-        self.trial_id, order = trial_id, (spec, seed, threads, device, self._log(trial_id))
+        self.trial_id = trial_id
+        order = (spec, seed, threads, device, self._log(trial_id))
         if not self.pid:
             self._fork()
         try:
@@ -117,7 +121,8 @@ class Child:
             self._fork()
             self._pipe.send(order)
         self._began = self._heard = self._looked = time.monotonic()
-        self._unheard, self._busy = False, True
+        self._unheard = False
+        self._busy = True
 
     def next(self) -> Reported | Failed | None:
         """Wait for the trial's next report; None is its proper end. Asking again lets it go on."""
@@ -142,7 +147,8 @@ class Child:
         except (EOFError, OSError):
             return self._dead()
         if kind == "report":
-            self._heard, self._unheard = time.monotonic(), True
+            self._heard = time.monotonic()
+            self._unheard = True
             return Reported(*rest)
         self._busy = False
         if not rest.pop():  # it left something behind, and has gone
@@ -157,7 +163,8 @@ class Child:
         if self._unheard:
             with contextlib.suppress(OSError):
                 self._pipe.send(False)
-            self._unheard, self._stopping = False, True
+            self._unheard = False
+            self._stopping = True
         else:
             self.kill()
 
@@ -200,7 +207,8 @@ class Child:
             _, status = os.waitpid(self.pid, 0)
         except ChildProcessError:
             status = 0
-        self.pid, self._busy = 0, False
+        self.pid = 0
+        self._busy = False
         self._pipe.close()
         return status
 
@@ -224,7 +232,8 @@ class Child:
         return self._wished() or self._memory()
 
     def _wished(self) -> Failed | None:
-        now, watch = time.monotonic(), self.watch
+        now = time.monotonic()
+        watch = self.watch
         if watch.control and stop_file(watch.control, self.trial_id).exists():
             return Failed("stopped", "stopped by hand")
         if watch.report_s is not None and now - self._heard > watch.report_s and self._is_awaited():
@@ -240,12 +249,14 @@ class Child:
         return not self._unheard and not self._pipe.poll()
 
     def _memory(self) -> Failed | None:
-        watch, taken = self.watch, resident_bytes(self.pid)
+        watch = self.watch
+        taken = resident_bytes(self.pid)
         if watch.memory_gb is not None:
             if taken > watch.memory_gb * 1e9:
                 return Failed(
                     "memory",
-                    f"{taken / 1e9:.2f} GB of memory taken, {watch.memory_gb:g} allowed (resources.per_trial.memory_gb)",
+                    f"{taken / 1e9:.2f} GB of memory taken, {watch.memory_gb:g} allowed "
+                    "(resources.per_trial.memory_gb)",
                 )
             return None
         total, free = machine_bytes()
@@ -297,7 +308,8 @@ def _be_child(body: Body, pipe: Any, parent: int, *, trims: bool) -> NoReturn:
     """
     try:
         _leave_parent(pipe.fileno(), parent)
-        slate, clean = None, True
+        slate = None
+        clean = True
         while clean:
             spec, seed, threads, device, log = pipe.recv()
             seed_everything(seed, threads)
@@ -388,7 +400,8 @@ def _leave_parent(pipe: int, parent: int) -> None:
             with contextlib.suppress(OSError):
                 os.close(handle)  # the cluster's sockets are not ours to hold open
     # the cluster's own streams write to its logs
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def cause_of(error: BaseException) -> str:

@@ -139,7 +139,8 @@ def _facts(table: pa.Table) -> dict[str, Any]:
     import pyarrow.compute as pc  # noqa: PLC0415
 
     is_usable = pc.equal(table["status"], "ok")
-    usable, bad = table.filter(is_usable), table.filter(pc.invert(is_usable))
+    usable = table.filter(is_usable)
+    bad = table.filter(pc.invert(is_usable))
     counts = Counter(label for label in usable["label"].to_pylist() if label is not None)
     majority = min(counts, key=lambda label: (-counts[label], label), default=0)
     statuses = zip(bad["sample_id"].to_pylist(), bad["status"].to_pylist(), strict=True)

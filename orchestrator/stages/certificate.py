@@ -35,7 +35,8 @@ from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.run_dir import RunPaths
 
 FORMAT_VERSION = 1
-N_WORST_CLASSES, N_WORST_GROUPS = 5, 10
+N_WORST_CLASSES = 5
+N_WORST_GROUPS = 10
 OTHER_RUNS = "the same test labels in other runs of this store"
 N_CHECKED = 2
 """Photos of each checked checkpoint. The first and the last checkpoint of every member are checked."""
@@ -53,7 +54,8 @@ def certify(
     chosen: dict[str, Any],
 ) -> dict[str, Any]:
     """Check the members against their stored answers, write certificate.json and return it."""
-    paths, spec = env.paths, env.experiment.spec
+    paths = env.paths
+    spec = env.experiment.spec
     trials = ensemble.member_trials(paths, chosen["members"])
     artifacts = {
         s: [ensemble.checkpoint(env.store, t) for t in found] for s, found in trials.items()
@@ -195,7 +197,8 @@ def _gap(estimate: Any, corrected: Any, test: Any) -> dict[str, Any] | None:
     """
     if not estimate or not test:
         return None
-    told, found = estimate["macro_f1"], test["macro_f1"]["estimate"]
+    told = estimate["macro_f1"]
+    found = test["macro_f1"]["estimate"]
     honest = (corrected or {}).get("estimate")
     gap = difference_of_scores(told, test["macro_f1"])
     return {
@@ -331,8 +334,10 @@ def check(
     """
     from data_prep.catalog.builder import photo_path  # noqa: PLC0415
 
-    spec, base = env.experiment.spec, env.experiment.base
-    jobs, share = [], spec.resources.per_trial
+    spec = env.experiment.spec
+    base = env.experiment.base
+    jobs = []
+    share = spec.resources.per_trial
     for setting, own in trials.items():
         prep = env.experiment.arms[own[0]["variant"]].prep
         for at in sorted({0, len(own) - 1}):
@@ -409,7 +414,8 @@ def statement(made: Mapping[str, Any]) -> str:
 
 def _expected(made: Mapping[str, Any]) -> list[str]:
     """Say what the vote is expected to reach, and by how many checkpoints."""
-    estimate, corrected = made["estimate"], made["corrected"] or {}
+    estimate = made["estimate"]
+    corrected = made["corrected"] or {}
     scores = estimate.get("macro_f1")
     if not scores:
         return []
@@ -433,7 +439,8 @@ def _expected(made: Mapping[str, Any]) -> list[str]:
         )
     curve = made.get("checkpoints") or {}
     if curve.get("scores"):
-        n_seeds, n_deployed = len(curve["scores"]), curve["n_deployed"]
+        n_seeds = len(curve["scores"])
+        n_deployed = curve["n_deployed"]
         reason = (
             f"At least, because a photo was judged by {n_seeds} checkpoints of each member and new "
             f"photos are judged by {n_deployed}"

@@ -33,14 +33,16 @@ def run(env: Env, catalog: Catalog, split: Split, search: Searched, confirm: Con
     rows = []
     if env.experiment.spec.hypotheses:
         arms = held_out_predictions(env, catalog, split, confirm)
-        scores, variants = search.scores, confirm.complete_settings
+        scores = search.scores
+        variants = confirm.complete_settings
         best: dict[str, Predictions] = {}
         for setting in sorted(arms, key=lambda name: (-scores.get(name, 0.0), name)):
             best.setdefault(variants[setting], arms[setting])
 
         def number_of_look(claim: Claim, first: Predictions, second: Predictions) -> int:
             facts = {"what": f"claim {claim}", "run": env.paths.run_id}
-            key, state = claim_key(claim, catalog.content), predictions_key(first, second)
+            key = claim_key(claim, catalog.content)
+            state = predictions_key(first, second)
             return count_look(env.paths.store, key, state, facts).number
 
         rows = judge(env.experiment.spec.hypotheses, best, count_look=number_of_look)

@@ -269,7 +269,8 @@ def _make_shards(
     """Prepare the shards that the store lacks, and put them there."""
     from data_prep.preparation.pool import prepare_shards  # noqa: PLC0415
 
-    steps, share = steps_identity(arm.prep), env.experiment.spec.resources.per_prep_worker
+    steps = steps_identity(arm.prep)
+    share = env.experiment.spec.resources.per_prep_worker
     tasks = _missing_shards(env, steps, wanted, keys)
     n_quarantined = 0
     work = _Work()

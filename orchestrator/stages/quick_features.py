@@ -39,7 +39,8 @@ def chosen(catalog: pa.Table) -> pa.Table:
         return rows
     groups = rows["group"].to_pylist()
     sizes = Counter(groups)
-    kept, n = set(), 0
+    kept = set()
+    n = 0
     for group in sorted(sizes, key=_hash):
         if n + sizes[group] <= MAX_PHOTOS:
             kept.add(group)
@@ -66,7 +67,8 @@ def features(env: Env, rows: pa.Table, view: str) -> Floats:
     from data_prep.catalog.builder import photo_path  # noqa: PLC0415
     from data_prep.weights.cache import hashes  # noqa: PLC0415
 
-    samples, shas = rows["sample_id"].to_pylist(), rows["sha256"].to_pylist()
+    samples = rows["sample_id"].to_pylist()
+    shas = rows["sha256"].to_pylist()
     params = {
         "backbone": QUICK_BACKBONE,
         "weights": hashes(QUICK_BACKBONE),
@@ -76,13 +78,15 @@ def features(env: Env, rows: pa.Table, view: str) -> Floats:
     key = stage_key("features", VERSIONS["features"], params, {"photos": digest(shas)})
     with env.single_flight("features", key, "looks at the same photos"):
         if (found := env.store.find("features", key)) is None:
-            data, base = env.experiment.spec.data, env.experiment.base
+            data = env.experiment.spec.data
+            base = env.experiment.base
             photos = [
                 (str(photo_path(data, base, sample)), sha)
                 for sample, sha in zip(samples, shas, strict=True)
             ]
             chunks = [photos[start : start + _CHUNK] for start in range(0, len(photos), _CHUNK)]
-            work, parts = env.store.work_dir("features", key), []
+            work = env.store.work_dir("features", key)
+            parts = []
             with env.console.task(f"audit {view}", len(photos)) as advance:
                 for part in _resumable(chunks, view, work):
                     parts.append(part)

@@ -103,8 +103,10 @@ def _train(trainings: Trainings) -> None:
     from orchestrator.stages.trial_phase import feature_sources, train_all  # noqa: PLC0415
     from orchestrator.store.events import PhaseStarted  # noqa: PLC0415
 
-    env, experiment = trainings.env, trainings.env.experiment
-    spec, variants = experiment.spec, list(experiment.arms)
+    env = trainings.env
+    experiment = trainings.env.experiment
+    spec = experiment.spec
+    variants = list(experiment.arms)
     sources = feature_sources(experiment)
 
     def describe(trial_id: str, variant: str, point: dict[str, Any]) -> TrialSpec:
@@ -150,7 +152,8 @@ def _replay_earlier(trainings: Trainings, search: Search) -> None:
     from orchestrator.stages.trial_phase import phase_trials  # noqa: PLC0415
 
     env = trainings.env
-    content, prepared = trainings.catalog.content, trainings.prepare.keys
+    content = trainings.catalog.content
+    prepared = trainings.prepare.keys
     families = study_families(env.experiment, content, prepared)
     if not phase_trials(env, "search"):
         studies = earlier(env.store, families, search, besides=env.paths.run_id)

@@ -58,7 +58,9 @@ def run(
     Raises:
         UserError: there is no finalist that the policy may choose.
     """
-    spec, scores, variants = env.experiment.spec, search.scores, confirm.complete_settings
+    spec = env.experiment.spec
+    scores = search.scores
+    variants = confirm.complete_settings
     predictions = held_out_predictions(env, catalog, split, confirm)
     if not predictions:
         raise UserError(
@@ -214,7 +216,9 @@ def _vote_scores(env: Env, members: dict[str, Predictions], weights: list[int]) 
 
 def _about_members(env: Env, members: dict[str, Predictions], weights: list[int]) -> dict[str, Any]:
     """Return how often members agree, what each adds to the vote, and what the vote adds to the best of them."""
-    n_classes, seed, names = env.schema.n_classes, env.experiment.spec.seed, list(members)
+    n_classes = env.schema.n_classes
+    seed = env.experiment.spec.seed
+    names = list(members)
     whole = _like(members, _cast(env, members, weights).pred)
     answers = np.stack([one.votes for one in members.values()])
     alone = {name: _like(members, one.votes) for name, one in members.items()}
@@ -262,7 +266,8 @@ def _corrected(
     Returns:
         None where nothing was chosen on them.
     """
-    policy, seed = env.experiment.spec.select.policy, env.experiment.spec.seed
+    policy = env.experiment.spec.select.policy
+    seed = env.experiment.spec.seed
     choice: tuple[int, ...] = ()
     for setting, votes in zip(chosen["members"], chosen["weights"], strict=True):
         choice += (order.index(setting),) * votes
@@ -295,11 +300,13 @@ def interval_scores(env: Env, oof: Predictions) -> dict[str, Any]:
 
     `macro_f1_<label>` and `accuracy_<label>` are numbers; `intervals` holds their intervals.
     """
-    seed, schema = env.experiment.spec.seed, env.schema
+    seed = env.experiment.spec.seed
+    schema = env.schema
     scores: dict[str, Any] = {}
     for metric in ("macro_f1", "accuracy"):
         scores[metric] = interval(oof, metric=metric, seed=seed).to_json()
-    truth, answers = schema.decode(oof.targets), schema.decode(oof.preds[0])
+    truth = schema.decode(oof.targets)
+    answers = schema.decode(oof.preds[0])
     intervals: dict[str, Any] = {}
     for i, (name, size) in enumerate(zip(schema.names, schema.sizes, strict=True)):
         for metric in ("macro_f1", "accuracy"):

@@ -72,7 +72,8 @@ def run(env: Env, catalog: Catalog) -> Split:
             known[key] = tables.read(artifact.file("folds.parquet"))
             for seed, fold in seeds_and_folds:
                 inner_part(rows_of_seed(known[key], seed), fold, arm.data.split, env.schema)
-        artifacts[name], folds[name] = artifact, known[key]
+        artifacts[name] = artifact
+        folds[name] = known[key]
     written = []
     for name, table in folds.items():
         variant = pa.array([name] * len(table), pa.string())

@@ -69,7 +69,8 @@ def read_test_photos(
     """
     from data_prep.catalog.builder import test_order  # noqa: PLC0415
 
-    data, table = env.experiment.spec.data, catalog.table
+    data = env.experiment.spec.data
+    table = catalog.table
     order = test_order(data, env.experiment.base, table)
     of = dict(zip(table["sample_id"].to_pylist(), table["group"].to_pylist(), strict=True))
     groups = {sample: of[sample] for sample, _ in order}
@@ -165,7 +166,8 @@ def predict_trials(
     """
     from data_prep.preparation.shards import open_rows  # noqa: PLC0415
 
-    jobs, share = [], env.experiment.spec.resources.per_trial
+    jobs = []
+    share = env.experiment.spec.resources.per_trial
     for trial in trials:
         artifact = env.store.get("trial", trial.key)
         artifact.file("weights.safetensors")  # checks its hash
@@ -277,7 +279,8 @@ def leaderboard(
         row: dict[str, Any] = {"who": who}
         for part in ("public", "private"):
             answers = score_input(env, photos, part, preds, labels)
-            truth, given = answers.targets, answers.preds[0]
+            truth = answers.targets
+            given = answers.preds[0]
             row[f"{part}_macro_f1"] = metrics.macro_f1(truth, given, answers.n_classes)
             row[f"{part}_accuracy"] = float(np.mean(truth == given))
         rows.append(row)

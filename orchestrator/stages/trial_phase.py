@@ -130,7 +130,8 @@ class Trainings:
         Unknown columns are refused, and precisions are probed while all cores are free.
         """
         experiment = self.env.experiment
-        search, share = experiment.spec.search, experiment.spec.resources.per_trial
+        search = experiment.spec.search
+        share = experiment.spec.resources.per_trial
         for variant, arm in experiment.arms.items():
             self._mixable_file(arm)
             space = search.space_of(variant) if search else {}

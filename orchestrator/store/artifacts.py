@@ -69,7 +69,8 @@ class Artifact:
         Raises:
             UserError: the file is missing or differs from what the manifest says.
         """
-        path, facts = self.path / name, self.manifest["files"].get(name)
+        path = self.path / name
+        facts = self.manifest["files"].get(name)
         if facts is None or not path.is_file():
             raise UserError(
                 f"{path}: required by {MANIFEST}, found no such file; delete {self.path} and submit again"
@@ -196,10 +197,8 @@ def _file_facts(folder: Path) -> dict[str, dict[str, Any]]:
                 path.parent == folder
             ):  # below lie Tune's files alone, 5 a trial and 1.5 ms each, which nobody computes with
                 os.fsync(handle.fileno())
-            size, sha256 = (
-                os.fstat(handle.fileno()).st_size,
-                hashlib.file_digest(handle, "sha256").hexdigest(),
-            )
+            size = os.fstat(handle.fileno()).st_size
+            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
         facts[path.relative_to(folder).as_posix()] = {"size_bytes": size, "sha256": sha256}
     return facts
 

@@ -295,7 +295,8 @@ def from_json(record: Any) -> Event:
         raise RecordInvalid("an object with a field event was required")
     kind = record["event"]
     if kind not in KINDS:
-        number, time = record.get("n", -1), record.get("time", 0.0)
+        number = record.get("n", -1)
+        time = record.get("time", 0.0)
         return UnknownEvent(n=number, time=time, record=record)
     known = _FIELDS[kind]
     fields = {name: value for name, value in record.items() if name in known}

@@ -28,7 +28,8 @@ from orchestrator.store.events import (
     from_json,
 )
 
-EVENTS, LOCK = "events.jsonl", "driver.lock"
+EVENTS = "events.jsonl"
+LOCK = "driver.lock"
 
 
 REPEATABLE = {"raised", "diverged", "metric"}  # causes of failures that would come about again
@@ -173,7 +174,8 @@ class Tail:
     """Reads a growing ledger bit by bit."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._at = path, 0
+        self.path = path
+        self._at = 0
 
     def read(self) -> list[Event]:
         """Return the events that have come since the last call."""

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 
 from data_prep.files import atomic_path
 
-_TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
+_TEXT = pa.string()
+_INT = pa.int64()
+_FLOAT = pa.float64()
 
 TRIAL_FIELDS: list[tuple[str, pa.DataType]] = [
     ("trial_id", _TEXT),

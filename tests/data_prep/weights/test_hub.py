@@ -10,7 +10,7 @@ from data_prep.weights import cache as weights
 from data_prep.weights import hub
 from data_prep.weights.registry import WeightsError
 from orchestrator.base.errors import UserError
-from orchestrator.planning.plan import Keys
+from orchestrator.planning import stage_keys
 from orchestrator.run.driver import _require_weights
 from orchestrator.spec.load import read
 from trainers.config import Model
@@ -124,13 +124,17 @@ def test_a_submit_asks_for_the_backbones_of_variants_and_of_the_space_before_any
 
 def test_the_recorded_hash_is_part_of_what_a_search_is_known_by(machine):
     (machine / "spec.yaml").write_text(SPEC)
-    keys = Keys(read(machine / "spec.yaml", check_roots=False), "files")
+    experiment = read(machine / "spec.yaml", check_roots=False)
+    prepared = stage_keys.prepare_keys(experiment, "photos")
 
     class Catalog:
         result = {"content": "c", "photos": "p"}
 
-    before = keys.search(Catalog), keys.families(Catalog)["base"]
+    before = (
+        stage_keys.search_key(experiment, "content", prepared),
+        stage_keys.study_families(experiment, "content", prepared)["base"],
+    )
     arrive(machine, 1)
     hub.require(BACKBONE)
-    assert before[0] != keys.search(Catalog)
-    assert before[1] != keys.families(Catalog)["base"]
+    assert before[0] != stage_keys.search_key(experiment, "content", prepared)
+    assert before[1] != stage_keys.study_families(experiment, "content", prepared)["base"]

@@ -96,7 +96,7 @@ class Run:
 
     @property
     def rows(self):
-        return self.prepared.rows
+        return self.prepared.rows["base"]
 
 
 def made(context):

@@ -86,7 +86,7 @@ def test_a_leaderboard_ranks_by_what_it_saw_and_chooses_nobody_it_has_not_seen()
     found = choose(rows, "leaderboard", 4)
     assert (found["members"], found["weights"]) == (["c", "a", "d"], [1, 1, 1])
     assert found["short_of"].startswith("3 members instead of 4")
-    assert "peek" in found["rule"]
+    assert "public half" in found["rule"]
 
 
 def test_scores_typed_in_by_hand_go_to_the_best_finalist_of_their_variant():
