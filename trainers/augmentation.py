@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainers.data import seed_of
-from trainers.package_names import Operation
+from trainers.known_names import Operation
 
 Photos = NDArray[np.uint8]  # (B, H, W, 3)
 Seeds = NDArray[np.uint64]  # (B,)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from data_prep.section import BARE_NAME, Count, Fraction, Positive, Probability, Section, check_rule
-from trainers.package_names import Operation, check_operation
+from trainers.known_names import Operation, check_operation
 
 _DURATION = r"^[1-9][0-9]* (epochs?|steps?)$"
 DurationText = Annotated[str, StringConstraints(pattern=_DURATION)]

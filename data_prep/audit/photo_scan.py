@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.audit.duplicates import candidates, compare_chunk, sets_of
-from data_prep.catalog.inspection import Facts, inspect_chunk
+from data_prep.catalog.photo_inspection import Facts, inspect_chunk
 from data_prep.catalog.sources import Listing, images_of
 from data_prep.config import Data, TestTable
 from data_prep.files import write_text

@@ -24,8 +24,8 @@ from data_prep.audit.photo_scan import (
     joined,
     near_sets,
 )
-from data_prep.catalog.inspection import OK, Facts
 from data_prep.catalog.labels import OWN_COLUMNS, Schema, read_codes
+from data_prep.catalog.photo_inspection import OK, Facts
 from data_prep.catalog.sources import Listing, list_source, list_test, read_table, refusal
 from data_prep.config import Data, TestHoldOut, TestTable
 from data_prep.errors import DataError, some

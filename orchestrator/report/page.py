@@ -15,27 +15,35 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup, escape
 
 from data_prep.files import atomic_path
-from orchestrator.report import audit, data, findings, models, overview, settings, trust
+from orchestrator.report import (
+    audit_section,
+    data_section,
+    findings,
+    models_section,
+    overview,
+    settings,
+    trust,
+)
 from orchestrator.report.load import Run, View, load
 from orchestrator.store.run_files import number
 
 SECTIONS: tuple[tuple[str, str, Callable[[Run], View]], ...] = (
     ("result", "Result", overview.result),
     ("findings", "Findings", findings.findings),
-    ("audit", "Data audit", audit.audit),
+    ("audit", "Data audit", audit_section.audit),
     ("certificate", "Certificate", trust.certificate),
     ("board", "Public and private scores", trust.board),
     ("hypotheses", "Hypotheses", overview.hypotheses),
     ("selection", "Selection", overview.selection),
-    ("confusion", "Confusion matrices", models.confusion),
-    ("classes", "Scores per class", models.classes),
-    ("agreement", "Agreement of the members", models.agreement),
+    ("confusion", "Confusion matrices", models_section.confusion),
+    ("classes", "Scores per class", models_section.classes),
+    ("agreement", "Agreement of the members", models_section.agreement),
     ("search", "Effect of the settings", settings.search),
-    ("curves", "Learning curves", models.curves),
-    ("trials", "Trials", models.trials),
-    ("distributions", "Class distributions", data.distributions),
-    ("preparation", "Preparation", data.preparation),
-    ("provenance", "Provenance", data.provenance),
+    ("curves", "Learning curves", models_section.curves),
+    ("trials", "Trials", models_section.trials),
+    ("distributions", "Class distributions", data_section.distributions),
+    ("preparation", "Preparation", data_section.preparation),
+    ("provenance", "Provenance", data_section.provenance),
 )
 """Anchor and name of the template's macro, heading, and the function that gathers what it shows."""
 AUDIT = ("findings", "audit", "distributions")

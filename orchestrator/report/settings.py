@@ -9,7 +9,7 @@ import numpy as np
 
 from orchestrator.report import charts
 from orchestrator.report.load import Run, View
-from orchestrator.report.models import by_score, legend, settings_text, variant_colors
+from orchestrator.report.models_section import by_score, legend, settings_text, variant_colors
 from orchestrator.store.run_files import TrialRow, number
 
 _MAX_PARALLEL = 300

@@ -19,7 +19,7 @@ from orchestrator.spec.models import Arm, Spec
 from orchestrator.spec.search_space import Choice, Point, Space, apply, assignments
 from orchestrator.spec.yaml_source import Document, KeyPath, Place, Problem
 from trainers.config import FrozenDeepHead, SingleHead
-from trainers.package_names import known_backbones
+from trainers.known_names import known_backbones
 
 _MAX_ASSIGNMENTS = 256
 _HEAD = "train.model.head"

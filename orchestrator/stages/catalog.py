@@ -119,7 +119,7 @@ def _is_outdated(env: Env, artifact: Artifact) -> bool:
     Rights to read are no part of the key.
     """
     from data_prep.catalog.builder import photo_path  # noqa: PLC0415
-    from data_prep.catalog.inspection import UNREADABLE  # noqa: PLC0415
+    from data_prep.catalog.photo_inspection import UNREADABLE  # noqa: PLC0415
 
     if artifact.manifest["finished"] >= env.photos_since:
         return False

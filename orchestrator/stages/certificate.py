@@ -476,10 +476,10 @@ def _covered(made: Mapping[str, Any]) -> list[str]:
     """Say what the numbers cover and what they do not."""
     sentences = [
         (
-            "The intervals cover which people were photographed, with these trained models; the luck "
-            "of training is not in them, and is smaller with more seeds. The correction covers the "
-            "choice of members. Nothing here covers other data: other cameras, places or people of "
-            "another kind."
+            "The interval of a score covers which people were photographed, with these trained "
+            "models. The interval of a difference also covers the luck of training, where there are "
+            "two seeds. The correction covers the choice of members. Nothing here covers other "
+            "data: other cameras, places or people of another kind."
         )
     ]
     if people := made["estimate"].get("people"):
@@ -489,7 +489,7 @@ def _covered(made: Mapping[str, Any]) -> list[str]:
             sentences.append(f"Other runs looked at these test labels {row['times']} times.")
     if made["policy"] == "leaderboard":
         sentences.append(
-            "The members were chosen by a leaderboard: a peek at the public half of the test set."
+            "A leaderboard chose the members: it looked at the public half of the test set."
         )
     return sentences + list(made.get("findings") or [])
 

@@ -21,8 +21,8 @@ from data_prep.audit.duplicates import (
 )
 from data_prep.audit.examination import audit, leak, people
 from data_prep.catalog.builder import build_catalog
-from data_prep.catalog.inspection import inspect_chunk
 from data_prep.catalog.labels import Schema
+from data_prep.catalog.photo_inspection import inspect_chunk
 from data_prep.config import Data, Split
 from data_prep.errors import MachineError
 from data_prep.split import assign

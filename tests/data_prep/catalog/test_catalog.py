@@ -23,8 +23,8 @@ from data_prep.audit.distributions import columns_that_tell
 from data_prep.audit.examination import audit
 from data_prep.catalog import builder as module
 from data_prep.catalog.builder import build_catalog, content_hash, photo_path, photos_hash
-from data_prep.catalog.inspection import examine, inspect
 from data_prep.catalog.labels import Schema, values_in
+from data_prep.catalog.photo_inspection import examine, inspect
 from data_prep.catalog.sources import read_table, refusal
 from data_prep.errors import DataError, MachineError
 from data_prep.split import excluded
@@ -102,7 +102,7 @@ def test_a_turned_photo_has_the_size_that_people_see():
 
 
 def test_a_true_bomb_costs_no_memory():
-    code = ("import resource, zlib, struct; from data_prep.catalog.inspection import examine\n"
+    code = ("import resource, zlib, struct; from data_prep.catalog.photo_inspection import examine\n"
             "c = lambda t, d: struct.pack('>I', len(d)) + t + d + struct.pack('>I', zlib.crc32(t + d))\n"
             "z = zlib.compressobj(9); rows = b''.join([z.compress(bytes(12001)) for _ in range(12000)] + [z.flush()])\n"
             "p = b'\\x89PNG\\r\\n\\x1a\\n' + c(b'IHDR', struct.pack('>IIBBBBB', 12000, 12000, 8, 0, 0, 0, 0)) + c(b'IDAT', rows) + c(b'IEND', b'')\n"

@@ -372,13 +372,13 @@ def test_the_certificate_is_shown_and_has_a_page_of_its_own(run, tmp_path):
         assert "could not be drawn" not in words
         assert "people (group: id) it has never seen" in words
         assert (
-            "with these trained models; the luck of training is not in them, and is smaller with more seeds."
+            "The interval of a difference also covers the luck of training, where there are two seeds."
             in words
         )
     assert HOSTILE not in alone.words
     assert "with it minus without it" in whole.words
     assert (
-        "p and intervals cover which people were photographed, with these trained models; the luck of training"
+        "p and interval cover which people were photographed and, with two seeds or five folds, the luck of training"
         in whole.words
     )
     assert "Learning curves" not in alone.words

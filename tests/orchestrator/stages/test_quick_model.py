@@ -147,7 +147,7 @@ def test_an_audit_says_what_a_leak_is_worth_and_trains_nothing(workplace):
     assert str(folder / "index.html") in done.stderr
     page = (folder / "index.html").read_text()
     assert "could not be drawn" not in page
-    assert "Which label is hard" in page
+    assert "Which labels are hard" in page
     assert not (workplace.root / "store/trial").exists()
     again = workplace.run("audit", workplace.spec, "--format", "json")
     assert (
