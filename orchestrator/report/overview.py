@@ -88,11 +88,16 @@ def result(run: Run) -> View:
     ensemble = run.selection.ensemble
     oof = ensemble.oof.macro_f1
     test = ensemble.test.macro_f1
-    scale = _score_scale(oof, test)
+    corrected = ensemble.corrected
+    first: Score | None = oof
+    if corrected is not None and corrected.estimate is not None:
+        first = corrected
+    scale = _score_scale(first, test)
     return {
         "oof": oof,
         "oof_accuracy": ensemble.oof.accuracy,
-        "oof_plot": _score_plot(oof, scale),
+        "first": first,
+        "oof_plot": _score_plot(first, scale),
         "test": test,
         "test_accuracy": ensemble.test.accuracy,
         "test_plot": _score_plot(test, scale),
@@ -105,9 +110,9 @@ def result(run: Run) -> View:
         "of": (run.certificate and run.certificate.estimate.of) or "photos it was not trained on",
         "n_candidates": len(run.selection.candidates),
         "level": run.selection.level,
-        "gain": ensemble.gain,
+        "gain": ensemble.gain and ensemble.gain.honest,
         "has_test_set": run.votes is not None,
-        "corrected": ensemble.corrected,
+        "is_corrected": first is corrected,
         "guess": 1 / run.schema.n_classes if run.schema else None,
         "confirmed": bool(run.selection.candidates) and run.resolved.confirm is not None,
     }

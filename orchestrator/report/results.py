@@ -217,7 +217,7 @@ def ensemble_lines(run: Path) -> list[str]:
             f"{'out-of-fold':<12} macro F1 {_span(corrected)}, corrected for choosing among "
             f"{corrected.n_candidates} candidates on these photos"
         )
-    gain = ensemble.gain
+    gain = ensemble.gain and ensemble.gain.honest
     if gain is not None and gain.difference is not None:
         span = f"90 % interval {_signed(gain.low)} to {_signed(gain.high)}"
         lines.append(

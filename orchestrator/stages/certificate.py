@@ -442,8 +442,8 @@ def _expected(made: Mapping[str, Any]) -> list[str]:
         n_seeds = len(curve["scores"])
         n_deployed = curve["n_deployed"]
         reason = (
-            f"At least, because a photo was judged by {n_seeds} checkpoints of each member and new "
-            f"photos are judged by {n_deployed}"
+            f"At least, because a photo was judged by {n_seeds} of each member's checkpoints and a "
+            f"new photo is judged by {n_deployed}"
         )
         if curve["estimate"] is None:
             sentences.append(f"{reason}; {curve['advice']}.")

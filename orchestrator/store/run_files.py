@@ -189,6 +189,18 @@ class Difference:
     low: float | None = None
     high: float | None = None
     p_value: float | None = None
+    corrected_difference: float | None = None  # the best member chosen on other people
+    corrected_low: float | None = None
+    corrected_high: float | None = None
+
+    @property
+    def honest(self) -> Difference:
+        """The corrected difference where there is one."""
+        if self.corrected_difference is None:
+            return self
+        return Difference(
+            self.over, self.corrected_difference, self.corrected_low, self.corrected_high
+        )
 
 
 # -------------------------------------------------------------------------------- selection.json

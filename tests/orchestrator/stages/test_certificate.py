@@ -35,7 +35,7 @@ def test_the_corrected_number_is_the_first_and_is_at_least():
         "On people (group: id) it has never seen the vote of 3 members is expected to reach at "
         "least macro F1 0.650 (90 % interval 0.550 to 0.750), 40 groups."
     )
-    assert "judged by 2 checkpoints of each member and new photos are judged by 6" in text
+    assert "judged by 2 of each member's checkpoints and a new photo is judged by 6" in text
     assert "the vote gains +0.020 (+0.000 to +0.040)" in text
     for words in ("other data", "2 times", "role val chose the settings", "more than one group"):
         assert words in text
