@@ -10,6 +10,7 @@ import pyarrow as pa
 from ruamel.yaml import YAML
 
 from data_prep.catalog.labels import Schema
+from orchestrator.base.versions import STAGE_NAMES
 from orchestrator.store import tables
 
 SCHEMA = Schema(
@@ -30,18 +31,6 @@ LABELS = {
 HOSTILE = 'train/<script>alert("x")</script>/\u202e\n"&\'.jpg'
 VARIANTS = ("single", "shallow", "half-cutmix")
 SETTINGS = ("a1b2c3d4", "0badcafe", "deadbeef", "12345678", "feedf00d")
-STAGES = (
-    "catalog",
-    "split",
-    "audit",
-    "prepare",
-    "search",
-    "confirm",
-    "hypotheses",
-    "select",
-    "vote",
-    "report",
-)
 
 
 def write_run(root: Path, *, seed: int = 0, n_people: int = 48, test_labels: bool = True) -> Path:
@@ -81,7 +70,7 @@ def write_run(root: Path, *, seed: int = 0, n_people: int = 48, test_labels: boo
         root,
         "summary.json",
         {
-            "run_id": root.name, "state": "SUCCEEDED", "stages": dict.fromkeys(STAGES, "SUCCEEDED"), "trials": counts,
+            "run_id": root.name, "state": "SUCCEEDED", "stages": dict.fromkeys(STAGE_NAMES, "SUCCEEDED"), "trials": counts,
             "quarantined": 2, "best": {"trial_id": "search-a1b2c3d4", "val_macro_f1": 0.61}, "members": members, "wall_s": 754.2,
         },
     )  # fmt: skip
@@ -381,7 +370,7 @@ def _write_events(root: Path, trials: list[dict]) -> None:
     facts = {"run_id": root.name, "key": "0" * 64, "git_commit": "0123456789abcdef", "overrides": {"seed": 42},
              "packages": {"torch": "2.14.1", "ray": "2.60.0"}, "labels": SCHEMA.classes}  # fmt: skip
     events = [{"event": "run_started", "time": began, **facts}]
-    for number, name in enumerate(STAGES):
+    for number, name in enumerate(STAGE_NAMES):
         events.append(
             {
                 "event": "stage",
