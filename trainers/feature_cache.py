@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 
 from trainers.augmentation import Augmentation, sample_seeds
 from trainers.data import Ints, Task
+from trainers.device import autocast, scoring_precision
 from trainers.inference import as_tensor
 from trainers.model import Classifier
+from trainers.overlap.copies import HostReading
+from trainers.overlap.feeder import Batch, feed
+from trainers.overlap.plan import Overlap
 
 Features = NDArray[np.float32]  # (n, F)
 FeatureStore = Callable[[dict[str, object], Callable[[], Features]], Features]
@@ -42,6 +46,9 @@ class FeatureCache:
         task: Task,
         augment: Augmentation | None,
         store: FeatureStore | None = None,
+        *,
+        precision: str = "fp32",
+        overlap: Overlap | None = None,
     ) -> None:
         """Identify the backbone by its weights; nothing is computed yet.
 
@@ -50,11 +57,16 @@ class FeatureCache:
             task: rows and photos.
             augment: augmentation of the training part.
             store: where features are kept between trainings; None keeps nothing.
+            precision: of the training; a GPU computes the features in it.
+            overlap: how photos come to the device; None: torch computes on the host.
         """
         self._model = model
         self._task = task
         self._augment = augment
         self._store: FeatureStore = store or (lambda _, compute: compute())
+        self._device = str(next(model.parameters()).device)
+        self._precision = scoring_precision(self._device, precision)
+        self._copies = overlap.copies if overlap else None
         model.backbone.eval()
         self._weights = weights_sha256(model)
         self._tables: dict[View, tuple[Ints, Features]] = {}
@@ -79,20 +91,26 @@ class FeatureCache:
             "view": [view.number, view.seed, view.policy],
             "dtype": "float32",
         }
+        if self._precision != "fp32":
+            identity["precision"] = self._precision
         return rows, self._store(identity, lambda: self._compute(rows, view))
 
     @torch.no_grad()
     def _compute(self, rows: Ints, view: View) -> Features:
-        device = next(self._model.parameters()).device
-        features = []
+        readings = []
+        with autocast(self._device, self._precision):
+            for batch in feed(self._batches(rows, view), self._copies):
+                values = self._model.features(batch.x).float()
+                readings.append(self._copies.read(values) if self._copies else HostReading(values))
+        return np.concatenate([reading.array() for reading in readings])
+
+    def _batches(self, rows: Ints, view: View) -> Generator[Batch]:
         for start in range(0, len(rows), _BATCH):
             batch = rows[start : start + _BATCH]
             photos = self._task.photos(batch)
             if self._augment is not None and view.number is not None:
                 photos = self._augment(photos, sample_seeds(view.seed, view.number, batch))
-            values = self._model.features(as_tensor(photos).to(device))
-            features.append(values.float().cpu().numpy())
-        return np.concatenate(features)
+            yield Batch(batch, as_tensor(photos))
 
 
 def weights_sha256(model: Classifier) -> str:
