@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ import numpy as np
 
 from data_prep.files import write_json
 from orchestrator.base.errors import UserError
-from orchestrator.base.keys import stage_key
-from orchestrator.base.versions import VERSIONS
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, Store
+from orchestrator.store.features import feature_store
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -107,7 +105,7 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
         device=spec.device,
         threads=spec.threads,
         source=_source_weights(spec, store),
-        feature_store=partial(_keep_features, store, spec.inputs.get("prepare", spec.rows)),
+        feature_store=_features(spec, store),
         micro_batch=spec.micro_batch,
     )
     params = {"train": spec.train, "seed": spec.seed, "fold": spec.fold}
@@ -115,7 +113,9 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
         for name in ("weights.safetensors", "model.json"):
             (draft.path / name).write_bytes((work / name).read_bytes())
         tables.write(
-            _predictions(spec, work, rows, parts["holdout" if spec.phase == "confirm" else "val"]),
+            _predictions(
+                spec, store, work, rows, parts["holdout" if spec.phase == "confirm" else "val"]
+            ),
             draft.path / "predictions.parquet",
         )
         if len(result.pairs):
@@ -169,24 +169,6 @@ def _source_weights(spec: TrialSpec, store: Store) -> dict[str, Any] | None:
     return dict(load_weights(found.path)[0])
 
 
-def _keep_features(
-    store: Store, photos: str, identity: dict[str, object], compute: Callable[[], Any]
-) -> Any:
-    """Find features in the store or put them there, once per node however many trials ask; map them read-only."""
-    from filelock import FileLock  # noqa: PLC0415
-
-    key = stage_key("features", VERSIONS["features"], identity, {"photos": photos})
-    if store.find("features", key) is None:
-        folder = store.work_dir("features", key)
-        with FileLock(folder.with_suffix(".lock")):
-            if store.find("features", key) is None:
-                with store.draft(
-                    "features", key, params=identity, inputs={"photos": photos}
-                ) as draft:
-                    np.save(draft.path / "features.npy", compute())
-    return np.load(store.get("features", key).path / "features.npy", mmap_mode="r")
-
-
 def _mixable(spec: TrialSpec, index: Mapping[str, int]) -> Any:
     """Return what MixUp may mix, by row, or None where it does not ask."""
     if spec.mixable is None:
@@ -232,7 +214,17 @@ def _parts(spec: TrialSpec, index: Mapping[str, int]) -> dict[str, tuple[Any, An
     return found
 
 
-def _predictions(spec: TrialSpec, work: Path, rows: Any, part: tuple[Any, Any]) -> Any:
+def _features(
+    spec: TrialSpec, store: Store
+) -> Callable[[dict[str, object], Callable[[], Any]], Any]:
+    """Return where features of a frozen backbone are kept."""
+    return feature_store(store, spec.inputs.get("prepare", spec.rows))
+
+
+def _predictions(
+    spec: TrialSpec, store: Store, work: Path, rows: Any, part: tuple[Any, Any]
+) -> Any:
+    from trainers.feature_cache import kept_features  # noqa: PLC0415
     from trainers.inference import load, predict  # noqa: PLC0415
     from trainers.metrics import joint_class  # noqa: PLC0415
 
@@ -241,7 +233,10 @@ def _predictions(spec: TrialSpec, work: Path, rows: Any, part: tuple[Any, Any]) 
     answered = [label for labels in model.head.branches.values() for label in labels]
     columns = [list(spec.label_sizes).index(name) for name in answered]
     target = joint_class(codes[:, columns], tuple(spec.label_sizes[name] for name in answered))
-    probs = predict(model, rows.images, at, device=spec.device)
+    features = kept_features(
+        model.to(spec.device), rows.images, rows.sample_ids, _features(spec, store)
+    )
+    probs = predict(model, rows.images, at, device=spec.device, features=features)
     return tables.from_rows(
         (
             {
