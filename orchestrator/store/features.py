@@ -10,10 +10,11 @@ from orchestrator.base.keys import stage_key
 from orchestrator.base.versions import VERSIONS
 from orchestrator.store.artifacts import Store
 
+FeatureStore = Callable[[dict[str, object], Callable[[], Any]], Any]
+"""(what identifies the features, how to compute them) -> the features, (n, F) float32, mapped."""
 
-def feature_store(
-    store: Store, photos: str
-) -> Callable[[dict[str, object], Callable[[], Any]], Any]:
+
+def feature_store(store: Store, photos: str) -> FeatureStore:
     """Return where `trainers.feature_cache.FeatureCache` keeps the features of a preparation.
 
     Args:
