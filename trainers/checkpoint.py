@@ -102,10 +102,18 @@ def best_epoch(history: list[dict[str, float]]) -> int:
 
 
 def save_weights(
-    folder: Path, weights: dict[str, Tensor], description: Description, *, epoch: int
+    folder: Path, weights: dict[str, Tensor], description: Description, *, epoch: int | None = None
 ) -> None:
-    """Write the weights of an epoch under a name of its own, and what rebuilds their model."""
-    with atomic_path(folder / _weights_of(epoch)) as path:
+    """Write weights and what rebuilds their model.
+
+    Args:
+        folder: gets model.json and the weights.
+        weights: of a model.
+        description: of the model.
+        epoch: the weights get a name with this number, until `rename_best`; None: the final name.
+    """
+    name = WEIGHTS if epoch is None else _weights_of(epoch)
+    with atomic_path(folder / name) as path:
         save_file({name: value.contiguous() for name, value in weights.items()}, path)
     write_json(folder / MODEL, description)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from trainers import checkpoint
 from trainers.config import Model
 from trainers.device import autocast, scoring_precision
 from trainers.model import Classifier, build
-from trainers.overlap.copies import HostReading
+from trainers.overlap.copies import read
 from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.plan import Overlap, overlap_on
 
@@ -41,6 +41,7 @@ def predict(
     *,
     batch_size: int = 128,
     device: str = "cpu",
+    features: Callable[[NDArray[np.int64]], Tensor] | None = None,
     overlap: Overlap | None = None,
 ) -> NDArray[np.float32]:
     """Return the probabilities of prepared photos over the joint class.
@@ -53,6 +54,7 @@ def predict(
         rows: (M,) row numbers; None for all.
         batch_size: photos at a time.
         device: where torch computes.
+        features: gives the features of rows, (B, F), where the backbone is frozen and they are kept.
         overlap: how photos come to the device; None: what pays there.
 
     Returns:
@@ -69,18 +71,24 @@ def predict(
     if not len(rows):
         raise ValueError("at least one photo was required, found none")
     copies = overlap.copies
+    network = model if features is None else model.head
     readings = []
     with autocast(device, scoring_precision(device, model.precision)):
-        for batch in feed(_batches(images, rows, batch_size), copies):
-            probabilities = model.head.log_probs(model(batch.x)).exp()
-            readings.append(copies.read(probabilities) if copies else HostReading(probabilities))
+        for batch in feed(_batches(images, rows, batch_size, features), copies):
+            readings.append(read(copies, model.head.log_probs(network(batch.x)).exp()))
     return np.concatenate([reading.array() for reading in readings])
 
 
-def _batches(images: NDArray[np.uint8], rows: NDArray[np.int64], size: int) -> Generator[Batch]:
+def _batches(
+    images: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    size: int,
+    features: Callable[[NDArray[np.int64]], Tensor] | None,
+) -> Generator[Batch]:
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        yield Batch(part, as_tensor(np.asarray(images[part])))
+        x = as_tensor(np.asarray(images[part])) if features is None else features(part)
+        yield Batch(part, x)
 
 
 def as_tensor(photos: NDArray[np.uint8]) -> Tensor:

@@ -105,6 +105,11 @@ class HostReading:
         return array
 
 
+def read(copies: Copies | None, value: Tensor) -> Reading:
+    """Begin to read a value; without copies it is on the host."""
+    return HostReading(value) if copies is None else copies.read(value)
+
+
 def read_all(copies: Copies | None, tree: Any) -> Callable[[], Any]:
     """Begin to read every tensor of nested dicts and lists.
 

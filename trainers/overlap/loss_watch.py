@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from trainers.data import Ints
-from trainers.overlap.copies import Copies, HostReading, Reading
+from trainers.overlap.copies import Copies, Reading, read
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 - says what happened
@@ -53,8 +53,7 @@ class LossWatch:
         Raises:
             TrainingDiverged: this one or one of the last `lag` is not finite.
         """
-        reading = HostReading(loss) if self._copies is None else self._copies.read(loss)
-        self._pending.append(_Pending(reading, rows, step, lr))
+        self._pending.append(_Pending(read(self._copies, loss), rows, step, lr))
         while len(self._pending) > self._lag:
             self._take(self._pending.popleft())
 
