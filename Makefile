@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := data/sample
 .DEFAULT_GOAL := help
-.PHONY: help setup weights quickstart smoke check test fast bench campaign clean
+.PHONY: help setup weights quickstart smoke check test fast bench gpu-check campaign clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 # The stamp is newer than what it was made from, so a second `make setup` does nothing.
 setup: $(VENV)/.stamp  ## create .venv and install the pinned dependencies
@@ -49,6 +49,9 @@ test: weights  ## every test tier that a CPU can run
 
 bench: weights  ## measure against what a user would do instead; ONLY=name runs one
 	$(BIN)/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY)) --out bench.json
+
+gpu-check: setup  ## what only a GPU can show, in one table and gpu.json; ONLY=name runs one row
+	$(BIN)/python -m tests.gpu $(if $(ONLY),--only $(ONLY))
 
 campaign: weights  ## the long forms of studies and fault campaigns; each has a short form in `make test`
 	$(BIN)/python -m tests.campaign.preparation

@@ -5,6 +5,7 @@ A flip alone needs no albumentations.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 
 from trainers.data import seed_of
 from trainers.known_names import Operation
+
+# read when albumentations is imported, by whomever: it would ask the internet for its version
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 Photos = NDArray[np.uint8]  # (B, H, W, 3)
 Seeds = NDArray[np.uint64]  # (B,)

@@ -26,6 +26,7 @@ class Cluster:
     """A cluster to run on."""
 
     dashboard_url: str | None
+    dashboard_problem: str | None  # why one that was wanted did not come up
     resources: dict[str, float]
     local: bool
 
@@ -84,7 +85,8 @@ def connect(
                 address="local",
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
-                include_dashboard=dashboard,
+                # True would end the run where it does not come up
+                include_dashboard=None if dashboard else False,
                 dashboard_host="127.0.0.1",
                 object_store_memory=_OBJECT_STORE_BYTES,
                 **quiet,
@@ -101,11 +103,32 @@ def connect(
         )  # Ray's own would end the driver with exit code 15
     try:
         url = context.dashboard_url
+        problem = None
+        if address is None and dashboard and not url:
+            problem = _last_line_of_dashboard()
         yield Cluster(
-            f"http://{url}" if url else None, ray.cluster_resources(), local=address is None
+            f"http://{url}" if url else None,
+            problem,
+            ray.cluster_resources(),
+            local=address is None,
         )
     finally:
         ray.shutdown()
+
+
+def _last_line_of_dashboard() -> str:
+    """Return the last line that this session's dashboard wrote."""
+    import ray  # noqa: PLC0415
+
+    node = ray._private.worker._global_node  # noqa: SLF001 - there is no public way
+    for name in ("dashboard.log", "dashboard.err"):
+        log = Path(node.get_logs_dir_path()) / name
+        if log.is_file():
+            text = log.read_text(encoding="utf-8", errors="replace")
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            if lines:
+                return lines[-1][:300]
+    return "it wrote nothing"
 
 
 def _prepare_environment(address: str | None, *, insecure: bool) -> None:

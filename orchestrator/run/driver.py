@@ -241,6 +241,9 @@ def _drive(
         with connect(options.address, insecure=options.insecure) as cluster:
             if cluster.dashboard_url:
                 reporter.say(f"dashboard {cluster.dashboard_url}")
+            if cluster.dashboard_problem:
+                problem = escape(cluster.dashboard_problem)
+                reporter.say(f"Ray's dashboard did not come up, the run goes on without: {problem}")
             cluster.require(
                 cpu=max(resources.per_trial.cpu, resources.per_prep_worker.cpu),
                 gpu=max(resources.per_trial.gpu, resources.per_prep_worker.gpu),

@@ -35,6 +35,7 @@ from orchestrator.store.events import (
 from orchestrator.store.ledger import Ledger, TrialRecord
 
 _MAX_DEATHS = 2  # of a trial's process; with one more the trial has failed
+_MAX_BROKEN_WORKERS = 3  # before the phase ends: they take trial after trial
 _MIN_SPLIT = 4  # photos at once; fewer are not halved
 
 Reports = dict[int, Metrics]
@@ -133,6 +134,7 @@ class TrialController:
         self.best: float | None = None  # score of all trials
         self._n_started: Counter[str] = Counter()  # variant -> trials
         self._proposals_wait = False
+        self.broken_workers: list[str] = []  # what was wrong with each
         if resume:
             self._replay_ledger(resume)
 
@@ -197,6 +199,8 @@ class TrialController:
     # -- proposing ---------------------------------------------------------------------------------
     def next(self) -> Proposal | Waiting | Finished:
         """Return the next trial, or whether there may be one later."""
+        if self.has_broken_workers:
+            return Waiting() if self.handed_out else Finished()
         if all(trial.state is TrialState.PROPOSED for trial in self.queue):
             if self.is_exhausted():
                 self.queue.clear()  # running trials go on to their end
@@ -429,9 +433,7 @@ class TrialController:
         if trial is None:
             return
         if trial.state is TrialState.ENDED:
-            del self.handed_out[trial_id]
-            trial.attempt += 1
-            self.queue.append(trial)
+            self._take_back(trial)
             return
         if counts and trial.deaths >= _MAX_DEATHS:
             times = trial.deaths + 1
@@ -453,10 +455,36 @@ class TrialController:
             trial_id=trial_id, error=error, cause=cause, counts=counts, micro_batch=micro_batch
         )
         self.ledger.append(event, commit=True)
-        del self.handed_out[trial_id]
-        trial.state = TrialState.OPEN
         trial.deaths += counts
+        self._take_back(trial)
+
+    def on_broken_worker(self, trial_id: str, error: str) -> None:
+        """Take in that a worker cannot train at all: its trial waits for another worker.
+
+        After a few of them no trial is handed out any more: whatever is wrong is no setting's fault.
+        """
+        trial = self.handed_out.get(trial_id)
+        if trial is None:
+            return
+        self.broken_workers.append(error)
+        if trial.state is not TrialState.ENDED:
+            event = WorkerDied(trial_id=trial_id, error=error, cause="worker", counts=False)
+            self.ledger.append(event, commit=True)
+        self._take_back(trial)
+
+    @property
+    def has_broken_workers(self) -> bool:
+        """Return True if so many workers could not be set up that the phase ends."""
+        return len(self.broken_workers) >= _MAX_BROKEN_WORKERS
+
+    def _take_back(self, trial: Trial) -> None:
+        """Put a trial back into the queue: first if it has to be trained, last if it is replayed."""
+        del self.handed_out[trial.spec.trial_id]
         trial.attempt += 1
+        if trial.state is TrialState.ENDED:
+            self.queue.append(trial)
+            return
+        trial.state = TrialState.OPEN
         self.queue.appendleft(trial)
 
 

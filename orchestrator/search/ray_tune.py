@@ -6,8 +6,10 @@ import contextlib
 import importlib
 import logging
 import os
+import platform
 import shutil
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,9 +24,17 @@ from ray.tune.result import RESULT_DUPLICATE
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from orchestrator.base.errors import UserError
 from orchestrator.search.controller import Finished, TrialController, Waiting
 from orchestrator.search.trial import TrialSpec, run_trial
-from orchestrator.search.worker import TRAINING_MODULES, Body, Child, Reported, Watch
+from orchestrator.search.worker import (
+    TRAINING_MODULES,
+    Body,
+    Child,
+    Reported,
+    Watch,
+    reason_of,
+)
 from orchestrator.store.events import OBJECTIVE
 
 QUIET = {
@@ -51,10 +61,24 @@ class Warm(tune.Trainable):
     modules: tuple[str, ...] = ()
 
     def setup(self, config: dict[str, Any]) -> None:
-        for name in self.modules:
-            importlib.import_module(name)
+        # an error raised here would reach Tune without its text
+        self.broken = self._load_modules(str(config["name"]))
         self.child = Child(type(self).body, self.watch)
         self._begin(config)
+
+    def _load_modules(self, trial_id: str) -> str | None:
+        """Import what trainings need; return what is wrong with this machine, if something is."""
+        for name in self.modules:
+            try:
+                importlib.import_module(name)
+            except Exception as error:  # noqa: BLE001 - a foreign module may raise anything
+                if self.watch.logs is not None:
+                    log = Path(self.watch.logs) / f"{trial_id}.log"
+                    log.parent.mkdir(parents=True, exist_ok=True)
+                    with log.open("a", encoding="utf-8") as file:
+                        traceback.print_exc(file=file)
+                return f"{platform.node()} cannot import {name}: {reason_of(error)}"
+        return None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.child.stop()
@@ -66,6 +90,8 @@ class Warm(tune.Trainable):
         if (replay := config.get("again")) is not None:
             self.replay = _results_of(replay["reports"], replay["error"])
             return
+        if self.broken is not None:
+            return
         spec = TrialSpec(**config["spec"])
         self.child.start(
             spec, spec.trial_id, seed=spec.seed, threads=spec.threads, device=spec.device
@@ -74,6 +100,8 @@ class Warm(tune.Trainable):
     def step(self) -> dict[str, Any]:
         if self.replay is not None:
             return next(self.replay)
+        if self.broken is not None:
+            raise BrokenWorker(self.broken)  # Tune gives the worker up
         message = self.child.next()
         if isinstance(message, Reported):
             return {"epoch": message.epoch, **message.metrics}
@@ -91,6 +119,10 @@ def _results_of(
     for epoch, metrics in reports:
         yield {"epoch": epoch, **metrics}
     yield {"done": True, "error": error} if error else {RESULT_DUPLICATE: True}
+
+
+class BrokenWorker(RuntimeError):  # noqa: N818 - says what is the case
+    """A worker lacks what every training needs."""
 
 
 class KilledForMemory(RayActorError, OutOfMemoryError):  # noqa: N818 - says what happened
@@ -210,9 +242,12 @@ class Decisions(FIFOScheduler):
             self.trial_controller.on_end(_name(trial), "COMPLETE")
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        error = trial.get_error()
+        error = _error_of(trial)
         text = _brief(error)
-        if isinstance(error, OutOfMemoryError):
+        broken = isinstance(getattr(error, "cause", None), BrokenWorker)
+        if broken or getattr(error, "actor_init_failed", False):
+            self.trial_controller.on_broken_worker(_name(trial), text)
+        elif isinstance(error, OutOfMemoryError):
             self.trial_controller.on_death(
                 _name(trial), f"the cluster ran out of memory and ended it: {text}", cause="memory"
             )
@@ -288,6 +323,9 @@ def run(
         modules: what workers load before their first trial.
         watch: limits of a trial.
         tick: called after every step of Tune's loop.
+
+    Raises:
+        UserError: several workers could not be set up. Their trials are open, and the study was told nothing.
     """
     os.environ.update(QUIET)
     logging.getLogger("ray.tune").setLevel(
@@ -324,6 +362,12 @@ def run(
                 ),  # a trial's own are in the store
             ),
         ).fit()
+    if trial_controller.has_broken_workers:
+        raise UserError(
+            f"workers that can train were required, found {len(trial_controller.broken_workers)} "
+            f"that cannot: {trial_controller.broken_workers[-1]}; mend this and submit again: no "
+            "trial has failed, and the run goes on"
+        )
 
 
 def _name(trial: Any) -> str:
@@ -337,6 +381,21 @@ def _label(trial: Any) -> str:
 
 def _nodes() -> frozenset[str]:
     return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+
+def _error_of(trial: Any) -> Any:
+    """Return the exception of a trial; its text if it is no pickle, None if there is neither.
+
+    Tune's own `get_error` looks where the files are copied to some minutes later.
+    """
+    path = trial.pickled_error_file
+    if path is not None and Path(path).is_file():
+        with contextlib.suppress(Exception):  # of a class that this process does not have
+            return ray.cloudpickle.loads(Path(path).read_bytes())
+    path = trial.error_file
+    if path is not None and Path(path).is_file():
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    return None
 
 
 def _brief(error: Any) -> str:

@@ -23,3 +23,20 @@ from orchestrator.cluster.connection import _is_here
 )
 def test_only_this_machine_needs_no_token(address, here):
     assert here is _is_here(address)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_dashboard_that_does_not_come_up_ends_nothing_and_its_last_line_is_told(monkeypatch):
+    from ray._private import ray_constants
+
+    from orchestrator.cluster.connection import connect
+
+    # the dashboard's own process finds no host of this name and ends
+    original = ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S
+    assert original >= 30  # the name still means what it meant
+    monkeypatch.setattr(ray_constants, "RAY_DASHBOARD_STARTUP_TIMEOUT_S", 0.1)
+    with connect(None, num_cpus=1) as cluster:
+        assert cluster.dashboard_url is None
+        assert cluster.dashboard_problem
+        assert 1 == cluster.resources["CPU"]
