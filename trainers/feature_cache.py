@@ -57,13 +57,14 @@ class FeatureCache:
         self._store: FeatureStore = store or (lambda _, compute: compute())
         model.backbone.eval()
         self._weights = weights_sha256(model)
-        self._tables: dict[View, tuple[Ints, Features]] = {}
+        self._tables: dict[str, tuple[Ints, Features]] = {}  # by the view's text
 
     def __call__(self, rows: Ints, view: View) -> torch.Tensor:
         """Return the features of rows in a view, (B, F) float32."""
-        if view not in self._tables:
-            self._tables[view] = self._table(view)
-        stored_rows, features = self._tables[view]
+        name = repr(view)  # a policy may be a list, which has no hash
+        if name not in self._tables:
+            self._tables[name] = self._table(view)
+        stored_rows, features = self._tables[name]
         return torch.from_numpy(np.asarray(features[np.searchsorted(stored_rows, rows)]))
 
     def _table(self, view: View) -> tuple[Ints, Features]:
