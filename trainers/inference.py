@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ def predict(
     *,
     batch_size: int = 128,
     device: str = "cpu",
+    features: Callable[[NDArray[np.int64]], Tensor] | None = None,
 ) -> NDArray[np.float32]:
     """Return the probabilities of prepared photos over the joint class.
 
@@ -44,6 +46,7 @@ def predict(
         rows: (M,) row numbers; None for all.
         batch_size: photos at a time.
         device: where torch computes.
+        features: gives the features of rows, (B, F), where the backbone is frozen and they are kept.
 
     Returns:
         (M, n_classes) float32, each row sums to one. A one-label head answers over that label's
@@ -59,8 +62,11 @@ def predict(
         raise ValueError("at least one photo was required, found none")
     probabilities = []
     for start in range(0, len(rows), batch_size):
-        photos = as_tensor(np.asarray(images[rows[start : start + batch_size]]))
-        logits = model(photos.to(device))
+        batch = rows[start : start + batch_size]
+        if features is None:
+            logits = model(as_tensor(np.asarray(images[batch])).to(device))
+        else:
+            logits = model.head(features(batch).to(device))
         probabilities.append(model.head.log_probs(logits).exp().cpu().numpy())
     return np.concatenate(probabilities)
 
