@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 
 from trainers.augmentation import Augmentation, sample_seeds
 from trainers.data import Ints, Task
+from trainers.device import autocast, scoring_precision
 from trainers.inference import as_tensor
 from trainers.model import Classifier
+from trainers.overlap.copies import read
+from trainers.overlap.feeder import Batch, feed
+from trainers.overlap.plan import Overlap, overlap_on
 
 Features = NDArray[np.float32]  # (n, F)
 FeatureStore = Callable[[dict[str, object], Callable[[], Features]], Features]
@@ -47,6 +51,9 @@ class FeatureCache:
         task: Task,
         augment: Augmentation | None = None,
         store: FeatureStore | None = None,
+        *,
+        precision: str = "fp32",
+        overlap: Overlap | None = None,
     ) -> None:
         """Identify the backbone by its weights; nothing is computed yet.
 
@@ -55,11 +62,15 @@ class FeatureCache:
             task: rows and photos.
             augment: augmentation of the training part.
             store: where features are kept between trainings; None keeps nothing.
+            precision: of the training; a GPU computes the features in it.
+            overlap: how photos come to the device; None: what pays there.
         """
         self._model = model
         self._task = task
         self._augment = augment
         self._store: FeatureStore = store or (lambda _, compute: compute())
+        self._precision = precision
+        self._overlap = overlap
         model.backbone.eval()
         self._weights = weights_sha256(model)
         self._blocks = _blocks(task)
@@ -69,7 +80,7 @@ class FeatureCache:
         for number, rows in enumerate(self._blocks):
             self._block_of[rows] = number
             self._place_of[rows] = np.arange(len(rows))
-        self._kept: dict[tuple[View, int], Features] = {}
+        self._kept: dict[tuple[str, int], Features] = {}  # by view and block
 
     def __call__(self, rows: Ints, view: View = PLAIN) -> torch.Tensor:
         """Return the features of rows in a view, (B, F) float32."""
@@ -88,8 +99,9 @@ class FeatureCache:
 
     def _block(self, number: int, view: View) -> Features:
         """Return the features of a block, from the store where it knows them."""
-        if (view, number) in self._kept:
-            return self._kept[view, number]
+        name = repr(view)  # a policy may be a list, which has no hash
+        if (name, number) in self._kept:
+            return self._kept[name, number]
         rows = self._blocks[number]
         names = "\n".join(self._task.name(row) for row in rows)
         identity: dict[str, object] = {
@@ -98,22 +110,38 @@ class FeatureCache:
             "view": [view.number, view.seed, view.policy],
             "dtype": "float32",
         }
+        precision = self._scored_in
+        if precision != "fp32":
+            identity["precision"] = precision
         features = self._store(identity, lambda: self._compute(rows, view))
-        self._kept[view, number] = features
+        self._kept[name, number] = features
         return features
+
+    @property
+    def _device(self) -> str:
+        return str(next(self._model.parameters()).device)
+
+    @property
+    def _scored_in(self) -> str:
+        return scoring_precision(self._device, self._precision)
 
     @torch.no_grad()
     def _compute(self, rows: Ints, view: View) -> Features:
-        device = next(self._model.parameters()).device
-        features = []
+        overlap = self._overlap or overlap_on(self._device)
+        readings = []
+        with autocast(self._device, self._scored_in):
+            for batch in feed(self._batches(rows, view), overlap.copies):
+                values = self._model.features(batch.x).float()
+                readings.append(read(overlap.copies, values))
+        return np.concatenate([reading.array() for reading in readings])
+
+    def _batches(self, rows: Ints, view: View) -> Generator[Batch]:
         for start in range(0, len(rows), _BATCH):
             batch = rows[start : start + _BATCH]
             photos = self._task.photos(batch)
             if self._augment is not None and view.number is not None:
                 photos = self._augment(photos, sample_seeds(view.seed, view.number, batch))
-            values = self._model.features(as_tensor(photos).to(device))
-            features.append(values.float().cpu().numpy())
-        return np.concatenate(features)
+            yield Batch(batch, as_tensor(photos))
 
 
 def kept_features(
@@ -135,6 +163,7 @@ def kept_features(
         Task(images, np.zeros((len(images), 0), np.int64), sample_ids, {}, none, none),
         None,
         store,
+        precision=model.precision,
     )
 
 

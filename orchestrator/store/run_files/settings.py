@@ -33,8 +33,14 @@ class PlanFile(FileRecord):
 class DataFacts(FileRecord):
     """The section `data` of a resolved spec."""
 
-    group: str = ""
+    group: Any = ""
     labels: Any = None
+
+    @property
+    def group_text(self) -> str:
+        """The group in words: a column, or the rule that reads it from names."""
+        rule = self.group if isinstance(self.group, dict) else {}
+        return f"{rule['from']} of the photo" if "from" in rule else str(self.group)
 
 
 class SearchFacts(FileRecord):
