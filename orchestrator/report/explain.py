@@ -115,6 +115,7 @@ def _trial(paths: RunPaths, trial: TrialRecord, events: list[Event]) -> list[str
     if len(scores) > _MAX_EPOCHS:
         scores = [*scores[:4], "...", *scores[-6:]]
     lines.append(f"  {_SCORE} by epoch: {', '.join(scores) or 'no report yet'}")
+    lines += _time_spent(trial.ended)
     for event in events:
         is_of_trial = isinstance(event, TrialEvent) and event.trial_id == trial.trial_id
         if is_of_trial and (sentence := describe(event)):
@@ -123,6 +124,18 @@ def _trial(paths: RunPaths, trial: TrialRecord, events: list[Event]) -> list[str
     if log.is_file():
         lines.append(f"  output: {log}")
     return lines
+
+
+def _time_spent(ended: TrialEnded | None) -> list[str]:
+    """Return what a trial did with its time, the largest part first; no line where it is not known."""
+    if ended is None or not ended.parts:
+        return []
+    wall_s = ended.wall_s or 0.0
+    ordered = sorted(ended.parts.items(), key=lambda part: -part[1])
+    largest, seconds = ordered[0]
+    share = seconds / max(wall_s, 1e-3)
+    listed = ", ".join(f"{name} {value:.1f}" for name, value in ordered if value >= 0.05)
+    return [f"  {wall_s:.1f} s, most of it {largest} ({100 * share:.0f} %): {listed}"]
 
 
 def describe(event: Event) -> str | None:  # noqa: C901, PLR0911 - one line a kind

@@ -275,6 +275,32 @@ class TrialLine:
     by_label: list[float | None]
 
 
+@dataclass(frozen=True)
+class TimeView:
+    """What the trials of a phase did with their time, summed over trials."""
+
+    phase: str
+    n: int  # trials whose time is known
+    total_s: float
+    parts: list[tuple[str, float, float]]  # part, seconds, share; the largest first
+
+
+def _times(rows: list[TrialRow]) -> list[TimeView]:
+    views = []
+    for phase, title in _PHASES.items():
+        timed = [trial for trial in rows if trial.phase == phase and trial.times]
+        sums: dict[str, float] = {}
+        for trial in timed:
+            for part, seconds in trial.times.items():
+                sums[part] = sums.get(part, 0.0) + seconds
+        total = sum(sums.values())
+        if total > 0:
+            ordered = sorted(sums.items(), key=lambda part: -part[1])
+            parts = [(part, seconds, seconds / total) for part, seconds in ordered]
+            views.append(TimeView(title, len(timed), total, parts))
+    return views
+
+
 def trials(run: Run) -> View:
     """Return the rows of the table of trials, best first within their phase."""
     labels = run.schema.names if run.schema else ()
@@ -299,6 +325,7 @@ def trials(run: Run) -> View:
         "n": len(ranked),
         "counts": Counter(trial.status for trial in ranked),
         "known": run.trials is not None,
+        "times": _times(ranked),
     }
 
 

@@ -20,6 +20,7 @@ from orchestrator.base.console import PhaseSnapshot
 from orchestrator.search.budget import Budget
 from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
+from orchestrator.search.trial_times import TrialTimes
 from orchestrator.store.events import (
     OBJECTIVE,
     EpochReported,
@@ -59,7 +60,7 @@ class Trial:
     asked: Any  # Optuna's trial, or None
     state: TrialState
     stored: list[Metrics] | None = None  # its epochs, if the store has it finished
-    began: float = field(default_factory=time.monotonic)
+    times: TrialTimes = field(default_factory=TrialTimes)  # of this attempt
     deaths: int = 0  # without lost nodes
     attempt: int = 0
 
@@ -244,7 +245,7 @@ class TrialController:
         self.queue.remove(trial)
         if trial.state is TrialState.PROPOSED:
             self._start(trial)
-        trial.began = time.monotonic()
+        trial.times = TrialTimes()
         self.handed_out[trial.spec.trial_id] = trial
         replayed: Replay | None = None
         if trial.state is TrialState.ENDED:
@@ -293,7 +294,7 @@ class TrialController:
     def running_s(self) -> float:
         """Return the seconds that the running trials have taken so far, summed."""
         now = time.monotonic()
-        return sum(now - trial.began for trial in self._running())
+        return sum(now - trial.times.began for trial in self._running())
 
     @property
     def n_ended(self) -> int:
@@ -315,7 +316,7 @@ class TrialController:
             progress = "no report yet"
             if scores:
                 progress = f"epoch {len(scores)}, best {max(scores):.4f}"
-            lines.append(f"{name}  {progress}, {now - trial.began:.0f} s")
+            lines.append(f"{name}  {progress}, {now - trial.times.began:.0f} s")
         ends = [record.ended for record in list(self.records.values()) if record.ended]
         took = [end.wall_s for end in ends if end.wall_s is not None and not end.cached]
         left_s = None
@@ -333,6 +334,7 @@ class TrialController:
         if epoch not in record.reports:
             event = EpochReported(trial_id=trial_id, epoch=epoch, metrics=metrics)
             self.ledger.append(event)
+            trial.times.on_report(metrics)
         why = self._take_report(record, epoch)
         if why is None or trial.stored is not None:  # stopping what is finished saves nothing
             return False
@@ -392,11 +394,14 @@ class TrialController:
             status = "FAILED"
             cause = "metric"
             error = "ended without a report; a trainer reports after every epoch"
+        parts = None
+        if trial.stored is None:
+            parts = trial.times.parts(is_complete=status == "COMPLETE")
         event = TrialEnded(
             trial_id=name,
             status=status,
             epochs=len(record.reports),
-            wall_s=round(time.monotonic() - trial.began, 3),
+            wall_s=round(time.monotonic() - trial.times.began, 3),
             metrics=best,
             checkpoint=f"trial/{trial.spec.key}" if status == "COMPLETE" else None,
             error=error,
@@ -404,6 +409,7 @@ class TrialController:
             why=why,
             cached=trial.stored is not None,
             deaths=trial.deaths,
+            parts=parts,
         )
         self.ledger.append(event, commit=True)
         self._take_end(trial, event)

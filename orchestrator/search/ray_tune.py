@@ -36,6 +36,7 @@ from orchestrator.search.worker import (
     reason_of,
 )
 from orchestrator.store.events import OBJECTIVE
+from trainers.overlap.clock import PARTS
 
 QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt is the driver's to answer
@@ -46,6 +47,7 @@ QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "300",  # copies the whole folder, and nobody restores from it
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+_METRICS = {"lr", "epoch_s", *(f"{part}_s" for part in PARTS)}  # besides those with a prefix
 _LOOK_S = 5.0
 _RETRIED = {"exited", "killed", "memory"}
 
@@ -222,7 +224,7 @@ class Decisions(FIFOScheduler):
         metrics = {
             name: float(value)
             for name, value in result.items()
-            if name.startswith(("val_", "train_")) or name in {"lr", "epoch_s"}
+            if name.startswith(("val_", "train_")) or name in _METRICS
         }
         stops = self.trial_controller.on_report(_name(trial), int(result["epoch"]), metrics)
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +81,7 @@ def run_trial(spec: TrialSpec, report: Report) -> Artifact:
 
 
 def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
+    began = time.perf_counter()
     from data_prep.preparation.shards import open_rows  # noqa: PLC0415
     from trainers.classifier import train  # noqa: PLC0415
     from trainers.config import Train  # noqa: PLC0415
@@ -112,6 +114,7 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
         source=_source_weights(spec, store),
         feature_store=features,
         micro_batch=spec.micro_batch,
+        began=began,
     )
     scored = parts["holdout" if spec.phase == "confirm" else "val"]
     predictions = _predictions(spec, work, photos, scored, features)

@@ -35,8 +35,10 @@ def trials_table(state: State, labels: Iterable[str]) -> pa.Table:
         row["params"] = json.dumps(trial.params, sort_keys=True)
         row |= {name: getattr(trial.ended, name) for name in _ENDED}
         for name, value in trial.metrics.items():
-            if name in schema.names:
+            if name in schema.names and name not in tables.TIME_COLUMNS:  # those are of one epoch
                 row[name] = value
+        for part, seconds in (trial.ended.parts or {}).items():
+            row[f"{part}_s"] = seconds
         rows.append(row)
     return tables.from_rows(rows, schema)
 

@@ -234,6 +234,7 @@ class TrialEnded(TrialEvent):
     """A trial came to its end."""
 
     record_kind = "trial_ended"
+    left_out = frozenset({"parts"})
 
     status: str  # COMPLETE | PRUNED | FAILED
     epochs: int = 0
@@ -245,6 +246,7 @@ class TrialEnded(TrialEvent):
     why: str | None = None  # of an early stop, in one line
     cached: bool = False  # the store had it finished
     deaths: int = 0
+    parts: dict[str, float] | None = None  # what it did with wall_s, in seconds
 
 
 @dataclass(frozen=True, kw_only=True)

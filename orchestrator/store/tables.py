@@ -10,10 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.files import atomic_path
+from trainers.overlap.clock import PARTS
 
 _TEXT = pa.string()
 _INT = pa.int64()
 _FLOAT = pa.float64()
+
+END = "end"  # predictions and files after the last epoch
+WAITING = "waiting"  # for a worker, and for the driver's answers
+TIME_COLUMNS = tuple(f"{part}_s" for part in (*PARTS, END, WAITING))
+"""What a trial did with its `wall_s`. Null where it was found in the store, or its trainer times nothing."""
 
 TRIAL_FIELDS: list[tuple[str, pa.DataType]] = [
     ("trial_id", _TEXT),
@@ -32,7 +38,7 @@ TRIAL_FIELDS: list[tuple[str, pa.DataType]] = [
     ("checkpoint", _TEXT),  # relative to the store; null unless COMPLETE
     ("error", _TEXT),
 ]
-"""One row per trial. `val_macro_f1_<label>` columns follow, one per label of the schema."""
+"""One row per trial. `val_macro_f1_<label>` columns follow, one per label of the schema, then `TIME_COLUMNS`."""
 
 CURVE_FIELDS: list[tuple[str, pa.DataType]] = [("trial_id", _TEXT), ("epoch", _INT)]
 """One row per trial and epoch (from 1). One float64 column per reported metric follows."""
@@ -74,7 +80,9 @@ VOTE_FIELDS: list[tuple[str, pa.DataType]] = [
 
 def trials_schema(labels: Iterable[str]) -> pa.Schema:
     """Return the schema of trials.parquet for these label names."""
-    return pa.schema([*TRIAL_FIELDS, *((f"val_macro_f1_{name}", _FLOAT) for name in labels)])
+    scores = [(f"val_macro_f1_{name}", _FLOAT) for name in labels]
+    times = [(name, _FLOAT) for name in TIME_COLUMNS]
+    return pa.schema([*TRIAL_FIELDS, *scores, *times])
 
 
 def curves_schema(metrics: Iterable[str]) -> pa.Schema:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import model_validator
 
 from orchestrator.store.run_files.records import FileRecord
+from orchestrator.store.tables import TIME_COLUMNS
 
 _LABEL_SCORE = "val_macro_f1_"
 
@@ -30,6 +31,7 @@ class TrialRow(FileRecord):
     val_loss: float | None = None
     error: str = ""
     label_scores: dict[str, float] = {}  # label -> its macro F1
+    times: dict[str, float] = {}  # part -> seconds
 
     @model_validator(mode="before")
     @classmethod
@@ -38,7 +40,12 @@ class TrialRow(FileRecord):
         for name, value in row.items():
             if name.startswith(_LABEL_SCORE):
                 scores[name.removeprefix(_LABEL_SCORE)] = value
-        return {**row, "params": _short_params(row.get("params")), "label_scores": scores}
+        times = {}
+        for name in TIME_COLUMNS:
+            if row.get(name) is not None:
+                times[name.removesuffix("_s")] = row[name]
+        params = _short_params(row.get("params"))
+        return {**row, "params": params, "label_scores": scores, "times": times}
 
 
 class EpochRow(FileRecord):

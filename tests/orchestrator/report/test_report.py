@@ -470,6 +470,13 @@ def test_all_are_scored_on_the_private_half(run):
     assert len(found.sample_ids) > len(private) // 2
 
 
+def test_a_phase_says_what_its_trials_did_with_their_time(html):
+    assert (
+        "Search: 37 trials took 6 min 10 s together: "
+        "steps 50 %, data 30 %, start 10 %, evaluation 5 %, end 5 %." in html
+    )
+
+
 def test_every_trial_and_candidate_is_listed(run, html):
     words = Page(html).words
     trials = pq.read_table(run / "trials.parquet")["trial_id"].to_pylist()
