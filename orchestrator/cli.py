@@ -515,3 +515,17 @@ def doctor() -> None:
     lines, healthy = examine()
     click.echo("\n".join(lines))
     sys.exit(0 if healthy else 1)
+
+
+@main.command()
+@STORE
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=int, default=8266, show_default=True, help="0 takes a free one.")
+def board(store: Path | None, host: str, port: int) -> None:
+    """Show the runs of a store in a browser, live, until Ctrl-C.
+
+    The printed address holds a token; who has it can also stop, cancel, resume and submit runs.
+    """
+    from orchestrator.board.server import serve  # noqa: PLC0415
+
+    serve(_store(store), host=host, port=port)

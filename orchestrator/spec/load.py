@@ -24,7 +24,13 @@ VARIANT_PATHS = ("data.exclude", "data.split", "data.labels.<label>.train_bins",
 _ALLOWED = re.compile(r"(data\.(exclude|split|labels\.\w+\.train_bins)|prep|train)(\.|$)")
 
 
-def read(path: Path, overrides: list[str] | None = None, *, check_roots: bool = True) -> Experiment:
+def read(
+    path: Path,
+    overrides: list[str] | None = None,
+    *,
+    check_roots: bool = True,
+    base: Path | None = None,
+) -> Experiment:
     """Read, override and check a spec file.
 
     Args:
@@ -32,6 +38,7 @@ def read(path: Path, overrides: list[str] | None = None, *, check_roots: bool = 
         overrides: texts of `--set`, each "path=value".
         check_roots: also require that the data exist and that variants differ. `predict` needs no
             data, and a smoke run makes variants equal that differ only in their duration.
+        base: the folder that relative paths of the spec start from, its own by default.
 
     Raises:
         DocumentError: the spec has problems; each is listed with line and column.
@@ -39,7 +46,7 @@ def read(path: Path, overrides: list[str] | None = None, *, check_roots: bool = 
     document = load(path)
     changes = dict(_parse_set(text) for text in overrides or [])
     data = apply(document.data, changes) if changes else document.data
-    base = path.resolve().parent
+    base = (base or path.parent).resolve()
     problems: list[Problem] = []
     arms: dict[str, Arm] = {}
     spec = validate(Spec, data, document, problems)

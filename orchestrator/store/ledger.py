@@ -177,13 +177,27 @@ class Tail:
         self.path = path
         self._at = 0
 
-    def read(self) -> list[Event]:
-        """Return the events that have come since the last call."""
+    @property
+    def n_unread_bytes(self) -> int:
+        """Return how much of the file has not been read yet."""
+        return max(0, self.path.stat().st_size - self._at) if self.path.is_file() else 0
+
+    def read(self, at_most_bytes: int = -1) -> list[Event]:
+        """Return the events that have come since the last call.
+
+        Args:
+            at_most_bytes: how much of the file to read, so that a long ledger needs little memory;
+                at least one whole record is read. All by default.
+        """
         if not self.path.is_file():
             return []
         with self.path.open("rb") as handle:
             handle.seek(self._at)
-            events, size = _parse(handle.read(), self.path)
+            raw = handle.read(at_most_bytes)
+            while at_most_bytes > 0 and b"\n" not in raw and (more := handle.read(at_most_bytes)):
+                raw += more
+        whole = raw[: raw.rfind(b"\n") + 1]
+        events, size = _parse(whole, self.path)
         self._at += size
         return events
 

@@ -39,7 +39,7 @@ NEEDED_FILES = (
     "predictions.parquet",
     "votes.parquet",
 )
-VOID = {"meta", "rect", "br", "link", "img"}
+VOID = {"meta", "rect", "br", "link", "img", "input"}
 
 
 class Page(HTMLParser):
