@@ -87,20 +87,30 @@ def _store(folder: Path | None) -> Any:
     return Store((folder or default_store()).resolve())
 
 
-def _read(spec: Path, overrides: tuple[str, ...] = ()) -> Any:
+def _read(spec: Path, overrides: tuple[str, ...] = (), base: Path | None = None) -> Any:
     from orchestrator.spec.load import read  # noqa: PLC0415
 
-    return read(spec, list(overrides))
+    return read(spec, list(overrides), base=base)
 
 
 @main.command()
 @SPEC
 @SET
-def check(spec: Path, overrides: tuple[str, ...]) -> None:
-    """Check a spec and list all its problems with line and column."""
-    experiment = _read(spec, overrides)
+@click.option("--offline", is_flag=True, help="Do not look at the data; they may be elsewhere.")
+def check(spec: Path, overrides: tuple[str, ...], *, offline: bool) -> None:
+    """Check a spec and its tables, and list all problems with line and column."""
+    from orchestrator.spec.load import read  # noqa: PLC0415
+
+    experiment = read(spec, list(overrides), need_data=not offline)
+    lines = []
+    if not offline:
+        from orchestrator.spec.data_checks import check_data  # noqa: PLC0415
+
+        lines = check_data(experiment, spec).text()
     names = ", ".join(experiment.arms)
     click.echo(f"{spec}: valid; {len(experiment.arms)} variant(s): {names}", err=True)
+    for line in lines:
+        click.echo(f"  {line}", err=True)
 
 
 @main.command()
@@ -139,6 +149,12 @@ def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) 
     "--smoke", is_flag=True, help="First run one training step of each variant through all stages."
 )
 @click.option("--allow-download", is_flag=True, help="Allow downloads of missing model weights.")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=None,
+    help="Folder that relative paths of the spec start from.  [default: the spec's own]",
+)
 def submit(
     spec: Path,
     overrides: tuple[str, ...],
@@ -149,12 +165,13 @@ def submit(
     detach: bool,
     smoke: bool,
     allow_download: bool,
+    base: Path | None,
 ) -> None:
     """Check, plan, run and report an experiment; continue it if it was interrupted."""
     from orchestrator.run.driver import Options  # noqa: PLC0415
     from orchestrator.run.driver import submit as execute  # noqa: PLC0415
 
-    experiment = _read(spec, overrides)
+    experiment = _read(spec, overrides, base)
     if detach:
         from orchestrator.run.driver import detach as start_detached  # noqa: PLC0415
 

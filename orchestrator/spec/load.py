@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.base.errors import SpecError
-from orchestrator.spec.cross_checks import Draft, check_data_roots, check_references, check_twins
+from orchestrator.spec.cross_checks import (
+    Draft,
+    check_data_roots,
+    check_policies,
+    check_references,
+    check_twins,
+)
 from orchestrator.spec.messages import validate
 from orchestrator.spec.models import Arm, Experiment, Spec
 from orchestrator.spec.search_space import apply
@@ -29,6 +35,7 @@ def read(
     overrides: list[str] | None = None,
     *,
     check_roots: bool = True,
+    need_data: bool = True,
     base: Path | None = None,
 ) -> Experiment:
     """Read, override and check a spec file.
@@ -38,6 +45,7 @@ def read(
         overrides: texts of `--set`, each "path=value".
         check_roots: also require that the data exist and that variants differ. `predict` needs no
             data, and a smoke run makes variants equal that differ only in their duration.
+        need_data: False to leave only the data out of that.
         base: the folder that relative paths of the spec start from, its own by default.
 
     Raises:
@@ -57,7 +65,9 @@ def read(
         if check_roots:
             if not problems:
                 check_twins(draft)
-            check_data_roots(draft, base)
+                check_policies(draft)
+            if need_data:
+                check_data_roots(draft, base)
     if problems or spec is None:
         raise DocumentError(path, problems, document.lines)
     return Experiment(spec, arms, base, changes, "\n".join(document.lines) + "\n")
