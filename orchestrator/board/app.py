@@ -392,10 +392,19 @@ class Pages:
         return _stream(self._list_versions(request))
 
     async def _list_versions(self, request: Request) -> AsyncIterator[dict[str, Any]]:
-        while not await request.is_disconnected():
-            version = await run_in_threadpool(self.hub.runs.version)
+        clock = asyncio.get_running_loop().time
+        due = clock()
+        version = ""
+        while await self._is_followed(request):
+            if clock() >= due:
+                version = await run_in_threadpool(self.hub.runs.version)
+                due = clock() + _LIST_EVERY_S
             yield {"version": version, "files": version}
-            await asyncio.sleep(_LIST_EVERY_S)
+            await asyncio.sleep(_EVENT_EVERY_S)
+
+    async def _is_followed(self, request: Request) -> bool:
+        """Return True while a page waits for events and the server is not ending."""
+        return not (self.hub.is_closing() or await request.is_disconnected())
 
     async def run_events(self, request: Request) -> Response:
         """Send a message whenever something that is shown of a run has changed."""
@@ -406,7 +415,7 @@ class Pages:
         self, request: Request, opened: OpenedRun
     ) -> AsyncIterator[dict[str, Any]]:
         live = opened.live
-        while not await request.is_disconnected():
+        while await self._is_followed(request):
             if live.is_due:
                 await run_in_threadpool(live.refresh)
             files_mark = hash((live.is_live, live.file_times()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.board.live import LiveRun, LiveTrial
@@ -71,6 +72,7 @@ class Hub:
         self.store = store
         self.base = base
         self.runs = RunList(store.root)
+        self.is_closing: Callable[[], bool] = lambda: False
         self._opened: OrderedDict[str, OpenedRun] = OrderedDict()
         self._lock = threading.Lock()
 

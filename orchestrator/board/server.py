@@ -36,7 +36,8 @@ def serve(store: Store, *, host: str = LOOPBACK, port: int = PORT) -> None:
     port = listener.getsockname()[1]
     token = secrets.token_urlsafe(24)
     is_local = host == "localhost" or _is_loopback(host)
-    app = make_app(Hub(store, Path.cwd()), token, _NAMES if is_local else ())
+    hub = Hub(store, Path.cwd())
+    app = make_app(hub, token, _NAMES if is_local else ())
     shown = f"[{host}]" if ":" in host else host
     click.echo(f"http://{shown}:{port}/?token={token}")
     text = f"the board of {store.root}; Ctrl-C ends it, runs go on"
@@ -48,11 +49,13 @@ def serve(store: Store, *, host: str = LOOPBACK, port: int = PORT) -> None:
         log_level="warning",
         access_log=False,  # its lines would show the token
         server_header=False,
-        timeout_graceful_shutdown=1,  # pages that follow a run never end by themselves
+        timeout_graceful_shutdown=5,
         lifespan="off",
     )
+    server = uvicorn.Server(config)
+    hub.is_closing = lambda: server.should_exit
     with contextlib.suppress(KeyboardInterrupt):  # the usual way to end it
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 from orchestrator.search.worker import stop_file
 from tests.orchestrator.board.planted import HOSTILE, LONG, LiveDriver, write_store
@@ -23,8 +24,6 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
         yield browser
@@ -55,7 +54,7 @@ class Visitor:
 
     def go(self, path):
         self.page.goto(self.place + path)
-        self.page.wait_for_function("document.getElementById('connection').textContent == 'live'")
+        expect(self.page.locator("#connection")).to_have_text("live", timeout=30_000)
 
     def leave(self):
         assert [] == self.complaints
@@ -101,18 +100,17 @@ def test_a_running_search_is_watched_filtered_and_one_trial_stopped(board, brows
     page = visitor.page
     try:
         page.get_by_role("link", name="live-1").click()
-        row = page.locator("#now tr", has_text="s-deep-0")
-        before = int(row.locator("td").nth(2).inner_text())
-        page.wait_for_function(
-            f"parseInt(document.querySelector('#now tbody td.n').textContent) > {before + 5}"
-        )  # nobody has reloaded the page
+        epochs = page.locator("#now tr", has_text="s-deep-0").locator("td").nth(2)
+        before = int(epochs.inner_text())
+        expect(epochs).not_to_have_text(str(before), timeout=30_000)  # nobody has reloaded the page
         page.get_by_role("link", name="Trials", exact=True).click()
         page.get_by_label("contains").press_sequentially("single")
-        page.wait_for_function("document.querySelectorAll('#trials tbody tr').length == 1")
-        assert "s-single-1" in page.locator("#trials tbody").inner_text()
+        rows = page.locator("#trials tbody tr")
+        expect(rows).to_have_count(1, timeout=30_000)
+        assert "s-single-1" in rows.inner_text()
         assert page.url.endswith("text=single&sort=score&order=desc")
         page.get_by_label("contains").fill("")
-        page.wait_for_function("document.querySelectorAll('#trials tbody tr').length == 2")
+        expect(rows).to_have_count(2, timeout=30_000)
         page.get_by_role("link", name="trial", exact=True).click()
         page.wait_for_selector("th[aria-sort=descending] >> text=trial")
         page.get_by_role("button", name="Stop s-deep-0").click()
