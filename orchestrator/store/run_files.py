@@ -151,6 +151,15 @@ class Corrected(Score):
 
 
 @dataclass(frozen=True)
+class CheckpointCurve(Score):
+    """The score by checkpoints per member, and where it leads with as many as are deployed."""
+
+    scores: tuple[float, ...] = ()  # for 1, 2, ... checkpoints
+    n_deployed: int | None = None
+    advice: str = ""
+
+
+@dataclass(frozen=True)
 class Scores:
     """The scores of one ensemble on one set of photos, by metric."""
 
@@ -326,6 +335,7 @@ class Estimate:
 
     on: str = ""  # out-of-fold predictions | role val
     of: str = ""
+    people: str = ""  # which people had no part in a choice
     macro_f1: Score = Score()
     calibration_error: float | None = None
 
@@ -336,6 +346,8 @@ class Gap:
 
     estimate_minus_test: float | None = None
     corrected_minus_test: float | None = None
+    low: float | None = None  # of estimate_minus_test
+    high: float | None = None
     test_is_inside_the_interval: bool = False
 
 
@@ -344,8 +356,10 @@ class Check:
     """The comparison of fresh answers through `predict` with the stored ones."""
 
     equal: bool | None = None
+    n_checkpoints: int | None = None
     n_photos: int | None = None
-    max_difference: float | None = None
+    max_difference: float | None = None  # of a probability
+    tolerance: float | None = None
     why: str = ""
 
 
@@ -385,8 +399,11 @@ class Checkpoint:
     trial_id: str = ""
     seed: int | None = None
     fold: int | None = None
-    git_commit: str | None = None
+    key: str = ""  # of its artifact
     weights_sha256: str = ""
+    git_commit: str | None = None
+    host: str | None = None
+    best_epoch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -397,21 +414,30 @@ class CertifiedMember:
     variant: str = ""
     votes: int | None = None
     settings: Any = None
+    prep_steps: tuple[Any, ...] = ()
+    n_params: int | None = None
+    oof_macro_f1: float | None = None
     checkpoints: tuple[Checkpoint, ...] = ()
 
 
 @dataclass(frozen=True)
 class DataHashes:
-    """The hashes of the catalog and of the photos."""
+    """The hashes of the catalog and of the photos, and what they count."""
 
     catalog_sha256: str = ""
     photos_sha256: str = ""
+    n_photos: int | None = None
+    n_groups: int | None = None
+    n_test: int | None = None
+    n_public: int | None = None
+    n_quarantined: int | None = None
 
 
 @dataclass(frozen=True)
 class SplitHash:
-    """The hash of a variant's split."""
+    """The key and the hash of a variant's split."""
 
+    key: str = ""
     sha256: str = ""
 
 
@@ -430,6 +456,8 @@ class Certificate:
     policy: Any = None
     estimate: Estimate = Estimate()
     corrected: Corrected = Corrected()
+    checkpoints: CheckpointCurve = CheckpointCurve()
+    findings: tuple[str, ...] = ()
     public: Scores = Scores()
     test: Scores = Scores()
     gap: Gap | None = None

@@ -1,6 +1,7 @@
 """Outputs of stages that tests plant in a real store, and an Env that needs no cluster."""
 
 from orchestrator.base.console import Reporter
+from orchestrator.evaluation.selection import Candidate
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.spec.load import read
 from orchestrator.stages.catalog import Catalog
@@ -62,3 +63,13 @@ def plant_prepared(store, quarantined):
         shards[variant] = store.get("prepare", f"{number}" * 16)
         rows[variant] = store.get("rows", f"{number}" * 16)
     return Prepared(SUCCEEDED, "", shards, rows)
+
+
+def planted_candidate(setting, **changes):
+    """A candidate with these numbers."""
+    facts = {
+        "variant": "v", "oof_macro_f1": 0.55, "low": 0.5, "high": 0.6, "low_rounded": 0.5,
+        "oof_accuracy": 0.6, "worst_class": 0, "worst_class_recall": 0.2, "total_variation": 0.1,
+        "n_params": 10, "search_score": 0.6, "n_groups": 40, "n_samples": 280, "n_seeds": 2,
+    }  # fmt: skip
+    return Candidate(setting, **(facts | changes))

@@ -1,4 +1,5 @@
 from orchestrator.stages.certificate import audit_findings, statement, whom
+from orchestrator.store.run_files import AuditFacts, Certificate, SplitFacts, as_record
 
 SCORES = {"estimate": 0.7, "low": 0.6, "high": 0.8, "n_groups": 40, "too_narrow": False}
 MADE = {
@@ -30,7 +31,7 @@ MADE = {
 
 def test_the_corrected_number_is_the_first_and_is_at_least():
     """The uncorrected one was the first, and nothing said that more checkpoints are deployed."""
-    text = statement(MADE)
+    text = statement(as_record(Certificate, MADE))
     assert text.startswith(
         "On people (group: id) it has never seen the vote of 3 members is expected to reach at "
         "least macro F1 0.650 (90 % interval 0.550 to 0.750), 40 groups."
@@ -47,8 +48,8 @@ def test_what_the_audit_found_weakens_the_promise():
         "variants": {"base": {"leak": 0.2}},
         "near_duplicates": {"across_groups": {"n": 3}},
     }
-    findings = audit_findings(facts)
+    findings = audit_findings(as_record(AuditFacts, facts))
     assert "The split of base leaks" in findings[0]
     assert "3 pictures stand in more than one group" in findings[1]
     assert "people it may have seen" in whom("id", {"profile"}, confirmed=True, leaking=True)
-    assert audit_findings({"variants": {"base": {"leak": 0.0}}}) == []
+    assert audit_findings(AuditFacts(variants={"base": SplitFacts(leak=0.0)})) == []
