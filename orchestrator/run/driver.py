@@ -33,8 +33,8 @@ from orchestrator.stages import STAGES
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.store.artifacts import Store, git_commit, packages
-from orchestrator.store.events import RunEnded, RunResumed, RunStarted, StageEnded, TrialStarted
-from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read, replay
+from orchestrator.store.events import RunEnded, RunResumed, RunStarted, StageEnded
+from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read
 from orchestrator.store.run_dir import RunPaths
 from orchestrator.store.run_files import Selection, as_record
 
@@ -253,13 +253,13 @@ def _drive(
 
 def _begin(experiment: Experiment, plan: Plan, paths: RunPaths, ledger: Ledger) -> None:
     """Write what is known of a run before its first stage."""
-    is_new = not any(isinstance(event, TrialStarted | StageEnded) for event in ledger.events)
     paths.summary.unlink(missing_ok=True)
     paths.spec.write_text(experiment.text, encoding="utf-8")
     dump_yaml(experiment.resolved(), paths.resolved)
     write_json(paths.plan, plan.to_json())
     schema = Schema.of(experiment.spec.data.labels)
-    event_type = RunStarted if is_new else RunResumed
+    is_resumed = bool(ledger.state.trials or ledger.state.stages)
+    event_type = RunResumed if is_resumed else RunStarted
     event = event_type(
         run_id=plan.run_id,
         key=plan.run_key,
@@ -380,9 +380,8 @@ def _require_weights(experiment: Experiment, *, allow_download: bool) -> None:
 def _write_summary(
     paths: RunPaths, ledger: Ledger, progress: _Progress, state: str, wall_s: float
 ) -> None:
-    replayed = replay(ledger.events)
     counts = {"complete": 0, "pruned": 0, "failed": 0}
-    for trial in replayed.trials.values():
+    for trial in ledger.state.trials.values():
         if trial.status:
             counts[trial.status.lower()] += 1
     selection = as_record(Selection, paths.read_json("selection"))
@@ -392,7 +391,7 @@ def _write_summary(
         "stages": {stage.name: progress.outcomes.get(stage.name, "BLOCKED") for stage in STAGES},
         "trials": counts,
         "quarantined": _n_quarantined(progress.outputs),
-        "best": best_trial(replayed),
+        "best": best_trial(ledger.state),
         "members": list(selection.members),
         "wall_s": round(wall_s, 1),
     }

@@ -124,7 +124,9 @@ def _whom(env: Env, select: Selected, confirm: Confirmed, *, leaking: bool) -> s
     variants = {confirm.complete_settings[setting] for setting in select.members}
     strategies = {env.experiment.arms[variant].data.split.strategy for variant in variants}
     spec = env.experiment.spec
-    return whom(spec.data.group, strategies, confirmed=spec.confirm is not None, leaking=leaking)
+    return whom(
+        spec.data.group_text, strategies, confirmed=spec.confirm is not None, leaking=leaking
+    )
 
 
 def whom(group: str, strategies: Collection[str], *, confirmed: bool, leaking: bool = False) -> str:
