@@ -303,7 +303,7 @@ def promises(design: TestDesign, n_sets: int, *, seed: int = 0) -> Iterator[Prom
 def _coverage_lines(n_sets: int, *, fixed: bool) -> Iterator[str]:
     rates = []
     for design in COVERAGE:
-        row = coverage(design, n_sets, fixed=fixed, n=500)
+        row = coverage(design, n_sets, fixed=fixed)
         rates.append(row.inside)
         yield (
             f"  {design}: {row.inside:.3f} (too low {row.too_low:.3f}, "
