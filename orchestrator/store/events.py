@@ -151,7 +151,7 @@ class PrecisionChosen(Record):
     backbone: str
     size: int
     device: str
-    seconds: dict[str, float]  # precision -> what was measured
+    seconds: dict[str, float] = field(default_factory=dict)  # of a step; older runs measured it
     chosen: str
 
 
