@@ -27,6 +27,15 @@ def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
     return torch.autocast(device_type=device_type, dtype=dtype, enabled=precision != "fp32")
 
 
+def scoring_precision(device: str, precision: str) -> str:
+    """Return the precision in which a model is scored and predicts: its training's on a GPU.
+
+    A CPU scores in fp32 whatever the training used, so that its answers do not depend on the kind
+    of CPU.
+    """
+    return precision if device.startswith("cuda") else "fp32"
+
+
 def choose_precision(network: nn.Module, device: str) -> str:
     """Return the precision that trains a network fastest on a device: fp32 or bf16.
 

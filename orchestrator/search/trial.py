@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ import numpy as np
 
 from data_prep.files import write_json
 from orchestrator.base.errors import UserError
-from orchestrator.base.keys import stage_key
-from orchestrator.base.versions import VERSIONS
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, Store
+from orchestrator.store.features import FeatureStore, feature_store
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -102,6 +100,7 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
         mixable=_read_mixable(spec, photos.index),
     )
     work = store.work_dir("trial", spec.key)
+    features = feature_store(store, spec.inputs.get("prepare", spec.rows))
     result = train(
         Train.model_validate(spec.train),
         task,
@@ -111,11 +110,11 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
         device=spec.device,
         threads=spec.threads,
         source=_source_weights(spec, store),
-        feature_store=partial(_cached_features, store, spec.inputs.get("prepare", spec.rows)),
+        feature_store=features,
         micro_batch=spec.micro_batch,
     )
     scored = parts["holdout" if spec.phase == "confirm" else "val"]
-    predictions = _predictions(spec, work, photos, scored)
+    predictions = _predictions(spec, work, photos, scored, features)
     params = {"train": spec.train, "seed": spec.seed, "fold": spec.fold}
     with store.draft("trial", spec.key, params=params, inputs=spec.inputs) as draft:
         for name in ("weights.safetensors", "model.json"):
@@ -177,23 +176,6 @@ def _training_data(seed: Any, fold: Any, inputs: Mapping[str, str]) -> dict[str,
     return {"seed": seed, "fold": fold, "parts": parts, "prepare": prepare}
 
 
-def _cached_features(
-    store: Store, photos: str, identity: dict[str, object], compute: Callable[[], Any]
-) -> Any:
-    """Return features from the store, memory-mapped; compute them if no trial did so before."""
-    from filelock import FileLock  # noqa: PLC0415
-
-    key = stage_key("features", VERSIONS["features"], identity, {"photos": photos})
-    if store.find("features", key) is None:
-        folder = store.work_dir("features", key)
-        with FileLock(folder.with_suffix(".lock")):
-            if store.find("features", key) is None:
-                inputs = {"photos": photos}
-                with store.draft("features", key, params=identity, inputs=inputs) as draft:
-                    np.save(draft.path / "features.npy", compute())
-    return np.load(store.get("features", key).path / "features.npy", mmap_mode="r")
-
-
 def _read_mixable(spec: TrialSpec, index: Mapping[str, int]) -> Any:
     """Return which photos MixUp may mix, and with which; None if it may mix all."""
     if spec.mixable is None:
@@ -234,16 +216,18 @@ def _read_parts(spec: TrialSpec, index: Mapping[str, int]) -> dict[str, Part]:
     return parts
 
 
-def _predictions(spec: TrialSpec, work: Path, photos: Any, part: Part) -> Any:
+def _predictions(spec: TrialSpec, work: Path, photos: Any, part: Part, store: FeatureStore) -> Any:
+    from trainers.feature_cache import kept_features  # noqa: PLC0415
     from trainers.inference import load, predict  # noqa: PLC0415
     from trainers.metrics import joint_class  # noqa: PLC0415
 
-    model = load(work)
+    model = load(work).to(spec.device)
+    features = kept_features(model, photos.images, photos.sample_ids, store)
     answered = [label for labels in model.head.branches.values() for label in labels]
     columns = [list(spec.label_sizes).index(name) for name in answered]
     sizes = tuple(spec.label_sizes[name] for name in answered)
     targets = joint_class(part.codes[:, columns], sizes)
-    probs = predict(model, photos.images, part.rows, device=spec.device)
+    probs = predict(model, photos.images, part.rows, device=spec.device, features=features)
     rows = []
     for number, photo in enumerate(part.rows):
         rows.append(

@@ -29,8 +29,8 @@ import psutil
 
 from orchestrator.search.isolation import ProcessState, seed_everything, warm_up
 from orchestrator.search.memory import resident_bytes
+from orchestrator.store.events import OBJECTIVE
 
-OBJECTIVE = "val_macro_f1"
 Report = Callable[[int, dict[str, float]], None]
 """Takes an epoch (from 1) and its metrics."""
 Body = Callable[[Any, Report], Any]
