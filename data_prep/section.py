@@ -30,6 +30,11 @@ def how(default: Any = ..., **settings: Any) -> Any:
     return Field(default, json_schema_extra={_HOW: True}, **settings)
 
 
+def since(default: Any, **settings: Any) -> Any:
+    """Declare a field that came later: at its default it is in no dump, so that keys stay."""
+    return Field(default, exclude_if=lambda value: bool(value == default), **settings)
+
+
 def identity(section: BaseModel) -> dict[str, Any]:
     """Return the fields of a section that decide its result, defaults included, as JSON values."""
     dumped: dict[str, Any] = section.model_dump(mode="json", by_alias=True)

@@ -10,7 +10,9 @@ from orchestrator.evaluation.hypotheses import needs_text
 from orchestrator.report import charts
 from orchestrator.report.load import Run, View
 from orchestrator.store.events import DriverStarted, Event
-from orchestrator.store.run_files import Candidate, Hypothesis, Score
+from orchestrator.store.run_files.hypotheses import Hypothesis
+from orchestrator.store.run_files.scores import Score
+from orchestrator.store.run_files.selection import Candidate
 
 _NO_SCORE = Score()
 
@@ -106,7 +108,7 @@ def result(run: Run) -> View:
         "members": _members(run),
         "policy": run.selection.policy,
         "rule": run.rule,
-        "group": run.resolved.data.group,
+        "group": run.resolved.data.group_text,
         "of": (run.certificate and run.certificate.estimate.of) or "photos it was not trained on",
         "n_candidates": len(run.selection.candidates),
         "level": run.selection.level,
