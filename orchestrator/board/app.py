@@ -35,7 +35,7 @@ from orchestrator.report.load import Run
 from orchestrator.report.models_section import settings_text
 from orchestrator.report.overview import head
 from orchestrator.store.ledger import replay
-from orchestrator.store.run_files import EpochRow
+from orchestrator.store.run_files.trials import EpochRow
 
 _EVENT_EVERY_S = 0.5
 _LIST_EVERY_S = 2.0

@@ -34,7 +34,7 @@ from orchestrator.store.events import (
 )
 from orchestrator.store.ledger import LedgerDamaged, Tail, is_live
 from orchestrator.store.run_dir import RunPaths, state_of
-from orchestrator.store.run_files import EpochRow, TrialRow
+from orchestrator.store.run_files.trials import EpochRow, TrialRow
 
 _BATCH_BYTES = 2**21
 _REFRESH_EVERY_S = 0.4
@@ -101,7 +101,7 @@ class LiveTrial:
 
     def row(self, status: str) -> TrialRow:
         """Return the trial as a row of trials.parquet, with the status that is shown."""
-        return TrialRow(
+        return TrialRow.model_construct(  # its validator expects the columns of the file
             trial_id=self.trial_id,
             variant=self.variant,
             phase=self.phase,
@@ -121,7 +121,7 @@ class LiveTrial:
         for start in range(0, len(self.reports), _ROW):
             epoch, *values = self.reports[start : start + _ROW]
             metrics = {name: _known(value) for name, value in zip(_CURVE, values, strict=True)}
-            yield EpochRow(self.trial_id, int(epoch), **metrics)
+            yield EpochRow.model_construct(trial_id=self.trial_id, epoch=int(epoch), **metrics)
 
 
 @dataclass

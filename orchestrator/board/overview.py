@@ -12,7 +12,9 @@ from typing import Any
 from orchestrator.board.live import LiveRun, LiveTrial
 from orchestrator.report import charts
 from orchestrator.store.run_dir import RunPaths, all_runs, state_of
-from orchestrator.store.run_files import Score, Selection, as_record
+from orchestrator.store.run_files.records import as_record
+from orchestrator.store.run_files.scores import Score
+from orchestrator.store.run_files.selection import Selection
 
 _PLOT_WIDTH = 140.0
 _NO_SCORE = Score()
