@@ -87,10 +87,10 @@ def _store(folder: Path | None) -> Any:
     return Store((folder or default_store()).resolve())
 
 
-def _read(spec: Path, overrides: tuple[str, ...] = ()) -> Any:
+def _read(spec: Path, overrides: tuple[str, ...] = (), *, try_components: bool = False) -> Any:
     from orchestrator.spec.load import read  # noqa: PLC0415
 
-    return read(spec, list(overrides))
+    return read(spec, list(overrides), try_components=try_components)
 
 
 @main.command()
@@ -101,7 +101,7 @@ def check(spec: Path, overrides: tuple[str, ...], *, offline: bool) -> None:
     """Check a spec and its tables, and list all problems with line and column."""
     from orchestrator.spec.load import read  # noqa: PLC0415
 
-    experiment = read(spec, list(overrides), need_data=not offline)
+    experiment = read(spec, list(overrides), need_data=not offline, try_components=True)
     lines = []
     if not offline:
         from orchestrator.spec.data_checks import check_data  # noqa: PLC0415
@@ -164,7 +164,7 @@ def submit(
     from orchestrator.run.driver import Options  # noqa: PLC0415
     from orchestrator.run.driver import submit as execute  # noqa: PLC0415
 
-    experiment = _read(spec, overrides)
+    experiment = _read(spec, overrides, try_components=True)
     if detach:
         from orchestrator.run.driver import detach as start_detached  # noqa: PLC0415
 
