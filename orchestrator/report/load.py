@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable
@@ -15,23 +16,17 @@ from data_prep.catalog.labels import Schema
 from orchestrator.report import scores
 from orchestrator.store import tables
 from orchestrator.store.events import DriverStarted, Event, RunStarted, StageEnded, from_json
-from orchestrator.store.run_files import (
-    AuditFacts,
-    Candidate,
-    Certificate,
-    EpochRow,
-    Hypothesis,
-    Preparation,
-    ResolvedSpec,
-    Selection,
-    Summary,
-    TrialRow,
-    as_record,
-    as_records,
-    read_json,
-)
+from orchestrator.store.run_files.audit import AuditFacts
+from orchestrator.store.run_files.certificate import Certificate
+from orchestrator.store.run_files.hypotheses import Hypothesis
+from orchestrator.store.run_files.preparation import Preparation
+from orchestrator.store.run_files.records import FileRecord, as_record, as_records, read_json
+from orchestrator.store.run_files.selection import Candidate, Selection
+from orchestrator.store.run_files.settings import ResolvedSpec, Summary
+from orchestrator.store.run_files.trials import EpochRow, TrialRow
 
 T = TypeVar("T")
+R = TypeVar("R", bound=FileRecord)
 
 View = dict[str, Any]
 """What one section shows: the names that its macro in sections.html.j2 reads."""
@@ -156,10 +151,10 @@ class _Folder:
             )
             return empty
 
-    def record(self, name: str, cls: type[T], *, needed: bool = True) -> T:
+    def record(self, name: str, cls: type[R], *, needed: bool = True) -> R:
         return self.read(name, lambda path: as_record(cls, read_json(path)), cls(), needed=needed)
 
-    def rows(self, name: str, cls: type[T]) -> tuple[T, ...] | None:
+    def rows(self, name: str, cls: type[R]) -> tuple[R, ...] | None:
         return self.read(name, lambda path: as_records(cls, tables.read(path).to_pylist()), None)
 
     def table(self, name: str, *, needed: bool = True) -> pa.Table | None:
@@ -171,12 +166,38 @@ def load(root: Path) -> Run:
     folder = _Folder(root)
     no_events: list[Event] = []
     events = folder.read("events.jsonl", read_events, no_events)
+    trials = folder.rows("trials.parquet", TrialRow)
+    curves = folder.rows("curves.parquet", EpochRow)
+    return _load(folder, events, trials, curves)
+
+
+def load_live(
+    root: Path, events: list[Event], trials: tuple[TrialRow, ...], curves: tuple[EpochRow, ...]
+) -> Run:
+    """Read the folder of a run that may go on; what is not there yet is not missing.
+
+    Args:
+        root: the folder.
+        events: the events of its ledger that are of no trial.
+        trials: those to show, from the ledger.
+        curves: of these trials, from the ledger.
+    """
+    return dataclasses.replace(_load(_Folder(root), events, trials, curves), missing=())
+
+
+def _load(
+    folder: _Folder,
+    events: list[Event],
+    trials: tuple[TrialRow, ...] | None,
+    curves: tuple[EpochRow, ...] | None,
+) -> Run:
+    """Read what stages and drivers wrote, beside the ledger and the tables of trials."""
     resolved = folder.read("resolved.yaml", _resolved, ResolvedSpec())
     selection = folder.record("selection.json", Selection)
     members = set(selection.members)
     # summary.json is written after the report, certificate.json by runs that come to their end
     return Run(
-        root=root,
+        root=folder.root,
         summary=folder.record("summary.json", Summary, needed=False),
         selection=selection,
         certificate=folder.read(
@@ -191,8 +212,8 @@ def load(root: Path) -> Run:
         resolved_text=folder.read("resolved.yaml", _text, "", needed=False),
         events=events,
         schema=_schema(resolved, events),
-        trials=folder.rows("trials.parquet", TrialRow),
-        curves=folder.rows("curves.parquet", EpochRow),
+        trials=trials,
+        curves=curves,
         folds=folder.table("folds.parquet"),
         predictions=folder.read(
             "predictions.parquet", lambda path: _out_of_fold(path, members), None
@@ -215,7 +236,7 @@ def read_events(path: Path) -> list[Event]:
     return events
 
 
-def _filled(cls: type[T], path: Path) -> T | None:
+def _filled(cls: type[R], path: Path) -> R | None:
     """Read a record; None where the file holds nothing."""
     value = read_json(path)
     return as_record(cls, value) if isinstance(value, dict) and value else None

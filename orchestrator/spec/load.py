@@ -37,6 +37,7 @@ def read(
     check_roots: bool = True,
     need_data: bool = True,
     try_components: bool = False,
+    base: Path | None = None,
 ) -> Experiment:
     """Read, override and check a spec file.
 
@@ -47,6 +48,7 @@ def read(
             data, and a smoke run makes variants equal that differ only in their duration.
         need_data: False to leave only the data out of that.
         try_components: also try operations and backbones on photos, which takes seconds.
+        base: the folder that relative paths of the spec start from, its own by default.
 
     Raises:
         DocumentError: the spec has problems; each is listed with line and column.
@@ -54,7 +56,7 @@ def read(
     document = load(path)
     changes = dict(_parse_set(text) for text in overrides or [])
     data = apply(document.data, changes) if changes else document.data
-    base = path.resolve().parent
+    base = (base or path.parent).resolve()
     problems: list[Problem] = []
     arms: dict[str, Arm] = {}
     spec = validate(Spec, data, document, problems)
