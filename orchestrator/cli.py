@@ -87,10 +87,16 @@ def _store(folder: Path | None) -> Any:
     return Store((folder or default_store()).resolve())
 
 
-def _read(spec: Path, overrides: tuple[str, ...] = (), base: Path | None = None) -> Any:
+def _read(
+    spec: Path,
+    overrides: tuple[str, ...] = (),
+    base: Path | None = None,
+    *,
+    try_components: bool = False,
+) -> Any:
     from orchestrator.spec.load import read  # noqa: PLC0415
 
-    return read(spec, list(overrides), base=base)
+    return read(spec, list(overrides), base=base, try_components=try_components)
 
 
 @main.command()
@@ -101,7 +107,7 @@ def check(spec: Path, overrides: tuple[str, ...], *, offline: bool) -> None:
     """Check a spec and its tables, and list all problems with line and column."""
     from orchestrator.spec.load import read  # noqa: PLC0415
 
-    experiment = read(spec, list(overrides), need_data=not offline)
+    experiment = read(spec, list(overrides), need_data=not offline, try_components=True)
     lines = []
     if not offline:
         from orchestrator.spec.data_checks import check_data  # noqa: PLC0415
@@ -171,7 +177,7 @@ def submit(
     from orchestrator.run.driver import Options  # noqa: PLC0415
     from orchestrator.run.driver import submit as execute  # noqa: PLC0415
 
-    experiment = _read(spec, overrides, base)
+    experiment = _read(spec, overrides, base, try_components=True)
     if detach:
         from orchestrator.run.driver import detach as start_detached  # noqa: PLC0415
 
