@@ -6,7 +6,7 @@ know about the bootstrap" (expanded percentiles); Zou and Donner 2008 for a diff
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -130,16 +130,16 @@ def label_interval(
     return interval(label, metric=metric, seed=seed)
 
 
-def difference_of_scores(first: Mapping[str, Any], second: Mapping[str, Any]) -> Bounds:
+def difference_of_scores(first: Interval, second: Interval) -> Bounds:
     """Return the interval of first minus second, two scores on different people.
 
     Args:
-        first: has estimate, low and high, such as `Interval.to_json()`.
+        first: at any level.
         second: likewise, at the same level.
     """
-    difference = first["estimate"] - second["estimate"]
-    down = np.hypot(first["estimate"] - first["low"], second["high"] - second["estimate"])
-    up = np.hypot(first["high"] - first["estimate"], second["estimate"] - second["low"])
+    difference = first.estimate - second.estimate
+    down = np.hypot(first.estimate - first.low, second.high - second.estimate)
+    up = np.hypot(first.high - first.estimate, second.estimate - second.low)
     return Bounds(float(difference - down), float(difference + up))
 
 
