@@ -417,13 +417,21 @@ def init(folder: Path, out: Path | None) -> None:
 
 @main.command()
 @click.argument("run", metavar="RUN|BUNDLE")
-@click.argument("photos", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("photos", type=click.Path(path_type=Path, exists=True, allow_dash=True))
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="CSV to write: ImageID, ans."
 )
+@click.option(
+    "--probabilities",
+    is_flag=True,
+    help="Also write names, confidence, votes, and the probability of every class.",
+)
 @STORE
-def predict(run: str, photos: Path, out: Path, store: Path | None) -> None:
-    """Classify a folder of photos with the ensemble of a run or of a bundle.
+def predict(run: str, photos: Path, out: Path, store: Path | None, *, probabilities: bool) -> None:
+    """Classify PHOTOS with the ensemble of a run or of a bundle.
+
+    PHOTOS is a folder, one photo, a text file with a path per line, or - for such lines from
+    standard input.
 
     A bundle is the folder or zip that `bundle` writes; it needs no store, and each of its files is
     checked before use. The photos get the preparation that the members were trained with.
@@ -431,16 +439,16 @@ def predict(run: str, photos: Path, out: Path, store: Path | None) -> None:
     from data_prep.catalog.labels import Schema  # noqa: PLC0415
     from orchestrator.ensemble import bundle  # noqa: PLC0415
     from orchestrator.ensemble import members as ensemble  # noqa: PLC0415
-    from orchestrator.ensemble.predict import predict_folder  # noqa: PLC0415
+    from orchestrator.ensemble.predict import predict_photos  # noqa: PLC0415
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     if bundle.is_bundle(Path(run)):
         with bundle.open_bundle(Path(run)) as members:
-            counts = predict_folder(members, photos, out)
+            counts = predict_photos(members, photos, out, with_probabilities=probabilities)
     else:
         home = _store(store)
         members = ensemble.of_run(find_run(home.root, run), home)
-        counts = predict_folder(members, photos, out)
+        counts = predict_photos(members, photos, out, with_probabilities=probabilities)
     schema = Schema(dict(members.classes))
     names = [f"{code} {schema.class_name(code)}" for code in range(schema.n_classes)]
     click.echo(f"ans: {', '.join(names)}", err=True)
