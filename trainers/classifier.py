@@ -18,7 +18,14 @@ from trainers.augmentation import Augmentation
 from trainers.checkpoint import best_epoch
 from trainers.config import Duration, NoCutMix, NoMixUp, OfflineMixUp, Train
 from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
-from trainers.device import autocast, choose_precision, keep_freed_memory, scoring_precision
+from trainers.device import (
+    autocast,
+    choose_precision,
+    compiled,
+    keep_freed_memory,
+    scoring_precision,
+    set_up_kernels,
+)
 from trainers.feature_cache import PLAIN, FeatureCache, FeatureStore, View
 from trainers.inference import as_tensor
 from trainers.losses import BranchLoss, alpha_of, branch_loss, total_loss
@@ -102,6 +109,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     overlap = overlap_on(device) if overlap is None else overlap
     if threads:
         torch.set_num_threads(threads)
+    set_up_kernels(device)
     if device == "cpu":
         keep_freed_memory()
     # -- data -------------------------------------------------------------------------------------
@@ -140,12 +148,20 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     n_loaders = 0
     if device != "cpu" and features is None:
         n_loaders = max(1, (threads or 2) - 1)
-    backward = _Backward(net, losses, config.loss.weights, device, precision, scaler)
     scored_in = scoring_precision(device, precision)
     # -- length -----------------------------------------------------------------------------------
     steps_per_epoch = len(list(batches(task.train, config.batch_size, drop_single=True)))
     duration = Duration.parse(config.duration)
     n_steps = duration.steps(steps_per_epoch)
+    backward = _Backward(
+        net,
+        losses,
+        config.loss.weights,
+        device,
+        precision,
+        scaler,
+        compiled(net, config.compile, device, n_steps),
+    )
     # -- resume -----------------------------------------------------------------------------------
     plateau = Plateau()
     history: list[dict[str, float]] = []
@@ -376,13 +392,17 @@ class _Backward:
     device: str
     precision: str
     scaler: torch.amp.GradScaler
+    compiled: nn.Module | None = None  # for whole micro-batches: another size is compiled anew
 
     def __call__(self, batch: Batch, micro: int) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for part in _micro_batches(len(batch.x), micro):
             photos = batch.x[part]
+            net = self.net
+            if self.compiled is not None and len(photos) == micro:
+                net = self.compiled
             with autocast(self.device, self.precision):
-                logits = self.net(photos)
+                logits = net(photos)
             targets = {name: target.part(part) for name, target in batch.targets.items()}
             share = len(photos) / len(batch.x)
             loss = total_loss(logits, targets, self.losses, self.weights) * share

@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from data_prep.section import BARE_NAME, Count, Fraction, Positive, Probability, Section, check_rule
+from data_prep.section import (
+    BARE_NAME,
+    Count,
+    Fraction,
+    Positive,
+    Probability,
+    Section,
+    check_rule,
+    since,
+)
 from trainers.known_names import Operation, check_operation
 
 _DURATION = r"^[1-9][0-9]* (epochs?|steps?)$"
@@ -323,6 +332,8 @@ class Train(Section):
     early_stop: Count | None = None
     """Number of epochs without a better val macro F1 after which a training ends."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    compile: Literal["off", "on", "auto"] = since("off")
+    """Let torch compile the training steps; `auto` does on a GPU where a training is long enough."""
 
     @model_validator(mode="after")
     def _weights_need_branches(self) -> Self:

@@ -15,6 +15,7 @@ from trainers.config import Model
 from trainers.model import build
 
 _BF16_CAPABILITY = 8  # Ampere and later
+_STEPS_THAT_REPAY = 3000  # some minutes of steps, against about a minute of compiling
 _M_TRIM_THRESHOLD = -1  # malloc.h
 _M_MMAP_THRESHOLD = -3
 _LARGE_BYTES = 2**30
@@ -25,6 +26,37 @@ def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     device_type = device.split(":", maxsplit=1)[0]
     return torch.autocast(device_type=device_type, dtype=dtype, enabled=precision != "fp32")
+
+
+def set_up_kernels(device: str) -> None:
+    """State how cuDNN works, so that no default of a torch version decides it.
+
+    Convolutions may use TF32. Kernels are chosen by a rule and not by a stopwatch, because a
+    training that goes on after a kill would else get other ones.
+    """
+    if device.startswith("cuda"):
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = False
+
+
+def compiled(network: nn.Module, wanted: str, device: str, n_steps: int) -> nn.Module | None:
+    """Return a network whose training steps torch compiles on first use, None for none.
+
+    It shares the parameters of `network`. Compiled code is kept in torch's own cache, where other
+    trials on the node find it.
+
+    Args:
+        network: takes batches of one size.
+        wanted: `on`, `off`, or `auto`: on a GPU, for at least 3,000 steps.
+        device: where torch computes.
+        n_steps: of the training.
+    """
+    repays = device.startswith("cuda") and n_steps >= _STEPS_THAT_REPAY
+    if wanted == "off" or (wanted == "auto" and not repays):
+        return None
+    network_compiled: Any = torch.compile(network, dynamic=False)
+    return network_compiled
 
 
 def scoring_precision(device: str, precision: str) -> str:

@@ -11,6 +11,9 @@ from orchestrator.spec.models import Experiment
 from orchestrator.store.artifacts import Store
 from trainers.config import Duration
 
+_CARD = "an NVIDIA H200"
+_CARD_RATES = {("efficientnet_b4", 380): 256.0, ("tf_efficientnet_lite0", 224): 890.0}
+"""Samples a second by backbone and photo size: bf16, batch 32, policy basic, one trial at a time (2026-11-26)."""
 _LOOKED_AT = 50  # the newest trials; reading all of ten thousand manifests would take seconds
 
 
@@ -35,6 +38,38 @@ def training_s(experiment: Experiment, store: Store, n_trials: int) -> tuple[flo
         return None
     each = [length * statistics.median(took) for length, took in zip(lengths, found, strict=True)]
     return n_trials * statistics.mean(each), sum(len(known[kind]) for kind in set(kinds))
+
+
+def gpu_hours(experiment: Experiment, n_trials: int, n_photos: int | None) -> str | None:
+    """Say what a plan costs on a card that was measured.
+
+    Args:
+        experiment: its trials ask for a GPU, otherwise nothing is said.
+        n_trials: how many trainings there are at most.
+        n_photos: that a training learns from at most; None where they are not counted yet.
+
+    Returns:
+        A sentence, None where a variant's backbone and photo size were not measured.
+    """
+    if not experiment.spec.resources.per_trial.gpu:
+        return None
+    seconds = []  # of a training on one photo
+    for arm in experiment.arms.values():
+        rate = _CARD_RATES.get((arm.train.model.backbone, arm.prep.size))
+        epochs = _epochs(arm.train.duration)
+        if rate is None or not epochs:
+            return None
+        seconds.append(epochs / rate)
+    hours = n_trials * statistics.mean(seconds) * (n_photos or 1000) / 3600
+    photos = "a thousand photos" if n_photos is None else f"{n_photos} photos"
+    rates = sorted(
+        {_CARD_RATES[arm.train.model.backbone, arm.prep.size] for arm in experiment.arms.values()}
+    )
+    measured = " and ".join(f"{rate:g}" for rate in rates)
+    return (
+        f"{n_trials} trainings on {photos} take at most about {hours:.1f} GPU hours on {_CARD}, "
+        f"where {measured} samples a second were measured; frozen backbones take less"
+    )
 
 
 def _epochs(duration: str) -> int:

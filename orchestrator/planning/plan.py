@@ -11,7 +11,7 @@ from typing import Any
 
 from data_prep.catalog.fingerprint import fingerprint
 from orchestrator.base.errors import SpecError
-from orchestrator.planning.cost import training_s
+from orchestrator.planning.cost import gpu_hours, training_s
 from orchestrator.planning.stage import Found, Scope, Stage, find_stages
 from orchestrator.planning.stage_keys import catalog_key, run_key
 from orchestrator.spec.models import Experiment
@@ -78,13 +78,17 @@ def make_plan(experiment: Experiment, store: Store, stages: tuple[Stage, ...]) -
             "size counts too"
         )
     catalog = store.find("catalog", catalog_key(scope))
+    n_photos = catalog.result["n_ok"] if catalog else None
+    hours = gpu_hours(experiment, sum(trials.values()) - n_reused, n_photos)
+    if hours is not None:
+        notes.append(hours)
     return Plan(
         run_id=run_id,
         run_key=key,
         files=files,
         stages=_planned(found, is_finished=summary.get("state") == "SUCCEEDED"),
         trials=trials,
-        n_photos=catalog.result["n_ok"] if catalog else None,
+        n_photos=n_photos,
         n_to_prepare=found["prepare"].n_to_prepare if catalog else None,
         training_s=round(estimate[0], 1) if estimate else None,
         notes=tuple(notes),

@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,7 @@ from orchestrator.search.memory import private_bytes
 MAX_GROWTH_BYTES = (
     512 * 2**20
 )  # of a process over all its trials, memory that malloc keeps included
+MAX_CARD_GROWTH_BYTES = 64 * 2**20  # libraries' workspaces come and go
 _PROJECT_PACKAGES = ("orchestrator", "trainers", "data_prep", "__main__")
 _WATCHED_MODULES = (
     "builtins",
@@ -43,18 +45,29 @@ Names = dict[str, Any]
 class ProcessState:
     """The state of this process before its first trial."""
 
-    def __init__(self, body_globals: Names | None = None, *, trims: bool = False) -> None:
+    def __init__(
+        self,
+        body_globals: Names | None = None,
+        *,
+        trims: bool = False,
+        card_bytes: Callable[[], int] | None = None,
+    ) -> None:
         """Record the state.
 
         Args:
             body_globals: the global names of the trial's function; they may belong to no module.
             trims: give freed memory back after each trial, not only after a large growth.
+            card_bytes: measures what this process keeps on its GPU; None on a CPU.
         """
         self.body_globals = body_globals or {}
         self.trims = trims
         self.settings = _process_settings()
         self.modules = self._module_names()
         self.private_bytes = private_bytes()
+        self.card_bytes = card_bytes
+        self.kept_on_card = card_bytes() if card_bytes else 0
+        # the first trial on a GPU loads kernels, which stay for the next ones
+        self._is_loading = card_bytes is not None
 
     def differences(self) -> list[str]:
         """Return the names of all that has changed; empty if the next trial may use the process."""
@@ -67,9 +80,16 @@ class ProcessState:
         growth_bytes = self._growth_bytes()
         if growth_bytes > MAX_GROWTH_BYTES:
             changed.append(f"memory grown by {growth_bytes / 1e6:.0f} MB")
+        if self.card_bytes is not None:
+            card_growth_bytes = self.card_bytes() - self.kept_on_card
+            if card_growth_bytes > MAX_CARD_GROWTH_BYTES:
+                changed.append(f"the GPU's memory grown by {card_growth_bytes / 1e6:.0f} MB")
         return changed
 
     def _growth_bytes(self) -> int:
+        if self._is_loading:
+            self._is_loading = False
+            self.private_bytes = max(self.private_bytes, private_bytes())
         growth_bytes = private_bytes() - self.private_bytes
         if self.trims or growth_bytes > MAX_GROWTH_BYTES:
             # not always: the next trial would have to fault in each page that is given back
@@ -164,6 +184,14 @@ def warm_up(device: str) -> None:
     if torch is not None and not device.startswith("cpu"):
         x = torch.ones(8, 8, device=device)
         (x @ x).sum().item()
+
+
+def memory_on_card() -> int:
+    """Give back what no tensor needs on this process's GPU; return the bytes that tensors keep."""
+    torch = sys.modules["torch"]
+    gc.collect()
+    torch.cuda.empty_cache()
+    return int(torch.cuda.memory_allocated())
 
 
 def _give_back_memory() -> None:

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 import psutil
 
-from orchestrator.search.isolation import ProcessState, seed_everything, warm_up
+from orchestrator.search.isolation import ProcessState, memory_on_card, seed_everything, warm_up
 from orchestrator.search.memory import resident_bytes
 from orchestrator.store.events import OBJECTIVE
 
@@ -218,6 +218,12 @@ class Child:
             self._reap()
 
     def _fork(self) -> None:
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            raise RuntimeError(
+                "a process without CUDA was required to fork from, found one that has opened it; "
+                "its children cannot use the GPU; open CUDA in trials only"
+            )
         parent = os.getpid()
         self._pipe, child_end = Pipe()
         if not self.n_forks:
@@ -332,7 +338,11 @@ def _run_trials(body: Body, pipe: Any, parent: int, *, trims: bool) -> NoReturn:
             seed_everything(order.seed, order.threads)
             warm_up(order.device)
             if state is None:
-                state = ProcessState(getattr(body, "__globals__", None), trims=trims)
+                state = ProcessState(
+                    getattr(body, "__globals__", None),
+                    trims=trims,
+                    card_bytes=None if order.device.startswith("cpu") else memory_on_card,
+                )
             with _output_to(order.log):
                 failure = _run_trial(body, order.spec, pipe)
                 # the frames of an error keep alive what the trial had

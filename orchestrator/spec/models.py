@@ -71,6 +71,15 @@ class TrialShare(Share):
     report_s: Positive | None = 7200  # without a report for so long, the trial hangs
     memory_gb: Positive | None = None  # None: until the machine runs short of memory
 
+    @model_validator(mode="after")
+    def _one_card(self) -> Self:
+        if self.gpu > 1:
+            raise ValueError(
+                f"gpu: at most 1 was required, found {self.gpu:g}: a trial trains on one card; "
+                "with gpu: 1 or a fraction, several trials keep several cards busy"
+            )
+        return self
+
 
 class Resources(Section):
     """How to run; it changes no result, so it is part of no key."""

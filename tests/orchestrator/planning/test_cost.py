@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.planning.cost import training_s
+from orchestrator.planning.cost import gpu_hours, training_s
 from orchestrator.spec.load import read
 from orchestrator.store.artifacts import Store
 
@@ -36,3 +36,13 @@ def test_a_plan_costs_what_earlier_trials_of_its_backbone_took(experiment, tmp_p
 def test_a_backbone_that_never_ran_here_has_no_cost(experiment, tmp_path):
     finished(Store(tmp_path), "a", "resnet18", 50.0)
     assert training_s(experiment, Store(tmp_path), 17) is None
+
+
+def test_the_contest_s_own_settings_cost_gpu_hours_on_a_measured_card(experiment):
+    full = read(SPEC.parent / "contest/full.yaml", check_roots=False)
+    told = gpu_hours(full, 56, 18_900)
+    hours = 56 * 30 * 18_900 / 256 / 3600
+    assert f"56 trainings on 18900 photos take at most about {hours:.1f} GPU hours" in told
+    assert "on an NVIDIA H200, where 256 samples a second were measured" in told
+    assert "on a thousand photos" in gpu_hours(full, 56, None)
+    assert gpu_hours(experiment, 17, 1000) is None  # on CPUs

@@ -373,6 +373,11 @@ def test_how_to_run_is_no_part_of_the_identity(write):
     assert plain != read(write(("seed: 42", "seed: 43"))).identity()
 
 
+def test_more_than_one_gpu_for_a_trial_is_refused_with_the_reason(write):
+    with pytest.raises(SpecError, match="gpu: at most 1 was required, found 2: a trial trains on"):
+        read(write(("per_trial: {cpu: 1}", "per_trial: {cpu: 1, gpu: 2}")))
+
+
 def test_every_experiment_reads(write):
     for path in sorted((ROOT / "experiments").rglob("*.yaml")):
         assert read(write(text=path.read_text()), check_roots=False).arms
