@@ -1,7 +1,7 @@
 """The interval of a score: BCa over groups, widened by Student's t.
 
 Sources: Efron 1987, "Better bootstrap confidence intervals"; Hesterberg 2015, "What teachers should
-know about the bootstrap" (expanded percentiles); Zou and Donner 2008 for a difference of two scores.
+know about the bootstrap" (expanded percentiles); Zou and Donner 2008 for a difference of scores.
 """
 
 from __future__ import annotations

@@ -53,9 +53,8 @@ class Tracker:
         return f"failed, study.log or W&B may lack trials; {details}"
 
 
-def start(run: Path, settings: Any) -> Tracker:
-    """Start the mirror of a run."""
-    del settings  # it reads resolved.yaml itself
+def start(run: Path) -> Tracker:
+    """Start the mirror of a run; it reads resolved.yaml itself."""
     with (run / "track.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.run.tracking", str(run)],
@@ -127,7 +126,10 @@ def _follow(
 
 
 class Journal:
-    """study.log: an Optuna journal with one study per variant, written anew by every driver and never read back."""
+    """study.log: an Optuna journal with one study per variant.
+
+    Every driver writes it anew. Nothing reads it back.
+    """
 
     def __init__(self, run: Path, search: Search) -> None:
         import optuna  # noqa: PLC0415
