@@ -164,6 +164,26 @@ def our_training(setting, backbone, size, folder=None, *, n_epochs=None, report=
     return Trained(statistics.median(rates), result.history, result.micro_batch)
 
 
+def augment_rate(setting, size, policy, n_threads):
+    """Gather and augment batches on threads, as the loop's loaders do."""
+    from trainers import augmentation
+    from trainers.data import ahead
+
+    images = photos(256, size)
+    augmented = augmentation.build(policy)
+
+    def load(rows):
+        return augmented(images[rows], augmentation.sample_seeds(0, 1, rows))
+
+    n_batches = 30 * n_threads if setting.is_cuda else 4
+    batches = np.random.default_rng(0).integers(0, len(images), (n_batches, BATCH))
+    load(batches[0])
+    began = time.perf_counter()
+    for _ in ahead(load, list(batches), n_threads):
+        pass
+    return n_batches * BATCH / (time.perf_counter() - began)
+
+
 def forward_rate(setting, backbone, size, precision):
     """Predict bare: one batch of 128 that lies on the device."""
     import torch

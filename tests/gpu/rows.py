@@ -64,6 +64,19 @@ def checkpoint_share(setting):
     return Measured(float(np.median(shares)), "% of an epoch", "what the loop waits for it")
 
 
+def augment(policy):
+    """Augment on as many threads as a training has, beside that many times one thread."""
+
+    def measure(setting):
+        n_threads = 15 if setting.is_cuda else 2
+        alone = loops.augment_rate(setting, large(setting)[1], policy, 1)
+        together = loops.augment_rate(setting, large(setting)[1], policy, n_threads)
+        note = f"{n_threads} threads; what is missing to 1 is the interpreter's lock"
+        return Measured(together, "photos/s", note, n_threads * alone)
+
+    return measure
+
+
 def predict(precision):
     def measure(setting):
         rate = loops.predict_rate(setting, *large(setting), precision)
@@ -316,6 +329,8 @@ ROWS = [
     Row("small_bare_bf16", bare(small, "bf16")),
     Row("small_dataloader_bf16", loader(small, "bf16")),
     Row("small_ours_bf16_basic", ours(small, "bf16", "basic"), 0.97, wanted=".97 of bare"),
+    Row("augment_basic", augment("basic")),
+    Row("augment_strong", augment("strong")),
     Row("predict_fp32", predict("fp32"), 0.9, wanted=".9 of bare"),
     Row("predict_bf16", predict("bf16"), 0.9, wanted=".9 of bare"),
     Row("frozen_features", frozen_features),
