@@ -264,10 +264,13 @@ def corrected(
         in_bag = in_bag + _pooled(pool, picked, unseen[rows].sum(0), alone=alone)
     fixed = _pooled(pool, final, unseen.sum(0), alone=alone)
     optimism = float(score(fixed, "macro_f1").mean() - score(in_bag, "macro_f1").mean())
+    estimate, low, high = np.clip(
+        [naive - optimism, headline.low - optimism, headline.high - optimism], 0.0, 1.0
+    ).tolist()
     return Corrected(
-        naive - optimism,
-        headline.low - optimism,
-        headline.high - optimism,
+        estimate,
+        low,
+        high,
         naive,
         optimism,
         len(weights),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -199,7 +200,9 @@ def _tensorboard(run: Path, trial: TrialRecord) -> None:
     from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: PLC0415
     from tensorboard.summary.writer.event_file_writer import EventFileWriter  # noqa: PLC0415
 
-    writer = EventFileWriter(str(run / "tensorboard" / trial.trial_id))
+    folder = run / "tensorboard" / trial.trial_id
+    shutil.rmtree(folder, ignore_errors=True)  # a resumed run tells all of its trials again
+    writer = EventFileWriter(str(folder))
     for epoch, metrics in sorted(trial.reports.items()):
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         writer.add_event(Event(wall_time=time.time(), step=epoch, summary=Summary(value=values)))
