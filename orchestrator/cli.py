@@ -87,10 +87,10 @@ def _store(folder: Path | None) -> Any:
     return Store((folder or default_store()).resolve())
 
 
-def _read(spec: Path, overrides: tuple[str, ...] = ()) -> Any:
+def _read(spec: Path, overrides: tuple[str, ...] = (), base: Path | None = None) -> Any:
     from orchestrator.spec.load import read  # noqa: PLC0415
 
-    return read(spec, list(overrides))
+    return read(spec, list(overrides), base=base)
 
 
 @main.command()
@@ -149,6 +149,12 @@ def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) 
     "--smoke", is_flag=True, help="First run one training step of each variant through all stages."
 )
 @click.option("--allow-download", is_flag=True, help="Allow downloads of missing model weights.")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=None,
+    help="Folder that relative paths of the spec start from.  [default: the spec's own]",
+)
 def submit(
     spec: Path,
     overrides: tuple[str, ...],
@@ -159,12 +165,13 @@ def submit(
     detach: bool,
     smoke: bool,
     allow_download: bool,
+    base: Path | None,
 ) -> None:
     """Check, plan, run and report an experiment; continue it if it was interrupted."""
     from orchestrator.run.driver import Options  # noqa: PLC0415
     from orchestrator.run.driver import submit as execute  # noqa: PLC0415
 
-    experiment = _read(spec, overrides)
+    experiment = _read(spec, overrides, base)
     if detach:
         from orchestrator.run.driver import detach as start_detached  # noqa: PLC0415
 
@@ -525,3 +532,17 @@ def doctor() -> None:
     lines, healthy = examine()
     click.echo("\n".join(lines))
     sys.exit(0 if healthy else 1)
+
+
+@main.command()
+@STORE
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=int, default=8266, show_default=True, help="0 takes a free one.")
+def board(store: Path | None, host: str, port: int) -> None:
+    """Show the runs of a store in a browser, live, until Ctrl-C.
+
+    The printed address holds a token; who has it can also stop, cancel, resume and submit runs.
+    """
+    from orchestrator.board.server import serve  # noqa: PLC0415
+
+    serve(_store(store), host=host, port=port)

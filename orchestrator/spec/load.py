@@ -36,6 +36,7 @@ def read(
     *,
     check_roots: bool = True,
     need_data: bool = True,
+    base: Path | None = None,
 ) -> Experiment:
     """Read, override and check a spec file.
 
@@ -45,6 +46,7 @@ def read(
         check_roots: also require that the data exist and that variants differ. `predict` needs no
             data, and a smoke run makes variants equal that differ only in their duration.
         need_data: False to leave only the data out of that.
+        base: the folder that relative paths of the spec start from, its own by default.
 
     Raises:
         DocumentError: the spec has problems; each is listed with line and column.
@@ -52,7 +54,7 @@ def read(
     document = load(path)
     changes = dict(_parse_set(text) for text in overrides or [])
     data = apply(document.data, changes) if changes else document.data
-    base = path.resolve().parent
+    base = (base or path.parent).resolve()
     problems: list[Problem] = []
     arms: dict[str, Arm] = {}
     spec = validate(Spec, data, document, problems)
