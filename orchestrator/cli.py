@@ -87,10 +87,16 @@ def _store(folder: Path | None) -> Any:
     return Store((folder or default_store()).resolve())
 
 
-def _read(spec: Path, overrides: tuple[str, ...] = (), base: Path | None = None) -> Any:
+def _read(
+    spec: Path,
+    overrides: tuple[str, ...] = (),
+    base: Path | None = None,
+    *,
+    try_components: bool = False,
+) -> Any:
     from orchestrator.spec.load import read  # noqa: PLC0415
 
-    return read(spec, list(overrides), base=base)
+    return read(spec, list(overrides), base=base, try_components=try_components)
 
 
 @main.command()
@@ -101,7 +107,7 @@ def check(spec: Path, overrides: tuple[str, ...], *, offline: bool) -> None:
     """Check a spec and its tables, and list all problems with line and column."""
     from orchestrator.spec.load import read  # noqa: PLC0415
 
-    experiment = read(spec, list(overrides), need_data=not offline)
+    experiment = read(spec, list(overrides), need_data=not offline, try_components=True)
     lines = []
     if not offline:
         from orchestrator.spec.data_checks import check_data  # noqa: PLC0415
@@ -171,7 +177,7 @@ def submit(
     from orchestrator.run.driver import Options  # noqa: PLC0415
     from orchestrator.run.driver import submit as execute  # noqa: PLC0415
 
-    experiment = _read(spec, overrides, base)
+    experiment = _read(spec, overrides, base, try_components=True)
     if detach:
         from orchestrator.run.driver import detach as start_detached  # noqa: PLC0415
 
@@ -411,13 +417,21 @@ def init(folder: Path, out: Path | None) -> None:
 
 @main.command()
 @click.argument("run", metavar="RUN|BUNDLE")
-@click.argument("photos", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("photos", type=click.Path(path_type=Path, exists=True, allow_dash=True))
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="CSV to write: ImageID, ans."
 )
+@click.option(
+    "--probabilities",
+    is_flag=True,
+    help="Also write names, confidence, votes, and the probability of every class.",
+)
 @STORE
-def predict(run: str, photos: Path, out: Path, store: Path | None) -> None:
-    """Classify a folder of photos with the ensemble of a run or of a bundle.
+def predict(run: str, photos: Path, out: Path, store: Path | None, *, probabilities: bool) -> None:
+    """Classify PHOTOS with the ensemble of a run or of a bundle.
+
+    PHOTOS is a folder, one photo, a text file with a path per line, or - for such lines from
+    standard input.
 
     A bundle is the folder or zip that `bundle` writes; it needs no store, and each of its files is
     checked before use. The photos get the preparation that the members were trained with.
@@ -425,16 +439,16 @@ def predict(run: str, photos: Path, out: Path, store: Path | None) -> None:
     from data_prep.catalog.labels import Schema  # noqa: PLC0415
     from orchestrator.ensemble import bundle  # noqa: PLC0415
     from orchestrator.ensemble import members as ensemble  # noqa: PLC0415
-    from orchestrator.ensemble.predict import predict_folder  # noqa: PLC0415
+    from orchestrator.ensemble.predict import predict_photos  # noqa: PLC0415
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     if bundle.is_bundle(Path(run)):
         with bundle.open_bundle(Path(run)) as members:
-            counts = predict_folder(members, photos, out)
+            counts = predict_photos(members, photos, out, with_probabilities=probabilities)
     else:
         home = _store(store)
         members = ensemble.of_run(find_run(home.root, run), home)
-        counts = predict_folder(members, photos, out)
+        counts = predict_photos(members, photos, out, with_probabilities=probabilities)
     schema = Schema(dict(members.classes))
     names = [f"{code} {schema.class_name(code)}" for code in range(schema.n_classes)]
     click.echo(f"ans: {', '.join(names)}", err=True)

@@ -120,7 +120,9 @@ class LiveTrial:
         """Yield its epochs as rows of curves.parquet."""
         for start in range(0, len(self.reports), _ROW):
             epoch, *values = self.reports[start : start + _ROW]
-            metrics = {name: _known(value) for name, value in zip(_CURVE, values, strict=True)}
+            metrics: dict[str, Any] = {
+                name: _known(value) for name, value in zip(_CURVE, values, strict=True)
+            }
             yield EpochRow.model_construct(trial_id=self.trial_id, epoch=int(epoch), **metrics)
 
 
