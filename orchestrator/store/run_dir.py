@@ -7,12 +7,11 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from orchestrator.base.errors import SpecError
 
 STORE_VARIABLE = "ORCHESTRATOR_STORE"
-FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED")
 
 
 def default_store() -> Path:
@@ -114,23 +113,19 @@ def find_run(store: Path, name: str) -> RunPaths:
     return fits[0]
 
 
-class RunState(NamedTuple):
-    """The state of a run and its wall time so far."""
-
-    state: str  # RUNNING | SUCCEEDED | FAILED | CANCELLED | INTERRUPTED
-    wall_s: float
-
-
-def state_of(run: RunPaths) -> RunState:
-    """Return the state of a run from its summary, or from its lock if it has none."""
+def state_of(run: RunPaths) -> dict[str, Any]:
+    """Return a run's summary; without one {run_id, state, wall_s} of an unfinished run."""
     summary = run.read_json("summary")
     if isinstance(summary, dict):
-        return RunState(str(summary.get("state", "")), float(summary.get("wall_s", 0.0)))
+        return summary
     from orchestrator.store.ledger import is_live  # noqa: PLC0415 - only for unfinished runs
 
     is_running = is_live(run.root)
     last_time = time.time()
     if not is_running and run.events.exists():
         last_time = run.events.stat().st_mtime
-    state = "RUNNING" if is_running else "INTERRUPTED"
-    return RunState(state, last_time - (_start_time(run) or last_time))
+    return {
+        "run_id": run.run_id,
+        "state": "RUNNING" if is_running else "INTERRUPTED",
+        "wall_s": last_time - (_start_time(run) or last_time),
+    }
