@@ -80,16 +80,21 @@ _FILES = {
 def all_runs(store: Path) -> list[RunPaths]:
     """Return the runs of a store, the latest started first."""
     runs = [RunPaths(path.parent) for path in (store / "runs").glob("*/events.jsonl")]
-    return sorted(runs, key=lambda run: -_start_time(run))
+    return sorted(runs, key=started_at, reverse=True)
 
 
-def _start_time(run: RunPaths) -> float:
-    """Return when the latest driver started, in seconds since 1970; 0 if none did."""
+def started_at(run: RunPaths) -> float:
+    """Return when a run was last started, in seconds since 1970."""
     return run.resolved.stat().st_mtime if run.resolved.exists() else 0.0
 
 
-def find_run(store: Path, name: str) -> RunPaths:
+def find_run(store: Path, name: str, has: str | None = None) -> RunPaths:
     """Return the run with this id, unique prefix of an id, or 'latest'.
+
+    Args:
+        store: its folder.
+        name: what the user wrote.
+        has: a file of `RunPaths` that 'latest' must have, because the command reads it.
 
     Raises:
         SpecError: none or several fit.
@@ -101,7 +106,7 @@ def find_run(store: Path, name: str) -> RunPaths:
             "name another with --store, or submit a spec"
         )
     if name == "latest":
-        return runs[0]
+        return _latest(runs, has)
     fits = [run for run in runs if run.run_id == name]
     if not fits:
         fits = [run for run in runs if run.run_id.startswith(name)]
@@ -111,6 +116,15 @@ def find_run(store: Path, name: str) -> RunPaths:
         text = f"one run id or a unique prefix was required, found {number} {shown}"
         raise SpecError(f"RUN {name}: {text}")
     return fits[0]
+
+
+def _latest(runs: list[RunPaths], has: str | None) -> RunPaths:
+    """Return the latest run that has a file; the latest of all where none has it."""
+    if has is not None:
+        for run in runs:
+            if getattr(run, has).exists():
+                return run
+    return runs[0]
 
 
 def state_of(run: RunPaths) -> dict[str, Any]:
@@ -127,5 +141,5 @@ def state_of(run: RunPaths) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
         "state": "RUNNING" if is_running else "INTERRUPTED",
-        "wall_s": last_time - (_start_time(run) or last_time),
+        "wall_s": last_time - (started_at(run) or last_time),
     }
