@@ -512,8 +512,8 @@ def _covered(certificate: Certificate) -> list[str]:
     sentences = [
         (
             "The interval of a score covers which people were photographed, with these trained "
-            "models. The interval of a difference also covers the luck of training, where there are "
-            "two seeds. The correction covers the choice of members. Nothing here covers other "
+            "models. The interval of a difference also covers the luck of training, where there "
+            "are two seeds. The correction covers the choice of members. Nothing here covers other "
             "data: other cameras, places or people of another kind."
         )
     ]

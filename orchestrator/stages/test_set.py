@@ -1,4 +1,4 @@
-"""The test set: its public and private halves, the members' answers on it, and the scores on its labels."""
+"""The test set: its public and private halves, the answers on it, and their scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.run_files.selection import BoardRow
 
 _PUBLIC_SEED = 0
-"""Chosen once for a test set, like a hold-out: another split must not move photos from one half to the other."""
+"""Fixed like a hold-out: another split must not move photos from one half to the other."""
 
 Members = dict[str, tuple[list[str], Any]]  # setting -> (sample ids, mean probabilities (n, C))
 
@@ -68,7 +68,8 @@ def read_test_photos(
         env: of the run.
         catalog: the photos.
         prepare: what the variants could not prepare.
-        variants: those that answer; a photo is lost where the preparation of one of them failed, as in `predict`.
+        variants: those that answer; a photo is lost where one of them could not prepare it, as in
+            `predict`.
     """
     from data_prep.catalog.builder import test_order  # noqa: PLC0415
 
@@ -120,7 +121,11 @@ def public_half(
 def open_labels(
     env: Env, catalog: Catalog, photos: TestPhotos, part: str, *, by: str
 ) -> dict[str, int] | None:
-    """Read the labels of a part of the test set, and write down who looked; None where there are none."""
+    """Read the labels of a part of the test set, and write down who looked.
+
+    Returns:
+        Sample id -> class; None where the spec names no labels.
+    """
     from data_prep.catalog.builder import test_labels  # noqa: PLC0415
 
     labels = test_labels(env.experiment.spec.data, env.experiment.base, catalog.table)
@@ -154,7 +159,7 @@ class PredictionJob(NamedTuple):
 
 
 def _predict_checkpoint(job: PredictionJob) -> Any:
-    """Predict some rows with one checkpoint, a batch of them in memory at a time; runs as a Ray task."""
+    """Predict rows with one checkpoint, a batch in memory at a time; runs as a Ray task."""
     from data_prep.preparation.shards import open_rows  # noqa: PLC0415
     from trainers.feature_cache import kept_features  # noqa: PLC0415
     from trainers.inference import load, predict  # noqa: PLC0415
@@ -222,7 +227,7 @@ def join_members(predicted: Sequence[TrialProbs], samples: list[str]) -> Members
 
 
 def prediction_table(predicted: Sequence[TrialProbs], samples: list[str]) -> pa.Table:
-    """Return checkpoints' answers on test photos as rows of predictions.parquet, without targets."""
+    """Return checkpoints' answers as rows of predictions.parquet, without targets."""
     parts = [tables.PREDICTIONS.empty_table()]
     for trial, probs in predicted:
         flat = pa.array(np.ascontiguousarray(probs, np.float32).reshape(-1))
@@ -251,7 +256,7 @@ def prediction_table(predicted: Sequence[TrialProbs], samples: list[str]) -> pa.
 def score_input(
     env: Env, photos: TestPhotos, part: str, preds: dict[str, int], labels: dict[str, int]
 ) -> Predictions:
-    """Return answers on a part of the test set beside its labels, with groups where they are known."""
+    """Return answers on a part of the test set, with its labels, and groups if known."""
     ids = [sample for sample, _ in photos.part(part)]
     truth: Ints = np.array([labels[sample] for sample in ids], np.int64)
     given: Ints = np.array([[preds[sample] for sample in ids]], np.int64)
@@ -263,7 +268,7 @@ def score_input(
 def member_preds(
     catalog: Catalog, photos: TestPhotos, members: Members
 ) -> dict[str, dict[str, int]]:
-    """Return per member its class for every photo that it was asked for; the majority class where none can be read."""
+    """Return setting -> sample id -> class; the majority class for photos nobody can read."""
     lost = dict.fromkeys(photos.lost, catalog.majority_class)
     return {
         setting: {**lost, **dict(zip(samples, probs.argmax(1).tolist(), strict=True))}

@@ -81,18 +81,24 @@ _FILES = {
 def all_runs(store: Path) -> list[RunPaths]:
     """Return the runs of a store, the latest started first."""
     folder = store / "runs"
-    found = (
-        [RunPaths(path) for path in folder.iterdir() if (path / "events.jsonl").is_file()]
-        if folder.is_dir()
-        else []
-    )
-    return sorted(
-        found, key=lambda run: -run.resolved.stat().st_mtime if run.resolved.exists() else 0
-    )
+    if not folder.is_dir():
+        return []
+    runs = [RunPaths(path) for path in folder.iterdir() if (path / "events.jsonl").is_file()]
+    return sorted(runs, key=started_at, reverse=True)
 
 
-def find_run(store: Path, name: str) -> RunPaths:
+def started_at(run: RunPaths) -> float:
+    """Return when a run was last started, in seconds since 1970."""
+    return run.resolved.stat().st_mtime if run.resolved.exists() else 0.0
+
+
+def find_run(store: Path, name: str, has: str | None = None) -> RunPaths:
     """Return the run with this id, unique prefix of an id, or 'latest'.
+
+    Args:
+        store: its folder.
+        name: what the user wrote.
+        has: a file of `RunPaths` that 'latest' must have, because the command reads it.
 
     Raises:
         SpecError: none or several fit.
@@ -103,7 +109,7 @@ def find_run(store: Path, name: str) -> RunPaths:
             f"{store}: a store with runs was required, found none; name another with --store or submit a spec"
         )
     if name == "latest":
-        return runs[0]
+        return _latest(runs, has)
     exact = [run for run in runs if run.run_id == name]
     fits = exact or [run for run in runs if run.run_id.startswith(name)]
     if len(fits) != 1:
@@ -113,6 +119,15 @@ def find_run(store: Path, name: str) -> RunPaths:
             f"RUN {name}: one run id or a unique prefix was required, found {found}{shown}"
         )
     return fits[0]
+
+
+def _latest(runs: list[RunPaths], has: str | None) -> RunPaths:
+    """Return the latest run that has a file; the latest of all where none has it."""
+    if has is not None:
+        for run in runs:
+            if getattr(run, has).exists():
+                return run
+    return runs[0]
 
 
 def state_of(run: RunPaths) -> dict[str, Any]:
