@@ -295,6 +295,8 @@ class StatusView(TypedDict):
     trials: dict[str, int]
     running: list[RunningTrial]
     best: BestTrial | None
+    reason: str | None  # why it ended without a result
+    next: str | None  # what to type then
 
 
 def status_view(run: Path) -> StatusView:
@@ -302,11 +304,13 @@ def status_view(run: Path) -> StatusView:
 
     Imports nothing heavy.
     """
+    from orchestrator.report.explain import ending  # noqa: PLC0415
     from orchestrator.store.run_dir import RunPaths, state_of  # noqa: PLC0415
 
     events = read(run / "events.jsonl") if (run / "events.jsonl").is_file() else []
     trials = list(replay(events).trials.values())
     facts = state_of(RunPaths(run))
+    end = ending(RunPaths(run), events)
     is_running = facts["state"] == "RUNNING"
     open_status = "RUNNING" if is_running else "UNFINISHED"
     running: list[RunningTrial] = []
@@ -324,6 +328,8 @@ def status_view(run: Path) -> StatusView:
         "trials": dict(Counter(trial.status or open_status for trial in trials)),
         "running": running,
         "best": _best_trial(trials),
+        "reason": end.reason if end else None,
+        "next": end.next_step if end else None,
     }
 
 

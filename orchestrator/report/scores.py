@@ -108,8 +108,8 @@ def oof_answers(
     together = list(align({member: arms[member] for member in members}).values())
     if not together[0].sample_ids:
         return None
-    member_preds = np.stack([one.votes for one in together])
-    cast = voting.cast(member_preds, [one.mean_probs for one in together], rule, weights)
+    member_preds = np.stack([arm.votes for arm in together])
+    cast = voting.cast(member_preds, [arm.mean_probs for arm in together], rule, weights)
     return Answers(together[0].sample_ids, together[0].targets, cast.pred, cast.votes, member_preds)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, git_commit, packages
 from orchestrator.store.events import LabelsOpened
 from orchestrator.store.ledger import TrialRecord
+from orchestrator.store.looks import read_looks
 from orchestrator.store.run_dir import RunPaths
 from orchestrator.store.run_files.audit import AuditFacts
 from orchestrator.store.run_files.certificate import (
@@ -108,9 +108,7 @@ def certify(
         "public": vote.public and vote.public.to_json(),
         "gap": gap and gap.model_dump(),
         **_worst(env, catalog, confirm, select),
-        "looked_at": [
-            use.model_dump() for use in _data_uses(env, catalog, search, confirm, select, vote)
-        ],
+        "looked_at": [use.model_dump() for use in _data_uses(env, search, confirm, select, vote)],
         "check": check(env, lineage, confirm.split).model_dump(),
     }
     facts["statement"] = statement(as_record(Certificate, facts))
@@ -153,8 +151,8 @@ def _people(env: Env) -> str:
     if spec.search is None:
         return "The members were chosen on the people who were scored, and on no others."
     return (
-        "People of role val chose the settings, so they are left out of the score; those scored "
-        "chose the members alone."
+        "People of role val chose the settings, so they are left out of the score (with split "
+        "random, their photos there); those scored chose the members alone."
     )
 
 
@@ -277,12 +275,7 @@ def _worst(env: Env, catalog: Catalog, confirm: Confirmed, select: Selected) -> 
 
 
 def _data_uses(
-    env: Env,
-    catalog: Catalog,
-    search: Searched,
-    confirm: Confirmed,
-    select: Selected,
-    vote: Voted,
+    env: Env, search: Searched, confirm: Confirmed, select: Selected, vote: Voted
 ) -> list[DataUse]:
     """Return which data were looked at how often, and what for."""
     uses: list[DataUse] = []
@@ -328,7 +321,7 @@ def _data_uses(
         reason = "scored the vote; nothing was chosen by them in this run"
         add(f"{part}test labels", n_openings, reason)
         reason = "each look at a test score makes the next choice a little less honest"
-        add(OTHER_RUNS, _n_other_runs(env.paths, catalog.content), reason)
+        add(OTHER_RUNS, _n_other_looks(env.paths, vote.labels_key), reason)
     return uses
 
 
@@ -336,18 +329,10 @@ def _n_epochs(trials: Sequence[TrialRecord]) -> int:
     return sum(len(trial.reports) for trial in trials)
 
 
-def _n_other_runs(paths: RunPaths, content: str) -> int:
-    """Count the other runs of the store that scored this very data set's test labels."""
-    n_runs = 0
-    for path in paths.root.parent.glob("*/certificate.json"):
-        if path.parent == paths.root:
-            continue
-        try:
-            other = as_record(Certificate, json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            continue
-        n_runs += bool(other.test.metrics) and other.data.catalog_sha256 == content
-    return n_runs
+def _n_other_looks(paths: RunPaths, key: str | None) -> int:
+    """Count the looks of other runs, and of comparisons, at these test labels."""
+    looks = read_looks(paths.store, key) if key else []
+    return sum(look.facts.get("run") != paths.run_id for look in looks)
 
 
 class _Job(NamedTuple):
@@ -512,8 +497,8 @@ def _covered(certificate: Certificate) -> list[str]:
     sentences = [
         (
             "The interval of a score covers which people were photographed, with these trained "
-            "models. The interval of a difference also covers the luck of training, where there are "
-            "two seeds. The correction covers the choice of members. Nothing here covers other "
+            "models. The interval of a difference also covers the luck of training, where there "
+            "are two seeds. The correction covers the choice of members. Nothing here covers other "
             "data: other cameras, places or people of another kind."
         )
     ]

@@ -32,6 +32,7 @@ class Voted:
     test: Scores | None = None  # on the part that all are scored on; None without labels
     public: Scores | None = None
     board: tuple[BoardRow, ...] = ()  # empty where there is no public half
+    labels_key: str | None = None  # of looks at the labels of `test`
 
     def scores_to_json(self) -> dict[str, Any]:
         """Return what selection.json says of the ensemble on the test set."""
@@ -89,6 +90,8 @@ def run(
         answers = test_set.score_input(env, photos, part, classes, labels)
         return replace(score_answers(answers, env.schema, seed=spec.seed), part=part)
 
+    judged = test_set.score_input(env, photos, photos.judged, classes, labels)
+    key = test_set.count_look_at_labels(env, [judged])
     test = score(photos.judged)
     bounds = test.macro_f1
     half = "private half: " if photos.public else ""
@@ -97,6 +100,6 @@ def run(
         f"({bounds.low:.3f}-{bounds.high:.3f})"
     )
     if not photos.public:
-        return Voted(SUCCEEDED, note, predictions, test)
+        return Voted(SUCCEEDED, note, predictions, test, labels_key=key)
     board = test_set.leaderboard(env, catalog, photos, members, votes, labels)
-    return Voted(SUCCEEDED, note, predictions, test, score("public"), tuple(board))
+    return Voted(SUCCEEDED, note, predictions, test, score("public"), tuple(board), key)

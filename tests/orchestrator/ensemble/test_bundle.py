@@ -1,79 +1,33 @@
 """A bundle answers like the run it came from, and nothing that was changed in it is used."""
 
+import csv
+import io
 import json
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
-from PIL import Image
 
 from data_prep.files import file_sha256
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.ensemble.bundle import is_bundle, open_bundle, write_bundle
 from orchestrator.ensemble.members import of_run
-from orchestrator.ensemble.predict import answer, predict_folder
+from orchestrator.ensemble.predict import answer, find_photos, predict_photos
 from orchestrator.stages.certificate import TOLERANCE, _Job, compare_answers
-from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from orchestrator.store.run_dir import RunPaths
+from tests.orchestrator.ensemble.fake_ensemble import SIZES, write_ensemble_run
 
 ROOT = Path(__file__).resolve().parents[3]
-SIZES = {"mask": 3, "gender": 2, "age": 3}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run of two members with random weights, a checkpoint of each of two folds, and 100 photos."""
-    import torch
-
-    from trainers.checkpoint import save_weights
-    from trainers.config import Model
-    from trainers.model import build
-
-    root = tmp_path_factory.mktemp("bundle")
-    store, paths = Store(root / "store"), RunPaths(root / "store/runs/made-00000000")
-    paths.root.mkdir(parents=True)
-    paths.resolved.write_text((ROOT / "experiments/smoke.yaml").read_text())
-    trials = []
-    for number, setting in enumerate(("aaaa0000", "bbbb0000")):
-        for fold in range(2):
-            torch.manual_seed(10 * number + fold)
-            model = {
-                "backbone": "test_efficientnet",
-                "pretrained": False,
-                "head": {"name": "single"},
-            }
-            weights = build(Model.model_validate(model), SIZES, pretrained=False).state_dict()
-            with store.draft("trial", f"{setting}{fold}", params={}, inputs={}) as draft:
-                save_weights(
-                    draft.path,
-                    weights,
-                    {
-                        "model": model,
-                        "label_sizes": SIZES,
-                        "size": 32,
-                        "precision": "fp32",
-                        "n_params": 1,
-                    },
-                )
-            trials.append({"trial_id": f"c-{setting}-f{fold}", "setting": setting, "variant": "ab"[number], "phase": "confirm", "seed": 0,
-                           "fold": fold, "status": "COMPLETE", "params": "{}", "checkpoint": f"trial/{setting}{fold}"})  # fmt: skip
-    tables.write(tables.from_rows(trials, tables.trials_schema(SIZES)), paths.trials)
-    tables.write(pa.table({"label": pa.array([3, 3, 4, None], pa.int64())}), paths.catalog)
-    selection = {"members": ["bbbb0000", "aaaa0000"], "weights": [1, 1], "vote": {"rule": "hard"}}
-    paths.selection.write_text(json.dumps(selection))
-    (root / "photos/sub").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for at in range(99):
-        pixels = rng.integers(0, 256, (48, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / "photos" / ("sub" if at % 2 else ".") / f"{at:03}.png")
-    (root / "photos/broken.jpg").write_text("not a photo")
-    return paths, store, root / "photos"
+    return write_ensemble_run(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.mark.parametrize("form", ["bundle", "bundle.zip"])
@@ -87,7 +41,7 @@ def test_a_bundle_in_an_empty_folder_answers_a_hundred_photos_like_the_run(run, 
     wanted = answer(of_run(paths, store), [(name, photos / name) for name in names], Reporter())
     with open_bundle(tmp_path / "empty" / form) as found:
         assert found.members[0].setting == "bbbb0000"
-        counts = predict_folder(found, photos, tmp_path / "out.csv")
+        counts = predict_photos(found, photos, tmp_path / "out.csv")
     assert counts == {"answered": 99, "quarantined": 1}
     told = dict(line.split(",") for line in (tmp_path / "out.csv").read_text().split()[1:])
     assert told == {row["ImageID"]: str(row["pred"]) for row in wanted.to_pylist()}
@@ -276,10 +230,56 @@ def test_a_name_that_is_no_utf8_is_answered_and_spelled_out(run, tmp_path):
     paths, store, photos = run
     (tmp_path / "photos").mkdir()
     shutil.copyfile(photos / "000.png", tmp_path / "photos" / os.fsdecode(b"caf\xe9.png"))
-    assert {"answered": 1, "quarantined": 0} == predict_folder(
+    assert {"answered": 1, "quarantined": 0} == predict_photos(
         of_run(paths, store), tmp_path / "photos", tmp_path / "out.csv"
     )
     assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith(r"caf\xe9.png,")
+
+
+def test_probabilities_agree_with_the_vote_and_sum_over_labels(run, tmp_path):
+    paths, store, photos = run
+    out = tmp_path / "out.csv"
+    predict_photos(of_run(paths, store), photos, out, with_probabilities=True)
+    rows = list(csv.DictReader(out.open()))
+    named = [(row["ImageID"], photos / row["ImageID"]) for row in rows]
+    votes = answer(of_run(paths, store), named, Reporter(quiet=True)).to_pylist()
+    assert [str(vote["pred"]) for vote in votes] == [row["ans"] for row in rows]
+    assert [vote["outcome"] for vote in votes] == [row["outcome"] for row in rows]
+    classes = [name for name in rows[0] if name.startswith("p_") and "=" not in name[:9]]
+    of_gender = ("p_gender=male", "p_gender=female")
+    for row in rows:
+        if row["outcome"].startswith("quarantined"):
+            assert {""} == {row[name] for name in ("confidence", *classes, *of_gender)}
+            continue
+        assert "/".join(row[label] for label in SIZES) == row["class"]
+        assert row["confidence"] == row[f"p_{row['class']}"]
+        assert pytest.approx(1.0, abs=1e-4) == sum(float(row[name]) for name in of_gender)
+        male = sum(float(row[name]) for name in row if re.match(r"p_[^=]+/male/", name))
+        assert pytest.approx(float(row["p_gender=male"]), abs=1e-4) == male
+    assert 1 == sum(row["outcome"].startswith("quarantined") for row in rows)
+
+
+def test_photos_come_from_a_folder_a_file_a_list_or_standard_input(run, monkeypatch):
+    photos = run[2]
+    monkeypatch.chdir(photos)
+    lines = b"000.png\n\nsub/001.png\n000.png\n"
+    expected = [("000.png", Path("000.png")), ("sub/001.png", Path("sub/001.png"))]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    assert expected == find_photos(Path("-"))
+    assert [("000.png", photos / "000.png")] == find_photos(photos / "000.png")
+    assert 100 == len(find_photos(photos))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"000.png\nnobody.png\n")))
+    with pytest.raises(UserError, match=r"line 2: a photo .* was required, found nobody\.png"):
+        find_photos(Path("-"))
+
+
+def test_a_list_is_a_file_with_a_path_per_line(run, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{run[2] / '000.png'}\n")
+    assert [(str(run[2] / "000.png"), run[2] / "000.png")] == find_photos(listed)
+    listed.write_text("")
+    with pytest.raises(UserError, match="were required, found none"):
+        find_photos(listed)
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_any_photo_is_answered(
@@ -287,7 +287,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_photo_is_answered(
 ):
     from orchestrator.ensemble import predict
 
-    monkeypatch.setattr(predict, "answer", lambda *_: pytest.fail("it answered"))
+    monkeypatch.setattr(predict, "answer_fully", lambda *_: pytest.fail("it answered"))
     for out, found in (
         (tmp_path / "nowhere/out.csv", "found no folder .*nowhere"),
         (tmp_path, "found a folder"),
@@ -295,7 +295,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_photo_is_answered(
         with pytest.raises(
             SpecError, match=f"a file in a folder that can be written was required, {found}"
         ):
-            predict_folder(None, run[2], out)
+            predict_photos(None, run[2], out)
 
 
 def test_photos_are_answered_in_chunks_whose_size_changes_nothing(run, monkeypatch):
