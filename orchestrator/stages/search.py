@@ -121,7 +121,7 @@ def _train(trainings: Trainings) -> None:
         finished=trainings.stored_history,
         gpus_per_trial=spec.resources.per_trial.gpu,
     )
-    train_all(env, controller, "search", sum(map(studies.budget, variants)))
+    train_all(env, controller, "search", studies.n_trials)
 
 
 def _best_trial(trials: Iterable[TrialRecord], variant: str) -> TrialRecord | None:
