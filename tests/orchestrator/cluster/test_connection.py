@@ -1,6 +1,6 @@
 import pytest
 
-from orchestrator.cluster.connection import _is_here
+from orchestrator.cluster.connection import _is_local
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from orchestrator.cluster.connection import _is_here
     ],
 )
 def test_only_this_machine_needs_no_token(address, here):
-    assert here is _is_here(address)
+    assert here is _is_local(address)
 
 
 @pytest.mark.ray
@@ -32,7 +32,6 @@ def test_a_dashboard_that_does_not_come_up_ends_nothing_and_its_last_line_is_tol
 
     from orchestrator.cluster.connection import connect
 
-    # the dashboard's own process finds no host of this name and ends
     original = ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S
     assert original >= 30  # the name still means what it meant
     monkeypatch.setattr(ray_constants, "RAY_DASHBOARD_STARTUP_TIMEOUT_S", 0.1)
