@@ -144,10 +144,11 @@ def memory_kills_are_deaths() -> Iterator[None]:
     """Let only the trial fail if Ray kills a worker for memory; Tune 2.60 would end the run."""
     original = RayActorManager._actor_task_failed  # noqa: SLF001 - there is no public way
 
-    def failed(self: Any, task: Any, exception: Exception) -> None:
+    # Ray passes both by name
+    def failed(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, OutOfMemoryError) and not isinstance(exception, RayActorError):
             exception = KilledForMemory(None, str(exception).partition("\n")[0])
-        original(self, task, exception)
+        original(self, tracked_actor_task=tracked_actor_task, exception=exception)
 
     RayActorManager._actor_task_failed = failed  # noqa: SLF001
     try:
