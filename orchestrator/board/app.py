@@ -203,7 +203,11 @@ class Pages:
             run = opened.report(opened.telling_trials())
             stages = live.stages()
             best = live.best()
-        wanted = ("result", "hypotheses", "findings") if run.has_selection else ("findings",)
+        wanted: tuple[str, ...] = ()
+        if run.has_selection:
+            wanted = ("result", "hypotheses", "findings")
+        elif run.audit is not None or not live.is_live:  # else nothing is found yet
+            wanted = ("findings",)
         return self._run_page(
             request,
             opened,
