@@ -201,7 +201,7 @@ def _tensorboard(run: Path, trial: TrialRecord) -> None:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter  # noqa: PLC0415
 
     folder = run / "tensorboard" / trial.trial_id
-    shutil.rmtree(folder, ignore_errors=True)  # a resumed run tells all of its trials again
+    shutil.rmtree(folder, ignore_errors=True)  # a resumed run writes all of its trials again
     writer = EventFileWriter(str(folder))
     for epoch, metrics in sorted(trial.reports.items()):
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
@@ -210,7 +210,7 @@ def _tensorboard(run: Path, trial: TrialRecord) -> None:
 
 
 def _wandb(run: Path, settings: dict[str, Any], trial: TrialRecord) -> None:
-    """Write one W&B run. Nothing of the command line or the environment goes along."""
+    """Write one W&B run. Nothing of the command line or the environment is sent."""
     import wandb  # noqa: PLC0415
 
     name = hashlib.sha256(f"{run.name}/{trial.trial_id}".encode()).hexdigest()[:16]

@@ -44,7 +44,7 @@ class TestPhotos:
 
     order: list[tuple[str, str]]  # (sample_id, ImageID)
     groups: dict[str, str] | None  # None where one is not known
-    lost: dict[str, str]  # sample_id -> why nobody can read it
+    lost: dict[str, str]  # sample_id -> why it cannot be read
     public: frozenset[str]  # empty where data.test.public is not set
 
     def part(self, name: str) -> list[tuple[str, str]]:
@@ -270,7 +270,7 @@ def score_input(
 def member_preds(
     catalog: Catalog, photos: TestPhotos, members: Members
 ) -> dict[str, dict[str, int]]:
-    """Return setting -> sample id -> class; the majority class for photos nobody can read."""
+    """Return setting -> sample id -> class; the majority class for unreadable photos."""
     lost = dict.fromkeys(photos.lost, catalog.majority_class)
     return {
         setting: {**lost, **dict(zip(samples, probs.argmax(1).tolist(), strict=True))}
