@@ -194,6 +194,8 @@ def test_an_uploaded_spec_shows_its_problems_with_their_lines(live):
     assert "my spec.yaml has problems" in text
     assert "my_spec.yaml:3:1" in text
     assert "steps" in text
+    refused = client.post("/submit", headers=ORIGIN, data={"text": "a: 1", "base": "nowhere"})
+    assert "found none" in Page(refused.text).words
     refused = client.post("/submit/start", headers=ORIGIN, data={"text": "version: 1\n"})
     assert 409 == refused.status_code
     assert "found nothing" in Page(client.post("/submit", headers=ORIGIN).text).words
@@ -202,10 +204,11 @@ def test_an_uploaded_spec_shows_its_problems_with_their_lines(live):
 def test_a_spec_without_problems_shows_its_plan_before_anything_runs(tmp_path, drawn):
     store = Store(tmp_path / "store")
     (tmp_path / "data").mkdir()
+    (tmp_path / "experiments").mkdir()
     (tmp_path / "data/sample").symlink_to(drawn)
-    client = enter(store, tmp_path / "experiments")
+    client = enter(store, tmp_path)
     text = (ROOT / "experiments/smoke.yaml").read_text()
-    answer = client.post("/submit", headers=ORIGIN, data={"text": text})
+    answer = client.post("/submit", headers=ORIGIN, data={"text": text, "base": "experiments"})
     plan = words(answer)
     assert "What spec.yaml would run" in plan
     assert "search WOULD_RUN" in plan
