@@ -423,7 +423,7 @@ def follow(paths: RunPaths, reporter: Reporter) -> int:
     seen = 0
     while True:
         live = is_live(paths.root)
-        events = read(paths.events) if paths.events.exists() else []
+        events = read(paths.events)
         for event in events[seen:]:
             if isinstance(event, StageEnded):
                 reporter.outcome(event.stage, event.outcome, event.note or "", event.wall_s)
