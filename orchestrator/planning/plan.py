@@ -91,7 +91,6 @@ def make_plan(experiment: Experiment, store: Store, stages: tuple[Stage, ...]) -
             f"training time is estimated from {estimate.n_trials} earlier trial(s) with this "
             "backbone; size counts too"
         )
-    n_photos = catalog.result["n_ok"] if catalog else None
     hours = gpu_hours(experiment, sum(trials.values()) - n_reused, n_photos)
     if hours is not None:
         notes.append(hours)
