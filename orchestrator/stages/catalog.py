@@ -50,7 +50,7 @@ class Catalog:
 
     @property
     def majority_class(self) -> int:
-        """The most frequent class of the training data, the answer for a photo nobody can read."""
+        """The most frequent class of the training data, the answer for an unreadable photo."""
         return int(self.artifact.result["majority_class"])
 
 
@@ -154,7 +154,7 @@ def _has_split_groups(artifact: Artifact) -> bool:
     """Return True for a catalog of an earlier version in which one group has two names.
 
     Blanks around a name and its Unicode form once made another group of it, so that photos of one
-    group stood on both sides. Few tables have such names, so the version of all catalogs stays.
+    group were on both sides. Few tables have such names, so the version of all catalogs stays.
     """
     from data_prep.catalog.groups import group_name  # noqa: PLC0415
     from orchestrator.store import tables  # noqa: PLC0415
