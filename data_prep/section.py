@@ -9,6 +9,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 _HOW = "how"
+_ADDED = "added"
 
 
 class Section(BaseModel):
@@ -30,16 +31,25 @@ def how(default: Any = ..., **settings: Any) -> Any:
     return Field(default, json_schema_extra={_HOW: True}, **settings)
 
 
+def added(default: Any, **settings: Any) -> Any:
+    """Declare a field that older specs do not know: at its default it stays out of every key."""
+    return Field(default, json_schema_extra={_ADDED: True}, **settings)
+
+
 def identity(section: BaseModel) -> dict[str, Any]:
-    """Return the fields of a section that decide its result, defaults included, as JSON values."""
+    """Return the fields of a section that decide its result, as JSON values.
+
+    Defaults are included, but for fields that were `added` later.
+    """
     dumped: dict[str, Any] = section.model_dump(mode="json", by_alias=True)
     for name, field in type(section).model_fields.items():
         alias = field.alias or name
         extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get(_HOW):
+        marks = extra if isinstance(extra, dict) else {}
+        value = getattr(section, name)
+        if marks.get(_HOW) or (marks.get(_ADDED) and value == field.default):
             dumped.pop(alias)
             continue
-        value = getattr(section, name)
         if isinstance(value, BaseModel):
             dumped[alias] = identity(value)
     return dumped

@@ -37,6 +37,23 @@ class Stopped:
 
 
 @dataclass(frozen=True)
+class RaceResult:
+    """What a race did: for the certificate."""
+
+    n_finalists: int
+    n_looks: int  # that were planned
+    n_looks_taken: int
+    n_trainings: int  # that a confirmation without a race has
+    n_saved: int  # trainings that were not needed
+    stopped: tuple[Stopped, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        stopped = [row.to_json() for row in self.stopped]
+        return asdict(self) | {"level": LEVEL, "stopped": stopped}
+
+
+@dataclass(frozen=True)
 class RaceRules:
     """What is fixed before a race begins."""
 

@@ -42,7 +42,7 @@ class LabelAnswers:
     """One label of some photos, as the data state it and as models read it out of fold."""
 
     label: str
-    class_names: Sequence[str]
+    class_names: list[str]
     codes: Ints  # (N,) as the data state it
     probs: Floats  # (N, C)
 
@@ -82,7 +82,7 @@ def find_suspects(
         read_so = probs[photos].argmax(1) == suggested[unit]
         suspects.append(
             Suspect(
-                group=groups[photos[0]],
+                group=groups[int(photos[0])],
                 label=answers.label,
                 given=answers.class_names[int(given[unit])],
                 suggested=answers.class_names[int(suggested[unit])],

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from orchestrator.evaluation.label_noise import (
+from orchestrator.ensemble.label_noise import (
     LabelAnswers,
     class_thresholds,
     find_suspects,
