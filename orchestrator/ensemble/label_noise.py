@@ -78,11 +78,11 @@ def find_suspects(
     is_suspect = (reaches.max(1) > 0) & (suggested != given) & (margins < 0)
     suspects = []
     for unit in np.flatnonzero(is_suspect).tolist():
-        photos = np.flatnonzero(unit_of == unit)
+        photos: list[int] = np.flatnonzero(unit_of == unit).tolist()
         read_so = probs[photos].argmax(1) == suggested[unit]
         suspects.append(
             Suspect(
-                group=groups[int(photos[0])],
+                group=groups[photos[0]],
                 label=answers.label,
                 given=answers.class_names[int(given[unit])],
                 suggested=answers.class_names[int(suggested[unit])],
