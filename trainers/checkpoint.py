@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, TypedDict
@@ -19,6 +20,7 @@ from data_prep.files import atomic_path, write_json
 STATE = "last.pt"
 WEIGHTS = "weights.safetensors"
 MODEL = "model.json"
+_EPOCH_WEIGHTS = r"weights-\d+\.safetensors"
 _DIGEST_BYTES = hashlib.sha256().digest_size  # of the hash after the state
 
 
@@ -69,19 +71,69 @@ def load_state(folder: Path) -> State | None:
     except OSError as error:
         damage = str(error)
     if damage is not None:
-        sys.stderr.write(
-            f"{path} is damaged ({damage}); the training starts again from its first epoch\n"
-        )
+        _tell_damage(path, damage)
         return None
     state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state
 
 
-def save_weights(folder: Path, weights: dict[str, Tensor], description: Description) -> None:
-    """Write weights and what rebuilds their model."""
-    with atomic_path(folder / WEIGHTS) as path:
+def load_state_with_weights(folder: Path) -> State | None:
+    """Return the resumable state; one without the weights of its best epoch counts as damaged."""
+    state = load_state(folder)
+    if state is None:
+        return None
+    name = _weights_of(best_epoch(state["history"]))
+    if (folder / name).exists() or (folder / WEIGHTS).exists():
+        return state
+    _tell_damage(folder / STATE, f"{name} is missing beside it")
+    return None
+
+
+def _tell_damage(path: Path, damage: str) -> None:
+    sys.stderr.write(
+        f"{path} is damaged ({damage}); the training starts again from its first epoch\n"
+    )
+
+
+def best_epoch(history: list[dict[str, float]]) -> int:
+    """Return the epoch (from 1) with the best val macro F1, the first of equals."""
+    scores = [metrics["val_macro_f1"] for metrics in history]
+    return scores.index(max(scores)) + 1
+
+
+def save_weights(
+    folder: Path, weights: dict[str, Tensor], description: Description, *, epoch: int | None = None
+) -> None:
+    """Write weights and what rebuilds their model.
+
+    Args:
+        folder: gets model.json and the weights.
+        weights: of a model.
+        description: of the model.
+        epoch: the weights get a name with this number, until `rename_best`; None: the final name.
+    """
+    name = WEIGHTS if epoch is None else _weights_of(epoch)
+    with atomic_path(folder / name) as path:
         save_file({name: value.contiguous() for name, value in weights.items()}, path)
     write_json(folder / MODEL, description)
+
+
+def remove_weights(folder: Path, *, except_epoch: int) -> None:
+    """Remove the weights of all epochs but one."""
+    for path in folder.iterdir():
+        if re.fullmatch(_EPOCH_WEIGHTS, path.name) and path.name != _weights_of(except_epoch):
+            path.unlink()
+
+
+def rename_best(folder: Path, epoch: int) -> None:
+    """Give the weights of an epoch their final name; nothing is done if they have it."""
+    path = folder / _weights_of(epoch)
+    if path.exists():
+        path.replace(folder / WEIGHTS)
+
+
+def _weights_of(epoch: int) -> str:
+    return f"weights-{epoch}.safetensors"
 
 
 def load_weights(folder: Path) -> tuple[dict[str, Tensor], Description]:

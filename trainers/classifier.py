@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,24 +15,28 @@ from torch import Tensor, nn
 
 from trainers import augmentation, checkpoint
 from trainers.augmentation import Augmentation
+from trainers.checkpoint import best_epoch
 from trainers.config import Duration, NoCutMix, NoMixUp, OfflineMixUp, Train
 from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
-from trainers.device import autocast, choose_precision, keep_freed_memory
+from trainers.device import autocast, choose_precision, keep_freed_memory, scoring_precision
 from trainers.feature_cache import PLAIN, FeatureCache, FeatureStore, View
 from trainers.inference import as_tensor
-from trainers.losses import BranchLoss, Targets, alpha_of, branch_loss, total_loss
+from trainers.losses import BranchLoss, alpha_of, branch_loss, total_loss
 from trainers.metrics import accuracy, macro_f1, split_class
 from trainers.mixing import mix, offline_pairs
 from trainers.model import Classifier, build
 from trainers.optim import Plateau, lr_at, make_optimizer
+from trainers.overlap.checkpoint_writer import CheckpointWriter
+from trainers.overlap.clock import Clock
+from trainers.overlap.feeder import Batch, feed
+from trainers.overlap.loss_watch import LossWatch, TrainingDiverged
+from trainers.overlap.plan import Overlap, overlap_on
+
+__all__ = ["OutOfMemory", "Result", "TrainingDiverged", "best_epoch", "evaluate", "train"]
 
 Report = Callable[[int, dict[str, float]], None]
 _EVAL_BATCH = 128
 _SMALLEST_MICRO_BATCH = 2  # BatchNorm needs two samples
-
-
-class TrainingDiverged(RuntimeError):  # noqa: N818 - says what happened
-    """A loss or a metric that is not a finite number."""
 
 
 class OutOfMemory(RuntimeError):  # noqa: N818 - says what happened
@@ -63,11 +67,14 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     source: Mapping[str, Tensor] | None = None,
     feature_store: FeatureStore | None = None,
     micro_batch: int | None = None,
+    overlap: Overlap | None = None,
+    began: float | None = None,
 ) -> Result:
     """Train one classifier and leave the weights of its best epoch in `work_dir`.
 
     Started again over the same `work_dir` it goes on after the last finished epoch. On a CPU it
-    then ends with the same bits as a training that was not stopped.
+    then ends with the same bits as a training that was not stopped. On a GPU a checkpoint is
+    written beside the training, so the last finished epoch may be some seconds back.
 
     Args:
         config: the spec's section.
@@ -81,13 +88,18 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         source: weights of the model whose feature map head frozen_deep takes.
         feature_store: where features of a frozen backbone are kept between trainings.
         micro_batch: at most so many photos at once, for a machine with little memory.
+        overlap: what runs beside the steps; None: what pays on the device.
+        began: when the start of this training began (`time.perf_counter`); None: now.
 
     Raises:
-        TrainingDiverged: a loss or metric is not finite.
+        TrainingDiverged: a loss or metric is not finite. On a GPU it is noticed two steps later.
         OutOfMemory: the device's memory does not hold a micro-batch of two, or a whole batch where
             the loss needs it.
         ValueError: the settings do not fit this task or device.
     """
+    clock = Clock()
+    began = time.perf_counter() if began is None else began
+    overlap = overlap_on(device) if overlap is None else overlap
     if threads:
         torch.set_num_threads(threads)
     if device == "cpu":
@@ -119,7 +131,9 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     is_unmixed = isinstance(config.augment.cutmix, NoCutMix) and isinstance(mixup, NoMixUp)
     features = None
     if freeze is not None and is_unmixed:
-        features = FeatureCache(model, task, augment, feature_store)
+        features = FeatureCache(
+            model, task, augment, feature_store, precision=precision, overlap=overlap
+        )
     inputs = _Inputs(config, task, seed, augment, features)
     net: nn.Module = model.head if features else model
     changing: nn.Module = model.head if freeze else model  # what a checkpoint holds
@@ -127,6 +141,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     if device != "cpu" and features is None:
         n_loaders = max(1, (threads or 2) - 1)
     backward = _Backward(net, losses, config.loss.weights, device, precision, scaler)
+    scored_in = scoring_precision(device, precision)
     # -- length -----------------------------------------------------------------------------------
     steps_per_epoch = len(list(batches(task.train, config.batch_size, drop_single=True)))
     duration = Duration.parse(config.duration)
@@ -135,7 +150,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     plateau = Plateau()
     history: list[dict[str, float]] = []
     step = 0
-    state = checkpoint.load_state(work_dir)
+    writer = CheckpointWriter(work_dir, overlap)
+    state = writer.load()
     if state is not None:
         changing.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -146,84 +162,81 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         micro = min(micro, state["micro_batch"])
         for epoch, metrics in enumerate(history, 1):
             report(epoch, metrics)
+    clock.add("start", time.perf_counter() - began)
     # -- epochs -----------------------------------------------------------------------------------
-    for epoch in range(len(history) + 1, duration.epochs(steps_per_epoch) + 1):
-        if _stops_early(config, history):
-            break
-        began = time.perf_counter()
-        total_loss_of_epoch = 0.0
-        n_seen = 0
-        lr = 0.0
-        model.train()
-        # all randomness of an epoch is set here, so that a restart needs no generator's state
-        torch.manual_seed(seed_of(seed, "epoch", epoch))
-        rng = np.random.default_rng(seed_of(seed, "mix", epoch))
-        order = epoch_order(task, seed=seed, epoch=epoch, balance=config.balance)
-        all_rows = list(batches(order, config.batch_size, drop_single=True))[: n_steps - step]
-        all_inputs = ahead(partial(inputs, epoch=epoch), all_rows, n_loaders)
-        for rows, x in zip(all_rows, all_inputs, strict=True):
-            targets = {name: task.targets_of(codes[name], rows) for name in codes}
-            mixed = mix(x, config.augment, rng, _mixable(task, rows))
-            if mixed is not None:
-                for name, target in targets.items():
-                    targets[name] = target.mixed(mixed.partner, mixed.weight)
-            lr = lr_at(
-                config.schedule,
-                config.optimizer.lr,
-                step=step,
-                steps_per_epoch=steps_per_epoch,
-                n_steps=n_steps,
-                cuts=plateau.cuts,
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            loss = None
-            while loss is None:
-                optimizer.zero_grad(set_to_none=True)
-                try:
-                    loss = backward(x if mixed is None else mixed.x, targets, micro)
-                except torch.OutOfMemoryError:
-                    micro = _halved(min(micro, len(rows)), config)
-            _check_finite("loss", loss, task, rows, step, lr)
-            if config.clip_norm:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            total_loss_of_epoch += loss * len(rows)
-            n_seen += len(rows)
-            step += 1
-        metrics = {"train_loss": total_loss_of_epoch / max(n_seen, 1), "lr": lr}
-        if micro < config.batch_size:
-            metrics["train_micro_batch"] = micro
-        check = partial(_check_finite, "val loss", task=task, step=step, lr=lr)
-        metrics |= evaluate(model, net, inputs, task, codes, losses, config, check)
-        metrics["epoch_s"] = time.perf_counter() - began
-        plateau.update(metrics["val_macro_f1"], getattr(config.schedule, "patience", 0))
-        history.append(metrics)
-        if best_epoch(history) == epoch:
-            description = describe(config, task, model, precision)
-            checkpoint.save_weights(work_dir, model.state_dict(), description)
-        # the state is on the disk before the epoch is reported
-        state = checkpoint.State(
-            model=changing.state_dict(),
-            optimizer=optimizer.state_dict(),
-            scaler=scaler.state_dict(),
-            plateau=[plateau.best, plateau.waited, plateau.cuts],
-            history=history,
-            step=step,
-            micro_batch=micro,
-        )
-        checkpoint.save_state(work_dir, state)
-        report(epoch, metrics)
-    best = best_epoch(history)
+    with writer:
+        n_epochs = duration.epochs(steps_per_epoch)
+        for epoch in range(len(history) + 1, n_epochs + 1):
+            if _stops_early(config, history):
+                break
+            began = time.perf_counter()
+            lr = 0.0
+            model.train()
+            # all randomness of an epoch is set here, so that a restart needs no generator's state
+            torch.manual_seed(seed_of(seed, "epoch", epoch))
+            order = epoch_order(task, seed=seed, epoch=epoch, balance=config.balance)
+            all_rows = list(batches(order, config.batch_size, drop_single=True))[: n_steps - step]
+            on_host = _training_batches(inputs, codes, all_rows, epoch, n_loaders)
+            watch = LossWatch("loss", task.name, overlap.copies, overlap.loss_lag)
+            for batch in clock.waiting(feed(on_host, overlap.copies), "data"):
+                lr = lr_at(
+                    config.schedule,
+                    config.optimizer.lr,
+                    step=step,
+                    steps_per_epoch=steps_per_epoch,
+                    n_steps=n_steps,
+                    cuts=plateau.cuts,
+                )
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                loss = None
+                while loss is None:
+                    optimizer.zero_grad(set_to_none=True)
+                    try:
+                        loss = backward(batch, micro)
+                    except torch.OutOfMemoryError:
+                        micro = _halved(min(micro, len(batch.rows)), config)
+                watch.add(loss, batch.rows, step=step, lr=lr)
+                if config.clip_norm:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+                scaler.step(optimizer)
+                scaler.update()
+                step += 1
+            metrics = {"train_loss": watch.mean(), "lr": lr}
+            clock.add("steps", time.perf_counter() - began - clock.seconds("data"))
+            if micro < config.batch_size:
+                metrics["train_micro_batch"] = micro
+            with clock.timing("evaluation"), autocast(device, scored_in):
+                watch = LossWatch("val loss", task.name, overlap.copies, overlap.loss_lag)
+                metrics |= evaluate(
+                    model, net, inputs, codes, losses, watch, overlap, step=step, lr=lr
+                )
+            metrics["epoch_s"] = time.perf_counter() - began
+            metrics |= clock.take()
+            plateau.update(metrics["val_macro_f1"], getattr(config.schedule, "patience", 0))
+            history.append(metrics)
+            with clock.timing("checkpoint"):
+                if best_epoch(history) == epoch:
+                    description = describe(config, task, model, precision)
+                    writer.keep_best(epoch, model.state_dict(), description)
+                # where nothing runs beside, the state is on the disk before the epoch is reported
+                state = checkpoint.State(
+                    model=changing.state_dict(),
+                    optimizer=optimizer.state_dict(),
+                    scaler=scaler.state_dict(),
+                    plateau=[plateau.best, plateau.waited, plateau.cuts],
+                    history=history,
+                    step=step,
+                    micro_batch=micro,
+                )
+                is_last = epoch == n_epochs or _stops_early(config, history)
+                writer.save(state, is_last=is_last)
+            metrics |= clock.take()
+            report(epoch, metrics)
+        best = best_epoch(history)
+        writer.finish(best)
     return Result(len(history), best, history[best - 1], history, task.pairs, micro)
-
-
-def best_epoch(history: list[dict[str, float]]) -> int:
-    """Return the epoch (from 1) with the best val macro F1, the first of equals."""
-    scores = [metrics["val_macro_f1"] for metrics in history]
-    return scores.index(max(scores)) + 1
 
 
 def _stops_early(config: Train, history: list[dict[str, float]]) -> bool:
@@ -316,6 +329,32 @@ class _Inputs:
         return as_tensor(photos)
 
 
+def _training_batches(
+    inputs: _Inputs, codes: Mapping[str, Ints], all_rows: list[Ints], epoch: int, n_loaders: int
+) -> Generator[Batch]:
+    """Yield the batches of an epoch on the host, in order: loaded on threads, then mixed here."""
+    task = inputs.task
+    rng = np.random.default_rng(seed_of(inputs.seed, "mix", epoch))
+    loaded = ahead(partial(inputs, epoch=epoch), all_rows, n_loaders)
+    for rows, x in zip(all_rows, loaded, strict=True):
+        targets = {name: task.targets_of(codes[name], rows) for name in codes}
+        mixed = mix(x, inputs.config.augment, rng, _mixable(task, rows))
+        if mixed is None:
+            yield Batch(rows, x, targets)
+            continue
+        for name, target in targets.items():
+            targets[name] = target.mixed(mixed.partner, mixed.weight)
+        yield Batch(rows, mixed.x, targets)
+
+
+def _val_batches(inputs: _Inputs, codes: Mapping[str, Ints]) -> Generator[Batch]:
+    """Yield the val part on the host: never augmented or mixed, no sample dropped."""
+    task = inputs.task
+    for rows in batches(task.val, _EVAL_BATCH):
+        targets = {name: task.targets_of(codes[name], rows) for name in codes}
+        yield Batch(rows, inputs(rows), targets)
+
+
 def _mixable(task: Task, rows: Ints) -> NDArray[np.bool_] | None:
     """Return which samples of a batch online MixUp may mix, None for all."""
     if task.mixable is None:
@@ -326,7 +365,10 @@ def _mixable(task: Task, rows: Ints) -> NDArray[np.bool_] | None:
 
 @dataclass(frozen=True)
 class _Backward:
-    """Adds up the gradients of a batch, micro-batch by micro-batch; returns its mean loss."""
+    """Adds up the gradients of a batch, micro-batch by micro-batch; returns its mean loss.
+
+    The loss is a float64 scalar on the device: nobody waits for it here.
+    """
 
     net: nn.Module
     losses: Mapping[str, BranchLoss]
@@ -335,19 +377,17 @@ class _Backward:
     precision: str
     scaler: torch.amp.GradScaler
 
-    def __call__(self, x: Tensor, targets: Mapping[str, Targets], micro: int) -> float:
-        total = 0.0
-        for part in _micro_batches(len(x), micro):
-            photos = x[part].to(self.device)
+    def __call__(self, batch: Batch, micro: int) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for part in _micro_batches(len(batch.x), micro):
+            photos = batch.x[part]
             with autocast(self.device, self.precision):
                 logits = self.net(photos)
-            of_part = {}
-            for name, branch in targets.items():
-                of_part[name] = branch.part(part).to(self.device)
-            share = len(photos) / len(x)
-            loss = total_loss(logits, of_part, self.losses, self.weights) * share
+            targets = {name: target.part(part) for name, target in batch.targets.items()}
+            share = len(photos) / len(batch.x)
+            loss = total_loss(logits, targets, self.losses, self.weights) * share
             self.scaler.scale(loss).backward()
-            total += loss.item()
+            total = total + loss.detach().double()
         return total
 
 
@@ -381,51 +421,44 @@ def _f1_does_not_fit(config: Train) -> OutOfMemory:
     )
 
 
-def _check_finite(what: str, loss: float, task: Task, rows: Ints, step: int, lr: float) -> None:
-    """Raise TrainingDiverged with the place of a loss that is not finite."""
-    if np.isfinite(loss):
-        return
-    samples = ", ".join(task.name(row) for row in rows.tolist())
-    raise TrainingDiverged(
-        f"{what} is {loss} at step {step}, lr {lr:g}, samples {samples}; lower the learning rate"
-    )
-
-
 @torch.no_grad()
 def evaluate(
     model: Classifier,
     net: nn.Module,
-    inputs: Callable[[Ints], Tensor],
-    task: Task,
+    inputs: _Inputs,
     codes: Mapping[str, Ints],
     losses: Mapping[str, BranchLoss],
-    config: Train,
-    check: Callable[..., None],
+    watch: LossWatch,
+    overlap: Overlap,
+    *,
+    step: int,
+    lr: float,
 ) -> dict[str, float]:
     """Score the val part: never augmented, no batch dropped, the loss averaged over samples.
 
     Args:
         model: is put into eval mode.
         net: the model, or its head where `inputs` gives features.
-        inputs: rows -> what `net` takes.
-        task: with a val part.
+        inputs: of a task with a val part.
         codes: branch -> (N,) its joint class for every row.
         losses: branch -> loss.
-        config: of the training.
-        check: called with loss=, rows= of each batch.
+        watch: takes the loss of each batch.
+        overlap: how batches come to the device.
+        step: named with a loss that is not finite.
+        lr: likewise.
     """
     model.eval()
-    device = str(next(model.parameters()).device)
-    total = 0.0
+    weights = inputs.config.loss.weights
     predicted = []
-    for rows in batches(task.val, _EVAL_BATCH):
-        logits = net(inputs(rows).to(device))
-        targets = {name: task.targets_of(codes[name], rows).to(device) for name in codes}
-        loss = total_loss(logits, targets, losses, config.loss.weights).item()
-        check(loss=loss, rows=rows)
-        total += loss * len(rows)
-        predicted.append(model.head.log_probs(logits).argmax(1).cpu().numpy())
-    return {"val_loss": total / len(task.val), **_scores(model, task, np.concatenate(predicted))}
+    for batch in feed(_val_batches(inputs, codes), overlap.copies):
+        logits = net(batch.x)
+        watch.add(total_loss(logits, batch.targets, losses, weights), batch.rows, step=step, lr=lr)
+        predicted.append(model.head.log_probs(logits).argmax(1))
+    val_loss = watch.mean()
+    return {
+        "val_loss": val_loss,
+        **_scores(model, inputs.task, torch.cat(predicted).cpu().numpy()),
+    }
 
 
 def _scores(model: Classifier, task: Task, predicted: Ints) -> dict[str, float]:

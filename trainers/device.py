@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import statistics
-import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -17,7 +15,6 @@ from trainers.config import Model
 from trainers.model import build
 
 _BF16_CAPABILITY = 8  # Ampere and later
-_REPEATS = 3
 _M_TRIM_THRESHOLD = -1  # malloc.h
 _M_MMAP_THRESHOLD = -3
 _LARGE_BYTES = 2**30
@@ -28,6 +25,15 @@ def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     device_type = device.split(":", maxsplit=1)[0]
     return torch.autocast(device_type=device_type, dtype=dtype, enabled=precision != "fp32")
+
+
+def scoring_precision(device: str, precision: str) -> str:
+    """Return the precision in which a model is scored and predicts: its training's on a GPU.
+
+    A CPU scores in fp32 whatever the training used, so that its answers do not depend on the kind
+    of CPU.
+    """
+    return precision if device.startswith("cuda") else "fp32"
 
 
 def choose_precision(network: nn.Module, device: str) -> str:
@@ -70,45 +76,6 @@ def _has_amx() -> bool:
 def _has_depthwise_convolution(network: nn.Module) -> bool:
     convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
     return any(layer.groups == layer.in_channels > 1 for layer in convolutions)
-
-
-def probe(
-    model: Model,
-    label_sizes: Mapping[str, int],
-    *,
-    size: int,
-    batch_size: int,
-    device: str = "cpu",
-    threads: int = 1,
-) -> dict[str, float]:
-    """Return seconds per training step for each precision, medians of three after a first one.
-
-    Args:
-        model: the spec's section; its weights do not matter and are not loaded.
-        label_sizes: label name -> number of classes.
-        size: of the photos, in pixels.
-        batch_size: photos per step; at most 32 are used.
-        device: where torch computes.
-        threads: of torch on the CPU.
-    """
-    torch.set_num_threads(threads)
-    network = build(model, label_sizes, size=size, pretrained=False)
-    network = network.to(device).to(memory_format=torch.channels_last)
-    shape = (min(batch_size, 32), size, size, 3)
-    photos = torch.randint(0, 255, shape, dtype=torch.uint8).permute(0, 3, 1, 2).to(device)
-    seconds: dict[str, list[float]] = {"fp32": [], "bf16": []}
-    if device != "cpu":
-        seconds["fp16"] = []
-    for _ in range(_REPEATS + 1):
-        for precision, steps in seconds.items():  # interleaved, so that a slow moment hits all
-            began = time.perf_counter()
-            with autocast(device, precision):
-                loss = torch.stack([logits.float().sum() for logits in network(photos).values()])
-            loss.sum().backward()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            steps.append(time.perf_counter() - began)
-    return {precision: statistics.median(steps[1:]) for precision, steps in seconds.items()}
 
 
 def keep_freed_memory() -> bool:

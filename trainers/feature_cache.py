@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,13 +12,19 @@ from numpy.typing import NDArray
 
 from trainers.augmentation import Augmentation, sample_seeds
 from trainers.data import Ints, Task
+from trainers.device import autocast, scoring_precision
 from trainers.inference import as_tensor
 from trainers.model import Classifier
+from trainers.overlap.copies import read
+from trainers.overlap.feeder import Batch, feed
+from trainers.overlap.plan import Overlap, overlap_on
 
 Features = NDArray[np.float32]  # (n, F)
 FeatureStore = Callable[[dict[str, object], Callable[[], Features]], Features]
 """(what identifies the features, how to compute them) -> the features, from where they are kept."""
 _BATCH = 128
+_BLOCK = 2048
+"""Photos whose features are computed and kept together. Several workers compute several blocks."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +40,20 @@ PLAIN = View(None, 0, "none")
 
 
 class FeatureCache:
-    """Looks up features by row. A store may hold what another training computed."""
+    """Features by row, computed in blocks that depend on photos and view, never on a training's part.
+
+    So all folds, seeds, heads and predictions that share a frozen backbone share its features.
+    """
 
     def __init__(
         self,
         model: Classifier,
         task: Task,
-        augment: Augmentation | None,
+        augment: Augmentation | None = None,
         store: FeatureStore | None = None,
+        *,
+        precision: str = "fp32",
+        overlap: Overlap | None = None,
     ) -> None:
         """Identify the backbone by its weights; nothing is computed yet.
 
@@ -50,49 +62,127 @@ class FeatureCache:
             task: rows and photos.
             augment: augmentation of the training part.
             store: where features are kept between trainings; None keeps nothing.
+            precision: of the training; a GPU computes the features in it.
+            overlap: how photos come to the device; None: what pays there.
         """
         self._model = model
         self._task = task
         self._augment = augment
         self._store: FeatureStore = store or (lambda _, compute: compute())
+        self._precision = precision
+        self._overlap = overlap
         model.backbone.eval()
         self._weights = weights_sha256(model)
-        self._tables: dict[View, tuple[Ints, Features]] = {}
+        self._blocks = _blocks(task)
+        n_rows = len(task.images) + len(task.pairs)
+        self._block_of = np.empty(n_rows, np.int64)
+        self._place_of = np.empty(n_rows, np.int64)
+        for number, rows in enumerate(self._blocks):
+            self._block_of[rows] = number
+            self._place_of[rows] = np.arange(len(rows))
+        self._kept: dict[tuple[View, int], Features] = {}
 
-    def __call__(self, rows: Ints, view: View) -> torch.Tensor:
+    def __call__(self, rows: Ints, view: View = PLAIN) -> torch.Tensor:
         """Return the features of rows in a view, (B, F) float32."""
-        if view not in self._tables:
-            self._tables[view] = self._table(view)
-        stored_rows, features = self._tables[view]
-        return torch.from_numpy(np.asarray(features[np.searchsorted(stored_rows, rows)]))
+        numbers = self._block_of[rows]
+        places = self._place_of[rows]
+        values: Features | None = None
+        for number in np.unique(numbers).tolist():
+            features = self._block(number, view)
+            if values is None:
+                values = np.empty((len(rows), features.shape[1]), np.float32)
+            chosen = numbers == number
+            values[chosen] = features[places[chosen]]
+        if values is None:
+            raise ValueError("at least one row was required, found none")
+        return torch.from_numpy(values)
 
-    def _table(self, view: View) -> tuple[Ints, Features]:
-        """Return the rows of a view in order, and their features."""
-        task = self._task
-        rows = np.sort(task.train)
-        if view.number is None:
-            rows = np.sort(np.concatenate([task.train, task.val]))
-        names = "\n".join(task.name(row) for row in rows)
+    def _block(self, number: int, view: View) -> Features:
+        """Return the features of a block, from the store where it knows them."""
+        if (view, number) in self._kept:
+            return self._kept[view, number]
+        rows = self._blocks[number]
+        names = "\n".join(self._task.name(row) for row in rows)
         identity: dict[str, object] = {
             "weights": self._weights,
             "samples": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
             "view": [view.number, view.seed, view.policy],
             "dtype": "float32",
         }
-        return rows, self._store(identity, lambda: self._compute(rows, view))
+        precision = self._scored_in
+        if precision != "fp32":
+            identity["precision"] = precision
+        features = self._store(identity, lambda: self._compute(rows, view))
+        self._kept[view, number] = features
+        return features
+
+    @property
+    def _device(self) -> str:
+        return str(next(self._model.parameters()).device)
+
+    @property
+    def _scored_in(self) -> str:
+        return scoring_precision(self._device, self._precision)
 
     @torch.no_grad()
     def _compute(self, rows: Ints, view: View) -> Features:
-        device = next(self._model.parameters()).device
-        features = []
+        overlap = self._overlap or overlap_on(self._device)
+        readings = []
+        with autocast(self._device, self._scored_in):
+            for batch in feed(self._batches(rows, view), overlap.copies):
+                values = self._model.features(batch.x).float()
+                readings.append(read(overlap.copies, values))
+        return np.concatenate([reading.array() for reading in readings])
+
+    def _batches(self, rows: Ints, view: View) -> Generator[Batch]:
         for start in range(0, len(rows), _BATCH):
             batch = rows[start : start + _BATCH]
             photos = self._task.photos(batch)
             if self._augment is not None and view.number is not None:
                 photos = self._augment(photos, sample_seeds(view.seed, view.number, batch))
-            values = self._model.features(as_tensor(photos).to(device))
-            features.append(values.float().cpu().numpy())
-        return np.concatenate(features)
+            yield Batch(batch, as_tensor(photos))
+
+
+def kept_features(
+    model: Classifier, images: NDArray[np.uint8], sample_ids: list[str], store: FeatureStore
+) -> FeatureCache | None:
+    """Return the features of photos for a prediction, None where the backbone is not frozen.
+
+    Args:
+        model: on its device.
+        images: (N, H, W, 3), may be a memory map.
+        sample_ids: N names.
+        store: where features are kept.
+    """
+    if not model.frozen:
+        return None
+    none = np.zeros(0, np.int64)
+    return FeatureCache(
+        model,
+        Task(images, np.zeros((len(images), 0), np.int64), sample_ids, {}, none, none),
+        None,
+        store,
+        precision=model.precision,
+    )
+
+
+def _blocks(task: Task) -> list[Ints]:
+    """Cut all rows into blocks of one folder each: photos of the test set are not those of training.
+
+    Mixed rows are last, in blocks of their own, because every training mixes others.
+    """
+    by_folder: dict[str, list[int]] = {}
+    for row, name in enumerate(task.sample_ids):
+        folder, slash, _ = name.partition("/")
+        by_folder.setdefault(folder if slash else "", []).append(row)
+    n_photos = len(task.images)
+    parts = [sorted(rows, key=task.name) for rows in by_folder.values()]
+    parts.append(list(range(n_photos, n_photos + len(task.pairs))))
+    blocks = []
+    for part in parts:
+        rows = np.array(part, np.int64)
+        blocks += [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
+    return blocks
 
 
 def weights_sha256(model: Classifier) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,11 @@ from torch import Tensor
 
 from trainers import checkpoint
 from trainers.config import Model
+from trainers.device import autocast, scoring_precision
 from trainers.model import Classifier, build
+from trainers.overlap.copies import read
+from trainers.overlap.feeder import Batch, feed
+from trainers.overlap.plan import Overlap, overlap_on
 
 
 def load(folder: Path) -> Classifier:
@@ -24,6 +29,7 @@ def load(folder: Path) -> Classifier:
         pretrained=False,
     )
     model.load_state_dict(weights)
+    model.precision = description["precision"]
     return model.to(memory_format=torch.channels_last).eval()
 
 
@@ -35,8 +41,12 @@ def predict(
     *,
     batch_size: int = 128,
     device: str = "cpu",
+    features: Callable[[NDArray[np.int64]], Tensor] | None = None,
+    overlap: Overlap | None = None,
 ) -> NDArray[np.float32]:
     """Return the probabilities of prepared photos over the joint class.
+
+    A GPU computes in the precision of the model's training, a CPU in fp32.
 
     Args:
         model: from `load`.
@@ -44,6 +54,8 @@ def predict(
         rows: (M,) row numbers; None for all.
         batch_size: photos at a time.
         device: where torch computes.
+        features: gives the features of rows, (B, F), where the backbone is frozen and they are kept.
+        overlap: how photos come to the device; None: what pays there.
 
     Returns:
         (M, n_classes) float32, each row sums to one. A one-label head answers over that label's
@@ -53,16 +65,30 @@ def predict(
         ValueError: there is no photo.
     """
     model.to(device).eval()
+    overlap = overlap_on(device) if overlap is None else overlap
     if rows is None:
         rows = np.arange(len(images))
     if not len(rows):
         raise ValueError("at least one photo was required, found none")
-    probabilities = []
-    for start in range(0, len(rows), batch_size):
-        photos = as_tensor(np.asarray(images[rows[start : start + batch_size]]))
-        logits = model(photos.to(device))
-        probabilities.append(model.head.log_probs(logits).exp().cpu().numpy())
-    return np.concatenate(probabilities)
+    copies = overlap.copies
+    network = model if features is None else model.head
+    readings = []
+    with autocast(device, scoring_precision(device, model.precision)):
+        for batch in feed(_batches(images, rows, batch_size, features), copies):
+            readings.append(read(copies, model.head.log_probs(network(batch.x)).exp()))
+    return np.concatenate([reading.array() for reading in readings])
+
+
+def _batches(
+    images: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    size: int,
+    features: Callable[[NDArray[np.int64]], Tensor] | None,
+) -> Generator[Batch]:
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        x = as_tensor(np.asarray(images[part])) if features is None else features(part)
+        yield Batch(part, x)
 
 
 def as_tensor(photos: NDArray[np.uint8]) -> Tensor:

@@ -27,6 +27,7 @@ class Classifier(nn.Module):
     scale: Tensor
     shift: Tensor
     head: Branches
+    precision: str = "fp32"  # of its training
 
     def __init__(
         self,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,8 +38,8 @@ def open_session(model: str, threads: int, *, gpu: bool = False) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import onnxruntime  # noqa: PLC0415
-        from rembg import new_session  # noqa: PLC0415
 
+        new_session = rembg_sessions()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = threads
@@ -47,6 +50,28 @@ def open_session(model: str, threads: int, *, gpu: bool = False) -> Any:
                 lean(file), options, providers=[_CPU]
             )
         return session
+
+
+def rembg_sessions() -> Callable[..., Any]:
+    """Import rembg's sessions alone and return its `new_session`.
+
+    `import rembg` also imports `rembg.bg`, whose alpha matting compiles numba code: 80 to 110 s on
+    a fresh machine, and nothing here uses it. The package stands empty in `sys.modules` while its
+    sessions are imported. Whoever imports rembg later gets all of it.
+    """
+    if "rembg" in sys.modules:
+        from rembg import new_session  # noqa: PLC0415
+
+        return new_session
+    spec = importlib.util.find_spec("rembg")
+    if spec is None:
+        raise ImportError("rembg was required, it is not installed; run `make setup`")
+    sys.modules["rembg"] = importlib.util.module_from_spec(spec)
+    try:
+        from rembg.session_factory import new_session  # noqa: PLC0415
+    finally:
+        del sys.modules["rembg"]
+    return new_session
 
 
 def missing_gpu(session: Any) -> str | None:

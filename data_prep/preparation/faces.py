@@ -29,10 +29,13 @@ class Face:
 
 
 def open_detector(backend: str) -> Any:
-    """Import DeepFace and warm up one of its detectors.
+    """Import DeepFace's detection and warm up one of its detectors.
 
-    The import silences all warnings of the process, sets variables and makes a folder in the user's
-    home. The first is undone here and the last is moved next to the weights.
+    `from deepface import DeepFace` would take twice as long for databases and face recognition
+    that nobody needs here, silence all warnings and make a folder in the user's home.
+
+    Returns:
+        The module with `extract_faces`.
 
     Raises:
         WeightsError: the detector's weights or its package are missing.
@@ -41,8 +44,7 @@ def open_detector(backend: str) -> Any:
     deepface_home().mkdir(parents=True, exist_ok=True)
     os.environ["DEEPFACE_HOME"] = str(deepface_home())
     with warnings.catch_warnings():
-        from deepface import DeepFace  # noqa: PLC0415
-        from deepface.modules import modeling  # noqa: PLC0415
+        from deepface.modules import detection, modeling  # noqa: PLC0415
 
         try:
             modeling.build_model("face_detector", backend)
@@ -53,16 +55,16 @@ def open_detector(backend: str) -> Any:
                 command = f"pip install {package}"
             reason = str(error).splitlines()[0]
             raise WeightsError(f"face detector {backend}: {reason}; run `{command}`") from None
-    return DeepFace
+    return detection
 
 
 def main_face(
-    deepface: Any, backend: str, photo: RGB, search_size: int | None = None
+    detection: Any, backend: str, photo: RGB, search_size: int | None = None
 ) -> Face | None:
     """Return the largest central face of a photo, or None.
 
     Args:
-        deepface: what `open_detector` returned.
+        detection: what `open_detector` returned.
         backend: the detector's name.
         photo: (H, W, 3); DeepFace gets it as a BGR array, because it fetches texts that look like
             an address.
@@ -79,10 +81,10 @@ def main_face(
     if scale < 1.0:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
-        face = _main_face(deepface, backend, small)
+        face = _main_face(detection, backend, small)
         if face is not None:
             return _enlarged(face, width / size[0], height / size[1])
-    return _main_face(deepface, backend, photo)
+    return _main_face(detection, backend, photo)
 
 
 def _enlarged(face: Face, x: float, y: float) -> Face:
@@ -91,10 +93,10 @@ def _enlarged(face: Face, x: float, y: float) -> Face:
     return Face(box, face.confidence, face.n_found)
 
 
-def _main_face(deepface: Any, backend: str, photo: RGB) -> Face | None:
+def _main_face(detection: Any, backend: str, photo: RGB) -> Face | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        items = deepface.extract_faces(
+        items = detection.extract_faces(
             photo[..., ::-1].copy(),
             detector_backend=backend,
             align=False,

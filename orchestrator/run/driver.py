@@ -33,7 +33,7 @@ from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.store.artifacts import Store, git_commit, packages
 from orchestrator.store.events import RunEnded, RunResumed, RunStarted, StageEnded
-from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read, replay
+from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read
 from orchestrator.store.run_dir import RunPaths
 
 _TRACKER_WAIT_S = 30.0
@@ -211,7 +211,6 @@ def _drive(
 
     began = time.monotonic()
     listener = Listener(paths)
-    earlier = replay(ledger.events)
     spent_s = float((paths.read_json("summary") or {}).get("wall_s", 0.0))
     paths.summary.unlink(missing_ok=True)
     paths.spec.write_text(experiment.text, encoding="utf-8")
@@ -219,7 +218,7 @@ def _drive(
     write_json(paths.plan, plan.to_json())
     resources = experiment.spec.resources
     schema = Schema.of(experiment.spec.data.labels)
-    started = RunResumed if earlier.trials or earlier.stages else RunStarted
+    started = RunResumed if ledger.state.trials or ledger.state.stages else RunStarted
     ledger.append(
         started(
             run_id=plan.run_id,
@@ -365,9 +364,8 @@ def _write_summary(
     wall_s: float,
     n_quarantined: int,
 ) -> None:
-    replayed = replay(ledger.events)
     counts = {"complete": 0, "pruned": 0, "failed": 0}
-    for trial in replayed.trials.values():
+    for trial in ledger.state.trials.values():
         if trial.status:
             counts[trial.status.lower()] += 1
     selection = paths.read_json("selection") or {}
@@ -379,7 +377,7 @@ def _write_summary(
             "stages": {stage.name: outcomes.get(stage.name, "BLOCKED") for stage in STAGES},
             "trials": counts,
             "quarantined": n_quarantined,
-            "best": best_trial(replayed),
+            "best": best_trial(ledger.state),
             "members": selection.get("members", []),
             "wall_s": round(wall_s, 1),
         },

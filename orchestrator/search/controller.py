@@ -1,8 +1,9 @@
-"""The trial controller joins Ray Tune, Optuna and the ledger: which trial is next, which stops, how each ended.
+"""The trial controller joins Ray Tune, Optuna and the ledger.
 
-One controller serves one phase. It first replays the ledger, event by event, so that studies and rungs are what they
-were. Then it hands out trials in a fixed order: those that have ended (replayed to Tune, so that its folder holds every
-trial), those that a killed driver left open, then new ones.
+It decides which trial is next and which stops early, and records how each one ended. One controller
+serves one phase. It first replays the ledger, so that studies and rungs are as they were. Then it
+hands out trials in a fixed order: those that have ended (replayed to Tune, whose folder shows all
+trials), those that a killed driver left open, then new ones.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from orchestrator.search.budget import Budget
 from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
 from orchestrator.store.events import (
+    OBJECTIVE,
     EpochReported,
-    Event,
     LimitReached,
     Metrics,
     PhaseStarted,
@@ -31,13 +32,13 @@ from orchestrator.store.events import (
     TrialStarted,
     WorkerDied,
 )
-from orchestrator.store.ledger import Ledger, TrialRecord, replay
+from orchestrator.store.ledger import Ledger, TrialRecord
 
-OBJECTIVE = "val_macro_f1"
-_MAX_DEATHS = 2  # of a trial's process, before it is given up
-_LEAST_SPLIT = 4  # photos: fewer are not split once more
+_MAX_DEATHS = 2  # of a trial's process; with one more the trial has failed
+_MIN_SPLIT = 4  # photos at once; fewer are not halved
 
-Reports = dict[int, Metrics]  # epoch -> metrics
+Reports = dict[int, Metrics]
+"""Epoch (from 1) -> metrics."""
 
 
 class TrialState(Enum):
@@ -45,20 +46,20 @@ class TrialState(Enum):
 
     PROPOSED = auto()  # not in the ledger yet
     OPEN = auto()  # in the ledger, waits for a worker
-    RUNNING = auto()  # a worker has it
-    ENDED = auto()  # its end is in the ledger; where it is handed out, it is only replayed
+    RUNNING = auto()  # on a worker
+    ENDED = auto()  # its end is in the ledger; handed out, it is only replayed
 
 
 @dataclass
 class Trial:
-    """A trial in the controller's hands."""
+    """A trial that the controller has not finished yet."""
 
     spec: TrialSpec
     asked: Any  # Optuna's trial, or None
     state: TrialState
-    stored: list[Metrics] | None = None  # its epochs, where the store has all of them
+    stored: list[Metrics] | None = None  # its epochs, if the store has it finished
     began: float = field(default_factory=time.monotonic)
-    deaths: int = 0  # that count
+    deaths: int = 0  # without lost nodes
     attempt: int = 0
 
 
@@ -77,13 +78,13 @@ class Proposal:
     spec: TrialSpec
     attempt: int
     deaths: int
-    replay: Replay | None  # where it has ended before, or the store has it finished
+    replay: Replay | None  # if it has ended before, or the store has it finished
     has_ended: bool
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """There is no trial now; there may be one when a running one has ended."""
+    """There is no trial now; there may be another one when a running trial has ended."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,10 @@ class TrialController:
         Args:
             ledger: open for writing.
             phase: search or confirm.
-            proposals: new trials, (spec, Optuna's trial); None to wait, the end when there are no more.
-            rungs: per variant; None where nothing is stopped early.
-            tell: takes Optuna's trial, a status, the reports of an ended trial, and the cause of a failure.
-            resume: rebuilds the spec of a trial that the ledger knows, and asks Optuna for it again.
+            proposals: new trials as (spec, Optuna's trial); None to wait for a running one.
+            rungs: per variant; None if nothing is stopped early.
+            tell: takes Optuna's trial, and the status, reports and cause of failure of its end.
+            resume: rebuilds the spec of a trial in the ledger, and asks Optuna for it again.
             finished: looks up the epochs of a trial that is finished in the store.
             budget: ends the phase before the proposals do.
         """
@@ -125,7 +126,7 @@ class TrialController:
         self.tell = tell
         self.finished = finished
         self.budget = budget or Budget()
-        self.records: dict[str, TrialRecord] = {}  # of this phase, in the order of their starts
+        self.records: dict[str, TrialRecord] = {}  # the ledger's, of this phase, by start
         self.queue: deque[Trial] = deque()  # to be handed out
         self.handed_out: dict[str, Trial] = {}  # to Tune
         self.counts: Counter[str] = Counter()  # status -> trials
@@ -139,7 +140,7 @@ class TrialController:
     def _replay_ledger(  # noqa: C901, PLR0912 - one branch a kind of event
         self, resume: Callable[[TrialRecord], tuple[TrialSpec, Any]]
     ) -> None:
-        """Repeat, in the ledger's order, all that happened before."""
+        """Repeat all earlier events in their order."""
         self._reopen_transient_failures()
         events = self.ledger.events
         last_reopened = {}
@@ -155,15 +156,13 @@ class TrialController:
             name = event.trial_id
             if isinstance(event, TrialStarted) and name not in self.records:
                 if event.phase == self.phase:
-                    record = TrialRecord(event)
-                    self._register(record)
-                    spec, asked = resume(record)
+                    spec, asked = resume(self._register(name))
                     resumed[name] = Trial(spec, asked, TrialState.OPEN)
                     open_trials[name] = replace(resumed[name])
             elif name not in self.records:
                 continue  # of another phase
             elif isinstance(event, EpochReported):
-                self._take_report(self.records[name], event.epoch, event.metrics)
+                self._take_report(self.records[name], event.epoch)
             elif isinstance(event, WorkerDied):
                 trial = open_trials[name]
                 trial.deaths += event.counts
@@ -175,37 +174,44 @@ class TrialController:
                 self.budget.used_s += event.wall_s or 0.0
             elif isinstance(event, TrialEnded):
                 trial = open_trials.pop(name)
-                self._take_end(trial, self.records[name], event)
+                self._take_end(trial, event)
                 self.queue.append(trial)
         for trial in open_trials.values():
             trial.stored = self._look_up(trial.spec)
             self.queue.append(trial)
 
     def _reopen_transient_failures(self) -> None:
-        """Give trials with transient failures another try, unless the next phase depends on their failure."""
-        if self.phase == "search" and _has_begun(self.ledger.events, "confirm"):
+        """Try trials with transient failures again, unless the next phase depends on them."""
+        if self.phase == "search" and self._has_confirm_begun():
             return
-        for record in replay(self.ledger.events).trials.values():
+        for record in self.ledger.state.trials.values():
             if record.phase == self.phase and record.has_transient_failure:
                 self.ledger.append(TrialReopened(trial_id=record.trial_id), commit=True)
+
+    def _has_confirm_begun(self) -> bool:
+        for event in self.ledger.events:
+            if isinstance(event, PhaseStarted | TrialStarted) and event.phase == "confirm":
+                return True
+        return False
 
     # -- proposing ---------------------------------------------------------------------------------
     def next(self) -> Proposal | Waiting | Finished:
         """Return the next trial, or whether there may be one later."""
         if all(trial.state is TrialState.PROPOSED for trial in self.queue):
             if self.is_exhausted():
-                self.queue.clear()  # what has begun goes on to its end, what has not does not begin
+                self.queue.clear()  # running trials go on to their end
             elif not self.queue:
                 self._propose()
         trial = self._first_ready()
         if trial is not None:
             return self._hand_out(trial)
-        if self.queue or self.handed_out:  # one of them may have to be tried again
+        # a trial that is handed out may have to be tried again
+        if self.queue or self.handed_out or self._proposals_wait:
             return Waiting()
-        return Waiting() if self._proposals_wait else Finished()
+        return Finished()
 
     def _propose(self) -> None:
-        """Put the next new trial into the queue, if there is one now."""
+        """Put the next new trial into the queue, if there is one."""
         self._proposals_wait = False
         for proposal in self.proposals:
             if proposal is None:
@@ -251,19 +257,21 @@ class TrialController:
         number = self._n_started[trial.spec.variant]
         event = TrialStarted(number=number, **trial.spec.to_json())
         self.ledger.append(event, commit=True)
-        self._register(TrialRecord(event))
+        self._register(event.trial_id)
         trial.state = TrialState.OPEN
         trial.stored = self._look_up(trial.spec)
 
     def _look_up(self, spec: TrialSpec) -> list[Metrics] | None:
         return self.finished(spec) if self.finished else None
 
-    def _register(self, record: TrialRecord) -> None:
-        self.records[record.trial_id] = record
+    def _register(self, trial_id: str) -> TrialRecord:
+        record = self.ledger.state.trials[trial_id]
+        self.records[trial_id] = record
         self._n_started[record.variant] += 1
+        return record
 
     def is_exhausted(self) -> bool:
-        """Return True if a limit of the budget is reached; once reached it stays so, over restarts too."""
+        """Return True if a limit of the budget was reached, by this driver or an earlier one."""
         if self.budget.reached is None:
             best = self.best if self.best is not None else -1.0
             self.budget.reached = self.budget.limit_reached(best, self.running_s())
@@ -272,7 +280,7 @@ class TrialController:
                 self.ledger.append(event, commit=True)
         return self.budget.reached is not None
 
-    # -- what is to be seen ------------------------------------------------------------------------
+    # -- progress ----------------------------------------------------------------------------------
     def _running(self) -> list[Trial]:
         # a copy first: another thread may ask while trials come and go
         trials = list(self.handed_out.values())
@@ -289,10 +297,10 @@ class TrialController:
         return self.counts.total()
 
     def snapshot(self, total: int) -> PhaseSnapshot:
-        """Return what there is to see now; may be called from another thread.
+        """Return the state of the phase; may be called from another thread.
 
         Args:
-            total: how many trials there will be.
+            total: number of trials at the end.
         """
         now = time.monotonic()
         running = self._running()
@@ -311,32 +319,31 @@ class TrialController:
             left_s = statistics.fmean(took) * max(0, total - self.n_ended) / max(1, len(running))
         return PhaseSnapshot(self.n_ended, dict(self.counts), self.best, left_s, tuple(lines))
 
-    # -- what Tune tells ---------------------------------------------------------------------------
+    # -- reports and ends --------------------------------------------------------------------------
     def on_report(self, trial_id: str, epoch: int, metrics: Metrics) -> bool:
         """Take in a report; return True if the trial stops here."""
         trial = self.handed_out[trial_id]
-        if trial.state is TrialState.ENDED:  # its reports were taken in when they were new
+        if trial.state is TrialState.ENDED:  # its reports are known
             return False
         record = self.records[trial_id]
         if epoch not in record.reports:
             event = EpochReported(trial_id=trial_id, epoch=epoch, metrics=metrics)
             self.ledger.append(event)
-        why = self._take_report(record, epoch, record.reports.get(epoch, metrics))
+        why = self._take_report(record, epoch)
         if why is None or trial.stored is not None:  # stopping what is finished saves nothing
             return False
         self._finish(trial, "PRUNED", why=why)
         return True
 
-    def _take_report(self, record: TrialRecord, epoch: int, metrics: Metrics) -> str | None:
-        """Take in an epoch; return why the trial ends there, if it does."""
-        record.reports[epoch] = metrics
-        score = metrics[OBJECTIVE]
+    def _take_report(self, record: TrialRecord, epoch: int) -> str | None:
+        """Take in an epoch of the record; return why the trial ends there, or None."""
+        score = record.reports[epoch][OBJECTIVE]
         self.best = score if self.best is None else max(self.best, score)
         rungs = self.rungs.get(record.variant)
         if rungs is None:
             return None
-        # after a restart a trial repeats its early epochs: a rung must not count what came later
-        scores = [known[OBJECTIVE] for n, known in record.reports.items() if n <= epoch]
+        # after a restart the record has later epochs already, which this rung must not count
+        scores = [metrics[OBJECTIVE] for n, metrics in record.reports.items() if n <= epoch]
         return rungs.reason_to_stop(record.trial_id, epoch, max(scores))
 
     def on_end(
@@ -348,14 +355,15 @@ class TrialController:
         cause: str | None = None,
         why: str | None = None,
     ) -> None:
-        """Take in how a trial ended; it counts once, however often it is said.
+        """Take in how a trial ended; only the first call counts.
 
         Args:
             trial_id: of a trial that was handed out.
             status: COMPLETE, PRUNED or FAILED.
             error: what went wrong, in one line.
-            cause: of a failure, in one word (raised, diverged, metric, hung, memory, disk, exited, killed, node).
-            why: it was stopped early.
+            cause: of a failure, in one word (raised, diverged, metric, hung, memory, disk, exited,
+                killed, node).
+            why: of an early stop, in one line.
         """
         trial = self.handed_out.get(trial_id)
         if trial is not None:
@@ -394,25 +402,28 @@ class TrialController:
             deaths=trial.deaths,
         )
         self.ledger.append(event, commit=True)
-        self._take_end(trial, record, event)
+        self._take_end(trial, event)
 
-    def _take_end(self, trial: Trial, record: TrialRecord, event: TrialEnded) -> None:
-        """Take in the end of a trial that stands in the ledger."""
+    def _take_end(self, trial: Trial, event: TrialEnded) -> None:
+        """Take in an end that is in the ledger."""
         trial.state = TrialState.ENDED
-        record.ended = event
         self.counts[event.status] += 1
-        if not event.cached:  # otherwise another run spent its time
+        if not event.cached:  # else another run spent the time
             self.budget.used_s += event.wall_s or 0.0
         if self.tell and trial.asked is not None:
-            self.tell(trial.asked, event.status, record.reports, event.cause)
+            reports = self.records[event.trial_id].reports
+            self.tell(trial.asked, event.status, reports, event.cause)
 
     def on_death(
         self, trial_id: str, error: str, *, cause: str = "killed", counts: bool = True
     ) -> None:
-        """Take in that a trial's process died: it is tried again from its checkpoint, a few times.
+        """Take in that a trial's process died; the trial is tried again from its checkpoint.
 
-        A death that does not count (its node was lost or taken away) leaves the number of attempts as it was. One for
-        want of memory is tried once more, with half the micro-batch: unchanged it would come again.
+        Args:
+            trial_id: of a trial that was handed out.
+            error: what happened, in one line.
+            cause: in one word; after `memory` the trial gets half the micro-batch, once.
+            counts: False if the machine was lost; the trial is then tried again in any case.
         """
         trial = self.handed_out.get(trial_id)
         if trial is None:
@@ -429,7 +440,7 @@ class TrialController:
         micro_batch = None
         if cause == "memory":
             in_use = _photos_at_once(trial.spec)
-            if trial.spec.micro_batch is not None or in_use < _LEAST_SPLIT:
+            if trial.spec.micro_batch is not None or in_use < _MIN_SPLIT:
                 error = (
                     f"out of memory with {in_use} photos at once: {error}; use a smaller "
                     "train.batch_size, photo size or backbone, or fewer trials at once"
@@ -447,11 +458,6 @@ class TrialController:
         trial.deaths += counts
         trial.attempt += 1
         self.queue.appendleft(trial)
-
-
-def _has_begun(events: list[Event], phase: str) -> bool:
-    starts = [event for event in events if isinstance(event, PhaseStarted | TrialStarted)]
-    return any(event.phase == phase for event in starts)
 
 
 def _photos_at_once(spec: TrialSpec) -> int:

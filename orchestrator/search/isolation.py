@@ -1,7 +1,7 @@
-"""Whether a process is as it was before a trial: what one trial leaves behind must not reach the next.
+"""Process isolation: what one trial leaves behind must not reach the next.
 
-The state of random generators is set for every trial. Everything else is only compared: a process that differs is
-given up, and the next trial gets a new one. That is simpler than putting things back, and misses nothing it looks at.
+The random generators are seeded before each trial. All other state is only compared: a process that
+has changed is given up, and the next trial gets a new one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 
 from orchestrator.search.memory import private_bytes
 
-GROWTH_BYTES = (
+MAX_GROWTH_BYTES = (
     512 * 2**20
-)  # of one process over its trials, what malloc keeps of it for the next one included
-_OWN = ("orchestrator", "trainers", "data_prep", "__main__")
-_WATCHED = (
+)  # of a process over all its trials, memory that malloc keeps included
+_PROJECT_PACKAGES = ("orchestrator", "trainers", "data_prep", "__main__")
+_WATCHED_MODULES = (
     "builtins",
     "os",
     "random",
@@ -36,121 +36,138 @@ _WATCHED = (
     "torch.nn.functional",
     "timm",
 )
+Names = dict[str, Any]
+"""Name -> what identifies its value."""
 
 
-class Slate:
-    """The state of this process, taken before its first trial."""
+class ProcessState:
+    """The state of this process before its first trial."""
 
-    def __init__(self, body_globals: dict[str, Any] | None = None, *, trims: bool = False) -> None:
-        """Remember everything.
+    def __init__(self, body_globals: Names | None = None, *, trims: bool = False) -> None:
+        """Record the state.
 
         Args:
-            body_globals: what the trial's function calls its module, which may be no real one.
-            trims: freed memory is given back after every trial; otherwise only where it has become too much.
+            body_globals: the global names of the trial's function; they may belong to no module.
+            trims: give freed memory back after each trial, not only after a large growth.
         """
         self.body_globals = body_globals or {}
         self.trims = trims
-        self.facts = _facts()
-        self.names = self._names()
-        self.private_bytes = private_bytes(os.getpid())
+        self.settings = _process_settings()
+        self.modules = self._module_names()
+        self.private_bytes = private_bytes()
 
     def differences(self) -> list[str]:
-        """Say what is not as it was; empty where the next trial may come."""
+        """Return the names of all that has changed; empty if the next trial may use the process."""
         gc.collect()
-        found = [name for name, value in _facts().items() if self.facts.get(name, value) != value]
-        for place, names in self._names().items():
-            before = self.names.get(place)
-            if before is not None:
-                found += [
-                    f"{place}.{name}" for name, value in names.items() if before.get(name) != value
-                ]
-                found += [f"{place}.{name}" for name in before if name not in names]
-        grown = self._grown()
-        return [*found, f"memory grown by {grown / 1e6:.0f} MB"] if grown > GROWTH_BYTES else found
+        changed = _changed_names(self.settings, _process_settings(), are_fixed=True)
+        for module, names in self._module_names().items():
+            if module in self.modules:  # a new module is no change: it was imported
+                changes = _changed_names(self.modules[module], names)
+                changed += [f"{module}.{name}" for name in changes]
+        growth_bytes = self._growth_bytes()
+        if growth_bytes > MAX_GROWTH_BYTES:
+            changed.append(f"memory grown by {growth_bytes / 1e6:.0f} MB")
+        return changed
 
-    def _grown(self) -> int:
-        """Return how much memory the process has more than before, in bytes."""
-        grown = private_bytes(os.getpid()) - self.private_bytes
-        if self.trims or grown > GROWTH_BYTES:
-            _trim()  # not always: the next trial would have to fault in every page that is given back
-            grown = private_bytes(os.getpid()) - self.private_bytes
-        return grown
+    def _growth_bytes(self) -> int:
+        growth_bytes = private_bytes() - self.private_bytes
+        if self.trims or growth_bytes > MAX_GROWTH_BYTES:
+            # not always: the next trial would have to fault in each page that is given back
+            _give_back_memory()
+            growth_bytes = private_bytes() - self.private_bytes
+        return growth_bytes
 
-    def _names(self) -> dict[str, dict[str, Any]]:
-        """Return, per module that a trial might write to, what stands under each name."""
-        places = {
-            place: vars(module)
-            for place, module in list(sys.modules.items())
-            if isinstance(module, ModuleType) and (place in _WATCHED or place.split(".")[0] in _OWN)
-        }
-        places["globals"] = self.body_globals
-        return {
-            place: {
-                name: _mark(value)
-                for name, value in list(names.items())
-                # a submodule appears beside the names when it is first imported, and lazy things hide their state
-                if not isinstance(value, ModuleType)
-                and not (place in _WATCHED and name.startswith("_"))
-            }
-            for place, names in places.items()
-        }
+    def _module_names(self) -> dict[str, Names]:
+        """Return the names of each module that a trial might write to."""
+        modules = {"globals": _identify(self.body_globals)}
+        for name, module in list(sys.modules.items()):
+            if not isinstance(module, ModuleType):
+                continue
+            if name in _WATCHED_MODULES:
+                modules[name] = _identify(vars(module), only_public=True)
+            elif name.split(".")[0] in _PROJECT_PACKAGES:
+                modules[name] = _identify(vars(module))
+        return modules
 
 
-def seed_everything(seed: int, threads: int) -> None:
-    """Set every global random generator and torch's threads."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one, because a trial may use it
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.manual_seed(seed)
-        torch.set_num_threads(threads)
+def _changed_names(before: Names, now: Names, *, are_fixed: bool = False) -> list[str]:
+    """Return the names whose value differs; with `are_fixed`, only those that were there before."""
+    changed = [name for name in before if name in now and now[name] != before[name]]
+    if not are_fixed:
+        changed += before.keys() ^ now.keys()
+    return changed
 
 
-def make_ready(device: str) -> None:
-    """Begin what a device needs once per process, so that it is not taken for what a trial has left behind."""
-    if not device.startswith("cpu") and (torch := sys.modules.get("torch")) is not None:
-        x = torch.ones(8, 8, device=device)
-        (x @ x).sum().item()
+def _identify(names: Names, *, only_public: bool = False) -> Names:
+    """Return name -> identity of its value, without submodules, which appear when imported.
+
+    Private names of foreign modules are left out, because they hold caches.
+    """
+    identities = {}
+    for name, value in list(names.items()):
+        if not isinstance(value, ModuleType) and not (only_public and name.startswith("_")):
+            identities[name] = _identity(value)
+    return identities
 
 
-def _facts() -> dict[str, Any]:
-    """Return what a process has one of."""
-    facts: dict[str, Any] = {
+def _identity(value: Any) -> Any:
+    """Return what differs for another object, and for a container with other content."""
+    if isinstance(value, list | dict | set):
+        content = hash(repr(value)) if len(value) < 100 else 0
+        return id(value), len(value), content
+    return id(value)
+
+
+def _process_settings() -> Names:
+    """Return the settings that a process has once."""
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    settings: Names = {
         "environment": dict(os.environ),
         "working directory": Path.cwd(),
         "module path": list(sys.path),
         "threads": threading.active_count(),
         "trace hook": (sys.gettrace(), sys.getprofile(), sys.excepthook, sys.displayhook),
-        "signal handlers": [
-            signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-        ],
+        "signal handlers": [signal.getsignal(number) for number in handled],
         "recursion limit": sys.getrecursionlimit(),
     }
-    if (torch := sys.modules.get("torch")) is not None and hasattr(torch, "get_num_threads"):
-        hooks = vars(torch.nn.modules.module)
-        facts |= {
-            "torch hooks": {
-                name: len(value)
-                for name, value in hooks.items()
-                if name.startswith("_global_") and value
-            },
-            "torch threads": torch.get_num_threads(),
-            "torch default type": torch.get_default_dtype(),
-            "torch gradients": torch.is_grad_enabled(),
-            "torch determinism": torch.are_deterministic_algorithms_enabled(),
-            "torch precision": torch.get_float32_matmul_precision(),
-            "torch cudnn": (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
-        }
-    return facts
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "get_num_threads"):  # not, or not yet, imported
+        return settings
+    hooks = {}
+    for name, value in vars(torch.nn.modules.module).items():
+        if name.startswith("_global_") and value:
+            hooks[name] = len(value)
+    return settings | {
+        "torch hooks": hooks,
+        "torch threads": torch.get_num_threads(),
+        "torch default type": torch.get_default_dtype(),
+        "torch gradients": torch.is_grad_enabled(),
+        "torch determinism": torch.are_deterministic_algorithms_enabled(),
+        "torch precision": torch.get_float32_matmul_precision(),
+        "torch cudnn": (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
+    }
 
 
-def _mark(value: Any) -> Any:
-    """Return what tells a value from another one, and a container from itself with other content."""
-    if isinstance(value, list | dict | set):
-        return id(value), len(value), hash(repr(value)) if len(value) < 100 else 0
-    return id(value)
+def seed_everything(seed: int, threads: int) -> None:
+    """Set each global random generator, and torch's number of threads."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one, because a trial may use it
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
 
 
-def _trim() -> None:
-    """Give freed memory back to the system, so that what is left is what was kept."""
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+def warm_up(device: str) -> None:
+    """Start what a device needs once per process, so that no trial seems to leave it behind."""
+    torch = sys.modules.get("torch")
+    if torch is not None and not device.startswith("cpu"):
+        x = torch.ones(8, 8, device=device)
+        (x @ x).sum().item()
+
+
+def _give_back_memory() -> None:
+    """Give freed memory back to the system, so that only memory in use is counted."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

@@ -1,33 +1,19 @@
-"""How much memory there is and who has it, from /proc."""
+"""The memory that a process takes."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import psutil
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the memory that a process has in use, 0 if it is gone."""
+    """Return the memory that a process has in use, 0 if there is no such process."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, IndexError):
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.NoSuchProcess:
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def private_bytes(pid: int) -> int:
-    """Return the memory that a process has for itself, without the libraries and files that it maps."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
-
-
-def machine_bytes() -> tuple[int, int]:
-    """Return this machine's total and available memory."""
-    lines = (
-        line.split() for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    )
-    found = {name: int(kb) * 1024 for name, kb, *_ in lines}
-    return found["MemTotal:"], found["MemAvailable:"]
+def private_bytes() -> int:
+    """Return this process's memory without the libraries and files that it maps."""
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - memory.shared)

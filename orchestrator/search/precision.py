@@ -1,4 +1,4 @@
-"""The precision of a training. `auto` is probed once per run, backbone and size."""
+"""The precision of a training. `auto` is decided once per run, backbone, photo size and device."""
 
 from __future__ import annotations
 
@@ -9,49 +9,39 @@ from orchestrator.store.ledger import Ledger
 
 
 def choose_precision(arm: Arm, schema: Schema, share: TrialShare, ledger: Ledger) -> str:
-    """Return an arm's precision. What `auto` chose stands in the ledger.
+    """Return an arm's precision; the ledger records what `auto` stands for.
 
     Args:
         arm: of the spec.
         schema: the labels.
         share: what a trial gets of the machine.
-        ledger: of the run.
+        ledger: of the run; a choice that it records is used again.
     """
     if arm.train.precision != "auto":
         return arm.train.precision
-    device = share.device
     backbone = arm.train.model.backbone
     size = arm.prep.size
     for event in ledger.events:
         if isinstance(event, PrecisionChosen):
             known = (event.backbone, event.size, event.device)
-            if known == (backbone, size, device):
+            if known == (backbone, size, share.device):
                 return event.chosen
-    seconds = _probe(arm, schema, share)
-    chosen = min(seconds, key=seconds.__getitem__)
-    event = PrecisionChosen(
-        backbone=backbone, size=size, device=device, seconds=seconds, chosen=chosen
-    )
+    chosen = _choose_on_worker(arm, schema, share)
+    event = PrecisionChosen(backbone=backbone, size=size, device=share.device, chosen=chosen)
     ledger.append(event, commit=True)
     return chosen
 
 
-def _probe(arm: Arm, schema: Schema, share: TrialShare) -> dict[str, float]:
-    """Return precision -> seconds of a step, measured where trials run."""
+def _choose_on_worker(arm: Arm, schema: Schema, share: TrialShare) -> str:
+    """Return what the rule says on a machine where trials run."""
     import ray  # noqa: PLC0415
 
-    def measure() -> dict[str, float]:
-        from trainers.device import probe  # noqa: PLC0415
+    def choose() -> str:
+        from trainers.device import choose_precision_for  # noqa: PLC0415
 
-        return probe(
-            arm.train.model,
-            dict(zip(schema.names, schema.sizes, strict=True)),
-            size=arm.prep.size,
-            batch_size=arm.train.micro_batch or arm.train.batch_size,
-            device=share.device,
-            threads=max(1, int(share.cpu)),
-        )
+        sizes = dict(zip(schema.names, schema.sizes, strict=True))
+        return choose_precision_for(arm.train.model, sizes, size=arm.prep.size, device=share.device)
 
-    task = ray.remote(num_cpus=share.cpu, num_gpus=share.gpu)(measure)
-    seconds: dict[str, float] = ray.get(task.remote())
-    return seconds
+    task = ray.remote(num_cpus=share.cpu, num_gpus=share.gpu)(choose)
+    chosen: str = ray.get(task.remote())
+    return chosen

@@ -22,9 +22,10 @@ from ray.tune.result import RESULT_DUPLICATE
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.search.controller import OBJECTIVE, Finished, TrialController, Waiting
+from orchestrator.search.controller import Finished, TrialController, Waiting
 from orchestrator.search.trial import TrialSpec, run_trial
-from orchestrator.search.worker import TRAINING, Body, Child, Reported, Watch
+from orchestrator.search.worker import TRAINING_MODULES, Body, Child, Reported, Watch
+from orchestrator.store.events import OBJECTIVE
 
 QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt is the driver's to answer
@@ -269,7 +270,7 @@ def run(
     gpu: float,
     max_concurrent: int,
     body: Body = run_trial,
-    modules: Iterable[str] = TRAINING,
+    modules: Iterable[str] = TRAINING_MODULES,
     watch: Watch = Watch(),  # noqa: B008 - frozen
     tick: Callable[[], None] = lambda: None,
 ) -> None:

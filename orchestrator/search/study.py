@@ -10,10 +10,11 @@ from typing import Any
 
 from orchestrator.base.keys import digest
 from orchestrator.search.budget import Budget
-from orchestrator.search.controller import OBJECTIVE, Reports, TrialController
+from orchestrator.search.controller import Reports, TrialController
 from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
 from orchestrator.spec.search_space import Search, grid, suggest
+from orchestrator.store.events import OBJECTIVE
 from orchestrator.store.ledger import Ledger, TrialRecord
 from trainers.config import Duration
 

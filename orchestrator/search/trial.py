@@ -1,10 +1,9 @@
-"""One trial on a worker: rows and parts in, an artifact of the store out."""
+"""One trial on a worker: prepared photos and their parts in, an artifact of the store out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,16 @@ import numpy as np
 
 from data_prep.files import write_json
 from orchestrator.base.errors import UserError
-from orchestrator.base.keys import stage_key
-from orchestrator.base.versions import VERSIONS
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, Store
+from orchestrator.store.features import FeatureStore, feature_store
 
 Report = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """All that a worker needs to know; plain values, so that it travels and stands in the ledger."""
+    """All that a worker needs; plain values, because it is sent to workers and to the ledger."""
 
     trial_id: str
     setting: str
@@ -30,50 +28,55 @@ class TrialSpec:
     phase: str  # search | confirm
     seed: int
     fold: int | None
-    params: dict[str, Any]
-    train: dict[str, Any]
+    params: dict[str, Any]  # the point of the search space
+    train: dict[str, Any]  # the section `train`, resolved
     key: str  # of the artifact
     store: str
-    rows: str  # folder of the memory-mapped samples
+    rows: str  # folder of the memory-mapped photos
     parts: str  # Parquet: sample_id, part (train | val | holdout), label_<name>
     label_sizes: dict[str, int]
     threads: int = 1
     device: str = "cpu"
-    inputs: dict[str, str] = field(
-        default_factory=dict
-    )  # name -> key or sha256 of what the trial is made of
-    mixable: str | None = (
-        None  # Parquet: sample_id, fits, within, group; where MixUp asks who may be mixed
-    )
-    source: str | None = None  # key of the trial whose feature map head frozen_deep stands on
-    micro_batch: int | None = (
-        None  # after its worker was killed for memory; part of no key, said in the result
-    )
+    inputs: dict[str, str] = field(default_factory=dict)  # name -> key or sha256
+    mixable: str | None = None  # Parquet: sample_id, fits, within, group; None: MixUp mixes all
+    source: str | None = None  # key of the trial whose weights head frozen_deep takes
+    micro_batch: int | None = None  # set after a worker ran out of memory; part of no key
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
+        """Return plain data; it shares the containers."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Part:
+    """The photos of one part of a training."""
+
+    rows: Any  # (n,) int64, into the prepared photos
+    codes: Any  # (n, L) int64, one column per label
 
 
 def run_trial(spec: TrialSpec, report: Report) -> Artifact:
-    """Train one trial, or find it finished in the store and tell its epochs again.
+    """Train one trial, or find it finished in the store and report its epochs again.
 
-    The held-out fold of a confirm trial is predicted once, at the end; its labels never reach the training. Where
-    another run trains the same trial, this one waits and takes what it makes; that counts as time without a report.
+    The held-out fold of a confirm trial is predicted once, at the end; its labels never reach the
+    training. If another run trains the same trial, this one waits for its artifact; the wait counts
+    as time without a report.
 
     Raises:
-        UserError: head frozen_deep has no source, or one that was trained on other parts.
+        UserError: head frozen_deep has no source, or its source was trained on other data.
     """
     from filelock import FileLock  # noqa: PLC0415
 
     store = Store(Path(spec.store))
-    if (found := store.find("trial", spec.key)) is None:
+    artifact = store.find("trial", spec.key)
+    if artifact is None:
         with FileLock(store.work_dir("trial", spec.key).with_suffix(".lock")):
-            if (found := store.find("trial", spec.key)) is None:
+            artifact = store.find("trial", spec.key)
+            if artifact is None:
                 return _train(spec, store, report)
-    for epoch, metrics in enumerate(found.result["history"], 1):
+    for epoch, metrics in enumerate(artifact.result["history"], 1):
         report(epoch, metrics)
-    return found
+    return artifact
 
 
 def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
@@ -82,22 +85,22 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
     from trainers.config import Train  # noqa: PLC0415
     from trainers.data import Task  # noqa: PLC0415
 
-    rows = open_rows(Path(spec.rows))
-    parts = _parts(spec, rows.index)
-    targets = np.zeros((len(rows.sample_ids), len(spec.label_sizes)), np.int64)
+    photos = open_rows(Path(spec.rows))
+    parts = _read_parts(spec, photos.index)
+    targets = np.zeros((len(photos.sample_ids), len(spec.label_sizes)), np.int64)
     for name in ("train", "val"):
-        at, codes = parts[name]
-        targets[at] = codes
+        targets[parts[name].rows] = parts[name].codes
     task = Task(
-        rows.images,
+        photos.images,
         targets,
-        rows.sample_ids,
+        photos.sample_ids,
         spec.label_sizes,
-        parts["train"][0],
-        parts["val"][0],
-        mixable=_mixable(spec, rows.index),
+        parts["train"].rows,
+        parts["val"].rows,
+        mixable=_read_mixable(spec, photos.index),
     )
     work = store.work_dir("trial", spec.key)
+    features = feature_store(store, spec.inputs.get("prepare", spec.rows))
     result = train(
         Train.model_validate(spec.train),
         task,
@@ -107,19 +110,18 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
         device=spec.device,
         threads=spec.threads,
         source=_source_weights(spec, store),
-        feature_store=partial(_keep_features, store, spec.inputs.get("prepare", spec.rows)),
+        feature_store=features,
         micro_batch=spec.micro_batch,
     )
+    scored = parts["holdout" if spec.phase == "confirm" else "val"]
+    predictions = _predictions(spec, work, photos, scored, features)
     params = {"train": spec.train, "seed": spec.seed, "fold": spec.fold}
     with store.draft("trial", spec.key, params=params, inputs=spec.inputs) as draft:
         for name in ("weights.safetensors", "model.json"):
             (draft.path / name).write_bytes((work / name).read_bytes())
-        tables.write(
-            _predictions(spec, work, rows, parts["holdout" if spec.phase == "confirm" else "val"]),
-            draft.path / "predictions.parquet",
-        )
+        tables.write(predictions, draft.path / "predictions.parquet")
         if len(result.pairs):
-            tables.write(_mixed(rows, result.pairs), draft.path / "mixed.parquet")
+            tables.write(_mixed(photos.sample_ids, result.pairs), draft.path / "mixed.parquet")
         write_json(draft.path / "result.json", {"spec": spec.to_json(), "history": result.history})
         draft.result |= {
             "history": result.history,
@@ -130,133 +132,116 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
 
 
 class MissingSource(UserError):  # noqa: N818 - says what is the case
-    """What a trial stands on was never finished."""
+    """The trial that another one depends on was never finished."""
 
 
 def _source_weights(spec: TrialSpec, store: Store) -> dict[str, Any] | None:
-    """Return the weights that head frozen_deep stands on, after a look at where they come from.
+    """Return the weights that head frozen_deep depends on, after a check of their origin.
 
     Raises:
-        MissingSource: there is none.
-        UserError: its seed, fold, parts or photos differ from this trial's: its feature map would have seen what this
-            trial is scored on.
+        MissingSource: there are none.
+        UserError: their seed, fold, parts or photos differ from this trial's: they would have been
+            trained on photos that this trial is scored on.
     """
-    if spec.train["model"]["head"]["name"] != "frozen_deep":
+    head = spec.train["model"]["head"]
+    if head["name"] != "frozen_deep":
         return None
-    variant = spec.train["model"]["head"]["from"]
-    found = store.find("trial", spec.source) if spec.source else None
-    if found is None:
+    source = store.find("trial", spec.source) if spec.source else None
+    if source is None:
+        variant = head["from"]
         raise MissingSource(
-            f"head frozen_deep: a finished trial of {variant} was required, found none; see why it failed"
+            f"head frozen_deep: a finished trial of {variant} was required, found none; "
+            f"see why the trials of {variant} failed"
         )
-    own = {
-        "seed": spec.seed,
-        "fold": spec.fold,
-        **{name: spec.inputs.get(name) for name in ("parts", "prepare")},
-    }
-    theirs = {
-        **{name: found.manifest["params"].get(name) for name in ("seed", "fold")},
-        **{name: found.manifest["inputs"].get(name) for name in ("parts", "prepare")},
-    }
-    if wrong := [name for name, value in own.items() if value != theirs[name]]:
-        told = "; ".join(f"{name} {own[name]} was required, found {theirs[name]}" for name in wrong)
-        raise UserError(
-            f"head frozen_deep: its source {spec.source} was trained on other data: {told}"
-        )
+    params = source.manifest["params"]
+    required = _training_data(spec.seed, spec.fold, spec.inputs)
+    actual = _training_data(params.get("seed"), params.get("fold"), source.manifest["inputs"])
+    faults = []
+    for name, value in required.items():
+        if value != actual[name]:
+            faults.append(f"{name} {value} was required, found {actual[name]}")
+    if faults:
+        text = f"head frozen_deep: its source {spec.source} was trained on other data"
+        raise UserError(f"{text}: {'; '.join(faults)}")
     from trainers.checkpoint import load_weights  # noqa: PLC0415
 
-    found.file("weights.safetensors")
-    return dict(load_weights(found.path)[0])
+    source.file("weights.safetensors")
+    return dict(load_weights(source.path)[0])
 
 
-def _keep_features(
-    store: Store, photos: str, identity: dict[str, object], compute: Callable[[], Any]
-) -> Any:
-    """Find features in the store or put them there, once per node however many trials ask; map them read-only."""
-    from filelock import FileLock  # noqa: PLC0415
-
-    key = stage_key("features", VERSIONS["features"], identity, {"photos": photos})
-    if store.find("features", key) is None:
-        folder = store.work_dir("features", key)
-        with FileLock(folder.with_suffix(".lock")):
-            if store.find("features", key) is None:
-                with store.draft(
-                    "features", key, params=identity, inputs={"photos": photos}
-                ) as draft:
-                    np.save(draft.path / "features.npy", compute())
-    return np.load(store.get("features", key).path / "features.npy", mmap_mode="r")
+def _training_data(seed: Any, fold: Any, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """Return what decides the photos that a trial is trained on."""
+    parts = inputs.get("parts")
+    prepare = inputs.get("prepare")
+    return {"seed": seed, "fold": fold, "parts": parts, "prepare": prepare}
 
 
-def _mixable(spec: TrialSpec, index: Mapping[str, int]) -> Any:
-    """Return what MixUp may mix, by row, or None where it does not ask."""
+def _read_mixable(spec: TrialSpec, index: Mapping[str, int]) -> Any:
+    """Return which photos MixUp may mix, and with which; None if it may mix all."""
     if spec.mixable is None:
         return None
     from trainers.data import Mixable  # noqa: PLC0415
 
-    table = [
-        row for row in tables.read(Path(spec.mixable)).to_pylist() if row["sample_id"] in index
-    ]
-    at = [index[row["sample_id"]] for row in table]
     fits = np.zeros(len(index), np.bool_)
     within = np.zeros(len(index), np.int64)
     group = np.zeros(len(index), np.int64)
-    fits[at] = [row["fits"] for row in table]
-    within[at] = [row["within"] for row in table]
-    group[at] = [row["group"] for row in table]
+    for row in tables.read(Path(spec.mixable)).to_pylist():
+        place = index.get(row["sample_id"])
+        if place is not None:
+            fits[place] = row["fits"]
+            within[place] = row["within"]
+            group[place] = row["group"]
     return Mixable(fits, within, group)
 
 
-def _mixed(rows: Any, pairs: Any) -> Any:
+def _mixed(sample_ids: Sequence[str], pairs: Any) -> Any:
     """Return the extra samples of offline MixUp as rows, each with both parents."""
-    ids = rows.sample_ids
-    return tables.from_rows(
-        (
-            {"sample_id": f"mixup/{at}", "parent_a": ids[a], "parent_b": ids[b], "weight_a": 0.5}
-            for at, (a, b) in enumerate(pairs.tolist())
-        ),
-        tables.MIXED,
-    )
+    rows = []
+    for number, (a, b) in enumerate(pairs.tolist()):
+        parents = {"parent_a": sample_ids[a], "parent_b": sample_ids[b], "weight_a": 0.5}
+        rows.append({"sample_id": f"mixup/{number}", **parents})
+    return tables.from_rows(rows, tables.MIXED)
 
 
-def _parts(spec: TrialSpec, index: Mapping[str, int]) -> dict[str, tuple[Any, Any]]:
-    """Return per part its rows (n,) and codes (n, L). Samples that preparation quarantined are not there."""
-    table = tables.read(Path(spec.parts)).to_pylist()
-    found = {}
+def _read_parts(spec: TrialSpec, index: Mapping[str, int]) -> dict[str, Part]:
+    """Return the parts by name, without the photos that preparation quarantined."""
+    table = tables.read(Path(spec.parts))
+    rows = np.array([index.get(name, -1) for name in table["sample_id"].to_pylist()], np.int64)
+    codes = np.stack([table[f"label_{name}"].to_numpy() for name in spec.label_sizes], axis=1)
+    part_of_row = np.array(table["part"].to_pylist(), np.str_)
+    parts = {}
     for name in ("train", "val", "holdout"):
-        own = [row for row in table if row["part"] == name and row["sample_id"] in index]
-        at = np.array([index[row["sample_id"]] for row in own], np.int64)
-        codes = np.array(
-            [[row[f"label_{label}"] for label in spec.label_sizes] for row in own], np.int64
-        )
-        found[name] = (at, codes.reshape(len(own), len(spec.label_sizes)))
-    return found
+        chosen = (part_of_row == name) & (rows >= 0)
+        parts[name] = Part(rows[chosen], codes[chosen])
+    return parts
 
 
-def _predictions(spec: TrialSpec, work: Path, rows: Any, part: tuple[Any, Any]) -> Any:
+def _predictions(spec: TrialSpec, work: Path, photos: Any, part: Part, store: FeatureStore) -> Any:
+    from trainers.feature_cache import kept_features  # noqa: PLC0415
     from trainers.inference import load, predict  # noqa: PLC0415
     from trainers.metrics import joint_class  # noqa: PLC0415
 
-    at, codes = part
-    model = load(work)
+    model = load(work).to(spec.device)
+    features = kept_features(model, photos.images, photos.sample_ids, store)
     answered = [label for labels in model.head.branches.values() for label in labels]
     columns = [list(spec.label_sizes).index(name) for name in answered]
-    target = joint_class(codes[:, columns], tuple(spec.label_sizes[name] for name in answered))
-    probs = predict(model, rows.images, at, device=spec.device)
-    return tables.from_rows(
-        (
+    sizes = tuple(spec.label_sizes[name] for name in answered)
+    targets = joint_class(part.codes[:, columns], sizes)
+    probs = predict(model, photos.images, part.rows, device=spec.device, features=features)
+    rows = []
+    for number, photo in enumerate(part.rows):
+        rows.append(
             {
                 "trial_id": spec.trial_id,
                 "setting": spec.setting,
                 "variant": spec.variant,
                 "seed": spec.seed,
                 "fold": spec.fold,
-                "sample_id": rows.sample_ids[row],
+                "sample_id": photos.sample_ids[photo],
                 "split": "oof" if spec.phase == "confirm" else "val",
-                "target": int(target[i]),
-                "pred": int(probs[i].argmax()),
-                "probs": probs[i].tolist(),
+                "target": int(targets[number]),
+                "pred": int(probs[number].argmax()),
+                "probs": probs[number].tolist(),
             }
-            for i, row in enumerate(at)
-        ),
-        tables.PREDICTIONS,
-    )
+        )
+    return tables.from_rows(rows, tables.PREDICTIONS)

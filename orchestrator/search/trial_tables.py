@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.search.controller import OBJECTIVE
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
+from orchestrator.store.events import OBJECTIVE
 from orchestrator.store.ledger import State, TrialRecord
 from orchestrator.store.run_dir import RunPaths
 

@@ -1,9 +1,9 @@
-"""A warm worker's trials: run by a forked child, watched by its parent.
+"""A warm worker's trials: a forked child runs them, its parent watches.
 
-The parent has imported what is slow to load (torch, timm); a child has all of it at once and shares the memory. It goes
-from trial to trial while it is as it was before its first one (`slate.py`); otherwise the next trial gets a new child,
-which costs a tenth of a second. A child that hangs, grows too big or dies costs its own trial only, and its parent can
-say which of these it was.
+The parent has imported what is slow to load (torch, timm), and its children share that memory. A
+child runs trial after trial while its process is as it was before the first one (`isolation.py`);
+otherwise the next trial gets a new child, which costs a tenth of a second. A child that hangs,
+grows too large or dies costs only its own trial, and its parent can name the reason.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any, NoReturn
 
-from orchestrator.search.isolation import Slate, make_ready, seed_everything
-from orchestrator.search.memory import machine_bytes, resident_bytes
+import psutil
 
-OBJECTIVE = "val_macro_f1"
+from orchestrator.search.isolation import ProcessState, seed_everything, warm_up
+from orchestrator.search.memory import resident_bytes
+from orchestrator.store.events import OBJECTIVE
+
 Report = Callable[[int, dict[str, float]], None]
+"""Takes an epoch (from 1) and its metrics."""
 Body = Callable[[Any, Report], Any]
-"""Trains what a spec says and reports after every epoch."""
+"""Trains as a spec says, and reports after each epoch."""
 
-TRAINING = ("trainers.classifier", "trainers.inference", "albumentations", "timm")
-"""What a training imports sooner or later. What a child imported by itself would look like something left behind."""
+TRAINING_MODULES = ("trainers.classifier", "trainers.inference", "albumentations", "timm")
+"""What a training imports. Imported by a child, it would look like something left behind."""
 
 _POLL_S = 0.25
 _UNWIND_S = 0.5
@@ -45,19 +48,19 @@ _CAUSES = {
     "TrainingDiverged": "diverged",
     "MissingSource": "source",
 }
-_SHORT = 0.08
-_BIG = 0.25  # of the machine's memory: so little left, so much taken by one trial
+_LOW_MEMORY = 0.08  # share of the machine's memory: less is left
+_LARGE_TRIAL = 0.25  # share of the machine's memory: one trial takes more
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What a trial may take before it is ended."""
+    """The limits of a trial; beyond one of them it is ended."""
 
     wall_s: float | None = None
     report_s: float | None = None  # between two reports
     memory_gb: float | None = None  # None: until the machine runs short
-    control: str | None = None  # folder where `stop` leaves its wishes
-    logs: str | None = None  # folder for what trials print
+    control: str | None = None  # folder of the files with which `stop` asks for an end
+    logs: str | None = None  # folder for the output of trials
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,29 @@ class Reported:
 
 @dataclass(frozen=True)
 class Failed:
-    """Why a trial has no proper end: a cause in one word, and a sentence."""
+    """Why a trial failed or was stopped: the cause in one word, and a sentence."""
 
     cause: str
     text: str
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What a child needs to run one trial."""
+
+    spec: Any
+    seed: int
+    threads: int
+    device: str
+    log: Path | None
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """The last message of a trial."""
+
+    failure: Failed | None
+    is_reusable: bool  # the process may run the next trial
 
 
 class BadReport(ValueError):  # noqa: N818 - says what it is
@@ -90,97 +112,103 @@ def stop_file(control: str | Path, trial_id: str) -> Path:
 
 
 class Child:
-    """A process that runs trials, one after another while nothing is left behind by them, seen from its parent."""
+    """A process that runs one trial after another, as its parent sees it."""
 
     def __init__(self, body: Body, watch: Watch = Watch()) -> None:
         self.body = body
         self.watch = watch
-        self.pid = 0
+        self.pid = 0  # 0 while there is no process
         self.n_forks = 0
         self.trial_id = ""
         self._pipe: Any = None
-        self._unheard = False  # the trial has not been told whether to go on after its last report
-        self._busy = self._stopping = False
-        self._began = self._heard = self._looked = 0.0
+        self._is_busy = False  # with a trial
+        self._is_stopping = False  # the last trial was stopped, and its end was not received yet
+        self._must_answer = False  # the trial waits to be told whether it goes on
+        self._started = 0.0
+        self._last_report = 0.0
+        self._last_check = 0.0
 
     def start(
         self, spec: Any, trial_id: str, *, seed: int = 0, threads: int = 1, device: str = "cpu"
     ) -> None:
-        """Begin a trial; in a new process if the last one is not as it was before its first trial."""
-        if self._stopping and not self._has_stopped():
+        """Start a trial, in a new process if the last trial left something behind."""
+        if self._is_stopping and not self._has_stopped():
             self.kill()
-        self._stopping = False
+        self._is_stopping = False
         self.trial_id = trial_id
-        order = (spec, seed, threads, device, self._log(trial_id))
+        log = Path(self.watch.logs) / f"{trial_id}.log" if self.watch.logs else None
+        order = _Order(spec, seed, threads, device, log)
         if not self.pid:
             self._fork()
         try:
             self._pipe.send(order)
-        except OSError:  # it died while it had nothing to do
+        except OSError:  # it died while it was idle
             self.kill()
             self._fork()
             self._pipe.send(order)
-        self._began = self._heard = self._looked = time.monotonic()
-        self._unheard = False
-        self._busy = True
+        self._started = self._last_report = self._last_check = time.monotonic()
+        self._must_answer = False
+        self._is_busy = True
 
     def next(self) -> Reported | Failed | None:
-        """Wait for the trial's next report; None is its proper end. Asking again lets it go on."""
-        if (
-            self._busy
-            and time.monotonic() - self._looked > _POLL_S
-            and (reason := self._reason()) is not None
-        ):
-            self.kill()  # one that reports all the time is never waited for
-            return reason
-        if self._unheard:
-            with contextlib.suppress(OSError):  # it has died, which the next lines find out
+        """Let the trial go on and wait for its next report; None is its regular end."""
+        # a trial that reports all the time never waits below
+        if self._is_busy and time.monotonic() - self._last_check > _POLL_S:
+            reason = self._reason_to_end()
+            if reason is not None:
+                self.kill()
+                return reason
+        if self._must_answer:
+            with contextlib.suppress(OSError):  # it has died, which recv() reports
                 self._pipe.send(True)
-            self._heard = time.monotonic()  # it may have waited for this
-        self._unheard = False
+            self._last_report = time.monotonic()  # it may have waited for this answer
+        self._must_answer = False
         while not self._pipe.poll(_POLL_S):
-            if (reason := self._reason()) is not None:
+            reason = self._reason_to_end()
+            if reason is not None:
                 self.kill()
                 return reason
         try:
-            kind, *rest = self._pipe.recv()
+            message: Reported | _Ended = self._pipe.recv()
         except (EOFError, OSError):
-            return self._dead()
-        if kind == "report":
-            self._heard = time.monotonic()
-            self._unheard = True
-            return Reported(*rest)
-        self._busy = False
-        if not rest.pop():  # it left something behind, and has gone
-            self._reap()
-        return None if kind == "ended" else Failed(*rest)
+            return self._reason_of_death()
+        if isinstance(message, Reported):
+            self._last_report = time.monotonic()
+            self._must_answer = True
+            return message
+        self._take_end(message)
+        return message.failure
 
     def stop(self) -> None:
-        """End the trial after the report that was heard last; its process may go on to the next."""
-        if not self._busy:
+        """End the trial after its last report; its process may run the next one."""
+        if not self._is_busy:
             return
-        self._busy = False
-        if self._unheard:
-            with contextlib.suppress(OSError):
-                self._pipe.send(False)
-            self._unheard = False
-            self._stopping = True
-        else:
+        if not self._must_answer:
             self.kill()
+            return
+        with contextlib.suppress(OSError):
+            self._pipe.send(False)
+        self._is_busy = False
+        self._must_answer = False
+        self._is_stopping = True
 
     def _has_stopped(self) -> bool:
-        """Wait a moment for a stopped trial to unwind; it may be in the middle of an epoch."""
+        """Wait a moment until a stopped trial has ended; it may be in the middle of an epoch."""
         try:
             while self._pipe.poll(_UNWIND_S):
-                kind, *rest = self._pipe.recv()
-                if kind != "report":
-                    if not rest.pop():
-                        self._reap()
+                message = self._pipe.recv()
+                if isinstance(message, _Ended):
+                    self._take_end(message)
                     return True
         except (EOFError, OSError):
             self._reap()
             return True
         return False
+
+    def _take_end(self, message: _Ended) -> None:
+        self._is_busy = False
+        if not message.is_reusable:  # the process ends by itself
+            self._reap()
 
     def kill(self) -> None:
         """End the process at once."""
@@ -191,103 +219,92 @@ class Child:
 
     def _fork(self) -> None:
         parent = os.getpid()
-        self._pipe, theirs = Pipe()
+        self._pipe, child_end = Pipe()
         if not self.n_forks:
-            gc.freeze()  # the collector would otherwise touch, and so copy, every page that children share
+            # the collector would otherwise touch, and so copy, each page that children share
+            gc.freeze()
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _be_child(self.body, theirs, parent, trims=self.watch.memory_gb is not None)
-        theirs.close()
+            _run_trials(self.body, child_end, parent, trims=self.watch.memory_gb is not None)
+        child_end.close()
         self.n_forks += 1
 
     def _reap(self) -> int:
+        """Wait for the end of the process; return its exit status."""
         try:
             _, status = os.waitpid(self.pid, 0)
         except ChildProcessError:
             status = 0
         self.pid = 0
-        self._busy = False
+        self._is_busy = False
         self._pipe.close()
         return status
 
-    def _log(self, trial_id: str) -> Path | None:
-        return Path(self.watch.logs) / f"{trial_id}.log" if self.watch.logs else None
-
-    def _dead(self) -> Failed:
+    def _reason_of_death(self) -> Failed:
         status = self._reap()
         if os.WIFSIGNALED(status):
-            return Failed(
-                "killed", f"its process was killed by {signal.Signals(os.WTERMSIG(status)).name}"
-            )
-        return Failed(
-            "exited",
-            f"its process ended with exit code {os.WEXITSTATUS(status)} in the middle of training",
-        )
+            name = signal.Signals(os.WTERMSIG(status)).name
+            return Failed("killed", f"its process was killed by {name}")
+        code = os.WEXITSTATUS(status)
+        text = f"its process ended with exit code {code} in the middle of training"
+        return Failed("exited", text)
 
-    def _reason(self) -> Failed | None:
-        """Say why a trial has to end, if it has to."""
-        self._looked = time.monotonic()
-        return self._wished() or self._memory()
-
-    def _wished(self) -> Failed | None:
-        now = time.monotonic()
+    def _reason_to_end(self) -> Failed | None:
+        """Return why the trial must be ended, or None."""
+        self._last_check = time.monotonic()
         watch = self.watch
         if watch.control and stop_file(watch.control, self.trial_id).exists():
             return Failed("stopped", "stopped by hand")
-        if watch.report_s is not None and now - self._heard > watch.report_s and self._is_awaited():
-            return Failed(
-                "hung", f"no report for {watch.report_s:g} s (resources.per_trial.report_s)"
-            )
-        if watch.wall_s is not None and now - self._began > watch.wall_s:
+        silent_s = self._last_check - self._last_report
+        if watch.report_s is not None and silent_s > watch.report_s and not self._has_reported():
+            text = f"no report for {watch.report_s:g} s (resources.per_trial.report_s)"
+            return Failed("hung", text)
+        if watch.wall_s is not None and self._last_check - self._started > watch.wall_s:
             return Failed("hung", f"not done after {watch.wall_s:g} s (resources.per_trial.wall_s)")
-        return None
+        return self._memory_reason()
 
-    def _is_awaited(self) -> bool:
-        """Say whether a report is the trial's to give: none lies unread, and it does not wait to be told to go on."""
-        return not self._unheard and not self._pipe.poll()
+    def _has_reported(self) -> bool:
+        """Return True if a report is unread, or if the trial waits for an answer to its last."""
+        return self._must_answer or bool(self._pipe.poll())
 
-    def _memory(self) -> Failed | None:
-        watch = self.watch
+    def _memory_reason(self) -> Failed | None:
         taken = resident_bytes(self.pid)
-        if watch.memory_gb is not None:
-            if taken > watch.memory_gb * 1e9:
-                return Failed(
-                    "memory",
-                    f"{taken / 1e9:.2f} GB of memory taken, {watch.memory_gb:g} allowed "
-                    "(resources.per_trial.memory_gb)",
-                )
+        taken_text = f"{taken / 1e9:.2f} GB of memory taken"
+        limit_gb = self.watch.memory_gb
+        if limit_gb is not None:
+            if taken <= limit_gb * 1e9:
+                return None
+            limit = f"{limit_gb:g} allowed (resources.per_trial.memory_gb)"
+            return Failed("memory", f"{taken_text}, {limit}")
+        machine = psutil.virtual_memory()
+        is_low = machine.available < _LOW_MEMORY * machine.total
+        if not is_low or taken <= _LARGE_TRIAL * machine.total:
             return None
-        total, free = machine_bytes()
-        if free < _SHORT * total and taken > _BIG * total:
-            return Failed(
-                "memory",
-                f"{taken / 1e9:.2f} GB of memory taken while the machine has {free / 1e9:.2f} GB left; lower the batch "
-                "size or resources.max_concurrent",
-            )
-        return None
+        left = f"while the machine has {machine.available / 1e9:.2f} GB left"
+        return Failed(
+            "memory", f"{taken_text} {left}; lower the batch size or resources.max_concurrent"
+        )
 
 
-def checked(epoch: int, metrics: dict[str, Any]) -> dict[str, float]:
+def check_metrics(epoch: int, metrics: dict[str, Any]) -> dict[str, float]:
     """Return a report's metrics as floats.
 
     Raises:
-        BadReport: the objective is missing, or a value is no finite number.
+        BadReport: the objective is missing, or a value is not a finite number.
     """
     if OBJECTIVE not in metrics:
-        found = ", ".join(sorted(metrics)) or "nothing"
-        raise BadReport(
-            "metric", f"{OBJECTIVE} was required in the report of epoch {epoch}, found {found}"
-        )
+        names = ", ".join(sorted(metrics)) or "nothing"
+        text = f"{OBJECTIVE} was required in the report of epoch {epoch}, found {names}"
+        raise BadReport("metric", text)
     values = {}
     for name, value in metrics.items():
         try:
             values[name] = float(value)
         except (TypeError, ValueError):
-            raise BadReport(
-                "metric", f"{name} was required as a number in epoch {epoch}, found {value!r}"
-            ) from None
+            text = f"{name} was required as a number in epoch {epoch}, found {value!r}"
+            raise BadReport("metric", text) from None
         if not math.isfinite(values[name]):
             raise BadReport("diverged", f"{name} is {values[name]} in epoch {epoch}")
     return values
@@ -297,84 +314,83 @@ class _Stopped(BaseException):
     """Unwinds a trial that was stopped early."""
 
 
-def _be_child(body: Body, pipe: Any, parent: int, *, trims: bool) -> NoReturn:
-    """Run trials until one leaves something behind; go without running anybody's exit handlers.
+def _run_trials(body: Body, pipe: Any, parent: int, *, trims: bool) -> NoReturn:
+    """Be a child: run trials until one leaves something behind, then exit without exit handlers.
 
     Args:
         body: trains one spec.
         pipe: to the parent.
         parent: its pid.
-        trims: what a trial has freed does not count as the next one's memory.
+        trims: the memory that a trial has freed does not count as the next one's.
     """
     try:
         _leave_parent(pipe.fileno(), parent)
-        slate = None
-        clean = True
-        while clean:
-            spec, seed, threads, device, log = pipe.recv()
-            seed_everything(seed, threads)
-            make_ready(device)
-            slate = slate or Slate(getattr(body, "__globals__", None), trims=trims)
-            with _printing_to(log):
-                answer = _run(body, spec, pipe)
-                # an error's frames hold on to whatever the trial had; its process is given up
-                left = slate.differences() if answer[0] != "failed" else ["an error"]
-                clean = not left
-                if left and answer[0] != "failed":
-                    sys.stderr.write(
-                        f"left behind: {', '.join(left[:20])}; the next trial gets a new process\n"
-                    )
-            pipe.send((*answer, clean))
-    except (EOFError, OSError) as error:
-        with contextlib.suppress(OSError):  # the parent has gone, or has no more trials
-            # otherwise it waits for a trial whose log cannot be written
-            pipe.send(
-                ("failed", cause_of(error), f"its log cannot be written: {reason_of(error)}", False)
-            )
+        state = None
+        is_reusable = True
+        while is_reusable:
+            order: _Order = pipe.recv()
+            seed_everything(order.seed, order.threads)
+            warm_up(order.device)
+            if state is None:
+                state = ProcessState(getattr(body, "__globals__", None), trims=trims)
+            with _output_to(order.log):
+                failure = _run_trial(body, order.spec, pipe)
+                # the frames of an error keep alive what the trial had
+                is_reusable = failure is None and _is_unchanged(state)
+            pipe.send(_Ended(failure, is_reusable))
+    except (EOFError, OSError) as error:  # the parent has gone, or has no more trials
+        # otherwise the parent waits for a trial whose log cannot be written
+        text = f"its log cannot be written: {reason_of(error)}"
+        with contextlib.suppress(OSError):
+            pipe.send(_Ended(Failed(cause_of(error), text), is_reusable=False))
     finally:
         os._exit(0)
 
 
-def _run(body: Body, spec: Any, pipe: Any) -> tuple[str, ...]:
-    waits = False
+def _is_unchanged(state: ProcessState) -> bool:
+    differences = state.differences()
+    if differences:
+        names = ", ".join(differences[:20])
+        sys.stderr.write(f"left behind: {names}; the next trial gets a new process\n")
+    return not differences
+
+
+def _run_trial(body: Body, spec: Any, pipe: Any) -> Failed | None:
+    """Run one trial; return its failure, or None if it ended or was stopped."""
+    must_wait = False
 
     def report(epoch: int, metrics: dict[str, Any]) -> None:
-        nonlocal waits
-        values = checked(epoch, metrics)
-        if waits and not pipe.recv():
+        nonlocal must_wait
+        values = check_metrics(epoch, metrics)
+        if must_wait and not pipe.recv():
             raise _Stopped
         # one report ahead at most: a trial that is to stop must not reach its end meanwhile
-        pipe.send(("report", epoch, values))
-        waits = True
+        pipe.send(Reported(epoch, values))
+        must_wait = True
 
+    failure = None
     try:
         body(spec, report)
     except _Stopped:
-        return ("stopped",)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the parent hears of it
+        return None
+    except BaseException as error:  # noqa: BLE001 - the parent learns of each error
         traceback.print_exc()
-        answer: tuple[str, ...] = (
-            "failed",
-            cause_of(error),
-            reason_of(error, getattr(spec, "store", None)),
-        )
-    else:
-        answer = ("ended",)
-    if waits and not pipe.recv():
-        return ("stopped",)
-    return answer
+        failure = Failed(cause_of(error), reason_of(error, getattr(spec, "store", None)))
+    if must_wait and not pipe.recv():
+        return None
+    return failure
 
 
 @contextlib.contextmanager
-def _printing_to(log: Path | None) -> Iterator[None]:
-    """Send what is printed, by native code too, to a file; none is left where nothing was printed."""
+def _output_to(log: Path | None) -> Iterator[None]:
+    """Send all output, native code's too, to a file; an empty file is removed."""
     if log is None:
         yield
         return
     log.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for number in (1, 2):
-        os.dup2(handle, number)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
     os.close(handle)
     try:
         yield
@@ -387,35 +403,39 @@ def _printing_to(log: Path | None) -> Iterator[None]:
 
 
 def _leave_parent(pipe: int, parent: int) -> None:
+    """Keep nothing of the parent but a pipe, and end when the parent ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     with contextlib.suppress(OSError):
-        # where memory runs out, the kernel shall take a trial and not the cluster
+        # where memory runs out, the kernel shall end a trial and not the cluster
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     for path in list(Path("/proc/self/fd").iterdir()):
-        if (handle := int(path.name)) > 2 and handle != pipe:
+        handle = int(path.name)
+        if handle > 2 and handle != pipe:
             with contextlib.suppress(OSError):
-                os.close(handle)  # the cluster's sockets are not ours to hold open
+                os.close(handle)  # the cluster's sockets must not stay open here
     # the cluster's own streams write to its logs
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def cause_of(error: BaseException) -> str:
-    """Return an error's cause in one word; by class names, because torch need not be there."""
+    """Return an error's cause in one word; classes go by name, because torch may be absent."""
     if isinstance(error, BadReport):
         return error.cause
-    if _is_full(error):
+    if _is_disk_full(error):
         return "disk"
-    names = [kind.__name__ for kind in type(error).__mro__]
-    return next((_CAUSES[name] for name in names if name in _CAUSES), "raised")
+    for kind in type(error).__mro__:
+        if kind.__name__ in _CAUSES:
+            return _CAUSES[kind.__name__]
+    return "raised"
 
 
-def _is_full(error: BaseException) -> bool:
-    """Say whether an error is that of a full disk; torch and safetensors have no errno, only texts."""
+def _is_disk_full(error: BaseException) -> bool:
+    """Return True for errors of a full disk; those of torch and safetensors have only a text."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in {errno.ENOSPC, errno.EDQUOT}
     return "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error)
@@ -423,9 +443,14 @@ def _is_full(error: BaseException) -> bool:
 
 def reason_of(error: BaseException, store: str | None = None) -> str:
     """Return an error in one line; `store` is the folder that a trial writes to."""
-    if _is_full(error) and store is not None:
+    if _is_disk_full(error) and store is not None:
         free_mb = shutil.disk_usage(store).free / 1e6
-        return f"disk full: {store} has {free_mb:.1f} MB free; free some space and submit again, it goes on from there"
+        return (
+            f"disk full: {store} has {free_mb:.1f} MB free; "
+            "free some space and submit again, the run continues from there"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else ""
-    return text if isinstance(error, BadReport) else f"{type(error).__name__}: {text}".rstrip(": ")
+    if isinstance(error, BadReport):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -91,7 +91,6 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared, search: Sea
     """
     from orchestrator.search.trial_tables import collect_predictions, write_tables  # noqa: PLC0415
     from orchestrator.stages import trial_phase as phase  # noqa: PLC0415
-    from orchestrator.store.ledger import replay  # noqa: PLC0415
 
     env.paths.tune.joinpath("confirm").mkdir(parents=True, exist_ok=True)
     wanted = env.experiment.spec.confirm
@@ -104,7 +103,7 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared, search: Sea
     is_loaded = phase.load_phase(env, "confirm", key)
     if not is_loaded:
         _train(phase.Trainings(env, catalog, split, prepare), wanted, points)
-    state = replay(env.ledger.events)
+    state = env.ledger.state
     write_tables(state, env.schema.names, env.paths)
     trials = [trial for trial in state.trials.values() if trial.phase == "confirm"]
     if not any(trial.status == "COMPLETE" for trial in trials):

@@ -73,13 +73,12 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched
     """
     from orchestrator.search.trial_tables import write_tables  # noqa: PLC0415
     from orchestrator.stages import trial_phase as phase  # noqa: PLC0415
-    from orchestrator.store.ledger import replay  # noqa: PLC0415
 
     key = search_key(env.experiment, catalog.content, prepare.keys)
     is_loaded = phase.load_phase(env, "search", key)
     if not is_loaded:
         _train(phase.Trainings(env, catalog, split, prepare))
-    state = replay(env.ledger.events)
+    state = env.ledger.state
     write_tables(state, env.schema.names, env.paths)
     trials = [trial for trial in state.trials.values() if trial.phase == "search"]
     if not any(trial.status == "COMPLETE" for trial in trials):
@@ -141,7 +140,7 @@ def _train(trainings: Trainings) -> None:
 
 def _best_trial(trials: Iterable[TrialRecord], variant: str) -> TrialRecord | None:
     """Return the best finished trial of a variant, ordered as finalists are."""
-    from orchestrator.search.controller import OBJECTIVE  # noqa: PLC0415
+    from orchestrator.store.events import OBJECTIVE  # noqa: PLC0415
 
     finished = [t for t in trials if t.variant == variant and t.status == "COMPLETE"]
     return min(finished, key=lambda t: (-t.metrics[OBJECTIVE], t.setting), default=None)

@@ -17,7 +17,9 @@ from orchestrator.planning.stage import Env
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.store import tables
+from orchestrator.store.artifacts import Store
 from orchestrator.store.events import LabelsOpened
+from orchestrator.store.features import feature_store
 from orchestrator.store.ledger import TrialRecord
 
 _PUBLIC_SEED = 0
@@ -139,15 +141,30 @@ def label_table(photos: TestPhotos, labels: dict[str, int]) -> pa.Table:
     )
 
 
-def _predict_checkpoint(job: tuple[str, str, list[int], str]) -> Any:
+class PredictionJob(NamedTuple):
+    """What a Ray task needs to predict photos with one checkpoint."""
+
+    store: str
+    checkpoint: str  # folder
+    rows: str  # folder
+    photos: str  # key of the preparation
+    numbers: list[int]  # rows to predict
+    device: str
+
+
+def _predict_checkpoint(job: PredictionJob) -> Any:
     """Predict some rows with one checkpoint, a batch of them in memory at a time; runs as a Ray task."""
     from data_prep.preparation.shards import open_rows  # noqa: PLC0415
+    from trainers.feature_cache import kept_features  # noqa: PLC0415
     from trainers.inference import load, predict  # noqa: PLC0415
 
-    folder, rows, at, device = job
-    return predict(
-        load(Path(folder)), open_rows(Path(rows)).images, np.array(at, np.int64), device=device
+    model = load(Path(job.checkpoint)).to(job.device)
+    rows = open_rows(Path(job.rows))
+    features = kept_features(
+        model, rows.images, rows.sample_ids, feature_store(Store(Path(job.store)), job.photos)
     )
+    numbers = np.array(job.numbers, np.int64)
+    return predict(model, rows.images, numbers, device=job.device, features=features)
 
 
 def predict_trials(
@@ -174,7 +191,14 @@ def predict_trials(
         folder = str(prepare.rows[trial.variant].path)
         index = open_rows(Path(folder)).index
         jobs.append(
-            (str(artifact.path), folder, [index[sample] for sample in samples], share.device)
+            PredictionJob(
+                str(env.store.root),
+                str(artifact.path),
+                folder,
+                prepare.shards[trial.variant].key,
+                [index[sample] for sample in samples],
+                share.device,
+            )
         )
     if not samples:
         none = np.zeros((0, env.schema.n_classes), np.float32)

@@ -16,7 +16,7 @@ from orchestrator.base.keys import stage_key
 from orchestrator.base.versions import VERSIONS
 from orchestrator.evaluation import common_samples
 from orchestrator.planning.stage import Env
-from orchestrator.search.controller import OBJECTIVE, TrialController
+from orchestrator.search.controller import TrialController
 from orchestrator.search.precision import choose_precision
 from orchestrator.search.training_subsets import mixable_file, subset_file
 from orchestrator.search.trial import TrialSpec
@@ -26,6 +26,7 @@ from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.split import Split
 from orchestrator.store.events import (
+    OBJECTIVE,
     EpochReported,
     LimitReached,
     RaceLooked,
@@ -33,7 +34,7 @@ from orchestrator.store.events import (
     TrialReopened,
     TrialStarted,
 )
-from orchestrator.store.ledger import TrialRecord, read, replay
+from orchestrator.store.ledger import TrialRecord, read
 from trainers.config import FrozenDeepHead
 
 _STATUSES = ("COMPLETE", "PRUNED", "FAILED")
@@ -194,7 +195,7 @@ def train_all(env: Env, controller: TrialController, phase: str, n_trials: int) 
 
 def phase_trials(env: Env, phase: str) -> list[TrialRecord]:
     """Return the trials of a phase in the order they were started."""
-    trials = replay(env.ledger.events).trials.values()
+    trials = env.ledger.state.trials.values()
     return [trial for trial in trials if trial.phase == phase]
 
 

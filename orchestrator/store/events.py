@@ -1,4 +1,4 @@
-"""The events of a run: one class per kind of ledger record, and the only code that knows their form on disk.
+"""The events of a run: a class per kind of ledger record, which alone knows its form on disk.
 
 A record is one JSON object on one line: its number `n`, its `time`, its kind `event`, then the fields of its class.
 """
@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 Metrics = dict[str, float]
+OBJECTIVE = "val_macro_f1"
+"""The metric that a search maximizes; each report of a trial has it."""
 
 
 class RecordInvalid(ValueError):  # noqa: N818 - says what is the case
@@ -20,9 +22,7 @@ class Record:
     """What all events have in common."""
 
     record_kind: ClassVar[str]
-    left_out: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # fields that are not written where they are None
+    left_out: ClassVar[frozenset[str]] = frozenset()  # fields that are written only with a value
 
     n: int = -1  # its place in the ledger; set when it is written
     time: float = 0.0  # seconds since 1970; set when it is written
@@ -44,7 +44,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class DriverStarted(Record):
-    """A driver took up the run; an audit alone gives no key, packages and overrides."""
+    """A driver took the run up; an audit alone has no key, packages or overrides."""
 
     left_out = frozenset({"key", "git_commit", "packages", "overrides", "labels"})
 
@@ -163,7 +163,7 @@ class PrecisionChosen(Record):
     backbone: str
     size: int
     device: str
-    seconds: dict[str, float]  # precision -> what was measured
+    seconds: dict[str, float] = field(default_factory=dict)  # of a step; older runs measured it
     chosen: str
 
 
@@ -186,7 +186,7 @@ class TrialEvent(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialStarted(TrialEvent):
-    """A trial was proposed: all that its worker is told, and its number within its variant."""
+    """A trial was proposed: what its worker needs, and its number within its variant."""
 
     record_kind = "trial_started"
 
@@ -254,7 +254,7 @@ class TrialEnded(TrialEvent):
     checkpoint: str | None = None
     error: str | None = None  # of a failure, in one line
     cause: str | None = None  # of a failure, in one word
-    why: str | None = None  # it was stopped early
+    why: str | None = None  # of an early stop, in one line
     cached: bool = False  # the store had it finished
     deaths: int = 0
 

@@ -1,15 +1,16 @@
-"""The truth of a run: an append-only file of events, and the pure function that replays it."""
+"""The ledger of a run: an append-only file of events, and the state that they add up to."""
 
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
 
 from orchestrator.base.errors import UserError
 from orchestrator.store.events import (
@@ -30,14 +31,16 @@ from orchestrator.store.events import (
 
 EVENTS = "events.jsonl"
 LOCK = "driver.lock"
-
-
-REPEATABLE = {"raised", "diverged", "metric"}  # causes of failures that would come about again
-_PEEK_S = 1.0  # whoever only looks whether a run is live holds its lock for less
+REPEATABLE = {"raised", "diverged", "metric"}  # causes of failures that another try would repeat
+_PEEK_S = 1.0  # `is_live` holds the lock for less
+_to_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 class LedgerDamaged(UserError):  # noqa: N818 - says what is the case
-    """A record that is not the last one cannot be read; nothing is cut off then, because what follows is good."""
+    """A record that is not the last one cannot be read.
+
+    Nothing is cut off then, because the records after it are good.
+    """
 
 
 class LedgerLocked(RuntimeError):  # noqa: N818 - says what is the case
@@ -46,7 +49,7 @@ class LedgerLocked(RuntimeError):  # noqa: N818 - says what is the case
 
 @dataclass
 class TrialRecord:
-    """A trial as its events tell it."""
+    """A trial, as its events describe it."""
 
     started: TrialStarted
     reports: dict[int, Metrics] = field(default_factory=dict)  # epoch -> metrics
@@ -85,7 +88,7 @@ class TrialRecord:
 
     @property
     def metrics(self) -> Metrics:
-        """The metrics of its best epoch; empty while it has not ended, or where it ended without."""
+        """The metrics of its best epoch; empty if it has none, or has not ended."""
         return (self.ended.metrics if self.ended else None) or {}
 
     @property
@@ -105,12 +108,12 @@ class TrialRecord:
 
     @property
     def is_cached(self) -> bool:
-        """True where the store had it finished and nothing was trained."""
+        """True if the store had it finished and nothing was trained."""
         return self.ended is not None and self.ended.cached
 
     @property
     def has_transient_failure(self) -> bool:
-        """True where another try may end otherwise: memory, disk, time or a node was lacking."""
+        """True if another try may succeed: memory, disk, time or a node was lacking."""
         return (
             self.ended is not None
             and self.ended.status == "FAILED"
@@ -120,7 +123,7 @@ class TrialRecord:
 
 @dataclass
 class State:
-    """A run as its events tell it."""
+    """A run, as its events describe it."""
 
     trials: dict[str, TrialRecord] = field(default_factory=dict)  # in the order they were started
     stages: dict[str, str] = field(default_factory=dict)
@@ -128,7 +131,10 @@ class State:
 
 
 def replay(events: Iterable[Event]) -> State:
-    """Rebuild a run from its events. Pure: the same events give the same state."""
+    """Return the state after some events; a pure function.
+
+    The writer of a ledger has it already, as `Ledger.state`.
+    """
     run = State()
     for event in events:
         apply(run, event)
@@ -136,7 +142,7 @@ def replay(events: Iterable[Event]) -> State:
 
 
 def apply(run: State, event: Event) -> None:
-    """Take one more event into a run's state; a kind that changes no state is passed over."""
+    """Change a run's state by one more event; many kinds of events change nothing."""
     match event:
         case TrialStarted():
             run.trials.setdefault(event.trial_id, TrialRecord(event))
@@ -162,12 +168,13 @@ def _apply_to_trial(trial: TrialRecord, event: TrialEvent) -> None:
 
 
 def read(path: Path) -> list[Event]:
-    """Read events; a last line that is not whole yet is left out.
+    """Read events; an incomplete last line is left out.
 
     Raises:
         LedgerDamaged: another line cannot be read.
     """
-    return _parse(path.read_bytes(), path)[0]
+    with path.open("rb") as file:
+        return _parse(file, path).events
 
 
 class Tail:
@@ -175,46 +182,63 @@ class Tail:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._at = 0
+        self._n_bytes = 0  # read so far
 
     def read(self) -> list[Event]:
-        """Return the events that have come since the last call."""
+        """Return the events that were added since the last call."""
         if not self.path.is_file():
             return []
-        with self.path.open("rb") as handle:
-            handle.seek(self._at)
-            events, size = _parse(handle.read(), self.path)
-        self._at += size
-        return events
+        with self.path.open("rb") as file:
+            file.seek(self._n_bytes)
+            parsed = _parse(file, self.path)
+        self._n_bytes += parsed.n_bytes
+        return parsed.events
 
 
-def _parse(raw: bytes, path: Path) -> tuple[list[Event], int]:
-    """Return the whole events and how many bytes they take."""
+class _Parsed(NamedTuple):
+    """The complete events of a file, and their size."""
+
+    events: list[Event]
+    n_bytes: int
+
+
+def _parse(file: IO[bytes], path: Path) -> _Parsed:
+    # without the garbage collector it takes half the time: events are many, and form no cycles
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return _parse_lines(file, path)
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _parse_lines(file: IO[bytes], path: Path) -> _Parsed:
     events: list[Event] = []
-    end = 0
-    for line in raw.splitlines(keepends=True):
+    n_bytes = 0
+    for line in file:
         if not line.endswith(b"\n"):
             break
         try:
             events.append(from_json(json.loads(line)))
         except ValueError as error:  # no JSON, no UTF-8, or no event
-            is_last = b"\n" not in raw[end + len(line) :]
+            is_last = b"\n" not in file.read()
             if is_last and not isinstance(error, RecordInvalid):
                 break
             raise LedgerDamaged(
-                f"{path}, record {len(events) + 1}: a whole event was required, found one that cannot be read "
-                f"({error}); nothing was changed. Put the file back from a copy; or move the run's folder away and "
-                "submit again: what is finished is found in the store"
+                f"{path}, record {len(events) + 1}: a complete event was required, found one that "
+                f"cannot be read ({error}); nothing was changed. Restore the file from a copy; or "
+                "move the run's folder away and submit again: finished work is in the store"
             ) from None
-        end += len(line)
-    return events, end
+        n_bytes += len(line)
+    return _Parsed(events, n_bytes)
 
 
 def is_live(run: Path) -> bool:
-    """Say whether a process drives this run; the lock dies with its owner, however that ends."""
+    """Return True if a process drives this run; its lock ends with the process in any case."""
     try:
-        with (run / LOCK).open("rb") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with (run / LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except OSError:
@@ -223,60 +247,63 @@ def is_live(run: Path) -> bool:
 
 
 class Ledger:
-    """The one writer of a run's events. Use it in a `with` block; entering takes the run's lock."""
+    """The only writer of a run's events; a `with` block holds the lock of the run."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
         self.events: list[Event] = []
+        self.state = State()  # after all events
         self._lock: IO[bytes] | None = None
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
         self._lock = (self.run / LOCK).open("ab")
-        until = time.monotonic() + _PEEK_S
-        while not self._has_lock():
-            if time.monotonic() > until:
+        deadline = time.monotonic() + _PEEK_S
+        while not _has_locked(self._lock):
+            if time.monotonic() > deadline:
                 self._lock.close()
                 raise LedgerLocked(f"run {self.run.name} is driven by another process")
             time.sleep(0.02)
         path = self.run / EVENTS
-        raw = path.read_bytes() if path.exists() else b""
+        path.touch()
+        self._file = path.open("r+b")
         try:
-            self.events, whole = _parse(raw, path)
+            self.events, n_bytes = _parse(self._file, path)
         except LedgerDamaged:
-            self._lock.close()
+            self.__exit__()
             raise
-        self._file = path.open("r+b" if path.exists() else "w+b")
-        self._file.truncate(whole)  # a torn last line is what the killed driver was writing
-        self._file.seek(whole)
-        if whole < len(raw):
-            self.append(Repaired(lost_bytes=len(raw) - whole), commit=True)
+        self.state = replay(self.events)
+        self._file.seek(n_bytes)
+        lost_bytes = path.stat().st_size - n_bytes
+        if lost_bytes:  # the last line, which a killed driver was writing
+            self._file.truncate()
+            self.append(Repaired(lost_bytes=lost_bytes), commit=True)
         return self
 
-    def _has_lock(self) -> bool:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[arg-type]
-        except OSError:
-            return False
-        return True
-
     def __exit__(self, *exc: object) -> None:
-        if self._file:
-            self._file.close()
-        if self._lock:
-            self._lock.close()
+        for file in (self._file, self._lock):
+            if file is not None:
+                file.close()
 
     def append(self, event: Event, *, commit: bool = False) -> None:
-        """Write one event, with the next number and the time; with `commit` it is on the disk when this returns."""
+        """Write one event with the next number and the time; `commit` flushes it to the disk."""
         if self._file is None:
             raise RuntimeError("the ledger is not open")
         event = event.stamped(len(self.events), time.time())
-        text = json.dumps(event.to_json(), ensure_ascii=False, allow_nan=False)
-        self._file.write(text.encode() + b"\n")
+        self._file.write(_to_text(event.to_json()).encode() + b"\n")
         self._file.flush()
         if commit:
             os.fsync(self._file.fileno())
         self.events.append(event)
+        apply(self.state, event)
+
+
+def _has_locked(lock: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def one_trial(trials: list[TrialRecord], name: str, wanted: str) -> TrialRecord:
@@ -285,12 +312,11 @@ def one_trial(trials: list[TrialRecord], name: str, wanted: str) -> TrialRecord:
     Raises:
         UserError: none or several fit.
     """
-    fits = [t for t in trials if t.trial_id == name] or [
-        t for t in trials if t.trial_id.startswith(name)
-    ]
+    fits = [trial for trial in trials if trial.trial_id == name]
+    if not fits:
+        fits = [trial for trial in trials if trial.trial_id.startswith(name)]
     if len(fits) != 1:
-        shown = ", ".join(t.trial_id for t in (fits or trials)[:8]) or "none"
-        raise UserError(
-            f"{name}: {wanted} was required, found {'several' if fits else 'no such one'}; there are: {shown}"
-        )
+        shown = ", ".join(trial.trial_id for trial in (fits or trials)[:8]) or "none"
+        number = "several" if fits else "no such one"
+        raise UserError(f"{name}: {wanted} was required, found {number}; there are: {shown}")
     return fits[0]

@@ -142,9 +142,9 @@ def timed(spec, report):
 def _bare_worker(inbox, outbox):
     import importlib
 
-    from orchestrator.search.worker import TRAINING
+    from orchestrator.search.worker import TRAINING_MODULES
 
-    for name in TRAINING:
+    for name in TRAINING_MODULES:
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:
         training(0, lambda epoch, metrics: None, Path(folder))  # warm is warm
@@ -181,12 +181,12 @@ def trial_wall_vs_bare(n=N_TRIALS):
     training of a worker costs more than its later ones: that is ours to pay.
     """
     from orchestrator.cluster.connection import connect
-    from orchestrator.search.worker import TRAINING
+    from orchestrator.search.worker import TRAINING_MODULES
 
     bare = _bare(n // 2)
     with tempfile.TemporaryDirectory() as place, connect(None, num_cpus=2, dashboard=False):
         folder, began = Path(place) / "ours", time.time()
-        ours(folder, timed, n, modules=(*TRAINING, "tests.benchmarks.training"))
+        ours(folder, timed, n, modules=(*TRAINING_MODULES, "tests.benchmarks.training"))
         times = [
             tuple(map(float, line.split()))
             for line in (folder / "times.log").read_text().splitlines()

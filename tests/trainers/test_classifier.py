@@ -13,6 +13,7 @@ from trainers.heads import Branches
 from trainers.inference import load, predict
 from trainers.losses import Targets, branch_loss
 from trainers.model import Classifier
+from trainers.overlap.feeder import Batch
 
 GOLDEN = 0.4149935579  # in float64; kernels of CPUs differ by 4e-8 of it, in float32 by 6e-3
 
@@ -200,7 +201,8 @@ def test_a_batch_in_micro_batches_has_the_gradient_of_the_whole(task):
             "fp32",
             torch.amp.GradScaler("cpu", enabled=False),
         )
-        results.append((backward(x, {"joint": y}, micro), net.layers["joint"].weight.grad.clone()))
+        loss = backward(Batch(np.arange(11), x, {"joint": y}), micro).item()
+        results.append((loss, net.layers["joint"].weight.grad.clone()))
     for loss, gradient in results[1:]:
         assert results[0][0] == pytest.approx(loss, rel=1e-6)
         torch.testing.assert_close(results[0][1], gradient)
@@ -256,7 +258,8 @@ def test_loss_f1_is_refused_with_a_micro_batch_because_the_gradients_do_not_add_
     for micro in (16, 8):
         net.zero_grad()
         losses = {"joint": branch_loss(SoftF1(), None)}
-        _Backward(net, losses, {}, "cpu", "fp32", scaler)(x, {"joint": y}, micro)
+        batch = Batch(np.arange(16), x, {"joint": y})
+        _Backward(net, losses, {}, "cpu", "fp32", scaler)(batch, micro)
         gradients.append(net.layers["joint"].weight.grad.clone())
     assert (gradients[0] - gradients[1]).norm() > 0.01 * gradients[0].norm()
     with pytest.raises(ValueError, match="micro_batch 8 is smaller than batch_size 16; remove"):
@@ -336,7 +339,7 @@ def _new(path):
 
 def _scores(result):
     return [
-        {name: value for name, value in epoch.items() if name != "epoch_s"}
+        {name: value for name, value in epoch.items() if not name.endswith("_s")}
         for epoch in result.history
     ]
 

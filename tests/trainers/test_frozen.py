@@ -9,6 +9,7 @@ from trainers.classifier import train
 from trainers.config import Model, Train
 from trainers.data import Task
 from trainers.feature_cache import PLAIN, FeatureCache, View
+from trainers.inference import predict
 from trainers.model import build
 
 SIZES = {"color": 2, "light": 2}
@@ -148,6 +149,35 @@ def test_features_are_computed_once_per_weights_samples_and_view(task, source, t
     assert [[0, 1, "basic"], [None, 0, "none"], [1, 1, "basic"]] == n_computed
 
 
+def test_folds_and_predictions_share_features_and_the_test_set_waits_until_it_is_asked_for(task):
+    n_computed = []
+    kept = {}
+
+    def keep(identity, compute):
+        name = str(identity)
+        if name not in kept:
+            kept[name] = compute()
+            n_computed.append(len(kept[name]))
+        return kept[name]
+
+    rows = np.arange(len(task.images))
+    ids = [f"{'test' if row % 3 == 0 else 'train'}/{row:03}" for row in rows]
+    training = rows[rows % 3 > 0]
+    torch.manual_seed(0)
+    frozen = Model(backbone="test_efficientnet", pretrained=False, frozen={"views": 1})
+    model = build(frozen, SIZES).eval()
+    for fold in (0, 1):  # each holds out other photos
+        held = training % 2 == fold
+        task_of_fold = Task(task.images, task.targets, ids, SIZES, training[~held], training[held])
+        FeatureCache(model, task_of_fold, None, keep)(training[:4])
+    assert n_computed == [len(training)]
+
+    features = FeatureCache(model, task_of_fold, None, keep)
+    probs = predict(model, task.images, rows, features=features)
+    assert n_computed == [len(training), len(rows) - len(training)]
+    np.testing.assert_allclose(probs, predict(model, task.images, rows), rtol=1e-4)
+
+
 def test_other_weights_samples_or_views_are_other_features(task):
     seen = []
 
@@ -166,8 +196,9 @@ def test_other_weights_samples_or_views_are_other_features(task):
     ]
     for view in views:
         FeatureCache(model, task, None, keep)(task.train[:2], view)
-    fewer = Task(task.images, task.targets, task.sample_ids, SIZES, task.train[:5], task.val)
-    FeatureCache(model, fewer, None, keep)(task.train[:2], PLAIN)
+    renamed = [f"other/{name}" for name in task.sample_ids]
+    others = Task(task.images, task.targets, renamed, SIZES, task.train, task.val)
+    FeatureCache(model, others, None, keep)(task.train[:2], PLAIN)
     next(model.backbone.buffers()).add_(1)
     FeatureCache(model, task, None, keep)(task.train[:2], PLAIN)
     assert len(views) + 2 == len(set(seen))

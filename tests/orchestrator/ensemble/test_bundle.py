@@ -53,7 +53,13 @@ def run(tmp_path_factory):
                 save_weights(
                     draft.path,
                     weights,
-                    {"model": model, "label_sizes": SIZES, "size": 32, "n_params": 1},
+                    {
+                        "model": model,
+                        "label_sizes": SIZES,
+                        "size": 32,
+                        "precision": "fp32",
+                        "n_params": 1,
+                    },
                 )
             trials.append({"trial_id": f"c-{setting}-f{fold}", "setting": setting, "variant": "ab"[number], "phase": "confirm", "seed": 0,
                            "fold": fold, "status": "COMPLETE", "params": "{}", "checkpoint": f"trial/{setting}{fold}"})  # fmt: skip

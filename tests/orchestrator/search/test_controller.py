@@ -18,7 +18,7 @@ from orchestrator.store.events import (
     TrialEnded,
     TrialStarted,
 )
-from orchestrator.store.ledger import Ledger, read, replay
+from orchestrator.store.ledger import Ledger, apply, read, replay
 from tests.orchestrator.search import toy
 
 SEARCH = {"trials": 12, "scheduler": {"name": "asha", "grace": "1 epochs", "reduction": 3}}
@@ -263,9 +263,11 @@ def test_wall_time_and_gpu_hours_count_over_restarts(tmp_path):
     class Told:
         def __init__(self):
             self.events = events
+            self.state = replay(events)
 
         def append(self, event, *, commit=False):
             events.append(event.stamped(len(events), 1500.0))
+            apply(self.state, events[-1])
 
     studies = toy.make_studies(tmp_path, {"limits": {"wall": "299 seconds"}, "space": {}})
     controller = toy.make_controller(Told(), studies, tmp_path)

@@ -12,14 +12,18 @@ import pytest
 
 from orchestrator.cluster.connection import _prepare_environment
 from orchestrator.report.explain import why
+from orchestrator.search import precision
 from orchestrator.search.controller import TrialController
 from orchestrator.search.worker import Watch
+from orchestrator.spec.models import TrialShare
 from orchestrator.store.events import TrialEnded
 from orchestrator.store.ledger import Ledger, read, replay
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.search import toy
 from tests.orchestrator.search.test_controller import outcome
+from tests.orchestrator.search.test_precision import SCHEMA, arm
 from tests.orchestrator.search.test_worker import Spec, misbehave
+from trainers.device import choose_precision_for
 
 _prepare_environment(
     None, insecure=False
@@ -94,6 +98,14 @@ def test_one_of_each_failure_costs_that_trial_only_and_why_tells_it(cluster, tmp
     found = ExperimentAnalysis(str(tmp_path / "tune/search"))
     assert Counter(trial.status for trial in found.trials)["TERMINATED"] == 2
     assert {f"s-{name}" for name in names} == {trial.config["name"] for trial in found.trials}
+
+
+def test_a_worker_chooses_precision_auto_by_the_rule(cluster):
+    share = TrialShare(cpu=0.5)
+    for backbone in ("resnet18", "tf_efficientnet_lite0"):
+        wanted = arm("auto", backbone)
+        expected = choose_precision_for(wanted.train.model, {"a": 2}, size=64, device="cpu")
+        assert expected == precision._choose_on_worker(wanted, SCHEMA, share)
 
 
 def test_half_a_gpu_each_overlaps_and_a_whole_one_waits(cluster, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.search.memory import resident_bytes
-from orchestrator.search.worker import TRAINING, Child, Failed, Reported, Watch, stop_file
+from orchestrator.search.worker import TRAINING_MODULES, Child, Failed, Reported, Watch, stop_file
 
 GLOBAL = []
 
@@ -205,7 +205,7 @@ def test_hooks_and_switches_of_torch_do_not_reach_the_next_trial(child_of):
 
 
 def test_a_real_training_leaves_nothing_behind(child_of, tmp_path):
-    for name in TRAINING:
+    for name in TRAINING_MODULES:
         importlib.import_module(name)
 
     def train_one(spec, report):

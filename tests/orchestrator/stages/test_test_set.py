@@ -127,21 +127,28 @@ def test_checkpoints_answer_on_the_trials_device_a_batch_of_mapped_rows_at_a_tim
         asked.append(share)
         return map(function, jobs)
 
-    def answer(model, images, rows, *, device):
-        asked.append((type(images), rows.tolist(), device))
+    class Trained:
+        frozen = False
+
+        def to(self, device):
+            return self
+
+    def answer(model, images, rows, *, device, features):
+        asked.append((type(images), rows.tolist(), device, features))
         return np.full((len(rows), 2), 0.5, np.float32)
 
     monkeypatch.setattr(test_set, "ray_map", inline)
-    monkeypatch.setattr(inference, "load", lambda folder: None)
+    monkeypatch.setattr(inference, "load", lambda folder: Trained())
     monkeypatch.setattr(inference, "predict", answer)
     env = open_env(tmp_path, "resources.per_trial={cpu: 2, gpu: 0.5}")
     with env.store.draft("trial", "k", params={}, inputs={}) as draft:
         (draft.path / "weights.safetensors").write_bytes(b"")
-    prepared = Prepared("SUCCEEDED", "", {}, {"base": Artifact("rows", "r", tmp_path, {})})
+    shards = {"base": Artifact("prepare", "p", tmp_path, {})}
+    prepared = Prepared("SUCCEEDED", "", shards, {"base": Artifact("rows", "r", tmp_path, {})})
     trial = TrialRecord(
         TrialStarted(trial_id="t", phase="confirm", variant="base", setting="s", key="k")
     )
     samples = ["test/d", "test/a"]
     predicted = test_set.predict_trials(env, prepared, [trial], samples)
-    assert [{"cpu": 2, "gpu": 0.5}, (np.memmap, [3, 0], "cuda")] == asked
+    assert [{"cpu": 2, "gpu": 0.5}, (np.memmap, [3, 0], "cuda", None)] == asked
     assert (2, 2) == test_set.join_members(predicted, samples)["s"][1].shape

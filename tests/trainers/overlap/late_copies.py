@@ -1,0 +1,62 @@
+"""A stand-in for the copies to a card: they take time, and what is looked at too early is wrong."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from trainers.overlap.copies import HostReading
+
+
+class LateCopies:
+    """Copies on a thread of its own; a tensor holds zeros until its copy is waited for or done."""
+
+    def __init__(self, seconds=0.002):
+        self.seconds = seconds
+        self.pool = ThreadPoolExecutor(1)
+        self.n_sent = 0
+        self.senders = set()
+        self.events = []  # ("read", n) when the n-th value sets out, ("wait", n) when it is needed
+
+    def send(self, tensors):
+        self.n_sent += 1
+        self.senders.add(threading.current_thread().name)
+        copies = [torch.zeros_like(tensor) for tensor in tensors]
+
+        def copy():
+            time.sleep(self.seconds)
+            for target, tensor in zip(copies, tensors, strict=True):
+                target.copy_(tensor)
+
+        return _Arrival(copies, self.pool.submit(copy))
+
+    def read(self, value):
+        number = sum(kind == "read" for kind, _ in self.events)
+        self.events.append(("read", number))
+        return _Reading(value.detach().clone(), number, self.events)
+
+
+class _Arrival:
+    def __init__(self, copies, done):
+        self.copies, self.done = copies, done
+
+    def tensors(self):
+        self.done.result()
+        return self.copies
+
+
+class _Reading(HostReading):
+    def __init__(self, value, number, events):
+        super().__init__(value)
+        self.number, self.events = number, events
+
+    def array(self):
+        self.events.append(("wait", self.number))
+        return super().array()
+
+
+def our_threads():
+    """Return the names of the threads that a training has started and not ended."""
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith(("feeder", "checkpoint"))]
