@@ -129,6 +129,7 @@ class Score:
     n_groups: int | None = None
     n_samples: int | None = None
     too_narrow: bool = False  # photos were resampled, because no groups are known
+    too_few_people: bool = False  # a class has fewer than 7 groups: the interval may cover less
 
     @classmethod
     def from_json(cls, value: Any) -> Score:
@@ -226,6 +227,7 @@ class Candidate:
     board_score: float | None = None
     n_samples: int | None = None
     n_left_out: int | None = None
+    stopped_after: int | None = None  # seeds, where a race stopped it
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,72 @@ class Contribution:
 
 
 @dataclass(frozen=True)
+class SubgroupScore:
+    """The scores on the photos that share a value of a label or of a column."""
+
+    column: str = ""
+    value: str = ""
+    macro_f1: Score = Score()
+    accuracy: Score = Score()
+
+
+@dataclass(frozen=True)
+class SuspectLabel:
+    """Photos of one person whose given class the models doubt."""
+
+    group: str = ""
+    label: str = ""
+    given: str = ""
+    suggested: str = ""
+    confidence: float | None = None  # of the given class
+    suggested_confidence: float | None = None
+    n_photos: int | None = None
+    n_photos_read_so: int | None = None
+    sample_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LabelNoise:
+    """Likely wrong labels, the most suspect first, and the score without them."""
+
+    method: str = ""
+    n_suspects: int | None = None
+    n_groups: int | None = None
+    n_photos: int | None = None
+    macro_f1_without: Score | None = None
+    suspects: tuple[SuspectLabel, ...] = ()
+
+
+@dataclass(frozen=True)
+class Change:
+    """A number before and after, and the interval of after minus before."""
+
+    before: float | None = None
+    after: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class LabelCalibration:
+    """The temperature of one label, judged on people that it was not fitted on."""
+
+    label: str = ""
+    temperature: float | None = None
+    helps: bool = False
+    log_loss: Change = Change()
+    calibration_error: Change = Change()
+
+
+@dataclass(frozen=True)
+class PartScore:
+    """The score on another set of photos than the headline's."""
+
+    n_photos: int | None = None  # that are left out of the headline, or added to it
+    macro_f1: Score | None = None
+
+
+@dataclass(frozen=True)
 class EnsembleScores:
     """The ensemble's scores on every set of photos."""
 
@@ -260,6 +328,11 @@ class EnsembleScores:
     corrected: Corrected | None = None
     board: tuple[BoardRow, ...] = ()
     marginal: tuple[Contribution, ...] = ()
+    subgroups: tuple[SubgroupScore, ...] = ()
+    label_noise: LabelNoise = LabelNoise()
+    calibration: tuple[LabelCalibration, ...] = ()
+    kept: PartScore | None = None  # without the photos that no member was trained on by rule
+    lost: PartScore | None = None  # with the photos lost in preparation, counted as wrong
 
 
 @dataclass(frozen=True)
@@ -267,6 +340,7 @@ class VoteRule:
     """How the members vote."""
 
     rule: str = ""  # hard | soft
+    calibrate: bool = False  # confidences are stated at a temperature
 
 
 @dataclass(frozen=True)
@@ -303,6 +377,11 @@ class Hypothesis:
     n_groups: int | None = None
     n_samples: int | None = None
     n_left_out: int | None = None
+    margin: float | None = None  # of a claim of practical equality
+    look: int | None = None  # 1 for the first
+    n_seeds: int | None = None
+    rests_on: str = ""  # people, people and trainings, or folds
+    luck_of_one_training: float | None = None  # standard deviation of one checkpoint's score
     facts: dict[str, Any] = field(default_factory=dict)  # the whole row
 
     @classmethod
@@ -423,6 +502,30 @@ class CodeVersion:
 
 
 @dataclass(frozen=True)
+class StoppedFinalist:
+    """A finalist that a race stopped."""
+
+    setting: str = ""
+    variant: str = ""
+    n_seeds: int | None = None
+    behind: str = ""
+    difference: float | None = None
+    p_adjusted: float | None = None
+
+
+@dataclass(frozen=True)
+class RaceFacts:
+    """What a race of finalists did."""
+
+    n_finalists: int | None = None
+    n_looks: int | None = None
+    n_trainings: int | None = None  # without a race
+    n_saved: int | None = None
+    level: float | None = None
+    stopped: tuple[StoppedFinalist, ...] = ()
+
+
+@dataclass(frozen=True)
 class Certificate:
     """What certificate.json holds."""
 
@@ -437,6 +540,12 @@ class Certificate:
     check: Check | None = None
     worst_classes: tuple[ClassScores, ...] = ()
     worst_groups: tuple[GroupScore, ...] = ()
+    subgroups: tuple[SubgroupScore, ...] = ()
+    label_noise: LabelNoise = LabelNoise()
+    calibration: tuple[LabelCalibration, ...] = ()
+    kept: PartScore | None = None  # without the photos that no member was trained on by rule
+    lost: PartScore | None = None  # with the photos lost in preparation, counted as wrong
+    race: RaceFacts | None = None
     looked_at: tuple[DataUse, ...] = ()
     members: tuple[CertifiedMember, ...] = ()
     data: DataHashes = DataHashes()
