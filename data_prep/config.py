@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
-from data_prep.section import BARE_NAME, Count, Fraction, Section, Seed, check_rule, how
+from data_prep.section import BARE_NAME, Count, Fraction, Section, Seed, check_rule, how, since
 
 Colour = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
 
@@ -58,6 +68,17 @@ Detector = Literal[
 """The face detectors of DeepFace."""
 
 
+def _below_the_root(folder: str) -> str:
+    path = PurePosixPath(folder)
+    if path.is_absolute() or ".." in path.parts or "\\" in folder:
+        raise ValueError(f"a folder below the root was required, such as train, found {folder!r}")
+    return folder
+
+
+ImagesFolder = Annotated[str, AfterValidator(_below_the_root)]
+"""The folder of the photos below a root; paths are relative to it. "." is the root itself."""
+
+
 class ProfileFolders(Section):
     """One folder of photos per person below `root/images/`.
 
@@ -66,6 +87,7 @@ class ProfileFolders(Section):
 
     layout: Literal["profile_folders"] = "profile_folders"
     root: str = how()  # the fingerprint of its files identifies it, wherever it lies
+    images: ImagesFolder = how("images")
     table: str = "train.csv"
 
 
@@ -74,6 +96,7 @@ class ClassFolders(Section):
 
     layout: Literal["class_folders"] = "class_folders"
     root: str = how()  # the fingerprint of its files identifies it, wherever it lies
+    images: ImagesFolder = how("images")
 
 
 class Table(Section):
@@ -81,6 +104,7 @@ class Table(Section):
 
     layout: Literal["table"] = "table"
     root: str = how()  # the fingerprint of its files identifies it, wherever it lies
+    images: ImagesFolder = how("images")
     table: str
     path: str = "path"
 
@@ -94,9 +118,11 @@ class TestTable(Section):
     __test__ = False  # the name is the field's word, not a test class for pytest
 
     root: str = how()  # the fingerprint of its files identifies it, wherever it lies
+    images: ImagesFolder = how("images")
     table: str = "info.csv"
     id: str = "ImageID"
-    label: str | None = None
+    label: str | list[str] | None = None
+    """The column of the classes (names or codes), or a column per label, in the labels' order."""
     group: str | None = None
     public: Fraction | None = None  # share of the test set that `leaderboard` may use
 
@@ -120,8 +146,22 @@ class StemLabel(Section):
     classes: Annotated[Patterns, Field(min_length=2)]
 
 
+def _class_name(value: Any) -> Any:
+    """Let a number or a truth value stand for its text: 0 for "0", true for "true"."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
+ClassName = Annotated[
+    str,
+    BeforeValidator(_class_name),
+    WithJsonSchema({"type": ["string", "number", "boolean"]}, mode="validation"),
+]
+
+
 class _ValueLabel(Section):
-    classes: Annotated[list[str], Field(min_length=2)] | None = None
+    classes: Annotated[list[ClassName], Field(min_length=2)] | None = None
     bins: Annotated[list[float], Field(min_length=1)] | None = None
     train_bins: Annotated[list[float], Field(min_length=1)] | None = None
     """Borders for training samples alone; what is scored keeps `bins`."""
@@ -169,6 +209,52 @@ class FolderLabel(_ValueLabel):
     separator: str = "_"
 
 
+def _is_pattern(pattern: str) -> str:
+    try:
+        groups = re.compile(pattern).groupindex
+    except re.error as error:
+        raise ValueError(
+            f"a regular expression was required, {pattern!r} is none: {error}"
+        ) from None
+    if "group" not in groups:
+        raise ValueError(
+            "a part named group was required, such as 'plant-(?P<group>[0-9]+)', "
+            f"found none in {pattern!r}"
+        )
+    return pattern
+
+
+class NameGroup(Section):
+    """A group read from the file's name: the part of it that `pattern` calls `group`.
+
+    The pattern is searched in the name without its extension; one with a slash is searched in the
+    path below the photos' folder.
+    """
+
+    source: Literal["name"] = Field("name", alias="from")
+    pattern: Annotated[str, AfterValidator(_is_pattern)]
+
+
+class FolderGroup(Section):
+    """A group read from the photo's folder: its name, or a part of it cut at `separator`."""
+
+    source: Literal["folder"] = Field("folder", alias="from")
+    part: Annotated[int, Field(ge=0)] | None = None
+    separator: Annotated[str, Field(min_length=1)] = "_"
+
+
+GroupRule = Annotated[NameGroup | FolderGroup, Field(discriminator="source")]
+_GROUP_RULE: TypeAdapter[NameGroup | FolderGroup] = TypeAdapter(GroupRule)
+
+
+def _group(value: Any) -> Any:
+    """Choose by the form, so that a message is about one form and not about all."""
+    return _GROUP_RULE.validate_python(value) if isinstance(value, dict) else value
+
+
+Group = Annotated[str | NameGroup | FolderGroup, BeforeValidator(_group)]
+
+
 Label = Annotated[StemLabel | ColumnLabel | FolderLabel, Field(discriminator="source")]
 
 
@@ -186,9 +272,12 @@ class Data(Section):
     source: Source
     test: TestTable | TestHoldOut | None = None
     labels: Annotated[dict[str, Label], Field(min_length=1)]
-    group: str
+    group: Group
+    """A column, sample_id (every photo is its own group), or a rule about names or folders."""
     join_duplicates: bool = False
     """Let groups that share a photo, or a near-duplicate of one, be one group."""
+    unlabelled: Literal["refuse", "leave_out"] = since("refuse")
+    """What happens to photos that have no class of some label."""
     exclude: list[dict[str, Any]] = []
     split: Split = Split()
 
@@ -201,6 +290,16 @@ class Data(Section):
                     f"a label's name must be letters, digits and underscores, found {name!r}"
                 )
         return labels
+
+    @property
+    def group_text(self) -> str:
+        """The group as a reader calls it: a column, or where in the names it is read."""
+        if isinstance(self.group, NameGroup):
+            return "name of the photo"
+        if isinstance(self.group, FolderGroup):
+            part = self.group.part
+            return "folder of the photo" if part is None else f"part {part} of the folder"
+        return self.group
 
     @field_validator("exclude")
     @classmethod

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _NAMED = 3
 _OF_THE_MACHINE = {
@@ -66,3 +67,9 @@ def some(names: Sequence[str]) -> str:
     text = "; ".join(names[:_NAMED])
     rest = len(names) - _NAMED
     return f"{text}; and {rest} more" if rest > 0 else text
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return '; did you mean ...?' if a known word is close, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -9,7 +9,6 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 _HOW = "how"
-_ADDED = "added"
 
 
 class Section(BaseModel):
@@ -31,25 +30,21 @@ def how(default: Any = ..., **settings: Any) -> Any:
     return Field(default, json_schema_extra={_HOW: True}, **settings)
 
 
-def added(default: Any, **settings: Any) -> Any:
-    """Declare a field that older specs do not know: at its default it stays out of every key."""
-    return Field(default, json_schema_extra={_ADDED: True}, **settings)
+def since(default: Any, **settings: Any) -> Any:
+    """Declare a field that came later: at its default it is in no dump, so that keys stay."""
+    return Field(default, exclude_if=lambda value: bool(value == default), **settings)
 
 
 def identity(section: BaseModel) -> dict[str, Any]:
-    """Return the fields of a section that decide its result, as JSON values.
-
-    Defaults are included, but for fields that were `added` later.
-    """
+    """Return the fields of a section that decide its result, defaults included, as JSON values."""
     dumped: dict[str, Any] = section.model_dump(mode="json", by_alias=True)
     for name, field in type(section).model_fields.items():
         alias = field.alias or name
         extra = field.json_schema_extra
-        marks = extra if isinstance(extra, dict) else {}
-        value = getattr(section, name)
-        if marks.get(_HOW) or (marks.get(_ADDED) and value == field.default):
+        if isinstance(extra, dict) and extra.get(_HOW):
             dumped.pop(alias)
             continue
+        value = getattr(section, name)
         if isinstance(value, BaseModel):
             dumped[alias] = identity(value)
     return dumped

@@ -96,11 +96,21 @@ def _read(spec: Path, overrides: tuple[str, ...] = ()) -> Any:
 @main.command()
 @SPEC
 @SET
-def check(spec: Path, overrides: tuple[str, ...]) -> None:
-    """Check a spec and list all its problems with line and column."""
-    experiment = _read(spec, overrides)
+@click.option("--offline", is_flag=True, help="Do not look at the data; they may be elsewhere.")
+def check(spec: Path, overrides: tuple[str, ...], *, offline: bool) -> None:
+    """Check a spec and its tables, and list all problems with line and column."""
+    from orchestrator.spec.load import read  # noqa: PLC0415
+
+    experiment = read(spec, list(overrides), need_data=not offline)
+    lines = []
+    if not offline:
+        from orchestrator.spec.data_checks import check_data  # noqa: PLC0415
+
+        lines = check_data(experiment, spec).text()
     names = ", ".join(experiment.arms)
     click.echo(f"{spec}: valid; {len(experiment.arms)} variant(s): {names}", err=True)
+    for line in lines:
+        click.echo(f"  {line}", err=True)
 
 
 @main.command()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from trainers.data import seed_of
 from trainers.known_names import Operation
+from trainers.operations import build_operation, fault_of
 
 Photos = NDArray[np.uint8]  # (B, H, W, 3)
 Seeds = NDArray[np.uint64]  # (B,)
@@ -119,24 +120,10 @@ class _Composed:
     def __init__(self, operations: list[Operation]) -> None:
         import albumentations  # noqa: PLC0415 - takes a second
 
-        steps = []
-        for operation in operations:
-            kind = getattr(albumentations, str(operation.get("name")), None)
-            if kind is None:
-                raise ValueError(
-                    "train.augment.policy: albumentations has no operation "
-                    f"{operation.get('name')!r}"
-                )
-            settings = {}
-            for name, value in operation.items():
-                if name != "name":
-                    settings[name] = tuple(value) if isinstance(value, list) else value
-            try:
-                steps.append(kind(**settings))
-            except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"train.augment.policy: {operation['name']} does not take {settings}: {error}"
-                ) from None
+        try:
+            steps = [build_operation(operation) for operation in operations]
+        except ValueError as error:
+            raise ValueError(f"train.augment.policy: {error}") from None
         self._bits = np.random.PCG64(0)
         self._python = random.Random(0)  # noqa: S311 - no secret
         self._compose = albumentations.Compose(steps)
@@ -152,4 +139,7 @@ class _Composed:
         }
         self._python.seed(seed)
         augmented: NDArray[np.uint8] = self._compose(image=photo)["image"]
+        fault = fault_of(augmented, photo)
+        if fault is not None:  # writing it into the batch would cast it in silence
+            raise ValueError(f"train.augment.policy: an operation {fault}")
         return augmented

@@ -80,7 +80,7 @@ class FeatureCache:
         for number, rows in enumerate(self._blocks):
             self._block_of[rows] = number
             self._place_of[rows] = np.arange(len(rows))
-        self._kept: dict[tuple[View, int], Features] = {}
+        self._kept: dict[tuple[str, int], Features] = {}  # by view and block
 
     def __call__(self, rows: Ints, view: View = PLAIN) -> torch.Tensor:
         """Return the features of rows in a view, (B, F) float32."""
@@ -99,8 +99,9 @@ class FeatureCache:
 
     def _block(self, number: int, view: View) -> Features:
         """Return the features of a block, from the store where it knows them."""
-        if (view, number) in self._kept:
-            return self._kept[view, number]
+        name = repr(view)  # a policy may be a list, which has no hash
+        if (name, number) in self._kept:
+            return self._kept[name, number]
         rows = self._blocks[number]
         names = "\n".join(self._task.name(row) for row in rows)
         identity: dict[str, object] = {
@@ -113,7 +114,7 @@ class FeatureCache:
         if precision != "fp32":
             identity["precision"] = precision
         features = self._store(identity, lambda: self._compute(rows, view))
-        self._kept[view, number] = features
+        self._kept[name, number] = features
         return features
 
     @property

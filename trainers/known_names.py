@@ -21,6 +21,8 @@ Operation = dict[str, Any]
 """An operation of a policy: {name: <albumentations class>, <its settings>}."""
 _COMMON = frozenset({"p"})  # what every operation takes
 _NOT_PUBLIC = ("Base", "_")
+NESTING = frozenset({"OneOf", "SomeOf", "RandomOrder", "Sequential", "Compose"})
+"""Operations that hold others in `transforms`."""
 
 
 class _Source(NamedTuple):
@@ -49,9 +51,12 @@ def _classes() -> dict[str, _Source]:
     if spec is None or spec.origin is None:
         return {}
     classes = {}
-    for file in sorted((Path(spec.origin).parent / "augmentations").rglob("*.py")):
+    root = Path(spec.origin).parent
+    files = [*sorted((root / "augmentations").rglob("*.py")), root / "core/composition.py"]
+    for file in files:
         for name, bases in _CLASS.findall(file.read_text(encoding="utf-8")):
-            classes[name] = _Source([base.strip() for base in bases.split(",")], file)
+            if file.name != "composition.py" or name in NESTING:
+                classes[name] = _Source([base.strip() for base in bases.split(",")], file)
     return classes
 
 
@@ -97,6 +102,13 @@ def check_operation(operation: Operation) -> None:
         raise ValueError(
             f"{name} does not take {setting!r}; it takes {', '.join(sorted(known))}{nearest}"
         )
+
+    if name in NESTING:
+        inside = operation.get("transforms")
+        if not isinstance(inside, list) or not all(isinstance(child, dict) for child in inside):
+            raise ValueError(f"{name} needs transforms: a list of operations, found {inside!r}")
+        for child in inside:
+            check_operation(child)
 
 
 def _nearest(name: str, known: list[str]) -> str:

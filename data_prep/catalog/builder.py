@@ -24,9 +24,12 @@ from data_prep.audit.photo_scan import (
     joined,
     near_sets,
 )
+from data_prep.catalog.answers import read_answers
 from data_prep.catalog.labels import OWN_COLUMNS, Schema, read_codes
+from data_prep.catalog.names import refusal
 from data_prep.catalog.photo_inspection import OK, Facts
-from data_prep.catalog.sources import Listing, list_source, list_test, read_table, refusal
+from data_prep.catalog.rows import read_rows
+from data_prep.catalog.sources import Listing, Source, list_source, list_test
 from data_prep.config import Data, TestHoldOut, TestTable
 from data_prep.errors import DataError, some
 from data_prep.split import deal_share
@@ -34,6 +37,7 @@ from data_prep.split import deal_share
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _REAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?(e[+-]?[0-9]{1,2})?", re.IGNORECASE)
 NEAR_LEFT_OUT = "near_left_out"
+NOTES = "notes"
 _HOLD_OUT_SEED = 0
 """The test set is chosen once for a data set: another split.seed must not train on test photos."""
 
@@ -71,39 +75,41 @@ def build_catalog(
             training photo.
     """
     schema = Schema.of(data.labels)
-    source = list_source(data.source, base)
-    readable = [index for index, problem in enumerate(source.refusals) if problem is None]
-    if not readable:
-        raise DataError(
-            "data.source",
-            f"training photos were required, found none that may be opened: "
-            f"{some(_reasons(source))}",
-        )
-    own_groups = _groups(data, source)
-    codes = _codes(data, source, readable)
-    test = Listing([], [], {"group": []})
-    if isinstance(data.test, TestTable):
-        test = list_test(data.test, base)
-    photos = Photos(data, base, source, test)
+    rows = read_rows(data, base)
+    own_groups = rows.groups
+    codes = np.full((len(own_groups), len(data.labels)), -1, dtype=np.int64)  # -1 for refused ones
+    codes[rows.readable] = np.array(rows.codes, dtype=np.int64).T
+    photos = Photos(data, base, rows.source, rows.test)
     facts = inspect_all(photos, map_chunks=map_chunks, progress=progress, work=work)
-    test_groups = [_text(group) for group in test.columns["group"]]
     near = near_sets(
-        photos, facts, [*own_groups, *test_groups], map_chunks=map_chunks, progress=progress
+        photos,
+        facts,
+        [*own_groups, *rows.test_groups],
+        map_chunks=map_chunks,
+        progress=progress,
     )
     groups = own_groups
     if data.join_duplicates:
         groups = joined(own_groups, facts, near.sets)
-    held_out = _held_out(data, groups, codes, readable)
+    held_out = _held_out(data, groups, codes, rows.readable)
     scan = _Scan(
         photos=photos,
         facts=facts,
-        own_groups=[*own_groups, *test_groups],
-        groups=[*groups, *test_groups],
+        own_groups=[*own_groups, *rows.test_groups],
+        groups=[*groups, *rows.test_groups],
         near=near,
-        is_train=np.concatenate([~held_out, np.zeros(len(test_groups), dtype=bool)]),
+        is_train=np.concatenate([~held_out, np.zeros(len(rows.test_groups), dtype=bool)]),
         codes=codes,
     )
-    return _table(scan, schema)
+    table = _table(scan, schema)
+    notes = json.dumps(rows.notes, ensure_ascii=False)
+    return table.replace_schema_metadata({NEAR_LEFT_OUT: str(near.n_left_out), NOTES: notes})
+
+
+def reading_notes(catalog: pa.Table) -> list[str]:
+    """Return what a user should know of how the tables were read."""
+    notes: list[str] = json.loads((catalog.schema.metadata or {}).get(NOTES.encode(), b"[]"))
+    return notes
 
 
 @dataclass(frozen=True)
@@ -127,9 +133,9 @@ class _Scan:
 
     def paths(self) -> list[str]:
         data = self.photos.data
-        paths = [_path(data.source.root, name) for name in self.photos.source.relatives]
+        paths = [_path(data.source, name) for name in self.photos.source.relatives]
         if isinstance(data.test, TestTable):
-            paths += [_path(data.test.root, name) for name in self.photos.test.relatives]
+            paths += [_path(data.test, name) for name in self.photos.test.relatives]
         return paths
 
 
@@ -161,8 +167,7 @@ def _table(scan: _Scan, schema: Schema) -> pa.Table:
             near[index] = first
     columns["near"] = pa.array(near, pa.string())
     order = sorted(range(len(ids)), key=ids.__getitem__)
-    table = pa.table(columns).take(pa.array(order, pa.int64()))
-    return table.replace_schema_metadata({NEAR_LEFT_OUT: str(scan.near.n_left_out)})
+    return pa.table(columns).take(pa.array(order, pa.int64()))
 
 
 def _own_columns(scan: _Scan, schema: Schema) -> dict[str, pa.Array]:
@@ -217,14 +222,14 @@ def photo_path(data: Data, base: Path, sample_id: str) -> Path:
     """
     side, _, relative = sample_id.partition("/")
     if side == "test" and isinstance(data.test, TestTable):
-        root = data.test.root
+        section: Source | TestTable = data.test
         where = "data.test"
     else:
-        root = data.source.root
+        section = data.source
         where = "data.source"
     if problem := refusal(relative):
         raise DataError(where, f"{sample_id!r}: {problem}")
-    return base / root / "images" / relative
+    return base / section.root / section.images / relative
 
 
 def content_hash(catalog: pa.Table) -> str:
@@ -268,7 +273,9 @@ def test_labels(data: Data, base: Path, catalog: pa.Table) -> pa.Table | None:
     if isinstance(data.test, TestHoldOut):
         answers = _held_out_answers(data, base, schema, set(ids))
     elif isinstance(data.test, TestTable) and data.test.label:
-        answers = _answers(data.test, base, schema)
+        answers = {
+            _sample_id("test", name): label for name, label in read_answers(data, base).items()
+        }
     else:
         return None
     labels = [answers[sample] for sample in ids]
@@ -305,61 +312,6 @@ def _held_out_answers(data: Data, base: Path, schema: Schema, wanted: set[str]) 
     return dict(zip(_test_ids(held_out), schema.encode(codes.T).tolist(), strict=True))
 
 
-def _answers(test: TestTable, base: Path, schema: Schema) -> dict[str, int]:
-    where = "data.test.label"
-    column = str(test.label)
-    columns = read_table(base / test.root / test.table, where, [test.id, column])
-    if column not in columns:
-        raise DataError(
-            where, f"a column {column!r} was required in {test.table}, found none of that name"
-        )
-    label_of = _meanings(schema, where, column, set(map(str, columns[column])))
-    answers = {}
-    faults = []
-    for sample, value in zip(_test_ids(list_test(test, base)), columns[column], strict=True):
-        label = label_of.get(str(value))
-        if label is None:
-            faults.append(f"{sample}: {value!r}")
-        else:
-            answers[sample] = label
-    if faults:
-        raise DataError(
-            where,
-            f"a class from 0 to {schema.n_classes - 1} (or its name, such as "
-            f"{schema.class_name(0)!r}) was required for every photo, {len(faults)} have none: "
-            f"{some(faults)}. Correct them, or leave out {where}",
-        )
-    return answers
-
-
-def _meanings(schema: Schema, where: str, column: str, values: set[str]) -> dict[str, int]:
-    """Return the class of each value of a test table: by name, by code, or by either.
-
-    Either is allowed where no name is the code of another class.
-
-    Raises:
-        DataError: classes are named by numbers, and the column fits both readings, or neither.
-    """
-    names = {schema.class_name(label): label for label in range(schema.n_classes)}
-    codes = {str(label): label for label in range(schema.n_classes)}
-    either = names | codes
-    doubtful = [name for name in sorted(names.keys() & codes.keys()) if names[name] != codes[name]]
-    if not doubtful or values - either.keys():
-        return either
-    fitting = [reading for reading in (names, codes) if values <= reading.keys()]
-    if len(fitting) == 1 or (fitting and not values.intersection(doubtful)):
-        return fitting[0]
-    example = next((value for value in doubtful if value in values), doubtful[0])
-    readings = "both" if fitting else "neither"
-    raise DataError(
-        where,
-        f"a column of names or of codes was required, {column!r} can be read as {readings}: "
-        f"{example!r} is the name of class {names[example]} and the code of class "
-        f"{schema.class_name(codes[example])!r}. Write the column in codes and name the classes so "
-        "that no name is a code, such as 'c1' for '1'",
-    )
-
-
 def _test_ids(listing: Listing) -> list[str]:
     return [_sample_id("test", relative) for relative in listing.relatives]
 
@@ -368,54 +320,13 @@ def _sample_id(side: str, relative: str) -> str:
     return f"{side}/{relative}".replace("\0", "\\0")
 
 
-def _path(root: str, relative: str) -> str:
-    return f"{PurePosixPath(Path(root).as_posix(), 'images')}/{relative}".replace("\0", "\\0")
+def _path(section: Source | TestTable, relative: str) -> str:
+    folder = PurePosixPath(Path(section.root).as_posix(), section.images)
+    return f"{folder}/{relative}".replace("\0", "\\0")
 
 
 def _text(value: Any) -> str | None:
     return None if value is None else str(value)
-
-
-def _reasons(source: Listing) -> list[str]:
-    reasons = []
-    for relative, problem in zip(source.relatives, source.refusals, strict=True):
-        if problem:
-            reasons.append(f"{relative!r}: {problem}")
-    return reasons
-
-
-def _groups(data: Data, source: Listing) -> list[str]:
-    """Read the group of every source photo. With `sample_id` every photo is its own group."""
-    if data.group == "sample_id":
-        return list(source.relatives)
-    if data.group not in source.columns:
-        raise DataError(
-            "data.group",
-            f"a column of the source was required, found {data.group!r}; "
-            f"columns are {', '.join(source.columns)} (sample_id: every photo is its own group)",
-        )
-    groups = []
-    empty = []
-    for relative, value in zip(source.relatives, source.columns[data.group], strict=True):
-        group = _text(value) or ""
-        groups.append(group)
-        if not group:
-            empty.append(relative)
-    if empty:
-        raise DataError(
-            "data.group",
-            f"a value of {data.group} was required for every photo, {len(empty)} have none: "
-            f"{some(empty)}",
-        )
-    return groups
-
-
-def _codes(data: Data, source: Listing, readable: list[int]) -> NDArray[np.int64]:
-    """Read the labels of the source's photos: (n_photos, n_labels), -1 for refused ones."""
-    kept = source.where(set(readable).__contains__)
-    codes = np.full((len(source.relatives), len(data.labels)), -1, dtype=np.int64)
-    codes[readable] = np.array(read_codes(data.labels, kept.relatives, kept.columns)).T
-    return codes
 
 
 def _held_out(

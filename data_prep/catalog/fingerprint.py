@@ -7,10 +7,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.config import ClassFolders, Data, ProfileFolders, Table, TestTable
+from data_prep.catalog.sources import images_of, is_passed_over, require_images, sides
+from data_prep.config import ClassFolders, Data
 from data_prep.errors import DataError
-
-Side = ProfileFolders | ClassFolders | Table | TestTable
 
 
 def fingerprint(data: Data, base: Path) -> str:
@@ -27,18 +26,11 @@ def fingerprint(data: Data, base: Path) -> str:
     """
     sha = hashlib.sha256()
     for side, section in sides(data):
+        require_images(section, base, side)
         root = base / section.root
-        if not root.is_dir():
-            raise DataError(
-                f"data.{side}.root",
-                f"a folder was required, found nothing at {root}; roots are relative to {base}",
-            )
-        if not (root / "images").is_dir():
-            raise DataError(
-                f"data.{side}.root",
-                f"photos below {root / 'images'} were required, found no such folder",
-            )
-        for line in sorted(_walk(root / "images", "")):
+        for line in sorted(
+            _walk(images_of(section, base), "", is_root=Path(section.images) == Path())
+        ):
             # no name has a NUL, so two lines cannot run together
             sha.update(f"{side}\0{line}\0".encode("utf-8", "surrogateescape"))
         if not isinstance(section, ClassFolders):
@@ -52,19 +44,15 @@ def fingerprint(data: Data, base: Path) -> str:
     return sha.hexdigest()
 
 
-def sides(data: Data) -> list[tuple[str, Side]]:
-    """Return the sections of a spec that have a data root, by the name of their key."""
-    sections: list[tuple[str, Side]] = [("source", data.source)]
-    if isinstance(data.test, TestTable):
-        sections.append(("test", data.test))
-    return sections
-
-
-def _walk(folder: Path | str, prefix: str) -> Iterator[str]:
+def _walk(folder: Path | str, prefix: str, *, is_root: bool = False) -> Iterator[str]:
+    """Yield a line per file; notes and hidden files that lie in a root itself are left out."""
     with os.scandir(folder) as entries:
         for entry in entries:
             # a linked folder is one line, so that loops end
-            if entry.is_dir(follow_symlinks=False):
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if is_root and is_passed_over(entry.name, is_folder=is_folder):
+                continue
+            if is_folder:
                 yield from _walk(entry.path, f"{prefix}{entry.name}/")
                 continue
             try:

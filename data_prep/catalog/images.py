@@ -12,8 +12,11 @@ from PIL import Image, ImageFile, ImageOps
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 50_000_000
 """A 12,000 x 12,000 PNG of 410 kB decodes to 1.4 GB; the header is checked before any decoding."""
-FORMATS = ("JPEG", "PNG", "WEBP")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+ALLOWED = "JPEG, PNG, WebP, BMP, GIF and TIFF"
 JPEG_QUALITY = 95
+_WHITES = (255, 1023, 4095, 65535)
+"""White of 8, 10, 12 and 16 bits: cameras store 12 bits in 16, which would be nearly black."""
 
 RGB = NDArray[np.uint8]  # (H, W, 3)
 Pixels = NDArray[np.uint8]  # (H, W, 3), or (H, W, 4) with alpha
@@ -88,7 +91,7 @@ def _opened(photo: bytes) -> ImageFile.ImageFile:
     except Image.DecompressionBombError as error:
         raise PhotoError(f"too large: {error}") from None
     except (OSError, ValueError, SyntaxError, IndexError, TypeError, OverflowError):
-        raise PhotoError("not an image (JPEG, PNG or WebP)") from None
+        raise PhotoError(f"not an image ({ALLOWED})") from None
     if image.width * image.height > MAX_PIXELS:
         raise PhotoError(f"too large: {image.width}x{image.height} pixels, at most {MAX_PIXELS}")
     return image
@@ -97,9 +100,10 @@ def _opened(photo: bytes) -> ImageFile.ImageFile:
 def _to_rgb(image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel: keep the upper eight
+    if image.mode.startswith("I") or image.mode == "F":  # as in 16-bit PNGs and TIFFs
         array = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if array.max(initial=0) > 255 else 255.0
+        brightest = array.max(initial=0)
+        top = next(float(limit) for limit in _WHITES if brightest <= limit or limit == _WHITES[-1])
         image = Image.fromarray((array * (255.0 / top)).clip(0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         over = image.convert("RGBA")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep.catalog.names import composed
 from data_prep.config import ColumnLabel, FolderLabel, Label, StemLabel
-from data_prep.errors import DataError, some
+from data_prep.errors import DataError, nearest, some
 
 OWN_COLUMNS = (
     "sample_id",
@@ -26,6 +28,8 @@ OWN_COLUMNS = (
     "near",
 )
 """A catalog's own columns, beside label_<name>; a table's column of such a name is `table_<name>`."""
+_NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?")
+"""007 is a name and no number."""
 _ALL_DIGITS = 1e15  # a whole number below it is exact
 
 
@@ -139,12 +143,38 @@ def code_of(label: Label, value: Any) -> int | str:
         return _code_of_stem(label, value)
     if value is None or value == "":
         return "the value is empty"
-    if label.classes is not None:
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        if text in label.classes:
-            return label.classes.index(text)
-        return f"value {text!r} is none of {', '.join(label.classes)}"
-    return _bin_of(label.bins or [], value)
+    if label.classes is None:
+        return _bin_of(label.bins or [], value)
+    code = class_of(label.classes, value)
+    if code is not None:
+        return code
+    text = str(value)
+    hint = ""
+    if class_of(label.classes, text.strip()) is not None:
+        hint = " (it has blanks around it)"
+    return f"value {text!r} is none of {', '.join(label.classes)}{hint}"
+
+
+def class_of(classes: Sequence[str], value: Any) -> int | None:
+    """Return the code of the class that a value names, None if it names none.
+
+    Text is compared as it is, in either Unicode form (NFC or NFD). Where all classes are numbers,
+    numbers are compared: 0.0 is the class "0". Truth values are compared in any case.
+    """
+    text = composed(str(value).lower() if isinstance(value, bool) else str(value))
+    names = [composed(name) for name in classes]
+    if text in names:
+        return names.index(text)
+    if set(names) <= {"true", "false"}:
+        return names.index(text.lower()) if text.lower() in names else None
+    number = _number(text)
+    numbers = [_number(name) for name in names]
+    is_distinct = None not in numbers and len(set(numbers)) == len(numbers)
+    return numbers.index(number) if is_distinct and number in numbers else None
+
+
+def _number(text: str) -> float | None:
+    return float(text) if _NUMBER.fullmatch(text) else None
 
 
 def _bin_of(borders: Sequence[float], value: Any) -> int | str:
@@ -160,7 +190,8 @@ def _bin_of(borders: Sequence[float], value: Any) -> int | str:
 def _code_of_stem(label: StemLabel, stem: str) -> int | str:
     fitting = {}
     for code, (name, patterns) in enumerate(label.classes.items()):
-        if any(fnmatch.fnmatchcase(stem, pattern) for pattern in _patterns(patterns)):
+        forms = map(composed, _patterns(patterns))
+        if any(fnmatch.fnmatchcase(composed(stem), pattern) for pattern in forms):
             fitting[name] = code
     if len(fitting) == 1:
         return next(iter(fitting.values()))
@@ -180,7 +211,27 @@ def read_codes(
     Raises:
         DataError: a rule leaves samples without a class or with two, or names a column that is not there.
     """
-    return [_codes(name, label, relatives, columns) for name, label in labels.items()]
+    all_codes = []
+    for name, label in labels.items():
+        codes = _codes(name, label, relatives, columns)
+        all_codes.append(_require_codes(name, label, relatives, codes))
+    return all_codes
+
+
+def unlabelled(
+    labels: Mapping[str, Label], relatives: Sequence[str], columns: Mapping[str, Sequence[Any]]
+) -> list[str | None]:
+    """Return per sample why it has no class of some label, None where it has all.
+
+    Raises:
+        DataError: a rule names a column that is not there.
+    """
+    reasons: list[str | None] = [None] * len(relatives)
+    for name, label in labels.items():
+        for index, code in enumerate(_codes(name, label, relatives, columns)):
+            if isinstance(code, str) and reasons[index] is None:
+                reasons[index] = f"no class of {name}: {code}"
+    return reasons
 
 
 def values_in(label: ColumnLabel | FolderLabel, catalog: Any) -> list[Any]:
@@ -230,27 +281,35 @@ def train_codes(labels: Mapping[str, Label], catalog: Any) -> dict[str, list[int
 
 def _codes(
     name: str, label: Label, relatives: Sequence[str], columns: Mapping[str, Sequence[Any]]
-) -> list[int]:
+) -> list[int | str]:
     known: dict[Any, int | str] = {}  # few distinct values: 100,000 photos cost 0.1 s
     codes = []
-    faults = []
-    for relative, value in zip(relatives, _values(name, label, relatives, columns), strict=True):
+    for value in _values(name, label, relatives, columns):
         if value not in known:
             # a folder without that part gives None, and a stem is never None
             known[value] = code_of(label, value)
-        code = known[value]
+        codes.append(known[value])
+    return codes
+
+
+def _require_codes(
+    name: str, label: Label, relatives: Sequence[str], codes: Sequence[int | str]
+) -> list[int]:
+    kept = []
+    faults = []
+    for relative, code in zip(relatives, codes, strict=True):
         if isinstance(code, str):
             faults.append(f"{relative}: {code}")
         else:
-            codes.append(code)
+            kept.append(code)
     if faults:
         raise DataError(
             f"data.labels.{name}",
             f"one class per photo was required under the rule {_rule(label)}; {len(faults)} of "
-            f"{len(relatives)} have not: {some(faults)}. Widen or narrow the rule, or take those "
-            "photos out of the folder",
+            f"{len(relatives)} have not: {some(faults)}. Widen or narrow the rule, correct the "
+            "data, or leave such photos out with data.unlabelled: leave_out",
         )
-    return codes
+    return kept
 
 
 def _values(
@@ -263,7 +322,8 @@ def _values(
     if label.column not in columns:
         raise DataError(
             f"data.labels.{name}.column",
-            f"one of {', '.join(columns)} was required, found {label.column!r}",
+            f"one of {', '.join(columns)} was required, found {label.column!r}"
+            f"{nearest(label.column, columns)}",
         )
     return columns[label.column]
 

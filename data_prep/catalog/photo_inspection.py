@@ -8,15 +8,29 @@ import os
 import stat
 from dataclasses import dataclass
 
-from PIL import JpegImagePlugin, PngImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+)
 
 from data_prep.audit.duplicates import perceptual_hash
-from data_prep.catalog.images import FORMATS, MAX_BYTES, MAX_PIXELS, PhotoError, decode
+from data_prep.catalog.images import ALLOWED, FORMATS, MAX_BYTES, MAX_PIXELS, PhotoError, decode
 from data_prep.errors import require_machine
 
 OK = "ok"
 UNREADABLE = "unreadable"
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
+_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
 _OTHERS = {
     b"GIF8": "GIF",
     b"BM": "BMP",
@@ -110,7 +124,7 @@ def format_of(photo: bytes) -> str | None:
 def _refusal(photo: bytes, kind: str | None) -> str:
     if not photo:
         return "empty file"
-    return f"not allowed: {kind} (only JPEG, PNG and WebP)" if kind else "not an image"
+    return f"not allowed: {kind} (only {ALLOWED})" if kind else "not an image"
 
 
 def _header(photo: bytes, kind: str) -> tuple[int, int]:
@@ -121,8 +135,7 @@ def _header(photo: bytes, kind: str) -> tuple[int, int]:
     """
     if kind == "WEBP":
         return _webp_size(photo)
-    plugin = JpegImagePlugin.JpegImageFile if kind == "JPEG" else PngImagePlugin.PngImageFile
-    with plugin(io.BytesIO(photo)) as image:
+    with _PLUGINS[kind](io.BytesIO(photo)) as image:
         return image.width, image.height
 
 
@@ -147,4 +160,6 @@ def _is_cut(photo: bytes, kind: str) -> bool:
         return not photo.rstrip(b"\0").endswith(b"\xff\xd9")
     if kind == "PNG":
         return b"IEND" not in photo[-64:]
-    return int.from_bytes(photo[4:8], "little") + 8 > len(photo)
+    if kind == "WEBP":
+        return int.from_bytes(photo[4:8], "little") + 8 > len(photo)
+    return False  # no end to look for: decoding decides

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_prep.config import ClassFolders, ProfileFolders, Table, TestTable
+from data_prep.catalog.names import EXTENSIONS, composed, refusal, resolve
+from data_prep.catalog.tables import Columns, UserTable, open_table
+from data_prep.config import ClassFolders, Data, ProfileFolders, Table, TestTable
 from data_prep.errors import DataError, some
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 _NOTES = (
     *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".xmp", ".yaml", ".yml", ".md"),
     *(".html", ".aae", ".log", ".mat", ".pts", ".npy", ".npz", ".pkl", ".mov", ".mp4", ".avi"),
+    *(".parquet", ".py", ".ipynb"),
 )
 """What people and tools write beside photos: to ignore it loses no photo."""
 _LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}
 """Files of file managers, hidden or not."""
-_FOREIGN = re.compile(r"[a-z][a-z0-9+.-]*://|data:|[a-z]:[\\/]", re.IGNORECASE)
-"""URLs and drive letters."""
+_STORE = "runs-store"
+"""The store of artifacts, where a command runs in the folder of the data."""
 
-Columns = dict[str, list[Any]]
 Source = ProfileFolders | ClassFolders | Table
 
 
@@ -35,12 +34,16 @@ class Listing:
     relatives: list[str]
     refusals: list[str | None]
     columns: Columns
+    notes: list[str] = field(default_factory=list)  # what a user should know of how it was read
 
     def where(self, wanted: Callable[[int], bool]) -> Listing:
         """Return the photos whose position fits."""
         kept = [index for index in range(len(self.relatives)) if wanted(index)]
-        return Listing(
-            _take(self.relatives, kept), _take(self.refusals, kept), _take_rows(self.columns, kept)
+        return replace(
+            self,
+            relatives=_take(self.relatives, kept),
+            refusals=_take(self.refusals, kept),
+            columns=_take_rows(self.columns, kept),
         )
 
 
@@ -51,25 +54,22 @@ def list_source(source: Source, base: Path) -> Listing:
     folders also list files of other formats and folders in place of photos: they may hold photos.
 
     Raises:
-        DataError: a table, column, folder or photo is missing, or two photos have one name.
+        DataError: a table, column, folder or photo is missing, or a photo is listed twice.
     """
     images = images_of(source, base)
-    if not Path(images).is_dir():
-        raise DataError(
-            "data.source.root", f"photos below {images} were required, found no such folder"
-        )
+    require_images(source, base, "source")
     if isinstance(source, ClassFolders):
         listing = _class_folders(images)
     else:
         path = base / source.root / source.table
-        columns = read_table(path, "data.source.table")
+        table = open_table(path, "data.source.table")
         if isinstance(source, Table):
-            _require_column(source.path, columns, "data.source.path", path)
-            listing = _photos_of_table(images, source.path, columns)
+            _require_column(source.path, table.columns, "data.source.path", path)
+            listing = _photos_of_table(images, source.path, table)
         else:
-            _require_column("path", columns, "data.source.table", path)
-            listing = _profile_folders(images, "path", columns)
-    _refuse_twins(listing, "data.source")
+            _require_column("path", table.columns, "data.source.table", path)
+            listing = _profile_folders(images, "path", table)
+    _refuse_twins(listing, "data.source", images)
     return listing
 
 
@@ -79,150 +79,66 @@ def list_test(test: TestTable, base: Path) -> Listing:
     Raises:
         DataError: the table or a photo is missing, or an id is there twice.
     """
-    columns = _columns_of_test(test, base)
-    listing = _photos_of_table(images_of(test, base), test.id, columns, "data.test.table")
-    _refuse_twins(listing, "data.test.table")
+    images = images_of(test, base)
+    require_images(test, base, "test")
+    table = _open_test(test, base)
+    listing = _photos_of_table(images, test.id, table, "data.test.table")
+    _refuse_twins(listing, "data.test.table", images)
+    columns = table.columns
     groups = columns[test.group] if test.group else [None] * len(listing.relatives)
-    of_table = {"ImageID": columns[test.id], "group": groups}
-    return Listing(listing.relatives, listing.refusals, of_table)
+    return replace(listing, columns={"ImageID": columns[test.id], "group": groups})
 
 
 def images_of(section: Source | TestTable, base: Path) -> str:
     """Return the absolute folder below which a section's photos lie."""
     # links stay as they are: readers resolve and check them
-    return os.path.abspath(base / section.root / "images")  # noqa: PTH100
+    return os.path.abspath(base / section.root / section.images)  # noqa: PTH100
 
 
-def refusal(relative: str) -> str | None:
-    """Return why a path must not be opened, None if it stays below its root.
-
-    Links are checked when the photo is read.
-    """
-    parts = relative.replace("\\", "/").split("/")
-    if not relative or "\0" in relative:
-        return "refused: an empty path or one with a NUL"
-    if _FOREIGN.match(relative):
-        return "refused: an address, not a path below images/"
-    if relative.startswith(("/", "\\", "~/")):
-        return "refused: a path from outside images/"
-    if ".." in parts:
-        return "refused: the path leads out of images/"
-    try:
-        relative.encode()
-    except UnicodeEncodeError:
-        return "refused: the name is not UTF-8"
-    return None
+def sides(data: Data) -> list[tuple[str, Source | TestTable]]:
+    """Return the sections of a spec that have a data root, by the name of their key."""
+    sections: list[tuple[str, Source | TestTable]] = [("source", data.source)]
+    if isinstance(data.test, TestTable):
+        sections.append(("test", data.test))
+    return sections
 
 
-def read_table(path: Path, where: str, keep: Sequence[str] | None = None) -> Columns:
-    """Read a CSV (UTF-8, comma) or Parquet table as columns.
-
-    An empty cell is None. Cells of a CSV table stay text.
-
-    Args:
-        path: the table.
-        where: the spec's entry, for messages.
-        keep: columns to keep; the others' cells never leave this function.
+def require_images(section: Source | TestTable, base: Path, side: str) -> None:
+    """Raise unless the root and the folder of the photos are there.
 
     Raises:
-        DataError: it cannot be read, a row has another number of cells than the header, or two
-            columns have one name.
+        DataError: one of them is missing.
     """
-    read = _read_parquet if path.suffix.lower() == ".parquet" else _read_csv
-    try:
-        return read(path, where, keep)
-    except FileNotFoundError:
-        raise DataError(where, f"a table was required at {path}, found none") from None
-    except OSError as error:
-        raise DataError(where, f"{path} cannot be read: {error}") from None
-    except UnicodeDecodeError as error:
+    root = base / section.root
+    if not root.is_dir():
         raise DataError(
-            where,
-            f"{path}: UTF-8 was required, found byte {error.object[error.start]:#x}; "
-            "save it as UTF-8",
-        ) from None
-
-
-def _read_csv(path: Path, where: str, keep: Sequence[str] | None) -> Columns:
-    with path.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.reader(handle, strict=True)
-        try:
-            names = [name.strip() for name in next(reader, [])]
-            if not names or len(set(names)) < len(names) or not all(names):
-                raise DataError(
-                    where,
-                    f"{path}: a header line of distinct column names was required, found {names}",
-                )
-            rows = []
-            for row in reader:
-                if not row:  # an empty line is no row
-                    continue
-                if len(row) != len(names):
-                    raise DataError(
-                        where,
-                        f"{path}:{reader.line_num}: {len(names)} cells were required "
-                        f"({', '.join(names)}), found {len(row)}",
-                    )
-                rows.append(row)
-        except csv.Error as error:
-            raise DataError(where, f"{path}:{reader.line_num}: {error}") from None
-    if not rows:
-        raise DataError(
-            where, f"{path}: at least one row was required below the header, found none"
+            f"data.{side}.root",
+            f"a folder was required, found nothing at {root}; roots are relative to {base}",
         )
-    columns: Columns = {}
-    for index, name in enumerate(names):
-        if keep is None or name in keep:
-            columns[name] = [row[index] or None for row in rows]
-    return columns
+    images = images_of(section, base)
+    if not Path(images).is_dir():
+        folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+        choices = ", ".join(folders[:5]) or "none"
+        raise DataError(
+            f"data.{side}.root",
+            f"photos below {images} were required, found no such folder; name the folder below the "
+            f"root in data.{side}.images ('.' for the root itself); folders there: {choices}",
+        )
 
 
-def _read_parquet(path: Path, where: str, keep: Sequence[str] | None) -> Columns:
-    import pyarrow as pa  # noqa: PLC0415 - most tables are CSV
-    import pyarrow.parquet as pq  # noqa: PLC0415
-
-    try:
-        file = pq.ParquetFile(path)
-        if len(set(file.schema_arrow.names)) < len(file.schema_arrow.names):
-            raise DataError(
-                where,
-                f"{path}: distinct column names were required, found {file.schema_arrow.names}",
-            )
-        names = []
-        for field in file.schema_arrow:
-            if _is_plain(field.type) and (keep is None or field.name in keep):
-                names.append(field.name)
-        columns: Columns = file.read(columns=names).to_pydict()
-    except pa.ArrowInvalid as error:
-        raise DataError(where, f"{path} is no Parquet table: {error}") from None
-    if not file.metadata.num_rows:
-        raise DataError(where, f"{path}: at least one row was required, found none")
-    return columns
-
-
-def _is_plain(kind: Any) -> bool:
-    """Return False for nested and extension types: some unpickle when they are read."""
-    import pyarrow.types as pt  # noqa: PLC0415
-
-    value = kind.value_type if pt.is_dictionary(kind) else kind
-    if pt.is_string(value) or pt.is_large_string(value):
-        return True
-    return bool(pt.is_integer(value) or pt.is_floating(value) or pt.is_boolean(value))
-
-
-def _columns_of_test(test: TestTable, base: Path) -> Columns:
+def _open_test(test: TestTable, base: Path) -> UserTable:
     path = base / test.root / test.table
     wanted = {"id": test.id}
     if test.group is not None:
         wanted["group"] = test.group
-    columns = read_table(path, "data.test.table", list(wanted.values()))
+    table = open_table(path, "data.test.table", list(wanted.values()))
     for entry, name in wanted.items():
-        if name not in columns:
+        if name not in table.columns:
             raise DataError(
                 f"data.test.{entry}",
                 f"{path}: a column {name!r} was required, found none of that name",
             )
-    return columns
+    return table
 
 
 def _require_column(name: str, columns: Columns, where: str, path: Path) -> None:
@@ -252,12 +168,14 @@ def _class_folders(images: str) -> Listing:
     return Listing(relatives, refusals, {"folder": folders})
 
 
-def _profile_folders(images: str, key: str, columns: Columns) -> Listing:
+def _profile_folders(images: str, key: str, table: UserTable) -> Listing:
     relatives = []
     refusals = []
     rows = []
     lost = []
-    folders = [_tidy(value) for value in columns[key]]
+    names = ["" if value is None else str(value) for value in table.columns[key]]
+    resolved = resolve(images, names)
+    folders = resolved.paths
     listed: set[str] = set()
     for folder in folders:
         path = PurePosixPath(folder)
@@ -277,25 +195,35 @@ def _profile_folders(images: str, key: str, columns: Columns) -> Listing:
             f"a folder with photos below {images} was required for every row, {len(lost)} have "
             f"none: {some(lost)}. Restore the folders or take their rows out of the table",
         )
-    return Listing(relatives, refusals, _take_rows(columns, rows))
+    notes = [*table.notes, *resolved.notes]
+    return Listing(relatives, refusals, _take_rows(table.columns, rows), notes)
 
 
 def _photos_of_table(
-    images: str, key: str, columns: Columns, where: str = "data.source.table"
+    images: str, key: str, table: UserTable, where: str = "data.source.table"
 ) -> Listing:
-    relatives = list(map(_tidy, columns[key]))
-    refusals = list(map(refusal, relatives))
-    lost = []
-    for relative, problem in zip(relatives, refusals, strict=True):
-        if problem is None and not os.path.lexists(f"{images}/{relative}"):
-            lost.append(repr(relative))
-    if lost:
+    names = ["" if value is None else str(value) for value in table.columns[key]]
+    resolved = resolve(images, names)
+    if resolved.lost:
+        lost = list(map(repr, resolved.lost))
         raise DataError(
             where,
             f"a photo below {images} was required for every {key}, {len(lost)} are missing: "
-            f"{some(lost)}. Restore the photos or take their rows out of the table",
+            f"{some(lost)}{_there(images)}. Restore the photos or take their rows out of the table",
         )
-    return Listing(relatives, refusals, columns)
+    refusals = list(map(refusal, resolved.paths))
+    notes = [*table.notes, *resolved.notes]
+    return Listing(resolved.paths, refusals, table.columns, notes)
+
+
+def _there(images: str) -> str:
+    """Name a file that is there, so that a reader sees what names should look like."""
+    for place, _, files in os.walk(images):
+        photos = sorted(name for name in files if name.lower().endswith(EXTENSIONS))
+        if photos:
+            below = os.path.relpath(f"{place}/{photos[0]}", images)
+            return f"; a file there is {_shown(below)!r}"
+    return "; no photo is there"
 
 
 def _photos_in(
@@ -325,51 +253,70 @@ def _unread(name: str, *, is_folder: bool) -> str | None:
 
 
 def _entries(folder: str) -> list[tuple[str, bool]]:
-    """List the names in a folder, sorted, and whether each is a folder.
-
-    Hidden files (._mask1.jpg), litter and notes are left out.
-    """
+    """List the names in a folder, sorted, and whether each is a folder."""
     names = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                name = entry.name.lower()
                 is_folder = entry.is_dir()
-                is_note = name.endswith(_NOTES) and not is_folder
-                if not (name.startswith(".") or name in _LITTER or is_note):
+                if not is_passed_over(entry.name, is_folder=is_folder):
                     names.append((entry.name, is_folder))
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(names)
 
 
-def _tidy(value: Any) -> str:
-    text = "" if value is None else str(value)
-    return text if refusal(text) else PurePosixPath(text).as_posix()
+def is_passed_over(name: str, *, is_folder: bool) -> bool:
+    """Return True for hidden files (._mask1.jpg), litter and notes: they hold no photos."""
+    lower = name.lower()
+    is_note = lower.endswith(_NOTES) and not is_folder
+    return lower.startswith(".") or lower in _LITTER or lower == _STORE or is_note
 
 
 def _shown(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _refuse_twins(listing: Listing, where: str) -> None:
-    """Refuse names that differ in case only: they are one file on many systems.
+def _refuse_twins(listing: Listing, where: str, images: str) -> None:
+    """Refuse a photo that is listed twice, in the same letters or in others.
 
-    Of files that are never opened, equal names alone matter.
+    Names that differ in case are two photos where the file system tells them apart. Of files that
+    are never opened, equal names alone matter.
     """
-    seen: dict[str, str] = {}
-    twins = []
-    for relative, problem in zip(listing.relatives, listing.refusals, strict=True):
-        key = relative.casefold() if problem is None else relative
-        if key in seen:
-            twins.append(f"{seen[key]!r} and {relative!r}")
-        seen[key] = relative
-    if twins:
-        raise DataError(
-            where,
-            f"names that differ in more than case were required, {len(twins)} are there twice: "
-            f"{some(twins)}",
-        )
+    seen: dict[str, int] = {}
+    again = []
+    differ = []
+    for row, (relative, problem) in enumerate(
+        zip(listing.relatives, listing.refusals, strict=True)
+    ):
+        key = composed(relative).casefold() if problem is None else relative
+        first = seen.setdefault(key, row)
+        other = listing.relatives[first]
+        if first == row or not _is_one_file(images, other, relative):
+            continue
+        name = repr(other) if other == relative else f"{other!r} as {relative!r}"
+        again.append(name)
+        if any(cells[first] != cells[row] for cells in listing.columns.values()):
+            differ.append(name)
+    if not again:
+        return
+    rows = "the same row stands there again"
+    if differ:
+        rows = f"with other cells for {some(differ)}"
+    raise DataError(
+        where,
+        f"one row per photo was required, {len(again)} are there twice ({rows}): {some(again)}. "
+        "Take the second row out of the table",
+    )
+
+
+def _is_one_file(images: str, first: str, second: str) -> bool:
+    if first == second:
+        return True
+    try:
+        return Path(images, first).samefile(Path(images, second))
+    except OSError:  # a link to nothing
+        return False
 
 
 def _take(values: Sequence[Any], indices: Sequence[int]) -> list[Any]:

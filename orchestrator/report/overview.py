@@ -106,7 +106,7 @@ def result(run: Run) -> View:
         "members": _members(run),
         "policy": run.selection.policy,
         "rule": run.rule,
-        "group": run.resolved.data.group,
+        "group": run.resolved.data.group_text,
         "of": (run.certificate and run.certificate.estimate.of) or "photos it was not trained on",
         "n_candidates": len(run.selection.candidates),
         "level": run.selection.level,

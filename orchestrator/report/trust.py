@@ -44,7 +44,7 @@ def certificate(run: Run) -> View:
         "facts": facts,
         "scores": _scores(facts),
         "on": "role val" if facts.estimate.on == "role val" else "out of fold",
-        "group": run.resolved.data.group,
+        "group": run.resolved.data.group_text,
         "members": [_lineage(member) for member in facts.members],
         "hashes": _hashes(facts),
     }

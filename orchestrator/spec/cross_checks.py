@@ -10,20 +10,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.catalog.labels import Schema
-from data_prep.config import TestTable
+from data_prep.catalog.sources import require_images, sides
+from data_prep.errors import DataError
 from data_prep.section import identity
 from orchestrator.base.keys import digest
 from orchestrator.spec.claims import parse as parse_claim
 from orchestrator.spec.messages import nearest, validate
 from orchestrator.spec.models import Arm, Spec
-from orchestrator.spec.search_space import Choice, Point, Space, apply, assignments
+from orchestrator.spec.search_space import Choice, FloatRange, Point, Space, apply, assignments
 from orchestrator.spec.yaml_source import Document, KeyPath, Place, Problem
 from trainers.config import FrozenDeepHead, SingleHead
 from trainers.known_names import known_backbones
+from trainers.operations import Job, policy_problems
 
 _MAX_ASSIGNMENTS = 256
 _HEAD = "train.model.head"
 _BACKBONE = "train.model.backbone"
+_POLICY = "train.augment.policy"
 
 
 class PlacedSpace(NamedTuple):
@@ -69,6 +72,7 @@ def check_references(draft: Draft) -> None:
     _check_members(draft)
     _check_labels(draft)
     _check_frozen(draft)
+    _check_grid(draft)
     _check_space(draft)
 
 
@@ -279,6 +283,25 @@ def _check_space(draft: Draft) -> None:
                     draft.problems.append(Problem(*place, fault.text))
 
 
+def _check_grid(draft: Draft) -> None:
+    """Check that a grid has a finite number of points: a range of all numbers has none."""
+    search = draft.spec.search
+    if search is None or search.sampler != "grid":
+        return
+    for where, space in draft.spaces():
+        for path, entry in space.items():
+            if not isinstance(entry, FloatRange) or entry.step is not None:
+                continue
+            low, high = entry.float_
+            if low < high:
+                text = (
+                    f"{path}: sampler grid needs a step or a list of choices, found all numbers "
+                    f"from {low:g} to {high:g}; add step:, write choice: [{low:g}, ..., {high:g}], "
+                    "or use another sampler"
+                )
+                draft.refuse((*where, path), text, key=True)
+
+
 def _corner_points(space: Space) -> list[Point]:
     rng = random.Random(0)  # noqa: S311 - no secret
     return assignments(space, limit=_MAX_ASSIGNMENTS, rng=rng)
@@ -324,19 +347,41 @@ def _settings(arm: Arm, point: Point) -> Point:
     return identity(Arm.model_validate_json(json.dumps(data)))
 
 
+def check_policies(draft: Draft) -> None:
+    """Try every list of operations on a photo of its variant's size."""
+    jobs: list[Job] = []
+    places: list[KeyPath] = []
+    for name, arm in draft.arms.items():
+        changes = draft.spec.variants[name]
+        own = [path for path in changes if path.startswith("train.augment")]
+        where: KeyPath = ("variants", name, *own[:1]) if own else ("train", "augment", "policy")
+        policies = [(where, arm.train.augment.policy)]
+        entry = draft.space_of(name).get(_POLICY)
+        if isinstance(entry, Choice):
+            where = ("search", "space", _POLICY)
+            policies += [(where, choice) for choice in entry.choice]
+        for place, policy in policies:
+            job = Job(operations=policy, size=arm.prep.size) if isinstance(policy, list) else None
+            if job and job["operations"] and job not in jobs:
+                jobs.append(job)
+                places.append(place)
+    if not jobs:
+        return
+    for problem, place in zip(policy_problems(jobs), places, strict=True):
+        if problem is not None:
+            draft.refuse(place, f"{_POLICY}: {problem}")
+
+
 def check_data_roots(draft: Draft, base: Path) -> None:
     """Check that the folders and tables of the data exist; roots are relative to `base`."""
-    _check_root(draft, "source", base / draft.spec.data.source.root)
-    test = draft.spec.data.test
-    if isinstance(test, TestTable):
-        _check_root(draft, "test", base / test.root)
-
-
-def _check_root(draft: Draft, side: str, root: Path) -> None:
-    table = getattr(getattr(draft.spec.data, side), "table", None)
-    if not root.is_dir():
-        text = f"required a folder, found none at {root}; a root is relative to the spec's folder"
-        draft.refuse(("data", side, "root"), f"data.{side}.root: {text}")
-    elif table and not (root / table).is_file():
-        text = f"data.{side}.table: required a file, found none at {root / table}"
-        draft.refuse(("data", side, "table"), text)
+    for side, section in sides(draft.spec.data):
+        try:
+            require_images(section, base, side)
+        except DataError as error:
+            draft.refuse(tuple(error.path.split(".")), str(error))
+            continue
+        table = getattr(section, "table", None)
+        if table and not (base / section.root / table).is_file():
+            place = base / section.root / table
+            text = f"data.{side}.table: required a file, found none at {place}"
+            draft.refuse(("data", side, "table"), text)

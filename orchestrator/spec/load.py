@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.base.errors import SpecError
-from orchestrator.spec.cross_checks import Draft, check_data_roots, check_references, check_twins
+from orchestrator.spec.cross_checks import (
+    Draft,
+    check_data_roots,
+    check_policies,
+    check_references,
+    check_twins,
+)
 from orchestrator.spec.messages import validate
 from orchestrator.spec.models import Arm, Experiment, Spec
 from orchestrator.spec.search_space import apply
@@ -24,7 +30,13 @@ VARIANT_PATHS = ("data.exclude", "data.split", "data.labels.<label>.train_bins",
 _ALLOWED = re.compile(r"(data\.(exclude|split|labels\.\w+\.train_bins)|prep|train)(\.|$)")
 
 
-def read(path: Path, overrides: list[str] | None = None, *, check_roots: bool = True) -> Experiment:
+def read(
+    path: Path,
+    overrides: list[str] | None = None,
+    *,
+    check_roots: bool = True,
+    need_data: bool = True,
+) -> Experiment:
     """Read, override and check a spec file.
 
     Args:
@@ -32,6 +44,7 @@ def read(path: Path, overrides: list[str] | None = None, *, check_roots: bool = 
         overrides: texts of `--set`, each "path=value".
         check_roots: also require that the data exist and that variants differ. `predict` needs no
             data, and a smoke run makes variants equal that differ only in their duration.
+        need_data: False to leave only the data out of that.
 
     Raises:
         DocumentError: the spec has problems; each is listed with line and column.
@@ -50,7 +63,9 @@ def read(path: Path, overrides: list[str] | None = None, *, check_roots: bool = 
         if check_roots:
             if not problems:
                 check_twins(draft)
-            check_data_roots(draft, base)
+                check_policies(draft)
+            if need_data:
+                check_data_roots(draft, base)
     if problems or spec is None:
         raise DocumentError(path, problems, document.lines)
     return Experiment(spec, arms, base, changes, "\n".join(document.lines) + "\n")

@@ -13,6 +13,8 @@ from orchestrator.spec.yaml_source import Document, KeyPath, Problem
 
 M = TypeVar("M", bound=BaseModel)
 JsonSchema = dict[str, Any]
+_TAGS = ("name", "layout", "from")
+"""Keys whose value chooses the form of a component."""
 
 
 def validate(
@@ -58,6 +60,8 @@ def _problem(
     text = _sentence(fault, path, dotted)
     if is_unknown_key:
         text = _unknown_key(fault["loc"], path, parent, model)
+    if fault["type"] == "union_tag_not_found":
+        text = f"{dotted}: {_missing_tag(fault, model)}"
     where = under or path
     if not where and fault["type"] == "value_error":
         # a rule over several sections begins with the setting that it blames
@@ -124,8 +128,12 @@ def _real_path(loc: KeyPath, data: Any) -> tuple[KeyPath, Any]:
     path: list[str | int] = []
     value = data
     parent = data
+    previous = None  # the value whose tag was passed over
     for index, part in enumerate(loc):
         is_last = index == len(loc) - 1
+        if path and value is not previous and _is_tag_of(part, value):
+            previous = value
+            continue
         if isinstance(value, list):
             is_inside = isinstance(part, int) and part < len(value)
         else:
@@ -140,8 +148,21 @@ def _real_path(loc: KeyPath, data: Any) -> tuple[KeyPath, Any]:
     return tuple(path), parent
 
 
+def _is_tag_of(part: str | int, value: Any) -> bool:
+    """Return True if a part of a location is the name that chose the form of a value."""
+    return isinstance(value, dict) and part in [value.get(key) for key in _TAGS if key in value]
+
+
 def _is_tag(part: str) -> bool:
     return "[" in part or part in {"str", "int", "float", "dict", "list", "bool"}
+
+
+def _missing_tag(fault: ErrorDetails, model: type[BaseModel]) -> str:
+    """Say which key chooses the form of a component, and what it may be."""
+    key = fault["ctx"]["discriminator"].split("'")[-2]  # 'source' | 'from': the field, its key
+    root = model.model_json_schema(by_alias=True)
+    tags = [str(_tag(node)) for node in _nodes_at(fault["loc"], root) if _tag(node) is not None]
+    return f"{key}: is required, one of {', '.join(tags)}; found {_short(fault['input'])}"
 
 
 def _unknown_key(loc: KeyPath, path: KeyPath, parent: Any, model: type[BaseModel]) -> str:
@@ -160,23 +181,28 @@ def _unknown_key(loc: KeyPath, path: KeyPath, parent: Any, model: type[BaseModel
 def _fields_at(loc: KeyPath, model: type[BaseModel]) -> list[str]:
     """Return the keys that a location may have, from the JSON Schema of the model."""
     root = model.model_json_schema(by_alias=True)
+    names: set[str] = set()
+    for node in _nodes_at(loc, root):
+        names |= set(node.get("properties", {}))
+    return sorted(names)
+
+
+def _nodes_at(loc: KeyPath, root: JsonSchema) -> list[JsonSchema]:
+    """Return what a schema allows at a location, whose parts may be tags of unions."""
     nodes = [root]
     for part in loc:
+        tagged = [node for node in nodes if len(nodes) > 1 and _tag(node) == part]
         children: list[JsonSchema] = []
         for node in nodes:
             children += _children(node, part, root)
-        tagged = [node for node in nodes if _tag(node) == part]
-        nodes = children or tagged or nodes
-    names: set[str] = set()
-    for node in nodes:
-        names |= set(node.get("properties", {}))
-    return sorted(names)
+        nodes = tagged or children or nodes
+    return nodes
 
 
 def _tag(node: JsonSchema) -> Any:
     """Return the value that tells a member of a union from the others."""
     properties = node.get("properties", {})
-    for key in ("name", "layout", "from"):
+    for key in _TAGS:
         if "const" in properties.get(key, {}):
             return properties[key]["const"]
     return None

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from data_prep.config import Data, Prep, TestTable
-from data_prep.section import Positive, Section, Seed, added, how, identity
+from data_prep.section import Positive, Section, Seed, how, identity, since
 from orchestrator.base.keys import setting_id
 from orchestrator.spec.search_space import Confirm, Plain, Point, Search, Space, apply
 from orchestrator.spec.tracking import Track
@@ -44,7 +44,7 @@ class Vote(Section):
     """How the classes that members predict become one."""
 
     rule: Literal["hard", "soft"] = "hard"
-    calibrate: bool = added(default=False)
+    calibrate: bool = since(default=False)
     """State confidences at a temperature per label, fitted out of fold. No answer changes by it."""
 
 
@@ -101,7 +101,7 @@ class Spec(Section):
     train: Train = Train()
     variants: Annotated[dict[VariantName, Point], Field(min_length=1)] = {"base": {}}
     hypotheses: list[str] = []
-    subgroups: list[str] = added([])
+    subgroups: list[str] = since([])
     """Columns of the table. Their values get scores of their own, as those of the labels do."""
     search: Search | None = None
     confirm: Confirm | None = Confirm()

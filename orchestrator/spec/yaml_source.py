@@ -235,6 +235,10 @@ def _build(node: Node, problems: list[Problem]) -> Any:
             problems.append(Problem(*place, "a key must be plain text"))
             continue
         key = str(key_node.value)
+        if key == "<<":
+            text = "merge keys (<<) are not part of a spec; write the values out"
+            problems.append(Problem(*place, text))
+            continue
         first_line = first_lines.setdefault(key, place.line)
         if key in mapping:
             text = f"key {key!r} stands twice, first in line {first_line}; keep one"

@@ -73,11 +73,18 @@ def find(scope: Scope) -> Found:
 
 
 def run(env: Env) -> Catalog:
-    """Read every photo once: hash, size, labels, and whether it decodes."""
+    """Read every photo once: hash, size, labels, and whether it decodes.
+
+    Raises:
+        DataError: data or the labels of a test table are not as the spec says.
+    """
+    from data_prep.catalog.answers import placeholder  # noqa: PLC0415
+
     key = catalog_key(env)
+    spec = env.experiment.spec
     with env.single_flight("catalog", key, "reads the same photos"):
         artifact = env.store.find("catalog", key)
-        if artifact is not None and _is_outdated(env, artifact):
+        if artifact is not None and (_is_outdated(env, artifact) or _has_split_groups(artifact)):
             shutil.rmtree(artifact.path)
             artifact = None
         outcome = CACHED if artifact else SUCCEEDED
@@ -90,6 +97,9 @@ def run(env: Env) -> Catalog:
     note = f"{facts['n_ok']} photos, {facts['n_groups']} groups"
     if facts["quarantined"]:
         note += f", {len(facts['quarantined'])} quarantined"
+    for text in (*facts.get("notes", []), placeholder(spec.data, env.experiment.base)):
+        if text:
+            note += f"; {text}"
     return Catalog(outcome, note, artifact)
 
 
@@ -115,7 +125,12 @@ def _require_columns(names: list[str], artifact: Artifact) -> None:
 
 
 def _build(env: Env, key: str) -> Artifact:
-    from data_prep.catalog.builder import build_catalog, content_hash, photos_hash  # noqa: PLC0415
+    from data_prep.catalog.builder import (  # noqa: PLC0415
+        build_catalog,
+        content_hash,
+        photos_hash,
+        reading_notes,
+    )
     from orchestrator.cluster.tasks import ray_map  # noqa: PLC0415
     from orchestrator.store import tables  # noqa: PLC0415
 
@@ -132,7 +147,7 @@ def _build(env: Env, key: str) -> Artifact:
         )
         tables.write(table, draft.path / "catalog.parquet")
         draft.result |= {"content": content_hash(table), "photos": photos_hash(table)}
-        draft.result |= _facts(table)
+        draft.result |= _facts(table) | {"notes": reading_notes(table)}
     return env.store.get("catalog", key)
 
 
@@ -156,6 +171,21 @@ def _is_outdated(env: Env, artifact: Artifact) -> bool:
             continue
         return True
     return False
+
+
+def _has_split_groups(artifact: Artifact) -> bool:
+    """Return True for a catalog of an earlier version in which one group has two names.
+
+    Blanks around a name and its Unicode form once made another group of it, so that photos of one
+    group stood on both sides. Few tables have such names, so the version of all catalogs stays.
+    """
+    from data_prep.catalog.groups import group_name  # noqa: PLC0415
+    from orchestrator.store import tables  # noqa: PLC0415
+
+    if "notes" in artifact.result:
+        return False
+    groups = tables.read(artifact.file("catalog.parquet"), columns=["group"])["group"]
+    return any(name != group_name(name) for name in groups.unique().to_pylist() if name)
 
 
 def _facts(table: pa.Table) -> dict[str, Any]:

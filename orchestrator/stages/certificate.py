@@ -82,7 +82,7 @@ def certify(
         "estimate": {
             "on": "out-of-fold predictions" if spec.confirm else "role val",
             "of": whom(
-                spec.data.group,
+                spec.data.group_text,
                 {
                     env.experiment.arms[own[0]["variant"]].data.split.strategy
                     for own in trials.values()

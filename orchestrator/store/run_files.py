@@ -785,8 +785,14 @@ class PlanFile:
 class DataFacts:
     """The section `data` of a resolved spec."""
 
-    group: str = ""
+    group: Any = ""
     labels: Any = None
+
+    @property
+    def group_text(self) -> str:
+        """The group as a reader calls it: a column, or the rule that reads it from names."""
+        rule = self.group if isinstance(self.group, dict) else {}
+        return f"{rule['from']} of the photo" if "from" in rule else str(self.group)
 
 
 @dataclass(frozen=True)

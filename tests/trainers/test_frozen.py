@@ -220,3 +220,10 @@ def test_a_source_with_another_backbone_is_refused(task, source, tmp_path):
     other = {name: value for name, value in source.items() if "bn1" not in name}
     with pytest.raises(ValueError, match="the source's backbone must be the same"):
         train(config(A_C), task, seed=1, report=quiet, work_dir=tmp_path, threads=1, source=other)
+
+
+def test_a_policy_that_is_a_list_has_features_of_its_own(task, tmp_path):
+    flip = [{"name": "HorizontalFlip", "p": 1.0}, {"name": "RandomBrightnessContrast", "p": 0.5}]
+    settings = config("single", frozen={"views": 1}, policy=flip)
+    train(settings, task, seed=1, report=quiet, work_dir=tmp_path, threads=1)
+    assert "weights.safetensors" in {path.name for path in tmp_path.iterdir()}

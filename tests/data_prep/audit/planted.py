@@ -69,10 +69,8 @@ def oversized() -> bytes:
     )
 
 
-def gif() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (8, 8)).save(buffer, "GIF")
-    return buffer.getvalue()
+def pdf() -> bytes:
+    return b"%PDF-1.7"
 
 
 def look_alikes(people: list[dict], rng: random.Random) -> list[tuple[dict, dict]]:
@@ -132,7 +130,7 @@ def plant(train: Path, out: Path, *, n: int = 20, seed: int = 0) -> dict:
         "empty file": b"",
         "not an image": b"text",
         "too large": oversized(),
-        "not allowed": gif(),
+        "not allowed": pdf(),
     }
     for at in range(15):
         kind = list(kinds)[at % 5]

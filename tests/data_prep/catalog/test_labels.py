@@ -134,3 +134,35 @@ def test_photos_with_two_classes_are_errors():
 def test_a_rule_that_fits_nothing_says_what_is_there(rule, text):
     with pytest.raises(DataError, match=text):
         read_codes({"sex": label(rule)}, ["1_a/x.jpg"], {"gender": ["male"]})
+
+
+@pytest.mark.parametrize(
+    ("classes", "value", "code"),
+    [
+        ([0, 1], "1", 1),
+        ([0, 1], 1.0, 1),
+        (["0", "1"], "0.0", 0),
+        ([-1, 1], "-1.0", 0),
+        ([0.0, 0.5], "0", 0),
+        ([True, False], "TRUE", 0),
+        ([True, False], False, 1),
+        (["007", "7"], "007", 0),
+        (["007", "7"], 7, 1),
+        (["NA", "nan"], "NA", 0),
+        (["caf\u00e9", "bar"], "cafe\u0301", 0),
+        (["2024-01-01", "2024-02-01"], "2024-02-01", 1),
+    ],
+)
+def test_a_value_is_the_class_that_a_reader_takes_it_for(classes, value, code):
+    assert code == code_of(label({"from": "column", "column": "x", "classes": classes}), value)
+
+
+@pytest.mark.parametrize("value", ["01", "1.5", "one", "", None, "1 "])
+def test_other_numbers_are_no_class(value):
+    rule = label({"from": "column", "column": "x", "classes": [0, 1]})
+    assert isinstance(code_of(rule, value), str)
+
+
+def test_blanks_around_a_class_are_named():
+    rule = label({"from": "column", "column": "x", "classes": ["red", "blue"]})
+    assert "blanks around it" in code_of(rule, "red ")

@@ -33,6 +33,42 @@ def write(tmp_path):
 
 
 BROKEN = {
+    "a component without its name": (
+        (("optimizer: {name: adam, lr", "optimizer: {lr"),),
+        r"train.optimizer: name: is required, one of adam, adamw, sgd; found \{\"lr",
+    ),
+    "a source without its layout": (
+        (("layout: profile_folders, root", "root"),),
+        r"data.source: layout: is required, one of profile_folders, class_folders, table; found",
+    ),
+    "a label without from": (
+        (("{from: column, column: gender", "{column: gender"),),
+        r"spec.yaml:\d+:\d+: data.labels.gender: from: is required, one of stem, column, folder",
+    ),
+    "a merge key": (
+        (("optimizer: {name: adam,", "optimizer: {<<: {name: adam},"),),
+        r"merge keys \(<<\) are not part of a spec; write the values out",
+    ),
+    "one class of a column": (
+        (("classes: [male, female]", "classes: [male]"),),
+        r"data.labels.gender.classes: ",
+    ),
+    "classes of no kind": (
+        (("classes: [male, female]", "classes: [male, [female]]"),),
+        r"data.labels.gender.classes.1: ",
+    ),
+    "a typo in a column label": (
+        (("column: gender, classes", "column: gender, clases"),),
+        r"data.labels.gender.clases: .*did you mean 'classes'",
+    ),
+    "a ruined photo": (
+        (("policy: basic", "policy: [{name: HorizontalFlip}, {name: Normalize}]"),),
+        r"train.augment.policy: Normalize returns float32 values",
+    ),
+    "a folder outside the root": (
+        (("root: ../data/sample/train, table", "root: ../data/sample/train, images: ../x, table"),),
+        r"data.source.images: a folder below the root was required",
+    ),
     "unknown key": ((("seed: 42", "sead: 42"),), r"sead: unknown key 'sead'.*did you mean 'seed'"),
     "misspelt key": (
         (("lr: 1.0e-3, weight", "learn_rate: 1, weight"),),
@@ -77,7 +113,7 @@ BROKEN = {
     "alias bomb": ((("seed: 42", "seed: &a [1,1]\nb: [*a, *a]"),), r"anchors and aliases"),
     "missing data folder": (
         (("../data/sample/train", "../data/nope"),),
-        r"data.source.root: required a folder, found none at",
+        r"data.source.root: a folder was required, found nothing at",
     ),
     "tab": ((("  test: {root", "\ttest: {root"),), r"not valid YAML: found a tab"),
     "misspelt backbone": (
@@ -225,6 +261,21 @@ def test_a_broken_spec_is_refused_with_line_column_and_what_to_do(write, name):
     )
 
 
+def test_a_grid_over_all_numbers_of_a_range_is_refused_at_the_range(write):
+    path = write(("sampler: tpe", "sampler: grid"))
+    line = 1 + path.read_text()[: path.read_text().index("train.optimizer.lr")].count("\n")
+    with pytest.raises(DocumentError, match="sampler grid needs a step or a list") as caught:
+        read(path)
+    assert [line] == [problem.line for problem in caught.value.problems]
+    stepped = "train.optimizer.lr: {float: [5.0e-4, 3.0e-3], step: 5.0e-4}"
+    read(
+        write(
+            ("sampler: tpe", "sampler: grid"),
+            (path.read_text().splitlines()[line - 1].strip(), stepped),
+        )
+    )
+
+
 def test_an_empty_file_is_refused(write):
     with pytest.raises(DocumentError, match="found an empty file"):
         read(write(text=""))
@@ -334,7 +385,8 @@ def run(*arguments, cwd, **environment):
 def test_check_exits_two_and_imports_nothing_heavy(write, tmp_path):
     bad = run("-m", "orchestrator", "check", str(write(("seed: 42", "sead: 42"))), cwd=tmp_path)
     assert (bad.returncode, bad.stdout) == (2, "")
-    good = run("-X", "importtime", "-m", "orchestrator", "check", str(write()), cwd=tmp_path)
+    check = ("-X", "importtime", "-m", "orchestrator", "check", "--offline")
+    good = run(*check, str(write()), cwd=tmp_path)
     assert good.returncode == 0
     heavy = {"torch", "ray", "timm", "optuna", "rembg", "deepface", "pandas", "wandb"}
     assert not heavy & {

@@ -20,7 +20,8 @@ def folder(tmp_path):
 def add_classes(folder, *names):
     for name in names:
         (folder / "images" / name).mkdir()
-        (folder / "images" / name / "1.JPG").touch()
+        for number in range(4):
+            (folder / "images" / name / f"{number}.JPG").touch()
 
 
 def init(*arguments):
@@ -39,6 +40,8 @@ def test_folders_of_classes_give_a_spec_that_check_accepts(folder, tmp_path):
 
 def test_a_table_gives_its_labels_bins_and_group(folder, tmp_path):
     (folder / "train.csv").write_text(TABLE)
+    for number in range(12):
+        (folder / f"images/{number}.jpg").touch()
     out = tmp_path / "mine.yaml"
     assert 0 == init(folder, "--out", out).exit_code
     text = out.read_text()

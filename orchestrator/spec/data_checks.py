@@ -1,0 +1,107 @@
+"""What the tables and names of a spec's data say, checked before any photo is opened.
+
+Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.catalog.answers import placeholder
+from data_prep.catalog.labels import OWN_COLUMNS
+from data_prep.catalog.rows import Rows, rare_classes, read_rows, require_classes, summary
+from data_prep.errors import DataError, nearest
+from orchestrator.spec.models import Experiment
+from orchestrator.spec.yaml_source import DocumentError, Problem, load
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What a reader should know of data that a spec can use."""
+
+    lines: list[str]
+    warnings: list[str]
+
+    def text(self) -> list[str]:
+        """Return all as lines."""
+        return [*self.lines, *(f"warning: {warning}" for warning in self.warnings)]
+
+
+def check_data(experiment: Experiment, path: Path) -> DataReport:
+    """Open the tables of a spec, list its photos, and read groups and labels.
+
+    Args:
+        experiment: the checked spec.
+        path: its file, for the places of problems.
+
+    Raises:
+        DocumentError: the data are not as the spec says; each problem is listed with its place.
+    """
+    problems: list[DataError] = []
+    warnings: list[str] = []
+    lines: list[str] = []
+    data = experiment.spec.data
+    try:
+        rows = read_rows(data, experiment.base)
+        lines = [*summary(data, rows), *rows.notes]
+        require_classes(data, rows)
+        problems += _faults(experiment, rows, warnings)
+    except DataError as error:
+        problems.append(error)
+    try:
+        doubt = placeholder(data, experiment.base)
+        warnings += [doubt] if doubt else []
+    except DataError as error:
+        if str(error) not in map(str, problems):
+            problems.append(error)
+    if problems:
+        document = load(path)
+        placed = []
+        for problem in problems:
+            place = document.where(tuple(problem.path.split(".")))
+            placed.append(Problem(*place, str(problem)))
+        raise DocumentError(path, placed, document.lines)
+    return DataReport(lines, warnings)
+
+
+def _faults(experiment: Experiment, rows: Rows, warnings: list[str]) -> Iterator[DataError]:
+    """Yield what a later stage would refuse; what it may refuse is added to the warnings."""
+    spec = experiment.spec
+    by_photo = spec.data.split.strategy == "random"
+    n_units = len(rows.readable)
+    if not by_photo:
+        n_units = len({rows.groups[index] for index in rows.readable})
+        rare = rare_classes(spec.data, rows)
+        if spec.confirm is None:
+            warnings += rare
+        else:
+            for sentence in rare:
+                where, _, text = sentence.partition(": ")
+                yield DataError(where, text)
+    if spec.confirm is not None and n_units < spec.confirm.folds:
+        units = "photos" if by_photo else "groups"
+        yield DataError(
+            "confirm.folds",
+            f"at least one of the {units} per fold was required, found {n_units} {units} for "
+            f"{spec.confirm.folds} folds; set confirm.folds: {max(n_units, 2)} or less, or name "
+            "a finer data.group",
+        )
+    yield from _unknown_columns(experiment, rows)
+
+
+def _unknown_columns(experiment: Experiment, rows: Rows) -> Iterator[DataError]:
+    """Yield the columns that exclusions name and nobody has."""
+    known = [*rows.source.columns, *experiment.spec.data.labels]
+    allowed = {*known, *OWN_COLUMNS, *(f"table_{name}" for name in rows.source.columns)}
+    refused = set()
+    for arm in experiment.arms.values():
+        for rule in arm.data.exclude:
+            refused |= set(rule) - allowed
+    for column in sorted(refused):
+        yield DataError(
+            "data.exclude",
+            f"a column of the table or a label was required, found {column!r}; there are "
+            f"{', '.join(known)}{nearest(column, known)}",
+        )
