@@ -17,7 +17,9 @@ from orchestrator.spec.load import read
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, Store
 from orchestrator.store.run_dir import RunPaths
-from orchestrator.store.run_files import Preparation, Selection, as_record
+from orchestrator.store.run_files.preparation import Preparation
+from orchestrator.store.run_files.records import as_record
+from orchestrator.store.run_files.selection import Selection
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.report import charts
 from orchestrator.report.load import Run, View
-from orchestrator.store.run_files import AuditFacts, Exclusion, Histogram, LabelProbe, LeakGap
+from orchestrator.store.run_files.audit import AuditFacts, Exclusion, Histogram, LabelProbe, LeakGap
 
 _KINDS = {
     "train_and_test": "in training and test",

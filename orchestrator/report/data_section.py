@@ -12,7 +12,7 @@ from data_prep.split import rows_of_seed
 from orchestrator.report import charts
 from orchestrator.report.load import Run, View
 from orchestrator.store.events import DriverStarted, ShardWritten, WorkerDied
-from orchestrator.store.run_files import Film, PreparedSet
+from orchestrator.store.run_files.preparation import Film, PreparedSet
 
 _ROLES = ("train", "val", "test", "excluded")
 _MAX_CLASSES = 30

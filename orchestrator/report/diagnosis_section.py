@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.report import charts
 from orchestrator.report.load import Run, View
-from orchestrator.store.run_files import SubgroupScore
+from orchestrator.store.run_files.diagnosis import SubgroupScore
 
 _MAX_SUSPECTS = 30
 

@@ -23,7 +23,8 @@ from orchestrator.store.events import (
 )
 from orchestrator.store.ledger import TrialRecord, is_live, one_trial, read, replay
 from orchestrator.store.run_dir import RunPaths
-from orchestrator.store.run_files import PlanFile, as_record
+from orchestrator.store.run_files.records import as_record
+from orchestrator.store.run_files.settings import PlanFile
 
 _SCORE = "val_macro_f1"
 _FOLLOW_EVERY_S = 0.5

@@ -15,23 +15,17 @@ from data_prep.catalog.labels import Schema
 from orchestrator.report import scores
 from orchestrator.store import tables
 from orchestrator.store.events import DriverStarted, Event, RunStarted, StageEnded, from_json
-from orchestrator.store.run_files import (
-    AuditFacts,
-    Candidate,
-    Certificate,
-    EpochRow,
-    Hypothesis,
-    Preparation,
-    ResolvedSpec,
-    Selection,
-    Summary,
-    TrialRow,
-    as_record,
-    as_records,
-    read_json,
-)
+from orchestrator.store.run_files.audit import AuditFacts
+from orchestrator.store.run_files.certificate import Certificate
+from orchestrator.store.run_files.hypotheses import Hypothesis
+from orchestrator.store.run_files.preparation import Preparation
+from orchestrator.store.run_files.records import FileRecord, as_record, as_records, read_json
+from orchestrator.store.run_files.selection import Candidate, Selection
+from orchestrator.store.run_files.settings import ResolvedSpec, Summary
+from orchestrator.store.run_files.trials import EpochRow, TrialRow
 
 T = TypeVar("T")
+R = TypeVar("R", bound=FileRecord)
 
 View = dict[str, Any]
 """What one section shows: the names that its macro in sections.html.j2 reads."""
@@ -156,10 +150,10 @@ class _Folder:
             )
             return empty
 
-    def record(self, name: str, cls: type[T], *, needed: bool = True) -> T:
+    def record(self, name: str, cls: type[R], *, needed: bool = True) -> R:
         return self.read(name, lambda path: as_record(cls, read_json(path)), cls(), needed=needed)
 
-    def rows(self, name: str, cls: type[T]) -> tuple[T, ...] | None:
+    def rows(self, name: str, cls: type[R]) -> tuple[R, ...] | None:
         return self.read(name, lambda path: as_records(cls, tables.read(path).to_pylist()), None)
 
     def table(self, name: str, *, needed: bool = True) -> pa.Table | None:
@@ -215,7 +209,7 @@ def read_events(path: Path) -> list[Event]:
     return events
 
 
-def _filled(cls: type[T], path: Path) -> T | None:
+def _filled(cls: type[R], path: Path) -> R | None:
     """Read a record; None where the file holds nothing."""
     value = read_json(path)
     return as_record(cls, value) if isinstance(value, dict) and value else None

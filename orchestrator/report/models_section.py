@@ -12,7 +12,8 @@ from orchestrator.report import charts, scores
 from orchestrator.report.findings import last_line
 from orchestrator.report.load import Run, View
 from orchestrator.report.trust import contributions
-from orchestrator.store.run_files import EpochRow, Scores, TrialRow
+from orchestrator.store.run_files.scores import Scores
+from orchestrator.store.run_files.trials import EpochRow, TrialRow
 
 _MAX_MATRIX = 40
 _N_CONFUSIONS = 8

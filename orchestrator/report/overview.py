@@ -10,7 +10,9 @@ from orchestrator.evaluation.hypotheses import needs_text
 from orchestrator.report import charts
 from orchestrator.report.load import Run, View
 from orchestrator.store.events import DriverStarted, Event
-from orchestrator.store.run_files import Candidate, Hypothesis, Score
+from orchestrator.store.run_files.hypotheses import Hypothesis
+from orchestrator.store.run_files.scores import Score
+from orchestrator.store.run_files.selection import Candidate
 
 _NO_SCORE = Score()
 

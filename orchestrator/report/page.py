@@ -26,7 +26,7 @@ from orchestrator.report import (
     trust,
 )
 from orchestrator.report.load import Run, View, load
-from orchestrator.store.run_files import number
+from orchestrator.store.run_files.records import number
 
 SECTIONS: tuple[tuple[str, str, Callable[[Run], View]], ...] = (
     ("result", "Result", overview.result),

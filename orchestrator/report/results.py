@@ -14,17 +14,10 @@ from typing import Any, TypedDict
 from orchestrator.evaluation.hypotheses import needs_text
 from orchestrator.store.events import DriverStarted, Event, StageEnded
 from orchestrator.store.ledger import TrialRecord, read, replay
-from orchestrator.store.run_files import (
-    Candidate,
-    EnsembleScores,
-    Hypothesis,
-    Score,
-    Scores,
-    Selection,
-    as_record,
-    as_records,
-    read_json,
-)
+from orchestrator.store.run_files.hypotheses import Hypothesis
+from orchestrator.store.run_files.records import as_record, as_records, read_json
+from orchestrator.store.run_files.scores import Score, Scores
+from orchestrator.store.run_files.selection import Candidate, EnsembleScores, Selection
 
 _CANDIDATE = (
     "",

@@ -10,7 +10,8 @@ import numpy as np
 from orchestrator.report import charts
 from orchestrator.report.load import Run, View
 from orchestrator.report.models_section import by_score, legend, settings_text, variant_colors
-from orchestrator.store.run_files import TrialRow, number
+from orchestrator.store.run_files.records import number
+from orchestrator.store.run_files.trials import TrialRow
 
 _MAX_PARALLEL = 300
 _MAX_SLICES = 12

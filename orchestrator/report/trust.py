@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.report.load import Run, View
-from orchestrator.store.run_files import (
-    BoardRow,
-    Certificate,
-    CertifiedMember,
-    Contribution,
-    Score,
-)
+from orchestrator.store.run_files.certificate import Certificate, CertifiedMember
+from orchestrator.store.run_files.scores import Score
+from orchestrator.store.run_files.selection import BoardRow, Contribution
 
 _NO_SCORE = Score()
 

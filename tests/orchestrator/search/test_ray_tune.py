@@ -12,18 +12,14 @@ import pytest
 
 from orchestrator.cluster.connection import _prepare_environment
 from orchestrator.report.explain import why
-from orchestrator.search import precision
 from orchestrator.search.controller import TrialController
 from orchestrator.search.worker import Watch
-from orchestrator.spec.models import TrialShare
 from orchestrator.store.events import TrialEnded
 from orchestrator.store.ledger import Ledger, read, replay
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.search import toy
 from tests.orchestrator.search.test_controller import outcome
-from tests.orchestrator.search.test_precision import SCHEMA, arm
 from tests.orchestrator.search.test_worker import Spec, misbehave
-from trainers.device import choose_precision_for
 
 _prepare_environment(
     None, insecure=False
@@ -101,6 +97,12 @@ def test_one_of_each_failure_costs_that_trial_only_and_why_tells_it(cluster, tmp
 
 
 def test_a_worker_chooses_precision_auto_by_the_rule(cluster):
+    # workers import this module, and torch would fill the memory that the test above allows
+    from orchestrator.search import precision
+    from orchestrator.spec.models import TrialShare
+    from tests.orchestrator.search.test_precision import SCHEMA, arm
+    from trainers.device import choose_precision_for
+
     share = TrialShare(cpu=0.5)
     for backbone in ("resnet18", "tf_efficientnet_lite0"):
         wanted = arm("auto", backbone)

@@ -1,0 +1,1 @@
+"""The files of a run as typed records, one module per file."""

@@ -1,0 +1,122 @@
+"""The records of certificate.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.store.run_files.diagnosis import Diagnosed, RaceFacts
+from orchestrator.store.run_files.records import FileRecord
+from orchestrator.store.run_files.scores import Corrected, Difference, Score, Scores
+
+
+class Estimate(FileRecord):
+    """The score that the certificate promises, on what, and for whom."""
+
+    on: str = ""  # out-of-fold predictions | role val
+    of: str = ""
+    macro_f1: Score = Score()
+    calibration_error: float | None = None
+
+
+class Gap(FileRecord):
+    """How far the estimate lies from the test score."""
+
+    estimate_minus_test: float | None = None
+    corrected_minus_test: float | None = None
+    test_is_inside_the_interval: bool = False
+
+
+class Check(FileRecord):
+    """The comparison of fresh answers through `predict` with the stored ones."""
+
+    equal: bool | None = None
+    n_photos: int | None = None
+    max_difference: float | None = None
+    why: str = ""
+
+
+class ClassScores(FileRecord):
+    """The scores of one class."""
+
+    name: str = ""
+    f1: float | None = None
+    recall: float | None = None
+    precision: float | None = None
+    n: int | None = None
+
+
+class GroupScore(FileRecord):
+    """The accuracy on the photos of one group."""
+
+    group: str = ""
+    accuracy: float | None = None
+    n: int | None = None
+
+
+class DataUse(FileRecord):
+    """How often a set of labels was used, and for what."""
+
+    what: str = ""
+    times: int | None = None
+    why: str = ""
+
+
+class Checkpoint(FileRecord):
+    """One checkpoint of a member."""
+
+    trial_id: str = ""
+    seed: int | None = None
+    fold: int | None = None
+    git_commit: str | None = None
+    weights_sha256: str = ""
+
+
+class CertifiedMember(FileRecord):
+    """A member with its settings and checkpoints."""
+
+    setting: str = ""
+    variant: str = ""
+    votes: int | None = None
+    settings: Any = None
+    checkpoints: tuple[Checkpoint, ...] = ()
+
+
+class DataHashes(FileRecord):
+    """The hashes of the catalog and of the photos."""
+
+    catalog_sha256: str = ""
+    photos_sha256: str = ""
+
+
+class SplitHash(FileRecord):
+    """The hash of a variant's split."""
+
+    sha256: str = ""
+
+
+class CodeVersion(FileRecord):
+    """The commit of the code."""
+
+    git_commit: str = ""
+
+
+class Certificate(Diagnosed):
+    """What certificate.json holds."""
+
+    statement: str = ""
+    policy: Any = None
+    estimate: Estimate = Estimate()
+    corrected: Corrected = Corrected()
+    public: Scores = Scores()
+    test: Scores = Scores()
+    gap: Gap | None = None
+    gain: Difference | None = None
+    check: Check | None = None
+    worst_classes: tuple[ClassScores, ...] = ()
+    worst_groups: tuple[GroupScore, ...] = ()
+    race: RaceFacts | None = None
+    looked_at: tuple[DataUse, ...] = ()
+    members: tuple[CertifiedMember, ...] = ()
+    data: DataHashes = DataHashes()
+    splits: dict[str, SplitHash] = {}
+    code: CodeVersion = CodeVersion()

@@ -1,0 +1,84 @@
+"""The records of selection.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.store.run_files.diagnosis import Diagnosed
+from orchestrator.store.run_files.records import FileRecord
+from orchestrator.store.run_files.scores import Corrected, Difference, Scores
+
+
+class Candidate(FileRecord):
+    """A confirmed setting: its scores, its rank, and why it is a member or not."""
+
+    setting: str = ""
+    variant: str = ""
+    rank: int | None = None
+    chosen: bool = False
+    reason: str = ""
+    oof_macro_f1: float | None = None
+    low: float | None = None
+    high: float | None = None
+    worst_class: int | None = None
+    worst_class_recall: float | None = None
+    total_variation: float | None = None
+    n_params: int | None = None
+    search_score: float | None = None
+    board_score: float | None = None
+    n_samples: int | None = None
+    n_left_out: int | None = None
+    stopped_after: int | None = None  # seeds, if a race stopped it
+
+
+class BoardRow(FileRecord):
+    """The public and private scores of the ensemble or of one member."""
+
+    who: str = ""
+    public_accuracy: float | None = None
+    public_macro_f1: float | None = None
+    private_accuracy: float | None = None
+    private_macro_f1: float | None = None
+
+
+class Contribution(FileRecord):
+    """What one member adds to the vote: the score with it minus the score without it."""
+
+    setting: str = ""
+    votes: int | None = None
+    macro_f1: float | None = None
+    adds: Difference = Difference()
+
+
+class EnsembleScores(Diagnosed):
+    """The ensemble's scores on every set of photos."""
+
+    oof: Scores = Scores()
+    public: Scores = Scores()
+    test: Scores = Scores()
+    gain: Difference | None = None
+    corrected: Corrected | None = None
+    board: tuple[BoardRow, ...] = ()
+    marginal: tuple[Contribution, ...] = ()
+
+
+class VoteRule(FileRecord):
+    """How the members vote."""
+
+    rule: str = ""  # hard | soft
+    calibrate: bool = False  # confidences are stated at a temperature
+
+
+class Selection(FileRecord):
+    """What selection.json holds."""
+
+    policy: Any = None  # a name, or the list of the members that the spec fixes
+    rule: str = ""
+    level: float = 0.9
+    members: tuple[str, ...] = ()
+    weights: tuple[int, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    short_of: str = ""
+    vote: VoteRule = VoteRule()
+    ensemble: EnsembleScores = EnsembleScores()
+    winner: Corrected | None = None

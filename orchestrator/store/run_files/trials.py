@@ -1,0 +1,62 @@
+"""The rows of trials.parquet and curves.parquet."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import model_validator
+
+from orchestrator.store.run_files.records import FileRecord
+
+_LABEL_SCORE = "val_macro_f1_"
+
+
+class TrialRow(FileRecord):
+    """One row of trials.parquet."""
+
+    trial_id: str = ""
+    variant: str = ""
+    phase: str = ""  # search | confirm
+    setting: str = ""
+    seed: int | None = None
+    fold: int | None = None
+    status: str = ""
+    params: dict[str, Any] = {}  # short name -> sampled value
+    epochs: int | None = None
+    wall_s: float | None = None
+    val_macro_f1: float | None = None
+    val_accuracy: float | None = None
+    val_loss: float | None = None
+    error: str = ""
+    label_scores: dict[str, float] = {}  # label -> its macro F1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_columns(cls, row: dict[str, Any]) -> dict[str, Any]:
+        scores = {}
+        for name, value in row.items():
+            if name.startswith(_LABEL_SCORE):
+                scores[name.removeprefix(_LABEL_SCORE)] = value
+        return {**row, "params": _short_params(row.get("params")), "label_scores": scores}
+
+
+class EpochRow(FileRecord):
+    """One row of curves.parquet."""
+
+    trial_id: str = ""
+    epoch: int = 0
+    train_loss: float | None = None
+    val_loss: float | None = None
+    val_macro_f1: float | None = None
+
+
+def _short_params(text: Any) -> dict[str, Any]:
+    """Return sampled values, written as JSON, by their names without `train.`."""
+    try:
+        params = json.loads(text or "{}")
+    except (TypeError, ValueError):
+        return {}
+    if not isinstance(params, dict):
+        return {}
+    return {name.removeprefix("train."): value for name, value in params.items()}
