@@ -15,8 +15,9 @@ import numpy as np
 
 from data_prep.catalog.labels import Schema
 from orchestrator.ensemble.label_noise import LabelAnswers, Suspect, find_suspects, ranked, without
+from orchestrator.ensemble.subgroups import Subgroup, subgroup_intervals
 from orchestrator.evaluation.calibration import Calibration, calibrate, label_probs
-from orchestrator.evaluation.intervals import Interval, Subgroup, interval, subgroup_intervals
+from orchestrator.evaluation.intervals import Interval, interval
 from orchestrator.evaluation.metrics import Floats, owners_of
 from orchestrator.evaluation.predictions import Predictions
 

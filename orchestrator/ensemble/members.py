@@ -70,13 +70,13 @@ def member_trials(paths: RunPaths, settings: list[str]) -> dict[str, list[dict[s
     return trials
 
 
-def checkpoint(store: Store, trial: Mapping[str, Any]) -> Artifact:
-    """Return a trial's artifact, the hashes of its weights and model checked.
+def checkpoint(store: Store, key: str) -> Artifact:
+    """Return the artifact of a trial, the hashes of its weights and model checked.
 
     Raises:
         UserError: it is gone, or a file differs from what its manifest says.
     """
-    artifact = store.get("trial", Path(trial["checkpoint"]).name)
+    artifact = store.get("trial", key)
     for name in ("weights.safetensors", "model.json"):
         artifact.file(name)
     return artifact
@@ -102,7 +102,8 @@ def of_run(paths: RunPaths, store: Store) -> Ensemble:
     members = []
     for setting, votes in zip(selection.members, weights, strict=True):
         variant = trials[setting][0]["variant"]
-        checkpoints = [checkpoint(store, trial).path for trial in trials[setting]]
+        keys = [Path(trial["checkpoint"]).name for trial in trials[setting]]
+        checkpoints = [checkpoint(store, key).path for key in keys]
         prep = experiment.arms[variant].prep
         member = Member(setting, variant, votes, prep, tuple(checkpoints))
         _require_same_steps(paths, member)

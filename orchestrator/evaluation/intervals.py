@@ -6,11 +6,9 @@ know about the bootstrap" (expanded percentiles); Zou and Donner 2008 for a diff
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,8 +28,6 @@ from orchestrator.evaluation.predictions import Predictions
 N_RESAMPLES = 2000
 FEWEST_GROUPS = 7
 """With fewer groups in a class the 90 % interval covers .80 to .92 in simulation."""
-MOST_VALUES = 12
-"""Values of a column that are subgroups of their own."""
 _CELLS = 2**23  # of a weight matrix: 32 MB
 
 
@@ -133,101 +129,16 @@ def label_interval(
     return interval(label, metric=metric, seed=seed)
 
 
-@dataclass(frozen=True)
-class Subgroup:
-    """The score of the photos that share a value of a label or of a column of the table."""
-
-    column: str
-    value: str
-    macro_f1: Interval
-    accuracy: Interval
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
-
-
-def subgroup_intervals(
-    predictions: Predictions,
-    columns: Mapping[str, Sequence[Any]],
-    *,
-    seed: int,
-    orders: Mapping[str, Sequence[str]] | None = None,
-) -> list[Subgroup]:
-    """Return macro F1 and accuracy with their intervals for every value of some columns.
-
-    A column of numbers with more than 12 values is cut into quarters of the photos. Of texts with
-    more than 12 values the most frequent ones are kept, and the rest is one subgroup.
-
-    Args:
-        predictions: of one vote.
-        columns: name -> one value per sample; None where it is not known.
-        seed: of the resamples.
-        orders: name -> values in the order in which they are listed; sorted by default.
-    """
-    subgroups = []
-    for column, values in columns.items():
-        order = (orders or {}).get(column)
-        for value, index in _samples_by_value(values, order).items():
-            part = predictions.take(index)
-            f1 = interval(part, seed=seed)
-            accuracy = interval(part, metric="accuracy", seed=seed)
-            subgroups.append(Subgroup(column, value, f1, accuracy))
-    return subgroups
-
-
-def _samples_by_value(values: Sequence[Any], order: Sequence[str] | None = None) -> dict[str, Ints]:
-    """Return name of a value -> places of its samples; unknown values are left out."""
-    counted = Counter(value for value in values if value is not None and str(value) != "nan")
-    are_numbers = all(type(value) in {int, float} for value in counted)
-    if are_numbers and len(counted) > MOST_VALUES:
-        return _quarters(values)
-    frequent = [value for value, _ in counted.most_common()]
-    if len(frequent) > MOST_VALUES:
-        frequent = frequent[: MOST_VALUES - 1]
-    listed = order or sorted(frequent, key=lambda value: value if are_numbers else str(value))
-    samples: dict[str, list[int]] = {str(value): [] for value in listed if value in counted}
-    rest: list[int] = []
-    for i, value in enumerate(values):
-        if value in counted:
-            samples.get(str(value), rest).append(i)
-    if rest:
-        samples[f"{len(counted) - len(frequent)} other values"] = rest
-    return {name: np.array(index, np.int64) for name, index in samples.items()}
-
-
-def _quarters(values: Sequence[Any]) -> dict[str, Ints]:
-    """Return the samples of each quarter of a number; its borders are rounded to three digits."""
-    numbers = np.array([np.nan if value is None else value for value in values], np.float64)
-    borders = []
-    for border in np.nanquantile(numbers, [0.25, 0.5, 0.75]):
-        rounded = float(f"{border:.3g}")
-        if rounded not in borders:
-            borders.append(rounded)
-    edges = [-np.inf, *borders, np.inf]
-    samples = {}
-    for low, high in pairwise(edges):
-        name = f"{low:g} to below {high:g}"
-        if low == -np.inf:
-            name = f"below {high:g}"
-        elif high == np.inf:
-            name = f"{low:g} and above"
-        index = np.flatnonzero((numbers >= low) & (numbers < high))
-        if len(index):
-            samples[name] = index
-    return samples
-
-
-def difference_of_scores(first: Mapping[str, Any], second: Mapping[str, Any]) -> Bounds:
+def difference_of_scores(first: Interval, second: Interval) -> Bounds:
     """Return the interval of first minus second, two scores on different people.
 
     Args:
-        first: has estimate, low and high, such as `Interval.to_json()`.
+        first: at any level.
         second: likewise, at the same level.
     """
-    difference = first["estimate"] - second["estimate"]
-    down = np.hypot(first["estimate"] - first["low"], second["high"] - second["estimate"])
-    up = np.hypot(first["high"] - first["estimate"], second["estimate"] - second["low"])
+    difference = first.estimate - second.estimate
+    down = np.hypot(first.estimate - first.low, second.high - second.estimate)
+    up = np.hypot(first.high - first.estimate, second.estimate - second.low)
     return Bounds(float(difference - down), float(difference + up))
 
 

@@ -3,27 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation.intervals import interval
-from orchestrator.evaluation.metrics import recalls, total_variation
+from orchestrator.evaluation.metrics import LEVEL, recalls, total_variation
 from orchestrator.evaluation.predictions import Predictions
 
-ROBUST_RULE = (
-    "lower end of the 90 % interval of out-of-fold macro F1, rounded to 0.01; then worst-class recall; then total "
-    "variation distance between predicted and true class shares; then parameter count; then setting"
-)
 RULES = {
-    "robust": ROBUST_RULE,
+    "robust": (
+        "lower end of the 90 % interval of out-of-fold macro F1, rounded to 0.01; then worst-class "
+        "recall; then total variation distance between predicted and true class shares; then "
+        "parameter count; then setting"
+    ),
     "validation": "search score",
-    "leaderboard": "macro F1 on the public half of the test set, or the scores given in the spec; "
-    "then setting",
-    "diverse": "votes added one by one, each the candidate that lifts the out-of-fold vote's macro F1 most, with "
-    "replacement; equal gains, and the members' order, by robustness",
+    "leaderboard": (
+        "macro F1 on the public half of the test set, or the scores given in the spec; then setting"
+    ),
+    "diverse": (
+        "votes added one by one, each the candidate that lifts the out-of-fold vote's macro F1 "
+        "most, with replacement; equal gains, and the members' order, by robustness"
+    ),
 }
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A confirmed setting and the numbers behind its rank."""
+
+    setting: str
+    variant: str
+    oof_macro_f1: float
+    low: float  # of the 90 % interval
+    high: float
+    low_rounded: float
+    oof_accuracy: float
+    worst_class: int
+    worst_class_recall: float
+    total_variation: float
+    n_params: int
+    search_score: float | None
+    n_groups: int
+    n_samples: int
+    n_seeds: int
+    n_left_out: int = 0  # of its photos, because another candidate did not predict them
+    board_score: float | None = None  # None where a leaderboard has not scored it
+    rank: int = 0  # 1 is the best
+    chosen: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The candidates in rank order, and those of them that vote."""
+
+    policy: str | list[str]
+    rule: str
+    members: list[str]  # settings in rank order
+    weights: list[int]  # votes of each member
+    candidates: list[Candidate]
+    short_of: str | None  # why there are fewer votes than the spec asks for
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the first part of selection.json."""
+        rows = [asdict(candidate) for candidate in self.candidates]
+        if self.policy != "leaderboard":
+            for row in rows:
+                del row["board_score"]
+        return {
+            "policy": self.policy,
+            "rule": self.rule,
+            "level": LEVEL,
+            "members": self.members,
+            "weights": self.weights,
+            "candidates": rows,
+            "short_of": self.short_of,
+        }
 
 
 def finalists(
@@ -34,23 +92,21 @@ def finalists(
     Where n is smaller than the number of variants, every variant still gets its best one.
 
     Args:
-        ranking: (setting, variant, score), any order; a setting may stand twice and counts by its best score.
+        ranking: (setting, variant, score) in any order; of a setting the best score counts.
         n: how many.
         variants: all of the spec's.
     """
-    best: dict[str, tuple[float, str]] = {}
+    scores: dict[str, float] = {}
+    variant_of: dict[str, str] = {}
     for setting, variant, score in ranking:
-        if setting not in best or score > best[setting][0]:
-            best[setting] = (score, variant)
-    ordered = sorted(best, key=lambda setting: (-best[setting][0], setting))
-    first = {
-        variant: next((s for s in ordered if best[s][1] == variant), None) for variant in variants
-    }
-    chosen = [setting for setting in first.values() if setting]
+        scores[setting] = max(score, scores.get(setting, score))
+        variant_of[setting] = variant
+    ordered = sorted(scores, key=lambda setting: (-scores[setting], setting))
+    chosen = []
+    for variant in variants:
+        chosen += [setting for setting in ordered if variant_of[setting] == variant][:1]
     for setting in ordered:
-        if len(chosen) >= n:
-            break
-        if setting not in chosen:
+        if len(chosen) < n and setting not in chosen:
             chosen.append(setting)
     return sorted(chosen, key=ordered.index)
 
@@ -63,136 +119,132 @@ def candidate(
     search_score: float | None,
     n_params: int,
     seed: int,
-) -> dict[str, Any]:
-    """Return the numbers behind a choice."""
+    n_left_out: int = 0,
+) -> Candidate:
+    """Return a candidate without a rank, scored on its out-of-fold predictions."""
     bounds = interval(oof, seed=seed)
     flat_targets = np.tile(oof.targets, len(oof.preds))
     flat_preds = oof.preds.ravel()
     per_class = recalls(flat_targets, flat_preds, oof.n_classes)
-    return {
-        "setting": setting,
-        "variant": variant,
-        "oof_macro_f1": bounds.estimate,
-        "low": bounds.low,
-        "high": bounds.high,
-        "low_rounded": round(bounds.low, 2),
-        "oof_accuracy": float(np.mean(flat_targets == flat_preds)),
-        "worst_class": min(per_class, key=lambda k: (per_class[k], k)),
-        "worst_class_recall": min(per_class.values()),
-        "total_variation": total_variation(flat_targets, flat_preds, oof.n_classes),
-        "n_params": n_params,
-        "search_score": search_score,
-        "n_groups": bounds.n_groups,
-        "n_samples": bounds.n_samples,
-        "n_seeds": len(oof.preds),
-    }
-
-
-def rank(candidates: Sequence[dict[str, Any]], policy: str | list[str]) -> list[dict[str, Any]]:
-    """Return candidates in the order of a policy, best first.
-
-    A leaderboard ranks by `board_score`; those that it has not scored come last, and do not vote.
-    """
-    if policy in ("robust", "diverse"):
-        return sorted(
-            candidates,
-            key=lambda c: (
-                -c["low_rounded"],
-                -c["worst_class_recall"],
-                c["total_variation"],
-                c["n_params"],
-                c["setting"],
-            ),
-        )
-    if policy == "validation":
-        return sorted(candidates, key=lambda c: (-(c["search_score"] or 0.0), c["setting"]))
-    if policy == "leaderboard":
-        return sorted(
-            candidates,
-            key=lambda c: (c["board_score"] is None, -(c["board_score"] or 0.0), c["setting"]),
-        )
-    if isinstance(policy, list):
-        wanted = [c for c in candidates if c["variant"] in policy]
-        return sorted(
-            wanted,
-            key=lambda c: (policy.index(c["variant"]), -(c["search_score"] or 0.0), c["setting"]),
-        )
-    raise UserError(
-        f"select.policy {policy}: required one of {', '.join(RULES)} or a list of variants"
+    worst_class = min(per_class, key=lambda k: (per_class[k], k))
+    return Candidate(
+        setting=setting,
+        variant=variant,
+        oof_macro_f1=bounds.estimate,
+        low=bounds.low,
+        high=bounds.high,
+        low_rounded=round(bounds.low, 2),
+        oof_accuracy=float(np.mean(flat_targets == flat_preds)),
+        worst_class=worst_class,
+        worst_class_recall=per_class[worst_class],
+        total_variation=total_variation(flat_targets, flat_preds, oof.n_classes),
+        n_params=n_params,
+        search_score=search_score,
+        n_groups=bounds.n_groups,
+        n_samples=bounds.n_samples,
+        n_seeds=len(oof.preds),
+        n_left_out=n_left_out,
     )
 
 
-def give_scores(
-    candidates: Sequence[dict[str, Any]], scores: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    """Give variants' scores of a leaderboard, typed in by hand, to the best finalist of each by its search score."""
+def rank(candidates: Sequence[Candidate], policy: str | list[str]) -> list[Candidate]:
+    """Return candidates in the order of a policy, best first.
+
+    A leaderboard ranks by `board_score`; those that it has not scored come last, and do not vote.
+
+    Raises:
+        UserError: there is no such policy.
+    """
+    if isinstance(policy, list):
+        named = [c for c in candidates if c.variant in policy]
+        return sorted(
+            named, key=lambda c: (policy.index(c.variant), -(c.search_score or 0.0), c.setting)
+        )
+    if policy not in RULES:
+        raise UserError(
+            f"select.policy {policy}: required one of {', '.join(RULES)} or a list of variants"
+        )
+    if policy == "validation":
+        return sorted(candidates, key=lambda c: (-(c.search_score or 0.0), c.setting))
+    if policy == "leaderboard":
+        return sorted(
+            candidates, key=lambda c: (c.board_score is None, -(c.board_score or 0.0), c.setting)
+        )
+    return sorted(
+        candidates,
+        key=lambda c: (
+            -c.low_rounded,
+            -c.worst_class_recall,
+            c.total_variation,
+            c.n_params,
+            c.setting,
+        ),
+    )
+
+
+def give_scores(candidates: Sequence[Candidate], scores: Mapping[str, float]) -> list[Candidate]:
+    """Give each variant's typed-in score of a leaderboard to its best finalist by search score."""
     best: dict[str, str] = {}
-    for one in rank(candidates, "validation"):
-        best.setdefault(one["variant"], one["setting"])
-    return [
-        {
-            **one,
-            "board_score": scores.get(one["variant"])
-            if best[one["variant"]] == one["setting"]
-            else None,
-        }
-        for one in candidates
-    ]
+    for entry in rank(candidates, "validation"):
+        best.setdefault(entry.variant, entry.setting)
+    scored = []
+    for entry in candidates:
+        is_best = best[entry.variant] == entry.setting
+        score = scores.get(entry.variant) if is_best else None
+        scored.append(replace(entry, board_score=score))
+    return scored
 
 
 def choose(
-    candidates: Sequence[dict[str, Any]],
+    candidates: Sequence[Candidate],
     policy: str | list[str],
     n: int,
     picks: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Return selection.json without the ensemble's scores: every candidate, its rank, and the members.
+) -> Selection:
+    """Rank the candidates and choose the members.
 
     An explicit list takes the best finalist of each variant that it names.
 
     Args:
-        candidates: as `candidate` returns them.
+        candidates: without ranks.
         policy: of the spec.
         n: votes of the ensemble.
-        picks: of policy diverse, the settings it added one by one; one that stands twice has two votes.
+        picks: of policy diverse, the settings it added one by one; a setting that stands twice has
+            two votes.
     """
     ranked = rank(candidates, policy)
-    if isinstance(policy, list):
-        firsts = {c["variant"]: c for c in reversed(ranked)}
-        members = [firsts[name]["setting"] for name in policy if name in firsts]
-    elif picks is not None:
-        members = [c["setting"] for c in ranked if c["setting"] in picks]
-    else:
-        members = [
-            c["setting"] for c in ranked if policy != "leaderboard" or c["board_score"] is not None
-        ][:n]
-    weights = (
-        [list(picks).count(setting) for setting in members]
-        if picks is not None
-        else [1] * len(members)
-    )
+    is_list = isinstance(policy, list)
+    n_votes = len(policy) if is_list else n
+    members = _members(ranked, policy, n, picks)
+    weights = [1] * len(members)
+    if picks is not None:
+        weights = [list(picks).count(setting) for setting in members]
+    short_of = None
+    if sum(weights) < n_votes:
+        short_of = f"{len(members)} members instead of {n_votes}: there are no more candidates"
     rows = []
-    for place, found in enumerate(ranked, 1):
-        chosen = found["setting"] in members
-        reason = (
-            f"rank {place} of {len(ranked)} by {policy if isinstance(policy, str) else 'the list'}"
-        )
+    for place, entry in enumerate(ranked, 1):
+        position = f"rank {place} of {len(ranked)}"
+        reason = f"{position} by {'the list' if is_list else policy}"
         if picks is not None:
-            reason = f"added {list(picks).count(found['setting'])} times; rank {place} of {len(ranked)} by robustness"
-        rows.append({**found, "rank": place, "chosen": chosen, "reason": reason})
-    wanted = len(policy) if isinstance(policy, list) else n
-    short = (
-        f"{len(members)} members instead of {wanted}: there are no more candidates"
-        if sum(weights) < wanted
-        else None
-    )
+            reason = f"added {list(picks).count(entry.setting)} times; {position} by robustness"
+        chosen = entry.setting in members
+        rows.append(replace(entry, rank=place, chosen=chosen, reason=reason))
     rule = RULES[policy] if isinstance(policy, str) else "the spec's order"
-    return {
-        "policy": policy,
-        "rule": rule,
-        "level": 0.9,
-        "members": members,
-        "weights": weights,
-        "candidates": rows,
-        "short_of": short,
-    }
+    return Selection(policy, rule, members, weights, rows, short_of)
+
+
+def _members(
+    ranked: Sequence[Candidate], policy: str | list[str], n: int, picks: Sequence[str] | None
+) -> list[str]:
+    """Return the settings that vote, in rank order."""
+    if picks is not None:
+        return [entry.setting for entry in ranked if entry.setting in picks]
+    if policy == "leaderboard":
+        return [entry.setting for entry in ranked if entry.board_score is not None][:n]
+    if isinstance(policy, str):
+        return [entry.setting for entry in ranked][:n]
+    best: dict[str, str] = {}
+    for entry in ranked:
+        best.setdefault(entry.variant, entry.setting)
+    return [best[variant] for variant in policy if variant in best]

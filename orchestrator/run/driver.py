@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.markup import escape
 from ruamel.yaml import YAML
@@ -35,6 +36,7 @@ from orchestrator.store.artifacts import Store, git_commit, packages
 from orchestrator.store.events import RunEnded, RunResumed, RunStarted, StageEnded
 from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read
 from orchestrator.store.run_dir import RunPaths
+from orchestrator.store.run_files import Selection, as_record
 
 _TRACKER_WAIT_S = 30.0
 _FOLLOW_EVERY_S = 0.5
@@ -197,6 +199,14 @@ def _one_step(resolved: dict[str, Any]) -> dict[str, Any]:
     return resolved
 
 
+@dataclass
+class _Progress:
+    """How far a run has come."""
+
+    outcomes: dict[str, str] = field(default_factory=dict)  # by stage
+    outputs: dict[str, Output] = field(default_factory=dict)  # of the stages that succeeded
+
+
 def _drive(
     experiment: Experiment,
     store: Store,
@@ -206,90 +216,89 @@ def _drive(
     options: Options,
     reporter: Reporter,
 ) -> int:
-    from orchestrator.cluster.connection import connect  # noqa: PLC0415
-    from orchestrator.run import tracking as track  # noqa: PLC0415
+    from orchestrator.run import tracking  # noqa: PLC0415
 
     began = time.monotonic()
     listener = Listener(paths)
     spent_s = float((paths.read_json("summary") or {}).get("wall_s", 0.0))
+    _begin(experiment, plan, paths, ledger)
+    reporter.say(f"run [bold]{plan.run_id}[/]  in {escape(str(paths.root))}")
+    tracker = tracking.start(paths.root, experiment.spec.track)
+    progress = _Progress()
+    state = "FAILED"
+    try:
+        _require_weights(experiment, allow_download=options.allow_download)
+        with _connect(experiment, options, reporter) as resources:
+            env = Env(experiment, plan.files, store, paths, ledger, reporter, *resources)
+            if _run_stages(env, progress):
+                state = "SUCCEEDED"
+    except KeyboardInterrupt:
+        state = "CANCELLED" if listener.cancelled else "INTERRUPTED"
+        raise
+    finally:
+        listener.close()
+        if state != "SUCCEEDED":
+            _keep_results(paths, progress.outputs, reporter)
+        ledger.append(RunEnded(state=state), commit=True)
+        wall_s = spent_s + time.monotonic() - began
+        _write_summary(paths, ledger, progress, state, wall_s)
+        missing = tracker.finish(_TRACKER_WAIT_S if state == "SUCCEEDED" else 2.0)
+        if missing:
+            reporter.say(f"tracking: {escape(missing)}")
+    if state != "SUCCEEDED":
+        return 1
+    _say_results(paths, reporter)
+    return 0
+
+
+def _begin(experiment: Experiment, plan: Plan, paths: RunPaths, ledger: Ledger) -> None:
+    """Write what is known of a run before its first stage."""
     paths.summary.unlink(missing_ok=True)
     paths.spec.write_text(experiment.text, encoding="utf-8")
     dump_yaml(experiment.resolved(), paths.resolved)
     write_json(paths.plan, plan.to_json())
-    resources = experiment.spec.resources
     schema = Schema.of(experiment.spec.data.labels)
-    started = RunResumed if ledger.state.trials or ledger.state.stages else RunStarted
-    ledger.append(
-        started(
-            run_id=plan.run_id,
-            key=plan.run_key,
-            git_commit=git_commit(),
-            packages=packages(),
-            overrides=experiment.overrides,
-            labels={name: list(classes) for name, classes in schema.classes.items()},
-        ),
-        commit=True,
+    is_resumed = bool(ledger.state.trials or ledger.state.stages)
+    event_type = RunResumed if is_resumed else RunStarted
+    event = event_type(
+        run_id=plan.run_id,
+        key=plan.run_key,
+        git_commit=git_commit(),
+        packages=packages(),
+        overrides=experiment.overrides,
+        labels={name: list(classes) for name, classes in schema.classes.items()},
     )
-    reporter.say(f"run [bold]{plan.run_id}[/]  in {escape(str(paths.root))}")
-    tracker = track.start(paths.root, experiment.spec.track)
-    outcomes: dict[str, str] = {}
-    state = "FAILED"
-    code = 1
-    outputs: dict[str, Output] = {}
-    try:
-        _require_weights(experiment, allow_download=options.allow_download)
-        with connect(options.address, insecure=options.insecure) as cluster:
-            if cluster.dashboard_url:
-                reporter.say(f"dashboard {cluster.dashboard_url}")
-            cluster.require(
-                cpu=max(resources.per_trial.cpu, resources.per_prep_worker.cpu),
-                gpu=max(resources.per_trial.gpu, resources.per_prep_worker.gpu),
-            )
-            env = Env(
-                experiment,
-                plan.files,
-                store,
-                paths,
-                ledger,
-                reporter,
-                cpus=cluster.resources.get("CPU", 1.0),
-                gpus=cluster.resources.get("GPU", 0.0),
-            )
-            failed = _run_stages(env, outcomes, outputs)
-        state, code = ("FAILED", 1) if failed else ("SUCCEEDED", 0)
-    except KeyboardInterrupt:
-        state = "CANCELLED" if listener.cancelled else "INTERRUPTED"
-        code = INTERRUPTED
-        raise
-    finally:
-        listener.close()
-        ledger.append(RunEnded(state=state), commit=True)
-        _write_summary(
-            paths,
-            ledger,
-            outcomes,
-            state,
-            spent_s + time.monotonic() - began,
-            _n_quarantined(outputs),
+    ledger.append(event, commit=True)
+
+
+class _ClusterSize(NamedTuple):
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def _connect(
+    experiment: Experiment, options: Options, reporter: Reporter
+) -> Iterator[_ClusterSize]:
+    """Connect to a cluster that can run a trial and a worker of the preparation."""
+    from orchestrator.cluster.connection import connect  # noqa: PLC0415
+
+    resources = experiment.spec.resources
+    with connect(options.address, insecure=options.insecure) as cluster:
+        if cluster.dashboard_url:
+            reporter.say(f"dashboard {cluster.dashboard_url}")
+        cluster.require(
+            cpu=max(resources.per_trial.cpu, resources.per_prep_worker.cpu),
+            gpu=max(resources.per_trial.gpu, resources.per_prep_worker.gpu),
         )
-        missing = tracker.finish(_TRACKER_WAIT_S if state == "SUCCEEDED" else 2.0)
-        if missing:
-            reporter.say(f"tracking: {escape(missing)}")
-    if code == 0:
-        _say_results(paths, reporter)
-    return code
+        yield _ClusterSize(cluster.resources.get("CPU", 1.0), cluster.resources.get("GPU", 0.0))
 
 
-def _run_stages(env: Env, outcomes: dict[str, str], outputs: dict[str, Output]) -> bool:
+def _run_stages(env: Env, progress: _Progress) -> bool:
     """Run every stage in order; after a failure the rest is BLOCKED.
 
-    Args:
-        env: of the run.
-        outcomes: filled with the outcome of every stage.
-        outputs: filled with the outputs of the stages that succeeded.
-
     Returns:
-        True if a stage failed.
+        True if every stage succeeded.
     """
     has_failed = False
     for stage in STAGES:
@@ -299,21 +308,33 @@ def _run_stages(env: Env, outcomes: dict[str, str], outputs: dict[str, Output]) 
             note = "an earlier stage failed"
         else:
             try:
-                output = stage.run(env, **{name: outputs[name] for name in stage.reads})
+                output = stage.run(env, **{name: progress.outputs[name] for name in stage.reads})
             except Exception as error:  # noqa: BLE001 - whatever a stage raises is its outcome
                 has_failed = True
                 outcome = "FAILED"
                 note = _failure_note(env.paths, error)
             else:
-                outputs[stage.name] = output
+                progress.outputs[stage.name] = output
                 outcome = output.outcome
                 note = output.note
         wall_s = time.monotonic() - began
-        outcomes[stage.name] = outcome
+        progress.outcomes[stage.name] = outcome
         event = StageEnded(stage=stage.name, outcome=outcome, wall_s=round(wall_s, 3), note=note)
         env.ledger.append(event, commit=True)
         env.console.outcome(stage.name, outcome, note, wall_s)
-    return has_failed
+    return not has_failed
+
+
+def _keep_results(paths: RunPaths, outputs: Mapping[str, Any], reporter: Reporter) -> None:
+    """Leave the files that the report stage did not come to write, as far as the stages came."""
+    if "confirm" not in outputs:
+        return
+    from orchestrator.stages.report import write_joined  # noqa: PLC0415
+
+    try:
+        write_joined(paths, outputs["confirm"], outputs.get("select"), outputs.get("vote"))
+    except OSError as error:
+        reporter.say(f"predictions.parquet and selection.json were not written: {error}")
 
 
 def _failure_note(paths: RunPaths, error: Exception) -> str:
@@ -357,31 +378,24 @@ def _require_weights(experiment: Experiment, *, allow_download: bool) -> None:
 
 
 def _write_summary(
-    paths: RunPaths,
-    ledger: Ledger,
-    outcomes: dict[str, str],
-    state: str,
-    wall_s: float,
-    n_quarantined: int,
+    paths: RunPaths, ledger: Ledger, progress: _Progress, state: str, wall_s: float
 ) -> None:
     counts = {"complete": 0, "pruned": 0, "failed": 0}
     for trial in ledger.state.trials.values():
         if trial.status:
             counts[trial.status.lower()] += 1
-    selection = paths.read_json("selection") or {}
-    write_json(
-        paths.summary,
-        {
-            "run_id": paths.run_id,
-            "state": state,
-            "stages": {stage.name: outcomes.get(stage.name, "BLOCKED") for stage in STAGES},
-            "trials": counts,
-            "quarantined": n_quarantined,
-            "best": best_trial(ledger.state),
-            "members": selection.get("members", []),
-            "wall_s": round(wall_s, 1),
-        },
-    )
+    selection = as_record(Selection, paths.read_json("selection"))
+    summary = {
+        "run_id": paths.run_id,
+        "state": state,
+        "stages": {stage.name: progress.outcomes.get(stage.name, "BLOCKED") for stage in STAGES},
+        "trials": counts,
+        "quarantined": _n_quarantined(progress.outputs),
+        "best": best_trial(ledger.state),
+        "members": list(selection.members),
+        "wall_s": round(wall_s, 1),
+    }
+    write_json(paths.summary, summary)
 
 
 def _say_results(paths: RunPaths, reporter: Reporter) -> None:

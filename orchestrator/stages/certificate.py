@@ -1,20 +1,22 @@
-"""The certificate of an ensemble: what it is made of, how good it is, how that is known, and what was looked at."""
+"""The certificate of an ensemble: what it is made of, how good it is, and how that is known."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_prep.config import Prep
 from data_prep.files import write_json
+from data_prep.preparation.steps import steps_identity
 from data_prep.section import identity
 from orchestrator.cluster.tasks import ray_map
-from orchestrator.ensemble import members as ensemble
+from orchestrator.ensemble.members import checkpoint
 from orchestrator.ensemble.predict import prepare_photos, probabilities
 from orchestrator.evaluation import metrics
 from orchestrator.evaluation import vote as voting
@@ -26,22 +28,44 @@ from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.confirm import Confirmed, predictions_by_setting
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.search import Searched
+from orchestrator.stages.select import Selected
 from orchestrator.stages.split import Split
 from orchestrator.stages.test_set import read_test_photos
+from orchestrator.stages.vote import Voted
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, git_commit, packages
 from orchestrator.store.events import LabelsOpened
 from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.run_dir import RunPaths
+from orchestrator.store.run_files import (
+    AuditFacts,
+    Certificate,
+    CertifiedMember,
+    Check,
+    Checkpoint,
+    DataHashes,
+    DataUse,
+    Gap,
+    GroupScore,
+    Score,
+    SplitHash,
+    as_record,
+)
 
 FORMAT_VERSION = 1
 N_WORST_CLASSES = 5
 N_WORST_GROUPS = 10
 OTHER_RUNS = "the same test labels in other runs of this store"
 N_CHECKED = 2
-"""Photos of each checked checkpoint. The first and the last checkpoint of every member are checked."""
+"""Photos of each checked checkpoint. The first and the last one of every member are checked."""
 TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}
-"""Largest difference of a probability: sums of another batch size on a CPU, TF32 and other kernels on a GPU."""
+"""Largest difference of a probability.
+
+Batches of another size are summed in another order; a GPU also has TF32 and other kernels.
+"""
+
+Lineage = dict[str, list[tuple[TrialRecord, Artifact]]]
+"""Setting of each member -> its trials and their artifacts."""
 
 
 def certify(
@@ -51,66 +75,64 @@ def certify(
     prepare: Prepared,
     search: Searched,
     confirm: Confirmed,
-    chosen: dict[str, Any],
-) -> dict[str, Any]:
+    select: Selected,
+    vote: Voted,
+) -> Certificate:
     """Check the members against their stored answers, write certificate.json and return it."""
-    paths = env.paths
-    spec = env.experiment.spec
-    trials = ensemble.member_trials(paths, chosen["members"])
-    artifacts = {
-        s: [ensemble.checkpoint(env.store, t) for t in found] for s, found in trials.items()
-    }
-    estimate = chosen["ensemble"].get(confirm.split)
-    test = chosen["ensemble"].get("test")
-    findings = audit_findings(paths.read_json("audit") if paths.audit.is_file() else {})
-    made = {
+    lineage: Lineage = {}
+    for setting in select.members:
+        trials = confirm.checkpoints[setting]
+        lineage[setting] = [(trial, checkpoint(env.store, trial.key)) for trial in trials]
+    of_set = select.to_json()["ensemble"]
+    gap = _gap(select, vote)
+    findings = audit_findings(as_record(AuditFacts, env.paths.read_json("audit")))
+    facts = {
         "format_version": FORMAT_VERSION,
-        "run_id": paths.run_id,
+        "run_id": env.paths.run_id,
         "run_key": run_key(env),
         "code": {"git_commit": git_commit(), "packages": packages()},
-        "data": _data(env, catalog, prepare),
-        "splits": {
-            name: {"key": found.key, "sha256": found.manifest["files"]["folds.parquet"]["sha256"]}
-            for name, found in sorted(split.artifacts.items())
-        },
-        "members": [
-            _member(env, one, votes, trials[one], artifacts[one], chosen)
-            for one, votes in zip(chosen["members"], chosen["weights"], strict=True)
-        ],
-        "vote": chosen["vote"],
-        "policy": chosen["policy"],
+        "data": asdict(_data(env, catalog, prepare)),
+        "splits": _splits(split),
+        "members": [asdict(member) for member in _members(env, select, lineage)],
+        "vote": {"rule": select.rule, "tie": voting.TIE_RULE},
+        "policy": select.selection.policy,
         "estimate": {
-            "on": "out-of-fold predictions" if spec.confirm else "role val",
-            "of": whom(
-                spec.data.group_text,
-                {
-                    env.experiment.arms[own[0]["variant"]].data.split.strategy
-                    for own in trials.values()
-                },
-                confirmed=spec.confirm is not None,
-                leaking=bool(findings),
-            ),
+            "on": "out-of-fold predictions" if env.experiment.spec.confirm else "role val",
+            "of": _whom(env, select, confirm, leaking=bool(findings)),
             "people": _people(env),
-            **(estimate or {}),
+            **select.ensemble.scores.to_json(),
         },
-        "corrected": chosen["ensemble"].get("corrected"),
-        "checkpoints": chosen["ensemble"].get("checkpoints"),
-        "findings": [*findings, *chosen.get("findings", [])],
-        "gain": chosen["ensemble"].get("gain"),
-        "test": test,
-        "public": chosen["ensemble"].get("public"),
-        "gap": _gap(estimate, chosen["ensemble"].get("corrected"), test),
-        **_worst(env, catalog, confirm, chosen),
-        "looked_at": _looked_at(env, catalog, search.trials, confirm.trials, chosen, test),
-        "check": check(env, trials, artifacts, confirm.split),
+        "corrected": of_set["corrected"],
+        "checkpoints": of_set["checkpoints"],
+        "findings": [*findings, *select.findings],
+        "gain": of_set["gain"],
+        "test": vote.test and vote.test.to_json(),
+        "public": vote.public and vote.public.to_json(),
+        "gap": gap and asdict(gap),
+        **_worst(env, catalog, confirm, select),
+        "looked_at": [
+            asdict(use) for use in _data_uses(env, catalog, search, confirm, select, vote)
+        ],
+        "check": asdict(check(env, lineage, confirm.split)),
     }
-    made["statement"] = statement(made)
-    write_json(paths.certificate, made)
-    return made
+    facts["statement"] = statement(as_record(Certificate, facts))
+    write_json(env.paths.certificate, facts)
+    return as_record(Certificate, facts)
+
+
+def _whom(env: Env, select: Selected, confirm: Confirmed, *, leaking: bool) -> str:
+    variants = {confirm.complete_settings[setting] for setting in select.members}
+    strategies = {env.experiment.arms[variant].data.split.strategy for variant in variants}
+    spec = env.experiment.spec
+    return whom(
+        spec.data.group_text, strategies, confirmed=spec.confirm is not None, leaking=leaking
+    )
 
 
 def whom(group: str, strategies: Collection[str], *, confirmed: bool, leaking: bool = False) -> str:
-    """Say whose photos an estimate is about: new people's, only where splits and groups keep people apart.
+    """Say whose photos an estimate is about.
+
+    It is about new people only where splits and groups keep people apart.
 
     Args:
         group: the spec's `data.group`.
@@ -138,341 +160,355 @@ def _people(env: Env) -> str:
     )
 
 
-def _data(env: Env, catalog: Catalog, prepare: Prepared) -> dict[str, Any]:
+def _data(env: Env, catalog: Catalog, prepare: Prepared) -> DataHashes:
     facts = catalog.artifact.result
-    seen = None
+    n_test = 0
+    n_public = 0
     if env.experiment.spec.data.test:
-        seen = read_test_photos(env, catalog, prepare, ())
-    return {
-        "catalog_sha256": facts["content"],
-        "photos_sha256": facts["photos"],
-        "n_photos": facts["n_ok"],
-        "n_groups": facts["n_groups"],
-        "n_test": len(seen.order) if seen else 0,
-        "n_public": len(seen.public) if seen else 0,
-        "n_quarantined": len(prepare.quarantined.union(catalog.quarantined)),
-    }
+        photos = read_test_photos(env, catalog, prepare, ())
+        n_test = len(photos.order)
+        n_public = len(photos.public)
+    return DataHashes(
+        catalog.content,
+        catalog.photos,
+        n_photos=facts["n_ok"],
+        n_groups=facts["n_groups"],
+        n_test=n_test,
+        n_public=n_public,
+        n_quarantined=len(prepare.quarantined.union(catalog.quarantined)),
+    )
 
 
-def _member(
-    env: Env,
-    setting: str,
-    votes: int,
-    trials: list[dict[str, Any]],
-    artifacts: list[Artifact],
-    chosen: Any,
-) -> dict[str, Any]:
-    """Return a member's lineage: settings, and seed, fold, code and weights of each of its checkpoints."""
-    variant = trials[0]["variant"]
-    _, arm = env.experiment.setting(variant, json.loads(trials[0]["params"]))
-    own: dict[str, Any] = next((c for c in chosen["candidates"] if c["setting"] == setting), {})
-    return {
-        "setting": setting,
-        "variant": variant,
-        "votes": votes,
-        "settings": identity(arm),
-        "prep_steps": ensemble.Member(setting, variant, votes, arm.prep, ()).steps,
-        "n_params": own.get("n_params"),
-        "oof_macro_f1": own.get("oof_macro_f1"),
-        "checkpoints": [
-            {
-                "trial_id": trial["trial_id"],
-                "seed": trial["seed"],
-                "fold": trial["fold"],
-                "key": artifact.key,
-                "weights_sha256": artifact.manifest["files"]["weights.safetensors"]["sha256"],
-                "git_commit": artifact.manifest["git_commit"],
-                "host": artifact.manifest["host"],
-                "best_epoch": artifact.result.get("best_epoch"),
-            }
-            for trial, artifact in zip(trials, artifacts, strict=True)
-        ],
-    }
+def _splits(split: Split) -> dict[str, dict[str, str]]:
+    splits = {}
+    for variant, artifact in sorted(split.artifacts.items()):
+        splits[variant] = asdict(SplitHash(artifact.key, _sha256(artifact, "folds.parquet")))
+    return splits
 
 
-def _gap(estimate: Any, corrected: Any, test: Any) -> dict[str, Any] | None:
+def _sha256(artifact: Artifact, name: str) -> str:
+    return str(artifact.manifest["files"][name]["sha256"])
+
+
+def _members(env: Env, select: Selected, lineage: Lineage) -> list[CertifiedMember]:
+    """Return the members with their settings, and with the origin of each checkpoint."""
+    candidates = {candidate.setting: candidate for candidate in select.selection.candidates}
+    members = []
+    for setting, votes in zip(select.members, select.weights, strict=True):
+        first = lineage[setting][0][0]
+        _, arm = env.experiment.setting(first.variant, first.params)
+        member = CertifiedMember(
+            setting,
+            first.variant,
+            votes,
+            settings=identity(arm),
+            prep_steps=tuple(steps_identity(arm.prep)),
+            n_params=candidates[setting].n_params,
+            oof_macro_f1=candidates[setting].oof_macro_f1,
+            checkpoints=tuple(_checkpoint(trial, artifact) for trial, artifact in lineage[setting]),
+        )
+        members.append(member)
+    return members
+
+
+def _checkpoint(trial: TrialRecord, artifact: Artifact) -> Checkpoint:
+    return Checkpoint(
+        trial.trial_id,
+        trial.started.seed,
+        trial.started.fold,
+        artifact.key,
+        _sha256(artifact, "weights.safetensors"),
+        artifact.manifest["git_commit"],
+        artifact.manifest["host"],
+        artifact.result.get("best_epoch"),
+    )
+
+
+def _gap(select: Selected, vote: Voted) -> Gap | None:
     """Return how far the estimate lies above the test score, with the interval of the difference.
 
     `test_is_inside_the_interval`: the interval of the difference of both scores holds 0.
     """
-    if not estimate or not test:
+    if vote.test is None:
         return None
-    told = estimate["macro_f1"]
-    found = test["macro_f1"]["estimate"]
-    honest = (corrected or {}).get("estimate")
-    gap = difference_of_scores(told, test["macro_f1"])
-    return {
-        "estimate_minus_test": told["estimate"] - found,
-        "corrected_minus_test": None if honest is None else honest - found,
-        "low": gap.low,
-        "high": gap.high,
-        "test_is_inside_the_interval": gap.low <= 0 <= gap.high,
-    }
+    estimate = select.ensemble.scores.macro_f1
+    test = vote.test.macro_f1
+    corrected = select.ensemble.corrected
+    corrected_minus_test = None
+    if corrected is not None and corrected.estimate is not None:
+        corrected_minus_test = corrected.estimate - test.estimate
+    bounds = difference_of_scores(estimate, test)
+    return Gap(
+        estimate.estimate - test.estimate,
+        corrected_minus_test,
+        bounds.low,
+        bounds.high,
+        test_is_inside_the_interval=bounds.low <= 0 <= bounds.high,
+    )
 
 
-def _worst(env: Env, catalog: Catalog, confirm: Confirmed, chosen: Any) -> dict[str, Any]:
+def _worst(env: Env, catalog: Catalog, confirm: Confirmed, select: Selected) -> dict[str, Any]:
     """Return the classes and the people that the vote reads worst, out of fold."""
     predictions = predictions_by_setting(env, catalog, confirm)
-    members = align({setting: predictions[setting] for setting in chosen["members"]})
-    arms = list(members.values())
+    arms = list(align({setting: predictions[setting] for setting in select.members}).values())
     preds = voting.cast(
-        [one.votes for one in arms],
-        [one.mean_probs for one in arms],
-        chosen["vote"]["rule"],
-        chosen["weights"],
+        [arm.votes for arm in arms],
+        [arm.mean_probs for arm in arms],
+        select.rule,
+        select.weights,
     ).pred
     targets = arms[0].targets
     classes = metrics.class_metrics(targets, preds, env.schema.n_classes)
     for row in classes:
         row["name"] = env.schema.class_name(row["class"])
+    worst_classes = sorted(classes, key=lambda row: (row["f1"], row["class"]))
     owners = arms[0].groups or arms[0].sample_ids
-    n = Counter(owners)
-    right = Counter(
-        owner for owner, ok in zip(owners, (preds == targets).tolist(), strict=True) if ok
-    )
-    people = sorted(n, key=lambda group: (right[group] / n[group], -n[group], group))
+    n_photos = Counter(owners)
+    n_right: Counter[str] = Counter()
+    for owner, is_right in zip(owners, (preds == targets).tolist(), strict=True):
+        n_right[owner] += is_right
+    groups = [GroupScore(group, n_right[group] / n, n) for group, n in n_photos.items()]
+    groups.sort(key=lambda score: (score.accuracy, -(score.n or 0), score.group))
     return {
         "classes": classes,
-        "worst_classes": sorted(classes, key=lambda row: (row["f1"], row["class"]))[
-            :N_WORST_CLASSES
-        ],
-        "worst_groups": [
-            {"group": group, "n": n[group], "accuracy": right[group] / n[group]}
-            for group in people[:N_WORST_GROUPS]
-        ],
+        "worst_classes": worst_classes[:N_WORST_CLASSES],
+        "worst_groups": [asdict(score) for score in groups[:N_WORST_GROUPS]],
     }
 
 
-def _looked_at(
+def _data_uses(
     env: Env,
     catalog: Catalog,
-    searched: Sequence[TrialRecord],
-    confirmed: Sequence[TrialRecord],
-    chosen: Any,
-    test: Any,
-) -> list[dict[str, Any]]:
-    """Say which data were looked at how often, and what for."""
-    opened = Counter(
-        (event.part, event.by) for event in env.ledger.events if isinstance(event, LabelsOpened)
-    )
-    rows = [
-        {
-            "what": "role val",
-            "times": sum(len(trial.reports) for trial in searched),
-            "why": f"scored after every epoch of {len(searched)} search trials; chose epochs and finalists",
-        }
-    ]
-    if confirmed:
-        rows += [
-            {
-                "what": "inner parts of the training folds",
-                "times": sum(len(trial.reports) for trial in confirmed),
-                "why": f"scored after every epoch of {len(confirmed)} confirm trials; chose epochs",
-            },
-            {
-                "what": "held-out folds",
-                "times": len(confirmed),
-                "why": "predicted once by every confirm trial at its end; their labels never reached a training",
-            },
+    search: Searched,
+    confirm: Confirmed,
+    select: Selected,
+    vote: Voted,
+) -> list[DataUse]:
+    """Return which data were looked at how often, and what for."""
+    n_trials = len(search.trials)
+    reason = f"scored after every epoch of {n_trials} search trials; chose epochs and finalists"
+    uses = [DataUse("role val", _n_epochs(search.trials), reason)]
+    judged = "labels of role val"
+    if confirm.trials:
+        judged = "out-of-fold labels"
+        n_trials = len(confirm.trials)
+        uses += [
+            DataUse(
+                "inner parts of the training folds",
+                _n_epochs(confirm.trials),
+                f"scored after every epoch of {n_trials} confirm trials; chose epochs",
+            ),
+            DataUse(
+                "held-out folds",
+                n_trials,
+                "predicted once by every confirm trial at its end; their labels never reached a "
+                "training",
+            ),
         ]
-    judged = "out-of-fold labels" if confirmed else "labels of role val"
-    rows.append(
-        {
-            "what": judged,
-            "times": len(chosen["candidates"]),
-            "why": f"scored {len(chosen['candidates'])} candidates (policy {chosen['policy']}) and "
-            f"{len(env.experiment.spec.hypotheses)} hypotheses",
-        }
-    )
-    if (peeks := chosen.get("peeks")) is not None:
-        rows.append(
-            {"what": "public half of the test set", "times": peeks["n_candidates"],
-             "why": f"PEEK: candidates were ranked by {peeks['by']}"}
-        )  # fmt: skip
-    if test:
-        rows.append(
-            {
-                "what": f"{test['part']} test labels" if test["part"] != "whole" else "test labels",
-                "times": sum(n for (_, by), n in opened.items() if by == "vote"),
-                "why": "scored the vote; nothing was chosen by them in this run",
-            }
+    n_candidates = len(select.selection.candidates)
+    n_claims = len(env.experiment.spec.hypotheses)
+    policy = select.selection.policy
+    reason = f"scored {n_candidates} candidates (policy {policy}) and {n_claims} hypotheses"
+    uses.append(DataUse(judged, n_candidates, reason))
+    if peeks := select.peeks:
+        reason = f"PEEK: candidates were ranked by {peeks.by}"
+        uses.append(DataUse("public half of the test set", peeks.n_candidates, reason))
+    if vote.test:
+        part = "" if vote.test.part == "whole" else f"{vote.test.part} "
+        n_openings = sum(
+            isinstance(event, LabelsOpened) and event.by == "vote" for event in env.ledger.events
         )
-        rows.append(
-            {
-                "what": OTHER_RUNS,
-                "times": _other_runs(env.paths, catalog.content),
-                "why": "each look at a test score makes the next choice a little less honest",
-            }
-        )
-    return rows
+        uses += [
+            DataUse(
+                f"{part}test labels",
+                n_openings,
+                "scored the vote; nothing was chosen by them in this run",
+            ),
+            DataUse(
+                OTHER_RUNS,
+                _n_other_runs(env.paths, catalog.content),
+                "each look at a test score makes the next choice a little less honest",
+            ),
+        ]
+    return uses
 
 
-def _other_runs(paths: RunPaths, content: str) -> int:
+def _n_epochs(trials: Sequence[TrialRecord]) -> int:
+    return sum(len(trial.reports) for trial in trials)
+
+
+def _n_other_runs(paths: RunPaths, content: str) -> int:
     """Count the other runs of the store that scored this very data set's test labels."""
-    found = 0
+    n_runs = 0
     for path in paths.root.parent.glob("*/certificate.json"):
         if path.parent == paths.root:
             continue
         try:
-            other = json.loads(path.read_text(encoding="utf-8"))
-            found += bool(other["test"]) and other["data"]["catalog_sha256"] == content
-        except (OSError, ValueError, KeyError, TypeError):
+            other = as_record(Certificate, json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
             continue
-    return found
+        n_runs += bool(other.test.metrics) and other.data.catalog_sha256 == content
+    return n_runs
 
 
-def check(
-    env: Env,
-    trials: Mapping[str, list[dict[str, Any]]],
-    artifacts: Mapping[str, list[Artifact]],
-    split: str,
-) -> dict[str, Any]:
-    """Predict a few held-out photos of every member again, from the file on, by the code of `predict` and of bundles.
+class _Job(NamedTuple):
+    """A checkpoint, photos that it held out, and its stored answers on them."""
 
-    Returns:
-        equal, n_checkpoints, n_photos, max_difference (of a probability), tolerance, why (empty where equal).
-    """
+    trial_id: str
+    folder: str
+    prep: str  # as JSON
+    photos: list[tuple[str, str]]  # sample id and path
+    probs: list[list[float]]
+    device: str
+
+
+class _Difference(NamedTuple):
+    """The largest difference of a probability; `why` says what else went wrong."""
+
+    trial_id: str
+    largest: float
+    why: str = ""
+
+
+def check(env: Env, lineage: Lineage, split: str) -> Check:
+    """Predict a few held-out photos of every member again, by the code of `predict` and bundles."""
+    share = env.experiment.spec.resources.per_trial
+    jobs = []
+    for members_trials in lineage.values():
+        for place in sorted({0, len(members_trials) - 1}):
+            job = _job(env, *members_trials[place], split)
+            if job.photos:
+                jobs.append(job)
+    differences: list[_Difference] = []
+    with env.console.task("check", len(jobs)) as advance:
+        for difference in ray_map(compare_answers, jobs, cpu=share.cpu, gpu=share.gpu):
+            differences.append(difference)
+            advance(len(differences), "checkpoints")
+    tolerance = TOLERANCE[share.device]
+    problems = []
+    for trial_id, largest, why in differences:
+        if why or largest > tolerance:
+            problems.append(f"{trial_id}: {why or f'a probability differs by {largest:.2g}'}")
+    return Check(
+        not problems,
+        len(jobs),
+        sum(len(job.photos) for job in jobs),
+        max((difference.largest for difference in differences), default=0.0),
+        tolerance,
+        "; ".join(problems),
+    )
+
+
+def _job(env: Env, trial: TrialRecord, artifact: Artifact, split: str) -> _Job:
+    """Pick some of the photos that a trial held out, spread over its stored answers."""
     from data_prep.catalog.builder import photo_path  # noqa: PLC0415
 
     spec = env.experiment.spec
-    base = env.experiment.base
-    jobs = []
-    share = spec.resources.per_trial
-    for setting, own in trials.items():
-        prep = env.experiment.arms[own[0]["variant"]].prep
-        for at in sorted({0, len(own) - 1}):
-            stored = tables.read(
-                artifacts[setting][at].file("predictions.parquet"), ["sample_id", "split", "probs"]
-            )
-            rows = [row for row in stored.to_pylist() if row["split"] == split]
-            picked = [rows[len(rows) * i // N_CHECKED] for i in range(min(N_CHECKED, len(rows)))]
-            photos = [
-                (row["sample_id"], str(photo_path(spec.data, base, row["sample_id"])))
-                for row in picked
-            ]
-            if photos:
-                told = [row["probs"] for row in picked]
-                jobs.append(
-                    (
-                        own[at]["trial_id"],
-                        str(artifacts[setting][at].path),
-                        prep.model_dump_json(by_alias=True),
-                        photos,
-                        told,
-                        share.device,
-                    )
-                )
-    with env.console.task("check", len(jobs)) as advance:
-        found = []
-        for one in ray_map(_difference, jobs, cpu=share.cpu, gpu=share.gpu):
-            found.append(one)
-            advance(len(found), "checkpoints")
-    tolerance = TOLERANCE[share.device]
-    wrong = [
-        f"{trial_id}: {why or f'a probability differs by {off:.2g}'}"
-        for trial_id, off, why in found
-        if why or off > tolerance
-    ]
-    return {
-        "equal": not wrong,
-        "n_checkpoints": len(jobs),
-        "n_photos": sum(len(job[3]) for job in jobs),
-        "max_difference": max((off for _, off, _ in found), default=0.0),
-        "tolerance": tolerance,
-        "why": "; ".join(wrong),
-    }
+    columns = ["sample_id", "split", "probs"]
+    stored = tables.read(artifact.file("predictions.parquet"), columns).to_pylist()
+    rows = [row for row in stored if row["split"] == split]
+    picked = [rows[len(rows) * i // N_CHECKED] for i in range(min(N_CHECKED, len(rows)))]
+    photos = []
+    for row in picked:
+        sample = row["sample_id"]
+        photos.append((sample, str(photo_path(spec.data, env.experiment.base, sample))))
+    return _Job(
+        trial.trial_id,
+        str(artifact.path),
+        env.experiment.arms[trial.variant].prep.model_dump_json(by_alias=True),
+        photos,
+        [row["probs"] for row in picked],
+        spec.resources.per_trial.device,
+    )
 
 
-def _difference(
-    job: tuple[str, str, str, Sequence[tuple[str, str]], list[list[float]], str],
-) -> tuple[str, float, str]:
+def compare_answers(job: _Job) -> _Difference:
     """Return how far a checkpoint's answers lie from the stored ones; runs as a Ray task."""
-    trial_id, folder, prep, photos, told, device = job
     try:
-        ids, images, lost = prepare_photos(
-            Prep.model_validate_json(prep), [(name, Path(path)) for name, path in photos]
-        )
-        if lost:
-            return trial_id, 1.0, f"photos cannot be read any more: {lost}"
-        probs = probabilities(Path(folder), images, device)
-    except Exception as error:  # noqa: BLE001 - whatever fails here fails for a user of `predict` too
-        return trial_id, 1.0, f"{type(error).__name__}: {error}"
-    del ids
-    if probs.shape != np.shape(told):
-        return trial_id, 1.0, f"{np.shape(told)} probabilities were stored, found {probs.shape}"
-    return trial_id, float(np.abs(probs - np.array(told)).max()), ""
+        prep = Prep.model_validate_json(job.prep)
+        prepared = prepare_photos(prep, [(sample, Path(path)) for sample, path in job.photos])
+        if prepared.lost:
+            return _Difference(
+                job.trial_id, 1.0, f"photos cannot be read any more: {prepared.lost}"
+            )
+        probs = probabilities(Path(job.folder), prepared.images, job.device)
+    except Exception as error:  # noqa: BLE001 - what fails here fails for a user of `predict` too
+        return _Difference(job.trial_id, 1.0, f"{type(error).__name__}: {error}")
+    stored = np.array(job.probs)
+    if probs.shape != stored.shape:
+        why = f"{stored.shape} probabilities were stored, found {probs.shape}"
+        return _Difference(job.trial_id, 1.0, why)
+    return _Difference(job.trial_id, float(np.abs(probs - stored).max()))
 
 
-def statement(made: Mapping[str, Any]) -> str:
+def statement(certificate: Certificate) -> str:
     """Return the certificate in one paragraph, the corrected number first."""
-    sentences = [*_expected(made), *_tested(made), *_covered(made)]
-    equal = "equal the stored ones" if made["check"]["equal"] else "DIFFER from the stored ones"
-    n_photos = made["check"]["n_photos"]
-    sentences.append(f"The members' answers through `predict` {equal} on {n_photos} photos.")
+    sentences = [*_expected(certificate), *_tested(certificate), *_covered(certificate)]
+    check = certificate.check or Check()
+    equal = "equal the stored ones" if check.equal else "DIFFER from the stored ones"
+    sentences.append(
+        f"The members' answers through `predict` {equal} on {check.n_photos or 0} photos."
+    )
     return " ".join(sentences)
 
 
-def _expected(made: Mapping[str, Any]) -> list[str]:
+def _expected(certificate: Certificate) -> list[str]:
     """Say what the vote is expected to reach, and by how many checkpoints."""
-    estimate = made["estimate"]
-    corrected = made["corrected"] or {}
-    scores = estimate.get("macro_f1")
-    if not scores:
+    estimate = certificate.estimate
+    score = estimate.macro_f1
+    if score.estimate is None:
         return []
-    vote = f"On {estimate['of']} the vote of {len(made['members'])} members"
-    n_groups = scores["n_groups"]
-    if estimate["on"] == "role val":
+    vote = f"On {estimate.of} the vote of {len(certificate.members)} members"
+    if estimate.on == "role val":
         return [
             (
-                f"{vote} reached macro F1 {_span(scores)}, {n_groups} groups. These photos chose "
-                "epochs and settings. Expect less of new photos."
+                f"{vote} reached macro F1 {_span(score)}, {score.n_groups} groups. These photos "
+                "chose epochs and settings. Expect less of new photos."
             )
         ]
-    first = corrected if corrected.get("estimate") is not None else scores
+    corrected = certificate.corrected
+    is_corrected = corrected.estimate is not None
+    first = corrected if is_corrected else score
     sentences = [
-        f"{vote} is expected to reach at least macro F1 {_span(first)}, {n_groups} groups."
+        f"{vote} is expected to reach at least macro F1 {_span(first)}, {score.n_groups} groups."
     ]
-    if first is corrected:
+    if is_corrected:
         sentences.append(
-            f"This is corrected for having chosen among {corrected['n_candidates']} candidates on "
-            f"these photos; uncorrected it is {_span(scores)}."
+            f"This is corrected for having chosen among {corrected.n_candidates} candidates on "
+            f"these photos; uncorrected it is {_span(score)}."
         )
-    curve = made.get("checkpoints") or {}
-    if curve.get("scores"):
-        n_seeds = len(curve["scores"])
-        n_deployed = curve["n_deployed"]
+    curve = certificate.checkpoints
+    if curve.scores:
         reason = (
-            f"At least, because a photo was judged by {n_seeds} of each member's checkpoints and a "
-            f"new photo is judged by {n_deployed}"
+            f"At least, because a photo was judged by {len(curve.scores)} of each member's "
+            f"checkpoints and a new photo is judged by {curve.n_deployed}"
         )
-        if curve["estimate"] is None:
-            sentences.append(f"{reason}; {curve['advice']}.")
+        if curve.estimate is None:
+            sentences.append(f"{reason}; {curve.advice}.")
         else:
             sentences.append(f"{reason}, which lead to about {_span(curve)}.")
     return sentences
 
 
-def _tested(made: Mapping[str, Any]) -> list[str]:
+def _tested(certificate: Certificate) -> list[str]:
     """Say what the test set shows, and what the vote adds."""
     sentences = ["There is no test score: no test labels are known."]
-    if made["test"]:
-        scores = made["test"]["macro_f1"]
-        private = made["test"]["part"] == "private"
-        part = "the private half of the test set" if private else "the test set"
-        narrow = "; too narrow: no groups are known" if scores["too_narrow"] else ""
-        sentences = [f"On {part} it reached {_span(scores)}{narrow}."]
-    if gain := made["gain"]:
-        start = "corrected_" if "corrected_difference" in gain else ""
-        values = [gain[f"{start}{name}"] for name in ("difference", "low", "high")]
-        if None not in values:
-            sentences.append(
-                f"Over its best member alone the vote gains {values[0]:+.3f} "
-                f"({values[1]:+.3f} to {values[2]:+.3f})."
-            )
+    if score := certificate.test.macro_f1:
+        part = "the test set"
+        if certificate.test.part == "private":
+            part = "the private half of the test set"
+        narrow = "; too narrow: no groups are known" if score.too_narrow else ""
+        sentences = [f"On {part} it reached {_span(score)}{narrow}."]
+    gain = certificate.gain and certificate.gain.honest
+    if gain and None not in (gain.difference, gain.low, gain.high):
+        sentences.append(
+            f"Over its best member alone the vote gains {gain.difference:+.3f} "
+            f"({gain.low:+.3f} to {gain.high:+.3f})."
+        )
     return sentences
 
 
-def _covered(made: Mapping[str, Any]) -> list[str]:
+def _covered(certificate: Certificate) -> list[str]:
     """Say what the numbers cover and what they do not."""
     sentences = [
         (
@@ -482,37 +518,35 @@ def _covered(made: Mapping[str, Any]) -> list[str]:
             "data: other cameras, places or people of another kind."
         )
     ]
-    if people := made["estimate"].get("people"):
-        sentences.append(people)
-    for row in made["looked_at"]:
-        if row["what"] == OTHER_RUNS and row["times"]:
-            sentences.append(f"Other runs looked at these test labels {row['times']} times.")
-    if made["policy"] == "leaderboard":
+    if certificate.estimate.people:
+        sentences.append(certificate.estimate.people)
+    for use in certificate.looked_at:
+        if use.what == OTHER_RUNS and use.times:
+            sentences.append(f"Other runs looked at these test labels {use.times} times.")
+    if certificate.policy == "leaderboard":
         sentences.append(
             "A leaderboard chose the members: it looked at the public half of the test set."
         )
-    return sentences + list(made.get("findings") or [])
+    return [*sentences, *certificate.findings]
 
 
-def _span(scores: Mapping[str, Any]) -> str:
-    return f"{scores['estimate']:.3f} (90 % interval {scores['low']:.3f} to {scores['high']:.3f})"
+def _span(score: Score) -> str:
+    return f"{score.estimate:.3f} (90 % interval {score.low:.3f} to {score.high:.3f})"
 
 
-def audit_findings(facts: Mapping[str, Any]) -> list[str]:
+def audit_findings(facts: AuditFacts) -> list[str]:
     """Return what the audit found that weakens a promise about new people."""
     findings = []
-    leaking = [
-        name for name, row in (facts.get("variants") or {}).items() if row and row.get("leak")
-    ]
+    leaking = [name for name, split in facts.variants.items() if split.leak]
     if leaking:
         findings.append(
             f"The split of {', '.join(sorted(leaking))} leaks: some people stand in training and "
             "in judged photos, so the score is too high for new people."
         )
     n_sets = 0
-    for kind in ("duplicates", "near_duplicates"):
-        across = (facts.get(kind) or {}).get("across_groups") or {}
-        n_sets += int(across.get("n") or 0)
+    for copies in (facts.duplicates, facts.near_duplicates):
+        if across_groups := copies.get("across_groups"):
+            n_sets += across_groups.n or 0
     if n_sets:
         findings.append(
             f"{n_sets} pictures stand in more than one group, so some judged photos may have been "

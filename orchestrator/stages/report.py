@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -19,6 +18,7 @@ from orchestrator.stages.select import Selected
 from orchestrator.stages.split import Split
 from orchestrator.stages.vote import Voted
 from orchestrator.store import tables
+from orchestrator.store.run_dir import RunPaths
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,35 @@ def run(
     """
     from orchestrator.report.page import build  # noqa: PLC0415
 
-    selection = join_selection(select, vote)
-    write_json(env.paths.selection, selection)
-    tables.write(pa.concat_tables([confirm.predictions, vote.predictions]), env.paths.predictions)
-    certificate = certify(env, catalog, split, prepare, search, confirm, selection)
+    write_joined(env.paths, confirm, select, vote)
+    certificate = certify(env, catalog, split, prepare, search, confirm, select, vote)
     page = build(env.paths.root)
-    if not certificate["check"]["equal"]:
+    check = certificate.check
+    if check is None or not check.equal:
         raise UserError(
             "the answers of `predict` were required to equal the stored ones, found differences: "
-            f"{certificate['check']['why']}; do not use this ensemble, see {page}"
+            f"{check.why if check else 'no check'}; do not use this ensemble, see {page}"
         )
     return Reported(SUCCEEDED, str(page))
 
 
-def join_selection(select: Selected, vote: Voted) -> dict[str, Any]:
-    """Return selection.json: the selection with the scores of its vote on the test set."""
-    selection = dict(select.selection)
-    selection["ensemble"] = dict(selection["ensemble"]) | dict(vote.scores)
-    return selection
+def write_joined(
+    paths: RunPaths,
+    confirm: Confirmed | None,
+    select: Selected | None,
+    vote: Voted | None,
+) -> None:
+    """Write predictions.parquet and selection.json, which hold parts of several stages.
+
+    A run that ended before its report has the parts of the stages that succeeded.
+    """
+    if confirm is not None:
+        parts = [confirm.predictions]
+        if vote is not None:
+            parts.append(vote.predictions)
+        tables.write(pa.concat_tables(parts), paths.predictions)
+    if select is not None:
+        selection = select.to_json()
+        if vote is not None:
+            selection["ensemble"] |= vote.scores_to_json()
+        write_json(paths.selection, selection)

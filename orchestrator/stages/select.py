@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,12 @@ import numpy as np
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation import common_samples, metrics, selection, selection_bias
 from orchestrator.evaluation import vote as voting
-from orchestrator.evaluation.checkpoint_curve import checkpoint_curve
-from orchestrator.evaluation.intervals import interval, label_interval
-from orchestrator.evaluation.paired_test import paired_difference
+from orchestrator.evaluation.checkpoint_curve import CheckpointCurve, checkpoint_curve
+from orchestrator.evaluation.paired_test import PairedTest, paired_difference
 from orchestrator.evaluation.predictions import Predictions
+from orchestrator.evaluation.scores import Scores, score_answers
+from orchestrator.evaluation.selection import Candidate, Selection
+from orchestrator.evaluation.selection_bias import Corrected
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.stages import test_set
 from orchestrator.stages.catalog import Catalog
@@ -25,6 +27,71 @@ from orchestrator.stages.search import Searched
 from orchestrator.stages.split import Split
 from orchestrator.store.ledger import TrialRecord
 
+_CHOSEN_BY = {
+    "robust": "the rule of policy robust, applied to the people in the bag",
+    "diverse": "the greedy choice, made anew on the people in the bag",
+}
+"""The choice that the corrected score repeats, by policy. Others choose by other data."""
+
+
+@dataclass(frozen=True)
+class Peeks:
+    """What a leaderboard showed before the choice."""
+
+    by: str
+    n_candidates: int
+    n_photos: int | None = None  # None where the scores were typed in
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        facts = vars(self)
+        return {name: value for name, value in facts.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one member adds to the vote."""
+
+    setting: str
+    votes: int
+    macro_f1: float  # of this member alone
+    adds: PairedTest | None  # the vote minus the vote without it; None for a member alone
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        adds = self.adds.to_json() if self.adds else None
+        return vars(self) | {"adds": adds}
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What the vote gains over its best member alone."""
+
+    over: str  # the setting of that member
+    test: PairedTest
+    bias: float  # how much better that member looks because these photos chose it
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        facts = self.test.to_json()
+        for name in ("difference", "low", "high"):
+            value = facts[name]
+            facts[f"corrected_{name}"] = None if value is None else value + self.bias
+        return {"over": self.over, **facts}
+
+
+@dataclass(frozen=True)
+class EnsembleScores:
+    """What is known of the ensemble from photos that its checkpoints held out."""
+
+    split: str  # oof, or val where nothing is confirmed
+    scores: Scores
+    agreement: list[list[float]]  # share of photos that two members answer alike
+    marginal: list[Contribution]
+    gain: Gain | None  # None where one member is all
+    corrected: Corrected | None  # None where nothing was chosen on these photos
+    checkpoints: CheckpointCurve | None
+
 
 @dataclass(frozen=True)
 class Selected:
@@ -32,17 +99,46 @@ class Selected:
 
     outcome: str
     note: str
-    selection: Mapping[str, Any]  # as selection.json has it, without scores on the test set
+    selection: Selection
+    ensemble: EnsembleScores
+    winner: Corrected  # the best candidate alone
+    winner_setting: str
+    peeks: Peeks | None  # of policy leaderboard
+    findings: list[str]
+    rule: str  # of the vote
 
     @property
     def members(self) -> list[str]:
         """The settings that vote, in rank order."""
-        return list(self.selection["members"])
+        return self.selection.members
 
     @property
     def weights(self) -> list[int]:
         """The votes of each member."""
-        return list(self.selection["weights"])
+        return self.selection.weights
+
+    def to_json(self) -> dict[str, Any]:
+        """Return selection.json without scores on the test set."""
+        ensemble = self.ensemble
+        corrected = ensemble.corrected
+        chosen_by = _CHOSEN_BY.get(str(self.selection.policy))
+        return {
+            **self.selection.to_json(),
+            "peeks": self.peeks.to_json() if self.peeks else None,
+            "findings": self.findings,
+            "vote": {"rule": self.rule, "tie": voting.TIE_RULE},
+            "ensemble": {
+                "oof": None,
+                ensemble.split: ensemble.scores.to_json(),
+                "test": None,
+                "agreement": ensemble.agreement,
+                "marginal": [contribution.to_json() for contribution in ensemble.marginal],
+                "gain": ensemble.gain.to_json() if ensemble.gain else None,
+                "corrected": corrected and {**corrected.to_json(), "chosen_by": chosen_by},
+                "checkpoints": ensemble.checkpoints and ensemble.checkpoints.to_json(),
+            },
+            "winner": {"setting": self.winner_setting, **self.winner.to_json()},
+        }
 
 
 def run(
@@ -59,8 +155,6 @@ def run(
         UserError: there is no finalist that the policy may choose.
     """
     spec = env.experiment.spec
-    scores = search.scores
-    variants = confirm.complete_settings
     predictions = held_out_predictions(env, catalog, split, confirm)
     if not predictions:
         raise UserError(
@@ -68,117 +162,46 @@ def run(
             "found none"
         )
     arms = common_samples.on_common_samples(predictions)
-    sizes = [len(arm.sample_ids) for arm in predictions.values()]
     n_common = len(next(iter(arms.values())).sample_ids)
+    sizes = {setting: len(arm.sample_ids) for setting, arm in predictions.items()}
     candidates = []
     for setting, arm in sorted(arms.items()):
-        row = selection.candidate(
+        entry = selection.candidate(
             setting,
-            variants[setting],
+            confirm.complete_settings[setting],
             arm,
-            search_score=scores.get(setting),
+            search_score=search.scores.get(setting),
             n_params=_n_params(env, confirm.checkpoints[setting][0]),
             seed=spec.seed,
+            n_left_out=sizes[setting] - n_common,
         )
-        row["n_left_out"] = len(predictions[setting].sample_ids) - n_common
-        candidates.append(row)
+        candidates.append(entry)
     peeks = None
     if spec.select.policy == "leaderboard":
         candidates, peeks = _with_board_scores(env, catalog, prepare, confirm, candidates)
     ranked = selection.rank(candidates, "robust")
-    order = [row["setting"] for row in ranked]
+    order = [entry.setting for entry in ranked]
     pool = selection_bias.Pool(
         [arms[setting] for setting in order],
         spec.vote.rule,
-        margins=[row["oof_macro_f1"] - row["low"] for row in ranked],
-        n_params=[row["n_params"] for row in ranked],
+        margins=[entry.oof_macro_f1 - entry.low for entry in ranked],
+        n_params=[entry.n_params for entry in ranked],
     )
-    picks = None
-    if spec.select.policy == "diverse":
-        greedy = selection_bias.greedy(pool, pool.everybody, spec.select.members)[0]
-        picks = [order[place] for place in greedy]
-    chosen = selection.choose(candidates, spec.select.policy, spec.select.members, picks)
-    if not chosen["members"]:
-        raise UserError(
-            f"select: finalists that policy {spec.select.policy} may choose were required, "
-            "found none"
-        )
-    finding = common_samples.little_in_common(sizes, n_common)
-    chosen["peeks"] = peeks
-    chosen["findings"] = [finding] if finding else []
-    chosen["vote"] = {"rule": spec.vote.rule, "tie": voting.TIE_RULE}
-    members = {setting: arms[setting] for setting in chosen["members"]}
-    corrected = _corrected(env, pool, order, chosen)
-    chosen["ensemble"] = {
-        "oof": None,
-        confirm.split: _vote_scores(env, members, chosen["weights"]),
-        "test": None,
-        **_about_members(env, members, chosen["weights"]),
-        "corrected": corrected,
-        "checkpoints": _checkpoint_curve(env, confirm, members, chosen["weights"], corrected),
-    }
-    ((first,),) = selection_bias.best_alone(pool, pool.everybody, 1)
-    winner = selection_bias.corrected(
-        pool, selection_bias.best_alone, 1, seed=spec.seed, alone=True
+    chosen = _choose(env, candidates, pool, order)
+    ensemble = _score_ensemble(env, confirm, pool, order, chosen)
+    (winner,) = selection_bias.best_alone(pool, pool.everybody, 1)[0]
+    finding = common_samples.little_in_common(list(sizes.values()), n_common)
+    return Selected(
+        SUCCEEDED,
+        _note(ensemble, len(chosen.members)),
+        chosen,
+        ensemble,
+        selection_bias.corrected(pool, selection_bias.best_alone, 1, seed=spec.seed, alone=True),
+        order[winner],
+        peeks,
+        [finding] if finding else [],
+        spec.vote.rule,
     )
-    chosen["winner"] = {"setting": order[first], **winner.to_json()}
-    bounds = chosen["ensemble"][confirm.split]["macro_f1"]
-    kind = "out-of-fold" if confirm.split == "oof" else "validation"
-    note = (
-        f"{len(chosen['members'])} members, {kind} macro F1 {bounds['estimate']:.3f} "
-        f"({bounds['low']:.3f}-{bounds['high']:.3f})"
-    )
-    return Selected(SUCCEEDED, note, chosen)
-
-
-def _checkpoint_curve(
-    env: Env,
-    confirm: Confirmed,
-    members: dict[str, Predictions],
-    weights: list[int],
-    corrected: dict[str, Any] | None,
-) -> dict[str, Any] | None:
-    """Return the out-of-fold score by checkpoints averaged, and where it leads once deployed."""
-    if not env.experiment.spec.confirm:
-        return None
-    n_deployed = min(len(confirm.checkpoints[setting]) for setting in members)
-    curve = checkpoint_curve(
-        list(members.values()),
-        weights,
-        rule=env.experiment.spec.vote.rule,
-        n_deployed=n_deployed,
-        seed=env.experiment.spec.seed,
-        optimism=(corrected or {}).get("optimism") or 0.0,
-    )
-    return curve.to_json()
-
-
-def _with_board_scores(
-    env: Env,
-    catalog: Catalog,
-    prepare: Prepared,
-    confirm: Confirmed,
-    candidates: list[dict[str, Any]],
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Add the scores of a leaderboard to the candidates: typed in by hand, or seen on the public half."""
-    typed = env.experiment.spec.select.scores
-    if typed is not None:
-        return selection.give_scores(candidates, typed), {
-            "by": "scores typed into the spec",
-            "n_candidates": len(typed),
-        }
-    variants = [candidate["variant"] for candidate in candidates]
-    photos = test_set.read_test_photos(env, catalog, prepare, variants)
-    trials: list[TrialRecord] = []
-    for candidate in candidates:
-        trials += confirm.checkpoints[candidate["setting"]]
-    scores = test_set.score_public_half(env, catalog, prepare, photos, trials)
-    peeks = {
-        "by": "the public half of the test set",
-        "n_photos": len(photos.public),
-        "n_candidates": len(candidates),
-    }
-    return [{**c, "board_score": scores[c["setting"]]} for c in candidates], peeks
 
 
 def _n_params(env: Env, trial: TrialRecord) -> int:
@@ -186,134 +209,175 @@ def _n_params(env: Env, trial: TrialRecord) -> int:
     return int(json.loads(path.read_text(encoding="utf-8"))["n_params"])
 
 
-def _like(members: dict[str, Predictions], pred: metrics.Ints) -> Predictions:
+def _with_board_scores(
+    env: Env,
+    catalog: Catalog,
+    prepare: Prepared,
+    confirm: Confirmed,
+    candidates: list[Candidate],
+) -> tuple[list[Candidate], Peeks]:
+    """Add a leaderboard's scores: typed in by hand, or seen on the public half."""
+    typed = env.experiment.spec.select.scores
+    if typed is not None:
+        peeks = Peeks("scores typed into the spec", n_candidates=len(typed))
+        return selection.give_scores(candidates, typed), peeks
+    variants = [candidate.variant for candidate in candidates]
+    photos = test_set.read_test_photos(env, catalog, prepare, variants)
+    trials: list[TrialRecord] = []
+    for candidate in candidates:
+        trials += confirm.checkpoints[candidate.setting]
+    scores = test_set.score_public_half(env, catalog, prepare, photos, trials)
+    scored = [replace(entry, board_score=scores[entry.setting]) for entry in candidates]
+    by = "the public half of the test set"
+    return scored, Peeks(by, n_candidates=len(candidates), n_photos=len(photos.public))
+
+
+def _choose(
+    env: Env, candidates: list[Candidate], pool: selection_bias.Pool, order: list[str]
+) -> Selection:
+    """Choose by the policy of the spec.
+
+    Raises:
+        UserError: the policy may choose nobody.
+    """
+    settings = env.experiment.spec.select
+    picks = None
+    if settings.policy == "diverse":
+        greedy = selection_bias.greedy(pool, pool.everybody, settings.members)[0]
+        picks = [order[place] for place in greedy]
+    chosen = selection.choose(candidates, settings.policy, settings.members, picks)
+    if not chosen.members:
+        raise UserError(
+            f"select: finalists that policy {settings.policy} may choose were required, found none"
+        )
+    return chosen
+
+
+def _note(ensemble: EnsembleScores, n_members: int) -> str:
+    bounds = ensemble.scores.macro_f1
+    kind = "out-of-fold" if ensemble.split == "oof" else "validation"
+    return (
+        f"{n_members} members, {kind} macro F1 {bounds.estimate:.3f} "
+        f"({bounds.low:.3f}-{bounds.high:.3f})"
+    )
+
+
+def _score_ensemble(
+    env: Env,
+    confirm: Confirmed,
+    pool: selection_bias.Pool,
+    order: list[str],
+    chosen: Selection,
+) -> EnsembleScores:
+    """Score the vote of the chosen members, and what each of them adds."""
+    spec = env.experiment.spec
+    members = {setting: pool.candidates[order.index(setting)] for setting in chosen.members}
+    weights = dict(zip(chosen.members, chosen.weights, strict=True))
+    votes = _cast(env, members, weights)
+    vote = _like(members, votes.pred)
+    probs = [member.mean_probs for member in members.values()]
+    mean_probs = np.average(probs, axis=0, weights=chosen.weights)
+    confidences = np.asarray(mean_probs[np.arange(len(votes.pred)), votes.pred], np.float64)
+    calibration_error = metrics.calibration_error(confidences, votes.pred == vote.targets)
+    scores = score_answers(vote, env.schema, seed=spec.seed)
+    corrected = _corrected(env, pool, order, chosen)
+    checkpoints = None
+    if spec.confirm:
+        checkpoints = checkpoint_curve(
+            list(members.values()),
+            chosen.weights,
+            rule=spec.vote.rule,
+            n_deployed=min(len(confirm.checkpoints[setting]) for setting in members),
+            seed=spec.seed,
+            optimism=(corrected.optimism if corrected else None) or 0.0,
+        )
+    marginal = _contributions(env, members, weights, vote)
+    answers = [member.votes for member in members.values()]
+    return EnsembleScores(
+        confirm.split,
+        replace(scores, calibration_error=calibration_error),
+        [[float(np.mean(first == second)) for second in answers] for first in answers],
+        marginal,
+        _gain(env, members, marginal, vote),
+        corrected,
+        checkpoints,
+    )
+
+
+def _cast(env: Env, members: Mapping[str, Predictions], weights: Mapping[str, int]) -> voting.Votes:
+    """Let members vote on samples that each of their checkpoints held out."""
+    return voting.cast(
+        [member.votes for member in members.values()],
+        [member.mean_probs for member in members.values()],
+        env.experiment.spec.vote.rule,
+        [weights[setting] for setting in members],
+    )
+
+
+def _like(members: Mapping[str, Predictions], pred: metrics.Ints) -> Predictions:
     """Return the samples of some members, answered by `pred`."""
     return next(iter(members.values())).answered_by(pred)
 
 
-def _cast(env: Env, members: dict[str, Predictions], weights: list[int]) -> voting.Votes:
-    """Let members vote on samples that each of their checkpoints held out."""
-    arms = members.values()
-    return voting.cast(
-        [m.votes for m in arms],
-        [m.mean_probs for m in arms],
-        env.experiment.spec.vote.rule,
-        weights,
-    )
-
-
-def _vote_scores(env: Env, members: dict[str, Predictions], weights: list[int]) -> dict[str, Any]:
-    """Return the headline: the scores of the vote, and how far its mean probability can be believed."""
-    votes = _cast(env, members, weights)
-    oof = _like(members, votes.pred)
-    mean = np.average([m.mean_probs for m in members.values()], axis=0, weights=weights)
-    sure = mean[np.arange(len(votes.pred)), votes.pred]
-    return {
-        **interval_scores(env, oof),
-        "calibration_error": metrics.calibration_error(sure, votes.pred == oof.targets),
-    }
-
-
-def _about_members(env: Env, members: dict[str, Predictions], weights: list[int]) -> dict[str, Any]:
-    """Return how often members agree, what each adds to the vote, and what the vote adds to the best of them."""
-    n_classes = env.schema.n_classes
-    seed = env.experiment.spec.seed
-    names = list(members)
-    whole = _like(members, _cast(env, members, weights).pred)
-    answers = np.stack([one.votes for one in members.values()])
-    alone = {name: _like(members, one.votes) for name, one in members.items()}
-    scores = {
-        name: metrics.macro_f1(one.targets, one.preds[0], n_classes) for name, one in alone.items()
-    }
-    marginal = []
-    for at, name in enumerate(names):
-        others = {other: one for other, one in members.items() if other != name}
-        row: dict[str, Any] = {
-            "setting": name,
-            "votes": weights[at],
-            "macro_f1": scores[name],
-            "adds": None,
-        }
+def _contributions(
+    env: Env,
+    members: Mapping[str, Predictions],
+    weights: Mapping[str, int],
+    vote: Predictions,
+) -> list[Contribution]:
+    """Return what each member scores alone, and what it adds to the vote."""
+    contributions = []
+    for setting, member in members.items():
+        others = {name: other for name, other in members.items() if name != setting}
+        adds = None
         if others:
-            rest = _like(
-                others,
-                _cast(env, others, weights[:at] + weights[at + 1 :]).pred,
-            )
-            row["adds"] = paired_difference(whole, rest).to_json()
-        marginal.append(row)
-    best = max(names, key=lambda name: (scores[name], -names.index(name)))
-    gain = None
-    if len(names) > 1:
-        gain = {"over": best, **paired_difference(whole, alone[best]).to_json()}
-        pool = selection_bias.Pool(list(members.values()), env.experiment.spec.vote.rule)
-        bias = selection_bias.corrected(pool, selection_bias.best_vote, 1, seed=seed).optimism
-        # the best member was found on these photos, so it looks better than it is
-        for name in ("difference", "low", "high"):
-            value = gain[name]
-            gain[f"corrected_{name}"] = None if value is None else value + (bias or 0.0)
-    return {
-        "agreement": [[float(np.mean(a == b)) for b in answers] for a in answers],
-        "marginal": marginal,
-        "gain": gain,
-    }
+            rest = _like(others, _cast(env, others, weights).pred)
+            adds = paired_difference(vote, rest)
+        score = metrics.macro_f1(member.targets, member.votes, env.schema.n_classes)
+        contributions.append(Contribution(setting, weights[setting], score, adds))
+    return contributions
+
+
+def _gain(
+    env: Env,
+    members: Mapping[str, Predictions],
+    marginal: list[Contribution],
+    vote: Predictions,
+) -> Gain | None:
+    """Compare the vote with its best member alone, the first of equal ones."""
+    if len(members) < 2:
+        return None
+    spec = env.experiment.spec
+    best = max(marginal, key=lambda contribution: contribution.macro_f1).setting
+    pool = selection_bias.Pool(list(members.values()), spec.vote.rule)
+    bias = selection_bias.corrected(pool, selection_bias.best_vote, 1, seed=spec.seed).optimism
+    test = paired_difference(vote, _like(members, members[best].votes))
+    return Gain(best, test, bias or 0.0)
 
 
 def _corrected(
-    env: Env, pool: selection_bias.Pool, order: list[str], chosen: dict[str, Any]
-) -> dict[str, Any] | None:
+    env: Env, pool: selection_bias.Pool, order: list[str], chosen: Selection
+) -> Corrected | None:
     """Correct the vote's score for having been chosen on these very samples.
 
     Returns:
         None where nothing was chosen on them.
     """
-    policy = env.experiment.spec.select.policy
-    seed = env.experiment.spec.seed
+    spec = env.experiment.spec
     choice: tuple[int, ...] = ()
-    for setting, votes in zip(chosen["members"], chosen["weights"], strict=True):
+    for setting, votes in zip(chosen.members, chosen.weights, strict=True):
         choice += (order.index(setting),) * votes
-    if policy == "robust":
-        result = selection_bias.corrected(
-            pool, selection_bias.robust, len(choice), seed=seed, choice=choice
+    if spec.select.policy == "robust":
+        return selection_bias.corrected(
+            pool, selection_bias.robust, len(choice), seed=spec.seed, choice=choice
         )
-        return {
-            **result.to_json(),
-            "chosen_by": "the rule of policy robust, applied to the people in the bag",
-        }
-    if policy == "diverse":
-        result = selection_bias.corrected(
+    if spec.select.policy == "diverse":
+        return selection_bias.corrected(
             pool,
             selection_bias.greedy,
             len(choice),
-            seed=seed,
+            seed=spec.seed,
             choice=choice,
             n_resamples=selection_bias.N_GREEDY_RESAMPLES,
         )
-        return {
-            **result.to_json(),
-            "chosen_by": "the greedy choice, made anew on the people in the bag",
-        }
     return None
-
-
-def interval_scores(env: Env, oof: Predictions) -> dict[str, Any]:
-    """Return macro F1 and accuracy with intervals, over the joint class and per label.
-
-    `macro_f1_<label>` and `accuracy_<label>` are numbers; `intervals` holds their intervals.
-    """
-    seed = env.experiment.spec.seed
-    schema = env.schema
-    scores: dict[str, Any] = {}
-    for metric in ("macro_f1", "accuracy"):
-        scores[metric] = interval(oof, metric=metric, seed=seed).to_json()
-    truth = schema.decode(oof.targets)
-    answers = schema.decode(oof.preds[0])
-    intervals: dict[str, Any] = {}
-    for i, (name, size) in enumerate(zip(schema.names, schema.sizes, strict=True)):
-        for metric in ("macro_f1", "accuracy"):
-            bounds = label_interval(
-                oof, truth[:, i], answers[None, :, i], size, metric=metric, seed=seed
-            )
-            scores[f"{metric}_{name}"] = bounds.estimate
-            intervals[f"{metric}_{name}"] = bounds.to_json()
-    scores["intervals"] = intervals
-    return scores

@@ -21,6 +21,7 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.events import LabelsOpened
 from orchestrator.store.features import feature_store
 from orchestrator.store.ledger import TrialRecord
+from orchestrator.store.run_files import BoardRow
 
 _PUBLIC_SEED = 0
 """Chosen once for a test set, like a hold-out: another split must not move photos from one half to the other."""
@@ -295,17 +296,17 @@ def leaderboard(
     members: Members,
     votes: pa.Table,
     labels: dict[str, int],
-) -> list[dict[str, Any]]:
-    """Return the public and the private score of the ensemble and of each member, as the contest's table has them."""
+) -> list[BoardRow]:
+    """Return the public and the private scores of the ensemble and of each member."""
     voted = dict(zip(votes["sample_id"].to_pylist(), votes["pred"].to_pylist(), strict=True))
     rows = []
     for who, preds in {"ensemble": voted, **member_preds(catalog, photos, members)}.items():
-        row: dict[str, Any] = {"who": who}
+        scores = {}
         for part in ("public", "private"):
             answers = score_input(env, photos, part, preds, labels)
             truth = answers.targets
             given = answers.preds[0]
-            row[f"{part}_macro_f1"] = metrics.macro_f1(truth, given, answers.n_classes)
-            row[f"{part}_accuracy"] = float(np.mean(truth == given))
-        rows.append(row)
+            scores[f"{part}_macro_f1"] = metrics.macro_f1(truth, given, answers.n_classes)
+            scores[f"{part}_accuracy"] = float(np.mean(truth == given))
+        rows.append(BoardRow(who, **scores))
     return rows

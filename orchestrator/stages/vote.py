@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from data_prep.files import write_text
+from orchestrator.evaluation.scores import Scores, score_answers
 from orchestrator.evaluation.vote import submission, vote_table
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.stages import test_set
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.confirm import Confirmed
 from orchestrator.stages.prepare import Prepared
-from orchestrator.stages.select import Selected, interval_scores
+from orchestrator.stages.select import Selected
 from orchestrator.store import tables
 from orchestrator.store.ledger import TrialRecord
+from orchestrator.store.run_files import BoardRow
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,20 @@ class Voted:
     outcome: str
     note: str
     predictions: pa.Table  # rows of predictions.parquet
-    scores: Mapping[str, Any]  # test, public and board of selection.json's ensemble
+    test: Scores | None = None  # on the part that all are scored on; None without labels
+    public: Scores | None = None
+    board: tuple[BoardRow, ...] = ()  # empty where there is no public half
+
+    def scores_to_json(self) -> dict[str, Any]:
+        """Return what selection.json says of the ensemble on the test set."""
+        facts: dict[str, Any] = {}
+        if self.public is not None:
+            facts["public"] = self.public.to_json()
+        if self.test is not None:
+            facts["test"] = self.test.to_json()
+        if self.board:
+            facts["board"] = [asdict(row) for row in self.board]
+        return facts
 
 
 def run(
@@ -36,7 +50,7 @@ def run(
     """Let the members vote on the test photos. Only here are the private labels opened."""
     spec = env.experiment.spec
     if spec.data.test is None:
-        return Voted(SUCCEEDED, "no test set", tables.PREDICTIONS.empty_table(), {})
+        return Voted(SUCCEEDED, "no test set", tables.PREDICTIONS.empty_table())
     trials: list[TrialRecord] = []
     for setting in select.members:
         trials += confirm.checkpoints[setting]
@@ -57,21 +71,22 @@ def run(
     predictions = test_set.prediction_table(predicted, readable)
     labels = test_set.open_labels(env, catalog, photos, "whole", by="vote")
     if labels is None:
-        return Voted(SUCCEEDED, f"{len(votes)} photos, no test labels", predictions, {})
+        return Voted(SUCCEEDED, f"{len(votes)} photos, no test labels", predictions)
     tables.write(test_set.label_table(photos, labels), env.paths.test_labels)
     classes = dict(zip(votes["sample_id"].to_pylist(), votes["pred"].to_pylist(), strict=True))
-    scores: dict[str, Any] = {}
-    parts = {"public": "public"} if photos.public else {}
-    for name, part in (parts | {"test": photos.judged}).items():
+
+    def score(part: str) -> Scores:
         answers = test_set.score_input(env, photos, part, classes, labels)
-        scores[name] = {"part": part, **interval_scores(env, answers)}
-    if photos.public:
-        board = test_set.leaderboard(env, catalog, photos, members, votes, labels)
-        scores["board"] = board
-    bounds = scores["test"]["macro_f1"]
+        return replace(score_answers(answers, env.schema, seed=spec.seed), part=part)
+
+    test = score(photos.judged)
+    bounds = test.macro_f1
     half = "private half: " if photos.public else ""
     note = (
-        f"{len(votes)} photos, {half}test macro F1 {bounds['estimate']:.3f} "
-        f"({bounds['low']:.3f}-{bounds['high']:.3f})"
+        f"{len(votes)} photos, {half}test macro F1 {bounds.estimate:.3f} "
+        f"({bounds.low:.3f}-{bounds.high:.3f})"
     )
-    return Voted(SUCCEEDED, note, predictions, scores)
+    if not photos.public:
+        return Voted(SUCCEEDED, note, predictions, test)
+    board = test_set.leaderboard(env, catalog, photos, members, votes, labels)
+    return Voted(SUCCEEDED, note, predictions, test, score("public"), tuple(board))

@@ -17,7 +17,7 @@ from orchestrator.base.errors import SpecError, UserError
 from orchestrator.ensemble.bundle import is_bundle, open_bundle, write_bundle
 from orchestrator.ensemble.members import of_run
 from orchestrator.ensemble.predict import answer, predict_folder
-from orchestrator.stages.certificate import TOLERANCE, _difference
+from orchestrator.stages.certificate import TOLERANCE, _Job, compare_answers
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from orchestrator.store.run_dir import RunPaths
@@ -322,21 +322,14 @@ def test_the_check_of_a_run_sees_a_member_whose_answers_are_not_the_stored_ones(
     from orchestrator.ensemble.predict import prepare_photos, probabilities
 
     _, images, _ = prepare_photos(member.prep, [(name, Path(path)) for name, path in named])
-    told = probabilities(member.checkpoints[0], images).tolist()
-    job = (
-        "c-1",
-        str(member.checkpoints[0]),
-        member.prep.model_dump_json(by_alias=True),
-        named,
-        told,
-        "cpu",
-    )
-    assert _difference(job)[1] <= TOLERANCE["cpu"]
-    assert _difference((*job[:1], str(member.checkpoints[1]), *job[2:]))[1] > TOLERANCE["cpu"]
-    assert (
-        "cannot be read"
-        in _difference(
-            (*job[:3], [("x", str(photos / "broken.jpg")), *named], [told[0], *told], "cpu")
-        )[2]
-    )
-    assert "were stored" in _difference((*job[:4], [row[:5] for row in told], "cpu"))[2]
+    stored = probabilities(member.checkpoints[0], images).tolist()
+    prep = member.prep.model_dump_json(by_alias=True)
+    job = _Job("c-1", str(member.checkpoints[0]), prep, named, stored, "cpu")
+    assert compare_answers(job).largest <= TOLERANCE["cpu"]
+    other = job._replace(folder=str(member.checkpoints[1]))
+    assert compare_answers(other).largest > TOLERANCE["cpu"]
+    broken = [("x", str(photos / "broken.jpg")), *named]
+    unread = compare_answers(job._replace(photos=broken, probs=[stored[0], *stored]))
+    assert "cannot be read" in unread.why
+    fewer = compare_answers(job._replace(probs=[row[:5] for row in stored]))
+    assert "were stored" in fewer.why

@@ -4,7 +4,12 @@ from scipy.stats import t
 from sklearn.metrics import accuracy_score, f1_score
 
 from orchestrator.evaluation import intervals
-from orchestrator.evaluation.intervals import difference_of_scores, interval, label_interval
+from orchestrator.evaluation.intervals import (
+    Interval,
+    difference_of_scores,
+    interval,
+    label_interval,
+)
 from orchestrator.evaluation.predictions import Predictions
 
 
@@ -103,8 +108,10 @@ def test_a_labels_interval_is_over_the_labels_own_classes():
 
 def test_a_difference_of_two_scores_has_the_variance_of_both():
     """A test score of .70 (.60 to .80) lies outside an estimate's .80 (.74 to .86), and is expected."""
-    first = {"estimate": 0.80, "low": 0.74, "high": 0.86}
-    second = {"estimate": 0.70, "low": 0.60, "high": 0.80}
+    facts = {"level": 0.9, "n_groups": 40, "n_samples": 280, "fewest_groups": 9}
+    marks = {"too_narrow": False, "too_few_people": False}
+    first = Interval(0.80, 0.74, 0.86, **facts, **marks)
+    second = Interval(0.70, 0.60, 0.80, **facts, **marks)
     bounds = difference_of_scores(first, second)
     reach = (0.06**2 + 0.10**2) ** 0.5
     assert (bounds.low, bounds.high) == pytest.approx((0.1 - reach, 0.1 + reach))

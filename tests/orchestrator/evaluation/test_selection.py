@@ -13,32 +13,25 @@ from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.report.page import build
 from orchestrator.report.results import ensemble_lines
 from orchestrator.spec.claims import Claim, parse
-from orchestrator.stages import hypotheses, select
+from orchestrator.stages import hypotheses
 from orchestrator.stages.confirm import Confirmed
-from orchestrator.stages.report import join_selection
 from orchestrator.stages.search import Searched
 from orchestrator.stages.split import Split
-from orchestrator.stages.vote import Voted
 from orchestrator.store import tables
 from orchestrator.store.events import TrialEnded, TrialStarted
 from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.report.fake_run import SCHEMA, SETTINGS, write_run
-from tests.orchestrator.stages.planted import open_env, plant_catalog, plant_prepared
-
-BASE = {
-    "low_rounded": 0.5,
-    "worst_class_recall": 0.2,
-    "total_variation": 0.1,
-    "n_params": 10,
-    "search_score": 0.6,
-    "variant": "v",
-}
+from tests.orchestrator.stages.planted import (
+    open_env,
+    plant_catalog,
+    planted_candidate,
+)
 
 
 def test_robust_order_goes_down_its_list():
     rows = [
-        {**BASE, "setting": name, **changes}
+        planted_candidate(name, **changes)
         for name, changes in (
             ("f", {}),
             ("e", {}),
@@ -48,7 +41,7 @@ def test_robust_order_goes_down_its_list():
             ("a", {"low_rounded": 0.51, "worst_class_recall": 0.0}),
         )
     ]
-    assert [row["setting"] for row in rank(rows, "robust")] == ["a", "b", "c", "d", "e", "f"]
+    assert [row.setting for row in rank(rows, "robust")] == ["a", "b", "c", "d", "e", "f"]
 
 
 def test_every_variant_has_a_finalist_and_the_rest_are_the_best():
@@ -64,8 +57,8 @@ def test_every_variant_has_a_finalist_and_the_rest_are_the_best():
 
 
 def test_fewer_candidates_than_members_is_said():
-    found = choose([{**BASE, "setting": "a"}], "robust", 3)
-    assert (found["members"], found["short_of"]) == (
+    found = choose([planted_candidate("a")], "robust", 3)
+    assert (found.members, found.short_of) == (
         ["a"],
         "1 members instead of 3: there are no more candidates",
     )
@@ -73,11 +66,11 @@ def test_fewer_candidates_than_members_is_said():
 
 def test_an_explicit_list_takes_the_best_of_each_variant_in_its_order():
     rows = [
-        {**BASE, "setting": "x", "variant": "a", "search_score": 0.1},
-        {**BASE, "setting": "y", "variant": "a"},
-        {**BASE, "setting": "z", "variant": "b"},
+        planted_candidate("x", variant="a", search_score=0.1),
+        planted_candidate("y", variant="a"),
+        planted_candidate("z", variant="b"),
     ]
-    assert choose(rows, ["b", "a"], 5)["members"] == ["z", "y"]
+    assert choose(rows, ["b", "a"], 5).members == ["z", "y"]
     with pytest.raises(UserError, match="required one of robust, validation, leaderboard, diverse"):
         rank(rows, "best")
 
@@ -136,25 +129,6 @@ def test_a_claim_about_an_arm_whose_trials_failed_is_undecided_with_the_reason_a
     )  # all that was claimed counts
     assert f"half-cutmix > single: undecided ({lost['reason']})" in ensemble_lines(env.paths.root)
     assert lost["reason"].replace("'", "&#39;") in build(env.paths.root).read_text()
-
-
-def test_select_chooses_among_planted_predictions_and_report_joins_the_scores_of_vote(
-    tmp_path, monkeypatch
-):
-    env, catalog, split, searched, confirmed = half_failed(tmp_path, [])
-    monkeypatch.setattr(Env, "schema", SCHEMA)
-    with env.store.draft("trial", "k", params={}, inputs={}) as draft:
-        (draft.path / "model.json").write_text('{"n_params": 10}')
-    prepared = plant_prepared(env.store, {})
-    chosen = select.run(env, catalog, split, prepared, searched, confirmed)
-    assert chosen.members
-    assert {*chosen.members} <= {*confirmed.complete_settings}, "a failed setting is no member"
-    assert chosen.selection["ensemble"]["test"] is None
-    predictions = tables.PREDICTIONS.empty_table()
-    voted = Voted(SUCCEEDED, "", predictions, {"test": {"part": "whole"}})
-    joined = join_selection(chosen, voted)
-    assert joined["ensemble"]["test"] == {"part": "whole"}
-    assert joined["ensemble"]["oof"] == chosen.selection["ensemble"]["oof"]
 
 
 def half_failed(folder, claims):

@@ -89,9 +89,9 @@ def test_the_robust_rule_in_the_bag_is_the_rule_of_the_run():
             for i, arm in enumerate(arms)
         ]
         ranked = rank(rows, "robust")
-        order = [int(row["setting"][1:]) for row in ranked]
-        margins = [row["oof_macro_f1"] - row["low"] for row in ranked]
-        n_params = [row["n_params"] for row in ranked]
+        order = [int(row.setting[1:]) for row in ranked]
+        margins = [row.oof_macro_f1 - row.low for row in ranked]
+        n_params = [row.n_params for row in ranked]
         pool = Pool([arms[i] for i in order], margins=margins, n_params=n_params)
         assert robust(pool, pool.everybody, 3)[0] == (0, 1, 2)
 

@@ -17,6 +17,7 @@ from orchestrator.report.load import load
 from orchestrator.report.page import build
 from orchestrator.report.settings import association
 from orchestrator.stages.certificate import statement, whom
+from orchestrator.store.run_files import Certificate, as_record
 from tests.orchestrator.report.fake_run import (
     HOSTILE,
     SCHEMA,
@@ -355,7 +356,9 @@ def certified(run, place, *, equal=True):
         "splits": {"a": {"sha256": "ef" * 32}, "b": {"sha256": "ef" * 32}},
         "check": {"equal": equal, "n_photos": 8, "max_difference": 1e-6, "why": "" if equal else "c-1: a probability differs by 0.5"},
     }  # fmt: skip
-    (copy / "certificate.json").write_text(json.dumps({**made, "statement": statement(made)}))
+    (copy / "certificate.json").write_text(
+        json.dumps({**made, "statement": statement(as_record(Certificate, made))})
+    )
     return copy
 
 
@@ -426,7 +429,9 @@ def test_new_people_are_promised_only_where_the_estimate_rests_on_them(
         "on": "out-of-fold predictions" if confirmed else "role val",
         "of": whom(group, strategies, confirmed=confirmed),
     }
-    (copy / "certificate.json").write_text(json.dumps({**made, "statement": statement(made)}))
+    (copy / "certificate.json").write_text(
+        json.dumps({**made, "statement": statement(as_record(Certificate, made))})
+    )
     build(copy)
     words = Page((copy / "report/certificate.html").read_text()).words
     assert f"On {whose} the vote of 1 members" in words

@@ -1,4 +1,16 @@
-from orchestrator.stages.certificate import audit_findings, statement, whom
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from data_prep.files import write_json
+from orchestrator.ensemble.predict import PreparedPhotos
+from orchestrator.stages import certificate, test_set
+from orchestrator.stages.certificate import OTHER_RUNS, audit_findings, statement, whom
+from orchestrator.store import tables
+from orchestrator.store.run_files import AuditFacts, Certificate, SplitFacts, as_record
+from tests.orchestrator.stages.planted import plant_world
 
 SCORES = {"estimate": 0.7, "low": 0.6, "high": 0.8, "n_groups": 40, "too_narrow": False}
 MADE = {
@@ -30,7 +42,7 @@ MADE = {
 
 def test_the_corrected_number_is_the_first_and_is_at_least():
     """The uncorrected one was the first, and nothing said that more checkpoints are deployed."""
-    text = statement(MADE)
+    text = statement(as_record(Certificate, MADE))
     assert text.startswith(
         "On people (group: id) it has never seen the vote of 3 members is expected to reach at "
         "least macro F1 0.650 (90 % interval 0.550 to 0.750), 40 groups."
@@ -47,8 +59,135 @@ def test_what_the_audit_found_weakens_the_promise():
         "variants": {"base": {"leak": 0.2}},
         "near_duplicates": {"across_groups": {"n": 3}},
     }
-    findings = audit_findings(facts)
+    findings = audit_findings(as_record(AuditFacts, facts))
     assert "The split of base leaks" in findings[0]
     assert "3 pictures stand in more than one group" in findings[1]
     assert "people it may have seen" in whom("id", {"profile"}, confirmed=True, leaking=True)
-    assert audit_findings({"variants": {"base": {"leak": 0.0}}}) == []
+    assert audit_findings(AuditFacts(variants={"base": SplitFacts(leak=0.0)})) == []
+
+
+@pytest.fixture
+def certified(tmp_path, monkeypatch):
+    """Certify a planted world: (the world, the certificate as a file, what was returned).
+
+    `off` is added to the probabilities that checkpoints give now.
+    """
+
+    def make(*changes, off=0.0, audit=None):
+        world = plant_world(tmp_path, "select={policy: robust, members: 2}", *changes)
+        paths = world.env.paths
+        write_json(paths.audit, audit or {})
+        monkeypatch.setattr(test_set, "predict_trials", world.predict_trials)
+        monkeypatch.setattr(certificate, "ray_map", lambda f, jobs, **_: map(f, jobs))
+        monkeypatch.setattr(
+            certificate,
+            "prepare_photos",
+            lambda prep, photos: PreparedPhotos([name for name, _ in photos], photos, {}),
+        )
+
+        def answer(folder, photos, device):
+            rows = tables.read(folder / "predictions.parquet").to_pylist()
+            stored = {row["sample_id"]: row["probs"] for row in rows}
+            return np.array([stored[name] for name, _ in photos]) + off
+
+        monkeypatch.setattr(certificate, "probabilities", answer)
+        selected = world.select()
+        returned = certificate.certify(
+            world.env,
+            world.catalog,
+            world.split,
+            world.prepared,
+            world.searched,
+            world.confirmed,
+            selected,
+            world.vote(selected),
+        )
+        return world, json.loads(paths.certificate.read_text()), returned
+
+    return make
+
+
+def test_the_certificate_says_what_the_planted_tables_hold(certified):
+    _, facts, returned = certified()
+    assert returned.statement == facts["statement"]
+    first, second = facts["members"]
+    assert (first["setting"], first["variant"], first["votes"]) == ("one", "a", 1)
+    assert [c["trial_id"] for c in second["checkpoints"]] == ["c-two-s0", "c-two-s1"]
+    sha256 = hashlib.sha256(b"c-two-s1").hexdigest()
+    assert second["checkpoints"][1]["weights_sha256"] == sha256
+    assert [row["name"] for row in facts["worst_classes"]] == ["wear", "bare"]
+    assert facts["worst_classes"][0]["f1"] == pytest.approx(12 / 13)
+    assert facts["worst_groups"][:2] == [
+        {"group": "p6", "accuracy": 0.5, "n": 2},
+        {"group": "p0", "accuracy": 1.0, "n": 2},
+    ]
+    estimate, test = (12 / 13 + 14 / 15) / 2, (2 / 4 + 4 / 6) / 2
+    assert facts["gap"]["estimate_minus_test"] == pytest.approx(estimate - test)
+    corrected = facts["corrected"]["estimate"]
+    assert facts["gap"]["corrected_minus_test"] == pytest.approx(corrected - test)
+    uses = {use["what"]: use["times"] for use in facts["looked_at"]}
+    assert uses == {
+        "role val": 0,
+        "inner parts of the training folds": 0,
+        "held-out folds": 6,
+        "out-of-fold labels": 3,
+        "test labels": 1,
+        OTHER_RUNS: 0,
+    }
+    assert facts["data"]["n_test"] == 5
+    assert facts["data"]["n_quarantined"] == 1
+    assert facts["check"] == {
+        "equal": True,
+        "n_checkpoints": 4,
+        "n_photos": 8,
+        "max_difference": 0.0,
+        "tolerance": 1e-4,
+        "why": "",
+    }
+    assert "equal the stored ones on 8 photos" in facts["statement"]
+    assert facts["findings"] == []
+    assert "people (group: id) it has never seen" in facts["statement"]
+
+
+def test_answers_that_differ_from_the_stored_ones_fail_the_check(certified):
+    _, facts, returned = certified(off=0.25)
+    assert not returned.check.equal
+    assert facts["check"]["max_difference"] == pytest.approx(0.25)
+    assert facts["check"]["why"].startswith("c-one-s0: a probability differs by 0.25; c-one-s1")
+    assert "DIFFER from the stored ones" in facts["statement"]
+
+
+def test_a_leak_in_the_audit_takes_the_promise_about_new_people_away(certified):
+    audit = {
+        "variants": {"a": {"leak": 0.25}, "b": {"leak": 0.0}},
+        "duplicates": {"across_groups": {"n": 2}},
+    }
+    _, facts, _ = certified(audit=audit)
+    assert facts["estimate"]["of"] == "photos it has never seen, of people it may have seen"
+    assert "The split of a leaks" in facts["findings"][0]
+    assert "2 pictures stand in more than one group" in facts["statement"]
+
+
+def test_a_peek_at_the_public_half_is_counted_and_said(certified, monkeypatch):
+    monkeypatch.setattr(test_set, "public_half", lambda *_: frozenset({"test/t0", "test/t1"}))
+    _, facts, _ = certified(
+        "data.test={root: eval, table: info.csv, id: ImageID, label: ans, public: 0.5}",
+        "select.policy=leaderboard",
+    )
+    (peek,) = [use for use in facts["looked_at"] if use["what"].startswith("public half")]
+    assert (peek["times"], peek["why"][:5]) == (3, "PEEK:")
+    assert facts["corrected"] is None, "a leaderboard chose by other photos"
+    assert facts["test"]["part"] == "private"
+    assert "A leaderboard chose the members" in facts["statement"]
+
+
+def test_other_runs_that_scored_the_same_test_labels_are_counted(certified, tmp_path):
+    other = tmp_path / "store/runs/other"
+    other.mkdir(parents=True)
+    scored = {"test": {"macro_f1": {"estimate": 0.5}}, "data": {"catalog_sha256": "content"}}
+    write_json(other / "certificate.json", scored)
+    (tmp_path / "store/runs/torn").mkdir()
+    (tmp_path / "store/runs/torn/certificate.json").write_text("{")
+    _, facts, _ = certified()
+    assert {use["what"]: use["times"] for use in facts["looked_at"]}[OTHER_RUNS] == 1
+    assert "Other runs looked at these test labels 1 times." in facts["statement"]

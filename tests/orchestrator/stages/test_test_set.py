@@ -13,15 +13,12 @@ from orchestrator.stages.test_set import public_half, read_test_photos, score_in
 from orchestrator.store.artifacts import Artifact
 from orchestrator.store.events import TrialStarted
 from orchestrator.store.ledger import TrialRecord
-from tests.orchestrator.stages.planted import open_env, plant_catalog, plant_prepared
-
-BASE = {
-    "low_rounded": 0.5,
-    "worst_class_recall": 0.2,
-    "total_variation": 0.1,
-    "n_params": 10,
-    "search_score": 0.6,
-}
+from tests.orchestrator.stages.planted import (
+    open_env,
+    plant_catalog,
+    plant_prepared,
+    planted_candidate,
+)
 
 
 def test_the_public_half_is_a_function_of_the_names_and_never_splits_a_group():
@@ -73,44 +70,40 @@ def test_answers_on_a_test_set_keep_groups_where_they_are_known(run):
     assert np.array_equal(alone.preds, answers.preds)
 
 
-def candidates(**scores):
-    return [
-        {**BASE, "setting": name, "variant": name, "board_score": score}
-        for name, score in scores.items()
-    ]
-
-
 def test_a_leaderboard_ranks_by_what_it_saw_and_chooses_nobody_it_has_not_seen():
-    rows = candidates(a=0.5, b=None, c=0.7, d=0.5)
-    assert [row["setting"] for row in rank(rows, "leaderboard")] == ["c", "a", "d", "b"]
-    found = choose(rows, "leaderboard", 4)
-    assert (found["members"], found["weights"]) == (["c", "a", "d"], [1, 1, 1])
-    assert found["short_of"].startswith("3 members instead of 4")
-    assert "public half" in found["rule"]
+    scores = {"a": 0.5, "b": None, "c": 0.7, "d": 0.5}
+    rows = [planted_candidate(name, board_score=score) for name, score in scores.items()]
+    assert [row.setting for row in rank(rows, "leaderboard")] == ["c", "a", "d", "b"]
+    chosen = choose(rows, "leaderboard", 4)
+    assert (chosen.members, chosen.weights) == (["c", "a", "d"], [1, 1, 1])
+    assert chosen.short_of.startswith("3 members instead of 4")
+    assert "public half" in chosen.rule
+    assert "board_score" in chosen.to_json()["candidates"][0]
 
 
 def test_scores_typed_in_by_hand_go_to_the_best_finalist_of_their_variant():
     rows = [
-        {**BASE, "setting": "x", "variant": "a", "search_score": 0.1},
-        {**BASE, "setting": "y", "variant": "a", "search_score": 0.9},
-        {**BASE, "setting": "z", "variant": "b"},
+        planted_candidate("x", variant="a", search_score=0.1),
+        planted_candidate("y", variant="a", search_score=0.9),
+        planted_candidate("z", variant="b"),
     ]
-    given = {row["setting"]: row["board_score"] for row in give_scores(rows, {"a": 0.79})}
+    given = {row.setting: row.board_score for row in give_scores(rows, {"a": 0.79})}
     assert given == {"x": None, "y": 0.79, "z": None}
 
 
 def test_a_diverse_choice_keeps_its_votes():
     rows = [
-        {**BASE, "setting": name, "variant": name, "low_rounded": low}
+        planted_candidate(name, low_rounded=low)
         for name, low in (("a", 0.6), ("b", 0.5), ("c", 0.4))
     ]
-    found = choose(rows, "diverse", 3, ["c", "a", "c"])
-    assert (found["members"], found["weights"], found["short_of"]) == (["a", "c"], [1, 2], None)
-    assert [row["reason"].split(";")[0] for row in found["candidates"]] == [
+    chosen = choose(rows, "diverse", 3, ["c", "a", "c"])
+    assert (chosen.members, chosen.weights, chosen.short_of) == (["a", "c"], [1, 2], None)
+    assert [row.reason.split(";")[0] for row in chosen.candidates] == [
         "added 1 times",
         "added 0 times",
         "added 2 times",
     ]
+    assert "board_score" not in chosen.to_json()["candidates"][0]
 
 
 def test_checkpoints_answer_on_the_trials_device_a_batch_of_mapped_rows_at_a_time(

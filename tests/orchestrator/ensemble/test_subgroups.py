@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from orchestrator.evaluation.intervals import interval, subgroup_intervals
+from orchestrator.ensemble.subgroups import subgroup_intervals
+from orchestrator.evaluation.intervals import interval
 from orchestrator.evaluation.predictions import Predictions
 
 

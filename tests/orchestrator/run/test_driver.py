@@ -1,0 +1,90 @@
+"""The driver on planted stages: what a run leaves when it ends early."""
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+import pytest
+
+from orchestrator.base.console import Reporter
+from orchestrator.planning.plan import Plan
+from orchestrator.run import driver, tracking
+from orchestrator.store import tables
+from tests.orchestrator.stages.planted import plant_world
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A stage whose output is known, or that raises."""
+
+    name: str
+    output: object
+
+    reads = ()
+
+    def run(self, env):
+        if isinstance(self.output, BaseException):
+            raise self.output
+        return self.output
+
+
+@pytest.fixture
+def drive(tmp_path, monkeypatch):
+    """Drive a planted run whose vote ends with an error: (exit code, paths)."""
+    world = plant_world(tmp_path, "select={policy: robust, members: 2}")
+    env = world.env
+
+    @contextmanager
+    def connect(experiment, options, reporter):
+        yield driver._ClusterSize(1.0, 0.0)
+
+    monkeypatch.setattr(driver, "_connect", connect)
+    monkeypatch.setattr(tracking, "start", lambda run, settings: tracking.Tracker(None, run))
+
+    def run(error):
+        stages = (
+            Planted("catalog", world.catalog),
+            Planted("prepare", world.prepared),
+            Planted("confirm", world.confirmed),
+            Planted("select", world.select()),
+            Planted("vote", error),
+            Planted("report", None),
+        )
+        monkeypatch.setattr(driver, "STAGES", stages)
+        plan = Plan(env.paths.run_id, "k", "files", (), {}, None, None, None, ())
+        arguments = (env.experiment, env.store, plan, env.paths, env.ledger, driver.Options())
+        return driver._drive(*arguments, Reporter(quiet=True)), env.paths
+
+    return run
+
+
+def test_a_run_that_fails_in_vote_leaves_its_selection_and_its_predictions(drive):
+    code, paths = drive(RuntimeError("a worker died"))
+    assert code == 1
+    selection = json.loads(paths.selection.read_text())
+    assert selection["members"] == ["one", "two"]
+    assert selection["ensemble"]["test"] is None
+    predictions = tables.read(paths.predictions)
+    assert len(predictions) == 3 * 2 * 14
+    assert pc.unique(predictions["split"]).to_pylist() == ["oof"]
+    summary = json.loads(paths.summary.read_text())
+    assert (summary["state"], summary["members"]) == ("FAILED", ["one", "two"])
+    assert summary["stages"] == {
+        "catalog": "SUCCEEDED",
+        "prepare": "SUCCEEDED",
+        "confirm": "SUCCEEDED",
+        "select": "SUCCEEDED",
+        "vote": "FAILED",
+        "report": "BLOCKED",
+    }
+    assert summary["quarantined"] == 1
+    assert "a worker died" in paths.error.read_text()
+
+
+def test_a_run_that_is_interrupted_in_vote_leaves_them_too(drive, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        drive(KeyboardInterrupt())
+    (run,) = (tmp_path / "store/runs").iterdir()
+    assert json.loads((run / "selection.json").read_text())["members"] == ["one", "two"]
+    assert json.loads((run / "summary.json").read_text())["state"] == "INTERRUPTED"
