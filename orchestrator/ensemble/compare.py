@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,70 +12,104 @@ import pyarrow.compute as pc
 from data_prep.catalog.labels import Schema
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation.intervals import interval
+from orchestrator.evaluation.looks import labels_key, predictions_key
 from orchestrator.evaluation.metrics import macro_f1
 from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.spec.load import read
 from orchestrator.store import tables
+from orchestrator.store.looks import count_look
 from orchestrator.store.run_dir import RunPaths
+
+_TITLES = {"macro_f1": "macro F1", "accuracy": "accuracy"}
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """A run's answers on the test photos, by sample id."""
+
+    preds: dict[str, int]
+    labels: dict[str, int]
+    public: frozenset[str]  # samples; empty where there is no public half
+    groups: dict[str, str] | None  # None where one is not known
+
+    def on(self, ids: Sequence[str], n_classes: int) -> Predictions:
+        """Return the answers on some samples beside their labels."""
+        truth = np.array([self.labels[sample] for sample in ids], np.int64)
+        given = np.array([[self.preds[sample] for sample in ids]], np.int64)
+        owners = None if self.groups is None else [self.groups[sample] for sample in ids]
+        return Predictions(list(ids), truth, given, n_classes, owners)
 
 
 def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
-    """Return the scores of two ensembles and their paired differences on one part of one test set.
+    """Return the scores of two ensembles and their differences on one part of one test set.
+
+    It is a look at these test labels, and is written into the store's ledger of looks.
 
     Returns:
-        part (private or whole), runs: [{run_id, policy, members, macro_f1, accuracy, and public_macro_f1 where there
-        is a public part}], differences: {metric: as `PairedTest.to_json`, first minus second}.
+        part (private or whole), runs: [{run_id, policy, members, macro_f1, accuracy, and
+        public_macro_f1 where there is a public part}], differences: {metric: as
+        `PairedTest.to_json`, first minus second}, look: 1 for the first at these labels, null where
+        the store cannot be written.
 
     Raises:
-        UserError: a run has no votes or test labels, or the two were tested on different labels or parts.
+        UserError: a run has no votes or test labels, or they were tested on other labels or parts.
     """
-    sides = [_side(paths) for paths in (first, second)]
-    labels, public, groups = sides[0][1:]
-    for one, (_, other_labels, other_public, _) in zip((first, second), sides, strict=True):
-        if other_labels != labels or other_public != public:
-            raise UserError(
-                f"runs {first.run_id} and {one.run_id}: the same test labels and public part were required, found "
-                "different ones; compare runs over one test set"
-            )
-    private = sorted(set(labels) - public)
+    answers = _read_answers(first)
+    others = _read_answers(second)
+    if others.labels != answers.labels or others.public != answers.public:
+        raise UserError(
+            f"runs {first.run_id} and {second.run_id}: the same test labels and public part were "
+            "required, found different ones; compare runs over one test set"
+        )
+    private = sorted(set(answers.labels) - answers.public)
     schema = Schema.of(read(first.resolved, check_roots=False).spec.data.labels)
     # the second run may know more classes: both are counted over all that either answers
-    n_classes = max(
-        schema.n_classes, *(preds[sample] + 1 for preds, *_ in sides for sample in labels)
-    )
-    judged = [_oof(preds, labels, private, groups, n_classes) for preds, *_ in sides]
+    highest = max([*answers.preds.values(), *others.preds.values()], default=0)
+    n_classes = max(schema.n_classes, highest + 1)
+    arms = [run.on(private, n_classes) for run in (answers, others)]
     runs = []
-    for paths, (preds, *_), oof in zip((first, second), sides, judged, strict=True):
+    for paths, run, arm in zip((first, second), (answers, others), arms, strict=True):
         selection = paths.read_json("selection")
         row = {
             "run_id": paths.run_id,
             "policy": selection["policy"],
             "members": selection["members"],
         }
-        for metric in ("macro_f1", "accuracy"):
-            row[metric] = interval(oof, metric=metric, seed=0).to_json()
-        if public:
-            shown = _oof(preds, labels, sorted(public), groups, n_classes)
-            row["public_macro_f1"] = macro_f1(shown.targets, shown.preds[0], shown.n_classes)
+        for metric in _TITLES:
+            row[metric] = interval(arm, metric=metric, seed=0).to_json()
+        if run.public:
+            shown = run.on(sorted(run.public), n_classes)
+            row["public_macro_f1"] = macro_f1(shown.targets, shown.preds[0], n_classes)
         runs.append(row)
+    differences = {}
+    for metric in _TITLES:
+        differences[metric] = paired_difference(*arms, metric=metric).to_json()
     return {
-        "part": "private" if public else "whole",
+        "part": "private" if answers.public else "whole",
         "runs": runs,
-        "differences": {
-            m: paired_difference(*judged, metric=m).to_json() for m in ("macro_f1", "accuracy")
-        },
+        "differences": differences,
+        "look": _count_look(first, second, arms),
     }
 
 
-def _side(
-    paths: RunPaths,
-) -> tuple[dict[str, int], dict[str, int], frozenset[str], dict[str, str] | None]:
-    """Return a run's answers, the labels, the public part, and the groups where all are known."""
+def _count_look(first: RunPaths, second: RunPaths, arms: Sequence[Predictions]) -> int | None:
+    """Return the number of this look; None where the store can only be read."""
+    key = labels_key(arms[0].sample_ids, arms[0].targets.tolist())
+    facts = {"what": "compare", "run": f"{first.run_id}, {second.run_id}"}
+    try:
+        return count_look(first.store, key, predictions_key(*arms), facts).number
+    except OSError:
+        return None
+
+
+def _read_answers(paths: RunPaths) -> _Answers:
+    """Read a run's votes, the labels, the public part, and the groups where all are known."""
     for path in (paths.votes, paths.test_labels):
         if not path.is_file():
             raise UserError(
-                f"run {paths.run_id}: {path.name} was required, found none; it needs a labelled test set"
+                f"run {paths.run_id}: {path.name} was required, found none; it needs a labelled "
+                "test set"
             )
     votes = tables.read(paths.votes)
     truth = tables.read(paths.test_labels)
@@ -81,46 +117,44 @@ def _side(
     labels = dict(zip(truth["sample_id"].to_pylist(), truth["label"].to_pylist(), strict=True))
     public = frozenset(truth.filter(pc.equal(truth["part"], "public"))["sample_id"].to_pylist())
     catalog = tables.read(paths.catalog, ["sample_id", "group"])
-    of = dict(zip(catalog["sample_id"].to_pylist(), catalog["group"].to_pylist(), strict=True))
-    groups = {sample: of[sample] for sample in labels}
-    known = groups if all(group is not None for group in groups.values()) else None
-    return preds, labels, public, known
+    names = dict(zip(catalog["sample_id"].to_pylist(), catalog["group"].to_pylist(), strict=True))
+    groups = {sample: names[sample] for sample in labels}
+    are_known = all(group is not None for group in groups.values())
+    return _Answers(preds, labels, public, groups if are_known else None)
 
 
-def _oof(
-    preds: dict[str, int],
-    labels: dict[str, int],
-    ids: list[str],
-    groups: dict[str, str] | None,
-    n_classes: int,
-) -> Predictions:
-    truth = np.array([labels[sample] for sample in ids], np.int64)
-    given = np.array([[preds[sample] for sample in ids]], np.int64)
-    owners = None if groups is None else [groups[sample] for sample in ids]
-    return Predictions(ids, truth, given, n_classes, owners)
-
-
-def compare_lines(found: dict[str, Any]) -> list[str]:
+def compare_lines(comparison: Mapping[str, Any]) -> list[str]:
     """Return what `compare` prints."""
-    part = "the private half of the test set" if found["part"] == "private" else "the test set"
-    n = found["differences"]["macro_f1"]
-    units = f"{n['n_samples']} photos, " + (
-        "photos resampled: too narrow" if n["too_narrow"] else f"{n['n_groups']} groups"
-    )
-    lines = [f"on {part} ({units})"]
-    for row in found["runs"]:
-        shown = f"; public half {row['public_macro_f1']:.3f}" if "public_macro_f1" in row else ""
-        spans = ", ".join(
-            f"{name} {row[key]['estimate']:.3f} ({row[key]['low']:.3f} to {row[key]['high']:.3f})"
-            for key, name in (("macro_f1", "macro F1"), ("accuracy", "accuracy"))
-        )
+    part = "the private half of the test set" if comparison["part"] == "private" else "the test set"
+    differences = comparison["differences"]
+    size = differences["macro_f1"]
+    units = f"{size['n_groups']} groups"
+    if size["too_narrow"]:
+        units = "photos resampled: too narrow"
+    lines = [f"on {part} ({size['n_samples']} photos, {units})"]
+    for row in comparison["runs"]:
+        spans = []
+        for metric, title in _TITLES.items():
+            bounds = row[metric]
+            span = f"{bounds['estimate']:.3f} ({bounds['low']:.3f} to {bounds['high']:.3f})"
+            spans.append(f"{title} {span}")
+        if "public_macro_f1" in row:
+            spans[-1] += f"; public half {row['public_macro_f1']:.3f}"
+        members = f"policy {row['policy']}, {len(row['members'])} members"
+        lines.append(f"{row['run_id']}  {members}: {', '.join(spans)}")
+    for metric, title in _TITLES.items():
+        lines.append(f"first minus second, {title}: {_difference_text(differences[metric])}")
+    if comparison.get("look"):
         lines.append(
-            f"{row['run_id']}  policy {row['policy']}, {len(row['members'])} members: {spans}{shown}"
-        )
-    for key, name in (("macro_f1", "macro F1"), ("accuracy", "accuracy")):
-        one = found["differences"][key]
-        lines.append(
-            f"first minus second, {name}: {one['difference']:+.3f} (90 % interval {one['low']:+.3f} to "
-            f"{one['high']:+.3f}), p {one['p_value']:.3f}"
+            f"look {comparison['look']} at these test labels in this store; a choice made by them "
+            "needs new test photos"
         )
     return lines
+
+
+def _difference_text(tested: Mapping[str, Any]) -> str:
+    text = f"{tested['difference']:+.3f}"
+    if tested["low"] is None:
+        return f"{text}, not tested: {tested['reason']}"
+    bounds = f"90 % interval {tested['low']:+.3f} to {tested['high']:+.3f}"
+    return f"{text} ({bounds}), p {tested['p_value']:.3f}"

@@ -15,6 +15,7 @@ import numpy as np
 
 from orchestrator.evaluation.metrics import (
     LEVEL,
+    Counts,
     Floats,
     Ints,
     counts,
@@ -142,7 +143,7 @@ def difference_of_scores(first: Interval, second: Interval) -> Bounds:
     return Bounds(float(difference - down), float(difference + up))
 
 
-def _weights(n_groups: int, n: int, seed: int) -> Iterator[Floats]:
+def _weights(n_groups: int, n: int, seed: int) -> Iterator[Counts]:
     """Yield the resamples' weights (n, G) in pieces of limited size, always the same ones."""
     size = max(1, _CELLS // max(n_groups, 1))
     if n <= size:
@@ -150,39 +151,43 @@ def _weights(n_groups: int, n: int, seed: int) -> Iterator[Floats]:
         return
     rng = np.random.default_rng(seed)
     for start in range(0, n, size):
-        yield resample(n_groups, min(size, n - start), rng).astype(np.float32)
+        yield resample(n_groups, min(size, n - start), rng)
 
 
 @lru_cache(maxsize=2)
-def _whole_weights(n_groups: int, n: int, seed: int) -> Floats:
-    """Keep the weights for the next score of the same groups; float32 counts exactly to 2^24."""
-    weights = resample(n_groups, n, np.random.default_rng(seed)).astype(np.float32)
+def _whole_weights(n_groups: int, n: int, seed: int) -> Counts:
+    """Keep the weights for the next score of the same groups."""
+    weights = resample(n_groups, n, np.random.default_rng(seed))
     weights.flags.writeable = False
-    return weights  # type: ignore[return-value]
+    return weights
 
 
-def _draw(weights: Floats, tallies: Floats, totals: Floats, metric: str) -> Floats:
+def _draw(weights: Counts, tallies: Floats, totals: Floats, metric: str) -> Floats:
     """Return the score of each resample, averaged over seeds: (n,)."""
+    n_seeds = len(tallies)
+    present = totals[0, 2] > 0
     hits = tallies[:, :, 0]
     answers = tallies[:, :, 1]
     n_targets = tallies[0, :, 2]
-    present = totals[0, 2] > 0
     if metric == "accuracy":
         n_hits = weights @ hits.sum(-1).mean(0).astype(np.float32)
         return np.asarray(n_hits / (weights @ n_targets.sum(-1).astype(np.float32)), np.float64)
-    drawn_targets = weights @ n_targets[:, present].astype(np.float32)
+    # one product for all seeds: the weights are read once
+    columns = np.stack([n_targets, *hits, *answers], axis=1)[:, :, present]
+    drawn = weights @ columns.reshape(len(columns), -1).astype(np.float32)
+    drawn = drawn.reshape(len(weights), 1 + 2 * n_seeds, -1)
+    drawn_targets = drawn[:, 0]
     gone = drawn_targets == 0
     total = np.zeros(len(weights))
-    for hit, answer, full in zip(hits, answers, totals, strict=True):
-        drawn_hits = weights @ hit[:, present].astype(np.float32)
-        size = weights @ answer[:, present].astype(np.float32) + drawn_targets
-        f1 = 2 * drawn_hits / np.maximum(size, 1)
-        full_size = (full[1] + full[2])[present]
-        full_f1 = 2 * full[0][present] / full_size
+    for i, full in enumerate(totals[:, :, present]):
+        size = drawn[:, 1 + n_seeds + i] + drawn_targets
+        f1 = 2 * drawn[:, 1 + i] / np.maximum(size, 1)
+        full_size = full[1] + full[2]
+        full_f1 = 2 * full[0] / full_size
         # to first order F1 falls by its own size for each answer of a class without targets
         linear = full_f1 * np.maximum(1 - size / full_size, 0)
         total += np.where(gone, linear, f1).mean(-1)
-    return total / len(hits)
+    return total / n_seeds
 
 
 def _bca(estimate: float, draws: Floats, influence: Floats, level: float) -> Bounds:

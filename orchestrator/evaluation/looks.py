@@ -9,6 +9,7 @@ look decided too. By simulation all looks together are wrong in at most .12.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -37,9 +38,21 @@ def claim_key(claim: Claim, data: str) -> str:
     return digest({"arms": arms, "metric": claim.metric, "margin": claim.margin, "data": data})
 
 
-def predictions_key(first: Predictions, second: Predictions) -> str:
-    """Return a hash of two arms' predictions; the same predictions again are no new look."""
-    return digest(sorted([_content(first), _content(second)]))
+def labels_key(sample_ids: Sequence[str], labels: Sequence[int]) -> str:
+    """Return what looks at test labels are counted by: the judged part of the test set alone.
+
+    Other training photos, splits or settings are new looks at the same labels.
+
+    Args:
+        sample_ids: of the judged part, in any order.
+        labels: class codes, in the order of the ids.
+    """
+    return digest({"test_labels": sorted(zip(sample_ids, labels, strict=True))})
+
+
+def predictions_key(*arms: Predictions) -> str:
+    """Return a hash of some arms' predictions; the same predictions again are no new look."""
+    return digest(sorted(_content(arm) for arm in arms))
 
 
 def _content(arm: Predictions) -> str:

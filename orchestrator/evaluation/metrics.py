@@ -15,7 +15,9 @@ from orchestrator.evaluation.predictions import Predictions
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Counts = NDArray[np.float32]
 LEVEL = 0.90
+_DRAWS = 2**17  # of groups at a time: 1 MB
 
 
 class Owners(NamedTuple):
@@ -67,16 +69,19 @@ def _ratio(above: Floats, below: Floats) -> Floats:
     return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
 
 
-def resample(n_groups: int, n: int, rng: np.random.Generator) -> Floats:
-    """Return how often each group is drawn in each of n resamples of all groups, (n, G)."""
-    drawn = rng.integers(0, n_groups, (n, n_groups)) + np.arange(n)[:, None] * n_groups
-    weights = np.bincount(drawn.ravel(), minlength=n * n_groups)
-    return weights.reshape(n, n_groups).astype(np.float64)
+def resample(n_groups: int, n: int, rng: np.random.Generator) -> Counts:
+    """Return how often each group is drawn in each of n resamples of all groups, (n, G).
 
-
-def weighted(weights: Floats, tallies: Floats, metric: str = "macro_f1") -> Floats:
-    """Return a metric of groups counted by weights: (n, G) times (G, 3, C) gives (n,)."""
-    return score(np.tensordot(weights, tallies, 1), metric)
+    The draws are those of one call of `rng.integers`, made in pieces that fit into the cache.
+    """
+    weights = np.empty((n, n_groups), np.float32)  # counts are exact up to 2^24
+    size = max(1, _DRAWS // max(n_groups, 1))
+    for start in range(0, n, size):
+        piece = weights[start : start + size]
+        drawn = rng.integers(0, n_groups, piece.shape)
+        drawn += np.arange(len(piece))[:, None] * n_groups
+        piece[:] = np.bincount(drawn.ravel(), minlength=piece.size).reshape(piece.shape)
+    return weights
 
 
 def linear_shares(targets: Ints, preds: Ints, tally: Floats, metric: str) -> Floats:

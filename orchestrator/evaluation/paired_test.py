@@ -19,6 +19,7 @@ from orchestrator.evaluation.metrics import (
     LEVEL,
     Floats,
     Ints,
+    Owners,
     counts,
     linear_shares,
     owners_of,
@@ -26,6 +27,7 @@ from orchestrator.evaluation.metrics import (
 )
 from orchestrator.evaluation.predictions import Predictions, align
 
+_Arms = tuple[Predictions, Predictions]
 NEEDS_MORE = "needs 2 seeds or 5 folds"
 _SMALLEST_P = 1e-9
 """Student's t says nothing of rarer events; a p value is never 0."""
@@ -77,8 +79,29 @@ class _Trainings(NamedTuple):
 
     train: float
     noise: float
-    n_folds: int
-    anew: bool
+
+    @property
+    def luck(self) -> float:
+        """What is left without the noise, never below 0."""
+        return max(0.0, self.train - self.noise)
+
+
+class _Folds(NamedTuple):
+    """How the folds of both arms were dealt."""
+
+    n: int  # of a seed; 1 where no folds are known
+    are_anew: bool  # for every seed
+    are_common: bool  # both arms hold the same samples out together
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Which variance a difference has; None, with the reason, where it cannot be told."""
+
+    rests_on: str
+    variance: _Variance | None
+    trainings: _Trainings | None = None
+    reason: str | None = None
 
 
 def paired_difference(
@@ -86,9 +109,9 @@ def paired_difference(
 ) -> PairedTest:
     """Compare two arms on the samples that both predicted, by the seeds that both have.
 
-    With two or more seeds the variance is that of people and that of trainings. With one seed and
-    known folds, folds are the units. With one seed and no folds, as for two votes or on a test set,
-    it is that of people alone.
+    With two or more seeds the variance is that of people and that of trainings, also where the arms
+    have other folds. With one seed and common folds, folds are the units. With one seed and no
+    folds, as for two votes or on a test set, it is that of people alone.
 
     Args:
         first: with `folds` where its rows are out of fold.
@@ -102,49 +125,21 @@ def paired_difference(
     first, second = align({"the first arm": first, "the second arm": second}).values()
     if not first.sample_ids:
         raise UserError("photos that both arms predicted were required, found none")
-    first, second = _common_seeds(first, second)
-    arms = (first, second)
+    arms = _of_common_seeds(first, second)
     owners = owners_of(first)
-    n_classes = max(first.n_classes, second.n_classes)
-    n_seeds = len(first.preds)
-    zeros = np.zeros(len(first.targets), np.int64)
-    tallies = np.stack(
-        [
-            [counts(arm.targets, preds, zeros, 1, n_classes)[0] for preds in arm.preds]
-            for arm in arms
-        ]
-    )  # (2, S, 3, C)
+    n_seeds = len(arms[0].preds)
+    tallies = np.stack([_tallies(arm, max(first.n_classes, second.n_classes)) for arm in arms])
     scores = score(tallies, metric).mean(1)
     middle = tallies.mean((0, 1))
     shares = [linear_shares(arm.targets, arm.preds, middle, metric) for arm in arms]
     gaps = np.mean(shares[0] - shares[1], axis=0)
-    people = _people_variance(gaps, owners.of_sample, owners.n_groups)
     difference = float(scores[0] - scores[1])
-    floor = (difference / owners.n_groups) ** 2  # as if one group might have gone the other way
-    trainings: _Trainings | None = None
-    luck: float | None = None
-    reason = None
-    rests_on = "people"
-    variance: _Variance | None = None
-    n_folds, anew = _folds_of(first)
-    if n_seeds > 1:
-        trainings = _training_variance(arms, shares, owners.of_sample)
-        rests_on = "people and trainings"
-        n_folds = trainings.n_folds
-        anew = trainings.anew
-        variance = _total(max(people, floor), trainings, owners.n_groups, n_seeds)
-        luck = float(np.sqrt(max(0.0, trainings.train - trainings.noise) * n_seeds * n_folds / 2))
-    elif first.folds is not None and second.folds is not None and n_folds > 1:
-        rests_on = "folds"
-        if n_folds == 2:
-            reason = f"{NEEDS_MORE}; the difference seen is {difference:+.3f}"
-        else:
-            variance = _Variance(max(_fold_variance(gaps, first.folds[0]), floor), n_folds - 1)
-    else:
-        variance = _Variance(max(people, floor), owners.n_groups - 1)
-    if reason is None and owners.n_groups < 2:
-        reason = "needs 2 people or more"
-        variance = None
+    people = _people_variance(gaps, owners)
+    folds = _folds_of(arms)
+    judged = _judge(arms, shares, gaps, difference, people, owners, folds)
+    variance = judged.variance
+    trainings = judged.trainings
+    luck = None if trainings is None else float(np.sqrt(trainings.luck * n_seeds * folds.n / 2))
     tested = _test(difference, variance)
     return PairedTest(
         difference=difference,
@@ -159,15 +154,48 @@ def paired_difference(
         standard_error=None if variance is None else float(np.sqrt(variance.value)),
         standard_error_one_seed=_one_seed(people, trainings, n_seeds),
         df=None if variance is None else float(variance.df),
-        rests_on=rests_on,
-        n_folds=n_folds,
-        folds_anew=anew,
+        rests_on=judged.rests_on,
+        n_folds=folds.n,
+        folds_anew=folds.are_anew,
         v_people=None if variance is None else people,
         v_train=None if trainings is None else trainings.train,
         v_noise=None if trainings is None else trainings.noise,
         luck_of_one_training=luck,
-        reason=reason,
+        reason=judged.reason,
     )
+
+
+def _judge(
+    arms: _Arms,
+    shares: Sequence[Floats],
+    gaps: Floats,
+    difference: float,
+    people: float,
+    owners: Owners,
+    folds: _Folds,
+) -> _Judged:
+    """Return the variance of a difference."""
+    n_seeds = len(arms[0].preds)
+    floor = (difference / owners.n_groups) ** 2  # as if one group might have gone the other way
+    if owners.n_groups < 2:
+        return _Judged("people", None, reason="needs 2 people or more")
+    if n_seeds > 1:
+        trainings = _training_variance(arms, shares, owners.of_sample)
+        total = _total(max(people, floor), trainings, owners.n_groups, n_seeds, folds.n)
+        return _Judged("people and trainings", total, trainings)
+    folds_of_first = arms[0].folds
+    if folds.n == 1 or folds_of_first is None:
+        return _Judged("people", _Variance(max(people, floor), owners.n_groups - 1))
+    if not folds.are_common:
+        reason = (
+            f"needs 2 seeds: the arms have other folds; the difference seen is {difference:+.3f}"
+        )
+        return _Judged("folds", None, reason=reason)
+    if folds.n == 2:
+        reason = f"{NEEDS_MORE}; the difference seen is {difference:+.3f}"
+        return _Judged("folds", None, reason=reason)
+    of_folds = _fold_variance(gaps, folds_of_first[0])
+    return _Judged("folds", _Variance(max(of_folds, floor), folds.n - 1))
 
 
 def tail(distance: float, standard_error: float, df: float) -> float:
@@ -190,68 +218,82 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _common_seeds(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
+def _tallies(arm: Predictions, n_classes: int) -> Floats:
+    """Return the counts of all samples by seed, (S, 3, C)."""
+    zeros = np.zeros(len(arm.targets), np.int64)
+    return np.stack([counts(arm.targets, preds, zeros, 1, n_classes)[0] for preds in arm.preds])
+
+
+def _of_common_seeds(first: Predictions, second: Predictions) -> _Arms:
     """Return both arms by the seeds that both have; by their first rows where seeds differ."""
     n_seeds = min(len(first.preds), len(second.preds))
-    rows = (np.arange(n_seeds), np.arange(n_seeds))
+    rows = np.arange(n_seeds)
     if first.seeds is not None and second.seeds is not None:
         common = sorted(set(first.seeds) & set(second.seeds))
         if common:
-            rows = (
-                np.array([first.seeds.index(seed) for seed in common]),
-                np.array([second.seeds.index(seed) for seed in common]),
-            )
-    return first.of_seeds(rows[0]), second.of_seeds(rows[1])
+            rows_of_first = np.array([first.seeds.index(seed) for seed in common])
+            rows_of_second = np.array([second.seeds.index(seed) for seed in common])
+            return first.of_seeds(rows_of_first), second.of_seeds(rows_of_second)
+    return first.of_seeds(rows), second.of_seeds(rows)
 
 
-def _people_variance(gaps: Floats, owners: Ints, n_groups: int) -> float:
+def _people_variance(gaps: Floats, owners: Owners) -> float:
     """Return the variance of the summed gaps (N,) over which groups were photographed."""
+    n_groups = owners.n_groups
     if n_groups < 2:
         return 0.0
-    per_group = np.bincount(owners, weights=gaps, minlength=n_groups)
+    per_group = np.bincount(owners.of_sample, weights=gaps, minlength=n_groups)
     return float(n_groups / (n_groups - 1) * ((per_group - per_group.mean()) ** 2).sum())
 
 
-def _folds_of(arm: Predictions) -> tuple[int, bool]:
-    """Return the number of folds of a seed, and whether they were dealt anew for every seed."""
-    if arm.folds is None:
-        return 1, False
-    n_folds = max(len(np.unique(row)) for row in arm.folds)
-    return n_folds, bool((arm.folds != arm.folds[0]).any())
+def _folds_of(arms: _Arms) -> _Folds:
+    """Return how the folds of both arms were dealt, with the smaller number of folds."""
+    first = arms[0].folds
+    second = arms[1].folds
+    if first is None or second is None:
+        return _Folds(1, are_anew=False, are_common=False)
+    n_folds = min(_n_folds(first), _n_folds(second))
+    is_common = np.array_equal(first, second)
+    return _Folds(n_folds, _is_anew(first) and _is_anew(second), is_common)
 
 
-def _training_variance(
-    arms: tuple[Predictions, Predictions], shares: Sequence[Floats], owners: Ints
-) -> _Trainings:
+def _n_folds(folds: Ints) -> int:
+    return max(len(np.unique(row)) for row in folds)
+
+
+def _is_anew(folds: Ints) -> bool:
+    """Return True if the folds of some seed are not those of the first seed."""
+    return bool((folds != folds[0]).any())
+
+
+def _training_variance(arms: _Arms, shares: Sequence[Floats], owners: Ints) -> _Trainings:
     """Return what the luck of trainings and noise add, summed over both arms.
 
-    The shares of a seed differ from their mean over seeds; summed over a fold, that is the luck of
-    its training, and noise; summed in squares over groups, it is the noise alone.
+    The shares of a seed differ from their mean over seeds; summed over a fold of this arm, that is
+    the luck of its training, and noise; summed in squares over groups, it is the noise alone.
     """
     n_seeds = len(arms[0].preds)
-    train = noise = 0.0
-    fold_counts = []
-    dealt_anew = []
+    train = 0.0
+    noise = 0.0
     for arm, share in zip(arms, shares, strict=True):
-        n_folds, anew = _folds_of(arm)
-        scale = (n_seeds - 1) * (n_seeds - 1 + 1 / n_folds) if anew else (n_seeds - 1) * n_seeds
+        folds = np.zeros_like(arm.preds) if arm.folds is None else arm.folds
+        one_deal = 1 / _n_folds(folds) if _is_anew(folds) else 1.0
+        scale = (n_seeds - 1) * (n_seeds - 1 + one_deal)
         rest = share - share.mean(0)
-        for i in range(n_seeds):
-            fold = np.zeros(len(owners), np.int64) if arm.folds is None else arm.folds[i]
-            train += float((np.bincount(fold, weights=rest[i]) ** 2).sum()) / scale
-            noise += float((np.bincount(owners, weights=rest[i]) ** 2).sum()) / scale
-        fold_counts.append(n_folds)
-        dealt_anew.append(anew)
-    return _Trainings(train, noise, min(fold_counts), all(dealt_anew))
+        for fold, of_seed in zip(folds, rest, strict=True):
+            train += float((np.bincount(fold, weights=of_seed) ** 2).sum()) / scale
+            noise += float((np.bincount(owners, weights=of_seed) ** 2).sum()) / scale
+    return _Trainings(train, noise)
 
 
-def _total(people: float, trainings: _Trainings, n_groups: int, n_seeds: int) -> _Variance:
+def _total(
+    people: float, trainings: _Trainings, n_groups: int, n_seeds: int, n_folds: int
+) -> _Variance:
     """Add both parts; degrees of freedom by Satterthwaite."""
-    luck = max(0.0, trainings.train - trainings.noise)
     spread = people**2 / max(n_groups - 1, 1)
-    if luck > 0:
-        spread += trainings.train**2 / (2 * trainings.n_folds * (n_seeds - 1))
-    total = people + luck
+    if trainings.luck > 0:
+        spread += trainings.train**2 / (2 * n_folds * (n_seeds - 1))
+    total = people + trainings.luck
     return _Variance(total, total**2 / spread if spread > 0 else max(n_groups - 1, 1))
 
 
@@ -267,9 +309,8 @@ def _one_seed(people: float, trainings: _Trainings | None, n_seeds: int) -> floa
     """Return the standard error that a single seed would have."""
     if trainings is None:
         return None
-    luck = max(0.0, trainings.train - trainings.noise)
     steady = max(0.0, people - trainings.noise)
-    return float(np.sqrt(steady + n_seeds * (min(trainings.noise, people) + luck)))
+    return float(np.sqrt(steady + n_seeds * (min(trainings.noise, people) + trainings.luck)))
 
 
 class _Tested(NamedTuple):

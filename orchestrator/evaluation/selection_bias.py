@@ -14,17 +14,16 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from orchestrator.evaluation import vote as voting
 from orchestrator.evaluation.intervals import interval
-from orchestrator.evaluation.metrics import Floats, owners_of, resample, score
+from orchestrator.evaluation.metrics import Counts, Floats, owners_of, resample, score
 from orchestrator.evaluation.predictions import Ints, Predictions
 
 N_RESAMPLES = 500
 N_GREEDY_RESAMPLES = 200
 Choice = tuple[int, ...]  # places of candidates, in any order; one may stand twice
-Rule = Callable[["Pool", Floats, int], list[Choice]]
+Rule = Callable[["Pool", Counts, int], list[Choice]]
 
 
 @dataclass(frozen=True)
@@ -73,18 +72,18 @@ class Pool:
         self.n_classes = first.n_classes
         self.targets = first.targets
         self.owners, self.n_groups = owners_of(first)
-        self.everybody = np.ones((1, self.n_groups))
+        self.everybody = np.ones((1, self.n_groups), np.float32)
         self.margins = margins
         self.n_params = np.array(n_params if n_params is not None else [0] * len(candidates))
         self._answers: dict[Choice, Ints] = {}
-        self._trials: dict[Choice, NDArray[np.float32]] = {}
+        self._trials: dict[Choice, Counts] = {}
 
     @cached_property
-    def alone(self) -> list[NDArray[np.float32]]:
+    def alone(self) -> list[Counts]:
         """Per candidate the counts of its answers by seed, (S, G, 3, C)."""
         return [self.count(candidate.preds) for candidate in self.candidates]
 
-    def count(self, preds: Ints) -> NDArray[np.float32]:
+    def count(self, preds: Ints) -> Counts:
         """Return hits, answers and targets per row of preds (R, N), group and class: (R, G, 3, C)."""
         n_cells = self.n_groups * self.n_classes
         answer_cells = self.owners * self.n_classes + preds  # (R, N)
@@ -118,7 +117,7 @@ class Pool:
             return self.candidates[choice[0]]
         return self.candidates[0].answered_by(self.answers(choice))
 
-    def additions(self, chosen: Choice) -> NDArray[np.float32]:
+    def additions(self, chosen: Choice) -> Counts:
         """Return the counts of every vote that one more candidate makes, (K, G, 3, C)."""
         key = tuple(sorted(chosen))
         if key not in self._trials:
@@ -127,18 +126,18 @@ class Pool:
         return self._trials[key]
 
 
-def weighted_scores(weights: Floats, counts: NDArray[np.float32]) -> Floats:
+def weighted_scores(weights: Counts, counts: Counts) -> Floats:
     """Return macro F1 of groups counted by weights: (n, G) and (R, G, 3, C) give (n, R)."""
     return score(_totals(weights, counts), "macro_f1")
 
 
-def best_alone(pool: Pool, weights: Floats, n: int) -> list[Choice]:
+def best_alone(pool: Pool, weights: Counts, n: int) -> list[Choice]:
     """Choose the n candidates with the highest macro F1, the mean of their seeds."""
     scores = [weighted_scores(weights, counts).mean(1) for counts in pool.alone]
     return _first(np.stack(scores, 1), n)
 
 
-def best_vote(pool: Pool, weights: Floats, n: int) -> list[Choice]:
+def best_vote(pool: Pool, weights: Counts, n: int) -> list[Choice]:
     """Choose the n candidates whose own vote has the highest macro F1."""
     return _first(weighted_scores(weights, pool.additions(())), n)
 
@@ -148,7 +147,7 @@ def _first(scores: Floats, n: int) -> list[Choice]:
     return [tuple(row) for row in order.tolist()]
 
 
-def robust(pool: Pool, weights: Floats, n: int) -> list[Choice]:
+def robust(pool: Pool, weights: Counts, n: int) -> list[Choice]:
     """Choose the first n by policy robust, for every row of weights (R, G).
 
     The lower end of a resample is its macro F1 minus the margin of all groups times the ratio of
@@ -178,13 +177,13 @@ def robust(pool: Pool, weights: Floats, n: int) -> list[Choice]:
     return [tuple(row) for row in order.tolist()]
 
 
-def _totals(weights: Floats, counts: NDArray[np.float32]) -> Floats:
+def _totals(weights: Counts, counts: Counts) -> Floats:
     """Return the counts (R, G, 3, C) of groups counted by weights (n, G): (n, R, 3, C)."""
-    totals = np.tensordot(weights.astype(np.float32), counts, (1, 1))
+    totals = np.tensordot(weights, counts, (1, 1))
     return np.asarray(totals, np.float64)
 
 
-def _standard_error(counts: NDArray[np.float32], weights: Floats, totals: Floats) -> Floats:
+def _standard_error(counts: Counts, weights: Counts, totals: Floats) -> Floats:
     """Return the delta method's standard error of macro F1, the mean of seeds, per row of weights."""
     n_rows = len(weights)
     n_groups = weights.shape[1]
@@ -201,7 +200,7 @@ def _standard_error(counts: NDArray[np.float32], weights: Floats, totals: Floats
     return np.sqrt(np.einsum("rg,rg,rg->r", weights, influence, influence))
 
 
-def greedy(pool: Pool, weights: Floats, n: int) -> list[Choice]:
+def greedy(pool: Pool, weights: Counts, n: int) -> list[Choice]:
     """Add n votes one by one, each the candidate that lifts the vote's macro F1 most.
 
     The first is chosen by its own vote, like the others. One may be added again. Equal gains go to

@@ -112,13 +112,15 @@ def _check_claims(draft: Draft) -> None:
 
 
 def _claim_faults(text: str, draft: Draft) -> list[str]:
-    """Return what is wrong with a claim: its two arms must answer all labels of the same photos."""
+    """Return what is wrong with a claim.
+
+    Both arms must answer all labels. Their splits may differ, but not in whether they may leak.
+    """
     try:
         claim = parse_claim(text)
     except ValueError as error:
         return [str(error)]
     faults = []
-    arms = draft.arms
     variants = list(draft.spec.variants)
     labels = list(draft.spec.data.labels)
     for side in dict.fromkeys((claim.better, claim.worse)):
@@ -132,15 +134,22 @@ def _claim_faults(text: str, draft: Draft) -> list[str]:
                 f"arms that answer {', '.join(labels)} were required in {text!r}, "
                 f"the head of {side!r} answers {', '.join(answered)}; remove the claim"
             )
-    better = arms.get(claim.better)
-    worse = arms.get(claim.worse)
-    if better is not None and worse is not None and better.data.split != worse.data.split:
+    leaking = [side for side in (claim.better, claim.worse) if _may_leak(side, draft)]
+    if len(set(leaking)) == 1 and claim.better != claim.worse:
         faults.append(
-            f"arms of one data.split were required in {text!r}, {claim.better!r} and "
-            f"{claim.worse!r} are split differently, so no photo can be paired; "
-            "submit them as two specs and `compare` the runs on the test set"
+            f"arms that both keep the photos of a group together were required in {text!r}; "
+            f"data.split.strategy random of {leaking[0]!r} puts photos of one group into training "
+            "and into judged photos, so its score is too high; give both arms a split of one kind"
         )
     return faults
+
+
+def _may_leak(variant: str, draft: Draft) -> bool:
+    """Return True if a variant's split may put photos of one group on both sides."""
+    if variant not in draft.arms:
+        return False
+    data = draft.arms[variant].data
+    return data.split.strategy == "random" and data.group != "sample_id"
 
 
 def _head_labels(variant: str, draft: Draft) -> list[str] | None:

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.benchmarks import catalog, preparation, search, training, voting
+from tests.benchmarks import catalog, preparation, search, training, verdicts, voting
 
 ROOT = Path(__file__).resolve().parents[2]
 REPEATS = 7
@@ -57,6 +57,8 @@ BENCHMARKS = {
     "prepare_two_workers": preparation.prepare_two_workers,
     "shards_read": preparation.shards_read,
     "vote_million": voting.vote_million,
+    "verdict_speed": verdicts.verdict_speed,
+    "correction_speed": verdicts.correction_speed,
     "catalog_100k": catalog.catalog_100k,
     "trial_fixed_cost": search.trial_fixed_cost,
     "trial_wall_vs_bare": search.trial_wall_vs_bare,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -148,6 +148,7 @@ class TestDesign:
     arm_by_person: float  # standard deviation of an arm's accuracy on one person
     n_folds: int = 3
     anew: bool = True  # folds are dealt anew for every seed
+    other_split: bool = False  # the second arm has folds of its own
     training_set_luck: float = 0.0  # luck that all trainings on one set of people share
     effect: float = 0.0  # accuracy of the first arm minus that of the second
     accuracy: float = 0.8
@@ -156,7 +157,7 @@ class TestDesign:
     def __str__(self) -> str:
         return (
             f"{self.n_people:>3} people, {self.n_seeds} seeds x {self.n_folds} folds "
-            f"{'anew' if self.anew else 'once'}, luck {self.luck}, training-set luck "
+            f"{'anew' if self.anew else 'once'}{', two splits' if self.other_split else ''}, luck {self.luck}, training-set luck "
             f"{self.training_set_luck}, arm by person {self.arm_by_person}, effect {self.effect}"
         )
 
@@ -172,6 +173,13 @@ TRAINING_SET = [
     TestDesign(n_people, n_seeds, 0.0, 0.0, training_set_luck=0.01)
     for n_people in (100, 300)
     for n_seeds in (2, 3, 5, 8)
+]
+SPLITS = [
+    TestDesign(n_people, n_seeds, luck, by_person, other_split=True)
+    for n_people in (30, 100, 300)
+    for n_seeds in (2, 5)
+    for luck in (0.0, 0.02)
+    for by_person in (0.0, 0.15)
 ]
 POWER = [
     TestDesign(n_people, n_seeds, luck, by_person, effect=0.03)
@@ -199,6 +207,8 @@ def simulate(design: TestDesign, rng: np.random.Generator) -> dict[str, Predicti
     ease = 0.1 * rng.normal(size=n_people)
     arms = {}
     for name, sign in (("a", 0.5), ("b", -0.5)):
+        if name == "b" and design.other_split:
+            folds = deal(design, rng)
         luck = design.luck * rng.normal(size=(n_seeds, design.n_folds))
         n_deals = n_seeds if design.anew else 1
         shared = design.training_set_luck * rng.normal(size=(n_deals, design.n_folds))
@@ -255,6 +265,32 @@ def looks(n_sets: int, *, n_people: int = 100, luck: float = 0.01, seed: int = 0
     return wrong / n_sets
 
 
+EQUALITY = [
+    TestDesign(n_people, n_seeds, luck, by_person, effect=0.03, accuracy=0.6)
+    for n_people in (100, 300)
+    for n_seeds in (2, 5)
+    for luck in (0.0, 0.01)
+    for by_person in (0.0, 0.1)
+]
+
+
+class Verdicts(NamedTuple):
+    """How often a claim of equality got each verdict."""
+
+    equal: float
+    refuted: float
+
+
+def equality(design: TestDesign, margin: float, n_sets: int, *, seed: int = 0) -> Verdicts:
+    """Return the verdicts on 'a = b within margin on accuracy' where the design's effect is true."""
+    rng = np.random.default_rng([seed, *design.__repr__().encode()])
+    claim = f"a = b within {margin} on accuracy"
+    verdicts = [judge([claim], simulate(design, rng))[0]["verdict"] for _ in range(n_sets)]
+    return Verdicts(
+        verdicts.count("practically equal") / n_sets, verdicts.count("refuted") / n_sets
+    )
+
+
 class Promise(NamedTuple):
     """A number of people or seeds that was named, and how often it then decides."""
 
@@ -303,7 +339,7 @@ def promises(design: TestDesign, n_sets: int, *, seed: int = 0) -> Iterator[Prom
 def _coverage_lines(n_sets: int, *, fixed: bool) -> Iterator[str]:
     rates = []
     for design in COVERAGE:
-        row = coverage(design, n_sets, fixed=fixed, n=500)
+        row = coverage(design, n_sets, fixed=fixed)
         rates.append(row.inside)
         yield (
             f"  {design}: {row.inside:.3f} (too low {row.too_low:.3f}, "
@@ -336,6 +372,24 @@ def _look_lines(n_sets: int) -> Iterator[str]:
         yield f"looks at 2, 3, 5, 8 seeds, {n_people} people, luck {luck}: wrong in {rate:.3f} of {n_sets}"  # fmt: skip
 
 
+def _equality_lines(n_sets: int) -> Iterator[str]:
+    rows = []
+    for design in EQUALITY:
+        edge = equality(design, design.effect, n_sets)
+        same = equality(replace(design, effect=0.0), design.effect, n_sets)
+        rows.append((edge.equal, edge.refuted, same.equal, same.refuted))
+        yield (
+            f"  {design}: at the margin's edge equal {edge.equal:.3f}, refuted {edge.refuted:.3f}; "
+            f"of equal arms equal {same.equal:.3f}, refuted {same.refuted:.3f}"
+        )
+    mean = np.mean(rows, axis=0)
+    most = np.max(rows, axis=0)
+    yield (
+        f"equality at the edge: equal {mean[0]:.3f} (at most {most[0]:.3f}), refuted {mean[1]:.3f} "
+        f"(at most {most[1]:.3f}); of equal arms equal {mean[2]:.3f}, refuted {mean[3]:.3f}"
+    )
+
+
 def _promise_lines(n_sets: int) -> Iterator[str]:
     for design in PROMISES:
         for row in promises(design, n_sets):
@@ -347,14 +401,18 @@ def main() -> None:
     """Run the studies that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", type=int, default=600)
-    parser.add_argument("--only", default="coverage,level,training_set,power,looks,promises")
+    parser.add_argument(
+        "--only", default="coverage,level,training_set,splits,power,equality,looks,promises"
+    )
     asked = parser.parse_args()
     studies = {
         "coverage": _coverage_lines(asked.sets, fixed=False),
         "coverage_fixed": _coverage_lines(asked.sets, fixed=True),
         "level": _rate_lines("level", LEVEL, asked.sets),
         "training_set": _rate_lines("level, training-set luck", TRAINING_SET, asked.sets),
+        "splits": _rate_lines("level, arms of two splits", SPLITS, asked.sets),
         "power": _rate_lines("power", POWER, asked.sets),
+        "equality": _equality_lines(asked.sets),
         "looks": _look_lines(asked.sets),
         "promises": _promise_lines(asked.sets),
     }

@@ -12,6 +12,7 @@ from orchestrator.evaluation.intervals import interval
 from orchestrator.evaluation.metrics import macro_f1
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.store import tables
+from orchestrator.store.looks import FILE
 from orchestrator.store.run_dir import RunPaths
 
 SPEC = Path(__file__).resolve().parents[3] / "experiments/smoke.yaml"
@@ -19,8 +20,8 @@ SPEC = Path(__file__).resolve().parents[3] / "experiments/smoke.yaml"
 
 def leave(root, name, preds, labels, parts, groups):
     """Leave the files of a run that `compare` reads."""
-    run = root / name
-    run.mkdir()
+    run = root / "runs" / name
+    run.mkdir(parents=True)
     ids = [f"test/{at:03}" for at in range(len(labels))]
     rows = [
         {"sample_id": i, "ImageID": i, "pred": int(p), "votes": 1, "tie": False, "outcome": "voted"}
@@ -100,6 +101,30 @@ def test_runs_over_other_labels_or_without_any_are_refused(tmp_path):
     assert compare_runs(first, first)["differences"]["accuracy"]["too_narrow"]
     with pytest.raises(UserError, match="the same test labels and public part were required"):
         compare_runs(first, second)
-    (tmp_path / "b/test_labels.parquet").unlink()
+    (tmp_path / "runs/b/test_labels.parquet").unlink()
     with pytest.raises(UserError, match=r"run b: test_labels.parquet was required"):
         compare_runs(first, second)
+
+
+def test_a_comparison_is_a_look_at_its_test_labels(tmp_path):
+    """Nothing counted it, so the best of many pairs of runs could be picked by test labels."""
+    labels = np.arange(12) % 3
+    more = [labels, (labels + 1) % 3, np.where(np.arange(12) < 3, 0, labels)]
+    parts, groups = ["whole"] * 12, [f"p{at // 2}" for at in range(12)]
+    a, b, c = (leave(tmp_path, f"r{i}", p, labels, parts, groups) for i, p in enumerate(more))
+    pairs = [(a, b), (b, a), (a, c), (a, b)]
+    comparisons = [compare_runs(*pair) for pair in pairs]
+    assert [comparison["look"] for comparison in comparisons] == [1, 1, 2, 1]
+    assert "look 2 at these test labels" in compare_lines(comparisons[2])[-1]
+    assert len((tmp_path / FILE).read_text().splitlines()) == 2
+    (tmp_path / FILE).unlink()
+    (tmp_path / FILE).mkdir()  # a store that cannot be written
+    assert compare_runs(a, b)["look"] is None
+
+
+def test_one_person_gives_no_test_and_a_sentence(tmp_path):
+    runs = [
+        leave(tmp_path, n, [0, 1, i], [0, 1, 2], ["whole"] * 3, ["p"] * 3)
+        for i, n in enumerate("ab")
+    ]
+    assert "not tested: needs 2 people or more" in "\n".join(compare_lines(compare_runs(*runs)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from orchestrator.evaluation.hypotheses import judge, needs_text
-from orchestrator.evaluation.looks import claim_key, penalty, predictions_key
+from orchestrator.evaluation.looks import claim_key, labels_key, penalty, predictions_key
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.spec.claims import Claim, parse
 from orchestrator.store.looks import FILE, count_look, read_looks
@@ -95,3 +95,26 @@ def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path):
         handle.write('{"key": "k", "st')
     assert count_look(tmp_path, "k", "two", {}).number == 2
     assert [look.state for look in read_looks(tmp_path, "k")] == ["one", "two"]
+
+
+def test_looks_at_test_labels_are_counted_by_the_test_part_alone():
+    """They were counted by the hash of all data, so one new training photo began at 1 again."""
+    key = labels_key(["test/a", "test/b"], [0, 1])
+    assert key == labels_key(["test/b", "test/a"], [1, 0])
+    assert key != labels_key(["test/a", "test/b"], [0, 2])
+    assert key != labels_key(["test/a", "test/b", "test/c"], [0, 1, 1])
+
+
+def test_arms_of_different_splits_are_judged_person_by_person():
+    """They were refused: submit them as two specs. Their folds differ, their people do not."""
+    rng = np.random.default_rng(6)
+    folds = rng.integers(0, 3, (2, 3, 60)).repeat(5, axis=2)
+    better, worse = (
+        arm(rng, s, n_seeds=3, folds=f) for s, f in zip((0.8, 0.6), folds, strict=True)
+    )
+    (row,) = judge(["a > b"], {"a": better, "b": worse.take(np.arange(50, 300))})
+    assert (row["verdict"], row["n_groups"], row["n_left_out"]) == ("supported", 50, 50)
+    one = {name: arm.of_seeds(np.arange(1)) for name, arm in (("a", better), ("b", worse))}
+    (row,) = judge(["a > b"], one)
+    assert (row["verdict"], row["p_value"]) == ("undecided", None)
+    assert needs_text(row).startswith("needs 2 seeds: the arms have other folds")

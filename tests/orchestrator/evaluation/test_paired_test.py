@@ -137,3 +137,25 @@ def test_people_do_not_lower_luck_and_seeds_do_not_lower_the_peoples_part():
 
 def test_holm_is_that_of_the_textbook():
     assert pytest.approx([0.03, 0.06, 0.06, 0.02]) == holm([0.01, 0.04, 0.03, 0.005])
+
+
+def test_the_luck_of_each_arm_is_that_of_its_own_folds():
+    """Luck by the folds of the first arm alone cannot be seen by the folds of the second."""
+    rng = np.random.default_rng(8)
+    folds = rng.integers(0, 3, (2, 4, 300)).repeat(5, axis=2)
+    luck = 0.08 * rng.normal(size=(4, 3))
+    skill = 0.75 + np.take_along_axis(luck, folds[0], axis=1)
+    hits = rng.random((2, 4, 1500))
+    lucky = arm(hits[0] < skill, folds=folds[0])
+    steady = arm(hits[1] < 0.75, folds=folds[1])
+    tested = paired_difference(lucky, steady, metric="accuracy")
+    foreign = arm(hits[0] < skill, folds=folds[1])
+    hidden = paired_difference(foreign, steady, metric="accuracy")
+    assert tested.v_train - tested.v_noise > 3 * max(0, hidden.v_train - hidden.v_noise)
+    assert tested.luck_of_one_training > 0.02 > hidden.luck_of_one_training
+
+
+def test_one_group_is_not_tested():
+    hits = np.random.default_rng(9).random((2, 2, 5)) < 0.7
+    tested = paired_difference(arm(hits[0]), arm(hits[1]))
+    assert (tested.p_value, tested.reason) == (None, "needs 2 people or more")

@@ -90,9 +90,9 @@ BROKEN = {
         (('"half_cutmix > plain"', '"half > plain"'),),
         r"hypotheses: no variant 'half'",
     ),
-    "claim over arms that are split differently": (
-        (("{train.augment.cutmix: half}", "{data.split.strategy: profile}"),),
-        r"hypotheses: arms of one data.split were required in 'half_cutmix > plain'.*`compare` the runs",
+    "claim over a split that leaks and one that does not": (
+        (("{train.augment.cutmix: half}", "{data.split.strategy: random}"),),
+        r"hypotheses: arms that both keep the photos of a group together.*random of 'half_cutmix'",
     ),
     "claim over an arm that answers one label": (
         (("{train.augment.cutmix: half}", "{train.model.head: {name: single, labels: [age]}}"),),
@@ -307,6 +307,11 @@ def test_a_variant_may_move_a_border_in_training_and_is_another_setting(write):
     assert experiment.arms["moved"].data.labels["age"].train_bins == [30, 57]
     assert experiment.arms["moved"].data.labels["age"].bins == [30, 60]
     assert experiment.setting("moved", {})[0] != experiment.setting("plain", {})[0]
+
+
+@pytest.mark.parametrize("other", ["{strategy: profile}", "{seed: 7}", "{val: 0.3}"])
+def test_a_claim_may_compare_arms_of_different_splits(write, other):
+    read(write(("{train.augment.cutmix: half}", f"{{data.split: {other}}}")))
 
 
 def test_equal_variants_with_spaces_of_their_own_differ(write):
