@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,6 +61,26 @@ class LabelNoise:
         return text.getvalue()
 
 
+class LostPhoto(NamedTuple):
+    """A labelled photo that preparation lost, so that nobody answered it."""
+
+    sample_id: str
+    label: int  # code of the joint class
+    group: str
+
+
+@dataclass(frozen=True)
+class PartScore:
+    """Macro F1 of the vote on other photos than the headline's."""
+
+    n_photos: int  # that are left out of the headline's, or added to them
+    macro_f1: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {"n_photos": self.n_photos, "macro_f1": self.macro_f1.to_json()}
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """What the answers tell beside the score."""
@@ -68,10 +88,14 @@ class Diagnosis:
     subgroups: list[Subgroup]
     label_noise: LabelNoise
     calibration: list[Calibration]  # of every label
+    kept: PartScore | None = None  # None where exclusions keep no photo out of training
+    lost: PartScore | None = None  # None where preparation lost no photo
 
     def to_json(self) -> dict[str, Any]:
         """Return the parts of selection.json's ensemble."""
         return {
+            "kept": self.kept and self.kept.to_json(),
+            "lost": self.lost and self.lost.to_json(),
             "subgroups": [subgroup.to_json() for subgroup in self.subgroups],
             "label_noise": self.label_noise.to_json(),
             "calibration": [item.to_json() for item in self.calibration],
@@ -123,6 +147,40 @@ def diagnose(
         _label_noise(vote, ranked(suspects), seed),
         calibrations,
     )
+
+
+def score_kept(vote: Predictions, excluded: Collection[str], *, seed: int) -> PartScore | None:
+    """Score the vote without the photos that exclusions keep out of training.
+
+    Returns:
+        None where no photo is excluded, or all are.
+    """
+    kept = vote.among(set(vote.sample_ids).difference(excluded))
+    n_excluded = len(vote.sample_ids) - len(kept.sample_ids)
+    if not n_excluded or not kept.sample_ids:
+        return None
+    return PartScore(n_excluded, interval(kept, seed=seed))
+
+
+def count_lost(vote: Predictions, lost: Sequence[LostPhoto], *, seed: int) -> PartScore | None:
+    """Score the vote with photos that preparation lost, counted as wrong.
+
+    Their answer is a class that no photo has, so it lowers the recall of their own class alone.
+    """
+    if not lost:
+        return None
+    nothing = np.full(len(lost), vote.n_classes)
+    groups = None
+    if vote.groups is not None:
+        groups = [*vote.groups, *(photo.group for photo in lost)]
+    everything = Predictions(
+        [*vote.sample_ids, *(photo.sample_id for photo in lost)],
+        np.concatenate([vote.targets, [photo.label for photo in lost]]),
+        np.concatenate([vote.preds[0], nothing])[None],
+        vote.n_classes + 1,
+        groups,
+    )
+    return PartScore(len(lost), interval(everything, seed=seed))
 
 
 def _label_noise(vote: Predictions, suspects: list[Suspect], seed: int) -> LabelNoise:
