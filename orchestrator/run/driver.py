@@ -36,7 +36,8 @@ from orchestrator.store.artifacts import Store, git_commit, packages
 from orchestrator.store.events import RunEnded, RunResumed, RunStarted, StageEnded
 from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read
 from orchestrator.store.run_dir import RunPaths
-from orchestrator.store.run_files import Selection, as_record
+from orchestrator.store.run_files.records import as_record
+from orchestrator.store.run_files.selection import Selection
 
 _TRACKER_WAIT_S = 30.0
 _FOLLOW_EVERY_S = 0.5

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,8 +36,8 @@ from orchestrator.store.artifacts import Artifact, git_commit, packages
 from orchestrator.store.events import LabelsOpened
 from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.run_dir import RunPaths
-from orchestrator.store.run_files import (
-    AuditFacts,
+from orchestrator.store.run_files.audit import AuditFacts
+from orchestrator.store.run_files.certificate import (
     Certificate,
     CertifiedMember,
     Check,
@@ -47,10 +46,9 @@ from orchestrator.store.run_files import (
     DataUse,
     Gap,
     GroupScore,
-    Score,
-    SplitHash,
-    as_record,
 )
+from orchestrator.store.run_files.records import as_record
+from orchestrator.store.run_files.scores import Score
 
 FORMAT_VERSION = 1
 N_WORST_CLASSES = 5
@@ -91,9 +89,9 @@ def certify(
         "run_id": env.paths.run_id,
         "run_key": run_key(env),
         "code": {"git_commit": git_commit(), "packages": packages()},
-        "data": asdict(_data(env, catalog, prepare)),
+        "data": _data(env, catalog, prepare).model_dump(),
         "splits": _splits(split),
-        "members": [asdict(member) for member in _members(env, select, lineage)],
+        "members": [member.model_dump() for member in _members(env, select, lineage)],
         "vote": {"rule": select.rule, "tie": voting.TIE_RULE},
         "policy": select.selection.policy,
         "estimate": {
@@ -108,12 +106,12 @@ def certify(
         "gain": of_set["gain"],
         "test": vote.test and vote.test.to_json(),
         "public": vote.public and vote.public.to_json(),
-        "gap": gap and asdict(gap),
+        "gap": gap and gap.model_dump(),
         **_worst(env, catalog, confirm, select),
         "looked_at": [
-            asdict(use) for use in _data_uses(env, catalog, search, confirm, select, vote)
+            use.model_dump() for use in _data_uses(env, catalog, search, confirm, select, vote)
         ],
-        "check": asdict(check(env, lineage, confirm.split)),
+        "check": check(env, lineage, confirm.split).model_dump(),
     }
     facts["statement"] = statement(as_record(Certificate, facts))
     write_json(env.paths.certificate, facts)
@@ -169,8 +167,8 @@ def _data(env: Env, catalog: Catalog, prepare: Prepared) -> DataHashes:
         n_test = len(photos.order)
         n_public = len(photos.public)
     return DataHashes(
-        catalog.content,
-        catalog.photos,
+        catalog_sha256=catalog.content,
+        photos_sha256=catalog.photos,
         n_photos=facts["n_ok"],
         n_groups=facts["n_groups"],
         n_test=n_test,
@@ -182,7 +180,7 @@ def _data(env: Env, catalog: Catalog, prepare: Prepared) -> DataHashes:
 def _splits(split: Split) -> dict[str, dict[str, str]]:
     splits = {}
     for variant, artifact in sorted(split.artifacts.items()):
-        splits[variant] = asdict(SplitHash(artifact.key, _sha256(artifact, "folds.parquet")))
+        splits[variant] = {"key": artifact.key, "sha256": _sha256(artifact, "folds.parquet")}
     return splits
 
 
@@ -198,9 +196,9 @@ def _members(env: Env, select: Selected, lineage: Lineage) -> list[CertifiedMemb
         first = lineage[setting][0][0]
         _, arm = env.experiment.setting(first.variant, first.params)
         member = CertifiedMember(
-            setting,
-            first.variant,
-            votes,
+            setting=setting,
+            variant=first.variant,
+            votes=votes,
             settings=identity(arm),
             prep_steps=tuple(steps_identity(arm.prep)),
             n_params=candidates[setting].n_params,
@@ -213,14 +211,14 @@ def _members(env: Env, select: Selected, lineage: Lineage) -> list[CertifiedMemb
 
 def _checkpoint(trial: TrialRecord, artifact: Artifact) -> Checkpoint:
     return Checkpoint(
-        trial.trial_id,
-        trial.started.seed,
-        trial.started.fold,
-        artifact.key,
-        _sha256(artifact, "weights.safetensors"),
-        artifact.manifest["git_commit"],
-        artifact.manifest["host"],
-        artifact.result.get("best_epoch"),
+        trial_id=trial.trial_id,
+        seed=trial.started.seed,
+        fold=trial.started.fold,
+        key=artifact.key,
+        weights_sha256=_sha256(artifact, "weights.safetensors"),
+        git_commit=artifact.manifest["git_commit"],
+        host=artifact.manifest["host"],
+        best_epoch=artifact.result.get("best_epoch"),
     )
 
 
@@ -239,10 +237,10 @@ def _gap(select: Selected, vote: Voted) -> Gap | None:
         corrected_minus_test = corrected.estimate - test.estimate
     bounds = difference_of_scores(estimate, test)
     return Gap(
-        estimate.estimate - test.estimate,
-        corrected_minus_test,
-        bounds.low,
-        bounds.high,
+        estimate_minus_test=estimate.estimate - test.estimate,
+        corrected_minus_test=corrected_minus_test,
+        low=bounds.low,
+        high=bounds.high,
         test_is_inside_the_interval=bounds.low <= 0 <= bounds.high,
     )
 
@@ -267,12 +265,14 @@ def _worst(env: Env, catalog: Catalog, confirm: Confirmed, select: Selected) -> 
     n_right: Counter[str] = Counter()
     for owner, is_right in zip(owners, (preds == targets).tolist(), strict=True):
         n_right[owner] += is_right
-    groups = [GroupScore(group, n_right[group] / n, n) for group, n in n_photos.items()]
-    groups.sort(key=lambda score: (score.accuracy, -(score.n or 0), score.group))
+    groups = []
+    for group, n in n_photos.items():
+        groups.append(GroupScore(group=group, accuracy=n_right[group] / n, n=n))
+    groups.sort(key=lambda row: (row.accuracy, -(row.n or 0), row.group))
     return {
         "classes": classes,
         "worst_classes": worst_classes[:N_WORST_CLASSES],
-        "worst_groups": [asdict(score) for score in groups[:N_WORST_GROUPS]],
+        "worst_groups": [score.model_dump() for score in groups[:N_WORST_GROUPS]],
     }
 
 
@@ -285,51 +285,50 @@ def _data_uses(
     vote: Voted,
 ) -> list[DataUse]:
     """Return which data were looked at how often, and what for."""
+    uses: list[DataUse] = []
+
+    def add(what: str, times: int, why: str) -> None:
+        uses.append(DataUse(what=what, times=times, why=why))
+
     n_trials = len(search.trials)
-    reason = f"scored after every epoch of {n_trials} search trials; chose epochs and finalists"
-    uses = [DataUse("role val", _n_epochs(search.trials), reason)]
-    judged = "labels of role val"
+    add(
+        "role val",
+        _n_epochs(search.trials),
+        f"scored after every epoch of {n_trials} search trials; chose epochs and finalists",
+    )
     if confirm.trials:
-        judged = "out-of-fold labels"
         n_trials = len(confirm.trials)
-        uses += [
-            DataUse(
-                "inner parts of the training folds",
-                _n_epochs(confirm.trials),
-                f"scored after every epoch of {n_trials} confirm trials; chose epochs",
-            ),
-            DataUse(
-                "held-out folds",
-                n_trials,
-                "predicted once by every confirm trial at its end; their labels never reached a "
-                "training",
-            ),
-        ]
+        add(
+            "inner parts of the training folds",
+            _n_epochs(confirm.trials),
+            f"scored after every epoch of {n_trials} confirm trials; chose epochs",
+        )
+        add(
+            "held-out folds",
+            n_trials,
+            "predicted once by every confirm trial at its end; their labels never reached a "
+            "training",
+        )
     n_candidates = len(select.selection.candidates)
     n_claims = len(env.experiment.spec.hypotheses)
     policy = select.selection.policy
-    reason = f"scored {n_candidates} candidates (policy {policy}) and {n_claims} hypotheses"
-    uses.append(DataUse(judged, n_candidates, reason))
+    add(
+        "out-of-fold labels" if confirm.trials else "labels of role val",
+        n_candidates,
+        f"scored {n_candidates} candidates (policy {policy}) and {n_claims} hypotheses",
+    )
     if peeks := select.peeks:
         reason = f"PEEK: candidates were ranked by {peeks.by}"
-        uses.append(DataUse("public half of the test set", peeks.n_candidates, reason))
+        add("public half of the test set", peeks.n_candidates, reason)
     if vote.test:
         part = "" if vote.test.part == "whole" else f"{vote.test.part} "
         n_openings = sum(
             isinstance(event, LabelsOpened) and event.by == "vote" for event in env.ledger.events
         )
-        uses += [
-            DataUse(
-                f"{part}test labels",
-                n_openings,
-                "scored the vote; nothing was chosen by them in this run",
-            ),
-            DataUse(
-                OTHER_RUNS,
-                _n_other_runs(env.paths, catalog.content),
-                "each look at a test score makes the next choice a little less honest",
-            ),
-        ]
+        reason = "scored the vote; nothing was chosen by them in this run"
+        add(f"{part}test labels", n_openings, reason)
+        reason = "each look at a test score makes the next choice a little less honest"
+        add(OTHER_RUNS, _n_other_runs(env.paths, catalog.content), reason)
     return uses
 
 
@@ -390,12 +389,12 @@ def check(env: Env, lineage: Lineage, split: str) -> Check:
         if why or largest > tolerance:
             problems.append(f"{trial_id}: {why or f'a probability differs by {largest:.2g}'}")
     return Check(
-        not problems,
-        len(jobs),
-        sum(len(job.photos) for job in jobs),
-        max((difference.largest for difference in differences), default=0.0),
-        tolerance,
-        "; ".join(problems),
+        equal=not problems,
+        n_checkpoints=len(jobs),
+        n_photos=sum(len(job.photos) for job in jobs),
+        max_difference=max((difference.largest for difference in differences), default=0.0),
+        tolerance=tolerance,
+        why="; ".join(problems),
     )
 
 

@@ -21,7 +21,7 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.events import LabelsOpened
 from orchestrator.store.features import feature_store
 from orchestrator.store.ledger import TrialRecord
-from orchestrator.store.run_files import BoardRow
+from orchestrator.store.run_files.selection import BoardRow
 
 _PUBLIC_SEED = 0
 """Chosen once for a test set, like a hold-out: another split must not move photos from one half to the other."""
@@ -308,5 +308,5 @@ def leaderboard(
             given = answers.preds[0]
             scores[f"{part}_macro_f1"] = metrics.macro_f1(truth, given, answers.n_classes)
             scores[f"{part}_accuracy"] = float(np.mean(truth == given))
-        rows.append(BoardRow(who, **scores))
+        rows.append(BoardRow(who=who, **scores))
     return rows

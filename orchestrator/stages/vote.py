@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.select import Selected
 from orchestrator.store import tables
 from orchestrator.store.ledger import TrialRecord
-from orchestrator.store.run_files import BoardRow
+from orchestrator.store.run_files.selection import BoardRow
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Voted:
         if self.test is not None:
             facts["test"] = self.test.to_json()
         if self.board:
-            facts["board"] = [asdict(row) for row in self.board]
+            facts["board"] = [row.model_dump() for row in self.board]
         return facts
 
 

@@ -6,7 +6,13 @@ from typing import Any
 
 from orchestrator.store.run_files.diagnosis import Diagnosed, RaceFacts
 from orchestrator.store.run_files.records import FileRecord
-from orchestrator.store.run_files.scores import Corrected, Difference, Score, Scores
+from orchestrator.store.run_files.scores import (
+    CheckpointCurve,
+    Corrected,
+    Difference,
+    Score,
+    Scores,
+)
 
 
 class Estimate(FileRecord):
@@ -14,6 +20,7 @@ class Estimate(FileRecord):
 
     on: str = ""  # out-of-fold predictions | role val
     of: str = ""
+    people: str = ""  # which people had no part in a choice
     macro_f1: Score = Score()
     calibration_error: float | None = None
 
@@ -23,6 +30,8 @@ class Gap(FileRecord):
 
     estimate_minus_test: float | None = None
     corrected_minus_test: float | None = None
+    low: float | None = None  # of estimate_minus_test
+    high: float | None = None
     test_is_inside_the_interval: bool = False
 
 
@@ -30,8 +39,10 @@ class Check(FileRecord):
     """The comparison of fresh answers through `predict` with the stored ones."""
 
     equal: bool | None = None
+    n_checkpoints: int | None = None
     n_photos: int | None = None
-    max_difference: float | None = None
+    max_difference: float | None = None  # of a probability
+    tolerance: float | None = None
     why: str = ""
 
 
@@ -67,8 +78,11 @@ class Checkpoint(FileRecord):
     trial_id: str = ""
     seed: int | None = None
     fold: int | None = None
-    git_commit: str | None = None
+    key: str = ""  # of its artifact
     weights_sha256: str = ""
+    git_commit: str | None = None
+    host: str | None = None
+    best_epoch: int | None = None
 
 
 class CertifiedMember(FileRecord):
@@ -78,19 +92,28 @@ class CertifiedMember(FileRecord):
     variant: str = ""
     votes: int | None = None
     settings: Any = None
+    prep_steps: tuple[Any, ...] = ()
+    n_params: int | None = None
+    oof_macro_f1: float | None = None
     checkpoints: tuple[Checkpoint, ...] = ()
 
 
 class DataHashes(FileRecord):
-    """The hashes of the catalog and of the photos."""
+    """The hashes of the catalog and of the photos, and what they count."""
 
     catalog_sha256: str = ""
     photos_sha256: str = ""
+    n_photos: int | None = None
+    n_groups: int | None = None
+    n_test: int | None = None
+    n_public: int | None = None
+    n_quarantined: int | None = None
 
 
 class SplitHash(FileRecord):
-    """The hash of a variant's split."""
+    """The key and the hash of a variant's split."""
 
+    key: str = ""
     sha256: str = ""
 
 
@@ -107,6 +130,8 @@ class Certificate(Diagnosed):
     policy: Any = None
     estimate: Estimate = Estimate()
     corrected: Corrected = Corrected()
+    checkpoints: CheckpointCurve = CheckpointCurve()
+    findings: tuple[str, ...] = ()
     public: Scores = Scores()
     test: Scores = Scores()
     gap: Gap | None = None

@@ -36,6 +36,14 @@ class Corrected(Score):
     optimism: float | None = None
 
 
+class CheckpointCurve(Score):
+    """The score by checkpoints per member, and where it leads with as many as are deployed."""
+
+    scores: tuple[float, ...] = ()  # for 1, 2, ... checkpoints
+    n_deployed: int | None = None
+    advice: str = ""
+
+
 class Scores(FileRecord):
     """The scores of one ensemble on one set of photos, by metric."""
 

@@ -17,7 +17,8 @@ from orchestrator.report.load import load
 from orchestrator.report.page import build
 from orchestrator.report.settings import association
 from orchestrator.stages.certificate import statement, whom
-from orchestrator.store.run_files import Certificate, as_record
+from orchestrator.store.run_files.certificate import Certificate
+from orchestrator.store.run_files.records import as_record
 from tests.orchestrator.report.fake_run import (
     HOSTILE,
     SCHEMA,

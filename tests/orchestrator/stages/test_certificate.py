@@ -9,7 +9,9 @@ from orchestrator.ensemble.predict import PreparedPhotos
 from orchestrator.stages import certificate, test_set
 from orchestrator.stages.certificate import OTHER_RUNS, audit_findings, statement, whom
 from orchestrator.store import tables
-from orchestrator.store.run_files import AuditFacts, Certificate, SplitFacts, as_record
+from orchestrator.store.run_files.audit import AuditFacts, SplitFacts
+from orchestrator.store.run_files.certificate import Certificate
+from orchestrator.store.run_files.records import as_record
 from tests.orchestrator.stages.planted import plant_world
 
 SCORES = {"estimate": 0.7, "low": 0.6, "high": 0.8, "n_groups": 40, "too_narrow": False}
