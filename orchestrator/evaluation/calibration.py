@@ -45,7 +45,7 @@ class Calibration:
     @property
     def helps(self) -> bool:
         """Return True if the log loss falls by more than chance explains."""
-        return self.log_loss.high < 0
+        return bool(self.log_loss.high < 0)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -138,7 +138,7 @@ def label_probs(probs: Floats, codes: Ints, n_classes: int) -> Floats:
 
 def _change(before: Floats, after: Floats, owners: Owners) -> Change:
     """Return the change of a mean over samples, with Student's interval over groups."""
-    shift = (after - before).mean()
+    shift = float((after - before).mean())
     shares = (after - before - shift) / len(before)
     reach = _reach(shares, owners)
     return Change(float(before.mean()), float(after.mean()), shift - reach, shift + reach)
