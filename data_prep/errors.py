@@ -73,3 +73,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return '; did you mean ...?' if a known word is close, else nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+LEAVE_OUT = (
+    "add photos of other groups, merge it with another class, or leave it out: take it out of the "
+    "label's classes and set data.unlabelled: leave_out"
+)
+"""What helps a class of too few groups."""

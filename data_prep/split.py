@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from data_prep.catalog.labels import Schema, name_in_catalog
 from data_prep.config import Split
-from data_prep.errors import DataError, some
+from data_prep.errors import LEAVE_OUT, DataError, some
 
 Ints = NDArray[np.int64]
 _OK = "ok"
 _NOT_OF_USER = ("path", "label", "sha256", "width", "height", "status", "fold", "role")
+_FEW_GROUPS = 2  # of a class: no deal puts it into every part
 _N_DEALS = 20
 """Deals of an inner part, until its training part has every class; usually the first has."""
 
@@ -68,7 +69,7 @@ def assign(
     val = deal_share(owners, codes, split.val, seed=split.seed, purpose="val")
     out = excluded(labelled, schema, exclude)
     roles = np.where(out, "excluded", np.where(val, "val", "train"))
-    _refuse_missing(roles, schema, labels)
+    _refuse_missing(roles, schema, labels, groups)
     is_labelled = pc.is_valid(usable["label"]).to_numpy()
     all_roles = np.full(len(usable), "test", dtype=object)
     all_roles[is_labelled] = roles
@@ -145,14 +146,26 @@ def inner_part(
         )
     if missing := _missing_classes(labels[~val], schema):
         name, classes = missing
+        all_rows = rows_with_labels(folds)
+        advice = _advice(
+            schema,
+            missing,
+            all_rows["group"].to_pylist(),
+            all_rows["label"].to_numpy(),
+            "use strategy balanced_profile, another split.seed, or more confirm.folds",
+        )
         raise DataError(
             "data.split",
             f"every class of {name} was required in the training part of fold {fold} of confirm, "
-            f"found none of {some(classes)}: too few groups have it; add some, or use strategy "
-            "balanced_profile, another split.seed, or more confirm.folds",
+            f"found none of {some(classes)}{advice}",
         )
     train = [samples[index] for index in np.flatnonzero(~val)]
     return train, [samples[index] for index in np.flatnonzero(val)]
+
+
+def rows_with_labels(folds: pa.Table) -> pa.Table:
+    """Return the rows whose class is known: all but those of the test set."""
+    return folds.filter(pc.is_valid(folds["label"]))
 
 
 def deal_share(
@@ -188,7 +201,11 @@ def deal_share(
     inverse, place = _line(groups, codes, seed, purpose)
     n_groups = len(place)
     if n_groups < 2:
-        raise DataError(where, f"at least 2 groups were required for two parts, found {n_groups}")
+        raise DataError(
+            where,
+            f"at least 2 groups were required for two parts, found {n_groups}; name a data.group "
+            "that tells the subjects apart, or add photos of others",
+        )
     # integers: floats would round differently on some machine
     exact = Fraction(str(share)).limit_denominator(1_000_000)
     if n_groups * exact < 1 or n_groups * (1 - exact) < 1:  # neither part may be empty
@@ -218,7 +235,7 @@ def deal_folds(
         raise DataError(
             "confirm.folds",
             f"at least one group per fold was required, found {len(place)} groups for {n_folds} "
-            "folds",
+            f"folds; set confirm.folds: {max(len(place), 2)} or less, or name a finer data.group",
         )
     return (place % n_folds)[inverse]
 
@@ -389,7 +406,9 @@ def _hash(seed: int, purpose: str, name: str) -> bytes:
     return hashlib.sha256(f"{seed}|{purpose}|{name}".encode("utf-8", "surrogateescape")).digest()
 
 
-def _refuse_missing(roles: NDArray[np.str_], schema: Schema, labels: Ints) -> None:
+def _refuse_missing(
+    roles: NDArray[np.str_], schema: Schema, labels: Ints, groups: Sequence[str]
+) -> None:
     for role in ("train", "val"):
         if not (roles == role).any():
             raise DataError(
@@ -398,19 +417,44 @@ def _refuse_missing(roles: NDArray[np.str_], schema: Schema, labels: Ints) -> No
             )
     if missing := _missing_classes(labels[roles == "train"], schema):
         name, classes = missing
+        other = "use another split.seed, a smaller split.val, or fewer exclusions"
+        advice = _advice(schema, missing, groups, labels, other)
         raise DataError(
             "data.split",
             f"every class of {name} was required in the training part, found none of "
-            f"{some(classes)}; use another split.seed, a smaller split.val, or fewer exclusions",
+            f"{some(classes)}{advice}",
         )
 
 
-def _missing_classes(labels: Ints, schema: Schema) -> tuple[str, list[str]] | None:
+def _advice(
+    schema: Schema,
+    missing: _Missing,
+    groups: Sequence[str],
+    labels: Ints,
+    other: str,
+) -> str:
+    """Say what helps a missing class: another deal only where it has groups enough."""
+    column = schema.names.index(missing.label)
+    codes = schema.decode(labels)[:, column].tolist()
+    wanted = {schema.classes[missing.label].index(name) for name in missing.classes}
+    owners = {group for group, code in zip(groups, codes, strict=True) if code in wanted}
+    n_groups = len(owners)
+    if n_groups > _FEW_GROUPS * len(wanted):
+        return f"; {other}"
+    return f": only {n_groups} group(s) have it; {LEAVE_OUT}"
+
+
+class _Missing(NamedTuple):
+    label: str
+    classes: list[str]
+
+
+def _missing_classes(labels: Ints, schema: Schema) -> _Missing | None:
     """Return the first label of which classes are missing, and these classes."""
     codes = schema.decode(labels)
     for column, (name, classes) in enumerate(schema.classes.items()):
         present = set(codes[:, column].tolist())
         missing = [text for code, text in enumerate(classes) if code not in present]
         if missing:
-            return name, missing
+            return _Missing(name, missing)
     return None

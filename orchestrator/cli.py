@@ -87,10 +87,16 @@ def _store(folder: Path | None) -> Any:
     return Store((folder or default_store()).resolve())
 
 
-def _read(spec: Path, overrides: tuple[str, ...] = ()) -> Any:
+def _read(
+    spec: Path,
+    overrides: tuple[str, ...] = (),
+    base: Path | None = None,
+    *,
+    try_components: bool = False,
+) -> Any:
     from orchestrator.spec.load import read  # noqa: PLC0415
 
-    return read(spec, list(overrides))
+    return read(spec, list(overrides), base=base, try_components=try_components)
 
 
 @main.command()
@@ -101,7 +107,7 @@ def check(spec: Path, overrides: tuple[str, ...], *, offline: bool) -> None:
     """Check a spec and its tables, and list all problems with line and column."""
     from orchestrator.spec.load import read  # noqa: PLC0415
 
-    experiment = read(spec, list(overrides), need_data=not offline)
+    experiment = read(spec, list(overrides), need_data=not offline, try_components=True)
     lines = []
     if not offline:
         from orchestrator.spec.data_checks import check_data  # noqa: PLC0415
@@ -149,6 +155,12 @@ def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) 
     "--smoke", is_flag=True, help="First run one training step of each variant through all stages."
 )
 @click.option("--allow-download", is_flag=True, help="Allow downloads of missing model weights.")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=None,
+    help="Folder that relative paths of the spec start from.  [default: the spec's own]",
+)
 def submit(
     spec: Path,
     overrides: tuple[str, ...],
@@ -159,12 +171,13 @@ def submit(
     detach: bool,
     smoke: bool,
     allow_download: bool,
+    base: Path | None,
 ) -> None:
     """Check, plan, run and report an experiment; continue it if it was interrupted."""
     from orchestrator.run.driver import Options  # noqa: PLC0415
     from orchestrator.run.driver import submit as execute  # noqa: PLC0415
 
-    experiment = _read(spec, overrides)
+    experiment = _read(spec, overrides, base, try_components=True)
     if detach:
         from orchestrator.run.driver import detach as start_detached  # noqa: PLC0415
 
@@ -404,13 +417,21 @@ def init(folder: Path, out: Path | None) -> None:
 
 @main.command()
 @click.argument("run", metavar="RUN|BUNDLE")
-@click.argument("photos", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("photos", type=click.Path(path_type=Path, exists=True, allow_dash=True))
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="CSV to write: ImageID, ans."
 )
+@click.option(
+    "--probabilities",
+    is_flag=True,
+    help="Also write names, confidence, votes, and the probability of every class.",
+)
 @STORE
-def predict(run: str, photos: Path, out: Path, store: Path | None) -> None:
-    """Classify a folder of photos with the ensemble of a run or of a bundle.
+def predict(run: str, photos: Path, out: Path, store: Path | None, *, probabilities: bool) -> None:
+    """Classify PHOTOS with the ensemble of a run or of a bundle.
+
+    PHOTOS is a folder, one photo, a text file with a path per line, or - for such lines from
+    standard input.
 
     A bundle is the folder or zip that `bundle` writes; it needs no store, and each of its files is
     checked before use. The photos get the preparation that the members were trained with.
@@ -418,16 +439,16 @@ def predict(run: str, photos: Path, out: Path, store: Path | None) -> None:
     from data_prep.catalog.labels import Schema  # noqa: PLC0415
     from orchestrator.ensemble import bundle  # noqa: PLC0415
     from orchestrator.ensemble import members as ensemble  # noqa: PLC0415
-    from orchestrator.ensemble.predict import predict_folder  # noqa: PLC0415
+    from orchestrator.ensemble.predict import predict_photos  # noqa: PLC0415
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     if bundle.is_bundle(Path(run)):
         with bundle.open_bundle(Path(run)) as members:
-            counts = predict_folder(members, photos, out)
+            counts = predict_photos(members, photos, out, with_probabilities=probabilities)
     else:
         home = _store(store)
         members = ensemble.of_run(find_run(home.root, run), home)
-        counts = predict_folder(members, photos, out)
+        counts = predict_photos(members, photos, out, with_probabilities=probabilities)
     schema = Schema(dict(members.classes))
     names = [f"{code} {schema.class_name(code)}" for code in range(schema.n_classes)]
     click.echo(f"ans: {', '.join(names)}", err=True)
@@ -525,3 +546,17 @@ def doctor() -> None:
     lines, healthy = examine()
     click.echo("\n".join(lines))
     sys.exit(0 if healthy else 1)
+
+
+@main.command()
+@STORE
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=int, default=8266, show_default=True, help="0 takes a free one.")
+def board(store: Path | None, host: str, port: int) -> None:
+    """Show the runs of a store in a browser, live, until Ctrl-C.
+
+    The printed address holds a token; who has it can also stop, cancel, resume and submit runs.
+    """
+    from orchestrator.board.server import serve  # noqa: PLC0415
+
+    serve(_store(store), host=host, port=port)

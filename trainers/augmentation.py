@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainers.checks.operations import build_operation, fault_of
 from trainers.data import seed_of
 from trainers.known_names import Operation
-from trainers.operations import build_operation, fault_of
 
 Photos = NDArray[np.uint8]  # (B, H, W, 3)
 Seeds = NDArray[np.uint64]  # (B,)

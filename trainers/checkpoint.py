@@ -114,7 +114,7 @@ def save_weights(
     """
     name = WEIGHTS if epoch is None else _weights_of(epoch)
     with atomic_path(folder / name) as path:
-        save_file({name: value.contiguous() for name, value in weights.items()}, path)
+        save_file(_separate(weights), path)
     write_json(folder / MODEL, description)
 
 
@@ -134,6 +134,17 @@ def rename_best(folder: Path, epoch: int) -> None:
 
 def _weights_of(epoch: int) -> str:
     return f"weights-{epoch}.safetensors"
+
+
+def _separate(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give tensors that share memory one each: the format of the file has no shared ones."""
+    seen: set[int] = set()
+    separate = {}
+    for name, value in weights.items():
+        place = value.untyped_storage().data_ptr()
+        separate[name] = value.clone() if place in seen else value.contiguous()
+        seen.add(place)
+    return separate
 
 
 def load_weights(folder: Path) -> tuple[dict[str, Tensor], Description]:

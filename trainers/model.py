@@ -125,13 +125,15 @@ def _backbone(name: str, *, size: int | None, wants_weights: bool) -> Any:
     if size and config is not None and config.fixed_input_size:
         settings["img_size"] = size
     if file is not None and not is_ours:
-        settings["pretrained"] = True
-        settings["pretrained_cfg_overlay"] = {"file": str(file)}
+        try:
+            return hub.create(name, file, **settings)
+        except WeightsError as error:
+            raise WeightsUnavailable(str(error)) from None
     try:
         backbone = timm.create_model(name, num_classes=0, **settings)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"train.model.backbone: {error}") from None
-    if file is not None and is_ours:
+    if file is not None:
         _load_by_order(backbone, file)
     return backbone
 

@@ -11,7 +11,7 @@ from data_prep.catalog.groups import group_name, group_of, read_groups
 from data_prep.catalog.labels import Schema, read_codes, unlabelled
 from data_prep.catalog.sources import Listing, list_source, list_test
 from data_prep.config import Data, TestHoldOut, TestTable
-from data_prep.errors import DataError, some
+from data_prep.errors import LEAVE_OUT, DataError, some
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,6 @@ def rare_classes(data: Data, rows: Rows) -> list[str]:
                     f"group, so it cannot be in training and validation both; {LEAVE_OUT}"
                 )
     return sentences
-
-
-LEAVE_OUT = (
-    "add photos of other groups, merge it with another class, or leave it out: take it out of the "
-    "label's classes and set data.unlabelled: leave_out"
-)
-"""What helps a class of too few groups."""
 
 
 def summary(data: Data, rows: Rows) -> list[str]:

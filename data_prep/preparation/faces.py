@@ -50,7 +50,7 @@ def open_detector(backend: str) -> Any:
             modeling.build_model("face_detector", backend)
         except (ImportError, ValueError) as error:
             package = "ultralytics" if backend.startswith("yolo") else _PACKAGES.get(backend)
-            command = f"python -m orchestrator weights {backend}"
+            command = f"python -m orchestrator weights {backend} --allow-download"
             if package:
                 command = f"pip install {package}"
             reason = str(error).splitlines()[0]

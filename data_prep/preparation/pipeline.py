@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep.catalog.images import MAX_BYTES, PhotoError, Pixels, decode, encode, opaque
+from data_prep.catalog.images import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    PhotoError,
+    Pixels,
+    decode,
+    encode,
+    opaque,
+)
 from data_prep.config import CenterCrop, CropFace, KeepAspect, Prep, RemoveBackground, Resize
 from data_prep.errors import require_machine
 from data_prep.preparation import background, faces
@@ -22,6 +30,9 @@ from data_prep.preparation.shards import ShardRow
 
 OK = "ok"
 _NETWORK_SIDE = 320  # of the photo that the background models see, in pixels
+_STRIP_SIDE = 4096
+"""Longer side of a strip that is padded to a square: one of 16,000 x 1 pixels took 1.8 GB."""
+_STRIP_RATIO = 4  # of the sides; photos are not that long
 _FACE_SHARE = 4  # a face fills at least a quarter of the photo's shorter side, it is assumed
 
 
@@ -303,6 +314,10 @@ def _keep_aspect(step: KeepAspect, means: _Means) -> _Run:
         del notes
         height, width = pixels.shape[:2]
         side = max(height, width)
+        if side**2 > MAX_PIXELS and side > _STRIP_RATIO * min(height, width):
+            pixels = _shrunk(pixels, _STRIP_SIDE)
+            height, width = pixels.shape[:2]
+            side = _STRIP_SIDE
         canvas = np.zeros((side, side, pixels.shape[2]), np.uint8)  # alpha is padded transparent
         canvas[..., :3] = step.fill
         top = (side - height) // 2
@@ -311,6 +326,15 @@ def _keep_aspect(step: KeepAspect, means: _Means) -> _Run:
         return canvas
 
     return run
+
+
+def _shrunk(pixels: Pixels, side: int) -> Pixels:
+    """Shrink a photo so that its longer side has a number of pixels."""
+    height, width = pixels.shape[:2]
+    scale = side / max(height, width)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    photo = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(photo.resize(size, Image.Resampling.BILINEAR))
 
 
 def _resize(step: Resize, means: _Means) -> _Run:

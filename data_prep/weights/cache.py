@@ -83,9 +83,11 @@ def require(name: str) -> Path:
         if weights.installed:
             return fetch(name)  # says which package is missing
         place = cache_dir() / next(iter(weights.files), name)
+        # those without a published sha256 are fetched with this option only
+        option = "" if weights.files else " --allow-download"
         raise WeightsError(
             f"weights {name}: a verified file was required, found none at {place}; "
-            f"run `python -m orchestrator weights {name}` or submit with --allow-download"
+            f"run `python -m orchestrator weights {name}{option}` or submit with --allow-download"
         )
     return path
 

@@ -8,13 +8,18 @@ that copy is verified and used, whatever the hub gives.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_prep.errors import some
 from data_prep.weights.cache import adopt, adopted, cache_dir
+from data_prep.weights.downloads import RECORD
 from data_prep.weights.registry import WeightsError
 
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".npz")
+_FIXED = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
+"""Ends of the names of tensors that a backbone computes itself or does not need."""
 _SAFE_FILES = (
     "model.safetensors",
     "open_clip_model.safetensors",
@@ -36,8 +41,74 @@ def local(backbone: str) -> Path | None:
         return path
     for candidate in _candidates(backbone):
         if candidate.is_file():
+            create(backbone, candidate)
             return adopt(backbone, candidate)
     return None
+
+
+def create(backbone: str, file: Path, **settings: Any) -> Any:
+    """Return a backbone without classifier, with the weights of a file.
+
+    timm loads what fits and leaves the rest as it was drawn, in silence: a wrong file would train
+    from random weights.
+
+    Args:
+        backbone: name of timm.
+        file: its weights.
+        settings: of timm's `create_model`.
+
+    Raises:
+        WeightsError: the file lacks tensors of the backbone, or they have another shape.
+    """
+    import timm  # noqa: PLC0415
+
+    overlay = {"file": str(file)}
+    try:
+        with _load_results() as results:
+            model = timm.create_model(
+                backbone, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, **settings
+            )
+    except (RuntimeError, KeyError, ValueError, OSError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise WeightsError(_misfit(backbone, file, some(lines[1:] or lines))) from None
+    needed = [name for name in model.state_dict() if not name.endswith(_FIXED)]
+    missing: list[str] = []
+    for result in results:
+        missing += [name for name in result.missing_keys if name in needed]
+    if missing:
+        found = [name for result in results for name in result.unexpected_keys]
+        there = f"; it has {some(found)}" if found else ""
+        text = f"{len(missing)} of {len(needed)} tensors are not in it: {some(missing)}{there}"
+        raise WeightsError(_misfit(backbone, file, text))
+    return model
+
+
+def _misfit(backbone: str, file: Path, text: str) -> str:
+    return (
+        f"weights {backbone}: {file} does not fit the backbone: {text}. Put the right file there, "
+        f"or set train.model.pretrained: false; if it was recorded before, take {backbone} out of "
+        f"{cache_dir() / RECORD}"
+    )
+
+
+@contextmanager
+def _load_results() -> Iterator[list[Any]]:
+    """Collect what every load of a state dict leaves out; timm only logs it."""
+    from torch import nn  # noqa: PLC0415
+
+    results = []
+    original = nn.Module.load_state_dict
+
+    def load_state_dict(module: Any, *arguments: Any, **settings: Any) -> Any:
+        result = original(module, *arguments, **settings)
+        results.append(result)
+        return result
+
+    nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign, assignment]
+    try:
+        yield results
+    finally:
+        nn.Module.load_state_dict = original  # type: ignore[method-assign]
 
 
 def require(backbone: str) -> Path:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
+from data_prep.catalog.labels import Schema
 from data_prep.config import Prep
-from data_prep.files import write_text
+from data_prep.files import atomic_path, write_text
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.ensemble.members import Ensemble, Member
@@ -21,47 +25,158 @@ from orchestrator.evaluation import vote as voting
 # Chunks that are multiples of the batch give the same answers as one large array.
 _BATCH = 128
 _CHUNK_BYTES = 2**28
+_STANDARD_INPUT = Path("-")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 Photos = Sequence[tuple[str, Path]]  # id and place
 
 
-def predict_folder(ensemble: Ensemble, photos: Path, out: Path) -> dict[str, int]:
-    """Write ImageID (the path below `photos`) and ans for every photo of a folder.
+@dataclass(frozen=True)
+class Answers:
+    """What an ensemble says of photos."""
+
+    votes: pa.Table  # the columns of votes.parquet; ImageID is the id that was given
+    probabilities: NDArray[np.float64]  # (N, C) means over the votes; NaN where a photo is unread
+
+    @property
+    def n_unread(self) -> int:
+        """Return how many photos could not be read."""
+        return int(np.isnan(self.probabilities[:, 0]).sum())
+
+
+def predict_photos(
+    ensemble: Ensemble, photos: Path, out: Path, *, with_probabilities: bool = False
+) -> dict[str, int]:
+    """Write a CSV with ImageID and ans for every photo, and with more where it is asked for.
 
     Photos that cannot be read get the majority class, as in the vote, and are counted. Bytes of a
     name that are no UTF-8 are spelled out in hexadecimal.
 
+    Args:
+        ensemble: what answers.
+        photos: as for `find_photos`.
+        out: the file to write.
+        with_probabilities: add the columns of `answer_table`.
+
     Raises:
         SpecError: `out` cannot be written; this is checked before any photo is answered.
-        UserError: the folder has no photos, or none that can be read.
+        UserError: there are no photos, or none that can be read.
     """
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         instead = "a folder" if out.is_dir() else f"no folder {out.parent} that can be written"
         raise SpecError(
             f"--out {out}: a file in a folder that can be written was required, found {instead}"
         )
-    named = []
-    for path in sorted(photos.rglob("*")):
-        if path.suffix.lower() in EXTENSIONS and path.is_file():
-            named.append((_shown(path.relative_to(photos)), path))
+    named = find_photos(photos)
+    answers = answer_fully(ensemble, named, Reporter())
+    if with_probabilities:
+        with atomic_path(out) as beside:
+            pa_csv.write_csv(answer_table(answers, Schema(dict(ensemble.classes))), beside)
+    else:
+        write_text(out, voting.submission(answers.votes))
+    return {"answered": len(named) - answers.n_unread, "quarantined": answers.n_unread}
+
+
+def find_photos(place: Path) -> list[tuple[str, Path]]:
+    """Return the id and the path of every photo that a place names.
+
+    Args:
+        place: a folder (the id is the path below it), one photo (the id is its name), a text file
+            with a path per line, or `-` for such lines from standard input (the id is the line).
+
+    Raises:
+        UserError: there is no photo, or a line names none.
+    """
+    if place.is_dir():
+        named = []
+        for path in sorted(place.rglob("*")):
+            if path.suffix.lower() in EXTENSIONS and path.is_file():
+                named.append((_shown(path.relative_to(place)), path))
+    elif place.suffix.lower() in EXTENSIONS and place.is_file():
+        named = [(_shown(Path(place.name)), place)]
+    else:
+        named = _listed(place)
     if not named:
-        raise UserError(f"{photos}: photos ({', '.join(EXTENSIONS)}) were required, found none")
-    votes = answer(ensemble, named, Reporter())
-    write_text(out, voting.submission(votes))
-    lost = sum(text.startswith("quarantined") for text in votes["outcome"].to_pylist())
-    return {"answered": len(named) - lost, "quarantined": lost}
+        raise UserError(f"{place}: photos ({', '.join(EXTENSIONS)}) were required, found none")
+    return named
+
+
+def _listed(place: Path) -> list[tuple[str, Path]]:
+    """Return the photos of a list, each once."""
+    if place == _STANDARD_INPUT:
+        raw = sys.stdin.buffer.read()
+    elif place.is_file():
+        raw = place.read_bytes()
+    else:
+        raise UserError(f"{place}: a folder, a photo or a list of photos was required, found none")
+    paths: dict[str, Path] = {}
+    for number, line in enumerate(raw.splitlines(), 1):
+        if not line.strip():
+            continue
+        path = Path(os.fsdecode(line.strip()))
+        if path.suffix.lower() not in EXTENSIONS or not path.is_file():
+            raise UserError(
+                f"{place}, line {number}: a photo ({', '.join(EXTENSIONS)}) was required, "
+                f"found {_shown(path)}; a relative path starts from the current folder"
+            )
+        paths[_shown(path)] = path
+    return list(paths.items())
 
 
 def _shown(path: Path) -> str:
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def answer(ensemble: Ensemble, photos: Photos, reporter: Reporter) -> pa.Table:
-    """Let an ensemble vote on photos.
+def answer_table(answers: Answers, schema: Schema) -> pa.Table:
+    """Return answers with names and probabilities.
 
     Returns:
-        The columns of votes.parquet; ImageID is the id given here.
+        ImageID, ans, class (its name), a column per label with the name of its class, confidence
+        (the probability of the answer), votes, tie, outcome, then `p_<class>` for every class and,
+        where there are several labels, `p_<label>=<class>`. A photo that could not be read has no
+        probabilities.
+    """
+    votes = answers.votes
+    preds = votes["pred"].to_numpy()
+    probs = answers.probabilities
+    codes = np.array([schema.decode(int(pred)) for pred in preds])
+    columns: dict[str, Any] = {
+        "ImageID": votes["ImageID"],
+        "ans": votes["pred"],
+        "class": [schema.class_name(int(pred)) for pred in preds],
+    }
+    if len(schema.classes) > 1:
+        for position, (label, names) in enumerate(schema.classes.items()):
+            columns[label] = [names[code] for code in codes[:, position]]
+    columns["confidence"] = _or_null(probs[np.arange(len(preds)), preds])
+    columns |= {name: votes[name] for name in ("votes", "tie", "outcome")}
+    for code in range(schema.n_classes):
+        columns[f"p_{schema.class_name(code)}"] = _or_null(probs[:, code])
+    if len(schema.classes) > 1:
+        cube = probs.reshape(-1, *schema.sizes)
+        for position, (label, names) in enumerate(schema.classes.items(), 1):
+            others = tuple(axis for axis in range(1, cube.ndim) if axis != position)
+            of_label = cube.sum(axis=others)
+            for code, name in enumerate(names):
+                columns[f"p_{label}={name}"] = _or_null(of_label[:, code])
+    return pa.table(columns)
+
+
+def _or_null(values: NDArray[np.float64]) -> pa.Array:
+    return pa.array(np.round(values, 6), from_pandas=True)
+
+
+def answer(ensemble: Ensemble, photos: Photos, reporter: Reporter) -> pa.Table:
+    """Let an ensemble vote on photos and return the columns of votes.parquet.
+
+    Raises:
+        UserError: none of the photos can be read.
+    """
+    return answer_fully(ensemble, photos, reporter).votes
+
+
+def answer_fully(ensemble: Ensemble, photos: Photos, reporter: Reporter) -> Answers:
+    """Let an ensemble vote on photos; ImageID is the id given here.
 
     Raises:
         UserError: none of the photos can be read.
@@ -86,14 +201,20 @@ def answer(ensemble: Ensemble, photos: Photos, reporter: Reporter) -> pa.Table:
     for member in ensemble.members:
         ids, probs = answered[member.setting]
         kept[member.setting] = _without(ids, probs, quarantined)
-    return voting.vote_table(
+    counts = [member.votes for member in ensemble.members]
+    votes = voting.vote_table(
         [(name, name) for name, _ in photos],
         kept,
         quarantined=quarantined,
         majority=ensemble.majority,
         rule=ensemble.rule,
-        weights=[member.votes for member in ensemble.members],
+        weights=counts,
     )
+    by_member = [probs.astype(np.float64) for _, probs in kept.values()]
+    mean = np.full((len(photos), by_member[0].shape[1]), np.nan)
+    is_read = np.array([name not in quarantined for name, _ in photos], bool)
+    mean[is_read] = np.average(by_member, axis=0, weights=counts)
+    return Answers(votes, mean)
 
 
 def probabilities(

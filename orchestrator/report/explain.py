@@ -55,21 +55,22 @@ def why(paths: RunPaths, item: str) -> list[str]:
     """
     events = read(paths.events) if paths.events.is_file() else []
     if item in STAGE_NAMES:
-        return _stage(paths, item, events)
+        return stage_lines(paths, item, events)
     trials = list(replay(events).trials.values())
     of_setting = [trial for trial in trials if trial.setting == item]
     if of_setting:
         lines = []
         for trial in of_setting:
-            lines += [*_trial(paths, trial, events), ""]
+            lines += [*trial_lines(paths, trial, events), ""]
         return lines[:-1]
     try:
-        return _trial(paths, one_trial(trials, item, "a stage, a trial or a setting"), events)
+        return trial_lines(paths, one_trial(trials, item, "a stage, a trial or a setting"), events)
     except UserError as error:
         raise SpecError(f"{error}; stages: {', '.join(STAGE_NAMES)}") from None
 
 
-def _stage(paths: RunPaths, name: str, events: list[Event]) -> list[str]:
+def stage_lines(paths: RunPaths, name: str, events: list[Event]) -> list[str]:
+    """Return what is known of a stage."""
     ended = [event for event in events if isinstance(event, StageEnded)]
     of_stage = [event for event in ended if event.stage == name]
     if not of_stage:
@@ -94,7 +95,8 @@ def _planned_stage(paths: RunPaths, name: str) -> list[str]:
     return lines
 
 
-def _trial(paths: RunPaths, trial: TrialRecord, events: list[Event]) -> list[str]:
+def trial_lines(paths: RunPaths, trial: TrialRecord, events: list[Event]) -> list[str]:
+    """Return what is known of a trial; `events` holds at least its own."""
     lines = [f"trial {trial.trial_id}: {trial.status or 'RUNNING'}"]
     if trial.error:
         lines.append(f"  {trial.error}")
@@ -118,7 +120,7 @@ def _trial(paths: RunPaths, trial: TrialRecord, events: list[Event]) -> list[str
     for event in events:
         is_of_trial = isinstance(event, TrialEvent) and event.trial_id == trial.trial_id
         if is_of_trial and (sentence := describe(event)):
-            lines.append(f"  {_clock(event.time)} {sentence}")
+            lines.append(f"  {clock(event.time)} {sentence}")
     log = paths.logs / f"{trial.trial_id}.log"
     if log.is_file():
         lines.append(f"  output: {log}")
@@ -152,7 +154,8 @@ def describe(event: Event) -> str | None:  # noqa: C901, PLR0911 - one line a ki
             return None
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return a time as the machine's own clock shows it."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
@@ -169,7 +172,7 @@ def story(paths: RunPaths, *, follow: bool = False) -> Iterator[str]:
         events = read(paths.events) if paths.events.is_file() else []
         for event in events[seen:]:
             if sentence := describe(event):
-                yield f"{_clock(event.time)} {sentence}"
+                yield f"{clock(event.time)} {sentence}"
         seen = len(events)
         if not live:
             break

@@ -11,6 +11,7 @@ from orchestrator.report.overview import state
 
 _MAX_EXAMPLES = 5
 _FEW_GROUPS = 30  # a bootstrap over fewer groups is not to be trusted at its ends
+_FEW_ANSWERS = 4  # may be of one class by chance
 _NOTABLE_FAILURES = 0.1  # of all trials
 _GRAVE = ("train_and_test", "test_group", "leak", "label_conflicts", "across_groups")
 """Kinds of audit findings that make scores or labels wrong."""
@@ -111,6 +112,17 @@ def _about_the_scores(run: Run) -> list[Finding]:
         )
         do = "rely on the test score for photos like those of the test set"
         items.append(Finding("warn", what, do))
+    answers = run.answers.get("test")
+    n_classes = run.schema.n_classes if run.schema else 0
+    if answers is not None and len(answers.targets) >= _FEW_ANSWERS and n_classes > 1:
+        labels = set(answers.targets.tolist())
+        if len(labels) == 1:
+            what = (
+                f"all {len(answers.targets)} answers of the test table are one class "
+                f"({run.class_name(labels.pop())}): a placeholder of a contest? "
+                "Then the test score means nothing"
+            )
+            items.append(Finding("bad", what, "leave out data.test.label"))
     if test is not None and test.too_narrow:
         what = (
             "the test interval is too narrow: the test table names no groups, so photos of one "

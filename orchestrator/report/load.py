@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable
@@ -165,12 +166,38 @@ def load(root: Path) -> Run:
     folder = _Folder(root)
     no_events: list[Event] = []
     events = folder.read("events.jsonl", read_events, no_events)
+    trials = folder.rows("trials.parquet", TrialRow)
+    curves = folder.rows("curves.parquet", EpochRow)
+    return _load(folder, events, trials, curves)
+
+
+def load_live(
+    root: Path, events: list[Event], trials: tuple[TrialRow, ...], curves: tuple[EpochRow, ...]
+) -> Run:
+    """Read the folder of a run that may go on; what is not there yet is not missing.
+
+    Args:
+        root: the folder.
+        events: the events of its ledger that are of no trial.
+        trials: those to show, from the ledger.
+        curves: of these trials, from the ledger.
+    """
+    return dataclasses.replace(_load(_Folder(root), events, trials, curves), missing=())
+
+
+def _load(
+    folder: _Folder,
+    events: list[Event],
+    trials: tuple[TrialRow, ...] | None,
+    curves: tuple[EpochRow, ...] | None,
+) -> Run:
+    """Read what stages and drivers wrote, beside the ledger and the tables of trials."""
     resolved = folder.read("resolved.yaml", _resolved, ResolvedSpec())
     selection = folder.record("selection.json", Selection)
     members = set(selection.members)
     # summary.json is written after the report, certificate.json by runs that come to their end
     return Run(
-        root=root,
+        root=folder.root,
         summary=folder.record("summary.json", Summary, needed=False),
         selection=selection,
         certificate=folder.read(
@@ -185,8 +212,8 @@ def load(root: Path) -> Run:
         resolved_text=folder.read("resolved.yaml", _text, "", needed=False),
         events=events,
         schema=_schema(resolved, events),
-        trials=folder.rows("trials.parquet", TrialRow),
-        curves=folder.rows("curves.parquet", EpochRow),
+        trials=trials,
+        curves=curves,
         folds=folder.table("folds.parquet"),
         predictions=folder.read(
             "predictions.parquet", lambda path: _out_of_fold(path, members), None

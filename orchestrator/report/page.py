@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChainableUndefined, Environment, PackageLoader
+from jinja2 import ChainableUndefined, ChoiceLoader, Environment, PackageLoader
 from markupsafe import Markup, escape
 
 from data_prep.files import atomic_path
@@ -86,14 +86,8 @@ def render(
     run: Run, wanted: tuple[str, ...] | None = None, head: overview.Head | None = None
 ) -> str:
     """Return the page as HTML, with all sections or with those that are wanted."""
-    environment = _environment()
-    macros = environment.get_template("sections.html.j2").make_module()
-    sections = []
-    for anchor, title, view in SECTIONS:
-        if wanted is not None and anchor not in wanted:
-            continue
-        if body := _draw(getattr(macros, anchor), view, run):
-            sections.append((anchor, title, body))
+    environment = make_environment()
+    sections = draw(run, wanted)
     script = environment.get_template("page.js.j2").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html.j2").render(
@@ -103,6 +97,21 @@ def render(
         script=Markup(script),  # noqa: S704 - a file of this package
         script_hash=f"sha256-{digest}",
     )
+
+
+def draw(run: Run, wanted: tuple[str, ...] | None = None) -> list[tuple[str, str, Markup]]:
+    """Return (anchor, heading, body) of all sections, or of those that are wanted.
+
+    A section that has nothing to show is left out.
+    """
+    macros = make_environment().get_template("sections.html.j2").make_module()
+    sections = []
+    for anchor, title, view in SECTIONS:
+        if wanted is not None and anchor not in wanted:
+            continue
+        if body := _draw(getattr(macros, anchor), view, run):
+            sections.append((anchor, title, body))
+    return sections
 
 
 def _draw(macro: Any, view: Callable[[Run], View], run: Run) -> Markup:
@@ -117,9 +126,11 @@ def _draw(macro: Any, view: Callable[[Run], View], run: Run) -> Markup:
 
 
 @functools.cache
-def _environment() -> Environment:
+def make_environment(*packages: str) -> Environment:
+    """Return the templates of the report, and those of other packages, with the same filters."""
+    names = (*packages, "orchestrator.report")
     environment = Environment(
-        loader=PackageLoader("orchestrator.report", "."),
+        loader=ChoiceLoader([PackageLoader(name, ".") for name in names]),
         autoescape=True,
         undefined=ChainableUndefined,
         trim_blocks=True,

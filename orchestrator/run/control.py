@@ -63,9 +63,14 @@ def stop_trial(paths: RunPaths, name: str) -> str:
     require_live(paths)
     running = [t for t in replay(read(paths.events)).trials.values() if t.status is None]
     trial = one_trial(running, name, "a running trial")
-    paths.control.mkdir(exist_ok=True)
-    stop_file(paths.control, trial.trial_id).touch()
+    request_stop(paths, trial.trial_id)
     return trial.trial_id
+
+
+def request_stop(paths: RunPaths, trial_id: str) -> None:
+    """Leave the request that a trial stops; a driver that does not run this trial ignores it."""
+    paths.control.mkdir(exist_ok=True)
+    stop_file(paths.control, trial_id).touch()
 
 
 def cancel(paths: RunPaths, *, timeout_s: float) -> bool:

@@ -120,12 +120,17 @@ def detach(experiment: Experiment, store: Store, arguments: list[str]) -> str:
     plan = make_plan(experiment, store, STAGES)
     paths = RunPaths(store.root / "runs" / plan.run_id)
     paths.root.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "orchestrator",
-        *(word for word in arguments if word != "--detach"),
-    ]
+    start_driver(paths, [word for word in arguments if word != "--detach"])
+    return plan.run_id
+
+
+def start_driver(paths: RunPaths, arguments: list[str]) -> None:
+    """Start a command in a process of its own, and wait until it drives the run or has ended.
+
+    Raises:
+        UserError: it ended with an error before that.
+    """
+    command = [sys.executable, "-m", "orchestrator", *arguments]
     with paths.driver_log.open("ab") as log:
         driver = subprocess.Popen(
             command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
@@ -134,9 +139,8 @@ def detach(experiment: Experiment, store: Store, arguments: list[str]) -> str:
         time.sleep(_LOOK_EVERY_S)
     if driver.returncode:
         raise UserError(
-            f"run {plan.run_id}: its driver ended with exit code {driver.returncode}; see {paths.driver_log}"
+            f"run {paths.run_id}: its driver ended with exit code {driver.returncode}; see {paths.driver_log}"
         )
-    return plan.run_id
 
 
 def _refuse_missing_gpus(experiment: Experiment, options: Options) -> None:

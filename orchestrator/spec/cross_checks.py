@@ -19,9 +19,10 @@ from orchestrator.spec.messages import nearest, validate
 from orchestrator.spec.models import Arm, Spec
 from orchestrator.spec.search_space import Choice, FloatRange, Point, Space, apply, assignments
 from orchestrator.spec.yaml_source import Document, KeyPath, Place, Problem
+from trainers.checks import backbones as backbone_checks
+from trainers.checks.operations import Job, policy_problems
 from trainers.config import FrozenDeepHead, SingleHead
 from trainers.known_names import known_backbones
-from trainers.operations import Job, policy_problems
 
 _MAX_ASSIGNMENTS = 256
 _HEAD = "train.model.head"
@@ -356,29 +357,44 @@ def _settings(arm: Arm, point: Point) -> Point:
     return identity(Arm.model_validate_json(json.dumps(data)))
 
 
-def check_policies(draft: Draft) -> None:
-    """Try every list of operations on a photo of its variant's size."""
-    jobs: list[Job] = []
-    places: list[KeyPath] = []
+def check_components(draft: Draft) -> None:
+    """Try lists of operations, and backbones that may not take every size, on photos."""
+    policies: list[tuple[Job, KeyPath]] = []
+    backbones: list[tuple[backbone_checks.Job, KeyPath]] = []
     for name, arm in draft.arms.items():
-        changes = draft.spec.variants[name]
-        own = [path for path in changes if path.startswith("train.augment")]
-        where: KeyPath = ("variants", name, *own[:1]) if own else ("train", "augment", "policy")
-        policies = [(where, arm.train.augment.policy)]
-        entry = draft.space_of(name).get(_POLICY)
-        if isinstance(entry, Choice):
-            where = ("search", "space", _POLICY)
-            policies += [(where, choice) for choice in entry.choice]
-        for place, policy in policies:
-            job = Job(operations=policy, size=arm.prep.size) if isinstance(policy, list) else None
-            if job and job["operations"] and job not in jobs:
-                jobs.append(job)
-                places.append(place)
-    if not jobs:
-        return
-    for problem, place in zip(policy_problems(jobs), places, strict=True):
+        size = arm.prep.size
+        for value, place in _values(draft, name, _POLICY, arm.train.augment.policy):
+            if isinstance(value, list) and value:
+                policies.append((Job(operations=value, size=size), place))
+        for value, place in _values(draft, name, _BACKBONE, arm.train.model.backbone):
+            job = backbone_checks.Job(backbone=str(value), size=size)
+            if backbone_checks.needs_try(job):
+                backbones.append((job, place))
+    if policies:
+        problems = policy_problems([job for job, _ in policies])
+        _refuse_all(draft, _POLICY, problems, [place for _, place in policies])
+    if backbones:
+        problems = backbone_checks.backbone_problems([job for job, _ in backbones])
+        _refuse_all(draft, _BACKBONE, problems, [place for _, place in backbones])
+
+
+def _refuse_all(draft: Draft, path: str, problems: list[str | None], places: list[KeyPath]) -> None:
+    for problem, place in zip(problems, places, strict=True):
         if problem is not None:
-            draft.refuse(place, f"{_POLICY}: {problem}")
+            draft.refuse(place, f"{path}: {problem}")
+
+
+def _values(draft: Draft, name: str, path: str, value: Any) -> list[tuple[Any, KeyPath]]:
+    """Return what a variant may set a path to, and where the spec says so."""
+    changes = [key for key in draft.spec.variants[name] if path.startswith(key)]
+    own: KeyPath = tuple(path.split("."))
+    if changes:
+        own = ("variants", name, changes[0])
+    values: list[tuple[Any, KeyPath]] = [(value, own)]
+    entry = draft.space_of(name).get(path)
+    if isinstance(entry, Choice):
+        values += [(choice, ("search", "space", path)) for choice in entry.choice]
+    return values
 
 
 def check_data_roots(draft: Draft, base: Path) -> None:

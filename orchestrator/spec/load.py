@@ -9,8 +9,8 @@ from typing import Any
 from orchestrator.base.errors import SpecError
 from orchestrator.spec.cross_checks import (
     Draft,
+    check_components,
     check_data_roots,
-    check_policies,
     check_references,
     check_twins,
 )
@@ -36,6 +36,8 @@ def read(
     *,
     check_roots: bool = True,
     need_data: bool = True,
+    try_components: bool = False,
+    base: Path | None = None,
 ) -> Experiment:
     """Read, override and check a spec file.
 
@@ -45,6 +47,8 @@ def read(
         check_roots: also require that the data exist and that variants differ. `predict` needs no
             data, and a smoke run makes variants equal that differ only in their duration.
         need_data: False to leave only the data out of that.
+        try_components: also try operations and backbones on photos, which takes seconds.
+        base: the folder that relative paths of the spec start from, its own by default.
 
     Raises:
         DocumentError: the spec has problems; each is listed with line and column.
@@ -52,7 +56,7 @@ def read(
     document = load(path)
     changes = dict(_parse_set(text) for text in overrides or [])
     data = apply(document.data, changes) if changes else document.data
-    base = path.resolve().parent
+    base = (base or path.parent).resolve()
     problems: list[Problem] = []
     arms: dict[str, Arm] = {}
     spec = validate(Spec, data, document, problems)
@@ -63,7 +67,8 @@ def read(
         if check_roots:
             if not problems:
                 check_twins(draft)
-                check_policies(draft)
+            if try_components and not problems:
+                check_components(draft)
             if need_data:
                 check_data_roots(draft, base)
     if problems or spec is None:

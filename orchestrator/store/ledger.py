@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import io
 import json
 import os
 import time
@@ -184,13 +185,27 @@ class Tail:
         self.path = path
         self._n_bytes = 0  # read so far
 
-    def read(self) -> list[Event]:
-        """Return the events that were added since the last call."""
+    @property
+    def n_unread_bytes(self) -> int:
+        """Return how much of the file has not been read yet."""
+        return max(0, self.path.stat().st_size - self._n_bytes) if self.path.is_file() else 0
+
+    def read(self, at_most_bytes: int = -1) -> list[Event]:
+        """Return the events that were added since the last call.
+
+        Args:
+            at_most_bytes: how much of the file to read, so that a long ledger needs little memory;
+                at least one complete record is read. All by default.
+        """
         if not self.path.is_file():
             return []
         with self.path.open("rb") as file:
             file.seek(self._n_bytes)
-            parsed = _parse(file, self.path)
+            raw = file.read(at_most_bytes)
+            while b"\n" not in raw and (more := file.read(at_most_bytes)):
+                raw += more
+        complete = raw[: raw.rfind(b"\n") + 1]
+        parsed = _parse(io.BytesIO(complete), self.path)
         self._n_bytes += parsed.n_bytes
         return parsed.events
 

@@ -384,6 +384,22 @@ def test_too_few_groups_are_refused():
         deal_share(["a", "a"], np.zeros((2, 1), dtype=np.int64), 0.5, seed=0, purpose="val")
 
 
+@pytest.mark.parametrize(
+    ("n_old", "advice"), [(1, "only 1 group(s) have it; add photos"), (9, "another split.seed")]
+)
+def test_a_class_of_one_group_gets_advice_that_can_help(n_old, advice):
+    people = [(at % 2, 2 if at < n_old else at // 2 % 2) for at in range(30)]
+    table = assigned(catalog_of(people), SCHEMA, Split(strategy="profile", seed=1), [], 2)
+    held_out = {"train/p0000/0.jpg"}
+    if n_old > 1:
+        rule = {"age": ">=60"}
+        with pytest.raises(DataError, match=advice):
+            assign(catalog_of(people), SCHEMA, Split(), [rule], None)
+        return
+    fold = next(row["fold"] for row in table.to_pylist() if row["sample_id"] in held_out)
+    assert advice in inner_of(table, fold, Split(strategy="profile", seed=1), SCHEMA)
+
+
 def test_labels_constant_in_most_groups_make_strata():
     groups = ["b", "a", "b", "c", "c", "c"]
     codes = np.array([[0, 1], [1, 0], [0, 2], [1, 0], [0, 1], [1, 2]])

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -319,3 +320,16 @@ def test_rembg_and_deepface_prepare_a_drawn_portrait(drawn):
     assert ("ok", (64, 64, 3)) == (prepared.outcome, decode(prepared.image).shape)
     assert prepared.face_confidence > 0.8
     assert 0.3 < prepared.mask_area < 0.8
+
+
+@pytest.mark.parametrize("size", [(16_000, 1), (1, 30_000), (12_000, 300)])
+def test_a_long_strip_costs_little_memory(size):
+    prep = Prep.model_validate({"steps": ["keep_aspect", {"name": "resize", "size": 64}]})
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (200, 10, 10)).save(buffer, "PNG")
+    tracemalloc.start()
+    prepared = Preparation(prep)(buffer.getvalue())
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (64, 64, 3) == decode(prepared.image).shape
+    assert peak_bytes < 120e6

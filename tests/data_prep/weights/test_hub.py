@@ -138,3 +138,40 @@ def test_the_recorded_hash_is_part_of_what_a_search_is_known_by(machine):
     hub.require(BACKBONE)
     assert before[0] != stage_keys.search_key(experiment, "content", prepared)
     assert before[1] != stage_keys.study_families(experiment, "content", prepared)["base"]
+
+
+def put(machine, name, state):
+    (machine / "cache").mkdir(exist_ok=True)
+    save_file(state, machine / "cache" / f"{name}.safetensors")
+
+
+def test_weights_of_another_backbone_are_refused_with_the_names_and_never_recorded(machine):
+    import timm
+
+    put(machine, BACKBONE, timm.create_model("test_vit").state_dict())
+    with pytest.raises(WeightsError, match=r"does not fit the backbone: .*conv_stem\.weight"):
+        hub.require(BACKBONE)
+    assert not (machine / "cache" / weights.RECORD).exists()
+    with pytest.raises(WeightsUnavailable, match="does not fit"):
+        build(MODEL, {"kind": 2})
+
+
+def test_a_file_that_lacks_a_tensor_or_has_another_shape_is_refused(machine):
+    import timm
+
+    state = timm.create_model(BACKBONE).state_dict()
+    names = [name for name in state if name.startswith("blocks.1.")]
+    put(machine, BACKBONE, {name: value for name, value in state.items() if name not in names[:2]})
+    with pytest.raises(
+        WeightsError, match=rf"2 of \d+ tensors are not in it: {names[0]}; {names[1]}\."
+    ):
+        hub.require(BACKBONE)
+    put(machine, BACKBONE, state | {"conv_stem.weight": torch.zeros(3, 3, 3, 3)})
+    with pytest.raises(WeightsError, match=r"size mismatch for conv_stem\.weight"):
+        hub.require(BACKBONE)
+    put(
+        machine,
+        BACKBONE,
+        {name: value for name, value in state.items() if "classifier" not in name},
+    )
+    assert hub.require(BACKBONE).is_file()

@@ -1,7 +1,10 @@
 """A bundle answers like the run it came from, and nothing that was changed in it is used."""
 
+import csv
+import io
 import json
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -16,7 +19,7 @@ from orchestrator.base.console import Reporter
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.ensemble.bundle import is_bundle, open_bundle, write_bundle
 from orchestrator.ensemble.members import of_run
-from orchestrator.ensemble.predict import answer, predict_folder
+from orchestrator.ensemble.predict import answer, find_photos, predict_photos
 from orchestrator.stages.certificate import TOLERANCE, _Job, compare_answers
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
@@ -87,7 +90,7 @@ def test_a_bundle_in_an_empty_folder_answers_a_hundred_photos_like_the_run(run, 
     wanted = answer(of_run(paths, store), [(name, photos / name) for name in names], Reporter())
     with open_bundle(tmp_path / "empty" / form) as found:
         assert found.members[0].setting == "bbbb0000"
-        counts = predict_folder(found, photos, tmp_path / "out.csv")
+        counts = predict_photos(found, photos, tmp_path / "out.csv")
     assert counts == {"answered": 99, "quarantined": 1}
     told = dict(line.split(",") for line in (tmp_path / "out.csv").read_text().split()[1:])
     assert told == {row["ImageID"]: str(row["pred"]) for row in wanted.to_pylist()}
@@ -276,10 +279,56 @@ def test_a_name_that_is_no_utf8_is_answered_and_spelled_out(run, tmp_path):
     paths, store, photos = run
     (tmp_path / "photos").mkdir()
     shutil.copyfile(photos / "000.png", tmp_path / "photos" / os.fsdecode(b"caf\xe9.png"))
-    assert {"answered": 1, "quarantined": 0} == predict_folder(
+    assert {"answered": 1, "quarantined": 0} == predict_photos(
         of_run(paths, store), tmp_path / "photos", tmp_path / "out.csv"
     )
     assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith(r"caf\xe9.png,")
+
+
+def test_probabilities_agree_with_the_vote_and_sum_over_labels(run, tmp_path):
+    paths, store, photos = run
+    out = tmp_path / "out.csv"
+    predict_photos(of_run(paths, store), photos, out, with_probabilities=True)
+    rows = list(csv.DictReader(out.open()))
+    named = [(row["ImageID"], photos / row["ImageID"]) for row in rows]
+    votes = answer(of_run(paths, store), named, Reporter(quiet=True)).to_pylist()
+    assert [str(vote["pred"]) for vote in votes] == [row["ans"] for row in rows]
+    assert [vote["outcome"] for vote in votes] == [row["outcome"] for row in rows]
+    classes = [name for name in rows[0] if name.startswith("p_") and "=" not in name[:9]]
+    of_gender = ("p_gender=male", "p_gender=female")
+    for row in rows:
+        if row["outcome"].startswith("quarantined"):
+            assert {""} == {row[name] for name in ("confidence", *classes, *of_gender)}
+            continue
+        assert "/".join(row[label] for label in SIZES) == row["class"]
+        assert row["confidence"] == row[f"p_{row['class']}"]
+        assert pytest.approx(1.0, abs=1e-4) == sum(float(row[name]) for name in of_gender)
+        male = sum(float(row[name]) for name in row if re.match(r"p_[^=]+/male/", name))
+        assert pytest.approx(float(row["p_gender=male"]), abs=1e-4) == male
+    assert 1 == sum(row["outcome"].startswith("quarantined") for row in rows)
+
+
+def test_photos_come_from_a_folder_a_file_a_list_or_standard_input(run, monkeypatch):
+    photos = run[2]
+    monkeypatch.chdir(photos)
+    lines = b"000.png\n\nsub/001.png\n000.png\n"
+    expected = [("000.png", Path("000.png")), ("sub/001.png", Path("sub/001.png"))]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    assert expected == find_photos(Path("-"))
+    assert [("000.png", photos / "000.png")] == find_photos(photos / "000.png")
+    assert 100 == len(find_photos(photos))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"000.png\nnobody.png\n")))
+    with pytest.raises(UserError, match=r"line 2: a photo .* was required, found nobody\.png"):
+        find_photos(Path("-"))
+
+
+def test_a_list_is_a_file_with_a_path_per_line(run, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{run[2] / '000.png'}\n")
+    assert [(str(run[2] / "000.png"), run[2] / "000.png")] == find_photos(listed)
+    listed.write_text("")
+    with pytest.raises(UserError, match="were required, found none"):
+        find_photos(listed)
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_any_photo_is_answered(
@@ -287,7 +336,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_photo_is_answered(
 ):
     from orchestrator.ensemble import predict
 
-    monkeypatch.setattr(predict, "answer", lambda *_: pytest.fail("it answered"))
+    monkeypatch.setattr(predict, "answer_fully", lambda *_: pytest.fail("it answered"))
     for out, found in (
         (tmp_path / "nowhere/out.csv", "found no folder .*nowhere"),
         (tmp_path, "found a folder"),
@@ -295,7 +344,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_photo_is_answered(
         with pytest.raises(
             SpecError, match=f"a file in a folder that can be written was required, {found}"
         ):
-            predict_folder(None, run[2], out)
+            predict_photos(None, run[2], out)
 
 
 def test_photos_are_answered_in_chunks_whose_size_changes_nothing(run, monkeypatch):

@@ -42,7 +42,7 @@ NEEDED_FILES = (
     "predictions.parquet",
     "votes.parquet",
 )
-VOID = {"meta", "rect", "br", "link", "img"}
+VOID = {"meta", "rect", "br", "link", "img", "input"}
 
 
 class Page(HTMLParser):
@@ -461,6 +461,16 @@ def test_an_undecided_claim_says_what_would_decide_it(run, tmp_path):
         "if the difference is real, 1234 groups in total would decide it"
         in Page(build(copy).read_text()).words
     )
+
+
+def test_answers_of_one_class_are_called_placeholders(run, tmp_path):
+    copy = copy_without(run, tmp_path / "run")
+    labels = pq.read_table(copy / "test_labels.parquet")
+    place = labels.schema.get_field_index("label")
+    same = labels.set_column(place, "label", pa.array([1] * len(labels), pa.int64()))
+    assert "a placeholder of a contest?" not in Page(build(copy).read_text()).words
+    pq.write_table(same, copy / "test_labels.parquet")
+    assert "a placeholder of a contest?" in Page(build(copy).read_text()).words
 
 
 def test_all_are_scored_on_the_private_half(run):

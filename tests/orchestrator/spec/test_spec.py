@@ -65,6 +65,15 @@ BROKEN = {
         (("policy: basic", "policy: [{name: HorizontalFlip}, {name: Normalize}]"),),
         r"train.augment.policy: Normalize returns float32 values",
     ),
+    "a backbone that is built for another size": (
+        (
+            (
+                "backbone: tf_efficientnet_lite0, pretrained: true",
+                "backbone: efficientformer_l1, pretrained: false",
+            ),
+        ),
+        r"efficientformer_l1 cannot be used on photos of \d+ x \d+ pixels: its own size is 224",
+    ),
     "a folder outside the root": (
         (("root: ../data/sample/train, table", "root: ../data/sample/train, images: ../x, table"),),
         r"data.source.images: a folder below the root was required",
@@ -244,7 +253,7 @@ def test_a_broken_spec_is_refused_with_line_column_and_what_to_do(write, name):
     changes, message = BROKEN[name]
     path = write(*changes)
     with pytest.raises(DocumentError, match=message) as caught:
-        read(path)
+        read(path, try_components=True)
     changed = [
         at
         for at, pair in enumerate(

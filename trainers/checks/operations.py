@@ -8,15 +8,13 @@ albumentations imports torch; there it goes without.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypedDict
 
+from trainers.checks.processes import run_apart
 from trainers.known_names import NESTING, Operation
 
 _SEEDS = 16
@@ -39,23 +37,7 @@ def policy_problems(jobs: Sequence[Job]) -> list[str | None]:
 
     Where albumentations cannot be imported nothing is wrong yet: the worker has it, or says so.
     """
-    command = [sys.executable, "-m", "trainers.operations"]
-    root = str(Path(__file__).resolve().parents[1])
-    search_path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    try:
-        done = subprocess.run(
-            command,
-            input=json.dumps(list(jobs)),
-            env={**os.environ, "PYTHONPATH": search_path, "NO_ALBUMENTATIONS_UPDATE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=True,
-        )
-    except (subprocess.SubprocessError, OSError):
-        return [None] * len(jobs)
-    problems: list[str | None] = json.loads(done.stdout)
-    return problems
+    return run_apart("trainers.checks.operations", jobs, timeout_s=_TIMEOUT_S)
 
 
 def build_operation(operation: Operation, **changes: Any) -> Any:
