@@ -16,7 +16,7 @@ import numpy as np
 from data_prep.catalog.labels import Schema
 from orchestrator.ensemble.label_noise import LabelAnswers, Suspect, find_suspects, ranked, without
 from orchestrator.ensemble.subgroups import Subgroup, subgroup_intervals
-from orchestrator.evaluation.calibration import Calibration, calibrate, label_probs
+from orchestrator.evaluation.calibration import ALL_LABELS, Calibration, calibrate, label_probs
 from orchestrator.evaluation.intervals import Interval, interval
 from orchestrator.evaluation.metrics import Floats, owners_of
 from orchestrator.evaluation.predictions import Predictions
@@ -87,7 +87,7 @@ class Diagnosis:
 
     subgroups: list[Subgroup]
     label_noise: LabelNoise
-    calibration: list[Calibration]  # of every label
+    calibration: list[Calibration]  # of every label, and of all together
     kept: PartScore | None = None  # None where exclusions keep no photo out of training
     lost: PartScore | None = None  # None where preparation lost no photo
 
@@ -140,6 +140,9 @@ def diagnose(
         item = calibrate(label, probs_of_label, of_label, owners, seed=seed)
         if item is not None:
             calibrations.append(item)
+    if len(schema.classes) > 1:
+        joint = calibrate(ALL_LABELS, probs, vote.targets, owners, seed=seed)
+        calibrations += [joint] if joint else []
     for name, column in columns.items():
         values[f"{name} (column)" if name in values else name] = column
     return Diagnosis(

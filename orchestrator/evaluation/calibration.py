@@ -17,6 +17,8 @@ from orchestrator.evaluation.metrics import LEVEL, Floats, Ints, Owners, calibra
 N_PARTS = 5
 """Parts of the people: a temperature of four is judged on the fifth."""
 N_BINS = 15
+ALL_LABELS = "all labels"
+"""The name of the joint class among labels; no label is named so."""
 _RANGE = (0.05, 20.0)
 _SMALLEST = 1e-7  # float32 probabilities of 0 have a logarithm too
 

@@ -66,7 +66,8 @@ class VoteRule(FileRecord):
     """How the members vote."""
 
     rule: str = ""  # hard | soft
-    calibrate: bool = False  # confidences are stated at a temperature
+    calibrate: bool = False  # of the spec: state confidences at temperatures
+    temperatures: dict[str, float] = {}  # by label, where the spec asks for them
 
 
 class Selection(FileRecord):

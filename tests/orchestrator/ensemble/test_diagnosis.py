@@ -64,7 +64,7 @@ def test_a_wrong_age_is_found_and_the_score_is_higher_without_it():
 def test_too_sure_an_ensemble_gets_a_temperature_for_each_label():
     vote, probs = ensemble(n_people=150, sharpness=15.0)
     found = diagnose(vote, probs, SCHEMA, {}, seed=0)
-    assert list(found.temperatures) == ["gender", "age"]
+    assert list(found.temperatures) == ["gender", "age", "all labels"]
     assert min(found.temperatures.values()) > 1.5
     for item in found.calibration:
         assert item.log_loss.after < item.log_loss.before
