@@ -8,18 +8,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from math import erf
 from typing import Any
 
 import numpy as np
 
 from orchestrator.evaluation import vote as voting
+from orchestrator.evaluation.intervals import corrected_quantiles
 from orchestrator.evaluation.metrics import LEVEL, Floats, resample
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.evaluation.selection_bias import Pool, weighted_scores
 
 _N_SUBSETS = 20
 _N_RESAMPLES = 500
+_STRENGTHS = np.linspace(0.02, 12, 600)
 ONE_SEED = "with one confirm seed there is no curve; give confirm.seeds at least 3 seeds"
 
 
@@ -81,14 +84,14 @@ def checkpoint_curve(
     n_classes = len(np.unique(pool.targets))
     estimate = float(_extrapolated(np.array(of_all)[:, None], n_deployed, n_classes)[0])
     reached = _extrapolated(np.stack(of_draws), n_deployed, n_classes)
-    low, high = np.quantile(reached, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    bounds = corrected_quantiles(estimate, reached, pool.n_groups, LEVEL)
     advice = "rests on 2 checkpoints; give confirm.seeds at least 3 seeds" if n_seeds == 2 else None
     return CheckpointCurve(
         of_all,
         n_deployed,
         min(1.0, estimate - optimism),
-        float(low - optimism),
-        float(min(1.0, high - optimism)),
+        bounds.low - optimism,
+        min(1.0, bounds.high - optimism),
         advice,
     )
 
@@ -116,17 +119,30 @@ def _probs(member: Predictions) -> Any:
 
 
 def _extrapolated(curves: Floats, n: int, n_classes: int) -> Floats:
-    """Return the scores of n checkpoints from curves (S, R): (R,)."""
-    strengths = np.linspace(0.02, 12, 600)
-    x = np.linspace(-8, 20, 1400)
-    density = np.exp(-((x - strengths[:, None]) ** 2) / 2) / np.sqrt(2 * np.pi)
-    below = np.array([0.5 * (1 + erf(value / 2**0.5)) for value in x])
-    scores = (density * below ** max(n_classes - 1, 1)).sum(1) * (x[1] - x[0])
-    noise = np.interp(curves, scores, strengths) ** -2.0
-    inverse = 1 / np.arange(1, len(curves) + 1)
+    """Return the scores of n checkpoints from curves (S, R): (R,).
+
+    Single checkpoints are left out where there are three or more: the mean of sure probabilities
+    gains less from the second one than the line says, by simulation.
+    """
+    scores = _score_table(n_classes)
+    sizes = np.arange(1, len(curves) + 1)
+    if len(curves) > 2:
+        sizes = sizes[1:]
+        curves = curves[1:]
+    noise = np.interp(curves, scores, _STRENGTHS) ** -2.0
+    inverse = 1 / sizes
     gap = inverse - inverse[-1]
     slope = (gap[:, None] * (noise - noise[-1])).sum(0) / (gap**2).sum()
     removed = np.maximum(slope, 0.0) * (inverse[-1] - 1 / n)
     left = np.maximum(noise[-1] - removed, noise[-1] / 4)  # at most twice the signal
-    reached = np.interp(left**-0.5, strengths, scores)
+    reached = np.interp(left**-0.5, _STRENGTHS, scores)
     return np.asarray(np.maximum(reached, curves[-1]))
+
+
+@cache
+def _score_table(n_classes: int) -> Floats:
+    """Return the share of right answers at every strength of signal, of n classes."""
+    x = np.linspace(-8, 20, 1400)
+    density = np.exp(-((x - _STRENGTHS[:, None]) ** 2) / 2) / np.sqrt(2 * np.pi)
+    below = np.array([0.5 * (1 + erf(value / 2**0.5)) for value in x])
+    return np.asarray((density * below ** max(n_classes - 1, 1)).sum(1) * (x[1] - x[0]))

@@ -191,17 +191,34 @@ def _draw(weights: Counts, tallies: Floats, totals: Floats, metric: str) -> Floa
 
 
 def _bca(estimate: float, draws: Floats, influence: Floats, level: float) -> Bounds:
-    """Return the BCa interval with Student's t in place of the normal quantile."""
-    from scipy.special import ndtr, ndtri, stdtrit  # noqa: PLC0415
+    """Return the BCa interval; Wilson's where the draws do not vary."""
+    from scipy.special import ndtri  # noqa: PLC0415
 
     n_groups = len(influence)
-    n = len(draws)
     if np.ptp(draws) < 1e-9:
         return _wilson(estimate, n_groups, float(ndtri((1 + level) / 2)))
-    below = np.mean(draws < estimate - 1e-7) + np.mean(np.abs(draws - estimate) <= 1e-7) / 2
-    bias = float(ndtri(np.clip(below, 1 / (2 * n), 1 - 1 / (2 * n))))
     spread = (influence**2).sum()
     acceleration = (influence**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
+    return corrected_quantiles(estimate, draws, n_groups, level, acceleration)
+
+
+def corrected_quantiles(
+    estimate: float, draws: Floats, n_groups: int, level: float, acceleration: float = 0.0
+) -> Bounds:
+    """Return the quantiles of draws that BCa takes, with Student's t for the normal quantile.
+
+    Args:
+        estimate: of the data.
+        draws: (n,) the same of resamples of the groups.
+        n_groups: in the data.
+        level: of the interval, two-sided.
+        acceleration: of the standard error; 0 gives Efron's BC.
+    """
+    from scipy.special import ndtr, ndtri, stdtrit  # noqa: PLC0415
+
+    n = len(draws)
+    below = np.mean(draws < estimate - 1e-7) + np.mean(np.abs(draws - estimate) <= 1e-7) / 2
+    bias = float(ndtri(np.clip(below, 1 / (2 * n), 1 - 1 / (2 * n))))
     reach = float(stdtrit(max(n_groups - 1, 1), (1 + level) / 2))
     ends = []
     for shift in (bias - reach, bias + reach):

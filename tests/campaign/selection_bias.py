@@ -1,16 +1,19 @@
 """Coverage and bias of the corrected headline of a winner: the long form of test_selection_bias.
 
-Run: PYTHONPATH=. python tests/campaign/selection_bias.py [SETS]
+`python -m tests.campaign.selection_bias [--sets 600]` prints one line for each design.
 """
 
-import sys
+import argparse
 
 from orchestrator.evaluation.selection_bias import best_alone, robust
 from tests.orchestrator.evaluation.test_selection_bias import coverage
 
 
-def main(n_sets: int) -> None:
+def main() -> None:
     """Print one line per number of candidates and rule."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sets", type=int, default=600)
+    n_sets = parser.parse_args().sets
     for n_candidates in (1, 5, 40):
         for rule in (best_alone, robust):
             inside, naive, honest, error = coverage(n_candidates, n_sets, rule)
@@ -24,4 +27,4 @@ def main(n_sets: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 900)
+    main()
