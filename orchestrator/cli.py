@@ -280,10 +280,10 @@ def cancel(run: str, store: Path | None, *, timeout_s: float) -> None:
 
 @main.command()
 @RUN
-@click.argument("item")
+@click.argument("item", required=False)
 @STORE
-def why(run: str, item: str, store: Path | None) -> None:
-    """Explain the state of a stage, a trial, or the trials of a setting."""
+def why(run: str, item: str | None, store: Path | None) -> None:
+    """Explain the state of a stage, a trial, or the trials of a setting; without ITEM, of the run."""
     from orchestrator.report.explain import why as explain  # noqa: PLC0415
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
@@ -329,17 +329,32 @@ def gc(store: Path | None, *, dry_run: bool) -> None:
 @main.command()
 @STORE
 def runs(store: Path | None) -> None:
-    """List the runs of a store, the latest first."""
-    from orchestrator.store.run_dir import all_runs, state_of  # noqa: PLC0415
+    """List the runs of a store with state, age, wall time and size, the latest first."""
+    from orchestrator.report.views import run_lines  # noqa: PLC0415
 
     root = _store(store).root
-    listed = all_runs(root)
-    if not listed:
+    lines = run_lines(root)
+    if not lines:
         text = f"no runs in {root}; submit a spec, or name another store with --store"
         click.echo(text, err=True)
-    for run in listed:
-        state = state_of(run)
-        click.echo(f"{run.run_id:<40} {state['state']:<12} {state['wall_s']:>8.0f} s")
+    for line in lines:
+        click.echo(line)
+
+
+@main.command()
+@RUN
+@STORE
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rm(run: str, store: Path | None, *, yes: bool) -> None:
+    """Delete the folder of a run; `gc` then deletes the artifacts that no other run needs."""
+    from orchestrator.run.control import remove_run  # noqa: PLC0415
+    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
+
+    paths = find_run(_store(store).root, run)
+    if not yes:
+        click.confirm(f"delete run {paths.run_id} with its results and report?", abort=True)
+    remove_run(paths)
+    click.echo(f"deleted run {paths.run_id}; `gc` deletes what only it needed", err=True)
 
 
 @main.command()
@@ -371,7 +386,8 @@ def results(run: str, store: Path | None, form: str) -> None:
     from orchestrator.report.results import render_results  # noqa: PLC0415
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
-    click.echo(render_results(find_run(_store(store).root, run).root, form), nl=False)
+    paths = find_run(_store(store).root, run, has="trials")
+    click.echo(render_results(paths.root, form), nl=False)
 
 
 @main.command()
@@ -382,7 +398,7 @@ def report(run: str, store: Path | None) -> None:
     from orchestrator.report.page import build  # noqa: PLC0415
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
-    click.echo(build(find_run(_store(store).root, run).root))
+    click.echo(build(find_run(_store(store).root, run, has="report").root))
 
 
 @main.command()
@@ -447,7 +463,7 @@ def predict(run: str, photos: Path, out: Path, store: Path | None, *, probabilit
             counts = predict_photos(members, photos, out, with_probabilities=probabilities)
     else:
         home = _store(store)
-        members = ensemble.of_run(find_run(home.root, run), home)
+        members = ensemble.of_run(find_run(home.root, run, has="selection"), home)
         counts = predict_photos(members, photos, out, with_probabilities=probabilities)
     schema = Schema(dict(members.classes))
     names = [f"{code} {schema.class_name(code)}" for code in range(schema.n_classes)]
@@ -473,7 +489,7 @@ def bundle(run: str, out: Path, store: Path | None) -> None:
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     home = _store(store)
-    facts = write_bundle(find_run(home.root, run), home, out)
+    facts = write_bundle(find_run(home.root, run, has="selection"), home, out)
     click.echo(
         f"wrote {out}: {facts['n_members']} members, {facts['n_checkpoints']} checkpoints, "
         f"{facts['size_bytes'] / 1e6:.1f} MB; sha256 of its manifest {facts['manifest_sha256']}",

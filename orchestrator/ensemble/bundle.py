@@ -251,8 +251,8 @@ def _read(folder: Path) -> Ensemble:
     )
 
 
-def _verified(folder: Path) -> dict[str, Any]:
-    """Check every file against the manifest and return the manifest's list of them."""
+def _verified(folder: Path) -> set[str]:
+    """Check every file against the manifest and return the names that the manifest lists."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version = manifest["format_version"]
@@ -277,13 +277,13 @@ def _verified(folder: Path) -> dict[str, Any]:
         if (actual := file_sha256(path)) != sha256:
             raise UserError(
                 f"{path}: sha256 {sha256[:12]}.. was required by {MANIFEST}, found "
-                f"{actual[:12]}..; the file was changed or damaged, take the bundle from its source "
-                "again"
+                f"{actual[:12]}..; the file was changed or damaged, take the bundle from its "
+                "source again"
             )
-    return dict(files)
+    return set(files)
 
 
-def _member(folder: Path, voter: _Voter, files: dict[str, Any]) -> Member:
+def _member(folder: Path, voter: _Voter, files: set[str]) -> Member:
     for name in voter.checkpoints:
         if any(f"{name}/{file}" not in files for file in _WEIGHTS):
             raise UserError(

@@ -76,8 +76,9 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
             "policy": selection["policy"],
             "members": selection["members"],
         }
-        for metric in _TITLES:
-            row[metric] = interval(arm, metric=metric, seed=0).to_json()
+        stored = (selection.get("ensemble") or {}).get("test") or {}
+        for metric in _TITLES:  # the interval that `results` prints, where it is of these photos
+            row[metric] = stored.get(metric) or interval(arm, metric=metric, seed=0).to_json()
         if run.public:
             shown = run.on(sorted(run.public), n_classes)
             row["public_macro_f1"] = macro_f1(shown.targets, shown.preds[0], n_classes)

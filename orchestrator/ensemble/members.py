@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,24 +51,24 @@ class Ensemble:
     """Label -> the temperature of its stated confidences; empty where they stay as they are."""
 
 
-def member_trials(paths: RunPaths, settings: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Return the finished trials of every member, whose checkpoints answer for it.
+class _MemberTrial(NamedTuple):
+    """A finished training whose checkpoint answers for a member."""
 
-    The trials are rows of trials.parquet: those of confirm, or the best one of search where the
-    spec confirms nothing.
-    """
-    phase = "confirm" if read(paths.resolved, check_roots=False).spec.confirm else "search"
-    wanted = [
-        ("phase", "=", phase),
-        ("status", "=", "COMPLETE"),
-        ("setting", "in", settings or [""]),
-    ]
-    rows = tables.read(paths.trials, filters=wanted).to_pylist()
-    trials: dict[str, list[dict[str, Any]]] = {setting: [] for setting in settings}
-    for row in rows:
-        of_setting = trials[row["setting"]]
-        if phase == "confirm" or not of_setting:
-            of_setting.append(row)
+    setting: str
+    variant: str
+    checkpoint: str
+
+
+def _member_trials(paths: RunPaths, phase: str, settings: list[str]) -> list[_MemberTrial]:
+    """Return the trials of the members: those of confirm, or the first of each in search."""
+    wanted = [("phase", "=", phase), ("status", "=", "COMPLETE"), ("setting", "in", settings)]
+    rows = tables.read(paths.trials, list(_MemberTrial._fields), filters=wanted).to_pylist()
+    trials: list[_MemberTrial] = []
+    seen = set()
+    for trial in (_MemberTrial(**row) for row in rows):
+        if phase == "confirm" or trial.setting not in seen:
+            trials.append(trial)
+            seen.add(trial.setting)
     return trials
 
 
@@ -99,13 +99,14 @@ def of_run(paths: RunPaths, store: Store) -> Ensemble:
     from data_prep.catalog.labels import Schema  # noqa: PLC0415
 
     experiment = read(paths.resolved, check_roots=False)
-    trials = member_trials(paths, list(selection.members))
+    phase = "confirm" if experiment.spec.confirm else "search"
+    all_trials = _member_trials(paths, phase, list(selection.members))
     weights = selection.weights or (1,) * len(selection.members)
     members = []
     for setting, votes in zip(selection.members, weights, strict=True):
-        variant = trials[setting][0]["variant"]
-        keys = [Path(trial["checkpoint"]).name for trial in trials[setting]]
-        checkpoints = [checkpoint(store, key).path for key in keys]
+        trials = [trial for trial in all_trials if trial.setting == setting]
+        variant = trials[0].variant
+        checkpoints = [checkpoint(store, Path(trial.checkpoint).name).path for trial in trials]
         prep = experiment.arms[variant].prep
         member = Member(setting, variant, votes, prep, tuple(checkpoints))
         _require_same_steps(paths, member)

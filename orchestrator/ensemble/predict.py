@@ -297,7 +297,7 @@ def _prepared(
             if outcome.row is None:
                 unreadable[name] = outcome.reason or "no reason was given"
             else:
-                # encoded and decoded like a shard's sample, so that the answer equals the stored one
+                # encoded and decoded like a shard's sample, so that answers are equal
                 images.append(decode(outcome.row["image"]))
                 ids.append(name)
             advance(done, "")

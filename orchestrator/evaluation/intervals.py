@@ -1,7 +1,7 @@
 """The interval of a score: BCa over groups, widened by Student's t.
 
 Sources: Efron 1987, "Better bootstrap confidence intervals"; Hesterberg 2015, "What teachers should
-know about the bootstrap" (expanded percentiles); Zou and Donner 2008 for a difference of two scores.
+know about the bootstrap" (expanded percentiles); Zou and Donner 2008 for a difference of scores.
 """
 
 from __future__ import annotations
@@ -226,7 +226,8 @@ def corrected_quantiles(
         # beyond the pole of the formula the quantile is the last one on that side
         quantile = ndtr(bias + shift / stretch) if stretch > 0 else float(shift > 0)
         ends.append(float(np.quantile(draws, quantile)))
-    return Bounds(min(ends[0], estimate), max(ends[1], estimate))
+    # single precision may leave a draw a hair above 1
+    return Bounds(max(min(ends[0], estimate), 0.0), min(max(ends[1], estimate), 1.0))
 
 
 def _wilson(share: float, n: int, z: float) -> Bounds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -84,8 +85,16 @@ class Predictions:
         return replace(self, preds=rows, probs=None, folds=None, seeds=None)
 
 
-def positions(wanted: Sequence[str], names: Sequence[str], owner: str) -> Ints:
+def positions(
+    wanted: Sequence[str], names: Sequence[str], owner: str, *, exact: bool = False
+) -> Ints:
     """Return the place of every wanted id among names. This is the one rule of joining by id.
+
+    Args:
+        wanted: ids, each once.
+        names: of the owner's rows.
+        owner: whose rows, for the message.
+        exact: refuse names that are not wanted.
 
     Raises:
         UserError: an id is missing or stands twice; the message names the first ones.
@@ -95,11 +104,12 @@ def positions(wanted: Sequence[str], names: Sequence[str], owner: str) -> Ints:
     place = {name: i for i, name in enumerate(names)}
     problems = []
     if len(place) < len(names):
-        seen: set[str] = set()
-        twice = {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
+        twice = [name for name, n in Counter(names).items() if n > 1]
         problems.append(f"{len(twice)} twice: {_named(twice)}")
     if missing := set(wanted) - set(place):
         problems.append(f"{len(missing)} missing: {_named(missing)}")
+    if exact and (extra := set(place) - set(wanted)):
+        problems.append(f"{len(extra)} not asked for: {_named(extra)}")
     if problems:
         raise UserError(
             f"{owner}: one prediction per photo was required, found {'; '.join(problems)}"

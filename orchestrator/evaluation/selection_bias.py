@@ -84,7 +84,7 @@ class Pool:
         return [self.count(candidate.preds) for candidate in self.candidates]
 
     def count(self, preds: Ints) -> Counts:
-        """Return hits, answers and targets per row of preds (R, N), group and class: (R, G, 3, C)."""
+        """Count hits, answers and targets per row of preds (R, N): (R, G, 3, C)."""
         n_cells = self.n_groups * self.n_classes
         answer_cells = self.owners * self.n_classes + preds  # (R, N)
         target_cells = self.owners * self.n_classes + self.targets
@@ -184,7 +184,7 @@ def _totals(weights: Counts, counts: Counts) -> Floats:
 
 
 def _standard_error(counts: Counts, weights: Counts, totals: Floats) -> Floats:
-    """Return the delta method's standard error of macro F1, the mean of seeds, per row of weights."""
+    """Return the standard error of macro F1 by the delta method, per row of weights."""
     n_rows = len(weights)
     n_groups = weights.shape[1]
     n_seeds = len(counts)
@@ -264,10 +264,13 @@ def corrected(
         in_bag = in_bag + _pooled(pool, picked, unseen[rows].sum(0), alone=alone)
     fixed = _pooled(pool, final, unseen.sum(0), alone=alone)
     optimism = float(score(fixed, "macro_f1").mean() - score(in_bag, "macro_f1").mean())
+    estimate, low, high = np.clip(
+        [naive - optimism, headline.low - optimism, headline.high - optimism], 0.0, 1.0
+    ).tolist()
     return Corrected(
-        naive - optimism,
-        headline.low - optimism,
-        headline.high - optimism,
+        estimate,
+        low,
+        high,
         naive,
         optimism,
         len(weights),

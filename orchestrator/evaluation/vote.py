@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from orchestrator.base.errors import UserError
+from data_prep.catalog.labels import Schema
+from orchestrator.evaluation.predictions import positions
 from orchestrator.store import tables
 
 Ints = NDArray[np.int64]
@@ -21,7 +21,6 @@ Floats = NDArray[np.float32]
 TIE_RULE = "highest summed probability of the members, then the better-ranked member"
 CHUNK = 65_536
 """Rows at a time: a few MB of ballots."""
-_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ def cast(
 
     Args:
         preds: per member in rank order (N,) classes, any integers; arrays or memory maps.
-        probs: per member (N, C), in anything that rows can be taken from, such as an array or a memory map; read for
-            tied rows only under the hard rule.
+        probs: per member (N, C), an array or a memory map; under the hard rule it is read for tied
+            rows only.
         rule: hard, or soft (the class with the highest mean probability).
         weights: votes of every member, one each by default.
 
@@ -59,26 +58,26 @@ def cast(
     )
     for start in range(0, n_photos, CHUNK):
         rows = np.arange(start, min(start + CHUNK, n_photos))
-        own = [np.asarray(one[start : start + CHUNK]).astype(np.int64) for one in preds]
+        chunk = [np.asarray(pred[start : start + CHUNK]).astype(np.int64) for pred in preds]
         ballots = np.zeros((len(rows), n_classes), np.int32)
         flat = ballots.reshape(-1)
         base = np.arange(len(rows)) * n_classes
-        for pred, count in zip(own, counts, strict=True):
-            flat[base + pred] += count  # a member names one class per row, so no place stands twice
+        for pred, count in zip(chunk, counts, strict=True):
+            flat[base + pred] += count  # a member names one class per row, so no place twice
         if rule == "soft":
-            found = _summed(probs, counts, rows, n_classes).argmax(1)
-            votes.votes[rows] = flat[base + found]
+            winners = _summed(probs, counts, rows, n_classes).argmax(1)
+            votes.votes[rows] = flat[base + winners]
         else:
             top = ballots.max(1)
-            found = ballots.argmax(1)
+            winners = ballots.argmax(1)
             tied = np.flatnonzero((ballots == top[:, None]).sum(1) > 1)
             if len(tied):
                 sums = _summed(probs, counts, rows[tied], n_classes)
                 leading = ballots[tied] == top[tied, None]
-                found[tied] = _break_ties(leading, sums, [pred[tied] for pred in own])
+                winners[tied] = _break_ties(leading, sums, [pred[tied] for pred in chunk])
             votes.votes[rows] = top
             votes.tie[rows[tied]] = True
-        votes.pred[rows] = found
+        votes.pred[rows] = winners
     return votes
 
 
@@ -86,8 +85,8 @@ def _summed(
     probs: Sequence[Any], counts: Sequence[int], rows: Ints, n_classes: int
 ) -> NDArray[np.float64]:
     total = np.zeros((len(rows), n_classes))
-    for one, count in zip(probs, counts, strict=True):
-        total += count * one[rows].astype(np.float64)
+    for member_probs, count in zip(probs, counts, strict=True):
+        total += count * member_probs[rows].astype(np.float64)
     return total
 
 
@@ -107,39 +106,6 @@ def _break_ties(
     return winner.astype(np.int64)
 
 
-def align(ids: Sequence[str], member: str, found: Mapping[str, Any] | Sequence[str]) -> Ints:
-    """Return where each id stands among a member's rows.
-
-    Raises:
-        UserError: an id is missing, too many or double, with names.
-    """
-    names = list(found)
-    wanted = list(ids)
-    place = {name: at for at, name in enumerate(names)}
-    if names == wanted and len(place) == len(names):
-        return np.arange(len(names))
-    asked = set(wanted)
-    problems = []
-    for what, bad in (
-        (
-            "twice",
-            sorted(name for name, n in Counter(names).items() if n > 1)
-            if len(place) < len(names)
-            else [],
-        ),
-        ("missing", sorted(asked - set(place))),
-        ("not asked for", sorted(set(place) - asked)),
-    ):
-        if bad:
-            more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-            problems.append(f"{len(bad)} {what}: {', '.join(bad[:_NAMED])}{more}")
-    if problems:
-        raise UserError(
-            f"member {member}: one prediction per photo was required, found {'; '.join(problems)}"
-        )
-    return np.array([place[name] for name in wanted], np.int64)
-
-
 def vote_table(
     order: Sequence[tuple[str, str]],
     members: Mapping[str, tuple[list[str], Floats]],
@@ -153,7 +119,8 @@ def vote_table(
 
     Args:
         order: (sample_id, ImageID) of every test photo, in the order of the answer.
-        members: setting -> (sample ids, mean probabilities (n, C)) of the readable photos, in rank order.
+        members: setting -> (sample ids, mean probabilities (n, C)) of the readable photos, in rank
+            order.
         quarantined: sample_id -> reason; such a photo gets the majority class with 0 votes.
         majority: the most frequent training class.
         rule: hard or soft.
@@ -161,12 +128,19 @@ def vote_table(
 
     Returns:
         votes.parquet.
+
+    Raises:
+        UserError: a member did not answer each readable photo once.
     """
-    lost = np.array([sample in quarantined for sample, _ in order], bool)
-    ids = [sample for sample, _ in order if sample not in quarantined]
-    probs = [found[align(ids, setting, names)] for setting, (names, found) in members.items()]
-    preds = [one.argmax(1).astype(np.int64) for one in probs]
+    samples = [sample for sample, _ in order]
+    readable = [sample for sample in samples if sample not in quarantined]
+    probs = []
+    for setting, (names, member_probs) in members.items():
+        index = positions(readable, names, f"member {setting}", exact=True)
+        probs.append(member_probs[index])
+    preds = [member_probs.argmax(1).astype(np.int64) for member_probs in probs]
     votes = cast(preds, probs, rule, weights)
+    lost = np.array([sample in quarantined for sample in samples], bool)
 
     def spread(values: NDArray[Any], otherwise: Any) -> NDArray[Any]:
         column = np.full(len(order), otherwise, values.dtype)
@@ -174,16 +148,14 @@ def vote_table(
         return column
 
     tie = spread(votes.tie, otherwise=False)
-    outcomes = [
-        f"quarantined: {quarantined[sample]}"
-        if sample in quarantined
-        else "tie"
-        if tied
-        else "voted"
-        for (sample, _), tied in zip(order, tie.tolist(), strict=True)
-    ]
+    outcomes = []
+    for sample, is_tied in zip(samples, tie.tolist(), strict=True):
+        outcome = "tie" if is_tied else "voted"
+        if sample in quarantined:
+            outcome = f"quarantined: {quarantined[sample]}"
+        outcomes.append(outcome)
     columns = [
-        pa.array([sample for sample, _ in order], pa.string()),
+        pa.array(samples, pa.string()),
         pa.array([image for _, image in order], pa.string()),
         pa.array(spread(votes.pred, majority)),
         pa.array(spread(votes.votes, 0)),
@@ -196,8 +168,42 @@ def vote_table(
 
 def submission(votes: pa.Table) -> str:
     """Return the answer as CSV: ImageID, ans, in the order of the test table."""
+    return _csv(["ImageID", "ans"], zip(*_answers(votes), strict=True))
+
+
+def named_submission(
+    votes: pa.Table, schema: Schema, id_column: str, answer: str | Sequence[str]
+) -> str:
+    """Return the answer as CSV with class names, in the form of a contest's sample.
+
+    Args:
+        votes: of `vote_table`.
+        schema: of the labels.
+        id_column: name of the first column.
+        answer: the column of the class, or one column per label.
+    """
+    names, labels = _answers(votes)
+    rows: list[list[str]] = []
+    for name, label in zip(names, labels, strict=True):
+        if isinstance(answer, str):
+            rows.append([name, schema.class_name(label)])
+        else:
+            codes = schema.decode(label)
+            classes = [
+                schema.classes[key][code] for key, code in zip(schema.names, codes, strict=True)
+            ]
+            rows.append([name, *classes])
+    columns = [answer] if isinstance(answer, str) else list(answer)
+    return _csv([id_column, *columns], rows)
+
+
+def _answers(votes: pa.Table) -> tuple[list[str], list[int]]:
+    return votes["ImageID"].to_pylist(), votes["pred"].to_pylist()
+
+
+def _csv(header: list[str], rows: Iterable[Iterable[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["ImageID", "ans"])
-    writer.writerows(zip(votes["ImageID"].to_pylist(), votes["pred"].to_pylist(), strict=True))
+    writer.writerow(header)
+    writer.writerows(rows)
     return text.getvalue()

@@ -5,36 +5,54 @@ from __future__ import annotations
 import heapq
 import os
 import statistics
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.spec.models import Experiment
 from orchestrator.store.artifacts import Store
 from trainers.config import Duration
 
-_LOOKED_AT = 50  # the newest trials; reading all of ten thousand manifests would take seconds
+_N_NEWEST = 50  # trials; reading all of ten thousand manifests would take seconds
 
 
-def training_s(experiment: Experiment, store: Store, n_trials: int) -> tuple[float, int] | None:
-    """Estimate the training time of a plan, trial after trial.
+class CostEstimate(NamedTuple):
+    """The training time of a plan, one trial after another."""
+
+    seconds: float
+    n_trials: int  # earlier trials that it rests on
+
+
+class _ModelKind(NamedTuple):
+    """A training with kept features is a hundred times as fast as one without."""
+
+    backbone: str
+    has_kept_features: bool
+
+
+def training_s(experiment: Experiment, store: Store, n_trials: int) -> CostEstimate | None:
+    """Estimate the training time of a plan.
+
+    Photos of another size or number change it in proportion.
 
     Args:
         experiment: its backbones and durations count.
-        store: its newest trials are looked at.
+        store: its newest trials count.
         n_trials: how many trainings there are at most.
 
     Returns:
-        Seconds, and the number of earlier trials behind them; None where no trial of these backbones, frozen or not,
-        ran here, or a duration is counted in steps. Photos of another size or number change it in proportion.
+        None where a backbone, frozen or not, never ran here, or a duration is counted in steps.
     """
-    arms = [arm.train for arm in experiment.arms.values()]
-    lengths = [_epochs(train.duration) for train in arms]
     known = _epoch_seconds(store)
-    kinds = [_kind(train.model.model_dump()) for train in arms]
-    found = [known.get(kind, []) for kind in kinds]
-    if not all(found) or not all(lengths):
-        return None
-    each = [length * statistics.median(took) for length, took in zip(lengths, found, strict=True)]
-    return n_trials * statistics.mean(each), sum(len(known[kind]) for kind in set(kinds))
+    seconds = []
+    kinds = set()
+    for arm in experiment.arms.values():
+        kind = _kind(arm.train.model.model_dump())
+        n_epochs = _epochs(arm.train.duration)
+        if kind not in known or not n_epochs:
+            return None
+        kinds.add(kind)
+        seconds.append(n_epochs * statistics.median(known[kind]))
+    n_earlier = sum(len(known[kind]) for kind in kinds)
+    return CostEstimate(n_trials * statistics.mean(seconds), n_earlier)
 
 
 def _epochs(duration: str) -> int:
@@ -42,29 +60,27 @@ def _epochs(duration: str) -> int:
     return parsed.n if parsed.unit == "epochs" else 0
 
 
-def _kind(model: dict[str, Any]) -> tuple[str, bool]:
-    """Return a model's backbone, and whether its features are kept: their training is a hundred times as fast."""
+def _kind(model: dict[str, Any]) -> _ModelKind:
     head = model.get("head") or {}
-    return model["backbone"], model.get("frozen") is not None or head.get("name") == "frozen_deep"
+    is_frozen = model.get("frozen") is not None or head.get("name") == "frozen_deep"
+    return _ModelKind(model["backbone"], is_frozen)
 
 
-def _epoch_seconds(store: Store) -> dict[tuple[str, bool], list[float]]:
+def _epoch_seconds(store: Store) -> dict[_ModelKind, list[float]]:
     """Return, per kind of model, the median seconds per epoch of each of its newest trials."""
     folder = store.root / "trial"
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
-        done = [
-            (entry.stat().st_mtime, entry.name)
-            for entry in entries
-            if not entry.name.startswith(".")
-        ]
-    found: dict[tuple[str, bool], list[float]] = {}
-    for _, key in heapq.nlargest(_LOOKED_AT, done):
-        if (artifact := store.find("trial", key)) is None:
+        trials = [(e.stat().st_mtime, e.name) for e in entries if not e.name.startswith(".")]
+    seconds: dict[_ModelKind, list[float]] = {}
+    for _, key in heapq.nlargest(_N_NEWEST, trials):
+        artifact = store.find("trial", key)
+        if artifact is None:
             continue
-        model: dict[str, Any] = artifact.manifest["params"]["train"]["model"]
-        took = [epoch["epoch_s"] for epoch in artifact.result["history"] if "epoch_s" in epoch]
-        if took:
-            found.setdefault(_kind(model), []).append(statistics.median(took))
-    return found
+        history = artifact.result["history"]
+        of_trial = [epoch["epoch_s"] for epoch in history if "epoch_s" in epoch]
+        if of_trial:
+            kind = _kind(artifact.manifest["params"]["train"]["model"])
+            seconds.setdefault(kind, []).append(statistics.median(of_trial))
+    return seconds

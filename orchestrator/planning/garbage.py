@@ -1,16 +1,15 @@
-"""What no run of a store needs: artifacts that only deleted runs refer to, and the leavings of work that has ended."""
+"""What no run of a store needs: artifacts of deleted runs, and leftovers of work that has ended."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.base.errors import UserError
 from orchestrator.planning.stage import ArtifactName, Scope, Stage, find_stages
 from orchestrator.spec.load import read as read_spec
-from orchestrator.store.artifacts import Store
+from orchestrator.store.artifacts import Artifact, Store
 from orchestrator.store.ledger import TrialRecord, is_live, read, replay
 from orchestrator.store.run_dir import RunPaths, all_runs
 
@@ -27,6 +26,9 @@ KINDS = (
     "trial",
 )
 """Other folders of a store are left alone."""
+
+_DRAFT = ".draft-"
+_WORK = ".work-"
 
 Names = set[ArtifactName]
 
@@ -56,45 +58,52 @@ def find_garbage(store: Store, stages: tuple[Stage, ...]) -> Garbage:
     """Find what no run needs.
 
     Raises:
-        UserError: a run or an audit is live, or what it needs cannot be told.
+        UserError: a run or an audit is live, or its spec cannot be read.
     """
     for audit in sorted((store.root / "audits").glob("*/")):
         if is_live(audit):
             raise UserError(
-                f"gc: a store without live audits was required, {audit.name} is audited; wait for it"
+                f"gc: a store without live audits was required, {audit.name} is live; wait for it"
             )
     artifacts: Names = set()
     work: Names = set()
     for run in all_runs(store.root):
         if is_live(run.root):
             raise UserError(
-                f"gc: a store without live runs was required, {run.run_id} is live; wait or cancel it"
+                f"gc: a store without live runs was required, {run.run_id} is live; "
+                "wait or cancel it"
             )
         trials = list(replay(read(run.events)).trials.values())
         artifacts |= _artifacts(store, run, stages) | {("trial", trial.key) for trial in trials}
         work |= _work(run, trials)
     artifacts |= _shards(store, artifacts) | _features(store, artifacts)
     items = []
-    kept = 0
+    kept_bytes = 0
     for kind in KINDS:
-        for path, key, what in _folders(store.root / kind):
-            if what == "draft":
-                reason: str | None = "was never finished"
-            elif what == "work":
-                needed = (kind, key) in work or (kind != "trial" and (kind, key) in artifacts)
-                reason = None if needed else "work of a training that has ended"
-            else:
-                reason = None if (kind, key) in artifacts else f"no run needs this {kind}"
+        for folder in _folders(store.root / kind):
+            size = _size(folder)
+            reason = _why_unneeded(kind, folder.name, artifacts, work)
             if reason is None:
-                kept += _size(path)
+                kept_bytes += size
             else:
-                items.append(Item(path, reason, _size(path)))
-    return Garbage(items, kept)
+                items.append(Item(folder, reason, size))
+    return Garbage(items, kept_bytes)
 
 
-def collect(found: Garbage) -> None:
-    """Delete what was found; a folder without its manifest is no artifact, so that goes first."""
-    for item in found.items:
+def _why_unneeded(kind: str, name: str, artifacts: Names, work: Names) -> str | None:
+    """Return why a folder of a kind may go; None for one that a run needs."""
+    if name.startswith(_DRAFT):
+        return "was never finished"
+    if name.startswith(_WORK):
+        key = name.removeprefix(_WORK)
+        is_needed = (kind, key) in work or (kind != "trial" and (kind, key) in artifacts)
+        return None if is_needed else "work of a training that has ended"
+    return None if (kind, name) in artifacts else f"no run needs this {kind}"
+
+
+def collect(garbage: Garbage) -> None:
+    """Delete garbage. A folder without its manifest is no artifact, so the manifest goes first."""
+    for item in garbage.items:
         (item.path / "manifest.json").unlink(missing_ok=True)
         shutil.rmtree(item.path, ignore_errors=True)
 
@@ -117,8 +126,8 @@ def _artifacts(store: Store, run: RunPaths, stages: tuple[Stage, ...]) -> Names:
             f"does not pass `check` any more ({reason}); delete the run's folder first if you do "
             "not need it"
         ) from None
-    found = find_stages(Scope(experiment, plan["files"], store), stages)
-    return set().union(*(entry.artifacts for entry in found.values()))
+    entries = find_stages(Scope(experiment, plan["files"], store), stages).values()
+    return set().union(*(entry.artifacts for entry in entries))
 
 
 def _work(run: RunPaths, trials: list[TrialRecord]) -> Names:
@@ -133,41 +142,45 @@ def _work(run: RunPaths, trials: list[TrialRecord]) -> Names:
 
 
 def _shards(store: Store, needed: Names) -> Names:
-    """Return the shards that needed preparations are made of: the files are the same ones, or have the same content."""
-    prepared = [
-        found for kind, key in needed if kind == "prepare" and (found := store.find(kind, key))
-    ]
-    hashes = {
-        facts["sha256"] for artifact in prepared for facts in artifact.manifest["files"].values()
-    }
-    shards = store.all("shard")
-    return {
-        ("shard", s.key)
-        for s in shards
-        if any(f["sha256"] in hashes for f in s.manifest["files"].values())
-    }
+    """Return the shards that needed preparations hold: the same files, or the same content."""
+    hashes = set()
+    for kind, key in needed:
+        artifact = store.find(kind, key) if kind == "prepare" else None
+        if artifact is not None:
+            hashes |= _hashes(artifact)
+    return {("shard", s.key) for s in store.all("shard") if not hashes.isdisjoint(_hashes(s))}
+
+
+def _hashes(artifact: Artifact) -> set[str]:
+    return {facts["sha256"] for facts in artifact.manifest["files"].values()}
 
 
 def _features(store: Store, needed: Names) -> Names:
-    """Return the kept features of photos that are needed. The audit's own name no preparation, and may go."""
-    found = (
-        (feature.key, feature.manifest["inputs"].get("photos")) for feature in store.all("features")
-    )
-    return {("features", key) for key, photos in found if ("prepare", photos) in needed}
+    """Return the kept features of needed preparations. The audit's features may go."""
+    features = set()
+    for artifact in store.all("features"):
+        if ("prepare", artifact.manifest["inputs"].get("photos")) in needed:
+            features.add(("features", artifact.key))
+    return features
 
 
-def _folders(home: Path) -> Iterator[tuple[Path, str, str]]:
-    """Yield (folder, key, artifact | work | draft) of a kind."""
-    for path in sorted(path for path in home.iterdir() if path.is_dir()) if home.is_dir() else []:
-        if path.name.startswith(".draft-"):
-            yield path, "", "draft"
-        elif path.name.startswith(".work-"):
-            yield path, path.name.removeprefix(".work-"), "work"
-        elif not path.name.startswith("."):
-            yield path, path.name, "artifact"
+def _folders(home: Path) -> list[Path]:
+    """Return the folders of a kind; hidden ones are left alone but for drafts and work."""
+    if not home.is_dir():
+        return []
+    folders = []
+    for path in sorted(home.iterdir()):
+        is_hidden = path.name.startswith(".") and not path.name.startswith((_DRAFT, _WORK))
+        if path.is_dir() and not is_hidden:
+            folders.append(path)
+    return folders
 
 
 def _size(path: Path) -> int:
-    """Return the bytes that deleting a folder frees: a file that stands elsewhere too frees none."""
-    files = (file.stat() for file in path.rglob("*") if file.is_file() and not file.is_symlink())
-    return sum(facts.st_size // facts.st_nlink for facts in files)
+    """Return the bytes that deleting a folder frees: a file with another link frees none."""
+    n_bytes = 0
+    for file in path.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            facts = file.stat()
+            n_bytes += facts.st_size // facts.st_nlink
+    return n_bytes

@@ -6,17 +6,18 @@ Planning reads manifests and folder listings only, so it answers at once and imp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from data_prep.catalog.fingerprint import fingerprint
 from orchestrator.base.errors import SpecError
 from orchestrator.planning.cost import training_s
 from orchestrator.planning.stage import Found, Scope, Stage, find_stages
-from orchestrator.planning.stage_keys import catalog_key, run_key
+from orchestrator.planning.stage_keys import catalog_key, prepare_keys, run_key, study_families
+from orchestrator.search.reuse import earlier
 from orchestrator.spec.models import Experiment
 from orchestrator.spec.search_space import Search, grid_size
-from orchestrator.store.artifacts import Store
+from orchestrator.store.artifacts import Artifact, Store
 from orchestrator.store.run_dir import RunPaths
 from trainers.config import remarks
 
@@ -67,34 +68,53 @@ def make_plan(experiment: Experiment, store: Store, stages: tuple[Stage, ...]) -
     key = run_key(scope)
     run_id = f"{experiment.spec.name}-{key[:8]}"
     summary = RunPaths(store.root / "runs" / run_id).read_json("summary") or {}
-    found = find_stages(scope, stages)
-    n_reused = sum(entry.n_reused for entry in found.values())
+    entries = find_stages(scope, stages)
+    catalog = store.find("catalog", catalog_key(scope))
+    n_reused = _n_reused(scope, catalog, run_id) if catalog else 0
+    search = entries["search"]
+    if n_reused and not search.is_cached:
+        why = f"{n_reused} trials are in the store and replayed to the sampler, the rest is trained"
+        entries["search"] = replace(search, why=why)
     trials = n_trials(experiment)
     estimate = training_s(experiment, store, sum(trials.values()) - n_reused)
     notes = _notes(experiment)
     if estimate:
         notes.append(
-            f"training time is estimated from {estimate[1]} earlier trial(s) with this backbone; "
-            "size counts too"
+            f"training time is estimated from {estimate.n_trials} earlier trial(s) with this "
+            "backbone; size counts too"
         )
-    catalog = store.find("catalog", catalog_key(scope))
     return Plan(
         run_id=run_id,
         run_key=key,
         files=files,
-        stages=_planned(found, is_finished=summary.get("state") == "SUCCEEDED"),
+        stages=_planned(entries, is_finished=summary.get("state") == "SUCCEEDED"),
         trials=trials,
         n_photos=catalog.result["n_ok"] if catalog else None,
-        n_to_prepare=found["prepare"].n_to_prepare if catalog else None,
-        training_s=round(estimate[0], 1) if estimate else None,
+        n_to_prepare=entries["prepare"].n_to_prepare if catalog else None,
+        training_s=round(estimate.seconds, 1) if estimate else None,
         notes=tuple(notes),
         n_cached=n_reused,
     )
 
 
-def _planned(found: Mapping[str, Found], *, is_finished: bool) -> tuple[PlannedStage, ...]:
+def _n_reused(scope: Scope, catalog: Artifact, run_id: str) -> int:
+    """Count the search trials that an earlier run of the same study has finished.
+
+    The ledgers of earlier runs are read for this. Garbage collection plans every run of a store,
+    so no stage's `find` reads them.
+    """
+    experiment = scope.experiment
+    if experiment.spec.search is None:
+        return 0
+    prepared = prepare_keys(experiment, catalog.result["photos"])
+    families = study_families(experiment, catalog.result["content"], prepared)
+    studies = earlier(scope.store, families, experiment.spec.search, besides=run_id)
+    return sum(study.n_trials for study in studies.values())
+
+
+def _planned(entries: Mapping[str, Found], *, is_finished: bool) -> tuple[PlannedStage, ...]:
     planned = []
-    for name, entry in found.items():
+    for name, entry in entries.items():
         outcome = "CACHED" if entry.is_cached or is_finished else "WOULD_RUN"
         why = "this run has finished" if is_finished else entry.why
         planned.append(PlannedStage(name, outcome, why, entry.key))

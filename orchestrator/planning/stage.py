@@ -111,7 +111,6 @@ class Found:
     artifacts: frozenset[ArtifactName] = frozenset()  # that a run of this spec refers to
     output: Output | None = None  # rebuilt from the store, where a later `find` reads it
     n_to_prepare: int = 0  # photos
-    n_reused: int = 0  # search trials that an earlier run has finished
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def _reads(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def find_stages(scope: Scope, stages: tuple[Stage, ...]) -> dict[str, Found]:
-    """Find every stage of a run in the store, in order. A stage that lacks an input waits for it."""
+    """Find every stage of a run in the store, in order; one that lacks an input waits for it."""
     results: dict[str, Found] = {}
     outputs: dict[str, Output] = {}
     for stage in stages:
@@ -154,10 +153,10 @@ def find_stages(scope: Scope, stages: tuple[Stage, ...]) -> dict[str, Found]:
         if missing:
             results[stage.name] = Found(f"waits for the {missing[0]}")
             continue
-        found = stage.find(scope, **{name: outputs[name] for name in stage.find_reads})
-        results[stage.name] = found
-        if found.output is not None:
-            outputs[stage.name] = found.output
+        result = stage.find(scope, **{name: outputs[name] for name in stage.find_reads})
+        results[stage.name] = result
+        if result.output is not None:
+            outputs[stage.name] = result.output
     return results
 
 

@@ -1,4 +1,4 @@
-"""The keys of a run's artifacts: pure functions of the spec, the data and the versions of the code."""
+"""The keys of a run's artifacts: pure functions of spec, data and versions of the code."""
 
 from __future__ import annotations
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.base.versions import STAGE_NAMES
 from orchestrator.store.events import (
+    DriverStarted,
     Event,
     LimitReached,
     Repaired,
@@ -22,7 +24,7 @@ from orchestrator.store.events import (
     WorkerDied,
 )
 from orchestrator.store.ledger import TrialRecord, is_live, one_trial, read, replay
-from orchestrator.store.run_dir import RunPaths
+from orchestrator.store.run_dir import RunPaths, state_of
 from orchestrator.store.run_files.records import as_record
 from orchestrator.store.run_files.settings import PlanFile
 
@@ -43,17 +45,58 @@ _CAUSES = {
 }
 
 
-def why(paths: RunPaths, item: str) -> list[str]:
-    """Return what is known of a stage, a trial or a setting of a run, as lines.
+class Ending(NamedTuple):
+    """Why a run has no result, and what to type next."""
+
+    reason: str
+    next_step: str
+
+    def lines(self) -> list[str]:
+        """Return both as lines."""
+        return [f"reason: {self.reason}", f"next: {self.next_step}"]
+
+
+def ending(paths: RunPaths, events: list[Event]) -> Ending | None:
+    """Return why a run ended without a result; None if it is live or has succeeded."""
+    state = state_of(paths)["state"]
+    name = paths.run_id
+    if state in {"RUNNING", "SUCCEEDED"}:
+        return None
+    if state != "FAILED":
+        cause = "it was cancelled" if state == "CANCELLED" else "its driver was ended"
+        return Ending(cause, f"`resume {name}` continues it")
+    since_start: list[StageEnded] = []
+    for event in events:
+        if isinstance(event, DriverStarted):
+            since_start = []
+        elif isinstance(event, StageEnded) and event.outcome == "FAILED":
+            since_start.append(event)
+    if not since_start:
+        text = "`submit` its spec again; the message says what is missing"
+        return Ending("it failed before its first stage", text)
+    failed = since_start[-1]
+    return Ending(
+        f"stage {failed.stage} failed: {failed.note}",
+        f"mend that, then `resume {name}`, or `submit` a changed spec; what is done is reused. "
+        f"`logs {name}` tells the story",
+    )
+
+
+def why(paths: RunPaths, item: str | None = None) -> list[str]:
+    """Return what is known of a run, or of a stage, a trial or a setting of it, as lines.
 
     Args:
         paths: of the run.
-        item: a stage, an id of a trial or a unique prefix of one, or a setting.
+        item: a stage, an id of a trial or a unique prefix of one, or a setting; None for the run.
 
     Raises:
         SpecError: nothing in the run has that name.
     """
     events = read(paths.events) if paths.events.is_file() else []
+    if item is None:
+        end = ending(paths, events)
+        state = f"run {paths.run_id}: {state_of(paths)['state']}"
+        return [state, *(end.lines() if end else [])]
     if item in STAGE_NAMES:
         return stage_lines(paths, item, events)
     trials = list(replay(events).trials.values())
@@ -177,6 +220,9 @@ def story(paths: RunPaths, *, follow: bool = False) -> Iterator[str]:
         if not live:
             break
         time.sleep(_FOLLOW_EVERY_S)
+    end = ending(paths, events)
+    if end is not None:
+        yield from end.lines()
     if paths.driver_log.is_file() and paths.driver_log.stat().st_size:
         yield f"output of the driver: {paths.driver_log}"
 

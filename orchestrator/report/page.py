@@ -93,8 +93,8 @@ def render(
     return environment.get_template("page.html.j2").render(
         head=head or overview.head(run),
         sections=sections,
-        style=Markup(environment.get_template("style.css").render()),  # noqa: S704 - a file of this package
-        script=Markup(script),  # noqa: S704 - a file of this package
+        style=Markup(environment.get_template("style.css").render()),  # noqa: S704 - our own file
+        script=Markup(script),  # noqa: S704 - our own file
         script_hash=f"sha256-{digest}",
     )
 

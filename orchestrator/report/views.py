@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 from orchestrator.planning.plan import Plan
 from orchestrator.report.results import StatusView
+from orchestrator.store.run_dir import all_runs, started_at, state_of
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -46,4 +50,27 @@ def status_lines(status: StatusView) -> list[str]:
     if best := status["best"]:
         score = f"{best['val_macro_f1']:.3f} val macro F1"
         lines.append(f"best so far: {score} ({best['variant']}, {best['trial_id']})")
+    if status["reason"]:
+        lines += ["", f"reason: {status['reason']}", f"next: {status['next']}"]
     return lines
+
+
+def run_lines(store: Path) -> list[str]:
+    """Return what `runs` prints: id, state, age, wall time and size, the latest first."""
+    lines = []
+    for run in all_runs(store):
+        facts = state_of(run)
+        size_bytes = sum(path.stat().st_size for path in run.root.rglob("*") if path.is_file())
+        age = _age_text(time.time() - started_at(run))
+        wall = f"{facts['wall_s']:.0f} s"
+        size = f"{size_bytes / 1e6:.1f} MB"
+        lines.append(f"{run.run_id:<40} {facts['state']:<12} {age:>9} ago {wall:>9} {size:>10}")
+    return lines
+
+
+def _age_text(seconds: float) -> str:
+    """Return a time span in its largest unit: 5 min, 3 h, 12 days."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

@@ -1,1 +1,1 @@
-"""One process drives one run: the driver, its listeners, the tracking process, the audit alone, the doctor."""
+"""One process drives one run: driver, control files, tracking, audit alone, doctor."""

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 from data_prep.catalog.labels import Schema
 from data_prep.errors import DataError, MachineError
 from orchestrator.base.console import Reporter
@@ -18,14 +14,17 @@ from orchestrator.store.artifacts import Store, git_commit
 from orchestrator.store.events import RunEnded, RunStarted
 from orchestrator.store.ledger import Ledger, LedgerLocked
 from orchestrator.store.run_dir import RunPaths
+from orchestrator.store.run_files.audit import AuditFacts
+from orchestrator.store.run_files.records import as_record
 
 
 def run(
     experiment: Experiment, store: Store, *, probe: bool, address: str | None, insecure: bool
 ) -> RunPaths:
-    """Audit the data of a spec and leave catalog.parquet, folds.parquet, audit.json and index.html in a folder.
+    """Audit the data of a spec, and leave its files in `<store>/audits/<run id>`.
 
-    The folder is `<store>/audits/<run id>`; what was read before is found in the store.
+    These are catalog.parquet, folds.parquet, audit.json and index.html. Photos that were read
+    before are not read again.
 
     Raises:
         UserError: the data cannot be used, or another process audits them.
@@ -46,8 +45,16 @@ def run(
             labels = {name: list(names) for name, names in classes.items()}
             event = RunStarted(run_id=plan.run_id, git_commit=git_commit(), labels=labels)
             ledger.append(event, commit=True)
-            cpus, gpus = (cluster.resources.get(name, 0.0) for name in ("CPU", "GPU"))
-            env = Env(experiment, plan.files, store, paths, ledger, reporter, cpus=cpus, gpus=gpus)
+            env = Env(
+                experiment,
+                plan.files,
+                store,
+                paths,
+                ledger,
+                reporter,
+                cpus=cluster.resources.get("CPU", 0.0),
+                gpus=cluster.resources.get("GPU", 0.0),
+            )
             photos = catalog.run(env)
             reporter.outcome("catalog", photos.outcome, photos.note)
             folds = split.run(env, photos)
@@ -64,20 +71,16 @@ def run(
 
 
 def lines(paths: RunPaths) -> list[str]:
-    """Return an audit's warnings as text, the gravest first."""
-    facts: dict[str, Any] = json.loads(Path(paths.audit).read_text(encoding="utf-8"))
-    summary = (
-        f"{facts['n_photos']} photos, {facts['n_usable']} usable, {facts['n_groups']} groups, "
-        f"{facts['n_test']} for the test"
-    )
-    found = [summary]
-    for number, warning in enumerate(facts["warnings"], 1):
-        found += [f"{number}. {warning['what']} ({warning['n']})", f"   do: {warning['do']}"]
-    for label, one in ((facts["probe"] or {}).get("labels") or {}).items():
-        whole = one["macro_f1"]
-        rim = one["rim"]
-        found.append(
-            f"probe {label}: macro F1 {whole['estimate']:.3f} ({whole['low']:.3f}-{whole['high']:.3f}), "
-            f"rim alone {rim['estimate']:.3f}, chance {one['chance']['estimate']:.3f}"
+    """Return an audit's findings as text, the gravest first."""
+    facts = as_record(AuditFacts, paths.read_json("audit"))
+    counts = f"{facts.n_photos} photos, {facts.n_usable} usable, {facts.n_groups} groups"
+    text = [f"{counts}, {facts.n_test} for the test"]
+    for number, finding in enumerate(facts.warnings, 1):
+        text += [f"{number}. {finding.what} ({finding.n})", f"   do: {finding.do}"]
+    for label, probe in facts.probe.labels.items():
+        whole = probe.macro_f1
+        text.append(
+            f"probe {label}: macro F1 {whole.estimate:.3f} ({whole.low:.3f}-{whole.high:.3f}), "
+            f"rim alone {probe.rim.estimate:.3f}, chance {probe.chance.estimate:.3f}"
         )
-    return found if facts["warnings"] else [*found, "no warnings"]
+    return text if facts.warnings else [*text, "no warnings"]

@@ -89,3 +89,17 @@ def cancel(paths: RunPaths, *, timeout_s: float) -> bool:
     while is_live(paths.root) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     return not is_live(paths.root)
+
+
+def remove_run(paths: RunPaths) -> None:
+    """Delete a run's folder.
+
+    Raises:
+        UserError: it is live.
+    """
+    if is_live(paths.root):
+        raise UserError(
+            f"run {paths.run_id}: a run that has ended was required, it is live; "
+            f"end it with `cancel {paths.run_id}` first"
+        )
+    shutil.rmtree(paths.root)

@@ -93,7 +93,8 @@ def resume(paths: RunPaths, store: Store, options: Options) -> int:
     """
     if is_live(paths.root):
         raise UserError(
-            f"run {paths.run_id}: a stopped run was required, it is live; follow it with `status {paths.run_id}`"
+            f"run {paths.run_id}: a stopped run was required, it is live; "
+            f"follow it with `status {paths.run_id}`"
         )
     if not paths.resolved.is_file():
         raise UserError(
@@ -105,14 +106,14 @@ def resume(paths: RunPaths, store: Store, options: Options) -> int:
     plan = make_plan(experiment, store, STAGES)
     if plan.run_id != paths.run_id:
         raise UserError(
-            f"run {paths.run_id}: data or code changed since it was started (it would now be {plan.run_id}); "
-            "submit the spec again, what is unchanged is reused"
+            f"run {paths.run_id}: the data and code it was started with were required, they changed "
+            f"(it would now be {plan.run_id}); submit the spec again, what is unchanged is reused"
         )
     return submit(experiment, store, options)
 
 
 def detach(experiment: Experiment, store: Store, arguments: list[str]) -> str:
-    """Start `submit` in a process of its own, wait until it drives the run, and return the run's id.
+    """Start `submit` in another process, wait until it drives the run, and return the run's id.
 
     Raises:
         UserError: it ended with an error before that.
@@ -139,12 +140,13 @@ def start_driver(paths: RunPaths, arguments: list[str]) -> None:
         time.sleep(_LOOK_EVERY_S)
     if driver.returncode:
         raise UserError(
-            f"run {paths.run_id}: its driver ended with exit code {driver.returncode}; see {paths.driver_log}"
+            f"run {paths.run_id}: its driver ended with exit code {driver.returncode}; "
+            f"see {paths.driver_log}"
         )
 
 
 def _refuse_missing_gpus(experiment: Experiment, options: Options) -> None:
-    """Refuse GPUs that a local run cannot have before anything starts; Tune alone would wait for ever."""
+    """Refuse GPUs and cores that a local run cannot have; Tune would wait for them for ever."""
     from orchestrator.cluster.connection import local_gpus  # noqa: PLC0415
 
     resources = experiment.spec.resources
@@ -158,7 +160,8 @@ def _refuse_missing_gpus(experiment: Experiment, options: Options) -> None:
     wanted_cpus = max(resources.per_trial.cpu, resources.per_prep_worker.cpu)
     if options.address is None and wanted_cpus > cpus:
         raise SpecError(
-            f"resources: cpu: {wanted_cpus:g} was asked for, this machine has {cpus} cores; set cpu: {cpus} or less"
+            f"resources: cpu: {wanted_cpus:g} was asked for, this machine has {cpus} cores; "
+            f"set cpu: {cpus} or less"
         )
 
 
@@ -188,7 +191,7 @@ def _smoke(experiment: Experiment, store: Store, options: Options, reporter: Rep
 
 
 def _one_step(resolved: dict[str, Any]) -> dict[str, Any]:
-    """Change a resolved spec to trainings of one step, in whatever variant or space their length is named."""
+    """Change a resolved spec to trainings of one step, wherever it names their length."""
     search = resolved.get("search") or {}
     for space in (
         search.get("space") or {},
@@ -199,8 +202,8 @@ def _one_step(resolved: dict[str, Any]) -> dict[str, Any]:
     if search:
         search["start"] = [point for point in search.get("start", []) if point]
     resolved["train"]["duration"] = "1 steps"
-    for own in resolved["variants"].values():
-        own["train.duration"] = "1 steps"
+    for overrides in resolved["variants"].values():
+        overrides["train.duration"] = "1 steps"
     return resolved
 
 
@@ -228,7 +231,7 @@ def _drive(
     spent_s = float((paths.read_json("summary") or {}).get("wall_s", 0.0))
     _begin(experiment, plan, paths, ledger)
     reporter.say(f"run [bold]{plan.run_id}[/]  in {escape(str(paths.root))}")
-    tracker = tracking.start(paths.root, experiment.spec.track)
+    tracker = tracking.start(paths.root)
     progress = _Progress()
     state = "FAILED"
     try:
@@ -375,7 +378,7 @@ def _require_weights(experiment: Experiment, *, allow_download: bool) -> None:
             else:
                 require(name)
         for name in sorted(wanted - set(known())):
-            from data_prep.weights import hub  # noqa: PLC0415 - torch and timm, where they are needed anyway
+            from data_prep.weights import hub  # noqa: PLC0415 - imports torch and timm
 
             (hub.fetch if allow_download else hub.require)(name)
     except WeightsError as error:

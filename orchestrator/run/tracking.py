@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -52,9 +53,8 @@ class Tracker:
         return f"failed, study.log or W&B may lack trials; {details}"
 
 
-def start(run: Path, settings: Any) -> Tracker:
-    """Start the mirror of a run."""
-    del settings  # it reads resolved.yaml itself
+def start(run: Path) -> Tracker:
+    """Start the mirror of a run; it reads resolved.yaml itself."""
     with (run / "track.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.run.tracking", str(run)],
@@ -126,7 +126,10 @@ def _follow(
 
 
 class Journal:
-    """study.log: an Optuna journal with one study per variant, written anew by every driver and never read back."""
+    """study.log: an Optuna journal with one study per variant.
+
+    Every driver writes it anew. Nothing reads it back.
+    """
 
     def __init__(self, run: Path, search: Search) -> None:
         import optuna  # noqa: PLC0415
@@ -197,7 +200,9 @@ def _tensorboard(run: Path, trial: TrialRecord) -> None:
     from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: PLC0415
     from tensorboard.summary.writer.event_file_writer import EventFileWriter  # noqa: PLC0415
 
-    writer = EventFileWriter(str(run / "tensorboard" / trial.trial_id))
+    folder = run / "tensorboard" / trial.trial_id
+    shutil.rmtree(folder, ignore_errors=True)  # a resumed run tells all of its trials again
+    writer = EventFileWriter(str(folder))
     for epoch, metrics in sorted(trial.reports.items()):
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         writer.add_event(Event(wall_time=time.time(), step=epoch, summary=Summary(value=values)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from data_prep.files import atomic_path, write_json
 from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
@@ -61,6 +61,7 @@ def _examine(env: Env, catalog: Catalog, split: Split, key: str, *, probe: bool)
     from orchestrator.stages.quick_model import leak_gaps, probe_labels  # noqa: PLC0415
 
     arms = env.experiment.arms
+    gaps = leak_gaps(env, catalog.table, split.folds)
     inputs = {"catalog": catalog.artifact.key}
     with env.store.draft("audit", key, params={}, inputs=inputs) as draft:
         facts = examine(
@@ -69,7 +70,7 @@ def _examine(env: Env, catalog: Catalog, split: Split, key: str, *, probe: bool)
             env.schema,
             labels=env.experiment.spec.data.labels,
             exclude={name: arm.data.exclude for name, arm in arms.items()},
-            gaps=leak_gaps(env, catalog.table, split.folds),
+            gaps={name: asdict(gap) for name, gap in gaps.items()},
             probe=probe_labels(env, catalog.table) if probe else None,
         )
         write_json(draft.path / "audit.json", facts.to_json())

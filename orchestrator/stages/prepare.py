@@ -26,6 +26,7 @@ from orchestrator.spec.models import Arm
 from orchestrator.stages.catalog import Catalog
 from orchestrator.store.artifacts import Artifact
 from orchestrator.store.events import ArtifactDamaged, ShardWritten
+from orchestrator.store.run_files.preparation import ClassRate, FailureRate
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +36,6 @@ _MIN_PHOTOS = 20  # of a class, before its rate is compared
 _MIN_DIFFERENCE = 0.05  # of two rates, before a person should look at it
 _MAX_P_VALUE = 0.01
 _MAX_DONORS = 2
-_METADATA = ["sample_id", "face_confidence", "n_faces", "mask_area", "outcome"]
 
 
 @dataclass(frozen=True)
@@ -452,115 +452,109 @@ def _make_rows(env: Env, shards: Artifact) -> Artifact:
     return env.store.get("rows", key)
 
 
-def _describe(env: Env, catalog: Catalog, shards: Artifact, variants: list[str]) -> dict[str, Any]:
+class _Crop(NamedTuple):
+    """What a shard says of how a photo was prepared; None where the step was not asked for."""
+
+    sample_id: str
+    face_confidence: float | None
+    n_faces: int | None
+    mask_area: float | None
+
+
+_FAILURES: dict[str, Callable[[_Crop], bool]] = {
+    "no face": lambda crop: crop.face_confidence is not None and crop.face_confidence <= 0,
+    "empty mask": lambda crop: crop.mask_area is not None and crop.mask_area <= 0,
+    "several faces": lambda crop: (crop.n_faces or 0) > 1,
+}
+
+
+def _describe(
+    env: Env, catalog: Catalog, shards: Artifact, variants: list[str]
+) -> Mapping[str, Any]:
     """Return what prep.json says of one set: counts, rates per class, warnings, contact sheet."""
     from data_prep.preparation import contact_sheet as sheet  # noqa: PLC0415
     from data_prep.preparation.assembly import SHEET_SUFFIX, read_sheet  # noqa: PLC0415
     from data_prep.preparation.shards import read_shard  # noqa: PLC0415
 
-    rows: list[dict[str, Any]] = []
+    crops: list[_Crop] = []
     films = []
     for path in sorted(shards.path.glob("shard-*.parquet")):
-        rows += read_shard(path, _METADATA).to_pylist()
+        crops += [_Crop(**row) for row in read_shard(path, list(_Crop._fields)).to_pylist()]
         films += read_sheet(path.with_name(path.name + SHEET_SUFFIX))
-    counts = {"photos": len(rows), "quarantined": len(shards.result["quarantined"])}
-    for failure, fails in _FAILURES.items():
-        counts[failure] = sum(fails(row) for row in rows)
+    counts = {"photos": len(crops), "quarantined": len(shards.result["quarantined"])}
+    for failure, is_failed in _FAILURES.items():
+        counts[failure] = sum(is_failed(crop) for crop in crops)
     n_prepared = shards.result["n_prepared"]
     seconds = {}
     for name, value in shards.result["seconds"].items():
         if n_prepared:
             seconds[name] = round(value / n_prepared, 4)
-    rates = _rates(catalog.table, env.schema.classes, rows)
+    rates = _rates(catalog.table, env.schema.classes, crops)
     return {
         "variants": variants,
         "steps": shards.manifest["params"]["steps"],
         "counts": counts,
         "seconds": seconds,
-        "rates": rates,
+        "rates": [rate.model_dump(by_alias=True) for rate in rates],
         "warnings": _warnings(rates),
         "sheet": sheet.to_json(sheet.keep(films, sheet.PER_REPORT)),
     }
 
 
-def _has_no_face(row: dict[str, Any]) -> bool:
-    return row["face_confidence"] is not None and row["face_confidence"] <= 0
-
-
-def _has_no_person(row: dict[str, Any]) -> bool:
-    return row["mask_area"] is not None and row["mask_area"] <= 0
-
-
-def _has_several_faces(row: dict[str, Any]) -> bool:
-    return (row["n_faces"] or 0) > 1
-
-
-_FAILURES: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "no face": _has_no_face,
-    "empty mask": _has_no_person,
-    "several faces": _has_several_faces,
-}
-
-
 def _rates(
-    catalog: pa.Table, labels: Mapping[str, list[str]], rows: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+    catalog: pa.Table, labels: Mapping[str, list[str]], crops: Collection[_Crop]
+) -> list[FailureRate]:
     """Return how often each failure came about in each class of each label, where it did."""
-    columns = catalog.select(["sample_id", *(f"label_{name}" for name in labels)]).to_pylist()
-    codes = {row["sample_id"]: row for row in columns}
+    samples = catalog["sample_id"].to_pylist()
     rates = []
-    for failure, fails in _FAILURES.items():
-        failed = [row["sample_id"] for row in rows if fails(row)]
+    for failure, is_failed in _FAILURES.items():
+        failed = [crop for crop in crops if is_failed(crop)]
         if not failed:
             continue
         for label, names in labels.items():
-            n_all = Counter(codes[row["sample_id"]][f"label_{label}"] for row in rows)
-            n_failed = Counter(codes[sample][f"label_{label}"] for sample in failed)
+            codes = dict(zip(samples, catalog[f"label_{label}"].to_pylist(), strict=True))
+            n_all = Counter(codes[crop.sample_id] for crop in crops)
+            n_failed = Counter(codes[crop.sample_id] for crop in failed)
             classes = []
             for code, name in enumerate(names):
-                classes.append({"class": name, "n": n_all[code], "failed": n_failed[code]})
-            rates.append({"failure": failure, "label": label, "classes": classes})
+                facts = {"class": name, "n": n_all[code], "failed": n_failed[code]}
+                classes.append(ClassRate.model_validate(facts))
+            rates.append(FailureRate(failure=failure, label=label, classes=tuple(classes)))
     return rates
 
 
-class _ClassRate(NamedTuple):
-    name: str
-    n: int
-    n_failed: int
-
-    @property
-    def rate(self) -> float:
-        return self.n_failed / self.n
+def _share(entry: ClassRate) -> float:
+    return entry.failed / entry.n
 
 
-def _warnings(rates: list[dict[str, Any]]) -> list[str]:
+def _warnings(rates: list[FailureRate]) -> list[str]:
     """Return a sentence for every failure that is more frequent in some classes of a label.
 
     A network can learn from such a difference.
     """
     warnings = []
-    for each in rates:
-        classes = [_ClassRate(c["class"], c["n"], c["failed"]) for c in each["classes"]]
-        classes = [entry for entry in classes if entry.n >= _MIN_PHOTOS]
-        if len(classes) < 2 or not any(entry.n_failed for entry in classes):
+    for rate in rates:
+        classes = [entry for entry in rate.classes if entry.n >= _MIN_PHOTOS]
+        if len(classes) < 2 or not any(entry.failed for entry in classes):
             continue
-        worst = max(classes, key=lambda entry: entry.rate)
-        best = min(classes, key=lambda entry: entry.rate)
-        if worst.rate - best.rate < _MIN_DIFFERENCE or _p_value(classes) >= _MAX_P_VALUE:
+        worst = max(classes, key=_share)
+        best = min(classes, key=_share)
+        is_large = _share(worst) - _share(best) >= _MIN_DIFFERENCE
+        if not is_large or _p_value(classes) >= _MAX_P_VALUE:
             continue
         warnings.append(
-            f"{each['failure']}: {worst.rate:.0%} of {each['label']} {worst.name} "
-            f"({worst.n_failed} of {worst.n}), {best.rate:.0%} of {best.name} "
-            f"({best.n_failed} of {best.n}). This preparation is biased: a network can tell "
-            f"{each['label']} by how the crop failed, and worse crops lower the score of "
-            f"{worst.name}; look at the contact sheet, try another detector, model or on_missing"
+            f"{rate.failure}: {_share(worst):.0%} of {rate.label} {worst.class_} "
+            f"({worst.failed} of {worst.n}), {_share(best):.0%} of {best.class_} "
+            f"({best.failed} of {best.n}). This preparation is biased: a network can tell "
+            f"{rate.label} by how the crop failed, and worse crops lower the score of "
+            f"{worst.class_}; look at the contact sheet, try another detector, model or on_missing"
         )
     return warnings
 
 
-def _p_value(classes: list[_ClassRate]) -> float:
+def _p_value(classes: list[ClassRate]) -> float:
     """Return how probable such different counts are where all classes fail alike."""
     from scipy.stats import chi2_contingency  # noqa: PLC0415
 
-    counts = [[entry.n_failed, entry.n - entry.n_failed] for entry in classes]
+    counts = [[entry.failed, entry.n - entry.failed] for entry in classes]
     return float(chi2_contingency(counts)[1])

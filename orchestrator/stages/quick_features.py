@@ -1,4 +1,4 @@
-"""Features of photos by a frozen backbone, kept in the store: what the audit's quick models see."""
+"""Features of photos by a frozen backbone, kept in the store: the input of quick models."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Floats = NDArray[np.float32]
 
 
 def chosen(catalog: pa.Table) -> pa.Table:
-    """Return at most 4,000 labelled photos, whole groups where those are smaller, in the catalog's order."""
+    """Return at most 4,000 labelled photos in the catalog's order, whole groups where they fit."""
     rows = catalog.filter(pc.and_(pc.equal(catalog["status"], "ok"), pc.is_valid(catalog["label"])))
     if len(rows) <= MAX_PHOTOS:
         return rows
@@ -57,7 +57,7 @@ def _hash(name: str) -> bytes:
 
 
 def features(env: Env, rows: pa.Table, view: str) -> Floats:
-    """Return what the backbone says of photos, (n_photos, n_features), from the store where it is known.
+    """Return the features of photos, (n_photos, n_features), from the store where it has them.
 
     Args:
         env: of the run.
@@ -76,44 +76,49 @@ def features(env: Env, rows: pa.Table, view: str) -> Floats:
         "view": view,
     }
     key = stage_key("features", VERSIONS["features"], params, {"photos": digest(shas)})
-    with env.single_flight("features", key, "looks at the same photos"):
-        if (found := env.store.find("features", key)) is None:
-            data = env.experiment.spec.data
-            base = env.experiment.base
-            photos = [
-                (str(photo_path(data, base, sample)), sha)
-                for sample, sha in zip(samples, shas, strict=True)
-            ]
-            chunks = [photos[start : start + _CHUNK] for start in range(0, len(photos), _CHUNK)]
-            work = env.store.work_dir("features", key)
-            parts = []
-            with env.console.task(f"audit {view}", len(photos)) as advance:
-                for part in _resumable(chunks, view, work):
-                    parts.append(part)
-                    advance(sum(map(len, parts)), "features")
+    with env.single_flight("features", key, "computes features of the same photos"):
+        artifact = env.store.find("features", key)
+        if artifact is None:
+            photos = []
+            for sample, sha256 in zip(samples, shas, strict=True):
+                path = photo_path(env.experiment.spec.data, env.experiment.base, sample)
+                photos.append((str(path), sha256))
+            parts = _compute(env, photos, view, env.store.work_dir("features", key))
             with env.store.draft("features", key, params=params, inputs={}) as draft:
                 np.save(draft.path / "features.npy", np.concatenate(parts))
-            found = env.store.get("features", key)
-    loaded: Floats = np.load(found.file("features.npy"))
+            artifact = env.store.get("features", key)
+    loaded: Floats = np.load(artifact.file("features.npy"))
     return loaded
 
 
+def _compute(env: Env, photos: list[tuple[str, str]], view: str, work: Path) -> list[Any]:
+    """Embed photos in chunks."""
+    chunks = [photos[start : start + _CHUNK] for start in range(0, len(photos), _CHUNK)]
+    parts = []
+    n_done = 0
+    with env.console.task(f"audit {view}", len(photos)) as advance:
+        for part in _resumable(chunks, view, work):
+            parts.append(part)
+            n_done += len(part)
+            advance(n_done, "features")
+    return parts
+
+
 def _resumable(chunks: list[list[tuple[str, str]]], view: str, work: Path) -> Iterator[Any]:
-    """Embed chunks in order, each kept in a file as soon as it is known; kept ones are read instead."""
-    places = [work / f"{number:05}.npy" for number in range(len(chunks))]
-    fresh = iter(
-        ray_map(
-            _embed,
-            [(c, view) for c, place in zip(chunks, places, strict=True) if not place.is_file()],
-        )
-    )
-    for place in places:
-        if not place.is_file():
-            beside = place.with_suffix(".part")
+    """Yield the features of chunks in order; each is kept in a file and read from it later."""
+    files = [work / f"{number:05}.npy" for number in range(len(chunks))]
+    jobs = []
+    for chunk, file in zip(chunks, files, strict=True):
+        if not file.is_file():
+            jobs.append((chunk, view))
+    computed = iter(ray_map(_embed, jobs))
+    for file in files:
+        if not file.is_file():
+            beside = file.with_suffix(".part")
             with beside.open("wb") as handle:
-                np.save(handle, next(fresh))
-            beside.replace(place)
-        yield np.load(place)
+                np.save(handle, next(computed))
+            beside.replace(file)
+        yield np.load(file)
 
 
 def _embed(job: tuple[list[tuple[str, str]], str]) -> Floats:
@@ -144,7 +149,7 @@ def _backbone() -> Classifier:
 
 
 def _seen(path: Path, sha256: str, view: str) -> NDArray[np.uint8]:
-    """Read a photo as the quick model sees it: (96, 96, 3). One that changed since the catalog is black.
+    """Read a photo as the quick model sees it: (96, 96, 3); black if it changed since the catalog.
 
     Raises:
         MachineError: not the photo is to blame, but the disk or the machine.
@@ -170,9 +175,6 @@ def _seen(path: Path, sha256: str, view: str) -> NDArray[np.uint8]:
     if view == "rim":
         edge = round(_RIM * SIDE)
         pixels = pixels.copy()
-        pixels[edge:-edge, edge:-edge] = (
-            124,
-            116,
-            104,
-        )  # ImageNet's mean, nothing to a normalised network
+        # ImageNet's mean, which a normalised network takes for nothing
+        pixels[edge:-edge, edge:-edge] = (124, 116, 104)
     return np.asarray(pixels, dtype=np.uint8)

@@ -1,12 +1,13 @@
-"""Quick models of the audit: a linear head on frozen features, scored on photos that its training never saw.
+"""Quick models of the audit: a linear head on frozen features, scored on photos it never saw.
 
-They answer two questions before anything is trained: how much better does a score look by a split that leaves one
-person on both sides, and which label is hard, or told by what stands around the subject.
+They answer two questions before anything is trained. How much better does a score look by a split
+that leaves one person on both sides? Which label is hard, or shown by what is around the subject?
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,45 +41,68 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-def leak_gaps(
-    env: Env, catalog: pa.Table, folds: Mapping[str, pa.Table]
-) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class LeakGap:
+    """Macro F1 of the joint class by a split that leaks, and by one that keeps people apart."""
+
+    split: float
+    disjoint: float
+    difference: float
+    low: float  # of the difference: 90 %, Student's t over the seeds
+    high: float
+    level: float
+    strategy: str
+    n_seeds: int
+    n_photos: int
+    n_groups: int
+    n_folds: int
+    n_train: float  # mean
+    per_seed: list[list[float]]  # both scores
+
+
+def leak_gaps(env: Env, catalog: pa.Table, folds: Mapping[str, pa.Table]) -> dict[str, LeakGap]:
     """Measure, per variant whose split leaks, how much too well a quick model scores by it.
 
     Returns:
-        Variant -> what `leak_gap` returns; {} where every split is disjoint, for then nothing can leak.
+        Variant -> its gap; empty where every split is disjoint, because then nothing can leak.
     """
-    from data_prep.weights.cache import local  # noqa: PLC0415
-
     alike = people(catalog.filter(pc.equal(catalog["status"], "ok")))
     leaking = {name for name, table in folds.items() if leak(table, alike) > 0}
-    if not leaking:
-        return {}
-    if local(QUICK_BACKBONE) is None:
-        env.console.say(
-            f"audit: the leak gap needs `python -m orchestrator weights {QUICK_BACKBONE}`; left out"
-        )
+    if not leaking or not _has_backbone(env, "leak gap"):
         return {}
     rows = chosen(catalog)
-    people_of = persons(rows, alike)
-    if len(set(people_of)) < 2:
+    owners = persons(rows, alike)
+    if len(set(owners)) < 2:
         return {}
     x = compress(features(env, rows, "whole"))
-    arms = env.experiment.arms
-    by_split: dict[str, dict[str, Any]] = {}
+    by_split: dict[str, LeakGap] = {}
+    gaps = {}
     for name in sorted(leaking):
-        split = arms[name].data.split
-        by_split.setdefault(
-            split.model_dump_json(), leak_gap(x, rows, people_of, env.schema, split)
-        )
-    return {name: by_split[arms[name].data.split.model_dump_json()] for name in sorted(leaking)}
+        split = env.experiment.arms[name].data.split
+        key = split.model_dump_json()
+        if key not in by_split:
+            by_split[key] = leak_gap(x, rows, owners, env.schema, split)
+        gaps[name] = by_split[key]
+    return gaps
+
+
+def _has_backbone(env: Env, purpose: str) -> bool:
+    """Return True if the weights of the quick model are here; say so where they are not."""
+    from data_prep.weights.cache import local  # noqa: PLC0415
+
+    if local(QUICK_BACKBONE) is not None:
+        return True
+    env.console.say(
+        f"audit: the {purpose} needs `python -m orchestrator weights {QUICK_BACKBONE}`; left out"
+    )
+    return False
 
 
 def persons(rows: pa.Table, alike: Sequence[Sequence[str]]) -> list[str]:
     """Return every photo's group, groups that share a picture under one name."""
-    one_of = {name: members[0] for members in alike for name in members}
+    names = {group: members[0] for members in alike for group in members}
     column = "own_group" if "own_group" in rows.column_names else "group"
-    return [one_of.get(group, group) for group in rows[column].to_pylist()]
+    return [names.get(group, group) for group in rows[column].to_pylist()]
 
 
 def leak_gap(
@@ -88,12 +112,12 @@ def leak_gap(
     schema: Schema,
     split: Split,
     n_seeds: int = N_SEEDS,
-) -> dict[str, Any]:
+) -> LeakGap:
     """Score one quick model under a split's strategy and under a disjoint one.
 
-    Both deal the same photos to 1 / val folds, so both are scored on all of them; the larger training part of a fold is
-    cut to the size of the smaller. `random` is held against `profile`; the others against themselves over groups joined
-    by shared pictures.
+    Both deal the same photos to 1 / val folds, so both are scored on all of them; the larger
+    training part of a fold is cut to the size of the smaller. `random` is compared with `profile`;
+    the others with themselves over groups joined by shared pictures.
 
     Args:
         x: (n_photos, n) features.
@@ -102,69 +126,64 @@ def leak_gap(
         schema: of the labels.
         split: strategy and share of val; its seed is the first of ten.
         n_seeds: how often the folds are dealt.
-
-    Returns:
-        {split, disjoint, difference, low, high (90 %, Student's t over the seeds), level, n_seeds, n_photos, n_groups,
-        n_folds, n_train (mean), per_seed}: macro F1 of the joint class.
     """
     labels = rows["label"].to_numpy()
     codes = schema.decode(labels)
-    names = rows["sample_id"].to_pylist()
-    groups = names if split.strategy == "random" else rows["group"].to_pylist()
+    groups = rows["sample_id" if split.strategy == "random" else "group"].to_pylist()
     balanced = codes if split.strategy == "balanced_profile" else codes[:, :0]
     n_folds = min(max(round(1 / split.val), _FOLDS[0]), _FOLDS[1], len(set(owners)))
-    scores = []
+    pairs = []
     sizes = []
     for seed in range(split.seed, split.seed + n_seeds):
-        theirs = deal_folds(groups, balanced, n_folds, seed=seed)
-        ours = deal_folds(list(owners), balanced, n_folds, seed=seed)
+        leaking = deal_folds(groups, balanced, n_folds, seed=seed)
+        disjoint = deal_folds(list(owners), balanced, n_folds, seed=seed)
         pair = []
-        for dealt, other in ((theirs, ours), (ours, theirs)):
-            rng = np.random.default_rng([seed, 1])
-            pred = np.full(len(labels), -1, dtype=np.int64)
-            for fold in range(n_folds):
-                train = np.flatnonzero(dealt != fold)
-                n_train = min(len(train), int((other != fold).sum()))
-                train = np.sort(rng.permutation(train)[:n_train])
-                pred[dealt == fold] = schema.encode(
-                    answer(x, codes, train, np.flatnonzero(dealt == fold), schema.sizes)
-                )
-                sizes.append(n_train)
-            pair.append(macro_f1(labels, pred, schema.n_classes))
-        scores.append(pair)
-    found = np.array(scores)
-    gaps = found[:, 0] - found[:, 1]
+        for dealt, other in ((leaking, disjoint), (disjoint, leaking)):
+            parts = _equal_parts(dealt, other, n_folds, seed)
+            preds = schema.encode(_out_of_fold(x, codes, dealt, parts, schema.sizes))
+            pair.append(macro_f1(labels, preds, schema.n_classes))
+            sizes += [len(part) for part in parts]
+        pairs.append(pair)
+    scores = np.array(pairs)
+    gaps = scores[:, 0] - scores[:, 1]
     reach = _T_90 * gaps.std(ddof=1) / np.sqrt(len(gaps))
-    return {
-        "split": float(found[:, 0].mean()),
-        "disjoint": float(found[:, 1].mean()),
-        "difference": float(gaps.mean()),
-        "low": float(gaps.mean() - reach),
-        "high": float(gaps.mean() + reach),
-        "level": LEVEL,
-        "strategy": split.strategy,
-        "n_seeds": n_seeds,
-        "n_photos": len(labels),
-        "n_groups": len(set(owners)),
-        "n_folds": n_folds,
-        "n_train": float(np.mean(sizes)),
-        "per_seed": found.round(6).tolist(),
-    }
+    return LeakGap(
+        split=float(scores[:, 0].mean()),
+        disjoint=float(scores[:, 1].mean()),
+        difference=float(gaps.mean()),
+        low=float(gaps.mean() - reach),
+        high=float(gaps.mean() + reach),
+        level=LEVEL,
+        strategy=split.strategy,
+        n_seeds=n_seeds,
+        n_photos=len(labels),
+        n_groups=len(set(owners)),
+        n_folds=n_folds,
+        n_train=float(np.mean(sizes)),
+        per_seed=scores.round(6).tolist(),
+    )
+
+
+def _equal_parts(dealt: Ints, other: Ints, n_folds: int, seed: int) -> list[Ints]:
+    """Return the training rows of every fold, no more of them than the other deal leaves."""
+    rng = np.random.default_rng([seed, 1])
+    parts = []
+    for fold in range(n_folds):
+        rows = np.flatnonzero(dealt != fold)
+        n_train = min(len(rows), int((other != fold).sum()))
+        parts.append(np.sort(rng.permutation(rows)[:n_train]))
+    return parts
 
 
 def probe_labels(env: Env, catalog: pa.Table) -> dict[str, Any] | None:
-    """Train a quick model of each label on the whole photo and on its rim alone; groups are never on both sides.
+    """Train a quick model of each label on the whole photo and on its rim alone.
+
+    Groups are never on both sides.
 
     Returns:
-        {n_photos, n_groups, n_folds, labels: {name: {macro_f1, rim, chance: {estimate, low, high}, classes, confusion
-        (truth x answer)}}}, None without the backbone's weights.
+        The section `probe` of audit.json; None without the backbone's weights.
     """
-    from data_prep.weights.cache import local  # noqa: PLC0415
-
-    if local(QUICK_BACKBONE) is None:
-        env.console.say(
-            f"audit: the probe needs `python -m orchestrator weights {QUICK_BACKBONE}`; left out"
-        )
+    if not _has_backbone(env, "probe"):
         return None
     rows = chosen(catalog)
     owners = persons(rows, people(catalog.filter(pc.equal(catalog["status"], "ok"))))
@@ -183,32 +202,40 @@ def probe(
     seed: int,
     n_folds: int = 5,
 ) -> dict[str, Any]:
-    """Score quick models of each label out of fold; intervals resample groups, chance is of permuted groups."""
+    """Score quick models of each label out of fold.
+
+    Intervals resample groups. Chance is the score of models whose groups were permuted.
+
+    Returns:
+        {n_photos, n_groups, n_folds, labels: {name: {macro_f1, rim, chance: {estimate, low, high},
+        classes, confusion (truth x answer)}}}.
+    """
     codes = schema.decode(rows["label"].to_numpy())
     n_folds = min(n_folds, len(set(owners)))
     dealt = deal_folds(list(owners), codes, n_folds, seed=seed)
-    answers = {view: _out_of_fold(x, codes, dealt, schema.sizes) for view, x in views.items()}
-    shuffled = [_permuted(codes, owners, seed + at) for at in range(N_SEEDS)]
-    blind = [_out_of_fold(views["whole"], one, dealt, schema.sizes) for one in shuffled]
-    found = {}
-    for at, (name, size) in enumerate(zip(schema.names, schema.sizes, strict=True)):
-        chance = [
-            macro_f1(one[:, at], pred[:, at], size)
-            for one, pred in zip(shuffled, blind, strict=True)
-        ]
-        scored = {}
-        for view, pred in answers.items():
-            oof = Predictions(
-                rows["sample_id"].to_pylist(), codes[:, at], pred[None, :, at], size, list(owners)
-            )
-            bounds = interval(oof, seed=seed)
-            scored[view] = {"estimate": bounds.estimate, "low": bounds.low, "high": bounds.high}
+    parts = [np.flatnonzero(dealt != fold) for fold in range(n_folds)]
+    answers = {}
+    for view, x in views.items():
+        answers[view] = _out_of_fold(x, codes, dealt, parts, schema.sizes)
+    shuffled = [_permuted(codes, owners, seed + i) for i in range(N_SEEDS)]
+    blind = [_out_of_fold(views["whole"], c, dealt, parts, schema.sizes) for c in shuffled]
+    samples = rows["sample_id"].to_pylist()
+    labels = {}
+    for i, (name, size) in enumerate(zip(schema.names, schema.sizes, strict=True)):
+        scores = {}
+        for view, preds in answers.items():
+            arm = Predictions(samples, codes[:, i], preds[None, :, i], size, list(owners))
+            bounds = interval(arm, seed=seed)
+            scores[view] = _span(bounds.estimate, bounds.low, bounds.high)
+        chance = []
+        for truth, preds in zip(shuffled, blind, strict=True):
+            chance.append(macro_f1(truth[:, i], preds[:, i], size))
         confusion = np.zeros((size, size), dtype=np.int64)
-        np.add.at(confusion, (codes[:, at], answers["whole"][:, at]), 1)
-        found[name] = {
-            "macro_f1": scored["whole"],
-            "rim": scored["rim"],
-            "chance": {"estimate": float(np.mean(chance)), "low": min(chance), "high": max(chance)},
+        np.add.at(confusion, (codes[:, i], answers["whole"][:, i]), 1)
+        labels[name] = {
+            "macro_f1": scores["whole"],
+            "rim": scores["rim"],
+            "chance": _span(float(np.mean(chance)), min(chance), max(chance)),
             "classes": schema.classes[name],
             "confusion": confusion.tolist(),
         }
@@ -216,12 +243,16 @@ def probe(
         "n_photos": len(rows),
         "n_groups": len(set(owners)),
         "n_folds": n_folds,
-        "labels": found,
+        "labels": labels,
     }
 
 
+def _span(estimate: float, low: float, high: float) -> dict[str, float]:
+    return {"estimate": estimate, "low": low, "high": high}
+
+
 def compress(x: Any) -> Floats:
-    """Turn features into standardised ones' first 256 principal components; no label is looked at."""
+    """Return the first 256 principal components of standardised features; no label is used."""
     values = np.asarray(x, dtype=np.float64)
     values = (values - values.mean(0)) / np.maximum(values.std(0), 1e-9)
     if len(values) < values.shape[1]:  # the smaller side is the cheaper one
@@ -237,40 +268,44 @@ def answer(x: Floats, codes: Ints, train: Ints, asked: Ints, sizes: Sequence[int
     Returns:
         (n_asked, n_labels) codes.
     """
-    own = np.column_stack([x[train], np.ones(len(train))])
-    other = np.column_stack([x[asked], np.ones(len(asked))])
-    penalty = np.full(own.shape[1], _RIDGE * float((x[train] ** 2).mean()) * len(train))
+    inputs = np.column_stack([x[train], np.ones(len(train))])
+    unseen = np.column_stack([x[asked], np.ones(len(asked))])
+    penalty = np.full(inputs.shape[1], _RIDGE * float((x[train] ** 2).mean()) * len(train))
     penalty[-1] = 0.0
-    out = []
-    for at, size in enumerate(sizes):
-        label = codes[train, at]
+    answers = []
+    for i, size in enumerate(sizes):
+        label = codes[train, i]
         counts = np.bincount(label, minlength=size)
         weight = len(label) / (np.count_nonzero(counts) * np.maximum(counts, 1)[label])
         target = np.where(np.arange(size) == label[:, None], 1.0, -1.0)
-        weighted = own * weight[:, None]
-        scores = other @ np.linalg.solve(weighted.T @ own + np.diag(penalty), weighted.T @ target)
+        weighted = inputs * weight[:, None]
+        heads = np.linalg.solve(weighted.T @ inputs + np.diag(penalty), weighted.T @ target)
+        scores = unseen @ heads
         scores[:, counts == 0] = -np.inf
-        out.append(scores.argmax(1))
-    return np.stack(out, axis=1)
+        answers.append(scores.argmax(1))
+    return np.stack(answers, axis=1)
 
 
-def _out_of_fold(x: Floats, codes: Ints, dealt: Ints, sizes: Sequence[int]) -> Ints:
-    pred = np.zeros_like(codes)
-    for fold in np.unique(dealt):
-        held = np.flatnonzero(dealt == fold)
-        pred[held] = answer(x, codes, np.flatnonzero(dealt != fold), held, sizes)
-    return pred
+def _out_of_fold(
+    x: Floats, codes: Ints, dealt: Ints, parts: Sequence[Ints], sizes: Sequence[int]
+) -> Ints:
+    """Answer every photo by the model of its fold, which learns from that fold's part."""
+    preds = np.zeros_like(codes)
+    for fold, train in enumerate(parts):
+        held_out = np.flatnonzero(dealt == fold)
+        preds[held_out] = answer(x, codes, train, held_out, sizes)
+    return preds
 
 
 def _permuted(codes: Ints, owners: Sequence[str], seed: int) -> Ints:
-    """Give every group the photos' codes of another one: what is constant within groups stays so."""
+    """Give every group the codes of another one: what is constant within groups stays so."""
     rng = np.random.default_rng([seed, 2])
     names = sorted(set(owners))
-    places: dict[str, list[int]] = {name: [] for name in names}
-    for at, owner in enumerate(owners):
-        places[owner].append(at)
-    out = np.empty_like(codes)
+    rows_of: dict[str, list[int]] = {name: [] for name in names}
+    for row, owner in enumerate(owners):
+        rows_of[owner].append(row)
+    permuted = np.empty_like(codes)
     for name, giver in zip(names, rng.permutation(len(names)), strict=True):
-        given = rng.permutation(places[names[giver]])
-        out[places[name]] = codes[np.resize(given, len(places[name]))]
-    return out
+        given = rng.permutation(rows_of[names[giver]])
+        permuted[rows_of[name]] = codes[np.resize(given, len(rows_of[name]))]
+    return permuted

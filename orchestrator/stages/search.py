@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.base.errors import UserError
 from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
-from orchestrator.planning.stage_keys import prepare_keys, run_key, search_key, study_families
+from orchestrator.planning.stage_keys import prepare_keys, search_key, study_families
 from orchestrator.search.reuse import earlier, write_families
 from orchestrator.spec.search_space import Search
 from orchestrator.stages.catalog import Catalog
@@ -40,29 +40,15 @@ class Searched:
 
 
 def find(scope: Scope, catalog: Catalog) -> Found:
-    """Find the finished search, and the trials of an earlier run of the same study."""
+    """Find the finished search."""
     experiment = scope.experiment
     prepared = prepare_keys(experiment, catalog.photos)
     key = search_key(experiment, catalog.content, prepared)
-    n_reused = 0
-    if experiment.spec.search is not None:
-        families = study_families(experiment, catalog.content, prepared)
-        run_id = f"{experiment.spec.name}-{run_key(scope)[:8]}"
-        studies = earlier(scope.store, families, experiment.spec.search, besides=run_id)
-        n_reused = sum(study.n_trials for study in studies.values())
     is_cached = scope.store.find("search", key) is not None
     why = "settings, data or splits are new; finished trials are reused one by one"
     if is_cached:
         why = "the same trials on the same data were finished"
-    elif n_reused:
-        why = f"{n_reused} trials are in the store and replayed to the sampler, the rest is trained"
-    return Found(
-        why,
-        is_cached=is_cached,
-        key=key,
-        artifacts=frozenset({("search", key)}),
-        n_reused=n_reused,
-    )
+    return Found(why, is_cached=is_cached, key=key, artifacts=frozenset({("search", key)}))
 
 
 def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched:
@@ -88,7 +74,7 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched
             f"{'; '.join(causes[:3])}"
         )
     ranking = phase.rank_trials(trials)
-    phase.save_phase(env, "search", key, trials, {"ranking": [list(row) for row in ranking]})
+    phase.save_phase(env, "search", key, trials, ranking)
     return Searched(
         CACHED if is_loaded else SUCCEEDED,
         phase.trials_note(env, trials),
@@ -135,7 +121,7 @@ def _train(trainings: Trainings) -> None:
         finished=trainings.stored_history,
         gpus_per_trial=spec.resources.per_trial.gpu,
     )
-    train_all(env, controller, "search", sum(map(studies.budget, variants)))
+    train_all(env, controller, "search", studies.n_trials)
 
 
 def _best_trial(trials: Iterable[TrialRecord], variant: str) -> TrialRecord | None:

@@ -1,9 +1,9 @@
-"""The test set: its public and private halves, the members' answers on it, and the scores on its labels."""
+"""The test set: its public and private halves, the answers on it, and their scores."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from orchestrator.cluster.tasks import ray_map
 from orchestrator.evaluation import metrics
+from orchestrator.evaluation.looks import labels_key, predictions_key
 from orchestrator.evaluation.predictions import Ints, Predictions
 from orchestrator.planning.stage import Env
 from orchestrator.stages.catalog import Catalog
@@ -21,10 +22,11 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.events import LabelsOpened
 from orchestrator.store.features import feature_store
 from orchestrator.store.ledger import TrialRecord
+from orchestrator.store.looks import count_look
 from orchestrator.store.run_files.selection import BoardRow
 
 _PUBLIC_SEED = 0
-"""Chosen once for a test set, like a hold-out: another split must not move photos from one half to the other."""
+"""Fixed like a hold-out: another split must not move photos from one half to the other."""
 
 Members = dict[str, tuple[list[str], Any]]  # setting -> (sample ids, mean probabilities (n, C))
 
@@ -68,7 +70,8 @@ def read_test_photos(
         env: of the run.
         catalog: the photos.
         prepare: what the variants could not prepare.
-        variants: those that answer; a photo is lost where the preparation of one of them failed, as in `predict`.
+        variants: those that answer; a photo is lost where one of them could not prepare it, as in
+            `predict`.
     """
     from data_prep.catalog.builder import test_order  # noqa: PLC0415
 
@@ -120,7 +123,11 @@ def public_half(
 def open_labels(
     env: Env, catalog: Catalog, photos: TestPhotos, part: str, *, by: str
 ) -> dict[str, int] | None:
-    """Read the labels of a part of the test set, and write down who looked; None where there are none."""
+    """Read the labels of a part of the test set, and write down who looked.
+
+    Returns:
+        Sample id -> class; None where the spec names no labels.
+    """
     from data_prep.catalog.builder import test_labels  # noqa: PLC0415
 
     labels = test_labels(env.experiment.spec.data, env.experiment.base, catalog.table)
@@ -154,7 +161,7 @@ class PredictionJob(NamedTuple):
 
 
 def _predict_checkpoint(job: PredictionJob) -> Any:
-    """Predict some rows with one checkpoint, a batch of them in memory at a time; runs as a Ray task."""
+    """Predict rows with one checkpoint, a batch in memory at a time; runs as a Ray task."""
     from data_prep.preparation.shards import open_rows  # noqa: PLC0415
     from trainers.feature_cache import kept_features  # noqa: PLC0415
     from trainers.inference import load, predict  # noqa: PLC0415
@@ -222,7 +229,7 @@ def join_members(predicted: Sequence[TrialProbs], samples: list[str]) -> Members
 
 
 def prediction_table(predicted: Sequence[TrialProbs], samples: list[str]) -> pa.Table:
-    """Return checkpoints' answers on test photos as rows of predictions.parquet, without targets."""
+    """Return checkpoints' answers as rows of predictions.parquet, without targets."""
     parts = [tables.PREDICTIONS.empty_table()]
     for trial, probs in predicted:
         flat = pa.array(np.ascontiguousarray(probs, np.float32).reshape(-1))
@@ -251,7 +258,7 @@ def prediction_table(predicted: Sequence[TrialProbs], samples: list[str]) -> pa.
 def score_input(
     env: Env, photos: TestPhotos, part: str, preds: dict[str, int], labels: dict[str, int]
 ) -> Predictions:
-    """Return answers on a part of the test set beside its labels, with groups where they are known."""
+    """Return answers on a part of the test set, with its labels, and groups if known."""
     ids = [sample for sample, _ in photos.part(part)]
     truth: Ints = np.array([labels[sample] for sample in ids], np.int64)
     given: Ints = np.array([[preds[sample] for sample in ids]], np.int64)
@@ -263,7 +270,7 @@ def score_input(
 def member_preds(
     catalog: Catalog, photos: TestPhotos, members: Members
 ) -> dict[str, dict[str, int]]:
-    """Return per member its class for every photo that it was asked for; the majority class where none can be read."""
+    """Return setting -> sample id -> class; the majority class for photos nobody can read."""
     lost = dict.fromkeys(photos.lost, catalog.majority_class)
     return {
         setting: {**lost, **dict(zip(samples, probs.argmax(1).tolist(), strict=True))}
@@ -271,22 +278,45 @@ def member_preds(
     }
 
 
-def score_public_half(
+def answer_public_half(
     env: Env,
     catalog: Catalog,
     prepare: Prepared,
     photos: TestPhotos,
     trials: Sequence[TrialRecord],
-) -> dict[str, float]:
-    """Return every setting's macro F1 on the public half: what a leaderboard would show."""
-    readable = [sample for sample, _ in photos.part("public") if sample not in photos.lost]
+) -> dict[str, Predictions]:
+    """Return every setting's answers on the public half beside its labels: what a board scores.
+
+    A photo that nobody can read is answered by the majority class, as in a vote.
+    """
+    ids = [sample for sample, _ in photos.part("public")]
+    readable = [sample for sample in ids if sample not in photos.lost]
     members = join_members(predict_trials(env, prepare, trials, readable), readable)
     labels = open_labels(env, catalog, photos, "public", by="select") or {}
-    scores = {}
-    for setting, preds in member_preds(catalog, photos, members).items():
-        answers = score_input(env, photos, "public", preds, labels)
-        scores[setting] = metrics.macro_f1(answers.targets, answers.preds[0], answers.n_classes)
-    return scores
+    is_readable = np.array([sample not in photos.lost for sample in ids], bool)
+    answers = {}
+    for setting, (_, probs) in members.items():
+        whole = np.zeros((len(ids), env.schema.n_classes), np.float32)
+        whole[:, catalog.majority_class] = 1.0
+        whole[is_readable] = probs
+        preds = dict(zip(ids, whole.argmax(1).tolist(), strict=True))
+        answered = score_input(env, photos, "public", preds, labels)
+        answers[setting] = replace(answered, probs=whole[None])
+    return answers
+
+
+def count_look_at_labels(env: Env, answers: Sequence[Predictions]) -> str:
+    """Write a look at test labels into the store's ledger of looks, and return its key.
+
+    Args:
+        env: of the run.
+        answers: that were scored, on the same photos.
+    """
+    first = answers[0]
+    key = labels_key(first.sample_ids, first.targets.tolist())
+    facts = {"what": "test labels", "run": env.paths.run_id}
+    count_look(env.paths.store, key, predictions_key(*answers), facts)
+    return key
 
 
 def leaderboard(

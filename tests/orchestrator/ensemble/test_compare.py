@@ -128,3 +128,12 @@ def test_one_person_gives_no_test_and_a_sentence(tmp_path):
         for i, n in enumerate("ab")
     ]
     assert "not tested: needs 2 people or more" in "\n".join(compare_lines(compare_runs(*runs)))
+
+
+def test_the_interval_is_the_one_that_results_prints(tmp_path):
+    labels, groups = np.arange(90) % 3, [f"p{at // 3}" for at in range(90)]
+    run = leave(tmp_path, "a", labels, labels, ["whole"] * 90, groups)
+    score = {"estimate": 0.5, "low": 0.4, "high": 0.6}
+    selection = {"policy": "robust", "members": ["a"], "ensemble": {"test": {"macro_f1": score}}}
+    (run.root / "selection.json").write_text(json.dumps(selection))
+    assert score == compare_runs(run, run)["runs"][0]["macro_f1"]

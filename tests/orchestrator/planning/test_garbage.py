@@ -12,7 +12,7 @@ from orchestrator.cli import main
 from orchestrator.planning.garbage import collect, find_garbage
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.stage import Scope
-from orchestrator.planning.stage_keys import catalog_key, prepare_key, split_key
+from orchestrator.planning.stage_keys import catalog_key, prepare_key, split_key, study_families
 from orchestrator.run.driver import dump_yaml
 from orchestrator.spec.load import read
 from orchestrator.stages import STAGES
@@ -131,9 +131,7 @@ def test_a_live_run_or_an_unreadable_one_stops_it(store, spec):
     (store.root / "catalog/.draft-audits").mkdir()
     with (
         Ledger(audit),
-        pytest.raises(
-            UserError, match=f"without live audits was required, {plan.run_id} is audited"
-        ),
+        pytest.raises(UserError, match=f"without live audits was required, {plan.run_id} is live"),
     ):
         find_garbage(store, STAGES)
     assert ".draft-audits" in [item.path.name for item in find_garbage(store, STAGES).items]
@@ -151,3 +149,22 @@ def test_a_dry_run_says_and_deletes_nothing(store, spec):
     assert "of-nobody" in done.stdout
     assert "would be freed" in done.stderr
     assert json.loads((store.root / "trial/of-nobody/manifest.json").read_text())
+
+
+def test_every_ledger_is_read_once(store, spec, monkeypatch):
+    """The search stage of each run read the ledgers of all others, to count trials to reuse."""
+    from orchestrator.planning import garbage
+    from orchestrator.search import reuse
+
+    plans = [begin(store, spec), begin(store, spec, "search.trials=3")]
+    for plan in plans:
+        experiment = read(spec)
+        scope = Scope(experiment, plan.files, store)
+        prepared = {name: prepare_key(arm, "photos") for name, arm in experiment.arms.items()}
+        families = study_families(scope.experiment, "content", prepared)
+        reuse.write_families(store.root / "runs" / plan.run_id, families)
+    paths = []
+    for module in (garbage, reuse):
+        monkeypatch.setattr(module, "read", lambda path: paths.append(path) or [])
+    find_garbage(store, STAGES)
+    assert len(paths) == len(set(paths)) == 2

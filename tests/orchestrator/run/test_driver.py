@@ -40,7 +40,7 @@ def drive(tmp_path, monkeypatch):
         yield driver._ClusterSize(1.0, 0.0)
 
     monkeypatch.setattr(driver, "_connect", connect)
-    monkeypatch.setattr(tracking, "start", lambda run, settings: tracking.Tracker(None, run))
+    monkeypatch.setattr(tracking, "start", lambda run: tracking.Tracker(None, run))
 
     def run(error):
         stages = (

@@ -39,7 +39,7 @@ def run(tmp_path):
 
 
 def test_a_disk_that_is_full_is_told_and_is_no_success(run):
-    tracker = track.start(run, None)
+    tracker = track.start(run)
     resource.prlimit(
         tracker.process.pid, resource.RLIMIT_FSIZE, (12_000, 12_000)
     )  # bytes that a file may have
@@ -50,6 +50,15 @@ def test_a_disk_that_is_full_is_told_and_is_no_success(run):
 
 
 def test_a_whole_mirror_has_nothing_to_say(run):
-    assert track.start(run, None).finish(60) is None
+    assert track.start(run).finish(60) is None
     text = (run / "study.log").read_text()
     assert [f"s-{at}" for at in range(N_TRIALS) if f'"s-{at}"' not in text] == []
+
+
+def test_a_resumed_run_leaves_one_file_of_points_per_trial(run):
+    text = (run / "resolved.yaml").read_text().replace("track: {}", "track: {tensorboard: true}")
+    (run / "resolved.yaml").write_text(text)
+    for _ in range(2):
+        assert track.start(run).finish(60) is None
+    folders = list((run / "tensorboard").iterdir())
+    assert [1] * N_TRIALS == [len(list(folder.iterdir())) for folder in folders]

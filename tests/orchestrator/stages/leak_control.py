@@ -23,8 +23,8 @@ N_CHOICES = 10
 
 def told(name, gap):
     return (
-        f"{name:<34} random {gap['split']:.3f} disjoint {gap['disjoint']:.3f} gap {gap['difference']:+.3f} "
-        f"[{gap['low']:+.3f}, {gap['high']:+.3f}] n {gap['n_photos']} photos, {gap['n_groups']} people, {gap['n_seeds']} seeds"
+        f"{name:<34} random {gap.split:.3f} disjoint {gap.disjoint:.3f} gap {gap.difference:+.3f} "
+        f"[{gap.low:+.3f}, {gap.high:+.3f}] n {gap.n_photos} photos, {gap.n_groups} people, {gap.n_seeds} seeds"
     )
 
 
@@ -50,7 +50,7 @@ def main(store, run_id):
         rng = np.random.default_rng(choice)
         one = np.sort([rng.choice(np.flatnonzero(names == name)) for name in sorted(set(owners))])
         gap = leak_gap(compress(x[one]), rows.take(one), [owners[at] for at in one], schema, split)
-        holds += gap["low"] <= 0 <= gap["high"]
+        holds += gap.low <= 0 <= gap.high
         print(told(f"one photo per person, choice {choice}", gap))
     print(f"controls whose interval holds 0: {holds} of {N_CHOICES}")
 

@@ -42,9 +42,9 @@ def people(n: int, seed: int, *, told: float = 0.0):
 def test_a_random_split_of_photos_promises_too_much():
     x, rows, owners = people(40, 1)
     gap = leak_gap(x, rows, owners, SCHEMA, Split(strategy="random"))
-    assert gap["low"] > 0.2
-    assert gap["split"] - gap["disjoint"] == pytest.approx(gap["difference"])
-    assert (gap["n_seeds"], gap["n_folds"], gap["n_photos"], gap["n_groups"]) == (10, 5, 240, 40)
+    assert gap.low > 0.2
+    assert gap.split - gap.disjoint == pytest.approx(gap.difference)
+    assert (gap.n_seeds, gap.n_folds, gap.n_photos, gap.n_groups) == (10, 5, 240, 40)
 
 
 def test_one_photo_per_person_leaves_nothing_to_leak():
@@ -53,7 +53,7 @@ def test_one_photo_per_person_leaves_nothing_to_leak():
     gap = leak_gap(
         x[one], rows.take(one), [owners[at] for at in one], SCHEMA, Split(strategy="random")
     )
-    assert gap["low"] < 0 < gap["high"]
+    assert gap.low < 0 < gap.high
 
 
 def test_both_sides_train_on_equally_many_and_answer_every_photo(monkeypatch):
@@ -82,7 +82,7 @@ def test_joined_people_are_held_apart_and_a_grouped_split_of_them_leaks():
     )  # every person under two ids
     rows = rows.set_column(1, "group", split_ids)
     gap = leak_gap(x, rows, owners, SCHEMA, Split(strategy="profile"))
-    assert gap["low"] > 0.1
+    assert gap.low > 0.1
 
 
 def test_a_probe_tells_the_hard_label_from_the_easy_one_and_a_shortcut():
