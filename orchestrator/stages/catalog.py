@@ -131,15 +131,15 @@ def _build(env: Env, key: str) -> Artifact:
 def _is_outdated(env: Env, artifact: Artifact) -> bool:
     """Return True if a photo could not be read for an earlier run, and can be read now.
 
-    Rights to read are no part of the key.
+    Rights to read, and the limit of pixels, are no part of the key.
     """
     from data_prep.catalog.builder import photo_path  # noqa: PLC0415
-    from data_prep.catalog.photo_inspection import UNREADABLE  # noqa: PLC0415
+    from data_prep.catalog.photo_inspection import may_be_read_now  # noqa: PLC0415
 
     if artifact.manifest["finished"] >= env.photos_since:
         return False
     for sample, status in artifact.result["quarantined"].items():
-        if not status.startswith(UNREADABLE):
+        if not may_be_read_now(status):
             continue
         try:
             path = photo_path(env.experiment.spec.data, env.experiment.base, sample)
