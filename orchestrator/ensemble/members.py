@@ -45,7 +45,7 @@ class Ensemble:
     name: str
     members: tuple[Member, ...]
     rule: str  # hard | soft
-    majority: int  # the answer for a photo that nobody can read
+    majority: int  # the answer for an unreadable photo
     classes: Mapping[str, list[str]]  # label -> class names; their order gives the code
     temperatures: Mapping[str, float] = field(default_factory=dict)
     """Label -> the temperature of its stated confidences; empty where they stay as they are."""

@@ -344,7 +344,7 @@ def status_view(run: Path) -> StatusView:
     from orchestrator.report.explain import ending  # noqa: PLC0415
     from orchestrator.store.run_dir import RunPaths, state_of  # noqa: PLC0415
 
-    events = read(run / "events.jsonl") if (run / "events.jsonl").is_file() else []
+    events = read(run / "events.jsonl")
     trials = list(replay(events).trials.values())
     facts = state_of(RunPaths(run))
     end = ending(RunPaths(run), events)

@@ -238,7 +238,7 @@ def save_phase(
 ) -> None:
     """Put a finished phase into the store, for the next run that asks for the same.
 
-    A phase with a transient failure is left out: every run to come would have that failure.
+    A phase with a transient failure is not saved: later runs would take over that failure.
     """
     if env.store.find(phase, key) or any(trial.has_transient_failure for trial in trials):
         return
