@@ -56,6 +56,7 @@ gpu-check: setup  ## what only a GPU can show, in one table and gpu.json; ONLY=n
 campaign: weights  ## the long forms of studies and fault campaigns; each has a short form in `make test`
 	$(BIN)/python -m tests.campaign.preparation
 	$(BIN)/python -m tests.campaign.verdicts
+	$(BIN)/python -m tests.campaign.race
 	$(BIN)/python -m tests.campaign.selection_bias
 	$(BIN)/python -m tests.campaign.checkpoints
 	$(BIN)/python -m tests.campaign.kills

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from orchestrator.base.console import Reporter
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.ensemble.members import Ensemble, Member
 from orchestrator.evaluation import vote as voting
+from orchestrator.evaluation.calibration import ALL_LABELS, scale
 
 # Chunks that are multiples of the batch give the same answers as one large array.
 _BATCH = 128
@@ -78,7 +79,9 @@ def predict_photos(
     answers = answer_fully(ensemble, named, reporter)
     if with_probabilities:
         with atomic_path(out) as beside:
-            pa_csv.write_csv(answer_table(answers, Schema(dict(ensemble.classes))), beside)
+            schema = Schema(dict(ensemble.classes))
+            table = answer_table(answers, schema, ensemble.temperatures)
+            pa_csv.write_csv(table, beside)
     else:
         write_text(out, voting.submission(answers.votes))
     return {"answered": len(named) - answers.n_unread, "quarantined": answers.n_unread}
@@ -152,8 +155,18 @@ def _shown(path: Path) -> str:
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def answer_table(answers: Answers, schema: Schema) -> pa.Table:
+def answer_table(
+    answers: Answers, schema: Schema, temperatures: Mapping[str, float] | None = None
+) -> pa.Table:
     """Return answers with names and probabilities.
+
+    A temperature changes stated probabilities, and no answer: the vote was taken before. Those of a
+    label and those of all labels together have one each, so they need not add up to each other.
+
+    Args:
+        answers: of an ensemble.
+        schema: of its labels.
+        temperatures: of `Ensemble`.
 
     Returns:
         ImageID, ans, class (its name), a column per label with the name of its class, confidence
@@ -163,7 +176,11 @@ def answer_table(answers: Answers, schema: Schema) -> pa.Table:
     """
     votes = answers.votes
     preds = votes["pred"].to_numpy()
+    of_label = temperatures or {}
+    joint = ALL_LABELS if len(schema.classes) > 1 else schema.names[0]
     probs = answers.probabilities
+    if joint in of_label:
+        probs = scale(probs, of_label[joint])
     codes = np.array([schema.decode(int(pred)) for pred in preds])
     columns: dict[str, Any] = {
         "ImageID": votes["ImageID"],
@@ -178,12 +195,14 @@ def answer_table(answers: Answers, schema: Schema) -> pa.Table:
     for code in range(schema.n_classes):
         columns[f"p_{schema.class_name(code)}"] = _or_null(probs[:, code])
     if len(schema.classes) > 1:
-        cube = probs.reshape(-1, *schema.sizes)
+        cube = answers.probabilities.reshape(-1, *schema.sizes)
         for position, (label, names) in enumerate(schema.classes.items(), 1):
             others = tuple(axis for axis in range(1, cube.ndim) if axis != position)
-            of_label = cube.sum(axis=others)
+            label_probs = cube.sum(axis=others)
+            if label in of_label:
+                label_probs = scale(label_probs, of_label[label])
             for code, name in enumerate(names):
-                columns[f"p_{label}={name}"] = _or_null(of_label[:, code])
+                columns[f"p_{label}={name}"] = _or_null(label_probs[:, code])
     return pa.table(columns)
 
 

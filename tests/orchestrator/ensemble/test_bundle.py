@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,41 @@ def test_probabilities_agree_with_the_vote_and_sum_over_labels(run, tmp_path):
         male = sum(float(row[name]) for name in row if re.match(r"p_[^=]+/male/", name))
         assert pytest.approx(float(row["p_gender=male"]), abs=1e-4) == male
     assert 1 == sum(row["outcome"].startswith("quarantined") for row in rows)
+
+
+def test_a_temperature_changes_stated_confidences_and_no_answer_also_through_a_bundle(
+    run, tmp_path
+):
+    paths, store, photos = run
+    plain = of_run(paths, store)
+    warm = replace(plain, temperatures={"mask": 3.0, "all labels": 2.0})
+    tables_of = {}
+    for name, ensemble in (("plain", plain), ("warm", warm)):
+        out = tmp_path / f"{name}.csv"
+        predict_photos(ensemble, photos / "sub", out, with_probabilities=True)
+        with out.open() as handle:
+            tables_of[name] = list(csv.DictReader(handle))
+    for before, after in zip(tables_of["plain"], tables_of["warm"], strict=True):
+        for column in ("ImageID", "ans", "votes", "tie", "outcome", "p_gender=male"):
+            assert before[column] == after[column]
+        power = [float(before[f"p_mask={name}"]) ** (1 / 3) for name in plain.classes["mask"]]
+        for name, value in zip(plain.classes["mask"], power, strict=True):
+            assert float(after[f"p_mask={name}"]) == pytest.approx(value / sum(power), abs=2e-5)
+        assert float(after["confidence"]) < float(before["confidence"])
+    selection = json.loads(paths.selection.read_text())
+    selection["vote"]["temperatures"] = dict(warm.temperatures)
+    original = paths.selection.read_text()
+    paths.selection.write_text(json.dumps(selection))
+    try:
+        assert of_run(paths, store).temperatures == warm.temperatures
+        write_bundle(paths, store, tmp_path / "warm")
+    finally:
+        paths.selection.write_text(original)
+    write_bundle(paths, store, tmp_path / "plain")
+    with open_bundle(tmp_path / "warm") as opened:
+        assert opened.temperatures == warm.temperatures
+    with open_bundle(tmp_path / "plain") as opened:
+        assert opened.temperatures == {}
 
 
 def test_photos_come_from_a_folder_a_file_a_list_or_standard_input(run, monkeypatch):
