@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from data_prep.section import BARE_NAME, Count, Section, Seed
+from data_prep.section import BARE_NAME, Count, Section, Seed, since
 from orchestrator.spec.limits import Limits
 
 Point = dict[str, Any]
@@ -189,6 +189,8 @@ class Confirm(Section):
     finalists: Count = 5
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1]
     folds: Annotated[int, Field(ge=2, le=50)] = 3
+    race: bool = since(default=False)
+    """After each seed, stop finalists that can hardly be among the best any more."""
 
 
 def order(space: Space) -> list[str]:

@@ -30,6 +30,7 @@ from orchestrator.store.events import (
     OBJECTIVE,
     EpochReported,
     LimitReached,
+    RaceLooked,
     TrialEnded,
     TrialReopened,
     TrialStarted,
@@ -244,9 +245,10 @@ def save_phase(
     names = {trial.trial_id for trial in trials}
     lines = []
     for event in env.ledger.events:
-        if not isinstance(event, TrialStarted | EpochReported | TrialEnded | TrialReopened):
-            continue
-        if event.trial_id in names:
+        is_kept = isinstance(event, RaceLooked) and phase == "confirm"
+        if isinstance(event, TrialStarted | EpochReported | TrialEnded | TrialReopened):
+            is_kept = event.trial_id in names
+        if is_kept:
             lines.append(json.dumps(event.to_json(), ensure_ascii=False) + "\n")
     with env.store.draft(phase, key, params={}, inputs={}) as draft:
         write_text(draft.path / "events.jsonl", "".join(lines))
