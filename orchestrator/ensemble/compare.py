@@ -62,7 +62,8 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
             f"runs {first.run_id} and {second.run_id}: the same test labels and public part were "
             "required, found different ones; compare runs over one test set"
         )
-    private = sorted(set(answers.labels) - answers.public)
+    whole = sorted(answers.labels)
+    private = [sample for sample in whole if sample not in answers.public]
     schema = Schema.of(read(first.resolved, check_roots=False).spec.data.labels)
     # the second run may know more classes: both are counted over all that either answers
     highest = max([*answers.preds.values(), *others.preds.values()], default=0)
@@ -90,7 +91,7 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
         "part": "private" if answers.public else "whole",
         "runs": runs,
         "differences": differences,
-        "look": _count_look(first, second, arms),
+        "look": _count_look(first, second, [run.on(whole, n_classes) for run in (answers, others)]),
     }
 
 

@@ -39,12 +39,12 @@ def claim_key(claim: Claim, data: str) -> str:
 
 
 def labels_key(sample_ids: Sequence[str], labels: Sequence[int]) -> str:
-    """Return what looks at test labels are counted by: the judged part of the test set alone.
+    """Return what looks at test labels are counted by: the test set alone.
 
-    Other training photos, splits or settings are new looks at the same labels.
+    Other training photos, splits, settings or public halves are new looks at the same labels.
 
     Args:
-        sample_ids: of the judged part, in any order.
+        sample_ids: of the test photos, in any order.
         labels: class codes, in the order of the ids.
     """
     return digest({"test_labels": sorted(zip(sample_ids, labels, strict=True))})

@@ -32,7 +32,7 @@ class Voted:
     test: Scores | None = None  # on the part that all are scored on; None without labels
     public: Scores | None = None
     board: tuple[BoardRow, ...] = ()  # empty where there is no public half
-    labels_key: str | None = None  # of looks at the labels of `test`
+    labels_key: str | None = None  # of looks at the test labels, public ones included
 
     def scores_to_json(self) -> dict[str, Any]:
         """Return what selection.json says of the ensemble on the test set."""
@@ -90,8 +90,9 @@ def run(
         answers = test_set.score_input(env, photos, part, classes, labels)
         return replace(score_answers(answers, env.schema, seed=spec.seed), part=part)
 
-    judged = test_set.score_input(env, photos, photos.judged, classes, labels)
-    key = test_set.count_look_at_labels(env, [judged])
+    # by all labels: a run with a public half has looked at those of one without
+    answers = test_set.score_input(env, photos, "whole", classes, labels)
+    key = test_set.count_look_at_labels(env, [answers])
     test = score(photos.judged)
     bounds = test.macro_f1
     half = "private half: " if photos.public else ""

@@ -95,3 +95,13 @@ def test_a_board_scores_the_vote_and_its_members_on_both_halves(world_of, monkey
     assert list(facts) == ["public", "test", "board"]
     parts = tables.read(world.env.paths.test_labels)["part"].to_pylist()
     assert parts == ["public", "private", "public", "private", "public"]
+
+
+def test_a_public_half_does_not_begin_the_count_of_looks_again(tmp_path, monkeypatch):
+    """The private half is a part of labels that a run without halves has scored."""
+    keys = set()
+    for place, changes in enumerate(([], [PUBLIC])):
+        world = plant_world(tmp_path / str(place), TWO, *changes)
+        monkeypatch.setattr(test_set, "predict_trials", world.predict_trials)
+        keys.add(world.vote(world.select()).labels_key)
+    assert len(keys) == 1
