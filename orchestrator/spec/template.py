@@ -17,7 +17,7 @@ _GROUP_COLUMNS = ("id", "group", "person", "person_id", "subject")
 _YAML_WORDS = frozenset({"true", "false", "null", "yes", "no"})
 
 _HEAD = """\
-# Question: what can be read from these photos?
+# Question: how well do these photos show their labels?
 # Command:  python -m orchestrator submit THIS_FILE
 name: {name}
 seed: 42
@@ -28,7 +28,7 @@ data:
   test: {{hold_out: 0.15}}
   labels:
     class: {{from: column, column: folder, classes: [{classes}]}}
-  group: sample_id   # better: a column of the person or object; no group is in both train and test
+  group: sample_id   # better: a column of persons; photos of one group stay on one side
   split: {{strategy: balanced_profile, val: 0.2, seed: 0}}
 """
 _TABLE = """\
@@ -47,7 +47,7 @@ prep:
     - keep_aspect
     - {{name: resize, size: 128}}
 train:
-  model: {{backbone: tf_efficientnet_lite0, pretrained: true, head: single}}   # on a GPU: efficientnet_b4
+  model: {{backbone: tf_efficientnet_lite0, pretrained: true, head: single}}
   loss: focal
   optimizer: {{name: adam, lr: 1.0e-3}}
   augment: {{policy: basic}}

@@ -1,4 +1,4 @@
-"""The ledger of looks: which claims were judged on which predictions, across all runs of a store."""
+"""The ledger of looks: which claims were judged on which predictions, in all runs of a store."""
 
 from __future__ import annotations
 
