@@ -113,10 +113,14 @@ Source = Annotated[ProfileFolders | ClassFolders | Table, Field(discriminator="l
 
 
 class TestTable(Section):
-    """A separate test set: photos below `root/images/`, named by the column `id` of the table."""
+    """A separate test set: photos named by the column `id` of a table, or all of a folder.
+
+    With layout class_folders the column `folder` has the classes, as in the source.
+    """
 
     __test__ = False  # the name is the field's word, not a test class for pytest
 
+    layout: Literal["table", "class_folders", "folder"] = since("table")
     root: str = how()  # the fingerprint of its files identifies it, wherever it lies
     images: ImagesFolder = how("images")
     table: str = "info.csv"
@@ -124,7 +128,24 @@ class TestTable(Section):
     label: str | list[str] | None = None
     """The column of the classes (names or codes), or a column per label, in the labels' order."""
     group: str | None = None
+    answer: str | list[str] | None = since(None)
+    """The column of class names in submission.csv, or one per label; without it the codes `ans`."""
     public: Fraction | None = None  # share of the test set that `leaderboard` may use
+
+    @model_validator(mode="after")
+    def _folders_have_no_columns(self) -> Self:
+        if self.layout == "class_folders" and self.label not in {None, "folder"}:
+            raise ValueError(
+                "layout class_folders has the column folder alone; write label: folder, "
+                f"found {self.label!r}"
+            )
+        if self.layout == "folder" and self.label is not None:
+            raise ValueError(
+                "layout folder has no labels; remove label, or use layout class_folders or table"
+            )
+        if self.layout != "table" and self.group is not None:
+            raise ValueError("group names a column of a table; use a rule in data.group")
+        return self
 
 
 class TestHoldOut(Section):

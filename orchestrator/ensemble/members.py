@@ -45,7 +45,7 @@ class Ensemble:
     name: str
     members: tuple[Member, ...]
     rule: str  # hard | soft
-    majority: int  # the answer for a photo that nobody can read
+    majority: int  # the answer for an unreadable photo
     classes: Mapping[str, list[str]]  # label -> class names; their order gives the code
 
 

@@ -13,9 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
+from rich.markup import escape
 
 from data_prep.catalog.labels import Schema
+from data_prep.catalog.names import EXTENSIONS
+from data_prep.catalog.sources import is_passed_over
 from data_prep.config import Prep
+from data_prep.errors import some
 from data_prep.files import atomic_path, write_text
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import SpecError, UserError
@@ -26,7 +30,6 @@ from orchestrator.evaluation import vote as voting
 _BATCH = 128
 _CHUNK_BYTES = 2**28
 _STANDARD_INPUT = Path("-")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 Photos = Sequence[tuple[str, Path]]  # id and place
 
@@ -68,7 +71,11 @@ def predict_photos(
             f"--out {out}: a file in a folder that can be written was required, found {instead}"
         )
     named = find_photos(photos)
-    answers = answer_fully(ensemble, named, Reporter())
+    reporter = Reporter()
+    others = other_files(photos)
+    if others:
+        reporter.say(escape(f"{len(others)} files are no photos and not answered: {some(others)}"))
+    answers = answer_fully(ensemble, named, reporter)
     if with_probabilities:
         with atomic_path(out) as beside:
             pa_csv.write_csv(answer_table(answers, Schema(dict(ensemble.classes))), beside)
@@ -89,8 +96,8 @@ def find_photos(place: Path) -> list[tuple[str, Path]]:
     """
     if place.is_dir():
         named = []
-        for path in sorted(place.rglob("*")):
-            if path.suffix.lower() in EXTENSIONS and path.is_file():
+        for path in _files_below(place):
+            if path.suffix.lower() in EXTENSIONS:
                 named.append((_shown(path.relative_to(place)), path))
     elif place.suffix.lower() in EXTENSIONS and place.is_file():
         named = [(_shown(Path(place.name)), place)]
@@ -99,6 +106,24 @@ def find_photos(place: Path) -> list[tuple[str, Path]]:
     if not named:
         raise UserError(f"{place}: photos ({', '.join(EXTENSIONS)}) were required, found none")
     return named
+
+
+def other_files(place: Path) -> list[str]:
+    """Return the files of a folder that `find_photos` leaves out, such as HEIC photos."""
+    others = []
+    for path in _files_below(place) if place.is_dir() else ():
+        if path.suffix.lower() not in EXTENSIONS:
+            others.append(_shown(path.relative_to(place)))
+    return others
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, sorted; hidden ones, litter and notes as in training not."""
+    for path in sorted(folder.rglob("*")):
+        *above, name = path.relative_to(folder).parts
+        is_hidden = any(is_passed_over(part, is_folder=True) for part in above)
+        if path.is_file() and not is_hidden and not is_passed_over(name, is_folder=False):
+            yield path
 
 
 def _listed(place: Path) -> list[tuple[str, Path]]:

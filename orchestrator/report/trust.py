@@ -23,7 +23,7 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Lineage:
-    """A member and what its checkpoints come from."""
+    """A member, with the seeds and folds of its checkpoints."""
 
     member: CertifiedMember
     seeds: list[str]

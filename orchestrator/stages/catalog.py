@@ -50,7 +50,7 @@ class Catalog:
 
     @property
     def majority_class(self) -> int:
-        """The most frequent class of the training data, the answer for a photo nobody can read."""
+        """The most frequent class of the training data, the answer for an unreadable photo."""
         return int(self.artifact.result["majority_class"])
 
 
@@ -131,15 +131,15 @@ def _build(env: Env, key: str) -> Artifact:
 def _is_outdated(env: Env, artifact: Artifact) -> bool:
     """Return True if a photo could not be read for an earlier run, and can be read now.
 
-    Rights to read are no part of the key.
+    Rights to read, and the limit of pixels, are no part of the key.
     """
     from data_prep.catalog.builder import photo_path  # noqa: PLC0415
-    from data_prep.catalog.photo_inspection import UNREADABLE  # noqa: PLC0415
+    from data_prep.catalog.photo_inspection import may_be_read_now  # noqa: PLC0415
 
     if artifact.manifest["finished"] >= env.photos_since:
         return False
     for sample, status in artifact.result["quarantined"].items():
-        if not status.startswith(UNREADABLE):
+        if not may_be_read_now(status):
             continue
         try:
             path = photo_path(env.experiment.spec.data, env.experiment.base, sample)
@@ -154,7 +154,7 @@ def _has_split_groups(artifact: Artifact) -> bool:
     """Return True for a catalog of an earlier version in which one group has two names.
 
     Blanks around a name and its Unicode form once made another group of it, so that photos of one
-    group stood on both sides. Few tables have such names, so the version of all catalogs stays.
+    group were on both sides. Few tables have such names, so the version of all catalogs stays.
     """
     from data_prep.catalog.groups import group_name  # noqa: PLC0415
     from orchestrator.store import tables  # noqa: PLC0415

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -255,9 +256,7 @@ def _worst(env: Env, catalog: Catalog, confirm: Confirmed, select: Selected) -> 
     ).pred
     targets = arms[0].targets
     classes = metrics.class_metrics(targets, preds, env.schema.n_classes)
-    for row in classes:
-        row["name"] = env.schema.class_name(row["class"])
-    worst_classes = sorted(classes, key=lambda row: (row["f1"], row["class"]))
+    worst_classes = sorted(classes, key=lambda row: (row.f1, row.code))
     owners = arms[0].groups or arms[0].sample_ids
     n_photos = Counter(owners)
     n_right: Counter[str] = Counter()
@@ -268,10 +267,15 @@ def _worst(env: Env, catalog: Catalog, confirm: Confirmed, select: Selected) -> 
         groups.append(GroupScore(group=group, accuracy=n_right[group] / n, n=n))
     groups.sort(key=lambda row: (row.accuracy, -(row.n or 0), row.group))
     return {
-        "classes": classes,
-        "worst_classes": worst_classes[:N_WORST_CLASSES],
+        "classes": [_class_row(env, row) for row in classes],
+        "worst_classes": [_class_row(env, row) for row in worst_classes[:N_WORST_CLASSES]],
         "worst_groups": [score.model_dump() for score in groups[:N_WORST_GROUPS]],
     }
+
+
+def _class_row(env: Env, row: metrics.ClassMetrics) -> dict[str, object]:
+    facts = asdict(row)
+    return {"class": facts.pop("code"), **facts, "name": env.schema.class_name(row.code)}
 
 
 def _data_uses(

@@ -108,7 +108,7 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared, search: Sea
             f"confirm: at least one finished trial was required, all {len(trials)} failed; "
             "see `results`"
         )
-    phase.save_phase(env, "confirm", key, trials, {})
+    phase.save_phase(env, "confirm", key, trials)
     by_setting: dict[str, list[TrialRecord]] = {}
     for trial in trials:
         by_setting.setdefault(trial.setting, []).append(trial)

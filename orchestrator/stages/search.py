@@ -74,7 +74,7 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched
             f"{'; '.join(causes[:3])}"
         )
     ranking = phase.rank_trials(trials)
-    phase.save_phase(env, "search", key, trials, {"ranking": [list(row) for row in ranking]})
+    phase.save_phase(env, "search", key, trials, ranking)
     return Searched(
         CACHED if is_loaded else SUCCEEDED,
         phase.trials_note(env, trials),

@@ -7,9 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from data_prep.config import TestTable
 from data_prep.files import write_text
 from orchestrator.evaluation.scores import Scores, score_answers
-from orchestrator.evaluation.vote import submission, vote_table
+from orchestrator.evaluation.vote import named_submission, submission, vote_table
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.stages import test_set
 from orchestrator.stages.catalog import Catalog
@@ -45,6 +46,15 @@ class Voted:
         return facts
 
 
+def _submission(env: Env, votes: pa.Table) -> str:
+    """Return the answer in the form that the test section asks for."""
+    test = env.experiment.spec.data.test
+    if not isinstance(test, TestTable) or test.answer is None:
+        return submission(votes)
+    id_column = test.id if test.layout == "table" else "ImageID"
+    return named_submission(votes, env.schema, id_column, test.answer)
+
+
 def run(
     env: Env, catalog: Catalog, prepare: Prepared, confirm: Confirmed, select: Selected
 ) -> Voted:
@@ -68,7 +78,7 @@ def run(
         weights=select.weights,
     )
     tables.write(votes, env.paths.votes)
-    write_text(env.paths.submission, submission(votes))
+    write_text(env.paths.submission, _submission(env, votes))
     predictions = test_set.prediction_table(predicted, readable)
     labels = test_set.open_labels(env, catalog, photos, "whole", by="vote")
     if labels is None:

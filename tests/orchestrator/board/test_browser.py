@@ -175,6 +175,7 @@ def test_a_spec_is_checked_by_keyboard_alone(board, browser):
     page.get_by_label("or its text").focus()
     page.keyboard.type("version: 1\nname: x\n")
     page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.wait_for_selector("text=has problems")
     assert re.search(r"spec\.yaml:\d+:\d+", page.get_by_role("alert").inner_text())

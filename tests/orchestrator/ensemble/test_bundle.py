@@ -16,7 +16,7 @@ from orchestrator.base.console import Reporter
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.ensemble.bundle import is_bundle, open_bundle, write_bundle
 from orchestrator.ensemble.members import of_run
-from orchestrator.ensemble.predict import answer, find_photos, predict_photos
+from orchestrator.ensemble.predict import answer, find_photos, other_files, predict_photos
 from orchestrator.stages.certificate import TOLERANCE, _Job, compare_answers
 from orchestrator.store.artifacts import Store
 from orchestrator.store.run_dir import RunPaths
@@ -333,3 +333,15 @@ def test_the_check_of_a_run_sees_a_member_whose_answers_are_not_the_stored_ones(
     assert "cannot be read" in unread.why
     fewer = compare_answers(job._replace(probs=[row[:5] for row in stored]))
     assert "were stored" in fewer.why
+
+
+def test_every_file_of_a_folder_is_a_photo_or_named_or_litter(tmp_path):
+    photos = ("a.JPG", "b.bmp", "c.tif", "d.gif", "e.jfif", "sub/f.webp")
+    others = ("IMG_1.HEIC", "film.webm", "no extension", "sub/g.avif")
+    litter = ("._a.jpg", "__MACOSX/._B.jpg", "__MACOSX/x.jpg", ".cache/y.jpg", "Thumbs.db", "n.txt")
+    for name in (*photos, *others, *litter):
+        path = tmp_path / "p" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert sorted(photos) == sorted(name for name, _ in find_photos(tmp_path / "p"))
+    assert sorted(others) == sorted(other_files(tmp_path / "p"))
