@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Everything heavy is imported by the command that needs it."""
+"""The command line: parse, call, print. Each command imports what it needs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import json
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from orchestrator import __version__
 from orchestrator.base.errors import INTERRUPTED, SpecError, UserError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Commands(click.Group):
@@ -32,7 +35,7 @@ class Commands(click.Group):
             ctx.exit(INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except Exception as error:  # noqa: BLE001 - the last line of defense: a sentence instead of a traceback
+        except Exception as error:  # noqa: BLE001 - a sentence instead of a traceback
             if ctx.params.get("debug"):
                 traceback.print_exc()
             hint = "run again with `python -m orchestrator --debug ...` for the traceback"
@@ -46,7 +49,7 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="orchestrator")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def main(*, debug: bool) -> None:
-    """Run image-classification experiments from specs; the result is an ensemble with its interval."""
+    """Run experiments in image classification, and get an ensemble with an interval."""
     del debug  # read from the context by Commands
     signal.signal(signal.SIGTERM, _interrupt)
 
@@ -71,13 +74,31 @@ STORE = click.option(
     default=None,
     help="Folder of artifacts and runs.  [default: $ORCHESTRATOR_STORE or ./runs-store]",
 )
-FORMAT = click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "csv", "json"]),
-    default="table",
-    show_default=True,
+ADDRESS = click.option(
+    "--address",
+    default=None,
+    envvar="RAY_ADDRESS",
+    help="Ray cluster to connect to; without it a local one is started.",
 )
+INSECURE = click.option(
+    "--insecure", is_flag=True, help="Connect to another machine's cluster without a token."
+)
+
+
+def output_format(*forms: str) -> Callable[[Command], Command]:
+    """Add the option --format to a command."""
+    return click.option(
+        "--format",
+        "form",
+        type=click.Choice(forms),
+        default=forms[0],
+        show_default=True,
+        help="Format of the output.",
+    )
+
+
+def _print(form: str, value: Any, lines: list[str]) -> None:
+    click.echo(json.dumps(value, indent=1) if form == "json" else "\n".join(lines))
 
 
 def _store(folder: Path | None) -> Any:
@@ -85,6 +106,12 @@ def _store(folder: Path | None) -> Any:
     from orchestrator.store.run_dir import default_store  # noqa: PLC0415
 
     return Store((folder or default_store()).resolve())
+
+
+def _find_run(store: Path | None, run: str, has: str | None = None) -> Any:
+    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
+
+    return find_run(_store(store).root, run, has)
 
 
 def _read(
@@ -102,7 +129,9 @@ def _read(
 @main.command()
 @SPEC
 @SET
-@click.option("--offline", is_flag=True, help="Do not look at the data; they may be elsewhere.")
+@click.option(
+    "--offline", is_flag=True, help="Do not read the data; they may be on another machine."
+)
 def check(spec: Path, overrides: tuple[str, ...], *, offline: bool) -> None:
     """Check a spec and its tables, and list all problems with line and column."""
     from orchestrator.spec.load import read  # noqa: PLC0415
@@ -123,9 +152,7 @@ def check(spec: Path, overrides: tuple[str, ...], *, offline: bool) -> None:
 @SPEC
 @SET
 @STORE
-@click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
-)
+@output_format("table", "json")
 def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) -> None:
     """Show what would run, what is cached and why, the number of trials, and the possible cost."""
     from orchestrator.planning.plan import make_plan  # noqa: PLC0415
@@ -133,23 +160,15 @@ def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) 
     from orchestrator.stages import STAGES  # noqa: PLC0415
 
     planned = make_plan(_read(spec, overrides), _store(store), STAGES)
-    if form == "json":
-        click.echo(json.dumps(planned.to_json(), indent=1))
-    else:
-        click.echo("\n".join(plan_lines(planned)))
+    _print(form, planned.to_json(), plan_lines(planned))
 
 
 @main.command()
 @SPEC
 @SET
 @STORE
-@click.option(
-    "--address",
-    default=None,
-    envvar="RAY_ADDRESS",
-    help="Ray cluster to connect to; without it a local one is started.",
-)
-@click.option("--insecure", is_flag=True, help="Connect to a remote cluster without a token.")
+@ADDRESS
+@INSECURE
 @click.option("--detach", is_flag=True, help="Run in the background and print the run's id.")
 @click.option(
     "--smoke", is_flag=True, help="First run one training step of each variant through all stages."
@@ -193,16 +212,14 @@ def submit(
 @SPEC
 @SET
 @STORE
-@click.option("--address", default=None, envvar="RAY_ADDRESS")
-@click.option("--insecure", is_flag=True)
+@ADDRESS
+@INSECURE
 @click.option(
     "--probe",
     is_flag=True,
-    help="Train a quick model per label: shows hard labels and those that the border gives away.",
+    help="Train a quick model per label; it shows hard labels, and those that the background reveals.",
 )
-@click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
-)
+@output_format("table", "json")
 def audit(
     spec: Path,
     overrides: tuple[str, ...],
@@ -213,7 +230,7 @@ def audit(
     probe: bool,
     form: str,
 ) -> None:
-    """Check only the data: their content, leaks, and what to put into the spec."""
+    """Check only the data: their content, leaks, and what to change in the spec."""
     from orchestrator.run import audit_only as audits  # noqa: PLC0415
 
     experiment = _read(spec, overrides)
@@ -228,16 +245,15 @@ def audit(
 @main.command()
 @RUN
 @STORE
-@click.option("--address", default=None, envvar="RAY_ADDRESS")
-@click.option("--insecure", is_flag=True)
+@ADDRESS
+@INSECURE
 def resume(run: str, store: Path | None, *, address: str | None, insecure: bool) -> None:
     """Continue an interrupted run with its recorded spec, even if the spec file has changed."""
     from orchestrator.run.driver import Options  # noqa: PLC0415
     from orchestrator.run.driver import resume as execute  # noqa: PLC0415
-    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
-    home = _store(store)
-    sys.exit(execute(find_run(home.root, run), home, Options(address=address, insecure=insecure)))
+    options = Options(address=address, insecure=insecure)
+    sys.exit(execute(_find_run(store, run), _store(store), options))
 
 
 @main.command()
@@ -245,11 +261,10 @@ def resume(run: str, store: Path | None, *, address: str | None, insecure: bool)
 @click.argument("trial")
 @STORE
 def stop(run: str, trial: str, store: Path | None) -> None:
-    """Stop one running trial; its reports count, and the run continues."""
+    """Stop one running trial; its epochs count, and the run continues."""
     from orchestrator.run.control import stop_trial  # noqa: PLC0415
-    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
-    name = stop_trial(find_run(_store(store).root, run), trial)
+    name = stop_trial(_find_run(store, run), trial)
     click.echo(f"asked {name} to stop; it stops within about a second", err=True)
 
 
@@ -267,9 +282,8 @@ def stop(run: str, trial: str, store: Path | None) -> None:
 def cancel(run: str, store: Path | None, *, timeout_s: float) -> None:
     """End a live run; `resume` or the same `submit` continues it."""
     from orchestrator.run.control import cancel as ask  # noqa: PLC0415
-    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
-    paths = find_run(_store(store).root, run)
+    paths = _find_run(store, run)
     if not ask(paths, timeout_s=timeout_s):
         raise UserError(
             f"run {paths.run_id}: asked to end, still live after {timeout_s:g} s; "
@@ -283,11 +297,10 @@ def cancel(run: str, store: Path | None, *, timeout_s: float) -> None:
 @click.argument("item", required=False)
 @STORE
 def why(run: str, item: str | None, store: Path | None) -> None:
-    """Explain the state of a stage, a trial, or the trials of a setting; without ITEM, of the run."""
+    """Explain the state of a run, or of ITEM: a stage, a trial or a setting."""
     from orchestrator.report.explain import why as explain  # noqa: PLC0415
-    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
-    click.echo("\n".join(explain(find_run(_store(store).root, run), item)))
+    click.echo("\n".join(explain(_find_run(store, run), item)))
 
 
 @main.command()
@@ -298,9 +311,8 @@ def why(run: str, item: str | None, store: Path | None) -> None:
 def logs(run: str, trial: str | None, store: Path | None, *, follow: bool) -> None:
     """Print the events of a run, or the output of one TRIAL."""
     from orchestrator.report.explain import printed, story  # noqa: PLC0415
-    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
-    paths = find_run(_store(store).root, run)
+    paths = _find_run(store, run)
     try:
         for line in printed(paths, trial) if trial else story(paths, follow=follow):
             click.echo(line)
@@ -348,9 +360,8 @@ def runs(store: Path | None) -> None:
 def rm(run: str, store: Path | None, *, yes: bool) -> None:
     """Delete the folder of a run; `gc` then deletes the artifacts that no other run needs."""
     from orchestrator.run.control import remove_run  # noqa: PLC0415
-    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
-    paths = find_run(_store(store).root, run)
+    paths = _find_run(store, run)
     if not yes:
         click.confirm(f"delete run {paths.run_id} with its results and report?", abort=True)
     remove_run(paths)
@@ -360,33 +371,25 @@ def rm(run: str, store: Path | None, *, yes: bool) -> None:
 @main.command()
 @RUN
 @STORE
-@click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
-)
+@output_format("table", "json")
 def status(run: str, store: Path | None, form: str) -> None:
     """Show stages, trials and the best score of a run, live or finished."""
     from orchestrator.report.results import status_view  # noqa: PLC0415
-    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
+    from orchestrator.report.views import status_lines  # noqa: PLC0415
 
-    view = status_view(find_run(_store(store).root, run).root)
-    if form == "json":
-        click.echo(json.dumps(view, indent=1))
-    else:
-        from orchestrator.report.views import status_lines  # noqa: PLC0415
-
-        click.echo("\n".join(status_lines(view)))
+    view = status_view(_find_run(store, run).root)
+    _print(form, view, status_lines(view))
 
 
 @main.command()
 @RUN
 @STORE
-@FORMAT
+@output_format("table", "csv", "json")
 def results(run: str, store: Path | None, form: str) -> None:
     """Print the trials and the ensemble of a run."""
     from orchestrator.report.results import render_results  # noqa: PLC0415
-    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
-    paths = find_run(_store(store).root, run, has="trials")
+    paths = _find_run(store, run, has="trials")
     click.echo(render_results(paths.root, form), nl=False)
 
 
@@ -396,9 +399,8 @@ def results(run: str, store: Path | None, form: str) -> None:
 def report(run: str, store: Path | None) -> None:
     """Rewrite the HTML report of a run and print its path."""
     from orchestrator.report.page import build  # noqa: PLC0415
-    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
-    click.echo(build(find_run(_store(store).root, run, has="report").root))
+    click.echo(build(_find_run(store, run, has="report").root))
 
 
 @main.command()
@@ -456,14 +458,12 @@ def predict(run: str, photos: Path, out: Path, store: Path | None, *, probabilit
     from orchestrator.ensemble import bundle  # noqa: PLC0415
     from orchestrator.ensemble import members as ensemble  # noqa: PLC0415
     from orchestrator.ensemble.predict import predict_photos  # noqa: PLC0415
-    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     if bundle.is_bundle(Path(run)):
         with bundle.open_bundle(Path(run)) as members:
             counts = predict_photos(members, photos, out, with_probabilities=probabilities)
     else:
-        home = _store(store)
-        members = ensemble.of_run(find_run(home.root, run, has="selection"), home)
+        members = ensemble.of_run(_find_run(store, run, has="selection"), _store(store))
         counts = predict_photos(members, photos, out, with_probabilities=probabilities)
     schema = Schema(dict(members.classes))
     names = [f"{code} {schema.class_name(code)}" for code in range(schema.n_classes)]
@@ -486,10 +486,8 @@ def predict(run: str, photos: Path, out: Path, store: Path | None, *, probabilit
 def bundle(run: str, out: Path, store: Path | None) -> None:
     """Write a run's ensemble as one folder or zip, for `predict` on any machine."""
     from orchestrator.ensemble.bundle import write_bundle  # noqa: PLC0415
-    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
-    home = _store(store)
-    facts = write_bundle(find_run(home.root, run, has="selection"), home, out)
+    facts = write_bundle(_find_run(store, run, has="selection"), _store(store), out)
     click.echo(
         f"wrote {out}: {facts['n_members']} members, {facts['n_checkpoints']} checkpoints, "
         f"{facts['size_bytes'] / 1e6:.1f} MB; sha256 of its manifest {facts['manifest_sha256']}",
@@ -501,23 +499,16 @@ def bundle(run: str, out: Path, store: Path | None) -> None:
 @click.argument("first", metavar="RUN")
 @click.argument("second", metavar="RUN")
 @STORE
-@click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
-)
+@output_format("table", "json")
 def compare(first: str, second: str, store: Path | None, form: str) -> None:
     """Compare two runs' ensembles on the test photos that both classified, with a paired interval.
 
     If the test set has a public half, only its private half is used.
     """
     from orchestrator.ensemble.compare import compare_lines, compare_runs  # noqa: PLC0415
-    from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
-    home = _store(store)
-    comparison = compare_runs(find_run(home.root, first), find_run(home.root, second))
-    if form == "json":
-        click.echo(json.dumps(comparison, indent=1))
-    else:
-        click.echo("\n".join(compare_lines(comparison)))
+    comparison = compare_runs(_find_run(store, first), _find_run(store, second))
+    _print(form, comparison, compare_lines(comparison))
 
 
 @main.command()
@@ -556,7 +547,7 @@ def weights(names: tuple[str, ...], *, listing: bool, allow_download: bool) -> N
 
 @main.command()
 def doctor() -> None:
-    """List what this machine has and lacks; exit with 1 if something required is missing."""
+    """List what this machine has and lacks; exit with 1 if a required part is missing."""
     from orchestrator.run.doctor import examine  # noqa: PLC0415
 
     lines, healthy = examine()

@@ -1,4 +1,4 @@
-"""Early stopping: asynchronous successive halving or the median rule, rebuilt from reports at any time."""
+"""Early stopping: asynchronous successive halving, or the median rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The adapter of Ray Tune: it runs what a trial controller proposes, and writes Tune's own folder."""
+"""The adapter of Ray Tune: it runs the trials of a controller, and writes Tune's own folder."""
 
 from __future__ import annotations
 

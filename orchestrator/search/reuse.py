@@ -1,7 +1,7 @@
 """Study reuse: a search takes over the trials of an earlier run.
 
-That run may differ in the number of trials, the limits and the space. The store's artifacts alone do
-not suffice: a pruned trial has none, and in a changed space the sampler proposes other points.
+That run may differ in the number of trials, the limits and the space. The store's artifacts alone
+do not suffice: a pruned trial has none, and in a changed space the sampler proposes other points.
 Measured on a toy study with ASHA that goes from 40 to 60 trials: 100 epochs are trained with reuse,
 148 with the store alone; in a wider space 40 and 218.
 """

@@ -1,4 +1,4 @@
-"""Checks that no single section can make: what one part of a spec says about another, or the disk."""
+"""Checks of one part of a spec against another part, or against the disk."""
 
 from __future__ import annotations
 
@@ -387,10 +387,10 @@ def _refuse_all(draft: Draft, path: str, problems: list[str | None], places: lis
 def _values(draft: Draft, name: str, path: str, value: Any) -> list[tuple[Any, KeyPath]]:
     """Return what a variant may set a path to, and where the spec says so."""
     changes = [key for key in draft.spec.variants[name] if path.startswith(key)]
-    own: KeyPath = tuple(path.split("."))
+    place: KeyPath = tuple(path.split("."))
     if changes:
-        own = ("variants", name, changes[0])
-    values: list[tuple[Any, KeyPath]] = [(value, own)]
+        place = ("variants", name, changes[0])
+    values: list[tuple[Any, KeyPath]] = [(value, place)]
     entry = draft.space_of(name).get(path)
     if isinstance(entry, Choice):
         values += [(choice, ("search", "space", path)) for choice in entry.choice]

@@ -1,4 +1,4 @@
-"""`search.limits`: what a search may cost."""
+"""`search.limits`: what a search may cost, and the score that ends it."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from pydantic import StringConstraints, model_validator
 from data_prep.section import Positive, Section
 
 _SECONDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
-
-
 _TIME = r"^(0\.[0-9]*[1-9]|[1-9][0-9]*(\.[0-9]+)?) (second|minute|hour|day)s?$"
-
-
 TimeText = Annotated[str, StringConstraints(pattern=_TIME)]
 
 
 def seconds(text: str) -> float:
-    """Convert '90 minutes' to seconds."""
+    """Return the seconds of a time such as '90 minutes'.
+
+    Raises:
+        ValueError: the text has another form.
+    """
     if not re.match(_TIME, text):
-        raise ValueError(f"a time must read like '90 minutes' or '2 hours', found {text!r}")
+        raise ValueError(f"a time such as '90 minutes' or '2 hours' was required, found {text!r}")
     number, unit = text.split()
     return float(number) * _SECONDS[unit.removesuffix("s")]
 
 
 class Limits(Section):
-    """Begins no more trials, whichever limit is reached first; those that run come to their end."""
+    """No more trials start after the first limit that is reached; running ones continue."""
 
     wall: TimeText | None = None
-    gpu_hours: Positive | None = None
-    target: float | None = None  # of val macro F1
+    gpu_hours: Positive | None = None  # of ended and running trials
+    target: float | None = None  # validation macro F1
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _has_a_limit(self) -> Self:
         if self.wall is None and self.gpu_hours is None and self.target is None:
-            raise ValueError("one of wall, gpu_hours, target was required, found none")
+            raise ValueError("at least one of wall, gpu_hours, target was required, found none")
         return self

@@ -1,4 +1,4 @@
-"""Reading a spec file: all of it is checked before any work, and all problems are reported at once."""
+"""Reading a spec file: it is checked completely, and all problems are reported at once."""
 
 from __future__ import annotations
 

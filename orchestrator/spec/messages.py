@@ -101,7 +101,7 @@ def _listed(expected: str) -> list[str]:
 
 
 _TEXTS = {"duration": "steps?", "grace": "epochs?", "wall": "minute|"}
-"""Keys that people often give as a bare number, and a part of the pattern that the text must fit."""
+"""Keys that are often given as a bare number -> a part of the pattern that they must fit."""
 
 
 _FORMS = {

@@ -67,7 +67,7 @@ class PrepShare(Share):
 
 
 class TrialShare(Share):
-    """What one trial gets, and its limits; a trial beyond a limit ends as FAILED, with the reason."""
+    """What one trial gets, and its limits; beyond a limit it ends as FAILED, with the reason."""
 
     wall_s: Positive | None = None
     report_s: Positive | None = 7200  # without a report for so long, the trial hangs

@@ -1,4 +1,4 @@
-"""The `track` section of a spec: where a run's ledger is mirrored to."""
+"""The `track` section of a spec: other tools that show the trials of a run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ Mode = Literal["offline", "online", "disabled"]
 
 
 class Wandb(Section):
-    """One W&B run per trial, grouped by run. Offline ones stay in the run's folder until `wandb sync`."""
+    """Weights & Biases: one W&B run per trial.
+
+    With mode offline they stay in the run's folder until `wandb sync`.
+    """
 
     project: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
     mode: Mode = "offline"
 
 
 class Track(Section):
-    """What mirrors a run. The Optuna journal `study.log` is always written."""
+    """Where trials are shown. The Optuna journal `study.log` is always written."""
 
     wandb: Wandb | None = None
     tensorboard: bool = False

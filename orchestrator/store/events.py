@@ -1,6 +1,7 @@
 """The events of a run: a class per kind of ledger record, which alone knows its form on disk.
 
-A record is one JSON object on one line: its number `n`, its `time`, its kind `event`, then the fields of its class.
+A record is one line with a JSON object: its number `n`, its `time`, its kind `event`, then the
+fields of its class.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Record:
         return event
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as it stands on disk."""
+        """Return the record as it is written to the file."""
         record = {"n": self.n, "time": self.time, "event": self.record_kind, **vars(self)}
         for name in self.left_out:
             if record[name] is None:

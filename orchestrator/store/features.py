@@ -1,4 +1,4 @@
-"""Features of frozen backbones in the store: computed once, read by every training and prediction."""
+"""Features of frozen backbones in the store: computed once, then read by all trainings."""
 
 from __future__ import annotations
 

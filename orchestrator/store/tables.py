@@ -74,7 +74,7 @@ VOTE_FIELDS: list[tuple[str, pa.DataType]] = [
     ("tie", pa.bool_()),
     ("outcome", _TEXT),  # voted | tie | quarantined: <reason>
 ]
-"""One row per test photo, in the test table's order. `pred_<setting>` columns follow, one per member."""
+"""One row per test photo, in the test table's order. Then `pred_<setting>` per member."""
 
 
 def trials_schema(labels: Iterable[str]) -> pa.Schema:

@@ -89,7 +89,7 @@ class LeakGap(FileRecord):
 
 
 class LabelProbe(FileRecord):
-    """The scores of a quick model for one label: on the photo, on its rim, and by chance."""
+    """The scores of a quick model for one label: on the photo, on its border, and of guesses."""
 
     macro_f1: Score = Score()
     rim: Score = Score()

@@ -291,5 +291,5 @@ def test_times_are_read():
     assert [90.0, 5400.0, 7200.0, 86400.0] == [
         seconds(text) for text in ("90 seconds", "1.5 hours", "120 minutes", "1 day")
     ]
-    with pytest.raises(ValueError, match="must read like"):
+    with pytest.raises(ValueError, match="a time such as "):
         seconds("90")
