@@ -77,6 +77,7 @@ FORMAT = click.option(
     type=click.Choice(["table", "csv", "json"]),
     default="table",
     show_default=True,
+    help="Form of the output.",
 )
 
 
@@ -124,7 +125,12 @@ def check(spec: Path, overrides: tuple[str, ...], *, offline: bool) -> None:
 @SET
 @STORE
 @click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="Form of the output.",
 )
 def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) -> None:
     """Show what would run, what is cached and why, the number of trials, and the possible cost."""
@@ -193,15 +199,25 @@ def submit(
 @SPEC
 @SET
 @STORE
-@click.option("--address", default=None, envvar="RAY_ADDRESS")
-@click.option("--insecure", is_flag=True)
+@click.option(
+    "--address",
+    default=None,
+    envvar="RAY_ADDRESS",
+    help="Ray cluster to connect to; without it a local one is started.",
+)
+@click.option("--insecure", is_flag=True, help="Connect to a remote cluster without a token.")
 @click.option(
     "--probe",
     is_flag=True,
     help="Train a quick model per label: shows hard labels and those that the border gives away.",
 )
 @click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="Form of the output.",
 )
 def audit(
     spec: Path,
@@ -228,8 +244,13 @@ def audit(
 @main.command()
 @RUN
 @STORE
-@click.option("--address", default=None, envvar="RAY_ADDRESS")
-@click.option("--insecure", is_flag=True)
+@click.option(
+    "--address",
+    default=None,
+    envvar="RAY_ADDRESS",
+    help="Ray cluster to connect to; without it a local one is started.",
+)
+@click.option("--insecure", is_flag=True, help="Connect to a remote cluster without a token.")
 def resume(run: str, store: Path | None, *, address: str | None, insecure: bool) -> None:
     """Continue an interrupted run with its recorded spec, even if the spec file has changed."""
     from orchestrator.run.driver import Options  # noqa: PLC0415
@@ -361,7 +382,12 @@ def rm(run: str, store: Path | None, *, yes: bool) -> None:
 @RUN
 @STORE
 @click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="Form of the output.",
 )
 def status(run: str, store: Path | None, form: str) -> None:
     """Show stages, trials and the best score of a run, live or finished."""
@@ -502,7 +528,12 @@ def bundle(run: str, out: Path, store: Path | None) -> None:
 @click.argument("second", metavar="RUN")
 @STORE
 @click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="Form of the output.",
 )
 def compare(first: str, second: str, store: Path | None, form: str) -> None:
     """Compare two runs' ensembles on the test photos that both classified, with a paired interval.

@@ -30,8 +30,11 @@ class Limits(Section):
     """Begins no more trials, whichever limit is reached first; those that run come to their end."""
 
     wall: TimeText | None = None
+    """Time since the search began, such as `2 hours`."""
     gpu_hours: Positive | None = None
+    """Sum of trial time times GPUs per trial."""
     target: float | None = None  # of val macro F1
+    """Val macro F1 that is enough."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
