@@ -125,10 +125,14 @@ Source = Annotated[ProfileFolders | ClassFolders | Table, Field(discriminator="l
 
 
 class TestTable(Section):
-    """A separate test set: photos below `root/images/`, named by the column `id` of the table."""
+    """A separate test set: photos named by the column `id` of a table, or all of a folder.
+
+    With layout class_folders the column `folder` has the classes, as in the source.
+    """
 
     __test__ = False  # the name is the field's word, not a test class for pytest
 
+    layout: Literal["table", "class_folders", "folder"] = since("table")
     root: str = how()  # the fingerprint of its files identifies it, wherever it lies
     """Folder of the test set; a relative one counts from the spec's own folder."""
     images: ImagesFolder = how("images")
@@ -140,9 +144,29 @@ class TestTable(Section):
     label: str | list[str] | None = None
     """The column of the classes (names or codes), or a column per label, in the labels' order."""
     group: str | None = None
+<<<<<<< HEAD
     """Column with the group, where it is known; intervals then resample groups."""
+=======
+    answer: str | list[str] | None = since(None)
+    """The column of class names in submission.csv, or one per label; without it the codes `ans`."""
+>>>>>>> main
     public: Fraction | None = None  # share of the test set that `leaderboard` may use
     """Share of the test set that policy `leaderboard` may look at."""
+
+    @model_validator(mode="after")
+    def _folders_have_no_columns(self) -> Self:
+        if self.layout == "class_folders" and self.label not in {None, "folder"}:
+            raise ValueError(
+                "layout class_folders has the column folder alone; write label: folder, "
+                f"found {self.label!r}"
+            )
+        if self.layout == "folder" and self.label is not None:
+            raise ValueError(
+                "layout folder has no labels; remove label, or use layout class_folders or table"
+            )
+        if self.layout != "table" and self.group is not None:
+            raise ValueError("group names a column of a table; use a rule in data.group")
+        return self
 
 
 class TestHoldOut(Section):

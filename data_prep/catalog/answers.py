@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.catalog.labels import Schema, code_of
+from data_prep.catalog.names import composed
 from data_prep.catalog.sources import list_test
 from data_prep.catalog.tables import Columns, read_table
 from data_prep.config import Data, StemLabel, TestTable
@@ -26,8 +27,11 @@ def read_answers(data: Data, base: Path) -> dict[str, int]:
     test = data.test
     assert isinstance(test, TestTable)  # noqa: S101 - callers ask for a table's labels only
     names = [test.label] if isinstance(test.label, str) else list(test.label or [])
+    listing = list_test(test, base)
     path = base / test.root / test.table
-    columns = read_table(path, WHERE, [test.id, *names])
+    columns = listing.columns
+    if test.layout == "table":
+        columns = read_table(path, WHERE, [test.id, *names])
     for name in names:
         if name not in columns:
             raise DataError(
@@ -35,7 +39,6 @@ def read_answers(data: Data, base: Path) -> dict[str, int]:
                 f"a column {name!r} was required in {test.table}, found none of that name"
                 f"{nearest(name, _columns_of(path))}",
             )
-    relatives = list_test(test, base).relatives
     schema = Schema.of(data.labels)
     if isinstance(test.label, str):
         classes = _joint_classes(schema, test.label, columns[test.label])
@@ -43,7 +46,7 @@ def read_answers(data: Data, base: Path) -> dict[str, int]:
         classes = _classes_by_label(data, schema, columns, names)
     faults = []
     answers = {}
-    for relative, answer in zip(relatives, classes, strict=True):
+    for relative, answer in zip(listing.relatives, classes, strict=True):
         if isinstance(answer, str):
             faults.append(f"test/{relative}: {answer}")
         else:
@@ -118,7 +121,7 @@ def _joint_classes(schema: Schema, column: str, values: list[Any]) -> list[int |
         DataError: classes are named by numbers, and the column fits both readings, or neither.
     """
     texts = [_text(value) for value in values]
-    names = {schema.class_name(label): label for label in range(schema.n_classes)}
+    names = {composed(schema.class_name(label)): label for label in range(schema.n_classes)}
     codes = {str(label): label for label in range(schema.n_classes)}
     reading = _reading(schema, column, names, codes, set(texts))
     classes: list[int | str] = []
@@ -133,7 +136,7 @@ def _text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    text = str(value)
+    text = composed(str(value))
     whole, point, rest = text.partition(".")
     return whole if point and whole.isdecimal() and not rest.strip("0") else text
 

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.catalog.sources import images_of, is_passed_over, require_images, sides
-from data_prep.config import ClassFolders, Data
+from data_prep.catalog.sources import images_of, is_passed_over, require_images, sides, table_of
+from data_prep.config import Data
 from data_prep.errors import DataError
 
 
@@ -33,12 +33,13 @@ def fingerprint(data: Data, base: Path) -> str:
         ):
             # no name has a NUL, so two lines cannot run together
             sha.update(f"{side}\0{line}\0".encode("utf-8", "surrogateescape"))
-        if not isinstance(section, ClassFolders):
+        name = table_of(section)
+        if name is not None:
             try:
-                table = (root / section.table).read_bytes()
+                table = (root / name).read_bytes()
             except OSError as error:
                 raise DataError(
-                    f"data.{side}.table", f"{root / section.table} cannot be read: {error.strerror}"
+                    f"data.{side}.table", f"{root / name} cannot be read: {error.strerror}"
                 ) from None
             sha.update(f"{side}\0table\0{hashlib.sha256(table).hexdigest()}\0".encode())
     return sha.hexdigest()

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from data_prep.catalog.groups import group_name, group_of, read_groups
 from data_prep.catalog.labels import Schema, read_codes, unlabelled
@@ -90,9 +91,25 @@ def require_classes(data: Data, rows: Rows) -> None:
         )
 
 
-def rare_classes(data: Data, rows: Rows) -> list[str]:
-    """Return a sentence for every class that one group alone has: no split can serve it."""
-    sentences = []
+class RareClass(NamedTuple):
+    """A class that one group alone has: no split by groups can serve it."""
+
+    label: str
+    name: str
+    n_photos: int
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong, and what helps."""
+        return (
+            f"class {self.name} has {self.n_photos} photo(s) of one group, so it cannot be in "
+            f"training and validation both; {LEAVE_OUT}"
+        )
+
+
+def rare_classes(data: Data, rows: Rows) -> list[RareClass]:
+    """Return the classes that one group alone has."""
+    rare = []
     names = Schema.of(data.labels).classes
     for (label, classes), codes in zip(names.items(), rows.codes, strict=True):
         groups_of: dict[int, set[str]] = defaultdict(set)
@@ -100,12 +117,8 @@ def rare_classes(data: Data, rows: Rows) -> list[str]:
             groups_of[code].add(rows.groups[index])
         for code, groups in sorted(groups_of.items()):
             if len(groups) == 1:
-                n_photos = codes.count(code)
-                sentences.append(
-                    f"data.labels.{label}: class {classes[code]} has {n_photos} photo(s) of one "
-                    f"group, so it cannot be in training and validation both; {LEAVE_OUT}"
-                )
-    return sentences
+                rare.append(RareClass(label, classes[code], codes.count(code)))
+    return rare
 
 
 def summary(data: Data, rows: Rows) -> list[str]:

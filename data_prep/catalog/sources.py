@@ -81,12 +81,27 @@ def list_test(test: TestTable, base: Path) -> Listing:
     """
     images = images_of(test, base)
     require_images(test, base, "test")
+    if test.layout != "table":
+        listing = _photos_below(images) if test.layout == "folder" else _class_folders(images)
+        listing = listing.where(lambda index: listing.refusals[index] is None)
+        no_groups = [None] * len(listing.relatives)
+        columns = {**listing.columns, "ImageID": list(listing.relatives), "group": no_groups}
+        return replace(listing, columns=columns)
     table = _open_test(test, base)
     listing = _photos_of_table(images, test.id, table, "data.test.table")
     _refuse_twins(listing, "data.test.table", images)
     columns = table.columns
     groups = columns[test.group] if test.group else [None] * len(listing.relatives)
     return replace(listing, columns={"ImageID": columns[test.id], "group": groups})
+
+
+def table_of(section: Source | TestTable) -> str | None:
+    """Return the name of a section's table, None where its layout needs none."""
+    if isinstance(section, ClassFolders) or (
+        isinstance(section, TestTable) and section.layout != "table"
+    ):
+        return None
+    return section.table
 
 
 def images_of(section: Source | TestTable, base: Path) -> str:
@@ -166,6 +181,24 @@ def _class_folders(images: str) -> Listing:
         )
     folders = [relative.partition("/")[0] for relative in relatives]
     return Listing(relatives, refusals, {"folder": folders})
+
+
+def _photos_below(images: str) -> Listing:
+    """List all photos below a folder, sorted, those in folders too."""
+    relatives = []
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        for name, is_folder in _entries(f"{images}/{folder}"):
+            relative = f"{folder}{name}"
+            if is_folder and not Path(images, relative).is_symlink():
+                folders.append(f"{relative}/")
+            elif not is_folder and name.lower().endswith(EXTENSIONS):
+                relatives.append(relative)
+    readable = sorted(name for name in relatives if refusal(name) is None)
+    if not readable:
+        raise DataError("data.test.root", f"photos below {images} were required, found none")
+    return Listing(readable, [None] * len(readable), {})
 
 
 def _profile_folders(images: str, key: str, table: UserTable) -> Listing:

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: bars on a terminal, plain lines elsewhere, always on stderr."""
+"""The output of a running command on stderr: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SYMBOLS = {
 }
 
 Advance = Callable[[int, str], None]
-"""Takes how many are done in all and a short note."""
+"""Takes the number of finished items and a short note."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +44,29 @@ class PhaseSnapshot:
 
     def line(self, title: str, total: int) -> str:
         """Return all but the running trials as one line."""
-        counts = ", ".join(f"{n} {status.lower()}" for status, n in sorted(self.counts.items()))
-        parts = [f"{title}: {self.n_ended}/{total}", counts, f"{len(self.running)} running"]
-        parts += [f"best {self.best:.4f}"] if self.best is not None else []
-        parts += [f"about {duration(self.left_s)} left"] if self.left_s is not None else []
-        return " · ".join(part for part in parts if part)
+        parts = [f"{title}: {self.n_ended}/{total}"]
+        if self.counts:
+            counts = sorted(self.counts.items())
+            parts.append(", ".join(f"{n} {status.lower()}" for status, n in counts))
+        parts.append(f"{len(self.running)} running")
+        if self.best is not None:
+            parts.append(f"best {self.best:.4f}")
+        if self.left_s is not None:
+            parts.append(f"about {duration(self.left_s)} left")
+        return " · ".join(parts)
 
 
 def duration(seconds: float) -> str:
     """Return a time span for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 class Reporter:
-    """Says what happens on stderr. `quiet` keeps everything but errors to itself."""
+    """Prints what happens to stderr; with `quiet` nothing."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
@@ -69,15 +76,14 @@ class Reporter:
         self.console.print(text, soft_wrap=True)
 
     def outcome(self, name: str, outcome: str, why: str, wall_s: float | None = None) -> None:
-        """Print the line that ends a stage; `why` is plain text, whatever names of files stand in it."""
+        """Print how a stage ended; `why` is plain text, without markup."""
         took = f" [dim]{wall_s:.1f} s[/]" if wall_s is not None and wall_s >= 0.05 else ""
-        self.say(
-            f"{SYMBOLS.get(outcome, ' ')} {name:<11} {outcome:<10}{took} {escape(why)}".rstrip()
-        )
+        symbol = SYMBOLS.get(outcome, " ")
+        self.say(f"{symbol} {name:<11} {outcome:<10}{took} {escape(why)}".rstrip())
 
     @contextmanager
     def task(self, title: str, total: int | None) -> Iterator[Advance]:
-        """Show one bar, or a plain line every ten seconds where there is no terminal."""
+        """Show one bar, or a plain line every ten seconds without a terminal."""
         if self.console.is_terminal and not self.console.quiet:
             yield from self._bar(title, total)
         else:
@@ -87,27 +93,29 @@ class Reporter:
     def trials(
         self, title: str, total: int, snapshot: Callable[[], PhaseSnapshot]
     ) -> Iterator[Callable[[], None]]:
-        """Show a phase's state and one line per running trial, or a plain line every ten seconds; yields a tick."""
+        """Show a phase and its running trials, or a plain line every ten seconds.
+
+        Yields:
+            What the caller has to call often.
+        """
         if self.console.is_terminal and not self.console.quiet:
 
             def draw() -> Group:
                 now = snapshot()
-                return Group(
-                    f"  {now.line(title, total)}",
-                    *(f"    [dim]{line}[/]" for line in now.running),
-                )
+                running = [f"    [dim]{line}[/]" for line in now.running]
+                return Group(f"  {now.line(title, total)}", *running)
 
             with Live(
                 get_renderable=draw, console=self.console, transient=True, refresh_per_second=2
             ):
                 yield lambda: None
             return
-        last = time.monotonic()
+        last_line = time.monotonic()
 
         def tick() -> None:
-            nonlocal last
-            if time.monotonic() - last >= _LINE_EVERY_S:
-                last = time.monotonic()
+            nonlocal last_line
+            if time.monotonic() - last_line >= _LINE_EVERY_S:
+                last_line = time.monotonic()
                 self.say(f"  {snapshot().line(title, total)}")
 
         yield tick
@@ -130,14 +138,14 @@ class Reporter:
             yield advance
 
     def _lines(self, title: str, total: int | None) -> Iterator[Advance]:
-        began = last = time.monotonic()
+        started = last_line = time.monotonic()
 
         def advance(done: int, note: str = "") -> None:
-            nonlocal last
+            nonlocal last_line
             now = time.monotonic()
-            if now - last >= _LINE_EVERY_S:
-                last = now
-                of = f"/{total}" if total else ""
-                self.say(f"  {title}: {done}{of} after {now - began:.0f} s {note}".rstrip())
+            if now - last_line >= _LINE_EVERY_S:
+                last_line = now
+                count = f"{done}/{total}" if total else str(done)
+                self.say(f"  {title}: {count} after {now - started:.0f} s {note}".rstrip())
 
         yield advance

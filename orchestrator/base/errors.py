@@ -7,9 +7,9 @@ INTERRUPTED = 130
 
 
 class UserError(Exception):
-    """Something the user can put right. The text says what was required, what was found, what to do.
+    """An error that the user can correct; it says what was required, what was found, what to do.
 
-    `exit_code` is 2 for a bad spec or usage, 1 for an environment that lacks something or a stage that failed.
+    `exit_code` is 2 for a bad spec or usage, 1 for a missing tool or a stage that failed.
     """
 
     exit_code = 1

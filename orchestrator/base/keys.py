@@ -8,10 +8,10 @@ from typing import Any
 
 
 def canonical(value: Any) -> str:
-    """Write JSON in its one canonical form: sorted keys, no spaces, UTF-8.
+    """Return a value as JSON in canonical form: sorted keys, no spaces, UTF-8.
 
     Raises:
-        ValueError: a NaN or an infinity stands in it; neither equals itself across JSON readers.
+        ValueError: it contains a NaN or an infinity, which JSON readers treat differently.
         TypeError: something is not a JSON value.
     """
     return json.dumps(
@@ -25,10 +25,10 @@ def digest(value: Any) -> str:
 
 
 def stage_key(kind: str, version: int, params: Any, inputs: dict[str, str]) -> str:
-    """Return the key of an artifact: what it is, how it is made, and the keys of what it is made from."""
+    """Return the key of an artifact: a hash of its kind, version, settings and inputs' keys."""
     return digest({"kind": kind, "version": version, "params": params, "inputs": inputs})
 
 
 def setting_id(resolved: Any) -> str:
-    """Return the short name of a setting: the first 8 hex digits of the hash of its data, prep and train."""
+    """Return the id of a setting: 8 hex digits of the hash of its data, prep and train."""
     return digest(resolved)[:8]

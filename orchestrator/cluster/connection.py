@@ -1,4 +1,4 @@
-"""The adapter of the Ray cluster: start a local one or attach to a running one, safely and quietly."""
+"""The connection to a Ray cluster: a running one, or a local one that is started for a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from orchestrator.base.errors import SpecError, UserError
 
 _OBJECT_STORE_BYTES = 512 * 2**20
-_HERE = {"localhost", "auto", "local"}
+_LOCAL_NAMES = {"localhost", "auto", "local"}
 
 
 @dataclass(frozen=True)
@@ -30,31 +30,26 @@ class Cluster:
     local: bool
 
     def require(self, *, cpu: float, gpu: float) -> None:
-        """Refuse what the cluster can never give; Tune alone would wait for ever.
+        """Check that a worker fits into the cluster; Tune would wait for ever.
 
         Raises:
             SpecError: it has too few CPUs or GPUs.
         """
         for name, wanted in (("CPU", cpu), ("GPU", gpu)):
-            if wanted > self.resources.get(name, 0.0):
+            available = self.resources.get(name, 0.0)
+            if wanted > available:
                 raise SpecError(
-                    f"resources: {name.lower()}: {wanted:g} was asked for, "
-                    f"the cluster has {self.resources.get(name, 0.0):g}; "
-                    f"lower resources.per_trial or per_prep_worker"
+                    f"resources: {name.lower()}: {wanted:g} was required, the cluster has "
+                    f"{available:g}; lower resources.per_trial or resources.per_prep_worker"
                 )
 
 
 def local_gpus() -> int:
-    """Count the NVIDIA GPUs of this machine that may be used, without importing anything heavy."""
+    """Return the number of usable NVIDIA GPUs of this machine; imports nothing heavy."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() and name.strip() != "-1"])
-    devices = Path("/dev")
-    return (
-        len([path for path in devices.iterdir() if re.fullmatch(r"nvidia\d+", path.name)])
-        if devices.is_dir()
-        else 0
-    )
+        return len([name for name in visible.split(",") if name.strip() not in {"", "-1"}])
+    return len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdecimal()])
 
 
 @contextmanager
@@ -69,7 +64,7 @@ def connect(
     """Attach to the cluster at an address, or start a local one that ends with the block.
 
     Raises:
-        UserError: nothing answers there, the token is wrong, or a foreign machine is addressed without one.
+        UserError: nothing answers there, the token is wrong, or another machine needs one.
     """
     _prepare_environment(address, insecure=insecure)
     import ray  # noqa: PLC0415 - a second, and the environment must stand before
@@ -89,21 +84,18 @@ def connect(
                 object_store_memory=_OBJECT_STORE_BYTES,
                 **quiet,
             )
-    except Exception as error:  # noqa: BLE001 - Ray raises a dozen kinds, all mean that there is no cluster
+    except Exception as error:  # noqa: BLE001 - Ray raises many kinds; all mean: no cluster
         where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
         raise UserError(
             f"{where} was required and could not be reached: {_brief(error)}; "
             "check the address, that Ray's versions are equal, and the token (RAY_AUTH_TOKEN_PATH)"
         ) from None
     if threading.current_thread() is threading.main_thread():
-        signal.signal(
-            signal.SIGTERM, on_terminate
-        )  # Ray's own would end the driver with exit code 15
+        # Ray's handler would end the driver with exit code 15
+        signal.signal(signal.SIGTERM, on_terminate)
     try:
-        url = context.dashboard_url
-        yield Cluster(
-            f"http://{url}" if url else None, ray.cluster_resources(), local=address is None
-        )
+        url = f"http://{context.dashboard_url}" if context.dashboard_url else None
+        yield Cluster(url, ray.cluster_resources(), local=address is None)
     finally:
         ray.shutdown()
 
@@ -112,28 +104,28 @@ def _prepare_environment(address: str | None, *, insecure: bool) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # workers import these packages from where this process found them
-    here = str(Path(__file__).resolve().parents[2])
+    # workers import these packages from the same place as this process
+    root = str(Path(__file__).resolve().parents[2])
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if here not in paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join([here, *filter(None, paths)])
-    token = _has_token()
-    if address and not _is_here(address) and not token and not insecure:
+    if root not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, paths)])
+    has_token = _has_token()
+    if address and not _is_local(address) and not has_token and not insecure:
         raise SpecError(
-            f"--address {address}: a token is required for another machine's cluster, found none; set "
-            "RAY_AUTH_TOKEN_PATH, or say --insecure where the network is trusted"
+            f"--address {address}: a token is required for another machine's cluster, found none; "
+            "set RAY_AUTH_TOKEN_PATH, or use --insecure in a trusted network"
         )
-    if address is None and not token:
-        _make_token(Path.home() / ".ray" / "auth_token")
-        token = True
-    if token:
+    if address is None and not has_token:
+        _write_token(_token_file())
+        has_token = True
+    if has_token:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
-def _is_here(address: str) -> bool:
-    """Say whether an address is this machine's own. A name that only begins like one (local-gpu:6379) is not."""
+def _is_local(address: str) -> bool:
+    """Return True for an address of this machine; `local-gpu:6379` is another machine."""
     host = urlsplit(address if "://" in address else f"ray://{address}").hostname or ""
-    if host in _HERE:
+    if host in _LOCAL_NAMES:
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -142,15 +134,16 @@ def _is_here(address: str) -> bool:
 
 
 def _has_token() -> bool:
-    return bool(
-        os.environ.get("RAY_AUTH_TOKEN")
-        or os.environ.get("RAY_AUTH_TOKEN_PATH")
-        or (Path.home() / ".ray" / "auth_token").is_file()
-    )
+    variables = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    return any(os.environ.get(name) for name in variables) or _token_file().is_file()
 
 
-def _make_token(path: Path) -> None:
-    """Write a token that only its owner can read; Ray itself would write it for all to read."""
+def _token_file() -> Path:
+    return Path.home() / ".ray" / "auth_token"
+
+
+def _write_token(path: Path) -> None:
+    """Write a token that only its owner can read; Ray would let all read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w") as file:
@@ -158,6 +151,6 @@ def _make_token(path: Path) -> None:
 
 
 def _brief(error: Exception) -> str:
-    """Return an error's first line, any token in it blotted out."""
+    """Return an error's first line, without tokens."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return re.sub(r"\b[0-9a-f]{32,}\b", "...", text)[:300]

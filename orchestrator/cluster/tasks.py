@@ -9,9 +9,15 @@ from typing import Any
 def ray_map(
     function: Callable[[Any], Any], items: Iterable[Any], *, cpu: float = 1, gpu: float = 0
 ) -> Iterator[Any]:
-    """Map a function over items with Ray tasks, results in order, at most a few per core in flight.
+    """Map a function over items with Ray tasks; yield the results in order.
 
-    What the function raises is raised here. A task gets `cpu` and `gpu`.
+    At most two tasks per core wait or run. An error of the function is raised here.
+
+    Args:
+        function: of one item.
+        items: what to map.
+        cpu: of one task.
+        gpu: of one task.
     """
     import ray  # noqa: PLC0415
 

@@ -6,7 +6,8 @@ groups add up, so a resample of groups is one product of a weight matrix with th
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,18 +124,28 @@ def recalls(targets: Ints, preds: Ints, n_classes: int) -> dict[int, float]:
     }
 
 
-def class_metrics(targets: Ints, preds: Ints, n_classes: int) -> list[dict[str, Any]]:
-    """Return precision, recall, F1 and number of samples of every class present in the targets."""
-    tally = counts(targets, preds, np.zeros(len(targets), np.int64), 1, n_classes)[0]
-    hits, answers, n_targets = tally
+@dataclass(frozen=True)
+class ClassMetrics:
+    """The scores of one class; a precision is 0 where nothing was answered by the class."""
+
+    code: int
+    n: int  # samples
+    precision: float
+    recall: float
+    f1: float
+
+
+def class_metrics(targets: Ints, preds: Ints, n_classes: int) -> list[ClassMetrics]:
+    """Return the scores of every class present in the targets."""
+    hits, answers, n_targets = counts(targets, preds, np.zeros_like(targets), 1, n_classes)[0]
     return [
-        {
-            "class": int(k),
-            "n": int(n_targets[k]),
-            "precision": float(hits[k] / max(answers[k], 1)),
-            "recall": float(hits[k] / n_targets[k]),
-            "f1": float(2 * hits[k] / (answers[k] + n_targets[k])),
-        }
+        ClassMetrics(
+            code=int(k),
+            n=int(n_targets[k]),
+            precision=float(hits[k] / max(answers[k], 1)),
+            recall=float(hits[k] / n_targets[k]),
+            f1=float(2 * hits[k] / (answers[k] + n_targets[k])),
+        )
         for k in np.flatnonzero(n_targets)
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data_prep.catalog.labels import Schema
 from orchestrator.evaluation.predictions import positions
 from orchestrator.store import tables
 
@@ -167,8 +168,42 @@ def vote_table(
 
 def submission(votes: pa.Table) -> str:
     """Return the answer as CSV: ImageID, ans, in the order of the test table."""
+    return _csv(["ImageID", "ans"], zip(*_answers(votes), strict=True))
+
+
+def named_submission(
+    votes: pa.Table, schema: Schema, id_column: str, answer: str | Sequence[str]
+) -> str:
+    """Return the answer as CSV with class names, in the form of a contest's sample.
+
+    Args:
+        votes: of `vote_table`.
+        schema: of the labels.
+        id_column: name of the first column.
+        answer: the column of the class, or one column per label.
+    """
+    names, labels = _answers(votes)
+    rows: list[list[str]] = []
+    for name, label in zip(names, labels, strict=True):
+        if isinstance(answer, str):
+            rows.append([name, schema.class_name(label)])
+        else:
+            codes = schema.decode(label)
+            classes = [
+                schema.classes[key][code] for key, code in zip(schema.names, codes, strict=True)
+            ]
+            rows.append([name, *classes])
+    columns = [answer] if isinstance(answer, str) else list(answer)
+    return _csv([id_column, *columns], rows)
+
+
+def _answers(votes: pa.Table) -> tuple[list[str], list[int]]:
+    return votes["ImageID"].to_pylist(), votes["pred"].to_pylist()
+
+
+def _csv(header: list[str], rows: Iterable[Iterable[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["ImageID", "ans"])
-    writer.writerows(zip(votes["ImageID"].to_pylist(), votes["pred"].to_pylist(), strict=True))
+    writer.writerow(header)
+    writer.writerows(rows)
     return text.getvalue()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from orchestrator.evaluation.metrics import ClassMetrics, class_metrics, macro_f1
 from orchestrator.report import charts, scores
 from orchestrator.report.findings import last_line
 from orchestrator.report.load import Run, View
@@ -93,16 +94,6 @@ def _mistakes(run: Run, counts: scores.Ints) -> list[Mistake]:
 
 
 @dataclass(frozen=True)
-class ClassCell:
-    """The scores of one class on one set of photos."""
-
-    support: int
-    f1: float
-    recall: float
-    precision: float
-
-
-@dataclass(frozen=True)
 class Total:
     """The scores over all classes on one set of photos."""
 
@@ -115,15 +106,18 @@ def classes(run: Run) -> View:
     """Return F1, recall, precision and support per class, out of fold and on the test set."""
     if run.schema is None:
         return {"rows": [], "sides": []}
-    columns = []
+    columns: list[dict[int, ClassMetrics]] = []
     totals: dict[str, Total] = {}
+    n_classes = run.schema.n_classes
     for side, answers in run.answers.items():
-        counts = scores.confusion(answers.targets, answers.preds, run.schema.n_classes)
-        columns.append(_class_cells(counts))
-        totals[side] = Total(scores.macro_f1(counts), scores.accuracy(counts), int(counts.sum()))
+        scored = class_metrics(answers.targets, answers.preds, n_classes)
+        columns.append({row.code: row for row in scored})
+        is_right = answers.preds == answers.targets
+        score = macro_f1(answers.targets, answers.preds, n_classes)
+        totals[side] = Total(score, float(is_right.mean()), len(is_right))
     rows = []
-    for label in range(run.schema.n_classes):
-        cells = [column[label] for column in columns]
+    for label in range(n_classes):
+        cells = [column.get(label) for column in columns]
         if any(cells):
             rows.append((run.schema.class_name(label), cells))
     return {
@@ -132,16 +126,6 @@ def classes(run: Run) -> View:
         "totals": list(totals.values()),
         "mismatch": _mismatch(run, totals),
     }
-
-
-def _class_cells(counts: scores.Ints) -> list[ClassCell | None]:
-    """Return the scores of every class; None for one that has no photo."""
-    measured = scores.class_scores(counts)
-    cells: list[ClassCell | None] = []
-    for label, support in enumerate(counts.sum(axis=1).tolist()):
-        by_metric = {name: float(values[label]) for name, values in measured.items()}
-        cells.append(ClassCell(support, **by_metric) if support else None)
-    return cells
 
 
 def _mismatch(run: Run, totals: dict[str, Total]) -> list[str]:
@@ -307,7 +291,7 @@ def by_score(trial: TrialRow) -> float:
     return 1.0 if trial.val_macro_f1 is None else -trial.val_macro_f1
 
 
-def settings_text(params: dict[str, Any]) -> str:
+def settings_text(params: Mapping[str, object]) -> str:
     """Return sampled values in one line."""
     parts = []
     for name, value in sorted(params.items()):

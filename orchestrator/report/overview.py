@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from orchestrator.evaluation.hypotheses import needs_text
 from orchestrator.report import charts
@@ -73,7 +73,7 @@ class MemberRow:
     place: int
     setting: str
     candidate: Candidate
-    params: dict[str, Any]
+    params: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _score_plot(score: Score | None, scale: charts.Scale | None) -> object:
 
 
 def _members(run: Run) -> list[MemberRow]:
-    points: dict[str, dict[str, Any]] = {}
+    points: dict[str, Mapping[str, object]] = {}
     for trial in run.trials or ():
         points.setdefault(trial.setting, trial.params)
     rows = []

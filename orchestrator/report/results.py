@@ -68,20 +68,20 @@ def trials_view(run: Path) -> list[dict[str, Any]]:
 
 def render_results(run: Path, form: str) -> str:
     """Return the trials and the ensemble as a table, CSV or JSON."""
-    rows = trials_view(run)
     if form == "json":
-        return _json_text(run, rows)
+        return _json_text(run)
     if form == "csv":
+        rows = trials_view(run)
         text = io.StringIO()
         names = list(rows[0]) if rows else list(_TRIAL)
         writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue()
-    return _tables(run, rows)
+    return _tables(run)
 
 
-def _json_text(run: Path, rows: list[dict[str, Any]]) -> str:
+def _json_text(run: Path) -> str:
     """Return the files of the run as they are, in one object."""
     selection = _json(run / "selection.json")
     if not isinstance(selection, dict):
@@ -91,7 +91,7 @@ def _json_text(run: Path, rows: list[dict[str, Any]]) -> str:
         ensemble = {"members": selection.get("members"), **(selection.get("ensemble") or {})}
     view = {
         "run_id": run.name,
-        "trials": rows,
+        "trials": trials_view(run),
         "candidates": selection.get("candidates") or [],
         "ensemble": ensemble,
         "hypotheses": _json(run / "hypotheses.json"),
@@ -99,10 +99,10 @@ def _json_text(run: Path, rows: list[dict[str, Any]]) -> str:
     return json.dumps(view, indent=1, allow_nan=False) + "\n"
 
 
-def _tables(run: Path, rows: list[dict[str, Any]]) -> str:
+def _tables(run: Path) -> str:
     """Draw trials, candidates and the ensemble's scores, as far as they exist."""
     parts = []
-    if rows:
+    if rows := trials_view(run):
         cells = [[_cell(name, row[name]) for name in _TRIAL] for row in rows]
         parts.append(_table("trials", _TRIAL, cells))
     selection = _selection(run)

@@ -42,29 +42,6 @@ def confusion(targets: Ints, preds: Ints, n_classes: int) -> Ints:
     return flat.reshape(n_classes, n_classes).astype(np.int64)
 
 
-def class_scores(counts: Ints) -> dict[str, Floats]:
-    """Return precision, recall and F1 per class; 0 where nothing was predicted or right."""
-    right = np.diag(counts).astype(np.float64)
-    support = counts.sum(axis=1)
-    predicted = counts.sum(axis=0)
-    return {
-        "precision": right / np.maximum(predicted, 1),
-        "recall": right / np.maximum(support, 1),
-        "f1": 2 * right / np.maximum(support + predicted, 1),
-    }
-
-
-def macro_f1(counts: Ints) -> float:
-    """Return macro F1 over the classes that are present in the targets."""
-    present = counts.sum(axis=1) > 0
-    return float(class_scores(counts)["f1"][present].mean()) if present.any() else float("nan")
-
-
-def accuracy(counts: Ints) -> float:
-    """Return the share on the diagonal."""
-    return float(np.trace(counts) / max(1, counts.sum()))
-
-
 def marginal(counts: Ints, sizes: tuple[int, ...], position: int) -> Ints:
     """Sum a confusion over the single code into that of one label.
 

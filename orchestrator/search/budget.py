@@ -1,4 +1,4 @@
-"""What a search may cost: `search.limits`, counted over restarts from the ledger's own times."""
+"""What a search has cost, over all drivers of a run, and its `search.limits`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.store.events import (
 
 @dataclass
 class Budget:
-    """What a phase has used up, this driver's time and that of earlier ones."""
+    """What a phase has used, in this driver and in earlier ones."""
 
     limits: Limits | None = None
     gpus_per_trial: float = 0.0
@@ -25,7 +25,7 @@ class Budget:
     earlier_s: float = 0.0  # of earlier drivers in this phase
     reached: str | None = None
     began: float = field(default_factory=time.monotonic)
-    _since: float | None = None  # when the driver whose events are seen began this phase
+    _since: float | None = None  # last event of this phase in the driver that is replayed
 
     def replay(self, event: Event, phase: str) -> None:
         """Take in an event of an earlier driver."""
@@ -34,7 +34,7 @@ class Budget:
         elif isinstance(event, PhaseStarted):
             self._since = event.time if event.phase == phase else None
         elif self._since is not None:
-            # clocks may jump back; a phase never takes less than nothing
+            # a clock may jump back
             self.earlier_s += max(0.0, event.time - self._since)
             self._since = event.time
         if isinstance(event, LimitReached) and event.phase == phase:

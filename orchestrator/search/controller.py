@@ -65,7 +65,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Replay:
-    """What a worker repeats instead of training."""
+    """What a worker reports instead of training."""
 
     reports: list[tuple[int, Metrics]]
     error: str | None = None

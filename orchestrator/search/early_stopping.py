@@ -5,9 +5,8 @@ from __future__ import annotations
 import statistics
 from bisect import insort
 from dataclasses import dataclass, field
-from typing import Any
 
-from orchestrator.spec.search_space import Asha, Median
+from orchestrator.spec.search_space import Asha, Median, NoScheduler
 from trainers.config import Duration
 
 
@@ -15,7 +14,7 @@ from trainers.config import Duration
 class Rungs:
     """The scores of one variant's trials at the epochs where its scheduler compares them."""
 
-    scheduler: Any  # Asha, Median, or one that stops nothing
+    scheduler: Asha | Median | NoScheduler
     max_epochs: int
     scores: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch -> trial -> score
     _ranked: dict[int, list[float]] = field(default_factory=dict)  # the same scores, ascending
@@ -29,19 +28,19 @@ class Rungs:
         if epoch >= self.max_epochs:
             return None
         if isinstance(self.scheduler, Asha):
-            return self._halve(trial_id, epoch, best)
+            return self._halve(self.scheduler, trial_id, epoch, best)
         if isinstance(self.scheduler, Median):
-            return self._compare_with_median(trial_id, epoch, best)
+            return self._compare_with_median(self.scheduler, trial_id, epoch, best)
         return None
 
-    def _halve(self, trial_id: str, epoch: int, best: float) -> str | None:
-        if epoch not in self.rungs():
+    def _halve(self, asha: Asha, trial_id: str, epoch: int, best: float) -> str | None:
+        if epoch not in rung_epochs(asha, self.max_epochs):
             return None
         ranked = self._enter(trial_id, epoch, best)
-        n_kept = max(1, len(ranked) // self.scheduler.reduction)
+        n_kept = max(1, len(ranked) // asha.reduction)
         needed = ranked[-n_kept]
-        # before `reduction` trials have come there is nothing to halve
-        if len(ranked) < self.scheduler.reduction or best >= needed:
+        # fewer than `reduction` trials cannot be divided
+        if len(ranked) < asha.reduction or best >= needed:
             return None
         place = sum(score > best for score in ranked) + 1
         return (
@@ -49,8 +48,10 @@ class Rungs:
             f"the first {n_kept} go on, {needed:.4f} was needed"
         )
 
-    def _compare_with_median(self, trial_id: str, epoch: int, best: float) -> str | None:
-        if epoch < Duration.parse(self.scheduler.grace).n:
+    def _compare_with_median(
+        self, rule: Median, trial_id: str, epoch: int, best: float
+    ) -> str | None:
+        if epoch < Duration.parse(rule.grace).n:
             return None
         scores = self.scores.get(epoch, {})
         others = [score for name, score in scores.items() if name != trial_id]
@@ -75,11 +76,12 @@ class Rungs:
         insort(ranked, best)
         return ranked
 
-    def rungs(self) -> list[int]:
-        """Return the epochs at which successive halving compares."""
-        epochs = []
-        epoch = Duration.parse(self.scheduler.grace).n
-        while epoch < self.max_epochs:
-            epochs.append(epoch)
-            epoch *= self.scheduler.reduction
-        return epochs
+
+def rung_epochs(asha: Asha, max_epochs: int) -> list[int]:
+    """Return the epochs at which successive halving compares trials."""
+    epochs = []
+    epoch = Duration.parse(asha.grace).n
+    while epoch < max_epochs:
+        epochs.append(epoch)
+        epoch *= asha.reduction
+    return epochs

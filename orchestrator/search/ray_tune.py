@@ -1,4 +1,4 @@
-"""The adapter of Ray Tune: runs what a trial controller proposes, and leaves a folder that any Tune user can open."""
+"""The adapter of Ray Tune: it runs what a trial controller proposes, and writes Tune's own folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray import tune
@@ -22,26 +22,33 @@ from ray.tune.result import RESULT_DUPLICATE
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.search.controller import Finished, TrialController, Waiting
+from orchestrator.search.controller import Finished, Replay, TrialController, Waiting
 from orchestrator.search.trial import TrialSpec, run_trial
 from orchestrator.search.worker import TRAINING_MODULES, Body, Child, Reported, Watch
 from orchestrator.store.events import OBJECTIVE
 
-QUIET = {
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt is the driver's to answer
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # JSON is what ExperimentAnalysis reads; the others cost time per trial
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # one trial without the metric would end them all
+Config = dict[str, Any]
+"""Tune's settings of one trial: name, attempt, spec, and `replay` if it has ended before."""
+Result = dict[str, Any]
+"""A report as Tune passes it on: epoch and metrics, or done with a cause and an error."""
+
+_ENVIRONMENT = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver answers an interrupt
+    # ExperimentAnalysis reads JSON; the other loggers cost time per trial
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # one trial without the metric would end them all
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "300",  # copies the whole folder, and nobody restores from it
+    "TUNE_GLOBAL_CHECKPOINT_S": "300",  # it copies the whole folder, which nobody restores
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-_LOOK_S = 5.0
+_NODES_EVERY_S = 5.0
 _RETRIED = {"exited", "killed", "memory"}
 
 
 class Warm(tune.Trainable):
-    """A worker that has everything loaded and runs one trial after another, each in a child of its own.
+    """A worker that has all modules loaded and runs one trial after another in child processes.
 
     A trial that has ended before is only replayed.
     """
@@ -50,28 +57,28 @@ class Warm(tune.Trainable):
     watch = Watch()
     modules: tuple[str, ...] = ()
 
-    def setup(self, config: dict[str, Any]) -> None:
+    def setup(self, config: Config) -> None:
         for name in self.modules:
             importlib.import_module(name)
         self.child = Child(type(self).body, self.watch)
         self._begin(config)
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config: Config) -> bool:
         self.child.stop()
         self._begin(new_config)
         return True
 
-    def _begin(self, config: dict[str, Any]) -> None:
-        self.replay: Iterator[dict[str, Any]] | None = None
-        if (replay := config.get("again")) is not None:
-            self.replay = _results_of(replay["reports"], replay["error"])
+    def _begin(self, config: Config) -> None:
+        self.replay: Iterator[Result] | None = None
+        if "replay" in config:
+            self.replay = _results_of(Replay(**config["replay"]))
             return
         spec = TrialSpec(**config["spec"])
         self.child.start(
             spec, spec.trial_id, seed=spec.seed, threads=spec.threads, device=spec.device
         )
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> Result:
         if self.replay is not None:
             return next(self.replay)
         message = self.child.next()
@@ -85,24 +92,22 @@ class Warm(tune.Trainable):
         self.child.kill()
 
 
-def _results_of(
-    reports: list[tuple[int, dict[str, float]]], error: str | None
-) -> Iterator[dict[str, Any]]:
-    for epoch, metrics in reports:
+def _results_of(replay: Replay) -> Iterator[Result]:
+    for epoch, metrics in replay.reports:
         yield {"epoch": epoch, **metrics}
-    yield {"done": True, "error": error} if error else {RESULT_DUPLICATE: True}
+    if replay.error:
+        yield {"done": True, "error": replay.error}
+    else:
+        yield {RESULT_DUPLICATE: True}
 
 
 class KilledForMemory(RayActorError, OutOfMemoryError):  # noqa: N818 - says what happened
-    """What Ray's OutOfMemoryError has to be for Tune: the death of an actor."""
+    """Ray's OutOfMemoryError as the death of an actor, which Tune can handle."""
 
 
 @contextlib.contextmanager
 def memory_kills_are_deaths() -> Iterator[None]:
-    """Let a worker that Ray kills for memory fail its trial.
-
-    Tune 2.60 does not know this error and ends the run.
-    """
+    """Let only the trial fail if Ray kills a worker for memory; Tune 2.60 would end the run."""
     original = RayActorManager._actor_task_failed  # noqa: SLF001 - there is no public way
 
     def failed(self: Any, task: Any, exception: Exception) -> None:
@@ -118,7 +123,7 @@ def memory_kills_are_deaths() -> Iterator[None]:
 
 
 class Proposals(Searcher):
-    """Hands out what the trial controller proposes."""
+    """Passes on what the trial controller proposes."""
 
     def __init__(self, trial_controller: TrialController) -> None:
         super().__init__(metric=OBJECTIVE, mode="max")
@@ -130,23 +135,20 @@ class Proposals(Searcher):
             return None
         if isinstance(step, Finished):
             return Searcher.FINISHED
-        config: dict[str, Any] = {
-            "name": step.spec.trial_id,
-            "attempt": step.attempt,
-            "spec": step.spec.to_json(),
-        }
+        spec = step.spec
+        config = {"name": spec.trial_id, "attempt": step.attempt, "spec": spec.to_json()}
         if step.replay is not None:
-            config["again"] = {"reports": step.replay.reports, "error": step.replay.error}
+            config["replay"] = vars(step.replay)
         return config
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Nothing: the scheduler's calls carry the trial and come first."""
+        """Do nothing: the scheduler's calls carry the trial and come first."""
 
     def save(self, checkpoint_path: str) -> None:
-        Path(checkpoint_path).touch()  # the ledger is the truth; Tune wants a file
+        Path(checkpoint_path).touch()  # Tune requires a file; the state is in the ledger
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: a run is never restored from Tune's files."""
+        """Do nothing: a run is never restored from Tune's files."""
 
     def __deepcopy__(self, memo: Any) -> Any:
         return self
@@ -155,51 +157,59 @@ class Proposals(Searcher):
         return (object, ())  # what Tune pickles of it is never read
 
 
+class FailedTrial(NamedTuple):
+    """A trial that Tune has to show as an error."""
+
+    tune_controller: Any
+    trial: Any
+    reason: str
+
+
 class Decisions(FIFOScheduler):
-    """Passes reports and endings to the trial controller."""
+    """Passes reports and ends to the trial controller."""
 
     def __init__(self, trial_controller: TrialController) -> None:
         super().__init__()
         self.trial_controller = trial_controller
-        self.failed: list[
-            tuple[Any, Any, str]
-        ] = []  # (controller, trial, reason), to be shown as errors
+        self.failed: list[FailedTrial] = []  # to be shown as errors
         self._nodes = _nodes()
-        self._looked = time.monotonic()
+        self._nodes_time = time.monotonic()
         self._waiting: list[Any] = []
 
-    def look(self) -> None:
-        """Take in nodes that have joined; the death of a trial with its node tells that one has gone."""
-        if time.monotonic() - self._looked > _LOOK_S:
+    def add_new_nodes(self) -> None:
+        """Note nodes that have joined; one that is missing when a trial dies has been lost."""
+        if time.monotonic() - self._nodes_time > _NODES_EVERY_S:
             self._nodes = self._nodes | _nodes()
-            self._looked = time.monotonic()
+            self._nodes_time = time.monotonic()
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         self._waiting.append(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        # Tune's own looks through all trials there ever were, several times for each new one
+        # Tune's own method searches all earlier trials, several times for each new one
         self._waiting = [trial for trial in self._waiting if trial.status == type(trial).PENDING]
-        # one whose own worker is still loading is left to it: given an idle worker, Tune would end the loading one
-        own = tune_controller._trial_to_actor  # noqa: SLF001 - there is no public way
-        return next((trial for trial in self._waiting if trial not in own), None)
+        # a trial whose worker is still loading waits for it: Tune would end that worker
+        workers = tune_controller._trial_to_actor  # noqa: SLF001 - there is no public way
+        for trial in self._waiting:
+            if trial not in workers:
+                return trial
+        return None
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Result) -> str:
         if "epoch" not in result or OBJECTIVE not in result:
             return str(TrialScheduler.CONTINUE)
-        metrics = {
-            name: float(value)
-            for name, value in result.items()
-            if name.startswith(("val_", "train_")) or name in {"lr", "epoch_s"}
-        }
+        metrics = {}
+        for name, value in result.items():
+            if name.startswith(("val_", "train_")) or name in {"lr", "epoch_s"}:
+                metrics[name] = float(value)
         stops = self.trial_controller.on_report(_name(trial), int(result["epoch"]), metrics)
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: Result) -> None:
         cause = result.get("cause")
         error = result.get("error")
         if error:
-            self.failed.append((tune_controller, trial, error))
+            self.failed.append(FailedTrial(tune_controller, trial, error))
         if cause in _RETRIED:
             self.trial_controller.on_death(_name(trial), str(error), cause=str(cause))
         elif cause == "stopped":
@@ -211,24 +221,23 @@ class Decisions(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         error = trial.get_error()
-        text = _brief(error)
+        text = _in_one_line(error)
+        controller = self.trial_controller
         if isinstance(error, OutOfMemoryError):
-            self.trial_controller.on_death(
-                _name(trial), f"the cluster ran out of memory and ended it: {text}", cause="memory"
-            )
-        elif isinstance(error, RayActorError | NodeDiedError):
-            nodes = _nodes()
-            lost = not self._nodes <= nodes or bool(getattr(error, "preempted", False))
-            self._nodes = nodes
-            where = "its node was lost" if lost else "its worker died"
-            self.trial_controller.on_death(
-                _name(trial),
-                f"{where}: {text}",
-                cause="node" if lost else "killed",
-                counts=not lost,
-            )
+            text = f"the cluster ran out of memory and ended it: {text}"
+            controller.on_death(_name(trial), text, cause="memory")
+        elif not isinstance(error, RayActorError | NodeDiedError):
+            controller.on_end(_name(trial), "FAILED", text, cause="raised")
+        elif self._is_node_lost(error):
+            text = f"its node was lost: {text}"
+            controller.on_death(_name(trial), text, cause="node", counts=False)
         else:
-            self.trial_controller.on_end(_name(trial), "FAILED", text, cause="raised")
+            controller.on_death(_name(trial), f"its worker died: {text}", cause="killed")
+
+    def _is_node_lost(self, error: Any) -> bool:
+        before = self._nodes
+        self._nodes = _nodes()
+        return not before <= self._nodes or bool(getattr(error, "preempted", False))
 
     def __deepcopy__(self, memo: Any) -> Any:
         return self
@@ -238,7 +247,7 @@ class Decisions(FIFOScheduler):
 
 
 class Files(JsonLoggerCallback):
-    """Writes Tune's files, and shows failed trials as what they are."""
+    """Writes Tune's files, and shows failed trials as errors."""
 
     def __init__(self, decisions: Decisions, tick: Callable[[], None]) -> None:
         super().__init__()
@@ -247,12 +256,13 @@ class Files(JsonLoggerCallback):
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         self.tick()
-        self.decisions.look()
+        self.decisions.add_new_nodes()
         while self.decisions.failed:
             controller, trial, reason = self.decisions.failed.pop()
-            # a worker whose trial failed is as good as before: it was not raised there, because Tune would drop it
+            # an error raised in the worker would end the worker, which can run more trials
             with contextlib.suppress(AttributeError, AssertionError, KeyError):
-                controller._set_trial_status(trial, type(trial).ERROR)  # noqa: SLF001 - there is no public way
+                set_status = controller._set_trial_status  # noqa: SLF001 - there is no public way
+                set_status(trial, type(trial).ERROR)
                 trial.handle_error(RuntimeError(reason))
 
     def __deepcopy__(self, memo: Any) -> Any:
@@ -274,9 +284,9 @@ def run(
     watch: Watch = Watch(),  # noqa: B008 - frozen
     tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run all trials of a controller as one Tune experiment in `folder`, which is made anew.
+    """Run all trials of a controller as one Tune experiment in a new `folder`.
 
-    Ended trials of a resumed run are replayed to Tune, so nothing of an older folder is needed.
+    The ended trials of a resumed run are replayed to Tune, so an older folder is not needed.
 
     Args:
         trial_controller: what to run.
@@ -289,16 +299,14 @@ def run(
         watch: limits of a trial.
         tick: called after every step of Tune's loop.
     """
-    os.environ.update(QUIET)
-    logging.getLogger("ray.tune").setLevel(
-        logging.CRITICAL
-    )  # what failed is told by us, with its reason
+    os.environ.update(_ENVIRONMENT)
+    # the console shows what failed, with its reason
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # a class of its own carries what all trials share, so that no trial's config does
-    worker = type(
-        "Trial", (Warm,), {"body": staticmethod(body), "watch": watch, "modules": tuple(modules)}
-    )
+    # a new class holds what all trials share, so that their configs need not
+    shared = {"body": staticmethod(body), "watch": watch, "modules": tuple(modules)}
+    worker = type("Trial", (Warm,), shared)
     decisions = Decisions(trial_controller)
     with warnings.catch_warnings(), memory_kills_are_deaths():
         warnings.simplefilter("ignore")
@@ -319,9 +327,8 @@ def run(
                 verbose=0,
                 callbacks=[Files(decisions, tick)],
                 failure_config=tune.FailureConfig(max_failures=0),
-                checkpoint_config=tune.CheckpointConfig(
-                    checkpoint_at_end=False
-                ),  # a trial's own are in the store
+                # the checkpoints of trials are in the store
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
 
@@ -332,16 +339,16 @@ def _name(trial: Any) -> str:
 
 def _label(trial: Any) -> str:
     attempt = trial.config.get("attempt")
-    return _name(trial) + (f"-attempt{attempt}" if attempt else "")
+    return f"{_name(trial)}-attempt{attempt}" if attempt else _name(trial)
 
 
 def _nodes() -> frozenset[str]:
     return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
 
-def _brief(error: Any) -> str:
-    """Return an exception as one line, without Ray's wrapping."""
-    cause = getattr(error, "cause", None) or error or "an error of the cluster's own"
+def _in_one_line(error: Any) -> str:
+    """Return the last line of an exception, without Ray's wrapping."""
+    cause = getattr(error, "cause", None) or error or "an error of the cluster"
     lines = [line for line in str(cause).strip().splitlines() if line.strip()]
     text = lines[-1].strip() if lines else ""
     return text if ":" in text[:60] else f"{type(cause).__name__}: {text}"

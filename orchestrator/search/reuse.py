@@ -1,9 +1,9 @@
-"""Study reuse: a search takes over the finished trials of an earlier run.
+"""Study reuse: a search takes over the trials of an earlier run.
 
-It needs a run that differs only in the number of trials, the limits or the space. The store's answers by key are not
-enough: a pruned trial leaves no artifact, and in a changed space the sampler proposes other points. Measured on a toy
-study with ASHA that goes from 40 to 60 trials: 100 epochs are trained with reuse and 148 with the store alone; in a
-wider space 40 and 218.
+That run may differ in the number of trials, the limits and the space. The store's artifacts alone do
+not suffice: a pruned trial has none, and in a changed space the sampler proposes other points.
+Measured on a toy study with ASHA that goes from 40 to 60 trials: 100 epochs are trained with reuse,
+148 with the store alone; in a wider space 40 and 218.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.files import write_json
-from orchestrator.spec.search_space import Search, holds_point
+from orchestrator.spec.search_space import Search, Space, holds_point
 from orchestrator.store.artifacts import Store
 from orchestrator.store.events import (
     EpochReported,
@@ -30,7 +30,7 @@ FAMILIES = "families.json"
 
 @dataclass(frozen=True)
 class Earlier:
-    """Trials of one variant that need not be trained, as the events that tell of them."""
+    """The events of trials of one variant that need not be trained."""
 
     run_id: str
     n_trials: int
@@ -40,64 +40,56 @@ class Earlier:
 def earlier(
     store: Store, families: Mapping[str, str], search: Search, *, besides: str
 ) -> dict[str, Earlier]:
-    """Return per variant what the run with the most usable trials tells.
+    """Return per variant the trials of the run that has the most usable ones.
 
-    Usable are the trials from the first on, up to one that has not ended or whose artifact is gone: what the sampler
-    suggests next rests on all of them. Trials whose point lies outside the space now are left out.
+    Usable are the trials from the first to the last before one that has not ended or has lost its
+    artifact, because the sampler's next suggestion depends on all of them. Trials outside of the
+    present space are left out.
 
     Args:
-        store: where runs and artifacts are.
-        families: variant -> digest of all that decides a trial of it, except `trials`, limits and space.
-        search: as it is wanted now.
+        store: the runs and artifacts.
+        families: variant -> digest of all that decides its trials, except `trials`, limits, space.
+        search: the present section of the spec.
         besides: the run that asks.
     """
-    found: dict[str, Earlier] = {}
+    longest: dict[str, Earlier] = {}
     for path in sorted((store.root / "runs").glob(f"*/{FAMILIES}")):
         if path.parent.name == besides:
             continue
         try:
-            theirs = json.loads(path.read_text(encoding="utf-8"))
-            shared = [name for name, family in families.items() if theirs.get(name) == family]
-            events = read(path.parent / "events.jsonl") if shared else []
+            families_there = json.loads(path.read_text(encoding="utf-8"))
+            variants = [name for name in families if families_there.get(name) == families[name]]
+            events = read(path.parent / "events.jsonl") if variants else []
         except (OSError, ValueError, LedgerDamaged):
-            continue  # what another run tells is a help, not a need
-        trials = replay(events).trials
-        for variant in shared:
-            names = _usable([t for t in trials.values() if _is_of(t, variant)], search, store)
-            if len(names) > (found[variant].n_trials if variant in found else 0):
-                found[variant] = Earlier(path.parent.name, len(names), _renamed(events, names))
-    return found
+            continue  # another run helps, but is not required
+        trials = replay(events).trials.values()
+        for variant in variants:
+            of_variant = [t for t in trials if t.phase == "search" and t.variant == variant]
+            names = _new_names(of_variant, search.space_of(variant), search.trials, store)
+            n_known = longest[variant].n_trials if variant in longest else 0
+            if len(names) > n_known:
+                renamed = _renamed(events, names)
+                longest[variant] = Earlier(path.parent.name, len(names), renamed)
+    return longest
 
 
-def _is_of(trial: TrialRecord, variant: str) -> bool:
-    return trial.phase == "search" and trial.variant == variant
-
-
-def _usable(trials: list[TrialRecord], search: Search, store: Store) -> dict[str, str]:
-    """Return the trials to take over and the names they get, in the order they were started."""
+def _new_names(
+    trials: list[TrialRecord], space: Space, n_wanted: int, store: Store
+) -> dict[str, str]:
+    """Return the trials to take over and their new names, in the order of their starts."""
     names: dict[str, str] = {}
     for trial in trials:
-        variant = trial.variant
-        key = trial.key
-        space = search.space_of(variant)
-        lost = (
-            trial.status == "COMPLETE"
-            and not (store.root / "trial" / key / "manifest.json").is_file()
-        )
-        if (
-            trial.status is None
-            or lost
-            or trial.has_transient_failure
-            or len(names) >= search.trials
-        ):
+        is_lost = trial.status == "COMPLETE" and not store.has("trial", trial.key)
+        has_ended = trial.status is not None and not trial.has_transient_failure
+        if not has_ended or is_lost or len(names) >= n_wanted:
             break
         if holds_point(space, trial.params):
-            names[trial.trial_id] = f"s-{variant}-{len(names):04}"
+            names[trial.trial_id] = f"s-{trial.variant}-{len(names):04}"
     return names
 
 
 def _renamed(events: list[Event], names: dict[str, str]) -> list[Event]:
-    """Return the events of the trials that are taken over, with the names they get."""
+    """Return the events of the trials that are taken over, with their new names."""
     renamed: list[Event] = []
     for event in events:
         if not isinstance(event, TrialStarted | EpochReported | TrialEnded | TrialReopened):
@@ -116,5 +108,5 @@ def _renamed(events: list[Event], names: dict[str, str]) -> list[Event]:
 
 
 def write_families(run: Path, families: Mapping[str, str]) -> None:
-    """Leave word of a search's families, for runs to come."""
+    """Write down the families of a search, for later runs."""
     write_json(run / FAMILIES, dict(families))

@@ -6,241 +6,277 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.base.keys import digest
 from orchestrator.search.budget import Budget
 from orchestrator.search.controller import Reports, TrialController
 from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
-from orchestrator.spec.search_space import Search, grid, suggest
+from orchestrator.spec.search_space import Choice, Entry, Point, Search, grid, suggest
 from orchestrator.store.events import OBJECTIVE
 from orchestrator.store.ledger import Ledger, TrialRecord
 from trainers.config import Duration
 
-MakeSpec = Callable[[str, str, dict[str, Any]], TrialSpec]
-"""(trial_id, variant, point) -> the trial to run."""
+MakeSpec = Callable[[str, str, Point], TrialSpec]
+"""Takes a trial's id, variant and point; returns the trial to run."""
 
-_DRAWS = 256  # until a new point is found
-_OWN_DRAWS = 4  # of them by the sampler itself
+_MAX_DRAWS = 256  # until a new point is drawn
+_SAMPLER_DRAWS = 4  # of them by the sampler itself
 
 
-@dataclass
-class Studies:
-    """Optuna in memory. A suggestion depends on the history and its number alone, so no generator's state is saved."""
+class Draw(NamedTuple):
+    """Optuna's trial and its point."""
 
-    run_id: str
-    search: Search
-    variants: list[str]
-    seed: int
-    make_spec: MakeSpec
-    sources: dict[str, str] = field(
-        default_factory=dict
-    )  # variant -> the variant that must have ended before
-    warn: Callable[[str], None] = print
-    _warned: bool = field(default=False, init=False)
+    trial: Any
+    point: Point
 
-    def __post_init__(self) -> None:
+
+class VariantStudy:
+    """The Optuna study of one variant, in memory.
+
+    A suggestion depends on the history and its number alone, so no generator's state is saved.
+    """
+
+    def __init__(
+        self, variant: str, search: Search, run_id: str, seed: int, warn: Callable[[str], None]
+    ) -> None:
         import optuna  # noqa: PLC0415
 
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.spaces = {name: self.search.space_of(name) for name in self.variants}
-        self.grids = (
-            {name: grid(space) for name, space in self.spaces.items()}
-            if self.search.sampler == "grid"
-            else None
-        )
-        self.studies = {
-            name: optuna.create_study(study_name=f"{self.run_id}/{name}", direction="maximize")
-            for name in self.variants
-        }
-        self.asked = dict.fromkeys(self.variants, 0)
-        self.ended = dict.fromkeys(self.variants, 0)
-        # asked for, where start points or a grid need them
-        self.points: dict[str, list[dict[str, Any]]] = {name: [] for name in self.variants}
-        self._tried: dict[str, set[str]] = {name: set() for name in self.variants}
-        self._exhausted: set[str] = set()
-        self._newest = dict.fromkeys(
-            self.variants, -1
-        )  # Optuna's number of the last trial that was asked for
+        self.variant = variant
+        self.search = search
+        self.seed = seed
+        self.warn = warn
+        self.space = search.space_of(variant)
+        self.grid = grid(self.space) if search.sampler == "grid" else []
+        self.optuna = optuna.create_study(study_name=f"{run_id}/{variant}", direction="maximize")
+        self.n_asked = 0
+        self.n_ended = 0
+        self.points: list[Point] = []  # that were asked for
+        self._tried: set[str] = set()  # the same, as texts
+        self._is_exhausted = False  # no new point was drawn
+        self._last_number = -1  # Optuna's, of the last trial that was asked for
 
-    def budget(self, variant: str) -> int:
-        """Return how many trials a variant gets."""
-        if not self.spaces[variant]:
+    @property
+    def budget(self) -> int:
+        """How many trials the variant gets."""
+        if not self.space:
             return 1
-        return (
-            min(self.search.trials, len(self.grids[variant])) if self.grids else self.search.trials
-        )
+        if self.grid:
+            return min(self.search.trials, len(self.grid))
+        return self.search.trials
 
-    def ask(self, variant: str, known: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Return Optuna's next trial and its point; `known` asks for a point that was asked for before.
+    def ask(self, known: Point | None = None) -> Draw:
+        """Return Optuna's next trial; `known` asks for a point that was asked for before.
 
-        A point that was tried already is drawn again, a few times by the sampler, which takes the earlier draws for
-        running trials, then at random: in a small space a sampler proposes its favourite for ever. Where nothing new is
-        found the last draw stands: the store answers it, or a trial that was pruned when little was known gets another
-        chance.
+        A point that was tried is drawn again: a few times by the sampler, which takes the earlier
+        draws for running trials, then at random, because in a small space a sampler may propose
+        its favourite for ever. If no draw is new, the last one is returned: the store may have its
+        result, or a trial that was pruned early gets another chance.
         """
         from optuna.trial import TrialState as State  # noqa: PLC0415
 
-        number = self.asked[variant]
-        self.asked[variant] += 1
-        # a quasi-random sequence counts its calls, and learns nothing from what is told
-        fixed = (
-            known if known is not None and self.search.sampler != "qmc" else self._fixed(variant)
-        )
-        at = _DRAWS - 1 if variant in self._exhausted and not fixed else 0
-        draws = [self._draw(variant, number, at, fixed, known=known is not None)]
-        while not fixed and self._is_tried(variant, draws[-1][1]):
-            if (at := at + 1) >= _DRAWS:
-                self._exhausted.add(variant)
+        number = self.n_asked
+        self.n_asked += 1
+        # a quasi-random sequence counts its calls, and learns nothing from results
+        fixed = known
+        if known is None or self.search.sampler == "qmc":
+            fixed = self._fixed_point()
+        attempt = _MAX_DRAWS - 1 if self._is_exhausted and not fixed else 0
+        draws = [self._draw(number, attempt, fixed, is_known=known is not None)]
+        while not fixed and self._is_tried(draws[-1].point):
+            attempt += 1
+            if attempt >= _MAX_DRAWS:
+                self._is_exhausted = True
                 break
-            draws.append(self._draw(variant, number, at, None))
-        for trial, _ in draws[:-1]:
-            self.studies[variant].tell(trial, state=State.FAIL)
-        trial, point = draws[-1]
-        self._tried[variant].add(_text(point))
-        if self.search.start or self.grids:
-            self.points[variant].append(known if known is not None else point)
-        return trial, point
+            draws.append(self._draw(number, attempt, None))
+        for repeated in draws[:-1]:
+            self.optuna.tell(repeated.trial, state=State.FAIL)
+        draw = draws[-1]
+        self._tried.add(_text(draw.point))
+        if self.search.start or self.grid:
+            self.points.append(draw.point if known is None else known)
+        return draw
 
     def _draw(
-        self,
-        variant: str,
-        number: int,
-        attempt: int,
-        fixed: dict[str, Any] | None,
-        *,
-        known: bool = False,
-    ) -> tuple[Any, dict[str, Any]]:
-        import optuna  # noqa: PLC0415
+        self, number: int, attempt: int, fixed: Point | None, *, is_known: bool = False
+    ) -> Draw:
+        from optuna.samplers import RandomSampler  # noqa: PLC0415
 
-        study = self.studies[variant]
-        space = self.spaces[variant]
-        seed = self._seed(variant, number, attempt) if attempt else self._seed(variant, number)
+        seed_parts = (number, attempt) if attempt else (number,)
+        seed = _seed(self.seed, self.variant, *seed_parts)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # experimental options of samplers that we name on purpose
-            study.sampler = self._sampler(variant, seed, at_random=known or attempt >= _OWN_DRAWS)
+            warnings.simplefilter("ignore")  # the samplers' experimental options are meant
+            at_random = is_known or attempt >= _SAMPLER_DRAWS
+            self.optuna.sampler = self._sampler(seed, at_random=at_random)
             if fixed:
-                study.enqueue_trial(
-                    {path: _stored(space[path], value) for path, value in fixed.items()}
-                )
+                values = {path: _stored(self.space[path], value) for path, value in fixed.items()}
+                self.optuna.enqueue_trial(values)
             try:
-                trial = study.ask()
-                point = suggest(trial, space)
+                draw = self._ask_optuna()
             except Exception as error:  # noqa: BLE001 - a sampler that fails must not end the study
-                if not self._warned:
-                    self._warned = True
-                    self.warn(
-                        f"the {self.search.sampler} sampler failed ({type(error).__name__}: {error}); "
-                        "such trials are sampled at random"
-                    )
-                for orphan in study.get_trials(
-                    deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)
-                ):
-                    if orphan.number > self._newest[variant]:
-                        study.tell(orphan.number, state=optuna.trial.TrialState.FAIL)
-                study.sampler = optuna.samplers.RandomSampler(seed=seed)
-                trial = study.ask()
-                point = suggest(trial, space)
-        self._newest[variant] = trial.number
-        return trial, point
+                self.warn(
+                    f"the {self.search.sampler} sampler failed ({type(error).__name__}: {error}); "
+                    "such trials are sampled at random"
+                )
+                self._fail_orphans()
+                self.optuna.sampler = RandomSampler(seed=seed)
+                draw = self._ask_optuna()
+        self._last_number = draw.trial.number
+        return draw
 
-    def _is_tried(self, variant: str, point: dict[str, Any]) -> bool:
-        return bool(self.spaces[variant]) and _text(point) in self._tried[variant]
+    def _ask_optuna(self) -> Draw:
+        trial = self.optuna.ask()
+        return Draw(trial, suggest(trial, self.space))
 
-    def _fixed(self, variant: str) -> dict[str, Any] | None:
-        """Return what is not left to the sampler: the first starting point that was not tried, then the grid's."""
-        space = self.spaces[variant]
-        tried = self.points[variant]
+    def _fail_orphans(self) -> None:
+        """End the trials that a failed sampler left running."""
+        from optuna.trial import TrialState as State  # noqa: PLC0415
+
+        for trial in self.optuna.get_trials(deepcopy=False, states=(State.RUNNING,)):
+            if trial.number > self._last_number:
+                self.optuna.tell(trial.number, state=State.FAIL)
+
+    def _is_tried(self, point: Point) -> bool:
+        return bool(self.space) and _text(point) in self._tried
+
+    def _fixed_point(self) -> Point | None:
+        """Return what is not left to the sampler: a start point not tried yet, or a grid point."""
         for start in self.search.start:
-            own = {path: value for path, value in start.items() if path in space}
-            if own and not any(own.items() <= point.items() for point in tried):
-                return own
-        return (
-            next((point for point in self.grids[variant] if point not in tried), None)
-            if self.grids
-            else None
-        )
+            in_space = {path: value for path, value in start.items() if path in self.space}
+            if in_space and not any(in_space.items() <= point.items() for point in self.points):
+                return in_space
+        for point in self.grid:
+            if point not in self.points:
+                return point
+        return None
 
-    def _seed(self, *parts: Any) -> int:
-        return int(digest([self.seed, *parts])[:8], 16)
+    def _sampler(self, seed: int, *, at_random: bool) -> Any:
+        from optuna import samplers  # noqa: PLC0415
 
-    def _sampler(self, variant: str, seed: int, *, at_random: bool) -> Any:
-        import optuna  # noqa: PLC0415
+        match self.search.sampler:
+            case "qmc":
+                seed = _seed(self.seed, self.variant)
+                return samplers.QMCSampler(seed=seed, scramble=True)
+            case "tpe" if not at_random:
+                return samplers.TPESampler(
+                    seed=seed, multivariate=True, group=True, constant_liar=True
+                )
+            case "gp" if not at_random:
+                return samplers.GPSampler(seed=seed)
+        # a known point leaves nothing to sample, and tpe and gp take their time
+        return samplers.RandomSampler(seed=seed)
 
-        if at_random and self.search.sampler in {"tpe", "gp"}:
-            # what is known leaves nothing to sample, and these two take their time
-            return optuna.samplers.RandomSampler(seed=seed)
-        make: dict[str, Callable[[], Any]] = {
-            "tpe": lambda: optuna.samplers.TPESampler(
-                seed=seed, multivariate=True, group=True, constant_liar=True
-            ),
-            "random": lambda: optuna.samplers.RandomSampler(seed=seed),
-            "gp": lambda: optuna.samplers.GPSampler(seed=seed),
-            "qmc": lambda: optuna.samplers.QMCSampler(seed=self._seed(variant), scramble=True),
-            "grid": lambda: optuna.samplers.RandomSampler(seed=seed),
-        }
-        return make[self.search.sampler]()
+    def tell(self, trial: Any, status: str, reports: Reports, cause: str | None = None) -> None:
+        """Tell Optuna how a trial ended: its intermediate values, and PRUNED as such.
 
-    def tell(
-        self, asked: tuple[str, Any], status: str, reports: Reports, cause: str | None = None
-    ) -> None:
-        """Tell a study how a trial ended: intermediate values, and PRUNED as what it is.
-
-        A setting that does not fit into memory violates a constraint, so that the sampler goes elsewhere; as FAIL it
-        would be forgotten and proposed again.
+        A point that does not fit into memory violates a constraint, so that the sampler avoids it;
+        a failure would be forgotten and proposed again.
         """
         from optuna.trial import TrialState as State  # noqa: PLC0415
 
-        variant, trial = asked
-        study = self.studies[variant]
-        self.ended[variant] += 1
+        self.n_ended += 1
         for epoch, metrics in sorted(reports.items()):
             trial.report(metrics[OBJECTIVE], epoch)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if cause == "memory":
                 trial.set_constraint("memory", 1.0)
-                study.tell(trial, state=State.PRUNED)
+                self.optuna.tell(trial, state=State.PRUNED)
             elif status == "COMPLETE":
-                study.tell(trial, max(metrics[OBJECTIVE] for metrics in reports.values()))
+                self.optuna.tell(trial, max(metrics[OBJECTIVE] for metrics in reports.values()))
             else:
-                study.tell(trial, state=State.PRUNED if status == "PRUNED" else State.FAIL)
+                self.optuna.tell(trial, state=State.PRUNED if status == "PRUNED" else State.FAIL)
 
-    def resume(self, trial: TrialRecord) -> tuple[TrialSpec, Any]:
-        """Ask again for a trial that the ledger knows."""
-        variant = trial.variant
-        point = trial.params
-        asked, _ = self.ask(variant, point)
-        return self.make_spec(trial.trial_id, variant, point), (variant, asked)
 
-    def proposals(self) -> Iterator[tuple[TrialSpec, Any] | None]:
-        """Yield new trials, variant after variant, until each has had its budget; None where all wait for sources."""
-        while left := [name for name in self.variants if self.asked[name] < self.budget(name)]:
-            ready = [name for name in left if self._has_ended(self.sources.get(name))]
+@dataclass(frozen=True)
+class Asked:
+    """A trial of Optuna and the study to tell its end to."""
+
+    study: VariantStudy
+    trial: Any
+
+
+@dataclass
+class Studies:
+    """The studies of all variants; they propose trials in turn."""
+
+    run_id: str
+    search: Search
+    variants: list[str]
+    seed: int
+    make_spec: MakeSpec
+    sources: dict[str, str] = field(default_factory=dict)  # variant -> one that must end before
+    warn: Callable[[str], None] = print
+    _has_warned: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        import optuna  # noqa: PLC0415
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.studies: dict[str, VariantStudy] = {}
+        for name in self.variants:
+            self.studies[name] = VariantStudy(
+                name, self.search, self.run_id, self.seed, self._warn_once
+            )
+
+    def _warn_once(self, text: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            self.warn(text)
+
+    @property
+    def n_trials(self) -> int:
+        """How many trials there are in all."""
+        return sum(study.budget for study in self.studies.values())
+
+    def tell(self, asked: Asked, status: str, reports: Reports, cause: str | None) -> None:
+        """Tell a study how a trial ended."""
+        asked.study.tell(asked.trial, status, reports, cause)
+
+    def resume(self, record: TrialRecord) -> tuple[TrialSpec, Asked]:
+        """Ask again for a trial of the ledger."""
+        study = self.studies[record.variant]
+        trial = study.ask(record.params).trial
+        spec = self.make_spec(record.trial_id, record.variant, record.params)
+        return spec, Asked(study, trial)
+
+    def proposals(self) -> Iterator[tuple[TrialSpec, Asked] | None]:
+        """Yield new trials, variant after variant; None if all have to wait for their sources."""
+        while True:
+            open_ = [study for study in self.studies.values() if study.n_asked < study.budget]
+            if not open_:
+                return
+            ready = [study for study in open_ if self._has_source_ended(study.variant)]
             if not ready:
                 yield None
                 continue
-            variant = min(ready, key=lambda name: (self.asked[name], self.variants.index(name)))
-            trial_id = f"{variant}-{self.asked[variant]:04}"
-            asked, point = self.ask(variant)
-            yield self.make_spec(trial_id, variant, json.loads(json.dumps(point))), (variant, asked)
+            study = min(ready, key=lambda study: study.n_asked)
+            trial_id = f"{study.variant}-{study.n_asked:04}"
+            trial, point = study.ask()
+            spec = self.make_spec(trial_id, study.variant, json.loads(json.dumps(point)))
+            yield spec, Asked(study, trial)
 
-    def _has_ended(self, variant: str | None) -> bool:
-        return variant is None or self.ended[variant] >= self.budget(variant)
+    def _has_source_ended(self, variant: str) -> bool:
+        source = self.sources.get(variant)
+        return source is None or self.studies[source].n_ended >= self.studies[source].budget
 
 
-def _text(point: dict[str, Any]) -> str:
+def _seed(*parts: Any) -> int:
+    return int(digest(list(parts))[:8], 16)
+
+
+def _text(point: Point) -> str:
     return json.dumps(point, sort_keys=True)
 
 
-def _stored(entry: Any, value: Any) -> Any:
-    """Return a value as Optuna knows it: a choice of lists or maps goes by its place."""
-    choices = getattr(entry, "choice", None)
-    simple = choices is None or all(isinstance(item, str | int | float | bool) for item in choices)
-    return value if simple else choices.index(value) if choices else value
+def _stored(entry: Entry, value: Any) -> Any:
+    """Return a value as Optuna stores it: a list or map goes by its index."""
+    if isinstance(entry, Choice):
+        for choice in entry.choice:
+            if not isinstance(choice, str | int | float | bool):
+                return entry.choice.index(value)
+    return value
 
 
 def search_controller(
@@ -258,12 +294,10 @@ def search_controller(
         ledger: open for writing.
         durations: variant -> its `train.duration`.
         finished: looks up the epochs of a trial that is finished in the store.
-        gpus_per_trial: what gpu_hours are counted with.
+        gpus_per_trial: for the limit gpu_hours.
     """
-    rungs = {
-        name: Rungs(studies.search.scheduler, _max_epochs(durations[name]))
-        for name in studies.variants
-    }
+    scheduler = studies.search.scheduler
+    rungs = {name: Rungs(scheduler, _max_epochs(durations[name])) for name in studies.variants}
     return TrialController(
         ledger,
         "search",
@@ -277,10 +311,10 @@ def search_controller(
 
 
 def _max_epochs(duration: str) -> int:
-    """Return the epoch at which no rung looks any more.
+    """Return the epoch from which on no trial is stopped.
 
-    How many epochs steps are depends on a trial's photos and batch size, which only its worker counts: with a duration
-    in steps a rung may stop a trial that is at its end.
+    How many epochs a duration in steps has, only the worker knows; a trial may then be stopped at
+    its last epoch.
     """
     parsed = Duration.parse(duration)
     return parsed.n if parsed.unit == "epochs" else 10**9

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.catalog.labels import Schema
-from data_prep.catalog.sources import require_images, sides
+from data_prep.catalog.sources import require_images, sides, table_of
 from data_prep.errors import DataError
 from data_prep.section import identity
 from orchestrator.base.keys import digest
@@ -405,7 +405,7 @@ def check_data_roots(draft: Draft, base: Path) -> None:
         except DataError as error:
             draft.refuse(tuple(error.path.split(".")), str(error))
             continue
-        table = getattr(section, "table", None)
+        table = table_of(section)
         if table and not (base / section.root / table).is_file():
             place = base / section.root / table
             text = f"data.{side}.table: required a file, found none at {place}"

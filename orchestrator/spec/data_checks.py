@@ -73,13 +73,12 @@ def _faults(experiment: Experiment, rows: Rows, warnings: list[str]) -> Iterator
     n_units = len(rows.readable)
     if not by_photo:
         n_units = len({rows.groups[index] for index in rows.readable})
-        rare = rare_classes(spec.data, rows)
-        if spec.confirm is None:
-            warnings += rare
-        else:
-            for sentence in rare:
-                where, _, text = sentence.partition(": ")
-                yield DataError(where, text)
+        for rare in rare_classes(spec.data, rows):
+            where = f"data.labels.{rare.label}"
+            if spec.confirm is None:
+                warnings.append(f"{where}: {rare.sentence}")
+            else:
+                yield DataError(where, rare.sentence)
     if spec.confirm is not None and n_units < spec.confirm.folds:
         units = "photos" if by_photo else "groups"
         yield DataError(

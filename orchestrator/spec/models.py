@@ -162,6 +162,17 @@ class Spec(Section):
         return self
 
     @model_validator(mode="after")
+    def _answer_has_a_column_per_label(self) -> Self:
+        answer = self.data.test.answer if isinstance(self.data.test, TestTable) else None
+        labels = list(self.data.labels)
+        if isinstance(answer, list) and len(answer) != len(labels):
+            raise ValueError(
+                f"data.test.answer: one column per label ({', '.join(labels)}) was required, "
+                f"found {', '.join(answer)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _search_fits(self) -> Self:
         if self.search is None:
             return self
@@ -229,11 +240,12 @@ def _corners(space: Space, path: str) -> list[Any]:
 def known_to_training(data: Data) -> Plain:
     """Return what identifies a data section for training.
 
-    Left out are the test labels and who may see them: only the vote depends on those.
+    Left out are the test labels, who may see them, and the form of the answer: only the vote
+    depends on those.
     """
     facts = identity(data)
     if facts["test"]:
-        for name in ("label", "public"):
+        for name in ("label", "public", "answer"):
             facts["test"].pop(name, None)
     return facts
 

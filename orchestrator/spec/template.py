@@ -1,45 +1,26 @@
-"""A starter spec for a folder of photos."""
+"""A starter spec for a folder of photos: what it proposes is read back before it is written."""
 
 from __future__ import annotations
 
-import csv
+import json
 import os
 import re
+from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from data_prep.catalog.names import resolve
+from data_prep.catalog.rows import Rows, group_sizes, rare_classes, read_rows, require_classes
+from data_prep.errors import DataError
 from orchestrator.base.errors import SpecError
+from orchestrator.spec import survey
+from orchestrator.spec.models import Spec
+from orchestrator.spec.yaml_source import lone_value
 
-_PHOTO = re.compile(r".*\.(jpe?g|png|webp)$", re.IGNORECASE)
-_MAX_CLASSES = 20
-_N_BINS = 3
-_PATH_COLUMNS = ("path", "file", "filename", "image", "ImageID")
-_GROUP_COLUMNS = ("id", "group", "person", "person_id", "subject")
-_YAML_WORDS = frozenset({"true", "false", "null", "yes", "no"})
-
-_HEAD = """\
-# Question: what can be read from these photos?
-# Command:  python -m orchestrator submit THIS_FILE
-name: {name}
-seed: 42
-"""
-_FOLDERS = """\
-data:
-  source: {{layout: class_folders, root: {root}}}
-  test: {{hold_out: 0.15}}
-  labels:
-    class: {{from: column, column: folder, classes: [{classes}]}}
-  group: sample_id   # better: a column of the person or object; no group is in both train and test
-  split: {{strategy: balanced_profile, val: 0.2, seed: 0}}
-"""
-_TABLE = """\
-data:
-  source: {{{source}}}
-  test: {{hold_out: 0.15}}
-  labels:
-{labels}
-  group: {group}   # photos of one group are never in both train and test
-  split: {{strategy: balanced_profile, val: 0.2, seed: 0}}
-"""
+_MAX_DROPS = 3
+_YAML_WORDS = frozenset({"true", "false", "null", "yes", "no", "nan", "inf"})
 
 _TAIL = """\
 prep:
@@ -54,136 +35,339 @@ train:
   duration: 5 epochs
 variants:
   single: {{}}
-{second}confirm: {{finalists: {n}, seeds: [0], folds: 3}}
-select: {{policy: robust, members: {n}}}
+{second}confirm: {{finalists: 2, seeds: [0], folds: {folds}}}
+select: {{policy: robust, members: 2}}
 """
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """The data section, and what a reader should know of it."""
+
+    source: list[str]
+    labels: list[survey.Labels]
+    group: str  # as it stands in the spec
+    tree: list[str]  # what was read, a line each
+    test: str = "{hold_out: 0.15}"
+    stem: str = ""  # a label of the file stems, a line of the spec
+    leave_out: bool = False
+    notes: list[str] = field(default_factory=list)
 
 
 def starter_spec(folder: Path, base: Path) -> str:
     """Return a YAML spec for a folder of photos; its root is written relative to `base`.
 
     Raises:
-        SpecError: the folder has none of the known layouts.
+        SpecError: the folder has none of the known layouts, or what it has cannot be used.
     """
-    images = folder / "images"
-    if not images.is_dir():
-        raise SpecError(
-            f"{folder}: photos below {images} were required, found no such folder; move them there"
-        )
+    if not folder.is_dir():
+        raise SpecError(f"{folder}: a folder of photos was required, found none there")
     root = os.path.relpath(folder.resolve(), base.resolve())
-    tables = sorted(path for path in folder.iterdir() if path.suffix == ".csv")
-    data = _from_table(tables[0], root) if tables else _from_folders(images, root)
-    n_labels = data.count("from:")
-    second = "  cutmix: {train.augment.cutmix: half}\n"
-    if n_labels > 1:
-        second = "  shallow: {train.model.head: shallow}\n"
-    name = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-")
-    head = _HEAD.format(name=name or "experiment")
-    return head + data + _TAIL.format(second=second, n=2)
+    tables = survey.read_tables(folder)
+    train = survey.choose_train(tables)
+    draft = (
+        _from_table(folder, root, tables, train) if train else _from_folders(folder, root, tables)
+    )
+    name = _spec_name(folder)
+    rows: Rows | None = None
+    for _ in range(_MAX_DROPS):
+        rows, smaller = _read_back(draft, name, folder, base)
+        if smaller is None:
+            break
+        draft = smaller
+    assert rows is not None  # noqa: S101 - the loop runs
+    groups = [rows.groups[index] for index in rows.readable]
+    sizes = f"{len(groups)} photos in {group_sizes(groups)}"
+    n_folds = min(3, max(2, len(set(groups))))
+    return _head(draft, sizes) + _body(draft, name, n_folds)
 
 
-def _from_folders(images: Path, root: str) -> str:
-    classes = []
-    for path in sorted(images.iterdir()):
-        if path.is_dir() and any(map(_is_photo, path.iterdir())):
-            classes.append(path.name)
-    if len(classes) < 2:
+def _read_back(draft: _Draft, name: str, folder: Path, base: Path) -> tuple[Rows, _Draft | None]:
+    """Read the data as the spec says; return a draft without the classes of one group, if any."""
+    try:
+        spec = Spec.model_validate_json(json.dumps(lone_value(_body(draft, name, 2))))
+        rows = read_rows(spec.data, base)
+        rare = rare_classes(spec.data, rows)
+        labels = []
+        for label in draft.labels:
+            gone = {item.name for item in rare if item.label == _identifier(label.column)}
+            kept = [text for text in label.classes if text not in gone]
+            if label.classes and len(kept) < 2:
+                continue
+            labels.append(replace(label, classes=kept, left_out=[*label.left_out, *sorted(gone)]))
+        columns = {_identifier(label.column) for label in labels}
+        if (labels or draft.stem) and not columns.isdisjoint(item.label for item in rare):
+            return rows, replace(draft, labels=labels, leave_out=True)
+        require_classes(spec.data, rows)
+    except DataError as error:
+        raise SpecError(f"{folder}: {error.text}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
         raise SpecError(
-            f"{images}: one folder of photos per class was required (or a .csv table beside "
-            f"images/), found {len(classes)} folder(s) with photos; "
-            "sort the photos into folders or add a table"
+            f"{folder}: names that a spec can hold were required, found at {where}: {first['msg']}; "
+            "rename the folder, file or column"
+        ) from None
+    return rows, None
+
+
+# ------------------------------------------------------------------------------------ the text
+
+
+def _head(draft: _Draft, sizes: str) -> str:
+    lines = ["Question: what can be read from these photos?", *_COMMAND, "Read:"]
+    lines += [f"  {line}" for line in draft.tree]
+    if draft.group == "sample_id":
+        lines.append(
+            f"Groups: {sizes}; every photo is its own. If photos share a subject, name its"
         )
-    return _FOLDERS.format(root=_quote(root), classes=_quoted_list(classes))
-
-
-def _from_table(table: Path, root: str) -> str:
-    with table.open(newline="", encoding="utf-8-sig") as handle:
-        rows = list(csv.DictReader(handle))
-    if not rows:
-        raise SpecError(f"{table}: rows were required, found none")
-    columns = list(rows[0])
-    path_column = _first_known(_PATH_COLUMNS, columns) or columns[0]
-    group_column = _first_known(_GROUP_COLUMNS, columns)
-    images = table.parent / "images"
-    has_profiles = (images / (rows[0][path_column] or "?")).is_dir()
-    source = f"layout: table, root: {_quote(root)}, table: {_quote(table.name)}"
-    labels = []
-    if has_profiles:
-        source = source.replace("layout: table", "layout: profile_folders", 1)
-        labels += _stem_label([images / row[path_column] for row in rows[:5]])
+        lines.append("  column in data.group, or a part of the file names with a rule:")
+        lines.append('  {from: name, pattern: "plant-(?P<group>[0-9]+)"}')
     else:
-        source += f", path: {path_column}"
-    for column in columns:
-        if column not in {path_column, group_column}:
-            labels += _column_label(column, [row[column] for row in rows if row[column]])
-    if not labels:
-        raise SpecError(
-            f"{table}: a column with 2 to {_MAX_CLASSES} values or with numbers was required, "
-            f"found {', '.join(columns)}"
+        lines.append(f"Groups: {sizes}, by {draft.group}.")
+    lines += draft.notes
+    for label in draft.labels:
+        if label.left_out:
+            lines.append(
+                f"Left out of {label.column}: {', '.join(label.left_out)} (one group each)"
+            )
+        if label.n_missing:
+            lines.append(f"Left out: {label.n_missing} rows without {label.column}")
+    return "".join(f"# {line}\n" for line in lines)
+
+
+_COMMAND = ("Command:  python -m orchestrator submit THIS_FILE",)
+
+
+def _body(draft: _Draft, name: str, n_folds: int) -> str:
+    labels = [draft.stem] if draft.stem else []
+    labels += map(_label_line, draft.labels)
+    second = "  cutmix: {train.augment.cutmix: half}\n"
+    if len(labels) > 1:
+        second = "  shallow: {train.model.head: shallow}\n"
+    comment = "   # photos of one group are never in both train and test"
+    lines = [
+        f"name: {name}",
+        "seed: 42",
+        "data:",
+        f"  source: {{{', '.join(draft.source)}}}",
+        f"  test: {draft.test}",
+        "  labels:",
+        *labels,
+        f"  group: {draft.group}{comment}",
+    ]
+    if draft.leave_out or any(label.n_missing for label in draft.labels):
+        lines.append("  unlabelled: leave_out   # photos that have no class")
+    lines.append("  split: {strategy: balanced_profile, val: 0.2, seed: 0}")
+    return "\n".join(lines) + "\n" + _TAIL.format(second=second, folds=n_folds)
+
+
+def _label_line(label: survey.Labels) -> str:
+    rule = f"classes: [{', '.join(map(_class_text, label.classes))}]"
+    if label.bins:
+        rule = f"bins: [{', '.join(f'{cut:g}' for cut in label.bins)}]"
+    name = _identifier(label.column)
+    return f"    {name}: {{from: column, column: {_quote(label.column)}, {rule}}}"
+
+
+def _class_text(name: str) -> str:
+    """Write a class; a plain number needs no quotes."""
+    return name if re.fullmatch(r"0|-?[1-9][0-9]{0,8}", name) else _quote(name)
+
+
+def _spec_name(folder: Path) -> str:
+    name = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-_")
+    return name[:60] or "experiment"
+
+
+def _identifier(text: str) -> str:
+    if text == "folder":
+        return "class"
+    plain = re.sub(r"\W", "_", text)
+    return plain if plain.isidentifier() else f"c_{plain}"
+
+
+def _quote(text: str) -> str:
+    """Quote a text that YAML would read as something else."""
+    if re.fullmatch(r"[A-Za-z_][\w./-]*", text, re.ASCII) and text.lower() not in _YAML_WORDS:
+        return text
+    return json.dumps(text, ensure_ascii=False)
+
+
+# ------------------------------------------------------------------------------------ the data
+
+
+def _from_folders(folder: Path, root: str, tables: list[survey.FoundTable]) -> _Draft:
+    tree = survey.read_classes(folder)
+    if tree is None:
+        raise SpecError(_nothing(folder, tables))
+    paths = []
+    labels = []
+    for name, photos in tree.photos.items():
+        paths += [f"{name}/{photo}" for photo in photos]
+        labels += [name] * len(photos)
+    proposal = survey.propose_group_of_names(paths, labels)
+    test = "{hold_out: 0.15}"
+    where = f"root: {_quote(root)}"
+    lines = [f"{folder.name}/"]
+    below = "" if tree.images == "." else f"{tree.images}/"
+    for name, photos in tree.photos.items():
+        lines.append(f"  {below}{name}/   {len(photos)} photos")
+    if tree.test is not None:
+        test = f"{{layout: folder, {where}, images: {_quote(tree.test)}}}"
+        if tree.test_has_classes:
+            test = f"{{layout: class_folders, {where}, images: {_quote(tree.test)}, label: folder}}"
+        n_photos = survey.count_photos(folder / tree.test)
+        lines.append(f"  {tree.test}/   {n_photos} photos for the test")
+    source = ["layout: class_folders", where]
+    if tree.images != "images":
+        source.append(f"images: {_quote(tree.images)}")
+    return _Draft(
+        source,
+        [survey.Labels("folder", classes=list(tree.photos))],
+        proposal.spec if proposal else "sample_id",
+        lines,
+        test=test,
+        leave_out=tree.images == ".",
+    )
+
+
+def _nothing(folder: Path, tables: list[survey.FoundTable]) -> str:
+    """Say what is missing in a folder of no known layout."""
+    n_photos = survey.count_photos(folder)
+    if tables and n_photos:
+        table = tables[0]
+        return (
+            f"{table.path}: a column with the names of the photos was required beside columns of "
+            f"labels, found {', '.join(table.columns)}; none of them names the {n_photos} photos "
+            f"below {folder}"
         )
-    return _TABLE.format(source=source, labels="\n".join(labels), group=group_column or "sample_id")
+    if not n_photos:
+        return f"{folder}: photos below it were required, found none; move them there"
+    return (
+        f"{folder}: one folder of photos per class was required (or a table of labels), found "
+        f"{n_photos} photos in fewer than two folders; sort them into folders or add a table"
+    )
 
 
-def _first_known(known: tuple[str, ...], columns: list[str]) -> str | None:
-    for name in known:
-        if name in columns:
-            return name
-    return None
+def _from_table(
+    folder: Path, root: str, tables: list[survey.FoundTable], train: survey.FoundTable
+) -> _Draft:
+    group = survey.propose_group_column(train)
+    labels = survey.propose_labels(train, group)
+    contest = survey.choose_submission(tables, train)
+    answers: list[str] = []
+    if contest is not None:
+        answers = [name for name in contest.columns if name != contest.photo_column]
+        wanted = [label for label in labels if label.column in answers]
+        labels = wanted or labels
+    stem = ""
+    layout = "profile_folders" if train.are_folders else "table"
+    if train.are_folders:
+        images = folder / train.images
+        names = train.columns[train.photo_column].values[:5]
+        stem = _stem_label([images / name for name in names])
+    if not labels and not stem:
+        raise SpecError(
+            f"{train.path}: a column of labels was required (2 to {survey.MAX_CLASSES} values that "
+            f"repeat, or numbers), found {', '.join(train.columns)}"
+        )
+    if group is None and not train.are_folders:
+        proposal = _group_of_names(folder, train, labels)
+        group_text = proposal.spec if proposal else "sample_id"
+    else:
+        group_text = _quote(group) if group else "sample_id"
+    source = [f"layout: {layout}", f"root: {_quote(root)}"]
+    if train.images != "images":
+        source.append(f"images: {_quote(train.images)}")
+    source.append(f"table: {_quote(train.path.name)}")
+    if layout == "table":
+        source.append(f"path: {_quote(train.photo_column)}")
+    draft = _Draft(source, labels, group_text, _tree(folder, tables, train), stem=stem)
+    unused = [
+        name
+        for name in train.columns
+        if name not in {train.photo_column, group, *(label.column for label in labels)}
+    ]
+    if unused:
+        draft.notes.append(f"Columns that are not used: {', '.join(unused)}")
+    if contest is None:
+        return draft
+    return replace(draft, test=_contest_test(root, contest, answers, labels))
 
 
-def _stem_label(profiles: list[Path]) -> list[str]:
+def _contest_test(
+    root: str, contest: survey.FoundTable, answers: list[str], labels: list[survey.Labels]
+) -> str:
+    """Return a test section whose submission has the form of the sample."""
+    parts = [f"root: {_quote(root)}"]
+    if contest.images != "images":
+        parts.append(f"images: {_quote(contest.images)}")
+    parts += [f"table: {_quote(contest.path.name)}", f"id: {_quote(contest.photo_column)}"]
+    if len(answers) == 1:
+        parts.append(f"answer: {_quote(answers[0])}")
+    elif len(answers) == len(labels):
+        parts.append(f"answer: [{', '.join(map(_quote, answers))}]")
+    return f"{{{', '.join(parts)}}}"
+
+
+def _group_of_names(
+    folder: Path, train: survey.FoundTable, labels: list[survey.Labels]
+) -> survey.GroupProposal | None:
+    names = train.columns[train.photo_column].cells
+    paths = resolve(str(folder / train.images), names).paths
+    shown = [train.columns[label.column].cells for label in labels if label.classes]
+    texts = ["/".join(cells) for cells in zip(*shown, strict=True)] if shown else [""] * len(paths)
+    return survey.propose_group_of_names(paths, texts)
+
+
+def _tree(folder: Path, tables: list[survey.FoundTable], train: survey.FoundTable) -> list[str]:
+    lines = [f"{folder.name}/"]
+    for name in survey.photo_folders(folder):
+        n_photos = survey.count_photos(folder / name) if name != "." else 0
+        if n_photos:
+            lines.append(f"  {name}/   {n_photos} photos")
+    for table in tables:
+        use = "" if table is train else "   (not used)"
+        if survey.choose_submission(tables, train) is table:
+            use = "   (the form of the submission)"
+        columns = ", ".join(table.columns)
+        lines.append(f"  {table.path.name}   {table.n_rows} rows: {columns}{use}")
+    return lines
+
+
+def _stem_label(profiles: list[Path]) -> str:
     """Return a label of the file stems in some folders, if they differ in more than numbers."""
     stems: set[str] = set()
     for folder in profiles:
-        stems |= {photo.stem for photo in folder.iterdir() if _is_photo(photo)}
+        if folder.is_dir():
+            stems |= {photo.stem for photo in folder.iterdir() if survey.is_photo(photo.name)}
     stems_by_class: dict[str, list[str]] = {}
     for stem in sorted(stems):
         stems_by_class.setdefault(stem.rstrip("0123456789") or stem, []).append(stem)
     if len(stems_by_class) < 2:
-        return []
+        return ""
     patterns = []
     for name, members in stems_by_class.items():
         pattern = members[0] if len(members) == 1 else f"{name}*"
         patterns.append(f"{_identifier(name)}: {_quote(pattern)}")
     comment = "# check which stems mean the same"
-    return [f"    photo: {{from: stem, classes: {{{', '.join(patterns)}}}}}   {comment}"]
+    return f"    photo: {{from: stem, classes: {{{', '.join(patterns)}}}}}   {comment}"
 
 
-def _column_label(column: str, values: list[str]) -> list[str]:
-    """Return a label of a column: classes for few texts, bins for numbers, else nothing."""
-    distinct = sorted(set(values))
-    if len(distinct) < 2:
-        return []
-    try:
-        numbers = sorted(float(value) for value in values)
-    except ValueError:
-        if len(distinct) > _MAX_CLASSES:
-            return []
-        rule = f"classes: [{_quoted_list(distinct)}]"
-    else:
-        cuts = {numbers[len(numbers) * part // _N_BINS] for part in range(1, _N_BINS)}
-        cuts.discard(numbers[0])
-        if not cuts:
-            return []
-        rule = f"bins: [{', '.join(f'{cut:g}' for cut in sorted(cuts))}]"
-    return [f"    {_identifier(column)}: {{from: column, column: {_quote(column)}, {rule}}}"]
+def write_examples(folder: Path) -> list[Path]:
+    """Write the specs for the drawn sample data into a folder; return their paths, quickstart first.
 
-
-def _is_photo(path: Path) -> bool:
-    return bool(_PHOTO.match(path.name))
-
-
-def _identifier(text: str) -> str:
-    plain = re.sub(r"\W", "_", text)
-    return plain if plain.isidentifier() else f"c_{plain}"
-
-
-def _quoted_list(texts: list[str]) -> str:
-    return ", ".join(_quote(text) for text in texts)
-
-
-def _quote(text: str) -> str:
-    """Quote a text that YAML would read as something else."""
-    if re.fullmatch(r"[A-Za-z_][\w./-]*", text) and text.lower() not in _YAML_WORDS:
-        return text
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    Raises:
+        SpecError: one of them exists.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name in ("quickstart.yaml", "smoke.yaml"):
+        path = folder / name
+        if path.exists():
+            raise SpecError(f"{path}: a new file was required, it exists; choose another folder")
+        text = resources.files("orchestrator.spec").joinpath("examples", name).read_text("utf-8")
+        path.write_text(text, encoding="utf-8")
+        paths.append(path)
+    return paths

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, git_commit, packages
 from orchestrator.store.events import LabelsOpened
 from orchestrator.store.ledger import TrialRecord
+from orchestrator.store.looks import read_looks
 from orchestrator.store.run_dir import RunPaths
 from orchestrator.store.run_files.audit import AuditFacts
 from orchestrator.store.run_files.certificate import (
@@ -108,9 +109,7 @@ def certify(
         "public": vote.public and vote.public.to_json(),
         "gap": gap and gap.model_dump(),
         **_worst(env, catalog, confirm, select),
-        "looked_at": [
-            use.model_dump() for use in _data_uses(env, catalog, search, confirm, select, vote)
-        ],
+        "looked_at": [use.model_dump() for use in _data_uses(env, search, confirm, select, vote)],
         "check": check(env, lineage, confirm.split).model_dump(),
     }
     facts["statement"] = statement(as_record(Certificate, facts))
@@ -153,8 +152,8 @@ def _people(env: Env) -> str:
     if spec.search is None:
         return "The members were chosen on the people who were scored, and on no others."
     return (
-        "People of role val chose the settings, so they are left out of the score; those scored "
-        "chose the members alone."
+        "People of role val chose the settings, so they are left out of the score (with split "
+        "random, their photos there); those scored chose the members alone."
     )
 
 
@@ -257,9 +256,7 @@ def _worst(env: Env, catalog: Catalog, confirm: Confirmed, select: Selected) -> 
     ).pred
     targets = arms[0].targets
     classes = metrics.class_metrics(targets, preds, env.schema.n_classes)
-    for row in classes:
-        row["name"] = env.schema.class_name(row["class"])
-    worst_classes = sorted(classes, key=lambda row: (row["f1"], row["class"]))
+    worst_classes = sorted(classes, key=lambda row: (row.f1, row.code))
     owners = arms[0].groups or arms[0].sample_ids
     n_photos = Counter(owners)
     n_right: Counter[str] = Counter()
@@ -270,19 +267,19 @@ def _worst(env: Env, catalog: Catalog, confirm: Confirmed, select: Selected) -> 
         groups.append(GroupScore(group=group, accuracy=n_right[group] / n, n=n))
     groups.sort(key=lambda row: (row.accuracy, -(row.n or 0), row.group))
     return {
-        "classes": classes,
-        "worst_classes": worst_classes[:N_WORST_CLASSES],
+        "classes": [_class_row(env, row) for row in classes],
+        "worst_classes": [_class_row(env, row) for row in worst_classes[:N_WORST_CLASSES]],
         "worst_groups": [score.model_dump() for score in groups[:N_WORST_GROUPS]],
     }
 
 
+def _class_row(env: Env, row: metrics.ClassMetrics) -> dict[str, object]:
+    facts = asdict(row)
+    return {"class": facts.pop("code"), **facts, "name": env.schema.class_name(row.code)}
+
+
 def _data_uses(
-    env: Env,
-    catalog: Catalog,
-    search: Searched,
-    confirm: Confirmed,
-    select: Selected,
-    vote: Voted,
+    env: Env, search: Searched, confirm: Confirmed, select: Selected, vote: Voted
 ) -> list[DataUse]:
     """Return which data were looked at how often, and what for."""
     uses: list[DataUse] = []
@@ -328,7 +325,7 @@ def _data_uses(
         reason = "scored the vote; nothing was chosen by them in this run"
         add(f"{part}test labels", n_openings, reason)
         reason = "each look at a test score makes the next choice a little less honest"
-        add(OTHER_RUNS, _n_other_runs(env.paths, catalog.content), reason)
+        add(OTHER_RUNS, _n_other_looks(env.paths, vote.labels_key), reason)
     return uses
 
 
@@ -336,18 +333,10 @@ def _n_epochs(trials: Sequence[TrialRecord]) -> int:
     return sum(len(trial.reports) for trial in trials)
 
 
-def _n_other_runs(paths: RunPaths, content: str) -> int:
-    """Count the other runs of the store that scored this very data set's test labels."""
-    n_runs = 0
-    for path in paths.root.parent.glob("*/certificate.json"):
-        if path.parent == paths.root:
-            continue
-        try:
-            other = as_record(Certificate, json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            continue
-        n_runs += bool(other.test.metrics) and other.data.catalog_sha256 == content
-    return n_runs
+def _n_other_looks(paths: RunPaths, key: str | None) -> int:
+    """Count the looks of other runs, and of comparisons, at these test labels."""
+    looks = read_looks(paths.store, key) if key else []
+    return sum(look.facts.get("run") != paths.run_id for look in looks)
 
 
 class _Job(NamedTuple):

@@ -108,7 +108,7 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared, search: Sea
             f"confirm: at least one finished trial was required, all {len(trials)} failed; "
             "see `results`"
         )
-    phase.save_phase(env, "confirm", key, trials, {})
+    phase.save_phase(env, "confirm", key, trials)
     by_setting: dict[str, list[TrialRecord]] = {}
     for trial in trials:
         by_setting.setdefault(trial.setting, []).append(trial)
@@ -156,24 +156,27 @@ def held_out_predictions(
     """Return setting -> the predictions that choices depend on.
 
     Where a search chose among settings, the people of role val are left out: their labels chose
-    the settings.
+    the settings. By strategy random nearly everybody has a photo there, so these photos alone are.
     """
     arms = predictions_by_setting(env, catalog, confirm)
     if confirm.split != "oof" or env.experiment.spec.search is None:
         return arms
     variants = confirm.complete_settings
     for setting, arm in arms.items():
-        untouched = _without_val(split.folds[variants[setting]], arm)
-        arms[setting] = untouched if untouched.sample_ids else arm
+        variant = variants[setting]
+        is_random = env.experiment.arms[variant].data.split.strategy == "random"
+        unit = "sample_id" if is_random else "group"
+        arms[setting] = _without_val(split.folds[variant], arm, unit)
     return arms
 
 
-def _without_val(folds: pa.Table, arm: Predictions) -> Predictions:
-    """Return the samples of groups that have no photo in role val."""
-    rows = zip(folds["group"].to_pylist(), folds["role"].to_pylist(), strict=True)
-    in_val = {group for group, role in rows if role == "val"}
-    owners = zip(arm.sample_ids, arm.groups or arm.sample_ids, strict=True)
-    return arm.among({sample for sample, group in owners if group not in in_val})
+def _without_val(folds: pa.Table, arm: Predictions, unit: str) -> Predictions:
+    """Return the samples that are not of role val, by `unit`: group or sample_id."""
+    rows = zip(folds[unit].to_pylist(), folds["role"].to_pylist(), strict=True)
+    in_val = {name for name, role in rows if role == "val"}
+    names = arm.sample_ids if unit == "sample_id" else arm.groups or arm.sample_ids
+    owners = zip(arm.sample_ids, names, strict=True)
+    return arm.among({sample for sample, name in owners if name not in in_val})
 
 
 def _first_finished(trials: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:

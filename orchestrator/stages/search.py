@@ -74,7 +74,7 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched
             f"{'; '.join(causes[:3])}"
         )
     ranking = phase.rank_trials(trials)
-    phase.save_phase(env, "search", key, trials, {"ranking": [list(row) for row in ranking]})
+    phase.save_phase(env, "search", key, trials, ranking)
     return Searched(
         CACHED if is_loaded else SUCCEEDED,
         phase.trials_note(env, trials),
@@ -121,7 +121,7 @@ def _train(trainings: Trainings) -> None:
         finished=trainings.stored_history,
         gpus_per_trial=spec.resources.per_trial.gpu,
     )
-    train_all(env, controller, "search", sum(map(studies.budget, variants)))
+    train_all(env, controller, "search", studies.n_trials)
 
 
 def _best_trial(trials: Iterable[TrialRecord], variant: str) -> TrialRecord | None:

@@ -41,11 +41,30 @@ class Peeks:
     by: str
     n_candidates: int
     n_photos: int | None = None  # None where the scores were typed in
+    answers: Mapping[str, Predictions] | None = None  # of every candidate on the public half
+    corrected: Corrected | None = None  # the members' vote there, without the luck of the choice
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        facts = vars(self)
-        return {name: value for name, value in facts.items() if value is not None}
+        facts: dict[str, Any] = {"by": self.by, "n_candidates": self.n_candidates}
+        if self.n_photos is not None:
+            facts["n_photos"] = self.n_photos
+        if self.corrected is not None:
+            facts["corrected"] = self.corrected.to_json()
+        return facts
+
+    def findings(self) -> list[str]:
+        """Say what the choice is worth where it was made."""
+        result = self.corrected
+        if result is None or result.estimate is None:
+            return []
+        return [
+            (
+                f"The public half chose among {self.n_candidates} candidates. There the vote "
+                f"reaches macro F1 {result.naive:.3f}; corrected for that choice it is "
+                f"{result.estimate:.3f} (90 % interval {result.low:.3f} to {result.high:.3f})."
+            )
+        ]
 
 
 @dataclass(frozen=True)
@@ -188,6 +207,9 @@ def run(
         n_params=[entry.n_params for entry in ranked],
     )
     chosen = _choose(env, candidates, pool, order)
+    if peeks is not None and peeks.answers is not None:
+        corrected = _corrected_on_board(env, peeks.answers, chosen)
+        peeks = replace(peeks, corrected=corrected)
     ensemble = _score_ensemble(env, confirm, pool, order, chosen)
     (winner,) = selection_bias.best_alone(pool, pool.everybody, 1)[0]
     finding = common_samples.little_in_common(list(sizes.values()), n_common)
@@ -199,7 +221,7 @@ def run(
         selection_bias.corrected(pool, selection_bias.best_alone, 1, seed=spec.seed, alone=True),
         order[winner],
         peeks,
-        [finding] if finding else [],
+        [*([finding] if finding else []), *(peeks.findings() if peeks else [])],
         spec.vote.rule,
     )
 
@@ -226,10 +248,28 @@ def _with_board_scores(
     trials: list[TrialRecord] = []
     for candidate in candidates:
         trials += confirm.checkpoints[candidate.setting]
-    scores = test_set.score_public_half(env, catalog, prepare, photos, trials)
-    scored = [replace(entry, board_score=scores[entry.setting]) for entry in candidates]
+    answers = test_set.answer_public_half(env, catalog, prepare, photos, trials)
+    test_set.count_look_at_labels(env, list(answers.values()))
+    scored = []
+    for candidate in candidates:
+        arm = answers[candidate.setting]
+        score = metrics.macro_f1(arm.targets, arm.preds[0], arm.n_classes)
+        scored.append(replace(candidate, board_score=score))
     by = "the public half of the test set"
-    return scored, Peeks(by, n_candidates=len(candidates), n_photos=len(photos.public))
+    return scored, Peeks(by, len(candidates), len(photos.public), answers)
+
+
+def _corrected_on_board(
+    env: Env, answers: Mapping[str, Predictions], chosen: Selection
+) -> Corrected:
+    """Correct the vote's score on the public half for having been chosen there."""
+    spec = env.experiment.spec
+    ranked = [candidate.setting for candidate in chosen.candidates]
+    pool = selection_bias.Pool([answers[setting] for setting in ranked], spec.vote.rule)
+    choice = tuple(ranked.index(setting) for setting in chosen.members)
+    return selection_bias.corrected(
+        pool, selection_bias.best_vote, len(choice), seed=spec.seed, choice=choice
+    )
 
 
 def _choose(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from orchestrator.cluster.tasks import ray_map
 from orchestrator.evaluation import metrics
+from orchestrator.evaluation.looks import labels_key, predictions_key
 from orchestrator.evaluation.predictions import Ints, Predictions
 from orchestrator.planning.stage import Env
 from orchestrator.stages.catalog import Catalog
@@ -21,6 +22,7 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.events import LabelsOpened
 from orchestrator.store.features import feature_store
 from orchestrator.store.ledger import TrialRecord
+from orchestrator.store.looks import count_look
 from orchestrator.store.run_files.selection import BoardRow
 
 _PUBLIC_SEED = 0
@@ -276,22 +278,45 @@ def member_preds(
     }
 
 
-def score_public_half(
+def answer_public_half(
     env: Env,
     catalog: Catalog,
     prepare: Prepared,
     photos: TestPhotos,
     trials: Sequence[TrialRecord],
-) -> dict[str, float]:
-    """Return every setting's macro F1 on the public half: what a leaderboard would show."""
-    readable = [sample for sample, _ in photos.part("public") if sample not in photos.lost]
+) -> dict[str, Predictions]:
+    """Return every setting's answers on the public half beside its labels: what a board scores.
+
+    A photo that nobody can read is answered by the majority class, as in a vote.
+    """
+    ids = [sample for sample, _ in photos.part("public")]
+    readable = [sample for sample in ids if sample not in photos.lost]
     members = join_members(predict_trials(env, prepare, trials, readable), readable)
     labels = open_labels(env, catalog, photos, "public", by="select") or {}
-    scores = {}
-    for setting, preds in member_preds(catalog, photos, members).items():
-        answers = score_input(env, photos, "public", preds, labels)
-        scores[setting] = metrics.macro_f1(answers.targets, answers.preds[0], answers.n_classes)
-    return scores
+    is_readable = np.array([sample not in photos.lost for sample in ids], bool)
+    answers = {}
+    for setting, (_, probs) in members.items():
+        whole = np.zeros((len(ids), env.schema.n_classes), np.float32)
+        whole[:, catalog.majority_class] = 1.0
+        whole[is_readable] = probs
+        preds = dict(zip(ids, whole.argmax(1).tolist(), strict=True))
+        answered = score_input(env, photos, "public", preds, labels)
+        answers[setting] = replace(answered, probs=whole[None])
+    return answers
+
+
+def count_look_at_labels(env: Env, answers: Sequence[Predictions]) -> str:
+    """Write a look at test labels into the store's ledger of looks, and return its key.
+
+    Args:
+        env: of the run.
+        answers: that were scored, on the same photos.
+    """
+    first = answers[0]
+    key = labels_key(first.sample_ids, first.targets.tolist())
+    facts = {"what": "test labels", "run": env.paths.run_id}
+    count_look(env.paths.store, key, predictions_key(*answers), facts)
+    return key
 
 
 def leaderboard(

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.files import file_sha256, write_text
@@ -89,14 +90,7 @@ class Trainings:
             fold,
         )
         mixable = self._mixable_file(arm)
-        inputs = {"prepare": self.prepare.shards[variant].key, "parts": file_sha256(subset)}
-        if mixable:
-            inputs["mixable"] = file_sha256(mixable)
-        if source:
-            inputs["source"] = source
-        weights = recorded(arm.train.model.backbone) if arm.train.model.pretrained else {}
-        if weights:
-            inputs["weights"] = next(iter(weights.values()))
+        inputs = self._inputs(variant, arm, subset, mixable, source)
         share = env.experiment.spec.resources.per_trial
         precision = choose_precision(arm, env.schema, share, env.ledger)
         trained_as = identity(arm.train)
@@ -125,6 +119,20 @@ class Trainings:
             source=source,
         )
 
+    def _inputs(
+        self, variant: str, arm: Arm, subset: Path, mixable: Path | None, source: str | None
+    ) -> dict[str, str]:
+        """Return the keys and hashes of all that a trial reads."""
+        inputs = {"prepare": self.prepare.shards[variant].key, "parts": file_sha256(subset)}
+        if mixable:
+            inputs["mixable"] = file_sha256(mixable)
+        if source:
+            inputs["source"] = source
+        weights = recorded(arm.train.model.backbone) if arm.train.model.pretrained else {}
+        if weights:
+            inputs["weights"] = next(iter(weights.values()))
+        return inputs
+
     def check(self) -> None:
         """Do what should not wait for a trial.
 
@@ -146,7 +154,7 @@ class Trainings:
         artifact = self.env.store.find("trial", trial.key)
         return artifact.result["history"] if artifact else None
 
-    def _mixable_file(self, arm: Arm) -> Any:
+    def _mixable_file(self, arm: Arm) -> Path | None:
         catalog = self.catalog
         folder = self.env.paths.parts
         return mixable_file(folder, arm.train, catalog.table, catalog.artifact.key, self.env.schema)
@@ -225,7 +233,7 @@ def load_phase(env: Env, phase: str, key: str) -> bool:
 
 
 def save_phase(
-    env: Env, phase: str, key: str, trials: Sequence[TrialRecord], result: dict[str, Any]
+    env: Env, phase: str, key: str, trials: Sequence[TrialRecord], ranking: Sequence[Ranked] = ()
 ) -> None:
     """Put a finished phase into the store, for the next run that asks for the same.
 
@@ -243,7 +251,8 @@ def save_phase(
     with env.store.draft(phase, key, params={}, inputs={}) as draft:
         write_text(draft.path / "events.jsonl", "".join(lines))
         shutil.copytree(env.paths.tune / phase, draft.path / "tune")
-        draft.result |= result
+        if ranking:
+            draft.result["ranking"] = [list(row) for row in ranking]
 
 
 def trials_note(env: Env, trials: Sequence[TrialRecord]) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from data_prep.config import TestTable
 from data_prep.files import write_text
 from orchestrator.evaluation.scores import Scores, score_answers
-from orchestrator.evaluation.vote import submission, vote_table
+from orchestrator.evaluation.vote import named_submission, submission, vote_table
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.stages import test_set
 from orchestrator.stages.catalog import Catalog
@@ -31,6 +32,7 @@ class Voted:
     test: Scores | None = None  # on the part that all are scored on; None without labels
     public: Scores | None = None
     board: tuple[BoardRow, ...] = ()  # empty where there is no public half
+    labels_key: str | None = None  # of looks at the labels of `test`
 
     def scores_to_json(self) -> dict[str, Any]:
         """Return what selection.json says of the ensemble on the test set."""
@@ -42,6 +44,15 @@ class Voted:
         if self.board:
             facts["board"] = [row.model_dump() for row in self.board]
         return facts
+
+
+def _submission(env: Env, votes: pa.Table) -> str:
+    """Return the answer in the form that the test section asks for."""
+    test = env.experiment.spec.data.test
+    if not isinstance(test, TestTable) or test.answer is None:
+        return submission(votes)
+    id_column = test.id if test.layout == "table" else "ImageID"
+    return named_submission(votes, env.schema, id_column, test.answer)
 
 
 def run(
@@ -67,7 +78,7 @@ def run(
         weights=select.weights,
     )
     tables.write(votes, env.paths.votes)
-    write_text(env.paths.submission, submission(votes))
+    write_text(env.paths.submission, _submission(env, votes))
     predictions = test_set.prediction_table(predicted, readable)
     labels = test_set.open_labels(env, catalog, photos, "whole", by="vote")
     if labels is None:
@@ -79,6 +90,8 @@ def run(
         answers = test_set.score_input(env, photos, part, classes, labels)
         return replace(score_answers(answers, env.schema, seed=spec.seed), part=part)
 
+    judged = test_set.score_input(env, photos, photos.judged, classes, labels)
+    key = test_set.count_look_at_labels(env, [judged])
     test = score(photos.judged)
     bounds = test.macro_f1
     half = "private half: " if photos.public else ""
@@ -87,6 +100,6 @@ def run(
         f"({bounds.low:.3f}-{bounds.high:.3f})"
     )
     if not photos.public:
-        return Voted(SUCCEEDED, note, predictions, test)
+        return Voted(SUCCEEDED, note, predictions, test, labels_key=key)
     board = test_set.leaderboard(env, catalog, photos, members, votes, labels)
-    return Voted(SUCCEEDED, note, predictions, test, score("public"), tuple(board))
+    return Voted(SUCCEEDED, note, predictions, test, score("public"), tuple(board), key)

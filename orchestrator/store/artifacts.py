@@ -16,21 +16,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from data_prep.files import file_sha256, write_json
 from orchestrator.base.errors import UserError
 
 MANIFEST = "manifest.json"
-_READ: dict[str, Any] = {  # of a manifest, and of what kind
-    "params": dict,
-    "inputs": dict,
-    "result": dict,
-    "files": dict,
-    "finished": int | float,
-    "host": str,
-    "git_commit": str | None,
-}
+Json = dict[str, Any]
+"""A JSON object whose form its stage decides."""
 _PACKAGES = (
     "ray",
     "optuna",
@@ -48,23 +41,45 @@ _PACKAGES = (
 )
 
 
+class FileFacts(TypedDict):
+    """What a manifest says of a file."""
+
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """What readers need of a manifest.json."""
+
+    params: Json
+    inputs: dict[str, str]
+    result: Json  # small values that the stage wrote down, which planning may read
+    files: dict[str, FileFacts]
+    finished: float
+    host: str
+    git_commit: str | None
+
+
+_TYPES: dict[str, Any] = {"finished": int | float, "host": str, "git_commit": str | None}
+"""Key of a manifest -> its type; all other keys hold an object."""
+
+
 @dataclass(frozen=True)
 class Artifact:
-    """A finished folder of the store and what its manifest says."""
+    """A finished folder of the store and its manifest."""
 
     kind: str
     key: str
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @property
-    def result(self) -> dict[str, Any]:
-        """What the stage wrote down about its outcome, small JSON values that planning may read."""
-        value: dict[str, Any] = self.manifest["result"]
-        return value
+    def result(self) -> Json:
+        """What the stage wrote down about its outcome."""
+        return self.manifest["result"]
 
     def file(self, name: str, *, verify: bool = True) -> Path:
-        """Return one of its files, checked against the manifest's size and sha256.
+        """Return one of its files; `verify` compares its sha256 with the manifest's.
 
         Raises:
             UserError: the file is missing or differs from what the manifest says.
@@ -72,39 +87,44 @@ class Artifact:
         path = self.path / name
         facts = self.manifest["files"].get(name)
         if facts is None or not path.is_file():
-            raise UserError(
-                f"{path}: required by {MANIFEST}, found no such file; delete {self.path} and submit again"
-            )
-        if verify and (found := file_sha256(path)) != facts["sha256"]:
-            raise UserError(
-                f"{path}: sha256 is {found[:8]}.., the manifest says {facts['sha256'][:8]}..; "
-                f"delete {self.path} and submit again"
-            )
+            text = f"required by {MANIFEST}, found no such file"
+            raise UserError(f"{path}: {text}; delete {self.path} and submit again")
+        if not verify:
+            return path
+        required = facts["sha256"]
+        actual = file_sha256(path)
+        if actual != required:
+            text = f"sha256 is {actual[:8]}.., the manifest says {required[:8]}.."
+            raise UserError(f"{path}: {text}; delete {self.path} and submit again")
         return path
 
 
 @dataclass
 class Draft:
-    """A folder being written; it becomes an artifact when its `with` block ends without an error."""
+    """A folder that becomes an artifact when its `with` block ends without an error."""
 
     path: Path
-    result: dict[str, Any]
+    result: Json
 
 
 class Store:
-    """A folder of artifacts that any number of processes may read and write at once."""
+    """A folder of artifacts; several processes may read and write it at the same time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """Return a finished artifact, or None where there is none or its manifest is damaged: it is then made again."""
+        """Return a finished artifact; None if there is none or its manifest is damaged."""
         path = self.root / kind / key
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError, ValueError):  # no JSON, or not even text
             return None
-        return Artifact(kind, key, path, manifest) if _is_whole(manifest) else None
+        return Artifact(kind, key, path, manifest) if _is_complete(manifest) else None
+
+    def has(self, kind: str, key: str) -> bool:
+        """Return True if an artifact is there; its manifest is not read."""
+        return (self.root / kind / key / MANIFEST).is_file()
 
     def get(self, kind: str, key: str) -> Artifact:
         """Return a finished artifact.
@@ -112,29 +132,35 @@ class Store:
         Raises:
             UserError: there is none.
         """
-        if (artifact := self.find(kind, key)) is None:
-            raise UserError(
-                f"{self.root / kind / key}: a finished artifact was required, none is there; submit again"
-            )
+        artifact = self.find(kind, key)
+        if artifact is None:
+            path = self.root / kind / key
+            raise UserError(f"{path}: a finished artifact was required, found none; submit again")
         return artifact
 
     def all(self, kind: str) -> Iterator[Artifact]:
         """Yield the finished artifacts of a kind, newest first."""
         folder = self.root / kind
-        if folder.is_dir():
-            keys = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-            found = [artifact for key in keys if (artifact := self.find(kind, key))]
-            yield from sorted(found, key=lambda artifact: -artifact.manifest["finished"])
+        paths = list(folder.iterdir()) if folder.is_dir() else []
+        artifacts = []
+        for path in paths:
+            artifact = None if path.name.startswith(".") else self.find(kind, path.name)
+            if artifact is not None:
+                artifacts.append(artifact)
+        yield from sorted(artifacts, key=lambda artifact: -artifact.manifest["finished"])
 
     def work_dir(self, kind: str, key: str) -> Path:
-        """Return a folder for resumable work in progress on an artifact; removed when it is finished."""
+        """Return the folder for unfinished work on an artifact; it is removed at the end."""
         path = self.root / kind / f".work-{key}"
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     @contextmanager
     def draft(self, kind: str, key: str, *, params: Any, inputs: dict[str, str]) -> Iterator[Draft]:
-        """Write an artifact beside its place; rename it there at the end. The loser of a race drops its own."""
+        """Write an artifact beside its place and rename it at the end.
+
+        If another process was faster, its artifact stays and this one is dropped.
+        """
         home = self.root / kind
         home.mkdir(parents=True, exist_ok=True)
         beside = home / f".draft-{key[:16]}-{uuid.uuid4().hex[:8]}"
@@ -164,9 +190,7 @@ class Store:
 
     def _publish(self, beside: Path, place: Path) -> None:
         if place.exists() and self.find(place.parent.name, place.name) is None:
-            shutil.rmtree(
-                place, ignore_errors=True
-            )  # half-deleted by hand, or damaged: no manifest, no artifact
+            shutil.rmtree(place, ignore_errors=True)  # damaged, or partly deleted by hand
         try:
             beside.rename(place)
         except OSError:
@@ -174,61 +198,51 @@ class Store:
                 raise
 
 
-def _is_whole(manifest: Any) -> bool:
-    """Say whether a manifest has all that is read of it; a damaged one may still be JSON."""
-    return (
-        isinstance(manifest, dict)
-        and manifest.keys() >= _READ.keys()
-        and all(isinstance(manifest[name], kind) for name, kind in _READ.items())
-        and all(
-            isinstance(facts, dict) and facts.keys() >= {"size_bytes", "sha256"}
-            for facts in manifest["files"].values()
-        )
-    )
+def _is_complete(manifest: Any) -> bool:
+    """Return True if a manifest has all that is read of it; a damaged one may still be JSON."""
+    if not isinstance(manifest, dict):
+        return False
+    for name in Manifest.__annotations__:
+        if name not in manifest or not isinstance(manifest[name], _TYPES.get(name, dict)):
+            return False
+    for facts in manifest["files"].values():
+        if not isinstance(facts, dict) or not facts.keys() >= FileFacts.__annotations__.keys():
+            return False
+    return True
 
 
-def _file_facts(folder: Path) -> dict[str, dict[str, Any]]:
-    """Flush data to the disk and return every file's size and hash: a manifest never stands before what it lists."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    facts = {}
-    for path in files:
+def _file_facts(folder: Path) -> dict[str, FileFacts]:
+    """Return the size and hash of each file, after its data are on the disk."""
+    facts: dict[str, FileFacts] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as handle:
-            if (
-                path.parent == folder
-            ):  # below lie Tune's files alone, 5 a trial and 1.5 ms each, which nobody computes with
+            # in subfolders are only Tune's files, 5 a trial and 1.5 ms each, which no result needs
+            if path.parent == folder:
                 os.fsync(handle.fileno())
-            size = os.fstat(handle.fileno()).st_size
+            size_bytes = os.fstat(handle.fileno()).st_size
             sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-        facts[path.relative_to(folder).as_posix()] = {"size_bytes": size, "sha256": sha256}
+        name = path.relative_to(folder).as_posix()
+        facts[name] = {"size_bytes": size_bytes, "sha256": sha256}
     return facts
 
 
 @cache
 def git_commit() -> str | None:
-    """Return the commit of this code, '+' appended when the tree differs from it; None outside a checkout."""
-    here = Path(__file__).resolve().parent
+    """Return the commit of this code, with '+' if files differ from it; None without a checkout."""
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-        dirty = subprocess.run(
-            ["git", "diff", "--quiet", "HEAD"],
-            cwd=here,
-            capture_output=True,
-            timeout=5,
-            check=False,
-        )
+        commit = _git("rev-parse", "HEAD")
+        difference = _git("diff", "--quiet", "HEAD")
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return (
-        commit.stdout.strip() + ("+" if dirty.returncode else "")
-        if commit.returncode == 0
-        else None
+    if commit.returncode != 0:
+        return None
+    return commit.stdout.strip() + ("+" if difference.returncode else "")
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    here = Path(__file__).resolve().parent
+    return subprocess.run(
+        ["git", *arguments], cwd=here, capture_output=True, text=True, timeout=5, check=False
     )
 
 

@@ -1,4 +1,4 @@
-"""Run folders: every file name of a run in one place, and how a run is found."""
+"""Run folders: all file names of a run, and how a run is found."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 from orchestrator.base.errors import SpecError
 
 STORE_VARIABLE = "ORCHESTRATOR_STORE"
-FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED")
 
 
 def default_store() -> Path:
@@ -22,7 +21,7 @@ def default_store() -> Path:
 
 @dataclass(frozen=True)
 class RunPaths:
-    """All files of one run (the contract's section 6)."""
+    """The files of one run (the contract's section 6)."""
 
     root: Path
 
@@ -41,7 +40,7 @@ class RunPaths:
             raise AttributeError(name) from None
 
     def read_json(self, name: str) -> Any:
-        """Return one of the JSON files, or None where it does not exist yet."""
+        """Return one of the JSON files, or None if it does not exist yet."""
         try:
             return json.loads(getattr(self, name).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -80,10 +79,7 @@ _FILES = {
 
 def all_runs(store: Path) -> list[RunPaths]:
     """Return the runs of a store, the latest started first."""
-    folder = store / "runs"
-    if not folder.is_dir():
-        return []
-    runs = [RunPaths(path) for path in folder.iterdir() if (path / "events.jsonl").is_file()]
+    runs = [RunPaths(path.parent) for path in (store / "runs").glob("*/events.jsonl")]
     return sorted(runs, key=started_at, reverse=True)
 
 
@@ -106,18 +102,19 @@ def find_run(store: Path, name: str, has: str | None = None) -> RunPaths:
     runs = all_runs(store)
     if not runs:
         raise SpecError(
-            f"{store}: a store with runs was required, found none; name another with --store or submit a spec"
+            f"{store}: a store with runs was required, found none; "
+            "name another with --store, or submit a spec"
         )
     if name == "latest":
         return _latest(runs, has)
-    exact = [run for run in runs if run.run_id == name]
-    fits = exact or [run for run in runs if run.run_id.startswith(name)]
+    fits = [run for run in runs if run.run_id == name]
+    if not fits:
+        fits = [run for run in runs if run.run_id.startswith(name)]
     if len(fits) != 1:
         shown = ", ".join(run.run_id for run in (fits or runs)[:8])
-        found = "several: " if fits else "none; there are: "
-        raise SpecError(
-            f"RUN {name}: one run id or a unique prefix was required, found {found}{shown}"
-        )
+        number = "several:" if fits else "none; there are:"
+        text = f"one run id or a unique prefix was required, found {number} {shown}"
+        raise SpecError(f"RUN {name}: {text}")
     return fits[0]
 
 
@@ -131,17 +128,18 @@ def _latest(runs: list[RunPaths], has: str | None) -> RunPaths:
 
 
 def state_of(run: RunPaths) -> dict[str, Any]:
-    """Return {state, wall_s, ...} of a run from its summary, or RUNNING / INTERRUPTED where it has none."""
+    """Return a run's summary; without one {run_id, state, wall_s} of an unfinished run."""
     summary = run.read_json("summary")
     if isinstance(summary, dict):
         return summary
     from orchestrator.store.ledger import is_live  # noqa: PLC0415 - only for unfinished runs
 
-    alive = is_live(run.root)
-    ended = time.time() if alive or not run.events.exists() else run.events.stat().st_mtime
-    began = run.resolved.stat().st_mtime if run.resolved.exists() else ended
+    is_running = is_live(run.root)
+    last_time = time.time()
+    if not is_running and run.events.exists():
+        last_time = run.events.stat().st_mtime
     return {
         "run_id": run.run_id,
-        "state": "RUNNING" if alive else "INTERRUPTED",
-        "wall_s": ended - began,
+        "state": "RUNNING" if is_running else "INTERRUPTED",
+        "wall_s": last_time - (started_at(run) or last_time),
     }

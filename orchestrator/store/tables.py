@@ -55,11 +55,10 @@ PREDICTIONS = pa.schema(
 MIXED = pa.schema(
     [("sample_id", _TEXT), ("parent_a", _TEXT), ("parent_b", _TEXT), ("weight_a", _FLOAT)]
 )
-"""mixed.parquet of a trial: the extra training samples of offline MixUp. The rest of the weight is parent_b's."""
+"""mixed.parquet of a trial: the extra samples of offline MixUp. parent_b has the other weight."""
 
-TEST_LABELS = pa.schema(
-    [("sample_id", _TEXT), ("label", _INT), ("part", _TEXT)]
-)  # part: public | private | whole
+TEST_LABELS = pa.schema([("sample_id", _TEXT), ("label", _INT), ("part", _TEXT)])
+"""`part` is public, private or whole."""
 
 VOTE_FIELDS: list[tuple[str, pa.DataType]] = [
     ("sample_id", _TEXT),
@@ -88,13 +87,14 @@ def votes_schema(settings: Iterable[str]) -> pa.Schema:
 
 
 def from_rows(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Build a table from dicts; a missing column is null, an unknown one an error."""
-    found = list(rows)
+    """Return a table of rows; a missing column is null, an unknown one is an error."""
+    plain = [dict(row) for row in rows]
     known = set(schema.names)
-    for row in found:
-        if extra := set(row) - known:
-            raise ValueError(f"columns {sorted(extra)} are not in the schema {sorted(known)}")
-    return pa.Table.from_pylist([dict(row) for row in found], schema=schema)
+    for row in plain:
+        unknown = row.keys() - known
+        if unknown:
+            raise ValueError(f"columns {sorted(unknown)} are not in the schema {sorted(known)}")
+    return pa.Table.from_pylist(plain, schema=schema)
 
 
 def write(table: pa.Table, path: Path) -> None:
@@ -104,7 +104,7 @@ def write(table: pa.Table, path: Path) -> None:
 
 
 def read(path: Path, columns: list[str] | None = None, filters: Any = None) -> pa.Table:
-    """Read one Parquet file, without memory-mapping so that it may be replaced meanwhile.
+    """Read one Parquet file; it is not memory-mapped, so it may be replaced meanwhile.
 
     Args:
         path: of the file.

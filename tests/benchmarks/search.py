@@ -234,12 +234,14 @@ def driver_10k(n=10_000):
         grown = psutil.Process().memory_info().rss
         told = []
         for sampler, n_asked in (("tpe", 1000), ("gp", 150)):
-            studies = toy.make_studies(Path(place), {"sampler": sampler, "trials": n_asked})
+            study = toy.make_studies(Path(place), {"sampler": sampler, "trials": n_asked}).studies[
+                "a"
+            ]
             for _ in range(n_asked):
                 began = time.perf_counter()
-                asked, point = studies.ask("a")
+                asked, point = study.ask()
                 asked_s = time.perf_counter() - began
-                studies.tell(("a", asked), "COMPLETE", {1: {"val_macro_f1": toy.score(point, 9)}})
+                study.tell(asked, "COMPLETE", {1: {"val_macro_f1": toy.score(point, 9)}})
             told.append(f"{sampler} {asked_s * 1e3:.0f} ms at trial {n_asked}")
     tenth = n // 10
     first, last = (

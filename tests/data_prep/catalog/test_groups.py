@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from data_prep.catalog.answers import placeholder, read_answers
-from data_prep.catalog.builder import build_catalog
+from data_prep.catalog.builder import build_catalog, test_order
 from data_prep.catalog.rows import read_rows, summary
 from data_prep.errors import DataError
 from tests.data_prep.conftest import AGE, GENDER, write_csv
@@ -176,3 +176,30 @@ def test_the_same_row_twice_is_called_that(contest):
     write_csv(contest.base / "eval/info.csv", [*contest.tests, contest.tests[2] | {"ans": 5}])
     with pytest.raises(DataError, match=r"1 are there twice \(with other cells for 'b\.jpg'\)"):
         read_rows(data, contest.base)
+
+
+def test_a_folder_without_a_table_may_be_the_test_set(contest):
+    for number, name in enumerate(("x/1.jpg", "x/y/2.png", "3.tif")):
+        contest.photo(f"more/new/{name}", 300 + number)
+    contest.photo("more/new/.hidden.jpg", 1)
+    contest.photo("more/new/notes.txt", 1)
+    test = {"root": "more", "images": "new", "layout": "folder"}
+    table = build_catalog(contest.data(test=test), contest.base)
+    names = [name for name in table["sample_id"].to_pylist() if name.startswith("test/")]
+    assert ["test/3.tif", "test/x/1.jpg", "test/x/y/2.png"] == names
+    with pytest.raises(ValidationError, match="layout folder has no labels"):
+        contest.data(test=test | {"label": "folder"})
+
+
+def test_class_folders_may_be_the_test_set(contest):
+    for number, kind in enumerate(("male", "female", "female")):
+        contest.photo(f"more/val/{kind}/{number}.jpg", 300 + number)
+    contest.photo("more/val/stray.jpg", 1)
+    test = {"root": "more", "images": "val", "layout": "class_folders", "label": "folder"}
+    data = contest.data(labels={"gender": GENDER}, test=test)
+    expected = {"male/0.jpg": 0, "female/1.jpg": 1, "female/2.jpg": 1}
+    assert expected == read_answers(data, contest.base)
+    assert 3 == len(test_order(data, contest.base, build_catalog(data, contest.base)))
+    contest.photo("more/val/other/9.jpg", 1)
+    with pytest.raises(DataError, match=r"1 have none: test/other/9\.jpg: 'other'"):
+        read_answers(data, contest.base)

@@ -1,6 +1,6 @@
 import pytest
 
-from orchestrator.cluster.connection import _is_here
+from orchestrator.cluster.connection import _is_local
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,4 @@ from orchestrator.cluster.connection import _is_here
     ],
 )
 def test_only_this_machine_needs_no_token(address, here):
-    assert here is _is_here(address)
+    assert here is _is_local(address)

@@ -29,9 +29,9 @@ def test_scores_per_class_are_those_of_scikit_learn():
     precision, recall, f1, n = precision_recall_fscore_support(
         targets, preds, labels=range(4), zero_division=0
     )
-    assert [row["class"] for row in rows] == [0, 1, 2, 3]
+    assert [row.code for row in rows] == [0, 1, 2, 3]
     for name, wanted in (("precision", precision), ("recall", recall), ("f1", f1), ("n", n)):
-        assert wanted == pytest.approx([row[name] for row in rows])
+        assert wanted == pytest.approx([getattr(row, name) for row in rows])
 
 
 def test_calibration_error_by_hand():

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.catalog.labels import Schema
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation import vote
-from orchestrator.evaluation.vote import cast, submission, vote_table
+from orchestrator.evaluation.vote import cast, named_submission, submission, vote_table
 
 
 def probabilities(seed, members, photos, classes):
@@ -123,6 +124,18 @@ def test_rows_are_joined_by_id_and_answered_in_the_order_of_the_table():
     assert found["ImageID"].to_pylist() == ["b", "a", "c"]
     assert [int(probs[at].argmax()) for at in (2, 1, 0)] == found["pred"].to_pylist()
     assert submission(found).startswith("ImageID,ans\nb,")
+
+
+def test_a_submission_may_have_the_form_of_a_sample():
+    found = table(["test/c", "test/a", "test/b"])
+    species = Schema({"species": ["fir", "oak", "elm"]})
+    names = [species.class_name(label) for label in found["pred"].to_pylist()]
+    lines = named_submission(found, species, "image_id", "species").splitlines()
+    assert ["image_id,species", *(f"{i},{n}" for i, n in zip("bac", names, strict=True))] == lines
+    two = Schema({"species": ["fir"], "state": ["dry", "wet", "old"]})
+    lines = named_submission(found, two, "photo", ["kind", "state"]).splitlines()
+    assert "photo,kind,state" == lines[0]
+    assert {"fir"} == {line.split(",")[1] for line in lines[1:]}
 
 
 @pytest.mark.parametrize(

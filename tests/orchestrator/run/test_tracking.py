@@ -59,6 +59,6 @@ def test_a_resumed_run_leaves_one_file_of_points_per_trial(run):
     text = (run / "resolved.yaml").read_text().replace("track: {}", "track: {tensorboard: true}")
     (run / "resolved.yaml").write_text(text)
     for _ in range(2):
-        assert track.start(run, None).finish(60) is None
+        assert track.start(run).finish(60) is None
     folders = list((run / "tensorboard").iterdir())
     assert [1] * N_TRIALS == [len(list(folder.iterdir())) for folder in folders]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.search.controller import Finished, TrialController, Waiting
-from orchestrator.search.early_stopping import Rungs
+from orchestrator.search.early_stopping import Rungs, rung_epochs
 from orchestrator.spec.limits import Limits, seconds
 from orchestrator.spec.search_space import Asha, Median
 from orchestrator.store.events import (
@@ -94,7 +94,7 @@ def test_a_study_of_more_trials_begins_with_those_of_less(tmp_path):
 
 def test_asha_stops_the_worse_and_says_why():
     rungs = Rungs(Asha(grace="1 epochs", reduction=2), 4)
-    assert [1, 2] == rungs.rungs()
+    assert [1, 2] == rung_epochs(rungs.scheduler, 4)
     assert rungs.reason_to_stop("a", 1, 0.5) is None  # nothing to halve yet
     assert (
         rungs.reason_to_stop("b", 1, 0.4)

@@ -22,8 +22,8 @@ WIDER = {
 
 
 def points(folder, search, n):
-    studies = toy.make_studies(folder, search)
-    return [studies.ask("a")[1] for _ in range(n)]
+    study = toy.make_studies(folder, search).studies["a"]
+    return [study.ask().point for _ in range(n)]
 
 
 def test_known_good_points_come_first_and_what_they_leave_open_is_sampled(tmp_path):
@@ -35,9 +35,9 @@ def test_known_good_points_come_first_and_what_they_leave_open_is_sampled(tmp_pa
 
 
 def test_a_start_given_later_is_tried_next(tmp_path):
-    studies = toy.make_studies(tmp_path, {"start": [GOOD]})
-    studies.ask("a", {"train.lr": 0.05, "train.head": "single"})
-    assert GOOD.items() <= studies.ask("a")[1].items()
+    study = toy.make_studies(tmp_path, {"start": [GOOD]}).studies["a"]
+    study.ask({"train.lr": 0.05, "train.head": "single"})
+    assert GOOD.items() <= study.ask().point.items()
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "qmc", "grid"])
@@ -48,17 +48,18 @@ def test_a_suggestion_is_a_function_of_history_and_number(tmp_path, sampler):
         "space": {"train.x": {"int": [0, 40]}, "train.y": {"choice": [1, 2]}},
     }
 
-    def study(n_known):
-        studies, told = toy.make_studies(tmp_path, search), []
+    def play_study(n_known):
+        told = []
+        study = toy.make_studies(tmp_path, search).studies["a"]
         for number in range(14):
-            asked, point = studies.ask("a", known[number] if number < n_known else None)
-            studies.tell(("a", asked), "COMPLETE", {1: {"val_macro_f1": point["train.x"] / 40}})
+            asked, point = study.ask(known[number] if number < n_known else None)
+            study.tell(asked, "COMPLETE", {1: {"val_macro_f1": point["train.x"] / 40}})
             told.append(point)
         return told
 
     known = []
-    known = study(0)
-    assert known == study(7) == study(12)
+    known = play_study(0)
+    assert known == play_study(7) == play_study(12)
     assert 14 == len({json.dumps(point) for point in known})
 
 
@@ -66,38 +67,35 @@ def test_a_suggestion_is_a_function_of_history_and_number(tmp_path, sampler):
 def test_a_small_space_is_tried_out_before_a_setting_comes_again(tmp_path, sampler):
     space = {"train.x": {"int": [1, 5]}, "train.y": {"choice": ["a", "b"]}}
 
-    def study(n_known):
-        studies, told = (
-            toy.make_studies(tmp_path, {"sampler": sampler, "trials": 13, "space": space}),
-            [],
-        )
+    def play_study(n_known):
+        told = []
+        search = {"sampler": sampler, "trials": 13, "space": space}
+        study = toy.make_studies(tmp_path, search).studies["a"]
         for number in range(13):
-            asked, point = studies.ask("a", known[number] if number < n_known else None)
-            studies.tell(("a", asked), "COMPLETE", {1: {"val_macro_f1": point["train.x"] / 5}})
+            asked, point = study.ask(known[number] if number < n_known else None)
+            study.tell(asked, "COMPLETE", {1: {"val_macro_f1": point["train.x"] / 5}})
             told.append(json.dumps(point, sort_keys=True))
         return told
 
     known = []
-    first = study(0)
+    first = play_study(0)
     assert 10 == len(set(first[:10])) == len(set(first))
     known = [json.loads(point) for point in first]
-    assert first == study(4) == study(11) == study(12)
+    assert first == play_study(4) == play_study(11) == play_study(12)
 
 
 def test_what_ended_early_or_badly_is_told_as_that(tmp_path):
-    studies = toy.make_studies(tmp_path, {})
+    study = toy.make_studies(tmp_path, {}).studies["a"]
     for status, cause in (
         ("COMPLETE", None),
         ("PRUNED", None),
         ("FAILED", "raised"),
         ("FAILED", "memory"),
     ):
-        asked, _ = studies.ask("a")
-        studies.tell(
-            ("a", asked), status, {1: {"val_macro_f1": 0.5}, 2: {"val_macro_f1": 0.4}}, cause
-        )
+        asked, _ = study.ask()
+        study.tell(asked, status, {1: {"val_macro_f1": 0.5}, 2: {"val_macro_f1": 0.4}}, cause)
     state = optuna.trial.TrialState
-    trials = studies.studies["a"].trials
+    trials = study.optuna.trials
     assert [state.COMPLETE, state.PRUNED, state.FAIL, state.PRUNED] == [
         trial.state for trial in trials
     ]
@@ -107,38 +105,37 @@ def test_what_ended_early_or_badly_is_told_as_that(tmp_path):
 
 def test_the_sampler_keeps_away_from_what_does_not_fit(tmp_path):
     size = {"choice": ["small", "big"]}
-    studies = toy.make_studies(
-        tmp_path, {"space": {"train.x": {"float": [0.0, 1.0]}, "train.size": size}}
-    )
+    space = {"train.x": {"float": [0.0, 1.0]}, "train.size": size}
+    study = toy.make_studies(tmp_path, {"space": space}).studies["a"]
     n_big = []
     for _ in range(60):
-        asked, point = studies.ask("a")
+        asked, point = study.ask()
         big = point["train.size"] == "big"
         n_big.append(big)
         reports = {} if big else {1: {"val_macro_f1": point["train.x"]}}
-        studies.tell(
-            ("a", asked), "FAILED" if big else "COMPLETE", reports, "memory" if big else None
-        )
+        study.tell(asked, "FAILED" if big else "COMPLETE", reports, "memory" if big else None)
     assert sum(n_big[40:]) <= 5  # by chance it would be ten
 
 
 def test_a_sampler_that_fails_is_replaced_by_chance_and_said_so(tmp_path, monkeypatch):
-    studies, said = toy.make_studies(tmp_path, {}), []
+    said = []
+    studies = toy.make_studies(tmp_path, {})
     studies.warn = said.append
-    studies.ask("a")
+    study = studies.studies["a"]
+    study.ask()
 
     def fail(*args, **kwargs):
         raise RuntimeError("no convergence")
 
     monkeypatch.setattr(optuna.samplers.TPESampler, "sample_relative", fail)
-    asked, point = studies.ask("a")
-    studies.ask("a")
+    asked, point = study.ask()
+    study.ask()
     assert "train.lr" in point
     assert [
         "the tpe sampler failed (RuntimeError: no convergence); such trials are sampled at random"
     ] == said
-    studies.tell(("a", asked), "COMPLETE", {1: {"val_macro_f1": 0.5}})
-    running = [t for t in studies.studies["a"].trials if t.state == optuna.trial.TrialState.RUNNING]
+    study.tell(asked, "COMPLETE", {1: {"val_macro_f1": 0.5}})
+    running = [t for t in study.optuna.trials if t.state == optuna.trial.TrialState.RUNNING]
     assert 2 == len(
         running
     )  # the first and the last one, which were not told; no orphan of the failure

@@ -6,13 +6,15 @@ import pytest
 
 from data_prep.files import write_json
 from orchestrator.ensemble.predict import PreparedPhotos
+from orchestrator.evaluation.looks import labels_key
 from orchestrator.stages import certificate, test_set
 from orchestrator.stages.certificate import OTHER_RUNS, audit_findings, statement, whom
 from orchestrator.store import tables
+from orchestrator.store.looks import count_look
 from orchestrator.store.run_files.audit import AuditFacts, SplitFacts
 from orchestrator.store.run_files.certificate import Certificate
 from orchestrator.store.run_files.records import as_record
-from tests.orchestrator.stages.planted import plant_world
+from tests.orchestrator.stages.planted import TEST_LABELS, plant_world
 
 SCORES = {"estimate": 0.7, "low": 0.6, "high": 0.8, "n_groups": 40, "too_narrow": False}
 MADE = {
@@ -183,13 +185,10 @@ def test_a_peek_at_the_public_half_is_counted_and_said(certified, monkeypatch):
     assert "A leaderboard chose the members" in facts["statement"]
 
 
-def test_other_runs_that_scored_the_same_test_labels_are_counted(certified, tmp_path):
-    other = tmp_path / "store/runs/other"
-    other.mkdir(parents=True)
-    scored = {"test": {"macro_f1": {"estimate": 0.5}}, "data": {"catalog_sha256": "content"}}
-    write_json(other / "certificate.json", scored)
-    (tmp_path / "store/runs/torn").mkdir()
-    (tmp_path / "store/runs/torn/certificate.json").write_text("{")
+def test_other_looks_at_the_same_test_labels_are_counted(certified, tmp_path):
+    key = labels_key([f"test/{name}" for name in TEST_LABELS], [*TEST_LABELS.values()])
+    count_look(tmp_path / "store", key, "answers of another run", {"run": "other"})
+    count_look(tmp_path / "store", "other labels", "answers", {"run": "other"})
     _, facts, _ = certified()
     assert {use["what"]: use["times"] for use in facts["looked_at"]}[OTHER_RUNS] == 1
     assert "Other runs looked at these test labels 1 times." in facts["statement"]

@@ -4,10 +4,16 @@ The vote of all three settings is wrong on photo 0 of person 6 alone. Of class 0
 and names nothing else so: F1 is 12/13. Of class 1 it finds all 7 among 8 answers: 14/15.
 """
 
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from orchestrator.base.errors import UserError
+from orchestrator.stages import certificate, test_set
 from orchestrator.store.events import LabelsOpened
+from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.stages.planted import plant_world
 
 VOTE = (12 / 13 + 14 / 15) / 2
@@ -64,8 +70,6 @@ def test_no_finalist_at_all_is_an_error_that_says_what_was_required(tmp_path):
 
 def test_a_leaderboard_ranks_by_the_public_half_and_its_look_is_written_down(tmp_path, monkeypatch):
     """Setting three answers every test photo right; out of fold it is the worst."""
-    from orchestrator.stages import test_set
-
     world = plant_world(
         tmp_path,
         "select={policy: leaderboard, members: 1}",
@@ -77,10 +81,110 @@ def test_a_leaderboard_ranks_by_the_public_half_and_its_look_is_written_down(tmp
     board = {c.setting: c.board_score for c in selected.selection.candidates}
     assert board == {"three": 1.0, "one": 1.0, "two": pytest.approx(1 / 3)}
     assert selected.members == ["one"], "equal scores go by name"
-    assert selected.to_json()["peeks"] == {
-        "by": "the public half of the test set",
-        "n_candidates": 3,
-        "n_photos": 2,
-    }
+    peeks = selected.to_json()["peeks"]
+    assert (peeks["by"], peeks["n_candidates"], peeks["n_photos"]) == (
+        "the public half of the test set",
+        3,
+        2,
+    )
     opened = [event for event in world.env.ledger.events if isinstance(event, LabelsOpened)]
     assert [(event.part, event.by) for event in opened] == [("public", "select")]
+
+
+def test_a_choice_by_the_public_half_is_corrected_there(tmp_path, monkeypatch):
+    """The score that chose was left as it is. Here two of three candidates tie on two people."""
+    world = plant_world(
+        tmp_path,
+        "select={policy: leaderboard, members: 1}",
+        "data.test={root: eval, table: info.csv, id: ImageID, label: ans, public: 0.5}",
+    )
+    monkeypatch.setattr(test_set, "predict_trials", world.predict_trials)
+    public = frozenset({"test/t1", "test/t2", "test/t4"})
+    monkeypatch.setattr(test_set, "public_half", lambda *_: public)
+    selected = world.select()
+    corrected = selected.peeks.corrected
+    score = next(c.board_score for c in selected.selection.candidates if c.chosen)
+    assert corrected.naive == pytest.approx(score)
+    assert corrected.n_candidates == 3
+    assert "The public half chose among 3 candidates" in selected.findings[-1]
+    assert selected.to_json()["peeks"]["corrected"]["estimate"] == corrected.estimate
+
+
+def test_looks_at_test_labels_are_counted_where_training_photos_changed(tmp_path, monkeypatch):
+    """They were counted by a hash of all photos: with one more photo nobody had looked before."""
+    world = plant_world(tmp_path, "select={policy: robust, members: 2}")
+    monkeypatch.setattr(test_set, "predict_trials", world.predict_trials)
+    first = world.vote(world.select())
+    assert certificate._n_other_looks(world.env.paths, first.labels_key) == 0
+    other = RunPaths(world.env.paths.root.parent / "other")
+    other.root.mkdir()
+    world.env = replace(world.env, paths=other)
+    world.catalog.artifact.manifest["result"]["content"] = "of other training photos"
+    assert world.catalog.content == "of other training photos"
+    again = world.vote(world.select())
+    assert certificate._n_other_looks(other, again.labels_key) == 1
+    answers = world.test_probs["one"]
+    world.test_probs["one"] = {sample: [0.1, 0.1] for sample in answers}
+    world.vote(world.select())
+    world.test_probs["one"] = answers
+    assert (
+        certificate._n_other_looks(RunPaths(tmp_path / "store/runs/third"), first.labels_key) == 2
+    )
+
+
+def test_the_headline_and_its_correction_are_on_the_same_photos(tmp_path):
+    """One member answered fewer photos: the headline was on those of all members, the correction
+    on those of all candidates.
+    """
+    world = plant_world(tmp_path, "select={policy: robust, members: 2}")
+    rows = world.confirmed.predictions
+    is_lost = pc.and_(
+        pc.equal(rows["setting"], "three"), pc.starts_with(rows["sample_id"], "train/5/")
+    )
+    world.confirmed = replace(world.confirmed, predictions=rows.filter(pc.invert(is_lost)))
+    selected = world.select()
+    assert "three" not in selected.members
+    headline = selected.ensemble.scores.macro_f1
+    assert headline.n_samples == 12
+    assert selected.ensemble.corrected.naive == pytest.approx(headline.estimate)
+    assert {c.n_samples for c in selected.selection.candidates} == {12}
+
+
+@pytest.mark.parametrize("strategy", ["balanced_profile", "random"])
+@pytest.mark.parametrize("search", ["null", "{trials: 3}"])
+def test_people_who_chose_settings_are_not_counted(tmp_path, search, strategy):
+    """An arm of 40 settings was supported against an equal one in .095 where .05 are due."""
+    world = plant_world(
+        tmp_path,
+        f"search={search}",
+        "select={policy: robust, members: 2}",
+        f"data.split.strategy={strategy}",
+    )
+    folds = world.split.folds["a"]
+    roles = [
+        "val" if sample == "train/0/0.jpg" else "train" for sample in folds["sample_id"].to_pylist()
+    ]
+    people = [sample.split("/")[1] for sample in folds["sample_id"].to_pylist()]
+    table = pa.table(
+        {"sample_id": folds["sample_id"], "group": [f"p{p}" for p in people], "role": roles}
+    )
+    world.split = replace(world.split, folds=dict.fromkeys(("a", "b"), table))
+    score = world.select().ensemble.scores.macro_f1
+    left_out = {"null": 0, "{trials: 3}": 1 if strategy == "random" else 2}
+    assert score.n_samples == 14 - left_out[search]
+    said = certificate._people(world.env)
+    assert ("are left out of the score" in said) == (search != "null")
+
+
+def test_the_gain_on_one_person_is_not_tested_and_not_corrected(tmp_path):
+    """Nobody is out of the bag of one person, and there is no variance between people."""
+    world = plant_world(tmp_path, "select={policy: robust, members: 2}")
+    keep = pc.starts_with(world.confirmed.predictions["sample_id"], "train/3/")
+    predictions = world.confirmed.predictions.filter(keep)
+    world.confirmed = replace(world.confirmed, predictions=predictions)
+    ensemble = world.select().ensemble
+    assert (ensemble.corrected.estimate, ensemble.corrected.optimism) == (None, None)
+    gain = ensemble.gain.to_json()
+    assert (gain["reason"], gain["p_value"]) == ("needs 2 people or more", None)
+    assert gain["corrected_difference"] == gain["difference"]
+    assert (gain["corrected_low"], gain["corrected_high"]) == (None, None)
