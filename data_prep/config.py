@@ -144,12 +144,9 @@ class TestTable(Section):
     label: str | list[str] | None = None
     """The column of the classes (names or codes), or a column per label, in the labels' order."""
     group: str | None = None
-<<<<<<< HEAD
     """Column with the group, where it is known; intervals then resample groups."""
-=======
     answer: str | list[str] | None = since(None)
     """The column of class names in submission.csv, or one per label; without it the codes `ans`."""
->>>>>>> main
     public: Fraction | None = None  # share of the test set that `leaderboard` may use
     """Share of the test set that policy `leaderboard` may look at."""
 
