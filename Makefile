@@ -53,6 +53,7 @@ bench: weights  ## measure against what a user would do instead; ONLY=name runs 
 campaign: weights  ## the long forms of studies and fault campaigns; each has a short form in `make test`
 	$(BIN)/python -m tests.campaign.preparation
 	$(BIN)/python -m tests.campaign.verdicts
+	$(BIN)/python -m tests.campaign.race
 	$(BIN)/python -m tests.campaign.selection_bias
 	$(BIN)/python -m tests.campaign.checkpoints
 	$(BIN)/python -m tests.campaign.kills

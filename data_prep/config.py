@@ -133,6 +133,7 @@ class TestTable(Section):
     __test__ = False  # the name is the field's word, not a test class for pytest
 
     layout: Literal["table", "class_folders", "folder"] = since("table")
+    """How the test photos are named: by a table, by folders of classes, or by nothing."""
     root: str = how()  # the fingerprint of its files identifies it, wherever it lies
     """Folder of the test set; a relative one counts from the spec's own folder."""
     images: ImagesFolder = how("images")

@@ -18,6 +18,7 @@ IMPORTED_THROUGH = {
     "onnxruntime": "rembg",
 }  # by an extra or exactly pinned
 NOT_IMPORTED = {"werkzeug": "deepface imports it and does not declare it"}
+OPTIONAL = {"IPython"}  # a notebook has it
 
 
 def normal(name):
@@ -34,7 +35,7 @@ def imported():
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 modules.add(node.module.split(".")[0])
     owners = packages_distributions()
-    third_party = modules - set(sys.stdlib_module_names) - PACKAGES
+    third_party = modules - set(sys.stdlib_module_names) - PACKAGES - OPTIONAL
     return {normal(owner) for module in third_party for owner in owners[module]}
 
 

@@ -73,12 +73,15 @@ def _copies(facts: AuditFacts) -> Iterator[Finding]:
         "take them out of one of the two, or the test score is too good",
     )
     lost = [f"{photo.sample_id}: {photo.reason}" for photo in facts.quarantined]
+    do = "replace or remove them"
+    if any(photo.reason.startswith("too large") for photo in facts.quarantined):
+        do += "; MAX_MEGAPIXELS=100 in the environment allows larger ones"
     yield Finding(
         "quarantined",
         "photos cannot be used and are left out",
         len(lost),
         lost,
-        "replace or remove them",
+        do,
     )
 
 

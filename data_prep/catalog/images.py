@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 
 import numpy as np
@@ -10,8 +11,29 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
 MAX_BYTES = 64 * 2**20
-MAX_PIXELS = 50_000_000
-"""A 12,000 x 12,000 PNG of 410 kB decodes to 1.4 GB; the header is checked before any decoding."""
+MEGAPIXELS_VARIABLE = "MAX_MEGAPIXELS"
+_PILLOW_MEGAPIXELS = 178.0  # Pillow itself refuses more
+
+
+def _max_pixels() -> int:
+    text = os.environ.get(MEGAPIXELS_VARIABLE, "50")
+    try:
+        megapixels = float(text)
+    except ValueError:
+        megapixels = 0.0
+    if not 0 < megapixels <= _PILLOW_MEGAPIXELS:
+        raise ValueError(
+            f"{MEGAPIXELS_VARIABLE}: a number up to {_PILLOW_MEGAPIXELS:g} was required, "
+            f"found {text!r}"
+        )
+    return int(megapixels * 1e6)
+
+
+MAX_PIXELS = _max_pixels()
+"""A 12,000 x 12,000 PNG of 410 kB decodes to 1.4 GB; the header is checked before any decoding.
+
+The environment variable MAX_MEGAPIXELS changes it, for all workers.
+"""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 ALLOWED = "JPEG, PNG, WebP, BMP, GIF and TIFF"
 JPEG_QUALITY = 95
@@ -93,7 +115,10 @@ def _opened(photo: bytes) -> ImageFile.ImageFile:
     except (OSError, ValueError, SyntaxError, IndexError, TypeError, OverflowError):
         raise PhotoError(f"not an image ({ALLOWED})") from None
     if image.width * image.height > MAX_PIXELS:
-        raise PhotoError(f"too large: {image.width}x{image.height} pixels, at most {MAX_PIXELS}")
+        raise PhotoError(
+            f"too large: {image.width}x{image.height}, at most {MAX_PIXELS / 1e6:g} megapixels; "
+            f"the environment variable {MEGAPIXELS_VARIABLE} changes that"
+        )
     return image
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import stat
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from data_prep.errors import require_machine
 
 OK = "ok"
 UNREADABLE = "unreadable"
+_TOO_LARGE = re.compile(r"too large: ([0-9]+)x([0-9]+)")
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -84,6 +86,13 @@ def inspect(images: str, relative: str) -> Facts:
         require_machine(error, place, images)
         return Facts(None, None, None, f"{UNREADABLE}: {error.strerror}")
     return examine(photo)
+
+
+def may_be_read_now(status: str) -> bool:
+    """Return True if a photo was left out for a reason that may have gone: rights, or a limit."""
+    size = _TOO_LARGE.match(status)
+    is_small_enough = size is not None and int(size[1]) * int(size[2]) <= MAX_PIXELS
+    return is_small_enough or status.startswith(UNREADABLE)
 
 
 def examine(photo: bytes) -> Facts:

@@ -68,6 +68,7 @@ class Upload:
 
     name: str  # of the file
     text: str
+    base: Path  # the folder that its relative paths start from
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,19 @@ class Checked:
     lines: tuple[str, ...] = ()
 
 
-async def read_upload(form: FormData) -> Upload:
+async def read_upload(form: FormData, base: Path) -> Upload:
     """Return the spec of a form: a file, or a text.
 
+    Args:
+        form: file or text, name, and the folder that relative paths start from.
+        base: that folder where the form names none; a relative one starts here.
+
     Raises:
-        UserError: it is none, too long, or no UTF-8.
+        UserError: it is none, too long, or no UTF-8, or the folder does not exist.
     """
+    folder = base / str(form.get("base") or ".")
+    if not folder.is_dir():
+        raise UserError(f"a folder was required to start relative paths from, found none: {folder}")
     sent = form.get("file")
     text = form.get("text")
     name = form.get("name")
@@ -101,13 +109,13 @@ async def read_upload(form: FormData) -> Upload:
         decoded = raw.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError:
         raise UserError("a spec in UTF-8 was required, found other bytes") from None
-    return Upload(name if isinstance(name, str) and name else "spec.yaml", decoded)
+    return Upload(name if isinstance(name, str) and name else "spec.yaml", decoded, folder)
 
 
 def check(hub: Hub, upload: Upload) -> Checked:
     """Return the problems of a spec, or what it would run."""
     try:
-        experiment = _read(hub, upload)
+        experiment = _read(upload)
         plan = make_plan(experiment, hub.store, STAGES)
     except UserError as error:
         return Checked(problems=str(error))
@@ -120,21 +128,28 @@ def submit(hub: Hub, upload: Upload) -> str:
     Raises:
         UserError: the spec has problems, or the process ended before it drove the run.
     """
-    experiment = _read(hub, upload)
+    experiment = _read(upload)
     digest = hashlib.sha256(upload.text.encode()).hexdigest()[:8]
     place = hub.store.root / "specs" / f"{experiment.spec.name}-{digest}.yaml"
     write_text(place, upload.text)
-    arguments = ["submit", str(place), "--base", str(hub.base), "--store", str(hub.store.root)]
+    arguments = [
+        "submit",
+        str(place),
+        "--base",
+        str(upload.base.resolve()),
+        "--store",
+        str(hub.store.root),
+    ]
     return detach(experiment, hub.store, arguments)
 
 
-def _read(hub: Hub, upload: Upload) -> Experiment:
+def _read(upload: Upload) -> Experiment:
     """Read a spec under its own name, so that its problems are told as for a file."""
     name = _NAME.sub("_", Path(upload.name).name)[-100:] or "spec.yaml"
     with tempfile.TemporaryDirectory(prefix="board-") as folder:
         path = Path(folder) / name
         path.write_text(upload.text, encoding="utf-8")
         try:
-            return read(path, base=hub.base)
+            return read(path, base=upload.base)
         except SpecError as error:
             raise SpecError(str(error).replace(str(path), name)) from None

@@ -203,7 +203,11 @@ class Pages:
             run = opened.report(opened.telling_trials())
             stages = live.stages()
             best = live.best()
-        wanted = ("result", "hypotheses", "findings") if run.has_selection else ("findings",)
+        wanted: tuple[str, ...] = ()
+        if run.has_selection:
+            wanted = ("result", "hypotheses", "findings")
+        elif run.audit is not None or not live.is_live:  # else nothing is found yet
+            wanted = ("findings",)
         return self._run_page(
             request,
             opened,
@@ -373,15 +377,15 @@ class Pages:
     async def check(self, request: Request) -> Response:
         """Show the problems of an uploaded spec, or what it would run."""
         async with request.form(max_files=1, max_fields=4) as form:
-            upload = await actions.read_upload(form)
+            upload = await actions.read_upload(form, self.hub.base)
         checked = await run_in_threadpool(actions.check, self.hub, upload)
         status = 200 if checked.plan is not None else 422
-        return self._page("submit", status, base=str(self.hub.base), upload=upload, checked=checked)
+        return self._page("submit", status, base=str(upload.base), upload=upload, checked=checked)
 
     async def start(self, request: Request) -> Response:
         """Start a run of a spec that was checked."""
         async with request.form(max_files=1, max_fields=4) as form:
-            upload = await actions.read_upload(form)
+            upload = await actions.read_upload(form, self.hub.base)
         run_id = await run_in_threadpool(actions.submit, self.hub, upload)
         return RedirectResponse(f"/runs/{run_id}?done=submit", 303)
 

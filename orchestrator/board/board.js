@@ -9,7 +9,7 @@ async function load(address) {
   if (busy) { waiting = address; return; }
   busy = true;
   try {
-    const answer = await fetch(address, { headers: { Accept: "text/html" } });
+    const answer = await fetch(address, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(30000) });
     if (answer.ok) put(new DOMParser().parseFromString(await answer.text(), "text/html"));
   } catch { /* the connection's own state is shown below */ }
   busy = false;
@@ -62,6 +62,9 @@ document.addEventListener("input", (event) => {
   clearTimeout(typed);
   typed = setTimeout(() => filter(form), 150);
 });
+for (const field of document.querySelectorAll("form[data-swap] input[type=search]")) {
+  if (field.value !== field.defaultValue) filter(field.form); // typed before this script was there
+}
 document.addEventListener("submit", (event) => {
   const form = event.target;
   if (form.dataset.confirm && !confirm(form.dataset.confirm)) event.preventDefault();

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from urllib.parse import urlsplit
 from orchestrator.base.errors import SpecError, UserError
 
 _OBJECT_STORE_BYTES = 512 * 2**20
+_PORT = 10001  # of ray:// where none is named
+_ANSWER_S = 10.0
 _LOCAL_NAMES = {"localhost", "auto", "local"}
 
 
@@ -67,6 +70,7 @@ def connect(
         UserError: nothing answers there, the token is wrong, or another machine needs one.
     """
     _prepare_environment(address, insecure=insecure)
+    _require_answer(address)
     import ray  # noqa: PLC0415 - a second, and the environment must stand before
 
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
@@ -98,6 +102,26 @@ def connect(
         yield Cluster(url, ray.cluster_resources(), local=address is None)
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str | None) -> None:
+    """Raise unless something listens at an address; Ray would wait for minutes.
+
+    Raises:
+        UserError: nothing does within some seconds.
+    """
+    if not address or address in _LOCAL_NAMES:
+        return
+    parts = urlsplit(address if "://" in address else f"ray://{address}")
+    try:
+        host = parts.hostname or ""
+        port = parts.port or _PORT
+        socket.create_connection((host, port), timeout=_ANSWER_S).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"a Ray cluster at {address} was required, nothing answers there: {error}; start it, "
+            "correct --address (or RAY_ADDRESS), or leave it out for a local cluster"
+        ) from None
 
 
 def _prepare_environment(address: str | None, *, insecure: bool) -> None:
@@ -144,8 +168,14 @@ def _token_file() -> Path:
 
 def _write_token(path: Path) -> None:
     """Write a token that only its owner can read; Ray would let all read it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: a folder that can be written was required for Ray's token, "
+            f"found: {error.strerror}; set HOME to one, or RAY_AUTH_TOKEN_PATH to a file with a token"
+        ) from None
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_hex(32))
 

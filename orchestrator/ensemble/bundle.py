@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from data_prep.config import Prep
 from data_prep.files import file_sha256, write_json
-from data_prep.section import Section
+from data_prep.section import Positive, Section
 from orchestrator.base.errors import UserError
 from orchestrator.ensemble.members import Ensemble, Member, of_run
 from orchestrator.store.artifacts import MANIFEST, Store, git_commit, packages
@@ -99,6 +99,8 @@ def _fill(ensemble: Ensemble, paths: RunPaths, folder: Path) -> None:
         "classes": dict(ensemble.classes),
         "members": members,
     }
+    if ensemble.temperatures:
+        described["temperatures"] = dict(ensemble.temperatures)
     write_json(folder / ENSEMBLE, described)
     n_classes = 1
     for names in ensemble.classes.values():
@@ -223,6 +225,7 @@ class _Described(Section):
     majority_class: Annotated[int, Field(ge=0)]
     classes: dict[str, list[str]]
     members: Annotated[list[_Voter], Field(min_length=1)]
+    temperatures: dict[str, Positive] = {}
 
 
 def _read(folder: Path) -> Ensemble:
@@ -244,6 +247,7 @@ def _read(folder: Path) -> Ensemble:
         described.rule,
         described.majority_class,
         described.classes,
+        described.temperatures,
     )
 
 

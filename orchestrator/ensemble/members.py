@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,8 +45,10 @@ class Ensemble:
     name: str
     members: tuple[Member, ...]
     rule: str  # hard | soft
-    majority: int  # the answer for a photo that nobody can read
+    majority: int  # the answer for an unreadable photo
     classes: Mapping[str, list[str]]  # label -> class names; their order gives the code
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    """Label -> the temperature of its stated confidences; empty where they stay as they are."""
 
 
 class _MemberTrial(NamedTuple):
@@ -111,7 +113,8 @@ def of_run(paths: RunPaths, store: Store) -> Ensemble:
         members.append(member)
     classes = Schema.of(experiment.spec.data.labels).classes
     rule = selection.vote.rule or "hard"
-    return Ensemble(paths.run_id, tuple(members), rule, _majority(paths), classes)
+    temperatures = selection.vote.temperatures
+    return Ensemble(paths.run_id, tuple(members), rule, _majority(paths), classes, temperatures)
 
 
 def _require_same_steps(paths: RunPaths, member: Member) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,20 +13,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
+from rich.markup import escape
 
 from data_prep.catalog.labels import Schema
+from data_prep.catalog.names import EXTENSIONS
+from data_prep.catalog.sources import is_passed_over
 from data_prep.config import Prep
+from data_prep.errors import some
 from data_prep.files import atomic_path, write_text
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.ensemble.members import Ensemble, Member
 from orchestrator.evaluation import vote as voting
+from orchestrator.evaluation.calibration import ALL_LABELS, scale
 
 # Chunks that are multiples of the batch give the same answers as one large array.
 _BATCH = 128
 _CHUNK_BYTES = 2**28
 _STANDARD_INPUT = Path("-")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 Photos = Sequence[tuple[str, Path]]  # id and place
 
@@ -68,10 +72,16 @@ def predict_photos(
             f"--out {out}: a file in a folder that can be written was required, found {instead}"
         )
     named = find_photos(photos)
-    answers = answer_fully(ensemble, named, Reporter())
+    reporter = Reporter()
+    others = other_files(photos)
+    if others:
+        reporter.say(escape(f"{len(others)} files are no photos and not answered: {some(others)}"))
+    answers = answer_fully(ensemble, named, reporter)
     if with_probabilities:
         with atomic_path(out) as beside:
-            pa_csv.write_csv(answer_table(answers, Schema(dict(ensemble.classes))), beside)
+            schema = Schema(dict(ensemble.classes))
+            table = answer_table(answers, schema, ensemble.temperatures)
+            pa_csv.write_csv(table, beside)
     else:
         write_text(out, voting.submission(answers.votes))
     return {"answered": len(named) - answers.n_unread, "quarantined": answers.n_unread}
@@ -89,8 +99,8 @@ def find_photos(place: Path) -> list[tuple[str, Path]]:
     """
     if place.is_dir():
         named = []
-        for path in sorted(place.rglob("*")):
-            if path.suffix.lower() in EXTENSIONS and path.is_file():
+        for path in _files_below(place):
+            if path.suffix.lower() in EXTENSIONS:
                 named.append((_shown(path.relative_to(place)), path))
     elif place.suffix.lower() in EXTENSIONS and place.is_file():
         named = [(_shown(Path(place.name)), place)]
@@ -99,6 +109,24 @@ def find_photos(place: Path) -> list[tuple[str, Path]]:
     if not named:
         raise UserError(f"{place}: photos ({', '.join(EXTENSIONS)}) were required, found none")
     return named
+
+
+def other_files(place: Path) -> list[str]:
+    """Return the files of a folder that `find_photos` leaves out, such as HEIC photos."""
+    others = []
+    for path in _files_below(place) if place.is_dir() else ():
+        if path.suffix.lower() not in EXTENSIONS:
+            others.append(_shown(path.relative_to(place)))
+    return others
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, sorted; hidden ones, litter and notes as in training not."""
+    for path in sorted(folder.rglob("*")):
+        *above, name = path.relative_to(folder).parts
+        is_hidden = any(is_passed_over(part, is_folder=True) for part in above)
+        if path.is_file() and not is_hidden and not is_passed_over(name, is_folder=False):
+            yield path
 
 
 def _listed(place: Path) -> list[tuple[str, Path]]:
@@ -127,8 +155,18 @@ def _shown(path: Path) -> str:
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def answer_table(answers: Answers, schema: Schema) -> pa.Table:
+def answer_table(
+    answers: Answers, schema: Schema, temperatures: Mapping[str, float] | None = None
+) -> pa.Table:
     """Return answers with names and probabilities.
+
+    A temperature changes stated probabilities, and no answer: the vote was taken before. Those of a
+    label and those of all labels together have one each, so they need not add up to each other.
+
+    Args:
+        answers: of an ensemble.
+        schema: of its labels.
+        temperatures: of `Ensemble`.
 
     Returns:
         ImageID, ans, class (its name), a column per label with the name of its class, confidence
@@ -138,7 +176,11 @@ def answer_table(answers: Answers, schema: Schema) -> pa.Table:
     """
     votes = answers.votes
     preds = votes["pred"].to_numpy()
+    of_label = temperatures or {}
+    joint = ALL_LABELS if len(schema.classes) > 1 else schema.names[0]
     probs = answers.probabilities
+    if joint in of_label:
+        probs = scale(probs, of_label[joint])
     codes = np.array([schema.decode(int(pred)) for pred in preds])
     columns: dict[str, Any] = {
         "ImageID": votes["ImageID"],
@@ -153,12 +195,14 @@ def answer_table(answers: Answers, schema: Schema) -> pa.Table:
     for code in range(schema.n_classes):
         columns[f"p_{schema.class_name(code)}"] = _or_null(probs[:, code])
     if len(schema.classes) > 1:
-        cube = probs.reshape(-1, *schema.sizes)
+        cube = answers.probabilities.reshape(-1, *schema.sizes)
         for position, (label, names) in enumerate(schema.classes.items(), 1):
             others = tuple(axis for axis in range(1, cube.ndim) if axis != position)
-            of_label = cube.sum(axis=others)
+            label_probs = cube.sum(axis=others)
+            if label in of_label:
+                label_probs = scale(label_probs, of_label[label])
             for code, name in enumerate(names):
-                columns[f"p_{label}={name}"] = _or_null(of_label[:, code])
+                columns[f"p_{label}={name}"] = _or_null(label_probs[:, code])
     return pa.table(columns)
 
 

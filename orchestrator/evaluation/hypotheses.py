@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.spec.claims import Claim, parse
@@ -18,6 +19,22 @@ _NUMBERS = (
     "standard_error_one_seed", "df", "v_people", "v_train", "v_noise", "luck_of_one_training",
 )  # fmt: skip
 _NOTHING = dict.fromkeys(_NUMBERS) | {"n_groups": 0, "verdict": "undecided", "look": None}
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A claim and its test; `reason` says why there is none."""
+
+    text: str
+    claim: Claim
+    tested: PairedTest | None
+    reason: str | None
+    look: int | None  # at this claim, 1 for the first; None where looks are not counted
+
+    @property
+    def p_value(self) -> float:
+        """The two-sided p value of the claim; 1 where nothing was tested."""
+        return 1.0 if self.tested is None else _p_value(self.claim, self.tested)
 
 
 def judge(
@@ -42,37 +59,37 @@ def judge(
         undecided with null numbers and a `reason`; it still counts in the correction.
     """
     from orchestrator.evaluation.looks import penalty  # noqa: PLC0415
-    from orchestrator.evaluation.paired_test import holm, paired_difference  # noqa: PLC0415
+    from orchestrator.evaluation.paired_test import holm  # noqa: PLC0415
 
-    tests: list[PairedTest | None] = []
-    rows: list[dict[str, Any]] = []
-    for text in claims:
-        claim = parse(text)
-        row: dict[str, Any] = {"claim": text, "metric": claim.metric, "margin": claim.margin}
-        reason = _unjudged(claim, arms)
-        tested = None
-        if reason is None:
-            first = arms[claim.better]
-            second = arms[claim.worse]
-            tested = paired_difference(first, second, metric=claim.metric)
-            reason = tested.reason
-        if tested is None or reason is not None:
-            rows.append(row | _NOTHING | {"reason": reason})
-            tests.append(None)
+    cases = [_test(text, arms, count_look) for text in claims]
+    p_values = [min(1.0, case.p_value * penalty(case.look or 1)) for case in cases]
+    rows = []
+    for case, adjusted in zip(cases, holm(p_values), strict=True):
+        claim = case.claim
+        row: dict[str, Any] = {"claim": case.text, "metric": claim.metric, "margin": claim.margin}
+        if case.tested is None:
+            rows.append(row | _NOTHING | {"reason": case.reason})
             continue
-        look = None if count_look is None else count_look(claim, first, second)
-        p_value = _p_value(claim, tested)
-        rows.append(row | tested.to_json() | {"p_value": p_value, "look": look})
-        tests.append(tested)
-    p_values = [
-        1.0 if tested is None else min(1.0, row["p_value"] * penalty(row["look"] or 1))
-        for row, tested in zip(rows, tests, strict=True)
-    ]
-    for row, tested, adjusted in zip(rows, tests, holm(p_values), strict=True):
-        if tested is not None:
-            row["p_adjusted"] = adjusted
-            row.update(_verdict(parse(row["claim"]), tested, adjusted, row["look"], len(rows)))
+        row |= case.tested.to_json()
+        row |= {"p_value": case.p_value, "look": case.look, "p_adjusted": adjusted}
+        rows.append(row | _verdict(claim, case.tested, adjusted, case.look, len(cases)))
     return rows
+
+
+def _test(text: str, arms: Mapping[str, Predictions], count_look: CountLook | None) -> _Case:
+    """Test one claim where its two arms can be compared; only then it is a look."""
+    from orchestrator.evaluation.paired_test import paired_difference  # noqa: PLC0415
+
+    claim = parse(text)
+    if reason := _unjudged(claim, arms):
+        return _Case(text, claim, None, reason, None)
+    first = arms[claim.better]
+    second = arms[claim.worse]
+    tested = paired_difference(first, second, metric=claim.metric)
+    if tested.reason is not None:
+        return _Case(text, claim, None, tested.reason, None)
+    look = None if count_look is None else count_look(claim, first, second)
+    return _Case(text, claim, tested, None, look)
 
 
 def _unjudged(claim: Claim, arms: Mapping[str, Predictions]) -> str | None:

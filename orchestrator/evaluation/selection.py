@@ -50,6 +50,7 @@ class Candidate:
     n_samples: int
     n_seeds: int
     n_left_out: int = 0  # of its photos, because another candidate did not predict them
+    stopped_after: int | None = None  # seeds; None where it ran to its end
     board_score: float | None = None  # None where a leaderboard has not scored it
     rank: int = 0  # 1 is the best
     chosen: bool = False
@@ -151,6 +152,7 @@ def rank(candidates: Sequence[Candidate], policy: str | list[str]) -> list[Candi
     """Return candidates in the order of a policy, best first.
 
     A leaderboard ranks by `board_score`; those that it has not scored come last, and do not vote.
+    Neither do finalists that a race stopped, which come last too.
 
     Raises:
         UserError: there is no such policy.
@@ -173,6 +175,7 @@ def rank(candidates: Sequence[Candidate], policy: str | list[str]) -> list[Candi
     return sorted(
         candidates,
         key=lambda c: (
+            c.stopped_after is not None,
             -c.low_rounded,
             -c.worst_class_recall,
             c.total_variation,
@@ -228,6 +231,8 @@ def choose(
         reason = f"{position} by {'the list' if is_list else policy}"
         if picks is not None:
             reason = f"added {list(picks).count(entry.setting)} times; {position} by robustness"
+        if entry.stopped_after is not None:
+            reason = f"stopped by the race after {entry.stopped_after} of the seeds"
         chosen = entry.setting in members
         rows.append(replace(entry, rank=place, chosen=chosen, reason=reason))
     rule = RULES[policy] if isinstance(policy, str) else "the spec's order"
@@ -243,7 +248,7 @@ def _members(
     if policy == "leaderboard":
         return [entry.setting for entry in ranked if entry.board_score is not None][:n]
     if isinstance(policy, str):
-        return [entry.setting for entry in ranked][:n]
+        return [entry.setting for entry in ranked if entry.stopped_after is None][:n]
     best: dict[str, str] = {}
     for entry in ranked:
         best.setdefault(entry.variant, entry.setting)

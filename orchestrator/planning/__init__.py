@@ -1,1 +1,1 @@
-"""What would run and why, what it may cost, and what nobody needs any more."""
+"""What would run and why, what it may cost, and what no run needs."""

@@ -70,7 +70,13 @@ def make_plan(experiment: Experiment, store: Store, stages: tuple[Stage, ...]) -
     summary = RunPaths(store.root / "runs" / run_id).read_json("summary") or {}
     entries = find_stages(scope, stages)
     catalog = store.find("catalog", catalog_key(scope))
-    n_reused = _n_reused(scope, catalog, run_id) if catalog else 0
+    n_photos = None
+    n_to_prepare = None
+    n_reused = 0
+    if catalog:
+        n_photos = catalog.result["n_ok"]
+        n_to_prepare = entries["prepare"].n_to_prepare
+        n_reused = _n_reused(scope, catalog, run_id)
     search = entries["search"]
     if n_reused and not search.is_cached:
         why = f"{n_reused} trials are in the store and replayed to the sampler, the rest is trained"
@@ -78,7 +84,9 @@ def make_plan(experiment: Experiment, store: Store, stages: tuple[Stage, ...]) -
     trials = n_trials(experiment)
     estimate = training_s(experiment, store, sum(trials.values()) - n_reused)
     notes = _notes(experiment)
+    seconds = None
     if estimate:
+        seconds = round(estimate.seconds, 1)
         notes.append(
             f"training time is estimated from {estimate.n_trials} earlier trial(s) with this "
             "backbone; size counts too"
@@ -89,9 +97,9 @@ def make_plan(experiment: Experiment, store: Store, stages: tuple[Stage, ...]) -
         files=files,
         stages=_planned(entries, is_finished=summary.get("state") == "SUCCEEDED"),
         trials=trials,
-        n_photos=catalog.result["n_ok"] if catalog else None,
-        n_to_prepare=entries["prepare"].n_to_prepare if catalog else None,
-        training_s=round(estimate.seconds, 1) if estimate else None,
+        n_photos=n_photos,
+        n_to_prepare=n_to_prepare,
+        training_s=seconds,
         notes=tuple(notes),
         n_cached=n_reused,
     )

@@ -103,7 +103,7 @@ class Output(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """What keys and manifests alone tell of a stage before it runs."""
+    """What is known of a stage before it runs, from keys and manifests alone."""
 
     why: str  # it is cached, or would run
     is_cached: bool = False

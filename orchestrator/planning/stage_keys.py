@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from data_prep.catalog.labels import train_borders
 from data_prep.preparation.steps import steps_identity
@@ -141,16 +142,26 @@ def confirm_key(
 ) -> str:
     """Return the key of a finished confirmation.
 
-    The order of the finalists counts where a head depends on the best setting of its source.
+    The order of the finalists counts where a head depends on the best setting of its source, and in
+    a race, which never stops the best setting of an arm that a claim names.
     """
     arms = experiment.arms.values()
-    is_ordered = any(isinstance(arm.train.model.head, FrozenDeepHead) for arm in arms)
-    confirm = experiment.spec.confirm
-    params = {
+    spec = experiment.spec
+    confirm = spec.confirm
+    is_race = confirm is not None and confirm.race
+    is_frozen = any(isinstance(arm.train.model.head, FrozenDeepHead) for arm in arms)
+    is_ordered = is_race or is_frozen
+    params: dict[str, Any] = {
         "confirm": identity(confirm) if confirm else None,
         "finalists": list(finalists) if is_ordered else sorted(finalists),
         "trial": VERSIONS["trial"],
     }
+    if is_race:
+        params["race"] = {
+            "members": spec.select.members,
+            "hypotheses": spec.hypotheses,
+            "without_val": spec.search is not None,
+        }
     inputs = _training_inputs(experiment, content, prepared)
     for name, arm in experiment.arms.items():
         inputs[f"split/{name}"] = split_key(experiment, arm, content)

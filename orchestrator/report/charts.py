@@ -225,8 +225,9 @@ def interval(
     """
     if estimate is None or scale is None:
         return Markup("")
-    low = estimate if low is None else low
-    high = estimate if high is None else high
+    if low is None or high is None:
+        low = estimate
+        high = estimate
     frame = Frame(width, 20.0, left=6.0, right=6.0, top=0.0, bottom=0.0)
 
     def x(value: float) -> float:

@@ -19,7 +19,7 @@ _MAX_CLASSES = 30
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+=*")
 _SHEETS = {
     "face": "Missing and doubtful faces, the least certain first",
-    "mask": "Masks that kept almost nothing or almost everything",
+    "mask": "Masks of almost nothing or almost the whole photo",
     "ordinary": "Ordinary photos",
 }
 _MEASURES = {"face": "confidence", "mask": "share"}

@@ -92,7 +92,7 @@ def why(paths: RunPaths, item: str | None = None) -> list[str]:
     Raises:
         SpecError: nothing in the run has that name.
     """
-    events = read(paths.events) if paths.events.is_file() else []
+    events = read(paths.events)
     if item is None:
         end = ending(paths, events)
         state = f"run {paths.run_id}: {state_of(paths)['state']}"
@@ -212,7 +212,7 @@ def story(paths: RunPaths, *, follow: bool = False) -> Iterator[str]:
     seen = 0
     while True:
         live = follow and is_live(paths.root)
-        events = read(paths.events) if paths.events.is_file() else []
+        events = read(paths.events)
         for event in events[seen:]:
             if sentence := describe(event):
                 yield f"{clock(event.time)} {sentence}"

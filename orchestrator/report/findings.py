@@ -106,7 +106,7 @@ def _about_the_scores(run: Run) -> list[Finding]:
     reached = test.estimate if test else None
     if low is not None and reached is not None and reached < low:
         what = (
-            f"the test score {reached:.3f} lies below the whole out-of-fold interval "
+            f"the test score {reached:.3f} is below the whole out-of-fold interval "
             f"(from {low:.3f}): the test photos are harder than the training photos, or differ "
             "from them"
         )

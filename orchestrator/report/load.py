@@ -84,7 +84,7 @@ class Run:
 
     @functools.cached_property
     def answers(self) -> dict[str, scores.Answers]:
-        """Return the vote beside the truth, as far as it is known.
+        """Return the answers of the vote with the true classes, where these are known.
 
         The keys are "oof" for the out-of-fold vote and "test" for the test set.
         """
@@ -195,7 +195,7 @@ def _load(
     resolved = folder.read("resolved.yaml", _resolved, ResolvedSpec())
     selection = folder.record("selection.json", Selection)
     members = set(selection.members)
-    # summary.json is written after the report, certificate.json by runs that come to their end
+    # summary.json is written after the report, certificate.json by runs that finish
     return Run(
         root=folder.root,
         summary=folder.record("summary.json", Summary, needed=False),

@@ -236,6 +236,7 @@ def selection(run: Run) -> View:
         "known": run.has_selection,
         "has_public_scores": any(row.candidate.board_score is not None for row in rows),
         "winner": run.selection.winner,
+        "race": run.certificate and run.certificate.race,
     }
 
 

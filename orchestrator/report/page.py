@@ -18,6 +18,7 @@ from data_prep.files import atomic_path
 from orchestrator.report import (
     audit_section,
     data_section,
+    diagnosis_section,
     findings,
     models_section,
     overview,
@@ -37,6 +38,9 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], View]], ...] = (
     ("selection", "Selection", overview.selection),
     ("confusion", "Confusion matrices", models_section.confusion),
     ("classes", "Scores per class", models_section.classes),
+    ("subgroups", "Scores per subgroup", diagnosis_section.subgroups),
+    ("suspects", "Likely wrong labels", diagnosis_section.suspects),
+    ("calibration", "Confidence", diagnosis_section.calibration),
     ("agreement", "Agreement of the members", models_section.agreement),
     ("search", "Effect of the settings", settings.search),
     ("curves", "Learning curves", models_section.curves),

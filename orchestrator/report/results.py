@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from orchestrator.evaluation.hypotheses import needs_text
 from orchestrator.store.events import DriverStarted, Event, StageEnded
 from orchestrator.store.ledger import TrialRecord, read, replay
+from orchestrator.store.run_files.diagnosis import SubgroupScore
 from orchestrator.store.run_files.hypotheses import Hypothesis
 from orchestrator.store.run_files.records import as_record, as_records, read_json
 from orchestrator.store.run_files.scores import Score, Scores
@@ -31,7 +32,19 @@ _CANDIDATE = (
     "search_score",
     "n_params",
 )
-_TEXT_COLUMNS = {"", "trial_id", "variant", "phase", "setting", "status", "params", "score"}
+_SUBGROUP = ("", "column", "value", "macro_f1", "90 % interval", "accuracy", "groups", "photos")
+_TEXT_COLUMNS = {
+    "",
+    "column",
+    "value",
+    "trial_id",
+    "variant",
+    "phase",
+    "setting",
+    "status",
+    "params",
+    "score",
+}
 _TRIAL = (
     "trial_id",
     "variant",
@@ -112,6 +125,10 @@ def _tables(run: Path) -> str:
     if selection.members and (cells := _score_rows(selection.ensemble)):
         names = ("score", "estimate", "90 % interval", "groups", "photos")
         parts.append(_table("ensemble", names, cells))
+    if subgroups := selection.ensemble.subgroups:
+        cells = [_subgroup_cells(subgroup) for subgroup in subgroups]
+        title = "subgroups, out-of-fold; ! marks a class with fewer than 7 groups"
+        parts.append(_table(title, _SUBGROUP, cells))
     if not parts:
         return f"run {run.name}: its search has not ended; `status {run.name}` shows its trials\n"
     return "\n".join(parts)
@@ -150,6 +167,20 @@ def _candidate_cells(candidate: Candidate) -> list[str]:
         candidate.n_params,
     )
     return ["*" if candidate.chosen else "", *(_cell("", value) for value in values)]
+
+
+def _subgroup_cells(subgroup: SubgroupScore) -> list[str]:
+    score = subgroup.macro_f1
+    return [
+        "!" if score.too_few_people else "",
+        subgroup.column,
+        subgroup.value,
+        _cell("", score.estimate),
+        f"{_cell('', score.low)} to {_cell('', score.high)}",
+        _cell("", subgroup.accuracy.estimate),
+        str(score.n_groups or ""),
+        str(score.n_samples or ""),
+    ]
 
 
 def _sides(ensemble: EnsembleScores) -> dict[str, Scores]:
@@ -216,6 +247,12 @@ def ensemble_lines(run: Path) -> list[str]:
         lines.append(
             f"the vote against its best member {gain.over} alone: macro F1 "
             f"{gain.difference:+.3f}, {span}"
+        )
+    noise = ensemble.label_noise
+    if noise.n_suspects:
+        lines.append(
+            f"likely wrong labels: {noise.n_photos} photos of {noise.n_groups} people; "
+            "see suspects.csv"
         )
     if not ensemble.test.metrics:
         lines.append("no test labels: no test score")
@@ -307,7 +344,7 @@ def status_view(run: Path) -> StatusView:
     from orchestrator.report.explain import ending  # noqa: PLC0415
     from orchestrator.store.run_dir import RunPaths, state_of  # noqa: PLC0415
 
-    events = read(run / "events.jsonl") if (run / "events.jsonl").is_file() else []
+    events = read(run / "events.jsonl")
     trials = list(replay(events).trials.values())
     facts = state_of(RunPaths(run))
     end = ending(RunPaths(run), events)

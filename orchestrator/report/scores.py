@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Answers:
-    """One class per sample beside the truth, and how many members stood behind it."""
+    """The answer and the true class of each sample, and how many members voted for the answer."""
 
     sample_ids: list[str]
     targets: Ints  # (N,)

@@ -23,7 +23,7 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Lineage:
-    """A member and what its checkpoints come from."""
+    """A member, with the seeds and folds of its checkpoints."""
 
     member: CertifiedMember
     seeds: list[str]
@@ -57,6 +57,26 @@ def _scores(facts: Certificate) -> list[ScoreRow]:
             facts.corrected,
         ),
         ScoreRow(_promise(facts), facts.estimate.on, facts.estimate.macro_f1),
+        ScoreRow(
+            "with all checkpoints of the members",
+            "extrapolated from the checkpoints that judged these photos",
+            facts.checkpoints,
+        ),
+        ScoreRow(
+            "without excluded photos",
+            facts.estimate.on,
+            facts.kept.macro_f1 if facts.kept else _NO_SCORE,
+        ),
+        ScoreRow(
+            "with photos that preparation lost, counted as wrong",
+            facts.estimate.on,
+            facts.lost.macro_f1 if facts.lost else _NO_SCORE,
+        ),
+        ScoreRow(
+            "without likely wrong labels",
+            f"{facts.estimate.on}; an upper limit",
+            facts.label_noise.macro_f1_without or _NO_SCORE,
+        ),
         ScoreRow(
             "public half of the test set",
             "as on a leaderboard",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ from ruamel.yaml import YAML
 
 from data_prep.catalog.labels import Schema
 from data_prep.errors import MachineError
-from data_prep.files import write_json
+from data_prep.files import write_json, write_text
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import INTERRUPTED, SpecError, UserError
 from orchestrator.planning.plan import Plan, make_plan
@@ -106,7 +107,7 @@ def resume(paths: RunPaths, store: Store, options: Options) -> int:
     plan = make_plan(experiment, store, STAGES)
     if plan.run_id != paths.run_id:
         raise UserError(
-            f"run {paths.run_id}: the data and code it was started with were required, they changed "
+            f"run {paths.run_id}: the data and code of its start were required, they changed "
             f"(it would now be {plan.run_id}); submit the spec again, what is unchanged is reused"
         )
     return submit(experiment, store, options)
@@ -209,7 +210,7 @@ def _one_step(resolved: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class _Progress:
-    """How far a run has come."""
+    """The outcomes and outputs of the stages so far."""
 
     outcomes: dict[str, str] = field(default_factory=dict)  # by stage
     outputs: dict[str, Output] = field(default_factory=dict)  # of the stages that succeeded
@@ -334,7 +335,7 @@ def _run_stages(env: Env, progress: _Progress) -> bool:
 
 
 def _keep_results(paths: RunPaths, outputs: Mapping[str, Any], reporter: Reporter) -> None:
-    """Leave the files that the report stage did not come to write, as far as the stages came."""
+    """Write the joined files of a run that ended before its report stage wrote them."""
     if "confirm" not in outputs:
         return
     from orchestrator.stages.report import write_joined  # noqa: PLC0415
@@ -422,7 +423,7 @@ def follow(paths: RunPaths, reporter: Reporter) -> int:
     seen = 0
     while True:
         live = is_live(paths.root)
-        events = read(paths.events) if paths.events.exists() else []
+        events = read(paths.events)
         for event in events[seen:]:
             if isinstance(event, StageEnded):
                 reporter.outcome(event.stage, event.outcome, event.note or "", event.wall_s)
@@ -436,11 +437,10 @@ def follow(paths: RunPaths, reporter: Reporter) -> int:
 
 
 def dump_yaml(value: Any, path: Path) -> None:
-    """Write plain data as YAML beside its place and rename it there."""
+    """Write plain data as YAML."""
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.width = 4096
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8") as handle:
-        yaml.dump(json.loads(json.dumps(value)), handle)
-    beside.replace(path)
+    text = io.StringIO()
+    yaml.dump(json.loads(json.dumps(value)), text)
+    write_text(path, text.getvalue())

@@ -95,7 +95,7 @@ def main(run: Path, parent: int) -> int:
         thread.start()
     for thread in threads:
         thread.join()
-    return 1 if broken else 0
+    return int(bool(broken))
 
 
 def _follow(
@@ -183,16 +183,14 @@ def _stored(entry: Any, value: Any) -> tuple[Any, Any]:
     from optuna import distributions as d  # noqa: PLC0415
 
     if isinstance(entry, Choice):
-        texts = [
-            item if isinstance(item, str | int | float | bool) else json.dumps(item)
-            for item in entry.choice
-        ]
-        return (
-            value if isinstance(value, str | int | float | bool) else json.dumps(value)
-        ), d.CategoricalDistribution(texts)
+        return _plain(value), d.CategoricalDistribution([_plain(item) for item in entry.choice])
     if hasattr(entry, "int_"):
         return value, d.IntDistribution(*entry.int_, log=entry.log, step=entry.step or 1)
     return value, d.FloatDistribution(*entry.float_, log=entry.log, step=entry.step)
+
+
+def _plain(value: Any) -> str | int | float | bool:
+    return value if isinstance(value, str | int | float | bool) else json.dumps(value)
 
 
 def _tensorboard(run: Path, trial: TrialRecord) -> None:
@@ -201,7 +199,7 @@ def _tensorboard(run: Path, trial: TrialRecord) -> None:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter  # noqa: PLC0415
 
     folder = run / "tensorboard" / trial.trial_id
-    shutil.rmtree(folder, ignore_errors=True)  # a resumed run tells all of its trials again
+    shutil.rmtree(folder, ignore_errors=True)  # a resumed run writes all of its trials again
     writer = EventFileWriter(str(folder))
     for epoch, metrics in sorted(trial.reports.items()):
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
@@ -210,7 +208,7 @@ def _tensorboard(run: Path, trial: TrialRecord) -> None:
 
 
 def _wandb(run: Path, settings: dict[str, Any], trial: TrialRecord) -> None:
-    """Write one W&B run. Nothing of the command line or the environment goes along."""
+    """Write one W&B run. Nothing of the command line or the environment is sent."""
     import wandb  # noqa: PLC0415
 
     name = hashlib.sha256(f"{run.name}/{trial.trial_id}".encode()).hexdigest()[:16]

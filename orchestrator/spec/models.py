@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from data_prep.config import Data, Prep, TestTable
-from data_prep.section import Positive, Section, Seed, how, identity
+from data_prep.section import Positive, Section, Seed, how, identity, since
 from orchestrator.base.keys import setting_id
 from orchestrator.spec.search_space import Confirm, Plain, Point, Search, Space, apply
 from orchestrator.spec.tracking import Track
@@ -48,6 +48,8 @@ class Vote(Section):
 
     rule: Literal["hard", "soft"] = "hard"
     """`hard` counts votes, `soft` adds probabilities."""
+    calibrate: bool = since(default=False)
+    """State confidences at a temperature per label, fitted out of fold. No answer changes by it."""
 
 
 class Share(Section):
@@ -120,6 +122,8 @@ class Spec(Section):
     """Name -> dotted paths and values that differ from the rest of the spec."""
     hypotheses: list[str] = []
     """Claims about variants, such as `half > none`, tested at the end."""
+    subgroups: list[str] = since([])
+    """Columns of the table. Their values get scores of their own, as those of the labels do."""
     search: Search | None = None
     """Which settings are tried; null trains each variant once."""
     confirm: Confirm | None = Confirm()
@@ -140,6 +144,22 @@ class Spec(Section):
                 f"select.policy {self.select.policy} depends on out-of-fold predictions, "
                 "which confirm: null leaves out; "
                 "remove confirm: null or choose select.policy validation"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _race_fits(self) -> Self:
+        if self.confirm is None or not self.confirm.race:
+            return self
+        if self.select.policy != "robust":
+            raise ValueError(
+                "confirm.race stops finalists by their out-of-fold scores, which policy robust "
+                f"chooses by; found select.policy {self.select.policy}; remove race or the policy"
+            )
+        if len(self.confirm.seeds) < 2:
+            raise ValueError(
+                "confirm.race looks after each seed but the last; 2 seeds were required, found "
+                f"{len(self.confirm.seeds)}; add seeds or remove race"
             )
         return self
 

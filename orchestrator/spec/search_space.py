@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from data_prep.section import BARE_NAME, Count, Section, Seed
+from data_prep.section import BARE_NAME, Count, Section, Seed, since
 from orchestrator.spec.limits import Limits
 
 Point = dict[str, Any]
@@ -207,6 +207,8 @@ class Confirm(Section):
     """Seeds of training; each deals the folds anew."""
     folds: Annotated[int, Field(ge=2, le=50)] = 3
     """Folds per seed; every photo is predicted by trainings that did not see it."""
+    race: bool = since(default=False)
+    """After each seed, stop finalists that can hardly be among the best any more."""
 
 
 def order(space: Space) -> list[str]:

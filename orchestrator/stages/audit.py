@@ -22,7 +22,7 @@ class Audit:
 
 
 def find(scope: Scope, catalog: Catalog) -> Found:
-    """Find the audit of these data and splits. A run keeps one with a probe, too."""
+    """Find the audit of these data and splits. A run also needs the one with a probe."""
     key = audit_key(scope.experiment, catalog.content)
     with_probe = audit_key(scope.experiment, catalog.content, probe=True)
     is_cached = scope.store.find("audit", key) is not None
@@ -37,7 +37,7 @@ def find(scope: Scope, catalog: Catalog) -> Found:
 def run(env: Env, catalog: Catalog, split: Split, *, probe: bool = False) -> Audit:
     """Look for leaks, copies, corrupt files and shortcuts.
 
-    Where a split leaves groups on both sides, a quick model measures what that is worth.
+    Where a split has groups on both sides, a quick model measures how much that lifts a score.
 
     Args:
         env: of the run.

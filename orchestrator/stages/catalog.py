@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from data_prep.files import atomic_path
+from orchestrator.base.errors import UserError
 from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
 from orchestrator.planning.stage_keys import catalog_key
 from orchestrator.store.artifacts import Artifact
@@ -50,7 +51,7 @@ class Catalog:
 
     @property
     def majority_class(self) -> int:
-        """The most frequent class of the training data, the answer for a photo nobody can read."""
+        """The most frequent class of the training data, the answer for an unreadable photo."""
         return int(self.artifact.result["majority_class"])
 
 
@@ -91,6 +92,7 @@ def run(env: Env) -> Catalog:
             artifact = _build(env, key)
     with atomic_path(env.paths.catalog) as beside:
         shutil.copyfile(artifact.file("catalog.parquet"), beside)
+    _require_columns(env.experiment.spec.subgroups, artifact)
     facts = artifact.result
     note = f"{facts['n_ok']} photos, {facts['n_groups']} groups"
     if facts["quarantined"]:
@@ -99,6 +101,27 @@ def run(env: Env) -> Catalog:
         if text:
             note += f"; {text}"
     return Catalog(outcome, note, artifact)
+
+
+def _require_columns(names: list[str], artifact: Artifact) -> None:
+    """Refuse subgroups of columns that the table does not have.
+
+    Raises:
+        UserError: a column is missing.
+    """
+    if not names:
+        return
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    from data_prep.catalog.labels import name_in_catalog  # noqa: PLC0415
+
+    columns = pq.read_schema(artifact.file("catalog.parquet")).names
+    missing = [name for name in names if name_in_catalog(name, columns) not in columns]
+    if missing:
+        raise UserError(
+            f"subgroups: columns of the table were required, found no {', '.join(missing)}; "
+            f"the catalog has {', '.join(columns)}"
+        )
 
 
 def _build(env: Env, key: str) -> Artifact:
@@ -131,15 +154,15 @@ def _build(env: Env, key: str) -> Artifact:
 def _is_outdated(env: Env, artifact: Artifact) -> bool:
     """Return True if a photo could not be read for an earlier run, and can be read now.
 
-    Rights to read are no part of the key.
+    Rights to read, and the limit of pixels, are no part of the key.
     """
     from data_prep.catalog.builder import photo_path  # noqa: PLC0415
-    from data_prep.catalog.photo_inspection import UNREADABLE  # noqa: PLC0415
+    from data_prep.catalog.photo_inspection import may_be_read_now  # noqa: PLC0415
 
     if artifact.manifest["finished"] >= env.photos_since:
         return False
     for sample, status in artifact.result["quarantined"].items():
-        if not status.startswith(UNREADABLE):
+        if not may_be_read_now(status):
             continue
         try:
             path = photo_path(env.experiment.spec.data, env.experiment.base, sample)
@@ -154,7 +177,7 @@ def _has_split_groups(artifact: Artifact) -> bool:
     """Return True for a catalog of an earlier version in which one group has two names.
 
     Blanks around a name and its Unicode form once made another group of it, so that photos of one
-    group stood on both sides. Few tables have such names, so the version of all catalogs stays.
+    group were on both sides. Few tables have such names, so the version of all catalogs stays.
     """
     from data_prep.catalog.groups import group_name  # noqa: PLC0415
     from orchestrator.store import tables  # noqa: PLC0415

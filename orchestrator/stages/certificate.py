@@ -17,6 +17,7 @@ from data_prep.section import identity
 from orchestrator.cluster.tasks import ray_map
 from orchestrator.ensemble.members import checkpoint
 from orchestrator.ensemble.predict import prepare_photos, probabilities
+from orchestrator.ensemble.statement import OTHER_RUNS, statement
 from orchestrator.evaluation import metrics
 from orchestrator.evaluation import vote as voting
 from orchestrator.evaluation.intervals import difference_of_scores
@@ -48,13 +49,12 @@ from orchestrator.store.run_files.certificate import (
     Gap,
     GroupScore,
 )
+from orchestrator.store.run_files.diagnosis import Diagnosed
 from orchestrator.store.run_files.records import as_record
-from orchestrator.store.run_files.scores import Score
 
 FORMAT_VERSION = 1
 N_WORST_CLASSES = 5
 N_WORST_GROUPS = 10
-OTHER_RUNS = "the same test labels in other runs of this store"
 N_CHECKED = 2
 """Photos of each checked checkpoint. The first and the last one of every member are checked."""
 TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}
@@ -108,6 +108,8 @@ def certify(
         "test": vote.test and vote.test.to_json(),
         "public": vote.public and vote.public.to_json(),
         "gap": gap and gap.model_dump(),
+        "race": confirm.race and confirm.race.to_json(),
+        **{name: of_set.get(name) for name in Diagnosed.model_fields},
         **_worst(env, catalog, confirm, select),
         "looked_at": [use.model_dump() for use in _data_uses(env, search, confirm, select, vote)],
         "check": check(env, lineage, confirm.split).model_dump(),
@@ -150,7 +152,7 @@ def _people(env: Env) -> str:
     if spec.confirm is None:
         return ""
     if spec.search is None:
-        return "The members were chosen on the people who were scored, and on no others."
+        return "The people who are scored chose the members, and nobody else chose anything."
     return (
         "People of role val chose the settings, so they are left out of the score (with split "
         "random, their photos there); those scored chose the members alone."
@@ -314,6 +316,9 @@ def _data_uses(
         n_candidates,
         f"scored {n_candidates} candidates (policy {policy}) and {n_claims} hypotheses",
     )
+    if race := confirm.race:
+        reason = f"raced {race.n_finalists} finalists; stopped {len(race.stopped)} of them"
+        add("out-of-fold labels, in the race", race.n_looks_taken, reason)
     if peeks := select.peeks:
         reason = f"PEEK: candidates were ranked by {peeks.by}"
         add("public half of the test set", peeks.n_candidates, reason)
@@ -427,99 +432,6 @@ def compare_answers(job: _Job) -> _Difference:
         why = f"{stored.shape} probabilities were stored, found {probs.shape}"
         return _Difference(job.trial_id, 1.0, why)
     return _Difference(job.trial_id, float(np.abs(probs - stored).max()))
-
-
-def statement(certificate: Certificate) -> str:
-    """Return the certificate in one paragraph, the corrected number first."""
-    sentences = [*_expected(certificate), *_tested(certificate), *_covered(certificate)]
-    check = certificate.check or Check()
-    equal = "equal the stored ones" if check.equal else "DIFFER from the stored ones"
-    sentences.append(
-        f"The members' answers through `predict` {equal} on {check.n_photos or 0} photos."
-    )
-    return " ".join(sentences)
-
-
-def _expected(certificate: Certificate) -> list[str]:
-    """Say what the vote is expected to reach, and by how many checkpoints."""
-    estimate = certificate.estimate
-    score = estimate.macro_f1
-    if score.estimate is None:
-        return []
-    vote = f"On {estimate.of} the vote of {len(certificate.members)} members"
-    if estimate.on == "role val":
-        return [
-            (
-                f"{vote} reached macro F1 {_span(score)}, {score.n_groups} groups. These photos "
-                "chose epochs and settings. Expect less of new photos."
-            )
-        ]
-    corrected = certificate.corrected
-    is_corrected = corrected.estimate is not None
-    first = corrected if is_corrected else score
-    sentences = [
-        f"{vote} is expected to reach at least macro F1 {_span(first)}, {score.n_groups} groups."
-    ]
-    if is_corrected:
-        sentences.append(
-            f"This is corrected for having chosen among {corrected.n_candidates} candidates on "
-            f"these photos; uncorrected it is {_span(score)}."
-        )
-    curve = certificate.checkpoints
-    if curve.scores:
-        reason = (
-            f"At least, because a photo was judged by {len(curve.scores)} of each member's "
-            f"checkpoints and a new photo is judged by {curve.n_deployed}"
-        )
-        if curve.estimate is None:
-            sentences.append(f"{reason}; {curve.advice}.")
-        else:
-            sentences.append(f"{reason}, which lead to about {_span(curve)}.")
-    return sentences
-
-
-def _tested(certificate: Certificate) -> list[str]:
-    """Say what the test set shows, and what the vote adds."""
-    sentences = ["There is no test score: no test labels are known."]
-    if score := certificate.test.macro_f1:
-        part = "the test set"
-        if certificate.test.part == "private":
-            part = "the private half of the test set"
-        narrow = "; too narrow: no groups are known" if score.too_narrow else ""
-        sentences = [f"On {part} it reached {_span(score)}{narrow}."]
-    gain = certificate.gain and certificate.gain.honest
-    if gain and None not in (gain.difference, gain.low, gain.high):
-        sentences.append(
-            f"Over its best member alone the vote gains {gain.difference:+.3f} "
-            f"({gain.low:+.3f} to {gain.high:+.3f})."
-        )
-    return sentences
-
-
-def _covered(certificate: Certificate) -> list[str]:
-    """Say what the numbers cover and what they do not."""
-    sentences = [
-        (
-            "The interval of a score covers which people were photographed, with these trained "
-            "models. The interval of a difference also covers the luck of training, where there "
-            "are two seeds. The correction covers the choice of members. Nothing here covers other "
-            "data: other cameras, places or people of another kind."
-        )
-    ]
-    if certificate.estimate.people:
-        sentences.append(certificate.estimate.people)
-    for use in certificate.looked_at:
-        if use.what == OTHER_RUNS and use.times:
-            sentences.append(f"Other runs looked at these test labels {use.times} times.")
-    if certificate.policy == "leaderboard":
-        sentences.append(
-            "A leaderboard chose the members: it looked at the public half of the test set."
-        )
-    return [*sentences, *certificate.findings]
-
-
-def _span(score: Score) -> str:
-    return f"{score.estimate:.3f} (90 % interval {score.low:.3f} to {score.high:.3f})"
 
 
 def audit_findings(facts: AuditFacts) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.base.errors import UserError
 from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
 from orchestrator.planning.stage_keys import confirm_key, prepare_keys, search_key
+from orchestrator.spec.claims import parse
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.search import Searched
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from orchestrator.evaluation.predictions import Predictions
+    from orchestrator.evaluation.race import RaceResult, Stopped
     from orchestrator.search.trial import TrialSpec
     from orchestrator.spec.search_space import Confirm
     from orchestrator.stages.trial_phase import Trainings
@@ -38,6 +40,7 @@ class Confirmed:
     trials: tuple[TrialRecord, ...]
     checkpoints: Mapping[str, Sequence[TrialRecord]]  # setting -> trials that answer for it
     predictions: pa.Table  # of all trials of the run
+    race: RaceResult | None = None  # None where every finalist ran to its end
 
     @property
     def complete_settings(self) -> dict[str, str]:
@@ -109,17 +112,22 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared, search: Sea
             "see `results`"
         )
     phase.save_phase(env, "confirm", key, trials)
-    by_setting: dict[str, list[TrialRecord]] = {}
-    for trial in trials:
-        by_setting.setdefault(trial.setting, []).append(trial)
     return Confirmed(
         CACHED if is_loaded else SUCCEEDED,
         phase.trials_note(env, trials),
         "oof",
         tuple(trials),
-        by_setting,
+        _by_setting(trials),
         collect_predictions(state.trials.values(), env.store),
+        _race_result(env, wanted, len(points), len(trials)) if wanted.race else None,
     )
+
+
+def _by_setting(trials: Iterable[TrialRecord]) -> dict[str, list[TrialRecord]]:
+    by_setting: dict[str, list[TrialRecord]] = {}
+    for trial in trials:
+        by_setting.setdefault(trial.setting, []).append(trial)
+    return by_setting
 
 
 def choose_points(search: Searched, wanted: Confirm, variants: list[str]) -> dict[str, Point]:
@@ -205,10 +213,14 @@ def _train(trainings: Trainings, wanted: Confirm, points: Mapping[str, Point]) -
     known = {trial.trial_id for trial in phase_trials(env, "confirm")}
     env.ledger.append(PhaseStarted(phase="confirm"), commit=True)
     new = [spec for spec in specs if spec.trial_id not in known]
+    proposals = propose_in_order(new, lambda: controller.records)
+    if wanted.race:
+        compare = _comparison(trainings, wanted, points, sources)
+        proposals = propose_race(specs, known, wanted.seeds, lambda: controller.records, compare)
     controller = TrialController(
         env.ledger,
         "confirm",
-        propose_in_order(new, lambda: controller.records),
+        proposals,
         resume=lambda trial: (by_id[trial.trial_id], None),
         finished=trainings.stored_history,
     )
@@ -267,3 +279,122 @@ def propose_in_order(
             continue
         waiting.remove(ready)
         yield ready, None
+
+
+def propose_race(
+    specs: Sequence[TrialSpec],
+    started: Collection[str],
+    seeds: Sequence[int],
+    known: Callable[[], dict[str, TrialRecord]],
+    compare: Callable[[int, list[TrialRecord]], set[str]],
+) -> Iterator[tuple[TrialSpec, None] | None]:
+    """Propose the trials seed by seed; a setting that a look stops gets no further seed.
+
+    Args:
+        specs: all trials of a confirmation without a race.
+        started: ids of trials that an earlier driver started.
+        seeds: in their order.
+        known: returns the trials of this phase by id.
+        compare: takes the number of a look and the finished trials so far; returns the settings
+            that are stopped.
+    """
+    stopped: set[str] = set()
+    for look, seed in enumerate(seeds, 1):
+        batch = [spec for spec in specs if spec.seed == seed and spec.setting not in stopped]
+        yield from propose_in_order([s for s in batch if s.trial_id not in started], known)
+        if look == len(seeds):
+            return
+        while not all(_has_ended(known(), spec.trial_id) for spec in batch):
+            yield None
+        so_far = set(seeds[:look])
+        finished = []
+        for trial in known().values():
+            if trial.started.seed in so_far and trial.setting not in stopped:
+                finished.append(trial)
+        stopped |= compare(look, finished)
+
+
+def _has_ended(trials: Mapping[str, TrialRecord], trial_id: str) -> bool:
+    return trial_id in trials and trials[trial_id].status is not None
+
+
+def _comparison(
+    trainings: Trainings,
+    wanted: Confirm,
+    points: Mapping[str, Point],
+    sources: Mapping[str, str],
+) -> Callable[[int, list[TrialRecord]], set[str]]:
+    """Return the looks of a race. A look that the ledger knows is not taken again."""
+    from orchestrator.evaluation.race import RaceRules, stop_losers  # noqa: PLC0415
+    from orchestrator.search.trial_tables import collect_predictions  # noqa: PLC0415
+    from orchestrator.store.events import RaceLooked  # noqa: PLC0415
+
+    env = trainings.env
+    spec = env.experiment.spec
+    protected = protected_settings(points, spec.hypotheses, sources)
+    rules = RaceRules(len(points), len(wanted.seeds) - 1, spec.select.members, protected)
+
+    def compare(look: int, trials: list[TrialRecord]) -> set[str]:
+        taken = {event.look: event for event in env.ledger.events if isinstance(event, RaceLooked)}
+        if look not in taken:
+            table = collect_predictions(trials, env.store)
+            so_far = Confirmed("", "", "oof", tuple(trials), _by_setting(trials), table)
+            arms = held_out_predictions(env, trainings.catalog, trainings.split, so_far)
+            stopped = stop_losers(arms, rules, look)
+            facts = [row.to_json() for row in stopped]
+            event = RaceLooked(look=look, n_seeds=look, n_compared=len(arms), stopped=facts)
+            env.ledger.append(event, commit=True)
+            taken[look] = event
+            for row in stopped:
+                env.console.say(f"  race: {_stopped_text(row, points)}")
+        return {row["setting"] for row in taken[look].stopped}
+
+    return compare
+
+
+def _stopped_text(row: Stopped, points: Mapping[str, Point]) -> str:
+    return (
+        f"{points[row.setting].variant} {row.setting} is stopped after {row.n_seeds} seeds: "
+        f"{row.difference:+.3f} macro F1 behind {row.behind}, adjusted p {row.p_adjusted:.3f}"
+    )
+
+
+def protected_settings(
+    points: Mapping[str, Point], claims: Sequence[str], sources: Mapping[str, str]
+) -> set[str]:
+    """Return the settings that a race never stops.
+
+    They are the best setting of each arm that a claim names, and of each arm whose feature map
+    another arm depends on.
+
+    Args:
+        points: the finalists, the best first.
+        claims: of the spec.
+        sources: variant -> the variant whose feature map it depends on.
+    """
+    needed = {sources[point.variant] for point in points.values() if point.variant in sources}
+    for text in claims:
+        claim = parse(text)
+        needed |= {claim.better, claim.worse}
+    best: dict[str, str] = {}
+    for setting, point in points.items():
+        best.setdefault(point.variant, setting)
+    return {best[variant] for variant in needed if variant in best}
+
+
+def _race_result(env: Env, wanted: Confirm, n_finalists: int, n_trained: int) -> RaceResult:
+    """Return what the race did, from the ledger."""
+    from orchestrator.evaluation.race import RaceResult, Stopped  # noqa: PLC0415
+    from orchestrator.store.events import RaceLooked  # noqa: PLC0415
+
+    looks = [event for event in env.ledger.events if isinstance(event, RaceLooked)]
+    stopped = [Stopped(**row) for event in looks for row in event.stopped]
+    n_trainings = n_finalists * len(wanted.seeds) * wanted.folds
+    return RaceResult(
+        n_finalists,
+        len(wanted.seeds) - 1,
+        len(looks),
+        n_trainings,
+        n_trainings - n_trained,
+        tuple(stopped),
+    )

@@ -28,7 +28,7 @@ class Judged:
 def run(env: Env, catalog: Catalog, split: Split, search: Searched, confirm: Confirmed) -> Judged:
     """Judge the claims on the out-of-fold predictions of each arm's best finalist.
 
-    A claim about an arm whose trials failed is a row like the others: undecided, with the reason.
+    A claim about an arm whose trials failed is undecided, and its row says why.
     """
     rows = []
     if env.experiment.spec.hypotheses:

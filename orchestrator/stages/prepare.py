@@ -291,7 +291,7 @@ def _make_shards(
         ):
             number = result.task.number
             facts = {"n_prepared": result.n_prepared, "n_copied": result.n_copied}
-            # a shard whose photos are tried again gives way
+            # a shard whose photos are tried again is replaced
             shutil.rmtree(env.store.root / "shard" / keys[number], ignore_errors=True)
             params = {"steps": steps}
             with env.store.draft("shard", keys[number], params=params, inputs={}) as draft:
@@ -504,7 +504,7 @@ def _describe(
 def _rates(
     catalog: pa.Table, labels: Mapping[str, list[str]], crops: Collection[_Crop]
 ) -> list[FailureRate]:
-    """Return how often each failure came about in each class of each label, where it did."""
+    """Return how often each failure occurred, by class of each label."""
     samples = catalog["sample_id"].to_pylist()
     rates = []
     for failure, is_failed in _FAILURES.items():
@@ -553,7 +553,7 @@ def _warnings(rates: list[FailureRate]) -> list[str]:
 
 
 def _p_value(classes: list[ClassRate]) -> float:
-    """Return how probable such different counts are where all classes fail alike."""
+    """Return the p value of equal failure rates in all classes."""
     from scipy.stats import chi2_contingency  # noqa: PLC0415
 
     counts = [[entry.failed, entry.n - entry.failed] for entry in classes]

@@ -24,9 +24,9 @@ if TYPE_CHECKING:  # torch takes seconds
 
 SIDE = 96  # pixels; 300 photos a second and core
 MAX_PHOTOS = 4000
-"""More tell a quick model little; whole groups are taken, in the order of a hash."""
+"""More photos hardly improve a quick model. Whole groups are taken, in the order of a hash."""
 VIEWS = ("whole", "rim")
-_RIM = 0.15  # of each side: what stays of a photo whose middle, the subject, is blanked
+_RIM = 0.15  # of each side; the middle, which is the subject, is blanked
 _CHUNK = 128  # photos a task
 
 Floats = NDArray[np.float32]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from data_prep.files import write_json
+from data_prep.files import write_json, write_text
 from orchestrator.base.errors import UserError
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.stages.catalog import Catalog
@@ -65,7 +65,7 @@ def write_joined(
     select: Selected | None,
     vote: Voted | None,
 ) -> None:
-    """Write predictions.parquet and selection.json, which hold parts of several stages.
+    """Write predictions.parquet, selection.json and suspects.csv, from parts of several stages.
 
     A run that ended before its report has the parts of the stages that succeeded.
     """
@@ -79,3 +79,5 @@ def write_joined(
         if vote is not None:
             selection["ensemble"] |= vote.scores_to_json()
         write_json(paths.selection, selection)
+        if diagnosis := select.ensemble.diagnosis:
+            write_text(paths.suspects, diagnosis.label_noise.to_csv())

@@ -8,8 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
+from data_prep.catalog.labels import name_in_catalog
 from orchestrator.base.errors import UserError
+from orchestrator.ensemble.diagnosis import (
+    Diagnosis,
+    LostPhoto,
+    count_lost,
+    diagnose,
+    score_kept,
+)
 from orchestrator.evaluation import common_samples, metrics, selection, selection_bias
 from orchestrator.evaluation import vote as voting
 from orchestrator.evaluation.checkpoint_curve import CheckpointCurve, checkpoint_curve
@@ -110,6 +119,7 @@ class EnsembleScores:
     gain: Gain | None  # None where one member is all
     corrected: Corrected | None  # None where nothing was chosen on these photos
     checkpoints: CheckpointCurve | None
+    diagnosis: Diagnosis | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,7 @@ class Selected:
     peeks: Peeks | None  # of policy leaderboard
     findings: list[str]
     rule: str  # of the vote
+    calibrate: bool = False  # confidences are stated at the temperatures of the diagnosis
 
     @property
     def members(self) -> list[str]:
@@ -141,11 +152,14 @@ class Selected:
         ensemble = self.ensemble
         corrected = ensemble.corrected
         chosen_by = _CHOSEN_BY.get(str(self.selection.policy))
+        vote: dict[str, Any] = {"rule": self.rule, "tie": voting.TIE_RULE}
+        if self.calibrate and ensemble.diagnosis:
+            vote["temperatures"] = ensemble.diagnosis.temperatures
         return {
             **self.selection.to_json(),
             "peeks": self.peeks.to_json() if self.peeks else None,
             "findings": self.findings,
-            "vote": {"rule": self.rule, "tie": voting.TIE_RULE},
+            "vote": vote,
             "ensemble": {
                 "oof": None,
                 ensemble.split: ensemble.scores.to_json(),
@@ -155,6 +169,7 @@ class Selected:
                 "gain": ensemble.gain.to_json() if ensemble.gain else None,
                 "corrected": corrected and {**corrected.to_json(), "chosen_by": chosen_by},
                 "checkpoints": ensemble.checkpoints and ensemble.checkpoints.to_json(),
+                **(ensemble.diagnosis.to_json() if ensemble.diagnosis else {}),
             },
             "winner": {"setting": self.winner_setting, **self.winner.to_json()},
         }
@@ -184,6 +199,7 @@ def run(
     n_common = len(next(iter(arms.values())).sample_ids)
     sizes = {setting: len(arm.sample_ids) for setting, arm in predictions.items()}
     candidates = []
+    stopped = {row.setting: row.n_seeds for row in confirm.race.stopped} if confirm.race else {}
     for setting, arm in sorted(arms.items()):
         entry = selection.candidate(
             setting,
@@ -194,7 +210,7 @@ def run(
             seed=spec.seed,
             n_left_out=sizes[setting] - n_common,
         )
-        candidates.append(entry)
+        candidates.append(replace(entry, stopped_after=stopped.get(setting)))
     peeks = None
     if spec.select.policy == "leaderboard":
         candidates, peeks = _with_board_scores(env, catalog, prepare, confirm, candidates)
@@ -211,18 +227,21 @@ def run(
         corrected = _corrected_on_board(env, peeks.answers, chosen)
         peeks = replace(peeks, corrected=corrected)
     ensemble = _score_ensemble(env, confirm, pool, order, chosen)
+    members = {setting: pool.candidates[order.index(setting)] for setting in chosen.members}
+    diagnosis = _diagnose(env, catalog, split, prepare, confirm, members, chosen.weights)
     (winner,) = selection_bias.best_alone(pool, pool.everybody, 1)[0]
     finding = common_samples.little_in_common(list(sizes.values()), n_common)
     return Selected(
         SUCCEEDED,
         _note(ensemble, len(chosen.members)),
         chosen,
-        ensemble,
+        replace(ensemble, diagnosis=diagnosis),
         selection_bias.corrected(pool, selection_bias.best_alone, 1, seed=spec.seed, alone=True),
         order[winner],
         peeks,
         [*([finding] if finding else []), *(peeks.findings() if peeks else [])],
         spec.vote.rule,
+        spec.vote.calibrate,
     )
 
 
@@ -421,3 +440,70 @@ def _corrected(
             n_resamples=selection_bias.N_GREEDY_RESAMPLES,
         )
     return None
+
+
+def _diagnose(
+    env: Env,
+    catalog: Catalog,
+    split: Split,
+    prepare: Prepared,
+    confirm: Confirmed,
+    members: Mapping[str, Predictions],
+    weights: list[int],
+) -> Diagnosis:
+    """Examine the answers of the vote beside its score."""
+    spec = env.experiment.spec
+    votes = _cast(env, members, dict(zip(members, weights, strict=True)))
+    vote = _like(members, votes.pred)
+    probs = [member.mean_probs for member in members.values()]
+    mean_probs = np.asarray(np.average(probs, axis=0, weights=weights), np.float64)
+    columns = _columns(catalog, spec.subgroups, vote.sample_ids)
+    diagnosis = diagnose(vote, mean_probs, env.schema, columns, seed=spec.seed)
+    if confirm.split != "oof":
+        return diagnosis
+    variants = {confirm.complete_settings[setting] for setting in members}
+    excluded: set[str] = set()
+    for variant in variants:
+        folds = split.folds[variant]
+        excluded.update(folds.filter(pc.equal(folds["role"], "excluded"))["sample_id"].to_pylist())
+    lost = _lost_photos(split, prepare, variants, without_val=spec.search is not None)
+    return replace(
+        diagnosis,
+        kept=score_kept(vote, excluded, seed=spec.seed),
+        lost=count_lost(vote, lost, seed=spec.seed),
+    )
+
+
+def _columns(catalog: Catalog, names: list[str], sample_ids: list[str]) -> dict[str, list[Any]]:
+    """Return the columns of the table that the spec names, one value per sample."""
+    place = {sample: i for i, sample in enumerate(catalog.table["sample_id"].to_pylist())}
+    index = [place[sample] for sample in sample_ids]
+    columns = {}
+    for name in names:
+        column = catalog.table[name_in_catalog(name, catalog.table.column_names)]
+        columns[name] = column.take(index).to_pylist()
+    return columns
+
+
+def _lost_photos(
+    split: Split, prepare: Prepared, variants: set[str], *, without_val: bool
+) -> list[LostPhoto]:
+    """Return labelled photos that a member cannot answer, because its preparation lost them.
+
+    Args:
+        split: of the run.
+        prepare: of the run.
+        variants: of the members.
+        without_val: leave out people of role val, as the headline does.
+    """
+    lost: dict[str, LostPhoto] = {}
+    for variant in variants:
+        quarantined = prepare.shards[variant].result["quarantined"]
+        folds = split.folds[variant].select(["sample_id", "label", "group", "role"]).to_pylist()
+        in_val = {row["group"] for row in folds if row["role"] == "val"}
+        for row in folds:
+            is_scored = row["role"] != "test" and not (without_val and row["group"] in in_val)
+            if row["sample_id"] in quarantined and is_scored and row["label"] is not None:
+                photo = LostPhoto(row["sample_id"], row["label"], row["group"])
+                lost[photo.sample_id] = photo
+    return [lost[sample] for sample in sorted(lost)]

@@ -44,7 +44,7 @@ class TestPhotos:
 
     order: list[tuple[str, str]]  # (sample_id, ImageID)
     groups: dict[str, str] | None  # None where one is not known
-    lost: dict[str, str]  # sample_id -> why nobody can read it
+    lost: dict[str, str]  # sample_id -> why it cannot be read
     public: frozenset[str]  # empty where data.test.public is not set
 
     def part(self, name: str) -> list[tuple[str, str]]:
@@ -78,21 +78,20 @@ def read_test_photos(
     data = env.experiment.spec.data
     table = catalog.table
     order = test_order(data, env.experiment.base, table)
-    of = dict(zip(table["sample_id"].to_pylist(), table["group"].to_pylist(), strict=True))
-    groups = {sample: of[sample] for sample, _ in order}
-    known = all(group is not None for group in groups.values())
+    group_of = dict(zip(table["sample_id"].to_pylist(), table["group"].to_pylist(), strict=True))
+    groups: dict[str, str] | None = {sample: group_of[sample] for sample, _ in order}
+    if groups and None in groups.values():
+        groups = None
     lost = dict(catalog.quarantined)
     for variant in sorted(set(variants)):
         lost |= prepare.shards[variant].result["quarantined"]
+    samples = [sample for sample, _ in order]
+    share = data.test.public if data.test else None
     return TestPhotos(
         order,
-        groups if known else None,
-        {sample: lost[sample] for sample, _ in order if sample in lost},
-        public_half(
-            [sample for sample, _ in order],
-            groups if known else None,
-            data.test.public if data.test else None,
-        ),
+        groups,
+        {sample: lost[sample] for sample in samples if sample in lost},
+        public_half(samples, groups, share),
     )
 
 
@@ -270,7 +269,7 @@ def score_input(
 def member_preds(
     catalog: Catalog, photos: TestPhotos, members: Members
 ) -> dict[str, dict[str, int]]:
-    """Return setting -> sample id -> class; the majority class for photos nobody can read."""
+    """Return setting -> sample id -> class; the majority class for unreadable photos."""
     lost = dict.fromkeys(photos.lost, catalog.majority_class)
     return {
         setting: {**lost, **dict(zip(samples, probs.argmax(1).tolist(), strict=True))}

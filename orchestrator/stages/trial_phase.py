@@ -30,6 +30,7 @@ from orchestrator.store.events import (
     OBJECTIVE,
     EpochReported,
     LimitReached,
+    RaceLooked,
     TrialEnded,
     TrialReopened,
     TrialStarted,
@@ -237,16 +238,17 @@ def save_phase(
 ) -> None:
     """Put a finished phase into the store, for the next run that asks for the same.
 
-    A phase with a transient failure is left out: every run to come would have that failure.
+    A phase with a transient failure is not saved: later runs would take over that failure.
     """
     if env.store.find(phase, key) or any(trial.has_transient_failure for trial in trials):
         return
     names = {trial.trial_id for trial in trials}
     lines = []
     for event in env.ledger.events:
-        if not isinstance(event, TrialStarted | EpochReported | TrialEnded | TrialReopened):
-            continue
-        if event.trial_id in names:
+        is_kept = isinstance(event, RaceLooked) and phase == "confirm"
+        if isinstance(event, TrialStarted | EpochReported | TrialEnded | TrialReopened):
+            is_kept = event.trial_id in names
+        if is_kept:
             lines.append(json.dumps(event.to_json(), ensure_ascii=False) + "\n")
     with env.store.draft(phase, key, params={}, inputs={}) as draft:
         write_text(draft.path / "events.jsonl", "".join(lines))

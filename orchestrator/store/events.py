@@ -120,6 +120,18 @@ class LimitReached(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RaceLooked(Record):
+    """The finalists of a race were compared after a seed; some were stopped."""
+
+    record_kind = "race_look"
+
+    look: int  # 1 for the first
+    n_seeds: int  # that every finalist in the race has finished
+    n_compared: int  # finalists
+    stopped: list[dict[str, Any]]  # as `evaluation.race.Stopped` has them
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardWritten(Record):
     """A shard of prepared photos was put into the store."""
 
@@ -268,6 +280,7 @@ Event = (
     | StageEnded
     | PhaseStarted
     | LimitReached
+    | RaceLooked
     | ShardWritten
     | ArtifactDamaged
     | PrecisionChosen

@@ -169,11 +169,13 @@ def _apply_to_trial(trial: TrialRecord, event: TrialEvent) -> None:
 
 
 def read(path: Path) -> list[Event]:
-    """Read events; an incomplete last line is left out.
+    """Read events; none where there is no file. An incomplete last line is left out.
 
     Raises:
         LedgerDamaged: another line cannot be read.
     """
+    if not path.is_file():
+        return []
     with path.open("rb") as file:
         return _parse(file, path).events
 

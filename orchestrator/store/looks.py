@@ -1,4 +1,4 @@
-"""The ledger of looks: which claims were judged on which predictions, across all runs of a store."""
+"""The ledger of looks: what was asked of which predictions or labels, across a store's runs."""
 
 from __future__ import annotations
 

@@ -58,6 +58,7 @@ _FILES = {
     "certificate": "certificate.json",
     "hypotheses": "hypotheses.json",
     "submission": "submission.csv",
+    "suspects": "suspects.csv",
     "summary": "summary.json",
     "report": "report/index.html",
     "trials": "trials.parquet",

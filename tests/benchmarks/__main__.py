@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.benchmarks import catalog, preparation, search, training, verdicts, voting
+from tests.benchmarks import board, catalog, preparation, search, training, verdicts, voting
 
 ROOT = Path(__file__).resolve().parents[2]
 REPEATS = 7
@@ -62,6 +62,7 @@ BENCHMARKS = {
     "catalog_100k": catalog.catalog_100k,
     "trial_fixed_cost": search.trial_fixed_cost,
     "trial_wall_vs_bare": search.trial_wall_vs_bare,
+    "board": board.board_50k,
     "driver_10k": search.driver_10k,
     "search_vs_stock": search.search_vs_stock,
 }

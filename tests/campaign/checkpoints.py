@@ -24,7 +24,7 @@ N_NEW_PEOPLE = 3000
 
 @dataclass(frozen=True)
 class CurveDesign:
-    """Checkpoints that see the class through noise; a part of the noise is common to all of them."""
+    """Checkpoints that see the class through noise, part of which is common to all of them."""
 
     n_people: int
     n_seeds: int
@@ -171,9 +171,10 @@ def main():
     biases = np.array([row.bias for row in rows])
     inside = np.array([row.inside for row in rows])
     print(
-        f"checkpoints: mean error {biases.mean():+.3f} ({biases.min():+.3f} to {biases.max():+.3f}), "
-        f"covers {inside.mean():.3f} ({inside.min():.3f} to {inside.max():.3f}), {len(rows)} designs "
-        f"x {n_sets}, {time.monotonic() - start:.0f} s"
+        f"checkpoints: mean error {biases.mean():+.3f} "
+        f"({biases.min():+.3f} to {biases.max():+.3f}), covers {inside.mean():.3f} "
+        f"({inside.min():.3f} to {inside.max():.3f}), {len(rows)} designs x {n_sets}, "
+        f"{time.monotonic() - start:.0f} s"
     )
 
 

@@ -1,7 +1,7 @@
 """Simulate what intervals and tests promise, with the functions that production calls.
 
-`python -m tests.campaign.verdicts [--sets 600] [--only coverage,level,...]` prints one line for each design
-and a summary. tests/orchestrator/evaluation/test_honesty.py runs the same studies in a short form.
+`python -m tests.campaign.verdicts [--sets 600] [--only coverage,level,...]` prints one line for
+each design and a summary. tests/orchestrator/evaluation/test_honesty.py runs a short form.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ N_CLASSES = 18
 N_PHOTOS = 7  # of one person
 
 
-def predictions(targets: Ints, preds: Ints, groups: Ints | None, n_classes: int, folds: Ints | None = None) -> Predictions:  # fmt: skip
+def predictions(
+    targets: Ints, preds: Ints, groups: Ints | None, n_classes: int, folds: Ints | None = None
+) -> Predictions:
     """Arrange arrays as production does: ids, groups by name, folds and seeds."""
     names = None if groups is None else [f"g{group}" for group in groups.tolist()]
     ids = [f"s{i:06}" for i in range(len(targets))]
@@ -108,7 +110,9 @@ class Coverage(NamedTuple):
     width: float
 
 
-def coverage(design: CoverageDesign, n_sets: int, *, seed: int = 0, n: int = 2000, fixed: bool = False) -> Coverage:  # fmt: skip
+def coverage(
+    design: CoverageDesign, n_sets: int, *, seed: int = 0, n: int = 2000, fixed: bool = False
+) -> Coverage:
     """Return the coverage of `interval` in one design.
 
     Args:
@@ -366,13 +370,13 @@ def _rate_lines(name: str, designs: list[TestDesign], n_sets: int) -> Iterator[s
     }
     for n, some in by_seeds.items():
         yield f"{name}, {n} seeds: mean {np.mean(some):.3f}, {min(some):.3f} to {max(some):.3f}"
-    yield f"{name}: mean {np.mean(rates):.3f}, {min(rates):.3f} to {max(rates):.3f}, {len(rates)} designs x {n_sets}"  # fmt: skip
+    yield f"{name}: mean {np.mean(rates):.3f}, {min(rates):.3f} to {max(rates):.3f}, {len(rates)} designs x {n_sets}"
 
 
 def _look_lines(n_sets: int) -> Iterator[str]:
     for n_people, luck in ((100, 0.0), (100, 0.01), (300, 0.02), (30, 0.01)):
         rate = looks(n_sets, n_people=n_people, luck=luck)
-        yield f"looks at 2, 3, 5, 8 seeds, {n_people} people, luck {luck}: wrong in {rate:.3f} of {n_sets}"  # fmt: skip
+        yield f"looks at 2, 3, 5, 8 seeds, {n_people} people, luck {luck}: wrong in {rate:.3f} of {n_sets}"
 
 
 def _equality_lines(n_sets: int) -> Iterator[str]:

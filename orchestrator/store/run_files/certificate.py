@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.store.run_files.diagnosis import Diagnosed, RaceFacts
 from orchestrator.store.run_files.records import FileRecord
 from orchestrator.store.run_files.scores import (
     CheckpointCurve,
@@ -122,7 +123,7 @@ class CodeVersion(FileRecord):
     git_commit: str = ""
 
 
-class Certificate(FileRecord):
+class Certificate(Diagnosed):
     """What certificate.json holds."""
 
     statement: str = ""
@@ -138,6 +139,7 @@ class Certificate(FileRecord):
     check: Check | None = None
     worst_classes: tuple[ClassScores, ...] = ()
     worst_groups: tuple[GroupScore, ...] = ()
+    race: RaceFacts | None = None
     looked_at: tuple[DataUse, ...] = ()
     members: tuple[CertifiedMember, ...] = ()
     data: DataHashes = DataHashes()

@@ -23,6 +23,11 @@ class Hypothesis(FileRecord):
     n_groups: int | None = None
     n_samples: int | None = None
     n_left_out: int | None = None
+    margin: float | None = None  # of a claim of practical equality
+    look: int | None = None  # 1 for the first
+    n_seeds: int | None = None
+    rests_on: str = ""  # people, people and trainings, or folds
+    luck_of_one_training: float | None = None  # standard deviation of one checkpoint's score
     facts: dict[str, Any] = {}  # the whole row
 
     @model_validator(mode="before")

@@ -19,6 +19,7 @@ class Score(FileRecord):
     n_groups: int | None = None
     n_samples: int | None = None
     too_narrow: bool = False  # photos were resampled, because no groups are known
+    too_few_people: bool = False  # a class has fewer than 7 groups: the interval may cover less
 
     @model_validator(mode="before")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.store.run_files.diagnosis import Diagnosed
 from orchestrator.store.run_files.records import FileRecord
 from orchestrator.store.run_files.scores import Corrected, Difference, Scores
 
@@ -27,6 +28,7 @@ class Candidate(FileRecord):
     board_score: float | None = None
     n_samples: int | None = None
     n_left_out: int | None = None
+    stopped_after: int | None = None  # seeds, if a race stopped it
 
 
 class BoardRow(FileRecord):
@@ -48,7 +50,7 @@ class Contribution(FileRecord):
     adds: Difference = Difference()
 
 
-class EnsembleScores(FileRecord):
+class EnsembleScores(Diagnosed):
     """The ensemble's scores on every set of photos."""
 
     oof: Scores = Scores()
@@ -64,6 +66,8 @@ class VoteRule(FileRecord):
     """How the members vote."""
 
     rule: str = ""  # hard | soft
+    calibrate: bool = False  # of the spec: state confidences at temperatures
+    temperatures: dict[str, float] = {}  # by label, where the spec asks for them
 
 
 class Selection(FileRecord):

@@ -24,6 +24,7 @@ from data_prep.audit.examination import audit
 from data_prep.catalog import answers
 from data_prep.catalog import builder as module
 from data_prep.catalog.builder import build_catalog, content_hash, photo_path, photos_hash
+from data_prep.catalog.images import decode
 from data_prep.catalog.labels import Schema, values_in
 from data_prep.catalog.names import EXTENSIONS, refusal
 from data_prep.catalog.photo_inspection import examine, inspect
@@ -121,6 +122,29 @@ def test_a_true_bomb_costs_no_memory():
     status, grown_mib = out.rsplit(maxsplit=1)
     assert status == "too large: 12000x12000"
     assert int(grown_mib) < 100
+
+
+def test_the_limit_of_pixels_is_a_setting():
+    code = (
+        "import io; from PIL import Image; from data_prep.catalog.photo_inspection import examine\n"
+        "buffer = io.BytesIO(); Image.new('L', (1200, 1000)).save(buffer, 'PNG')\n"
+        "print(examine(buffer.getvalue()).status)"
+    )
+    statuses = []
+    for limit in ("1", "1.5", "lots"):
+        environment = {**os.environ, "MAX_MEGAPIXELS": limit}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        statuses.append((done.stdout or done.stderr).strip().splitlines()[-1])
+    assert ["too large: 1200x1000", "ok"] == statuses[:2]
+    assert "MAX_MEGAPIXELS: a number up to 178 was required, found 'lots'" in statuses[2]
+
+
+@pytest.mark.parametrize(("brightest", "expected"), [(255, 255), (4000, 249), (60_000, 233)])
+def test_twelve_bits_in_sixteen_are_not_nearly_black(brightest, expected):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 4), brightest, dtype=np.uint16)).save(buffer, "PNG")
+    assert expected == decode(buffer.getvalue()).max()
 
 
 def test_damaged_photos_end_in_a_status():

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
@@ -10,9 +11,11 @@ from starlette.testclient import TestClient
 from orchestrator.board.app import make_app
 from orchestrator.board.hub import Hub
 from orchestrator.search.worker import stop_file
+from orchestrator.store.artifacts import Store
 from tests.orchestrator.board.planted import HOSTILE, LONG, TOKEN, LiveDriver, write_store
 from tests.orchestrator.report.test_report import Page
 
+ROOT = Path(__file__).resolve().parents[3]
 ORIGIN = {"origin": "http://localhost"}
 TABS = ("", "/trials", "/curves", "/results", "/data", "/logs")
 
@@ -52,7 +55,7 @@ def test_the_list_names_every_run_with_state_and_score(live):
     client, _ = live
     text = words(client.get("/"))
     assert "live-1RUNNING" in text
-    assert re.search(r"masks-1SUCCEEDED.*50 complete, 5 pruned, 1 failed0\.610", text)
+    assert re.search(r"masks-1SUCCEEDED0\.\d{3}.*0\.61050 complete, 5 pruned, 1 failed", text)
 
 
 @pytest.mark.parametrize("tab", TABS)
@@ -191,9 +194,26 @@ def test_an_uploaded_spec_shows_its_problems_with_their_lines(live):
     assert "my spec.yaml has problems" in text
     assert "my_spec.yaml:3:1" in text
     assert "steps" in text
+    refused = client.post("/submit", headers=ORIGIN, data={"text": "a: 1", "base": "nowhere"})
+    assert "found none" in Page(refused.text).words
     refused = client.post("/submit/start", headers=ORIGIN, data={"text": "version: 1\n"})
     assert 409 == refused.status_code
     assert "found nothing" in Page(client.post("/submit", headers=ORIGIN).text).words
+
+
+def test_a_spec_without_problems_shows_its_plan_before_anything_runs(tmp_path, drawn):
+    store = Store(tmp_path / "store")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "data/sample").symlink_to(drawn)
+    client = enter(store, tmp_path)
+    text = (ROOT / "experiments/smoke.yaml").read_text()
+    answer = client.post("/submit", headers=ORIGIN, data={"text": text, "base": "experiments"})
+    plan = words(answer)
+    assert "What spec.yaml would run" in plan
+    assert "search WOULD_RUN" in plan
+    assert not (store.root / "runs").exists()
+    assert "Start this run" in plan
 
 
 def test_hostile_names_are_text(live):

@@ -1,6 +1,9 @@
+import socket
+
 import pytest
 
-from orchestrator.cluster.connection import _is_local
+from orchestrator.base.errors import UserError
+from orchestrator.cluster.connection import _is_local, _require_answer
 
 
 @pytest.mark.parametrize(
@@ -23,3 +26,19 @@ from orchestrator.cluster.connection import _is_local
 )
 def test_only_this_machine_needs_no_token(address, here):
     assert here is _is_local(address)
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}"])
+def test_a_cluster_that_is_gone_is_told_at_once(form):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens
+        address = form.format(port=taken.getsockname()[1])
+        with pytest.raises(UserError, match="nothing answers there"):
+            _require_answer(address)
+
+
+def test_a_cluster_that_answers_or_is_found_by_ray_is_left_to_ray():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        _require_answer(f"127.0.0.1:{server.getsockname()[1]}")
+    _require_answer("auto")
+    _require_answer(None)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from orchestrator.base.console import Reporter
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.ensemble.bundle import is_bundle, open_bundle, write_bundle
 from orchestrator.ensemble.members import of_run
-from orchestrator.ensemble.predict import answer, find_photos, predict_photos
+from orchestrator.ensemble.predict import answer, find_photos, other_files, predict_photos
 from orchestrator.stages.certificate import TOLERANCE, _Job, compare_answers
 from orchestrator.store.artifacts import Store
 from orchestrator.store.run_dir import RunPaths
@@ -259,6 +260,41 @@ def test_probabilities_agree_with_the_vote_and_sum_over_labels(run, tmp_path):
     assert 1 == sum(row["outcome"].startswith("quarantined") for row in rows)
 
 
+def test_a_temperature_changes_stated_confidences_and_no_answer_also_through_a_bundle(
+    run, tmp_path
+):
+    paths, store, photos = run
+    plain = of_run(paths, store)
+    warm = replace(plain, temperatures={"mask": 3.0, "all labels": 2.0})
+    tables_of = {}
+    for name, ensemble in (("plain", plain), ("warm", warm)):
+        out = tmp_path / f"{name}.csv"
+        predict_photos(ensemble, photos / "sub", out, with_probabilities=True)
+        with out.open() as handle:
+            tables_of[name] = list(csv.DictReader(handle))
+    for before, after in zip(tables_of["plain"], tables_of["warm"], strict=True):
+        for column in ("ImageID", "ans", "votes", "tie", "outcome", "p_gender=male"):
+            assert before[column] == after[column]
+        power = [float(before[f"p_mask={name}"]) ** (1 / 3) for name in plain.classes["mask"]]
+        for name, value in zip(plain.classes["mask"], power, strict=True):
+            assert float(after[f"p_mask={name}"]) == pytest.approx(value / sum(power), abs=2e-5)
+        assert float(after["confidence"]) < float(before["confidence"])
+    selection = json.loads(paths.selection.read_text())
+    selection["vote"]["temperatures"] = dict(warm.temperatures)
+    original = paths.selection.read_text()
+    paths.selection.write_text(json.dumps(selection))
+    try:
+        assert of_run(paths, store).temperatures == warm.temperatures
+        write_bundle(paths, store, tmp_path / "warm")
+    finally:
+        paths.selection.write_text(original)
+    write_bundle(paths, store, tmp_path / "plain")
+    with open_bundle(tmp_path / "warm") as opened:
+        assert opened.temperatures == warm.temperatures
+    with open_bundle(tmp_path / "plain") as opened:
+        assert opened.temperatures == {}
+
+
 def test_photos_come_from_a_folder_a_file_a_list_or_standard_input(run, monkeypatch):
     photos = run[2]
     monkeypatch.chdir(photos)
@@ -333,3 +369,15 @@ def test_the_check_of_a_run_sees_a_member_whose_answers_are_not_the_stored_ones(
     assert "cannot be read" in unread.why
     fewer = compare_answers(job._replace(probs=[row[:5] for row in stored]))
     assert "were stored" in fewer.why
+
+
+def test_every_file_of_a_folder_is_a_photo_or_named_or_litter(tmp_path):
+    photos = ("a.JPG", "b.bmp", "c.tif", "d.gif", "e.jfif", "sub/f.webp")
+    others = ("IMG_1.HEIC", "film.webm", "no extension", "sub/g.avif")
+    litter = ("._a.jpg", "__MACOSX/._B.jpg", "__MACOSX/x.jpg", ".cache/y.jpg", "Thumbs.db", "n.txt")
+    for name in (*photos, *others, *litter):
+        path = tmp_path / "p" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert sorted(photos) == sorted(name for name, _ in find_photos(tmp_path / "p"))
+    assert sorted(others) == sorted(other_files(tmp_path / "p"))

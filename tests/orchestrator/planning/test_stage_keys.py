@@ -118,3 +118,30 @@ def test_every_stage_reads_earlier_stages_only():
         assert earlier >= {*stage.reads, *stage.find_reads}, stage.name
         assert stage.version == VERSIONS[stage.name]
         earlier.add(stage.name)
+
+
+def test_keys_that_were_added_change_no_key_at_their_default():
+    plain = experiment_of()
+    facts = plain.identity()
+    assert "subgroups" not in facts
+    assert "calibrate" not in facts["vote"]
+    assert "race" not in facts["confirm"]
+    stated = experiment_of("subgroups=[]", "vote.calibrate=false", "confirm.race=false")
+    assert run_key(stated) == run_key(plain)
+    changed = experiment_of(
+        "subgroups=[id]", "vote.calibrate=true", "confirm.race=true", "confirm.seeds=[0,1]"
+    )
+    assert run_key(changed) != run_key(plain)
+
+
+def test_a_race_is_another_confirmation_and_depends_on_what_it_protects():
+    race = ("confirm.race=true", "confirm.seeds=[0,1]")
+    assert confirm_key(["a", "b"]) == confirm_key(["b", "a"])
+    keys = {
+        confirm_key(["a", "b"], race[1]),
+        confirm_key(["a", "b"], *race),
+        confirm_key(["b", "a"], *race),
+        confirm_key(["a", "b"], *race, "select.members=1"),
+        confirm_key(["a", "b"], *race, "hypotheses=[]"),
+    }
+    assert len(keys) == 5

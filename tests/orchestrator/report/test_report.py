@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.ensemble.statement import statement
 from orchestrator.report import charts, models_section, page, scores
 from orchestrator.report.load import load
 from orchestrator.report.page import build
 from orchestrator.report.settings import association
-from orchestrator.stages.certificate import statement, whom
+from orchestrator.stages.certificate import whom
 from orchestrator.store.run_files.certificate import Certificate
 from orchestrator.store.run_files.records import as_record
 from tests.orchestrator.report.fake_run import (
@@ -375,7 +376,7 @@ def test_the_certificate_is_shown_and_has_a_page_of_its_own(run, tmp_path):
         assert "could not be drawn" not in words
         assert "people (group: id) it has never seen" in words
         assert (
-            "The interval of a difference also covers the luck of training, where there are two seeds."
+            "The interval of a claim also covers the luck of training, where there are two seeds."
             in words
         )
     assert HOSTILE not in alone.words

@@ -162,6 +162,14 @@ def plant_world(root, *changes, groups=("q", "q", "r", "r", "s")):
             "label": [0, 1] * 7 + [None] * len(tests),
         }
     )
+    folds = pa.table(
+        {
+            "sample_id": samples,
+            "group": people,
+            "label": [0, 1] * 7,
+            "role": ["train"] * len(samples),
+        }
+    )
     catalog = plant_catalog(env.store, table, quarantined={"test/t3": "truncated"})
     trials, predictions = [], []
     for setting in VARIANTS:
@@ -174,7 +182,7 @@ def plant_world(root, *changes, groups=("q", "q", "r", "r", "s")):
     return World(
         env,
         catalog,
-        plant_split(env.store, {name: pa.table({"sample_id": samples}) for name in ("a", "b")}),
+        plant_split(env.store, dict.fromkeys(("a", "b"), folds)),
         plant_prepared(env.store, {"a": [], "b": []}),
         Searched(SUCCEEDED, "", (), ()),
         Confirmed(SUCCEEDED, "", "oof", tuple(trials), checkpoints, predictions),

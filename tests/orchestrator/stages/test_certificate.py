@@ -1,14 +1,17 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from data_prep.files import write_json
 from orchestrator.ensemble.predict import PreparedPhotos
+from orchestrator.ensemble.statement import OTHER_RUNS, statement
 from orchestrator.evaluation.looks import labels_key
+from orchestrator.evaluation.race import RaceResult, Stopped
 from orchestrator.stages import certificate, test_set
-from orchestrator.stages.certificate import OTHER_RUNS, audit_findings, statement, whom
+from orchestrator.stages.certificate import audit_findings, whom
 from orchestrator.store import tables
 from orchestrator.store.looks import count_look
 from orchestrator.store.run_files.audit import AuditFacts, SplitFacts
@@ -16,13 +19,15 @@ from orchestrator.store.run_files.certificate import Certificate
 from orchestrator.store.run_files.records import as_record
 from tests.orchestrator.stages.planted import TEST_LABELS, plant_world
 
-SCORES = {"estimate": 0.7, "low": 0.6, "high": 0.8, "n_groups": 40, "too_narrow": False}
+SCORES = {
+    "estimate": 0.7, "low": 0.6, "high": 0.8, "n_groups": 40, "n_samples": 280, "too_narrow": False,
+}  # fmt: skip
 MADE = {
     "members": [{}, {}, {}],
     "estimate": {
         "on": "out-of-fold predictions",
         "of": "people (group: id) it has never seen",
-        "people": "People of role val chose the settings, so they are left out of the score.",
+        "people": "People of role val chose the settings and are not scored.",
         "macro_f1": SCORES,
     },
     "corrected": {"estimate": 0.65, "low": 0.55, "high": 0.75, "n_candidates": 40},
@@ -49,12 +54,60 @@ def test_the_corrected_number_is_the_first_and_is_at_least():
     text = statement(as_record(Certificate, MADE))
     assert text.startswith(
         "On people (group: id) it has never seen the vote of 3 members is expected to reach at "
-        "least macro F1 0.650 (90 % interval 0.550 to 0.750), 40 groups."
+        "least macro F1 0.650 (90 % interval 0.550 to 0.750). This was measured on 280 photos of 40 "
+        "groups and corrected for having chosen among 40 candidates on them; uncorrected it is "
+        "0.700 (90 % interval 0.600 to 0.800). At least, because 2 checkpoints of each member "
+        "judged each of these photos, and 6 judge a new one, which leads to about 0.720"
     )
-    assert "judged by 2 of each member's checkpoints and a new photo is judged by 6" in text
     assert "the vote gains +0.020 (+0.000 to +0.040)" in text
     for words in ("other data", "2 times", "role val chose the settings", "more than one group"):
         assert words in text
+
+
+def said(**changes):
+    return statement(as_record(Certificate, MADE | changes))
+
+
+def test_excluded_and_lost_photos_are_counted_and_said():
+    text = said(
+        kept={"n_photos": 3, "macro_f1": {"estimate": 0.71}},
+        lost={"n_photos": 1, "macro_f1": {"estimate": 0.69}},
+    )
+    assert "3 photos of these are never trained on, by the exclusions of the spec" in text
+    assert "without them the uncorrected score is 0.710" in text
+    assert "Preparation lost 1 more photo; counted as wrong, they make the" in text
+    assert "score 0.690" in text
+    assert "Preparation" not in said()
+
+
+@pytest.mark.parametrize(
+    ("gap", "words"),
+    [
+        ({"estimate_minus_test": 0.1, "test_is_inside_the_interval": True}, "chance explains the"),
+        ({"estimate_minus_test": 0.1}, "that is less than chance explains"),
+        ({"estimate_minus_test": -0.1}, "that is more than chance explains"),
+    ],
+)
+def test_a_test_score_is_compared_with_what_was_expected(gap, words):
+    text = said(test={"part": "whole", "macro_f1": SCORES}, gap=gap)
+    assert words in text
+    assert "People of the test set had no part in any choice of this run." in text
+
+
+def test_the_paragraph_says_who_chose_what_and_how_often_labels_were_looked_at():
+    use = {"what": "out-of-fold labels", "times": 5, "why": "scored 5 candidates and 2 hypotheses"}
+    race = {"n_finalists": 5, "stopped": [{}, {}], "n_saved": 6, "n_trainings": 30}
+    text = said(looked_at=[use], race=race)
+    assert "Out-of-fold labels scored 5 candidates and 2 hypotheses." in text
+    assert "A race stopped 2 of 5 finalists early and saved 6 of 30 trainings" in text
+    peeked = said(policy="leaderboard", test={"part": "private", "macro_f1": SCORES})
+    assert "it looked at the public half of the test set" in peeked
+    assert "no part in any choice" not in peeked
+
+
+def test_the_paragraph_stays_one_paragraph():
+    """A manager reads it once: under 300 words where nothing is unusual."""
+    assert len(said().split()) < 230
 
 
 def test_what_the_audit_found_weakens_the_promise():
@@ -77,8 +130,9 @@ def certified(tmp_path, monkeypatch):
     `off` is added to the probabilities that checkpoints give now.
     """
 
-    def make(*changes, off=0.0, audit=None):
+    def make(*changes, off=0.0, audit=None, race=None):
         world = plant_world(tmp_path, "select={policy: robust, members: 2}", *changes)
+        world.confirmed = replace(world.confirmed, race=race)
         paths = world.env.paths
         write_json(paths.audit, audit or {})
         monkeypatch.setattr(test_set, "predict_trials", world.predict_trials)
@@ -150,6 +204,22 @@ def test_the_certificate_says_what_the_planted_tables_hold(certified):
     }
     assert "equal the stored ones on 8 photos" in facts["statement"]
     assert facts["findings"] == []
+    assert [row["value"] for row in facts["subgroups"]] == ["wear", "bare"]
+    assert [row["label"] for row in facts["calibration"]] == ["mask"]
+    assert facts["label_noise"]["n_suspects"] == len(facts["label_noise"]["suspects"])
+    assert (facts["kept"], facts["lost"], facts["race"]) == (None, None, None)
+
+
+def test_a_race_is_accounted_for(certified):
+    stopped = Stopped("three", 1, 1, "one", -0.3, 0.004, 0.03)
+    race = RaceResult(3, 1, 1, 12, 2, (stopped,))
+    _, facts, returned = certified(race=race)
+    assert facts["race"]["stopped"] == [stopped.to_json()]
+    assert (facts["race"]["n_saved"], facts["race"]["level"]) == (2, 0.1)
+    assert returned.race.stopped[0].setting == "three"
+    uses = {use["what"]: use["times"] for use in facts["looked_at"]}
+    assert uses["out-of-fold labels, in the race"] == 1
+    assert "A race stopped 1 of 3 finalists early and saved 2 of 12 trainings" in facts["statement"]
     assert "people (group: id) it has never seen" in facts["statement"]
 
 

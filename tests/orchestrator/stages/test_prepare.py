@@ -150,7 +150,7 @@ def test_prep_json_counts_and_shows_and_warns_where_one_class_fails_more_often(
 ):
     context = Run(photos, tmp_path)
     monkeypatch.setitem(
-        prepare._FAILURES, "no face", lambda row: row["sample_id"].startswith("train/a/")
+        prepare._FAILURES, "no face", lambda crop: crop.sample_id.startswith("train/a/")
     )
     context.prepare()
     (one,) = json.loads(context.paths.prep.read_text())["sets"]

@@ -4,6 +4,7 @@ The vote of all three settings is wrong on photo 0 of person 6 alone. Of class 0
 and names nothing else so: F1 is 12/13. Of class 1 it finds all 7 among 8 answers: 14/15.
 """
 
+import csv
 from dataclasses import replace
 
 import pyarrow as pa
@@ -11,7 +12,9 @@ import pyarrow.compute as pc
 import pytest
 
 from orchestrator.base.errors import UserError
+from orchestrator.evaluation.race import RaceResult, Stopped
 from orchestrator.stages import certificate, test_set
+from orchestrator.stages.report import write_joined
 from orchestrator.store.events import LabelsOpened
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.stages.planted import plant_world
@@ -91,6 +94,86 @@ def test_a_leaderboard_ranks_by_the_public_half_and_its_look_is_written_down(tmp
     assert [(event.part, event.by) for event in opened] == [("public", "select")]
 
 
+def with_roles(world, role_of):
+    """Give photos other roles than train, by sample id."""
+    folds = world.split.folds["a"]
+    roles = [role_of.get(sample, "train") for sample in folds["sample_id"].to_pylist()]
+    changed = folds.set_column(folds.column_names.index("role"), "role", pa.array(roles))
+    world.split = replace(world.split, folds=dict.fromkeys(("a", "b"), changed))
+    return world
+
+
+def test_the_score_over_kept_photos_stands_beside_the_headline(tmp_path):
+    """Photo 0 of person 6 is the only wrong one: without it all is right."""
+    world = plant_world(tmp_path, "select={policy: robust, members: 3}")
+    assert world.select().ensemble.diagnosis.kept is None
+    kept = with_roles(world, {"train/6/0.jpg": "excluded"}).select().ensemble.diagnosis.kept
+    assert (kept.n_photos, kept.macro_f1.estimate) == (1, 1.0)
+    assert kept.macro_f1.n_samples == 13
+
+
+def test_photos_lost_in_preparation_count_as_wrong(tmp_path):
+    world = plant_world(tmp_path, "select={policy: robust, members: 3}")
+    folds = world.split.folds["a"]
+    more = {"sample_id": "train/7/0.jpg", "group": "p7", "label": 0, "role": "train"}
+    folds = pa.concat_tables([folds, pa.Table.from_pylist([more], folds.schema)])
+    world.split = replace(world.split, folds=dict.fromkeys(("a", "b"), folds))
+    world.prepared.shards["b"].result["quarantined"] = {"train/7/0.jpg": "no face"}
+    lost = world.select().ensemble.diagnosis.lost
+    assert lost.n_photos == 1
+    # one more photo of class 0 that nobody finds: 6 of 8
+    assert lost.macro_f1.estimate == pytest.approx((12 / 14 + 14 / 15) / 2)
+    assert lost.macro_f1.n_groups == 8
+
+
+def test_subgroups_of_named_columns_are_scored(tmp_path):
+    world = plant_world(tmp_path, "select={policy: robust, members: 3}", "subgroups=[camera]")
+    table = world.catalog.table
+    cameras = ["x" if i < 12 else "y" for i in range(len(table))]
+    vars(world.catalog)["table"] = table.append_column("camera", pa.array(cameras))
+    rows = {
+        (row.column, row.value): row.macro_f1.estimate
+        for row in world.select().ensemble.diagnosis.subgroups
+    }
+    assert rows["camera", "x"] == 1.0
+    assert rows["mask", "wear"] == pytest.approx(12 / 13)
+    assert rows["camera", "y"] == pytest.approx((0 + 2 / 3) / 2)
+
+
+def test_a_finalist_that_the_race_stopped_is_a_candidate_and_no_member(tmp_path):
+    world = plant_world(tmp_path, "select={policy: robust, members: 3}")
+    stopped = Stopped("one", 1, 1, "two", -0.3, 0.004, 0.03)
+    world.confirmed = replace(world.confirmed, race=RaceResult(3, 1, 1, 12, 2, (stopped,)))
+    selected = world.select()
+    assert selected.members == ["two", "three"]
+    assert selected.ensemble.corrected.n_candidates == 3
+    last = selected.selection.candidates[-1]
+    assert (last.setting, last.stopped_after) == ("one", 1)
+    assert last.reason == "stopped by the race after 1 of the seeds"
+
+
+def test_temperatures_are_handed_on_where_the_spec_asks_for_them(tmp_path):
+    policy = "select={policy: robust, members: 2}"
+    plain = plant_world(tmp_path / "plain", policy).select().to_json()
+    assert "temperatures" not in plain["vote"]
+    asked = plant_world(tmp_path / "asked", policy, "vote.calibrate=true").select().to_json()
+    assert list(asked["vote"]["temperatures"]) == ["mask"]
+    assert asked["members"] == plain["members"]
+    assert asked["ensemble"]["oof"] == plain["ensemble"]["oof"]
+
+
+def test_all_suspects_are_a_file_of_the_run(tmp_path):
+    world = plant_world(tmp_path, "select={policy: robust, members: 3}")
+    selected = world.select()
+    write_joined(world.env.paths, None, selected, None)
+    with world.env.paths.suspects.open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["group"] for row in rows] == ["p6"]
+    assert (rows[0]["given"], rows[0]["suggested"]) == ("wear", "bare")
+    assert rows[0]["photos"] == "train/6/0.jpg"
+    assert selected.ensemble.diagnosis.label_noise.without.estimate == 1.0
+
+
 def test_a_choice_by_the_public_half_is_corrected_there(tmp_path, monkeypatch):
     """The score that chose was left as it is. Here two of three candidates tie on two people."""
     world = plant_world(
@@ -166,7 +249,12 @@ def test_people_who_chose_settings_are_not_counted(tmp_path, search, strategy):
     ]
     people = [sample.split("/")[1] for sample in folds["sample_id"].to_pylist()]
     table = pa.table(
-        {"sample_id": folds["sample_id"], "group": [f"p{p}" for p in people], "role": roles}
+        {
+            "sample_id": folds["sample_id"],
+            "group": [f"p{p}" for p in people],
+            "label": folds["label"],
+            "role": roles,
+        }
     )
     world.split = replace(world.split, folds=dict.fromkeys(("a", "b"), table))
     score = world.select().ensemble.scores.macro_f1

@@ -1,0 +1,100 @@
+"""What selection.json and certificate.json hold of an ensemble's answers beside the score."""
+
+from __future__ import annotations
+
+from orchestrator.store.run_files.records import FileRecord
+from orchestrator.store.run_files.scores import Score
+
+
+class SubgroupScore(FileRecord):
+    """The scores on the photos that share a value of a label or of a column."""
+
+    column: str = ""
+    value: str = ""
+    macro_f1: Score = Score()
+    accuracy: Score = Score()
+
+
+class SuspectLabel(FileRecord):
+    """Photos of one person whose given class the models doubt."""
+
+    group: str = ""
+    label: str = ""
+    given: str = ""
+    suggested: str = ""
+    confidence: float | None = None  # of the given class
+    suggested_confidence: float | None = None
+    n_photos: int | None = None
+    n_photos_read_so: int | None = None
+    sample_ids: tuple[str, ...] = ()
+
+
+class LabelNoise(FileRecord):
+    """Likely wrong labels, the most suspect first, and the score without them."""
+
+    method: str = ""
+    n_suspects: int | None = None
+    n_groups: int | None = None
+    n_photos: int | None = None
+    macro_f1_without: Score | None = None
+    suspects: tuple[SuspectLabel, ...] = ()
+
+
+class Change(FileRecord):
+    """A number before and after, and the interval of after minus before."""
+
+    before: float | None = None
+    after: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class LabelCalibration(FileRecord):
+    """The temperature of one label, judged on people that it was not fitted on."""
+
+    label: str = ""
+    temperature: float | None = None
+    helps: bool = False
+    log_loss: Change = Change()
+    calibration_error: Change = Change()
+
+
+class PartScore(FileRecord):
+    """The score on other photos than the headline's."""
+
+    n_photos: int | None = None  # that are left out of the headline's, or added to them
+    macro_f1: Score = Score()
+
+
+class Diagnosed(FileRecord):
+    """The fields that selection.json's ensemble and certificate.json share."""
+
+    subgroups: tuple[SubgroupScore, ...] = ()
+    label_noise: LabelNoise = LabelNoise()
+    calibration: tuple[LabelCalibration, ...] = ()
+    kept: PartScore | None = None  # without the photos that exclusions keep out of training
+    lost: PartScore | None = None  # with the photos lost in preparation, counted as wrong
+
+
+class StoppedFinalist(FileRecord):
+    """A finalist that a race stopped."""
+
+    setting: str = ""
+    look: int | None = None
+    n_seeds: int | None = None
+    behind: str = ""
+    difference: float | None = None
+    p_value: float | None = None
+    p_adjusted: float | None = None
+
+
+class RaceFacts(FileRecord):
+    """What a race of finalists did."""
+
+    n_finalists: int | None = None
+    n_looks: int | None = None
+    n_looks_taken: int | None = None
+    n_trainings: int | None = None  # without a race
+    n_saved: int | None = None
+    level: float | None = None
+    stopped: tuple[StoppedFinalist, ...] = ()
