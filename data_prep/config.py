@@ -86,27 +86,39 @@ class ProfileFolders(Section):
     """
 
     layout: Literal["profile_folders"] = "profile_folders"
+    """One folder of photos per person."""
     root: str = how()  # the fingerprint of its files identifies it, wherever it lies
+    """Folder of the data set; a relative one counts from the spec's own folder."""
     images: ImagesFolder = how("images")
+    """Folder of the photos below `root`."""
     table: str = "train.csv"
+    """CSV or Parquet file below `root`, one row per person's folder."""
 
 
 class ClassFolders(Section):
     """`root/images/<class>/<photo>`, no table. The folder is the column `folder`."""
 
     layout: Literal["class_folders"] = "class_folders"
+    """One folder of photos per class."""
     root: str = how()  # the fingerprint of its files identifies it, wherever it lies
+    """Folder of the data set; a relative one counts from the spec's own folder."""
     images: ImagesFolder = how("images")
+    """Folder of the class folders below `root`; `.` is the root itself."""
 
 
 class Table(Section):
     """A CSV or Parquet table with one row per photo and a path column, relative to `root/images/`."""
 
     layout: Literal["table"] = "table"
+    """One table with a row per photo."""
     root: str = how()  # the fingerprint of its files identifies it, wherever it lies
+    """Folder of the data set; a relative one counts from the spec's own folder."""
     images: ImagesFolder = how("images")
+    """Folder below `root` that the paths of the table count from."""
     table: str
+    """CSV or Parquet file below `root`, one row per photo."""
     path: str = "path"
+    """Column with the path of the photo."""
 
 
 Source = Annotated[ProfileFolders | ClassFolders | Table, Field(discriminator="layout")]
@@ -121,16 +133,23 @@ class TestTable(Section):
     __test__ = False  # the name is the field's word, not a test class for pytest
 
     layout: Literal["table", "class_folders", "folder"] = since("table")
+    """How the test photos are named: by a table, by folders of classes, or by nothing."""
     root: str = how()  # the fingerprint of its files identifies it, wherever it lies
+    """Folder of the test set; a relative one counts from the spec's own folder."""
     images: ImagesFolder = how("images")
+    """Folder of the test photos below `root`."""
     table: str = "info.csv"
+    """CSV or Parquet file below `root`, one row per test photo, in the order of the answer."""
     id: str = "ImageID"
+    """Column with the name of the photo; the first column of `submission.csv`."""
     label: str | list[str] | None = None
     """The column of the classes (names or codes), or a column per label, in the labels' order."""
     group: str | None = None
+    """Column with the group, where it is known; intervals then resample groups."""
     answer: str | list[str] | None = since(None)
     """The column of class names in submission.csv, or one per label; without it the codes `ans`."""
     public: Fraction | None = None  # share of the test set that `leaderboard` may use
+    """Share of the test set that policy `leaderboard` may look at."""
 
     @model_validator(mode="after")
     def _folders_have_no_columns(self) -> Self:
@@ -154,7 +173,9 @@ class TestHoldOut(Section):
     __test__ = False
 
     hold_out: Fraction
+    """Share of the groups that become the test set."""
     public: Fraction | None = None  # as above
+    """Share of the test set that policy `leaderboard` may look at."""
 
 
 Patterns = dict[str, str | list[str]]
@@ -164,7 +185,9 @@ class StemLabel(Section):
     """A label read from the file's stem: class name -> shell pattern(s)."""
 
     source: Literal["stem"] = Field("stem", alias="from")
+    """The label is read from the file's name without its extension."""
     classes: Annotated[Patterns, Field(min_length=2)]
+    """Class name -> shell pattern or patterns; the first class that fits is taken."""
 
 
 def _class_name(value: Any) -> Any:
@@ -183,7 +206,9 @@ ClassName = Annotated[
 
 class _ValueLabel(Section):
     classes: Annotated[list[ClassName], Field(min_length=2)] | None = None
+    """The values that are classes, in the order of their codes."""
     bins: Annotated[list[float], Field(min_length=1)] | None = None
+    """Borders that cut a number into classes; a border belongs to the class above it."""
     train_bins: Annotated[list[float], Field(min_length=1)] | None = None
     """Borders for training samples alone; what is scored keeps `bins`."""
 
@@ -219,15 +244,20 @@ class ColumnLabel(_ValueLabel):
     """A label read from a column of the table: listed values, or bins of a number (left-closed)."""
 
     source: Literal["column"] = Field("column", alias="from")
+    """The label is read from a column of the table."""
     column: str
+    """Name of the column."""
 
 
 class FolderLabel(_ValueLabel):
     """A label read from a part of the folder's name, cut at `separator` (parts count from 0)."""
 
     source: Literal["folder"] = Field("folder", alias="from")
+    """The label is read from the name of the photo's folder."""
     part: Annotated[int, Field(ge=0)] = 0
+    """Which part of the name, counted from 0."""
     separator: str = "_"
+    """What the name is cut at."""
 
 
 def _is_pattern(pattern: str) -> str:
@@ -253,15 +283,20 @@ class NameGroup(Section):
     """
 
     source: Literal["name"] = Field("name", alias="from")
+    """The group is read from the file's name."""
     pattern: Annotated[str, AfterValidator(_is_pattern)]
+    """Regular expression with a part named `group`, such as `plant-(?P<group>[0-9]+)`."""
 
 
 class FolderGroup(Section):
     """A group read from the photo's folder: its name, or a part of it cut at `separator`."""
 
     source: Literal["folder"] = Field("folder", alias="from")
+    """The group is read from the name of the photo's folder."""
     part: Annotated[int, Field(ge=0)] | None = None
+    """Which part of the name, counted from 0; null takes the whole name."""
     separator: Annotated[str, Field(min_length=1)] = "_"
+    """What the name is cut at."""
 
 
 GroupRule = Annotated[NameGroup | FolderGroup, Field(discriminator="source")]
@@ -283,16 +318,24 @@ class Split(Section):
     """How labelled samples become train and val, and how folds are dealt."""
 
     strategy: Literal["random", "profile", "balanced_profile"] = "balanced_profile"
+    """`random` deals groups by chance; `profile` keeps the shares of the labels that are
+    constant in a group; `balanced_profile` also levels the classes.
+    """
     val: Fraction = 0.2
+    """Share of the groups that search validates on."""
     seed: Seed = 0
+    """Seed of the split; the same seed gives the same groups."""
 
 
 class Data(Section):
     """Where the photos are, what their labels mean, and who must never be on both sides."""
 
     source: Source
+    """Where the photos and their table are; `layout` chooses the form."""
     test: TestTable | TestHoldOut | None = None
+    """A separate test set, or `hold_out` to take one from the source; null for none."""
     labels: Annotated[dict[str, Label], Field(min_length=1)]
+    """Label name -> where it is read; all labels together give the joint class."""
     group: Group
     """A column, sample_id (every photo is its own group), or a rule about names or folders."""
     join_duplicates: bool = False
@@ -300,7 +343,9 @@ class Data(Section):
     unlabelled: Literal["refuse", "leave_out"] = since("refuse")
     """What happens to photos that have no class of some label."""
     exclude: list[dict[str, Any]] = []
+    """Rules about columns; a photo that fits one is never trained on, but is still scored."""
     split: Split = Split()
+    """How groups become train and val."""
 
     @field_validator("labels")
     @classmethod
@@ -339,7 +384,9 @@ class RemoveBackground(Section):
 
     name: Literal["remove_background"] = "remove_background"
     model: BackgroundModel = "u2netp"
+    """Session of rembg; `u2netp` is the small one."""
     fill: Colour | Literal["transparent"] = [0, 0, 0]
+    """Colour [R, G, B] of what is removed, or `transparent`."""
 
 
 class CropFace(Section):
@@ -351,9 +398,13 @@ class CropFace(Section):
 
     name: Literal["crop_face"] = "crop_face"
     detector: Detector = "fastmtcnn"
+    """Face detector of DeepFace."""
     margin: Annotated[float, Field(ge=0, le=2)] = 0.25
+    """Border around the face on every side, as a share of its longer side."""
     on_missing: Literal["center", "keep", "drop"] = "center"
+    """Where no face is found: crop the centre, keep the whole photo, or drop it."""
     search_size: Annotated[int, Field(ge=64, le=4096)] = 256
+    """Longest side in pixels of the photo that the detector sees first."""
 
 
 class CenterCrop(Section):
@@ -361,6 +412,7 @@ class CenterCrop(Section):
 
     name: Literal["center_crop"] = "center_crop"
     size: Annotated[int, Field(ge=8, le=2048)] | None = None
+    """Side of the square in pixels; null takes the largest square."""
 
 
 class KeepAspect(Section):
@@ -368,6 +420,7 @@ class KeepAspect(Section):
 
     name: Literal["keep_aspect"] = "keep_aspect"
     fill: Colour = [0, 0, 0]
+    """Colour [R, G, B] of the border."""
 
 
 class Resize(Section):
@@ -375,6 +428,7 @@ class Resize(Section):
 
     name: Literal["resize"] = "resize"
     size: Annotated[int, Field(ge=8, le=2048)]
+    """Side of the sample in pixels."""
 
 
 Step = Annotated[
@@ -389,6 +443,7 @@ class Prep(Section):
     """The steps that turn a photo into a training sample, in the user's order."""
 
     steps: Annotated[list[Step], Field(min_length=1)] = [Resize(size=128)]
+    """Steps in order; the last is `resize`."""
     max_lost: Annotated[float, Field(gt=0, le=1)] = how(0.5)
     """Share of the photos; above it the run stops."""
 

@@ -434,6 +434,28 @@ def init(folder: Path, out: Path | None) -> None:
 
 
 @main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--people",
+    type=click.IntRange(36, 10_000),
+    default=60,
+    show_default=True,
+    help="Drawn people, in train and test together.",
+)
+def sample(folder: Path, people: int) -> None:
+    """Draw sample photos into FOLDER/data/sample and write specs for them to FOLDER/experiments."""
+    from data_prep.sample.synthetic import build  # noqa: PLC0415
+    from orchestrator.spec.template import write_examples  # noqa: PLC0415
+
+    try:
+        build(folder / "data" / "sample", people, size=(144, 192), jobs=2)
+    except ValueError as error:
+        raise SpecError(str(error).replace("--out ", "")) from None
+    specs = write_examples(folder / "experiments")
+    click.echo(f"wrote {', '.join(map(str, specs))}; next: submit {specs[0]}", err=True)
+
+
+@main.command()
 @click.argument("run", metavar="RUN|BUNDLE")
 @click.argument("photos", type=click.Path(path_type=Path, exists=True, allow_dash=True))
 @click.option(

@@ -55,6 +55,7 @@ class SingleHead(Section):
 
     name: Literal["single"] = "single"
     labels: Annotated[list[str], Field(min_length=1)] | None = None
+    """The labels that the head answers; null for the joint class of all."""
 
 
 Width = Annotated[int, Field(ge=1, le=8192)]
@@ -78,8 +79,11 @@ class DeepHead(_Branches):
 
     name: Literal["deep"] = "deep"
     hidden: Width = 512
+    """Width of the hidden layer of each branch."""
     activation: Activation = "relu"
+    """Activation of the hidden layer."""
     dropout: Dropout = 0.5
+    """Share of the hidden values that are dropped in training."""
 
 
 class FrozenDeepHead(_Branches):
@@ -87,10 +91,15 @@ class FrozenDeepHead(_Branches):
 
     name: Literal["frozen_deep"] = "frozen_deep"
     source: str = Field(alias="from")
+    """The variant whose trained feature map is kept."""
     projection: Width = 512
+    """Width of the projection that all branches share."""
     hidden: Width = 256
+    """Width of the hidden layer of each branch."""
     activation: Activation = "relu"
+    """Activation of the hidden layer."""
     dropout: Dropout = 0.5
+    """Share of the hidden values that are dropped in training."""
 
 
 Head = Annotated[
@@ -110,9 +119,13 @@ class Model(Section):
     """A timm backbone and a head."""
 
     backbone: str = "tf_efficientnet_lite0"
+    """Name of a model of timm."""
     pretrained: bool = True
+    """Begin with ImageNet weights; false begins with random ones."""
     head: Head = SingleHead()
+    """What turns features into classes."""
     frozen: Frozen | None = None
+    """Leave the backbone as it is and keep its features; null trains all of it."""
 
     @property
     def freeze(self) -> Frozen | None:
@@ -122,6 +135,7 @@ class Model(Section):
 
 class _Loss(Section):
     weights: dict[str, Positive] = {}
+    """Label -> weight of its branch; labels left out have weight 1."""
 
 
 class Focal(_Loss):
@@ -133,7 +147,9 @@ class Focal(_Loss):
 
     name: Literal["focal"] = "focal"
     gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
+    """How much less an easy sample counts; 0 is cross entropy."""
     alpha: Positive | dict[str, Annotated[list[Positive], Field(min_length=2)]] | None = None
+    """Weight of the loss: a number, or per label a number for each class; null for 1."""
 
 
 class CrossEntropy(_Loss):
@@ -147,6 +163,7 @@ class LabelSmoothing(_Loss):
 
     name: Literal["label_smoothing"] = "label_smoothing"
     smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the target that is spread over all classes."""
 
 
 class SoftF1(_Loss):
@@ -163,7 +180,9 @@ Loss = Annotated[
 
 class _Optimizer(Section):
     lr: Annotated[float, Field(gt=0, le=1e6)] = 1e-4
+    """Learning rate at the start."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    """Strength of the weight decay."""
 
 
 class Adam(_Optimizer):
@@ -183,6 +202,7 @@ class SGD(_Optimizer):
 
     name: Literal["sgd"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Nesterov momentum."""
 
 
 Optimizer = Annotated[Annotated[Adam | AdamW | SGD, Field(discriminator="name")], BARE_NAME]
@@ -193,7 +213,9 @@ class ReduceOnPlateau(Section):
 
     name: Literal["reduce_on_plateau"] = "reduce_on_plateau"
     patience: Annotated[int, Field(ge=0)] = 5
+    """Epochs without a better val score before a reduction."""
     factor: Fraction = 0.1
+    """What the learning rate is multiplied by."""
 
 
 class Cosine(Section):
@@ -201,6 +223,7 @@ class Cosine(Section):
 
     name: Literal["cosine"] = "cosine"
     warmup: DurationText | None = None
+    """Length of the linear warm-up, such as `1 epochs`; null for none."""
 
 
 class StepDecay(Section):
@@ -208,7 +231,9 @@ class StepDecay(Section):
 
     name: Literal["step"] = "step"
     every: Count = 10
+    """Epochs between two reductions."""
     factor: Fraction = 0.1
+    """What the learning rate is multiplied by."""
 
 
 class Constant(Section):
@@ -234,7 +259,9 @@ class RandomCutMix(Section):
 
     name: Literal["random"] = "random"
     p: Probability = 0.5
+    """Probability that a batch is mixed."""
     alpha: Positive = 1.0
+    """Both parameters of the Beta distribution of lambda."""
 
 
 class HalfCutMix(Section):
@@ -242,6 +269,7 @@ class HalfCutMix(Section):
 
     name: Literal["half"] = "half"
     p: Probability = 0.5
+    """Probability that a batch is mixed."""
 
 
 CutMix = Annotated[
@@ -261,6 +289,7 @@ Rule = dict[str, Any]
 
 class _MixUp(Section):
     only: Rule = {}
+    """Rules about columns; only samples that fit all of them are mixed."""
 
     @field_validator("only")
     @classmethod
@@ -279,6 +308,7 @@ class OnlineMixUp(_MixUp):
 
     name: Literal["online"] = "online"
     alpha: Positive = 0.2
+    """Both parameters of the Beta distribution of lambda."""
 
 
 class OfflineMixUp(_MixUp):
@@ -290,7 +320,9 @@ class OfflineMixUp(_MixUp):
 
     name: Literal["offline"] = "offline"
     within: list[str] = []
+    """Columns in which both parents are equal."""
     ratio: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Extra samples per sample that fits."""
 
 
 MixUp = Annotated[
@@ -302,8 +334,11 @@ class Augment(Section):
     """What happens to a training sample. Validation and test samples are never augmented."""
 
     policy: Literal["none", "basic", "strong", "contest"] | list[Operation] = "basic"
+    """`none`, `basic`, `strong`, `contest`, or a list of albumentations' operations."""
     cutmix: CutMix = NoCutMix()
+    """How parts of two samples are joined."""
     mixup: MixUp = NoMixUp()
+    """How two samples are blended."""
 
     @field_validator("policy")
     @classmethod
@@ -318,13 +353,21 @@ class Train(Section):
     """One training, from ImageNet weights to the best epoch."""
 
     model: Model = Model()
+    """Backbone and head."""
     loss: Loss = Focal()
+    """What is minimised."""
     optimizer: Optimizer = Adam()
+    """How weights are updated."""
     schedule: Schedule = ReduceOnPlateau()
+    """How the learning rate changes."""
     augment: Augment = Augment()
+    """What happens to training samples."""
     balance: Literal["none", "weighted_sampler", "class_weights"] = "none"
+    """Against rare classes: draw them more often, or weigh their loss; `none` for neither."""
     duration: DurationText = "10 epochs"
+    """Length of a training: `10 epochs` or `500 steps`."""
     batch_size: Annotated[int, Field(ge=2, le=65536)] = 32
+    """Samples per optimizer step."""
     micro_batch: Annotated[int, Field(ge=2, le=65536)] | None = None
     """Photos in the model at once; gradients add up to a batch. BatchNorm sees the micro-batch."""
     clip_norm: Positive | None = None

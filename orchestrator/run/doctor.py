@@ -55,7 +55,8 @@ def examine(folder: Path | None = None) -> tuple[list[str], bool]:
 
 def _python() -> Check:
     version = platform.python_version()
-    return Check(version.startswith("3.11."), f"Python {version} (required 3.11)")
+    is_tested = version.startswith(("3.11.", "3.12."))
+    return Check(is_tested, f"Python {version} (required 3.11 or 3.12)")
 
 
 def _packages() -> list[Check]:

@@ -24,6 +24,9 @@ class Select(Section):
     """Which finalists vote."""
 
     policy: Literal["robust", "validation", "leaderboard", "diverse"] | list[str] = "robust"
+    """How members are chosen: by out-of-fold intervals, by search scores, by the public half, by
+    greedy gain, or a list of variants.
+    """
     members: Annotated[int, Field(ge=1, le=100)] = 3
     """Votes of the ensemble; policy diverse may give one member several."""
     scores: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = None
@@ -44,6 +47,7 @@ class Vote(Section):
     """How the classes that members predict become one."""
 
     rule: Literal["hard", "soft"] = "hard"
+    """`hard` counts votes, `soft` adds probabilities."""
     calibrate: bool = since(default=False)
     """State confidences at a temperature per label, fitted out of fold. No answer changes by it."""
 
@@ -52,7 +56,9 @@ class Share(Section):
     """What one worker gets. GPUs may be fractions."""
 
     cpu: Annotated[float, Field(gt=0, le=1024)] = 1
+    """CPU cores; also the threads of every library in it."""
     gpu: Annotated[float, Field(ge=0, le=64)] = 0
+    """GPUs; 0.5 lets two share one."""
 
     @property
     def device(self) -> str:
@@ -64,14 +70,18 @@ class PrepShare(Share):
     """What one worker of the preparation gets, and its time limit per photo."""
 
     timeout_s: Annotated[float, Field(ge=1, le=86400)] = 120
+    """Seconds for one photo; two timeouts quarantine it."""
 
 
 class TrialShare(Share):
     """What one trial gets, and its limits; beyond a limit it ends as FAILED, with the reason."""
 
     wall_s: Positive | None = None
+    """Seconds for one trial; null for no limit."""
     report_s: Positive | None = 7200  # without a report for so long, the trial hangs
+    """Seconds between two reports, after which a trial counts as hung."""
     memory_gb: Positive | None = None  # None: until the machine runs short of memory
+    """Memory of one trial; null: until the machine runs short of it."""
 
     @model_validator(mode="after")
     def _one_card(self) -> Self:
@@ -87,8 +97,11 @@ class Resources(Section):
     """How to run; it changes no result, so it is part of no key."""
 
     per_trial: TrialShare = TrialShare()
+    """What one training gets."""
     per_prep_worker: PrepShare = PrepShare()
+    """What one worker of the preparation gets."""
     max_concurrent: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Trainings at a time; `auto` for as many as fit."""
 
 
 class Arm(Section):
@@ -103,21 +116,35 @@ class Spec(Section):
     """A whole experiment."""
 
     version: Literal[1] = 1
+    """Version of this format."""
     name: Name = how()
+    """Name of the experiment; the run's id begins with it."""
     seed: Seed = 0
+    """Seed of search and of its trainings."""
     data: Data
+    """Photos, labels, groups, split."""
     prep: Prep = Prep()
+    """From a photo to a training sample."""
     train: Train = Train()
+    """One training; variants and search change it."""
     variants: Annotated[dict[VariantName, Point], Field(min_length=1)] = {"base": {}}
+    """Name -> dotted paths and values that differ from the rest of the spec."""
     hypotheses: list[str] = []
+    """Claims about variants, such as `half > none`, tested at the end."""
     subgroups: list[str] = since([])
     """Columns of the table. Their values get scores of their own, as those of the labels do."""
     search: Search | None = None
+    """Which settings are tried; null trains each variant once."""
     confirm: Confirm | None = Confirm()
+    """How finalists are trained again; null trusts the search."""
     select: Select = Select()
+    """Which finalists vote."""
     vote: Vote = Vote()
+    """How votes become an answer."""
     track: Track = how(Track())
+    """What else is told of a run: W&B, TensorBoard."""
     resources: Resources = how(Resources())
+    """CPUs, GPUs and limits; they change no result."""
 
     @model_validator(mode="after")
     def _robust_needs_confirm(self) -> Self:
@@ -254,4 +281,8 @@ def known_to_training(data: Data) -> Plain:
 
 def schema() -> Plain:
     """Return the JSON Schema of a spec, for editors."""
-    return Spec.model_json_schema(by_alias=True)
+    from orchestrator.spec.descriptions import add_descriptions, sections  # noqa: PLC0415
+
+    described: Plain = Spec.model_json_schema(by_alias=True)
+    add_descriptions(described, sections(Spec))
+    return described

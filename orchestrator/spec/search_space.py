@@ -25,12 +25,14 @@ Plain = dict[str, Any]
 
 class _Entry(Section):
     when: Point = {}
+    """Path -> value: the entry is sampled only where the point has that value."""
 
 
 class Choice(_Entry):
     """One of several values."""
 
     choice: Annotated[list[Any], Field(min_length=1)]
+    """The values."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -46,6 +48,7 @@ class Choice(_Entry):
 
 class _Range(_Entry):
     log: bool = False
+    """Sample evenly in the logarithm."""
 
     def _check(self, low: float, high: float, step: float | None) -> None:
         if low > high:
@@ -62,7 +65,9 @@ class IntRange(_Range):
     """Whole numbers from low to high, both included."""
 
     int_: Annotated[list[int], Field(min_length=2, max_length=2)] = Field(alias="int")
+    """[low, high], both included."""
     step: int | None = None
+    """Distance of two values; null for 1."""
 
     @model_validator(mode="after")
     def _valid(self) -> Self:
@@ -77,7 +82,9 @@ class FloatRange(_Range):
     """Numbers from low to high."""
 
     float_: Annotated[list[float], Field(min_length=2, max_length=2)] = Field(alias="float")
+    """[low, high]."""
     step: float | None = None
+    """Distance of two values; null for none."""
 
     @model_validator(mode="after")
     def _valid(self) -> Self:
@@ -121,7 +128,9 @@ class Asha(Section):
 
     name: Literal["asha"] = "asha"
     grace: Epochs = "1 epochs"
+    """No trial is stopped before it."""
     reduction: Annotated[int, Field(ge=2, le=16)] = 3
+    """One of so many trials continues at a rung."""
 
 
 class Median(Section):
@@ -129,6 +138,7 @@ class Median(Section):
 
     name: Literal["median"] = "median"
     grace: Epochs = "1 epochs"
+    """No trial is stopped before it."""
 
 
 class NoScheduler(Section):
@@ -146,14 +156,19 @@ class Search(Section):
     """How settings are proposed and stopped early, per variant."""
 
     trials: Count = 20
+    """Trials per variant."""
     sampler: Literal["tpe", "random", "gp", "qmc", "grid"] = "tpe"
+    """Optuna's sampler that proposes points."""
     scheduler: Scheduler = NoScheduler()
+    """What stops weak trials early."""
     space: dict[str, SpaceEntry] = {}
+    """Dotted path of a setting -> what it may be."""
     variant_spaces: dict[str, dict[str, SpaceEntry | None]] = {}
     """Entries that a variant adds to `space` or replaces; null removes one."""
     start: list[Point] = []
     """Good points to try first; settings that they leave out are sampled."""
     limits: Limits | None = None
+    """What the search may cost; null for no limit."""
 
     @model_validator(mode="after")
     def _conditions_resolve(self) -> Self:
@@ -187,8 +202,11 @@ class Confirm(Section):
     """Train the finalists again, over seeds and folds."""
 
     finalists: Count = 5
+    """How many of the best settings are trained again."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1]
+    """Seeds of training; each deals the folds anew."""
     folds: Annotated[int, Field(ge=2, le=50)] = 3
+    """Folds per seed; every photo is predicted by trainings that did not see it."""
     race: bool = since(default=False)
     """After each seed, stop finalists that can hardly be among the best any more."""
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -352,3 +353,21 @@ def _stem_label(profiles: list[Path]) -> str:
         patterns.append(f"{_identifier(name)}: {_quote(pattern)}")
     comment = "# check which stems mean the same"
     return f"    photo: {{from: stem, classes: {{{', '.join(patterns)}}}}}   {comment}"
+
+
+def write_examples(folder: Path) -> list[Path]:
+    """Write the specs for the drawn sample data into a folder; return their paths, quickstart first.
+
+    Raises:
+        SpecError: one of them exists.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name in ("quickstart.yaml", "smoke.yaml"):
+        path = folder / name
+        if path.exists():
+            raise SpecError(f"{path}: a new file was required, it exists; choose another folder")
+        text = resources.files("orchestrator.spec").joinpath("examples", name).read_text("utf-8")
+        path.write_text(text, encoding="utf-8")
+        paths.append(path)
+    return paths

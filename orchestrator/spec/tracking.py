@@ -18,11 +18,15 @@ class Wandb(Section):
     """
 
     project: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+    """Name of the W&B project."""
     mode: Mode = "offline"
+    """`offline` keeps the files in the run's folder until `wandb sync`."""
 
 
 class Track(Section):
     """Where trials are shown. The Optuna journal `study.log` is always written."""
 
     wandb: Wandb | None = None
+    """Settings of W&B; null for none."""
     tensorboard: bool = False
+    """Write a folder that TensorBoard reads."""
