@@ -1,4 +1,4 @@
-"""Write docs/reference from the models of the spec and the commands: `make docs` and a test run it."""
+"""Write docs/reference from the models of the spec and the commands: `make references` and a test run it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from orchestrator.cli import main as commands
 from orchestrator.spec.models import schema
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
-_NOTE = (
-    "<!-- Written by docs/generate.py. Change the models or commands, then run `make docs`. -->\n"
-)
+_NOTE = "<!-- Written by docs/generate.py. Change the models or commands, then run `make references`. -->\n"
 _COMMAND = "python -m orchestrator"
 
 

@@ -17,7 +17,10 @@ IMPORTED_THROUGH = {
     "pydantic-core": "pydantic",
     "onnxruntime": "rembg",
 }  # by an extra or exactly pinned
-NOT_IMPORTED = {"werkzeug": "deepface imports it and does not declare it"}
+NOT_IMPORTED = {
+    "werkzeug": "deepface imports it and does not declare it",
+    "python-multipart": "starlette imports it to read forms",
+}
 OPTIONAL = {"IPython"}  # a notebook has it
 
 

@@ -37,8 +37,9 @@ def _docstrings(module: str) -> dict[str, str]:
         for item in node.body:
             if field and isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant):
                 texts[field] = inspect.cleandoc(str(item.value.value)).replace("\n", " ")
-            is_field = isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-            field = f"{node.name}.{item.target.id}" if is_field else ""
+            field = ""
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                field = f"{node.name}.{item.target.id}"
     return texts
 
 
