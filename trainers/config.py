@@ -375,6 +375,7 @@ class Train(Section):
     early_stop: Count | None = None
     """Number of epochs without a better val macro F1 after which a training ends."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """Number format of the network; `auto` chooses what the device does fast."""
     compile: Literal["off", "on", "auto"] = since("off")
     """Let torch compile the training steps; `auto` does on a GPU where a training is long enough."""
 

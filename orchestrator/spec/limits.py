@@ -30,8 +30,11 @@ class Limits(Section):
     """No more trials start after the first limit that is reached; running ones continue."""
 
     wall: TimeText | None = None
-    gpu_hours: Positive | None = None  # of ended and running trials
-    target: float | None = None  # validation macro F1
+    """Time since the search began, such as `2 hours`."""
+    gpu_hours: Positive | None = None
+    """Time of ended and running trials, times the GPUs of a trial, in hours."""
+    target: float | None = None
+    """Validation macro F1 that is enough."""
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> Self:
