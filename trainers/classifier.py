@@ -35,9 +35,9 @@ from trainers.model import Classifier, build
 from trainers.optim import Plateau, lr_at, make_optimizer
 from trainers.overlap.checkpoint_writer import CheckpointWriter
 from trainers.overlap.clock import Clock
+from trainers.overlap.device_settings import Overlap, overlap_on
 from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.loss_watch import LossWatch, TrainingDiverged
-from trainers.overlap.plan import Overlap, overlap_on
 
 __all__ = ["OutOfMemory", "Result", "TrainingDiverged", "best_epoch", "evaluate", "train"]
 

@@ -16,8 +16,8 @@ from trainers.device import autocast, scoring_precision
 from trainers.inference import as_tensor
 from trainers.model import Classifier
 from trainers.overlap.copies import read
+from trainers.overlap.device_settings import Overlap, overlap_on
 from trainers.overlap.feeder import Batch, feed
-from trainers.overlap.plan import Overlap, overlap_on
 
 Features = NDArray[np.float32]  # (n, F)
 FeatureStore = Callable[[dict[str, object], Callable[[], Features]], Features]

@@ -28,7 +28,7 @@ from data_prep.catalog.answers import read_answers
 from data_prep.catalog.labels import OWN_COLUMNS, Schema, read_codes
 from data_prep.catalog.names import refusal
 from data_prep.catalog.photo_inspection import OK, Facts
-from data_prep.catalog.rows import read_rows
+from data_prep.catalog.photo_list import read_rows
 from data_prep.catalog.sources import Listing, Source, list_source, list_test
 from data_prep.config import Data, TestHoldOut, TestTable
 from data_prep.errors import DataError, some

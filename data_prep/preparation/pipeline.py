@@ -24,7 +24,7 @@ from data_prep.catalog.images import (
 )
 from data_prep.config import CenterCrop, CropFace, KeepAspect, Prep, RemoveBackground, Resize
 from data_prep.errors import require_machine
-from data_prep.preparation import background, faces
+from data_prep.preparation import background_removal, faces
 from data_prep.preparation import contact_sheet as sheet
 from data_prep.preparation.shards import ShardRow
 
@@ -225,22 +225,22 @@ _Run = Callable[[Pixels, _Notes], Pixels]
 
 
 def _remove_background(step: RemoveBackground, means: _Means) -> _Run:
-    session = background.open_session(step.model, means.threads, gpu=means.gpu)
-    reason = background.missing_gpu(session) if means.gpu else None
+    session = background_removal.open_session(step.model, means.threads, gpu=means.gpu)
+    reason = background_removal.missing_gpu(session) if means.gpu else None
     if reason:
         means.warnings.append(f"remove_background asked for CUDA and runs on the CPU: {reason}")
 
     def run(pixels: Pixels, notes: _Notes) -> Pixels:
         photo = opaque(pixels)
-        mask = background.person_mask(session, photo)
+        mask = background_removal.person_mask(session, photo)
         if mask is None:
             notes.outcome = "background kept: empty mask"
             notes.mask_area = 0.0
             return pixels
         notes.mask_area = float(mask.mean() / 255.0)
         if step.fill == "transparent":
-            return background.cut_out(photo, mask)
-        return background.lay_over(photo, mask, list(step.fill))
+            return background_removal.cut_out(photo, mask)
+        return background_removal.lay_over(photo, mask, list(step.fill))
 
     return run
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.catalog.groups import group_of
+from data_prep.catalog.group_names import group_of
 from data_prep.catalog.names import EXTENSIONS, resolve
 from data_prep.catalog.sources import is_passed_over
 from data_prep.catalog.tables import SUFFIXES, open_table

@@ -14,7 +14,7 @@ from data_prep.config import Prep
 from data_prep.files import write_json
 from data_prep.preparation.steps import steps_identity
 from data_prep.section import identity
-from orchestrator.cluster.tasks import ray_map
+from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.ensemble.members import checkpoint
 from orchestrator.ensemble.predict import prepare_photos, probabilities
 from orchestrator.ensemble.statement import OTHER_RUNS, statement

@@ -363,7 +363,7 @@ def _link_shards(
     whole: str | None = None,
 ) -> Artifact:
     """Make a set of the shards. `whole` is the key of the set that this one lacks photos of."""
-    from data_prep.preparation.assembly import SHEET_SUFFIX  # noqa: PLC0415
+    from data_prep.preparation.shard_builder import SHEET_SUFFIX  # noqa: PLC0415
     from data_prep.preparation.shards import n_shards_for, shard_name, write_index  # noqa: PLC0415
 
     steps = steps_identity(arm.prep)
@@ -473,7 +473,7 @@ def _describe(
 ) -> Mapping[str, Any]:
     """Return what prep.json says of one set: counts, rates per class, warnings, contact sheet."""
     from data_prep.preparation import contact_sheet as sheet  # noqa: PLC0415
-    from data_prep.preparation.assembly import SHEET_SUFFIX, read_sheet  # noqa: PLC0415
+    from data_prep.preparation.shard_builder import SHEET_SUFFIX, read_sheet  # noqa: PLC0415
     from data_prep.preparation.shards import read_shard  # noqa: PLC0415
 
     crops: list[_Crop] = []

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from orchestrator.base.keys import digest, stage_key
 from orchestrator.base.versions import QUICK_BACKBONE, VERSIONS
-from orchestrator.cluster.tasks import ray_map
+from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.planning.stage import Env
 
 if TYPE_CHECKING:  # torch takes seconds

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.cluster.tasks import ray_map
+from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.evaluation import metrics
 from orchestrator.evaluation.looks import labels_key, predictions_key
 from orchestrator.evaluation.predictions import Ints, Predictions

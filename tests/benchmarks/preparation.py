@@ -86,10 +86,10 @@ def bare_loop():
     from PIL import Image
 
     from data_prep.catalog import images
-    from data_prep.preparation import background, faces
+    from data_prep.preparation import background_removal, faces
 
     one_thread()
-    session = background.open_session("u2netp", 1)
+    session = background_removal.open_session("u2netp", 1)
     faces.open_detector("fastmtcnn")
     from deepface.modules import modeling
 
@@ -100,8 +100,8 @@ def bare_loop():
         feed = session.normalize(
             Image.fromarray(photo), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (320, 320)
         )
-        mask = background.person_mask(session, photo)
-        cut = background.lay_over(photo, mask, [0, 0, 0]) if mask is not None else photo
+        mask = background_removal.person_mask(session, photo)
+        cut = background_removal.lay_over(photo, mask, [0, 0, 0]) if mask is not None else photo
         ready[path] = (
             feed,
             cv2.resize(cut, (192, 256), interpolation=cv2.INTER_AREA)[..., ::-1].copy(),

@@ -225,18 +225,21 @@ def compare_with_loop(root, n, seed):
 
     from data_prep.catalog.images import decode
     from data_prep.config import CropFace
-    from data_prep.preparation import background, faces
+    from data_prep.preparation import background_removal, faces
     from data_prep.sample import synthetic
 
     truths = [truth for truth in synthetic.read_truth(root) if truth.path.startswith("train/")]
-    session, detector = background.open_session("u2netp", 1), faces.open_detector("fastmtcnn")
+    session, detector = (
+        background_removal.open_session("u2netp", 1),
+        faces.open_detector("fastmtcnn"),
+    )
     their_session = rembg.new_session("u2netp")
     found = {name: [] for name in ("mask", "mask loop", "face", "face loop", "found", "found loop")}
     for at in np.random.default_rng(seed).permutation(len(truths))[:n]:
         truth = truths[at]
         photo = decode((root / truth.path).read_bytes())
-        mask = background.person_mask(session, photo)
-        cut = background.lay_over(photo, mask, [0, 0, 0])
+        mask = background_removal.person_mask(session, photo)
+        cut = background_removal.lay_over(photo, mask, [0, 0, 0])
         ours = faces.main_face(detector, "fastmtcnn", cut, CropFace().search_size)
         cut = np.asarray(rembg.remove(Image.open(root / truth.path), session=their_session))
         black = np.asarray(Image.fromarray(cut).convert("RGB"))
@@ -323,29 +326,33 @@ def parts(folder, n, seed):
     from PIL import Image
 
     from data_prep.catalog.images import decode, encode
-    from data_prep.preparation import background, faces
+    from data_prep.preparation import background_removal, faces
 
     torch.set_num_threads(1)
     paths = drawn(folder / "photos", 36, size=(384, 512))
     photos = [
         paths[at].read_bytes() for at in np.random.default_rng(seed).permutation(len(paths))[:n]
     ]
-    session, detector = background.open_session("u2netp", 1), faces.open_detector("fastmtcnn")
+    session, detector = (
+        background_removal.open_session("u2netp", 1),
+        faces.open_detector("fastmtcnn"),
+    )
     pixels = [decode(photo) for photo in photos]
     feeds = [
         session.normalize(Image.fromarray(one), (0.5,) * 3, (0.2,) * 3, (320, 320))
         for one in pixels
     ]
-    masks = [background.person_mask(session, one) for one in pixels]
+    masks = [background_removal.person_mask(session, one) for one in pixels]
     cuts = [
-        background.lay_over(one, mask, [0, 0, 0]) for one, mask in zip(pixels, masks, strict=True)
+        background_removal.lay_over(one, mask, [0, 0, 0])
+        for one, mask in zip(pixels, masks, strict=True)
     ]
     ways = {
         "decode": (decode, photos),
         "u2netp alone": (lambda feed: session.inner_session.run(None, feed), feeds),
-        "mask, u2netp included": (lambda one: background.person_mask(session, one), pixels),
+        "mask, u2netp included": (lambda one: background_removal.person_mask(session, one), pixels),
         "lay over": (
-            lambda pair: background.lay_over(*pair, [0, 0, 0]),
+            lambda pair: background_removal.lay_over(*pair, [0, 0, 0]),
             list(zip(pixels, masks, strict=True)),
         ),
         "face at 512 px": (lambda one: faces.main_face(detector, "fastmtcnn", one), cuts),

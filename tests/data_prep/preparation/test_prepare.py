@@ -13,7 +13,6 @@ from PIL import Image
 
 from data_prep.catalog.images import PhotoError, decode, encode
 from data_prep.config import Prep
-from data_prep.preparation.assembly import Assembly, ShardTask
 from data_prep.preparation.pipeline import (
     Preparation,
     Prepared,
@@ -22,6 +21,7 @@ from data_prep.preparation.pipeline import (
     decode_near,
     prepare_row,
 )
+from data_prep.preparation.shard_builder import Assembly, ShardTask
 from data_prep.preparation.shards import (
     ShardError,
     Shards,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_prep.catalog import images
-from data_prep.preparation import background, faces
+from data_prep.preparation import background_removal, faces
 from data_prep.sample import synthetic
 
 pytestmark = [pytest.mark.models, pytest.mark.slow]
@@ -17,15 +17,18 @@ def seen(tmp_path_factory):
     root = tmp_path_factory.mktemp("drawn") / "sample"
     synthetic.build(root, 36, jobs=2)
     truths = [truth for truth in synthetic.read_truth(root) if truth.path.startswith("train/")]
-    session, detector = background.open_session("u2netp", 2), faces.open_detector("fastmtcnn")
+    session, detector = (
+        background_removal.open_session("u2netp", 2),
+        faces.open_detector("fastmtcnn"),
+    )
     rows = []
     for index in np.random.default_rng(0).permutation(len(truths))[:N_PHOTOS]:
         truth = truths[index]
         photo = images.decode((root / truth.path).read_bytes())
-        mask = background.person_mask(session, photo)
+        mask = background_removal.person_mask(session, photo)
         person = mask > 127 if mask is not None else np.zeros_like(truth.silhouette)
         iou = (person & truth.silhouette).sum() / (person | truth.silhouette).sum()
-        cut = background.lay_over(photo, mask, [0, 0, 0]) if mask is not None else photo
+        cut = background_removal.lay_over(photo, mask, [0, 0, 0]) if mask is not None else photo
         rows.append(
             (
                 truth.path,

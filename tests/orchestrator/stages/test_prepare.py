@@ -17,7 +17,7 @@ from data_prep.errors import MachineError
 from data_prep.preparation.shards import write_index
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import UserError
-from orchestrator.cluster import tasks
+from orchestrator.cluster import ray_tasks
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.stage import Env
 from orchestrator.planning.stage_keys import search_key
@@ -238,7 +238,7 @@ def test_photos_that_were_forbidden_are_looked_at_again_by_a_later_run(
     photos, tmp_path, monkeypatch
 ):
     """Rights are no part of the fingerprint. The test's user may read everything, so the open is made to fail."""
-    monkeypatch.setattr(tasks, "ray_map", map)
+    monkeypatch.setattr(ray_tasks, "ray_map", map)
     real = open
 
     def forbid(path, *settings, **more):
@@ -275,7 +275,7 @@ def test_two_runs_at_once_read_each_photo_once(photos, tmp_path, monkeypatch):
             yield function(item)
             time.sleep(0.2)
 
-    monkeypatch.setattr(tasks, "ray_map", slow)
+    monkeypatch.setattr(ray_tasks, "ray_map", slow)
     found = []
     threads = [
         threading.Thread(target=lambda name=name: found.append(Run(photos, tmp_path, name)))
@@ -290,7 +290,7 @@ def test_two_runs_at_once_read_each_photo_once(photos, tmp_path, monkeypatch):
 
 
 def test_a_torn_older_preparation_costs_nothing_but_its_help(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "ray_map", map)
+    monkeypatch.setattr(ray_tasks, "ray_map", map)
     context, steps = Run(photos, tmp_path), {"size": 8}
     for key in ("a", "b", "c"):
         with context.store.draft("prepare", key, params={"steps": steps}, inputs={}) as draft:

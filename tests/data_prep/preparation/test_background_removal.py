@@ -11,7 +11,7 @@ CODE = """
 import sys
 import numpy as np
 from PIL import Image
-from data_prep.preparation.background import open_session, person_mask
+from data_prep.preparation.background_removal import open_session, person_mask
 from data_prep.weights.cache import fetch
 
 fetch("u2netp")

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from data_prep.preparation.network import lean
+from data_prep.preparation.onnx_rewrite import lean
 from data_prep.weights.cache import fetch
 
 SIDE = 8

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep.catalog.images import RGB, Pixels
-from data_prep.preparation.network import U2NETS, lean
+from data_prep.preparation.onnx_rewrite import U2NETS, lean
 from data_prep.weights.cache import cache_dir, require
 
 _CUDA = "CUDAExecutionProvider"
