@@ -28,7 +28,7 @@ from orchestrator.board import actions, overview
 from orchestrator.board.guard import Guard
 from orchestrator.board.hub import Hub, OpenedRun
 from orchestrator.board.live import LiveTrial, trial_events
-from orchestrator.board.trials import Query, as_csv
+from orchestrator.board.trial_table import Query, as_csv
 from orchestrator.report import charts, page
 from orchestrator.report.explain import trial_lines
 from orchestrator.report.load import Run

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.catalog.labels import Schema
-from data_prep.catalog.sources import require_images, sides, table_of
+from data_prep.catalog.listing import require_images, sides, table_of
 from data_prep.errors import DataError
 from data_prep.section import identity
 from orchestrator.base.keys import digest

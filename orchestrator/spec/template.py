@@ -11,8 +11,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from data_prep.catalog.labelled_photos import (
+    Rows,
+    group_sizes,
+    rare_classes,
+    read_rows,
+    require_classes,
+)
 from data_prep.catalog.names import resolve
-from data_prep.catalog.photo_list import Rows, group_sizes, rare_classes, read_rows, require_classes
 from data_prep.errors import DataError
 from orchestrator.base.errors import SpecError
 from orchestrator.spec import survey

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_prep.config import Prep
 from data_prep.files import write_json
-from data_prep.preparation.steps import steps_identity
+from data_prep.preparation.step_identity import steps_identity
 from data_prep.section import identity
 from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.ensemble.members import checkpoint

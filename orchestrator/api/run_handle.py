@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from data_prep.catalog.labels import Schema
 from orchestrator.api.html import View
-from orchestrator.api.plots import Plots, draw_section
+from orchestrator.api.report_pictures import Plots, draw_section
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import UserError
 from orchestrator.report.load import Run, load
