@@ -217,18 +217,24 @@ def same_picture(first: RGB, second: RGB) -> bool:
     Source: Evangelidis and Psarakis 2008, "Parametric image alignment using enhanced correlation
     coefficient".
     """
-    left = thumbnail(first)
-    right = thumbnail(second)
+    return _are_same(_smooth(first), _smooth(second))
+
+
+def _smooth(pixels: RGB) -> NDArray[np.float32]:
+    import cv2  # noqa: PLC0415
+
+    return np.asarray(cv2.GaussianBlur(thumbnail(pixels), (0, 0), 1), dtype=np.float32)
+
+
+def _are_same(left: NDArray[np.float32], right: NDArray[np.float32]) -> bool:
     mirrored = np.ascontiguousarray(right[:, ::-1])
     return _correlation(left, right) >= SAME or _correlation(left, mirrored) >= SAME
 
 
-def _correlation(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
-    """Correlate two thumbnails where both are known; 0 if no small affine map joins them."""
+def _correlation(fixed: NDArray[np.float32], moving: NDArray[np.float32]) -> float:
+    """Correlate smooth thumbnails where both are known; 0 if no small affine map joins them."""
     import cv2  # noqa: PLC0415
 
-    fixed = cv2.GaussianBlur(left, (0, 0), 1)
-    moving = cv2.GaussianBlur(right, (0, 0), 1)
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
     start = np.eye(2, 3, dtype=np.float32)
     try:
@@ -263,11 +269,11 @@ def compare_chunk(pairs: list[tuple[str, str]]) -> list[bool]:
         MachineError: one could not be read, and that says nothing about the photo.
     """
 
-    @functools.lru_cache(maxsize=32)
-    def read(path: str) -> RGB | None:
+    @functools.cache  # 16 KB a photo
+    def read(path: str) -> NDArray[np.float32] | None:
         try:
             with open(path, "rb") as handle:  # noqa: PTH123 - a plain string all the way
-                return decode(handle.read(), near=2 * _SIDE)
+                return _smooth(decode(handle.read(), near=2 * _SIDE))
         except PhotoError:
             return None
         except OSError as error:
@@ -277,7 +283,7 @@ def compare_chunk(pairs: list[tuple[str, str]]) -> list[bool]:
     def same(first: str, second: str) -> bool:
         left = read(first)
         right = read(second)
-        return left is not None and right is not None and same_picture(left, right)
+        return left is not None and right is not None and _are_same(left, right)
 
     return [same(first, second) for first, second in pairs]
 
