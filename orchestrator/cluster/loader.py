@@ -22,6 +22,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ _REAP_EVERY_S = 0.01
 
 class LoaderGone(ConnectionError):  # noqa: N818 - says what is the case
     """No loader can be reached from here."""
+
+
+class ChildDied(RuntimeError):  # noqa: N818 - says what happened
+    """The child that a call was made in has died."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def start_loader(modules: Iterable[str], *, threads: int) -> Iterator[str]:
     """Run a loader while the block lasts; yield its address.
 
     Args:
-        modules: what it imports.
+        modules: what it imports, in this order; a child that is asked for early has the first.
         threads: of numerical libraries; they read it once, when they are imported.
     """
     address = f"robust-vote-{os.getpid()}-{secrets.token_hex(8)}"
@@ -144,7 +149,7 @@ def call(address: str, function: Callable[[Any], Any], item: Any) -> Any:
     function is raised here.
 
     Raises:
-        RuntimeError: the child died.
+        ChildDied: the child died, for lack of memory for example.
     """
     try:
         pipe = _caller(address)
@@ -156,7 +161,7 @@ def call(address: str, function: Callable[[Any], Any], item: Any) -> Any:
     except (EOFError, ConnectionError):
         _caller.cache_clear()
         name = getattr(function, "__name__", "a function")
-        raise RuntimeError(f"the process that ran {name} died; look at free memory") from None
+        raise ChildDied(f"the process that ran {name} died; look at free memory") from None
     if is_error:
         raise answer
     return answer
@@ -183,8 +188,17 @@ def _answer_calls(pipe: Connection, parent: int) -> None:
             try:
                 answer = False, function(item)
             except Exception as error:  # noqa: BLE001 - the caller raises it
-                answer = True, error
+                answer = True, _sendable(error)
             pipe.send(answer)
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return an error that arrives; a class that wants other arguments than its text does not."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301
+    except Exception:  # noqa: BLE001 - whatever a class raises
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def leave_parent(pipe: int, parent: int) -> None:
@@ -215,17 +229,25 @@ def leave_parent(pipe: int, parent: int) -> None:
 class _Server:
     """Forks a child per connection. It has one thread, because a fork copies only that one."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, modules: Iterable[str]) -> None:
         self._listener = listener
+        self._modules = deque(modules)  # to be imported
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
         self._children: dict[Connection, _Child | None] = {}  # by connection; None before the order
 
     def run(self) -> NoReturn:
-        """Answer until this process is killed."""
+        """Import a module at a time and answer in between, then answer until the driver ends."""
         while True:
-            is_waiting = any(child and child.is_awaited for child in self._children.values())
-            for key, _ in self._selector.select(_REAP_EVERY_S if is_waiting else None):
+            timeout_s = None
+            if self._modules:
+                importlib.import_module(self._modules.popleft())
+                # the collector would otherwise touch, and so copy, each page that children share
+                gc.freeze()
+                timeout_s = 0.0
+            elif any(child and child.is_awaited for child in self._children.values()):
+                timeout_s = _REAP_EVERY_S
+            for key, _ in self._selector.select(timeout_s):
                 if key.fileobj is self._listener:
                     self._accept()
                 else:
@@ -301,7 +323,7 @@ class _Server:
 
 
 def main(handle: int, parent: int, modules: Iterable[str]) -> NoReturn:
-    """Import, then fork children for whoever asks, until the driver ends.
+    """Import, and fork children for whoever asks, until the driver ends.
 
     Args:
         handle: file descriptor of the listening socket.
@@ -311,13 +333,7 @@ def main(handle: int, parent: int, modules: Iterable[str]) -> NoReturn:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(1)
-    listener = socket.socket(fileno=handle)
-    for name in modules:
-        importlib.import_module(name)
-    # the collector would otherwise touch, and so copy, each page that children share
-    gc.collect()
-    gc.freeze()
-    _Server(listener).run()
+    _Server(socket.socket(fileno=handle), modules).run()
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from orchestrator.store.run_files.records import as_record
 from orchestrator.store.run_files.selection import Selection
 
 _LOADED = (
+    "orchestrator.cluster.forked_worker",
     "orchestrator.search.trial",
     "orchestrator.search.worker",
     "orchestrator.stages.certificate",
@@ -49,6 +50,12 @@ _LOADED = (
     "filelock",
 )
 """What the loader imports beside what a training imports."""
+_LOADED_TO_PREPARE = {
+    "remove_background": ("onnxruntime",),
+    "crop_face": ("torch", "deepface.modules.detection", "deepface.modules.modeling"),
+    "fastmtcnn": ("facenet_pytorch",),
+}
+"""What the preparation needs, by step or detector; it is imported first."""
 _TRACKER_WAIT_S = 30.0
 _FOLLOW_EVERY_S = 0.5
 _LOOK_EVERY_S = 0.05
@@ -304,8 +311,15 @@ def _loader(experiment: Experiment, options: Options) -> Iterator[str | None]:
     if options.address is not None:
         yield None
         return
+    used = set()
+    for arm in experiment.arms.values():
+        for step in arm.prep.steps:
+            used |= {step.name, getattr(step, "detector", "")}
+    to_prepare = [
+        name for key in _LOADED_TO_PREPARE if key in used for name in _LOADED_TO_PREPARE[key]
+    ]
     threads = max(1, int(experiment.spec.resources.per_trial.cpu))
-    with start_loader([*TRAINING_MODULES, *_LOADED], threads=threads) as address:
+    with start_loader([*to_prepare, *TRAINING_MODULES, *_LOADED], threads=threads) as address:
         yield address
 
 

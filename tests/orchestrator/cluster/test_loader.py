@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.loader import LoaderGone, call, fork, start_loader
+from orchestrator.cluster.loader import ChildDied, LoaderGone, call, fork, start_loader
 from orchestrator.search.worker import TRAINING_MODULES
 
 
@@ -41,6 +41,15 @@ def halve(number):
 
 def pid_and(_):
     return os.getpid()
+
+
+class Particular(Exception):
+    def __init__(self, what, why):
+        super().__init__(f"{what}: {why}")
+
+
+def be_particular(item):
+    raise Particular(item, "stale")
 
 
 def refuse(item):
@@ -107,8 +116,10 @@ def test_calls_share_a_child_whose_errors_are_raised_here(address):
     pid = call(address, pid_and, None)
     with pytest.raises(ValueError, match="no bread"):
         call(address, refuse, "bread")
+    with pytest.raises(RuntimeError, match="Particular: bread: stale"):
+        call(address, be_particular, "bread")
     assert pid == call(address, pid_and, None) != os.getpid()
-    with pytest.raises(RuntimeError, match="the process that ran halve died"):
+    with pytest.raises(ChildDied, match="the process that ran halve died"):
         call(address, halve, 0)
     assert 1 == call(address, halve, 2)  # in another child
 
