@@ -135,7 +135,7 @@ def fork(address: str, task: Task, child_end: Connection) -> Fork:
         raise LoaderGone(str(error)) from None
     try:
         control.send_bytes(pickle.dumps(order))
-        reduction.send_handle(control, child_end.fileno(), None)  # type: ignore[arg-type]
+        reduction.send_handle(control, child_end.fileno(), None)
         return Fork(control, int(control.recv_bytes()))
     except (EOFError, OSError) as error:
         control.close()
@@ -272,9 +272,10 @@ class _Server:
             message = control.recv_bytes()
             if child is None:
                 handle = reduction.recv_handle(control)
-                self._children[control] = _Child(self._fork(message, handle))
+                pid = self._fork(message, handle)
+                self._children[control] = _Child(pid)
                 os.close(handle)
-                control.send_bytes(str(self._children[control].pid).encode())
+                control.send_bytes(str(pid).encode())
             else:
                 child.is_awaited = True
         except (EOFError, OSError):  # the worker has ended

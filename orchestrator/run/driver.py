@@ -40,22 +40,11 @@ from orchestrator.store.run_dir import RunPaths
 from orchestrator.store.run_files.records import as_record
 from orchestrator.store.run_files.selection import Selection
 
-_LOADED = (
-    "orchestrator.cluster.forked_worker",
-    "orchestrator.search.trial",
-    "orchestrator.search.worker",
-    "orchestrator.stages.certificate",
-    "orchestrator.stages.test_set",
-    "data_prep.preparation.shards",
-    "filelock",
-)
-"""What the loader imports beside what a training imports."""
-_LOADED_TO_PREPARE = {
-    "remove_background": ("onnxruntime",),
+LOADED_TO_PREPARE = {
     "crop_face": ("torch", "deepface.modules.detection", "deepface.modules.modeling"),
     "fastmtcnn": ("facenet_pytorch",),
 }
-"""What the preparation needs, by step or detector; it is imported first."""
+"""What the loader imports for a step or detector. Not onnxruntime and pyarrow: they start threads."""
 _TRACKER_WAIT_S = 30.0
 _FOLLOW_EVERY_S = 0.5
 _LOOK_EVERY_S = 0.05
@@ -316,10 +305,12 @@ def _loader(experiment: Experiment, options: Options) -> Iterator[str | None]:
         for step in arm.prep.steps:
             used |= {step.name, getattr(step, "detector", "")}
     to_prepare = [
-        name for key in _LOADED_TO_PREPARE if key in used for name in _LOADED_TO_PREPARE[key]
+        name for key in LOADED_TO_PREPARE if key in used for name in LOADED_TO_PREPARE[key]
     ]
     threads = max(1, int(experiment.spec.resources.per_trial.cpu))
-    with start_loader([*to_prepare, *TRAINING_MODULES, *_LOADED], threads=threads) as address:
+    with start_loader(
+        [*to_prepare, *TRAINING_MODULES, "orchestrator.search.worker"], threads=threads
+    ) as address:
         yield address
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cluster.loader import ChildDied, LoaderGone, call, fork, start_loader
+from orchestrator.run.driver import LOADED_TO_PREPARE
 from orchestrator.search.worker import TRAINING_MODULES
 
 
@@ -143,10 +144,14 @@ def test_a_killed_child_is_told_by_its_status(address):
 
 
 @pytest.mark.slow
-def test_what_a_training_needs_starts_no_thread():
+def test_what_a_run_needs_starts_no_thread():
     """A fork copies one thread, so a lock that another one holds would be held for ever."""
-    with start_loader(TRAINING_MODULES, threads=1) as address:
-        child, pipe = start(address)
-        pipe.recv()
+    to_prepare = [name for names in LOADED_TO_PREPARE.values() for name in names]
+    modules = [*to_prepare, *TRAINING_MODULES, "orchestrator.search.worker"]
+    with start_loader([*modules, "wave"], threads=1) as address:
+        is_loaded = False
+        while not is_loaded:
+            child, pipe = start(address)
+            is_loaded = pipe.recv()["is_loaded"]
         loader = Path(f"/proc/{child.pid}/stat").read_text().split()[3]
         assert 1 == len(list(Path(f"/proc/{loader}/task").iterdir()))
