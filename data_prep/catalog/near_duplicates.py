@@ -217,13 +217,7 @@ def same_picture(first: RGB, second: RGB) -> bool:
     Source: Evangelidis and Psarakis 2008, "Parametric image alignment using enhanced correlation
     coefficient".
     """
-    return _are_same(_smooth(first), _smooth(second))
-
-
-def _smooth(pixels: RGB) -> NDArray[np.float32]:
-    import cv2  # noqa: PLC0415
-
-    return np.asarray(cv2.GaussianBlur(thumbnail(pixels), (0, 0), 1), dtype=np.float32)
+    return _are_same(thumbnail(first), thumbnail(second))
 
 
 def _are_same(left: NDArray[np.float32], right: NDArray[np.float32]) -> bool:
@@ -231,10 +225,12 @@ def _are_same(left: NDArray[np.float32], right: NDArray[np.float32]) -> bool:
     return _correlation(left, right) >= SAME or _correlation(left, mirrored) >= SAME
 
 
-def _correlation(fixed: NDArray[np.float32], moving: NDArray[np.float32]) -> float:
-    """Correlate smooth thumbnails where both are known; 0 if no small affine map joins them."""
+def _correlation(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+    """Correlate two thumbnails where both are known; 0 if no small affine map joins them."""
     import cv2  # noqa: PLC0415
 
+    fixed = cv2.GaussianBlur(left, (0, 0), 1)
+    moving = cv2.GaussianBlur(right, (0, 0), 1)
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
     start = np.eye(2, 3, dtype=np.float32)
     try:
@@ -273,7 +269,7 @@ def compare_chunk(pairs: list[tuple[str, str]]) -> list[bool]:
     def read(path: str) -> NDArray[np.float32] | None:
         try:
             with open(path, "rb") as handle:  # noqa: PTH123 - a plain string all the way
-                return _smooth(decode(handle.read(), near=2 * _SIDE))
+                return thumbnail(decode(handle.read(), near=2 * _SIDE))
         except PhotoError:
             return None
         except OSError as error:
