@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orchestrator.spec.score import score_title
 from orchestrator.store.run_files.certificate import Certificate, Check
 from orchestrator.store.run_files.scores import Score
 
@@ -27,21 +28,24 @@ def statement(certificate: Certificate) -> str:
 def _expected(certificate: Certificate) -> list[str]:
     """Say what the vote is expected to reach, and by how many checkpoints."""
     estimate = certificate.estimate
-    score = estimate.macro_f1
+    score = estimate.headline
+    title = score_title(certificate.score)
     if score.estimate is None:
         return []
-    vote = f"On {estimate.of} the vote of {len(certificate.members)} members"
+    vote = f"On {estimate.of} the vote of {_counted(len(certificate.members), 'member')}"
+    if len(certificate.members) == 1:
+        vote = f"On {estimate.of} the one member"
     if estimate.on == "role val":
         return [
             (
-                f"{vote} reached macro F1 {_span(score)}, {score.n_groups} groups. These photos "
+                f"{vote} reached {title} {_span(score)}, {score.n_groups} groups. These photos "
                 "chose epochs and settings. Expect less of new photos."
             )
         ]
     corrected = certificate.corrected
     is_corrected = corrected.estimate is not None
     first = corrected if is_corrected else score
-    sentences = [f"{vote} is expected to reach at least macro F1 {_span(first)}."]
+    sentences = [f"{vote} is expected to reach at least {title} {_span(first)}."]
     measured = f"This was measured on {score.n_samples} photos of {score.n_groups} groups"
     if is_corrected:
         measured += (
@@ -66,23 +70,23 @@ def _other_photos(certificate: Certificate) -> list[str]:
     """Say what the score is without excluded photos, and with those that preparation lost."""
     sentences = []
     kept = certificate.kept
-    if kept is not None and kept.macro_f1.estimate is not None:
+    if kept is not None and kept.headline.estimate is not None:
         sentences.append(
             f"{_counted(kept.n_photos, 'photo')} of these are never trained on, by the exclusions "
-            f"of the spec; without them the uncorrected score is {kept.macro_f1.estimate:.3f}."
+            f"of the spec; without them the uncorrected score is {kept.headline.estimate:.3f}."
         )
     lost = certificate.lost
-    if lost is not None and lost.macro_f1.estimate is not None:
+    if lost is not None and lost.headline.estimate is not None:
         sentences.append(
             f"Preparation lost {_counted(lost.n_photos, 'more photo')}; counted as wrong, they "
-            f"make the uncorrected score {lost.macro_f1.estimate:.3f}."
+            f"make the uncorrected score {lost.headline.estimate:.3f}."
         )
     return sentences
 
 
 def _tested(certificate: Certificate) -> list[str]:
     """Say what the test set shows."""
-    score = certificate.test.macro_f1
+    score = certificate.test.headline
     if score is None:
         return ["There is no test score: no test labels are known."]
     part = "the test set"
@@ -136,7 +140,7 @@ def _chosen(certificate: Certificate) -> list[str]:
     if certificate.estimate.people:
         sentences.append(certificate.estimate.people)
     has_peeked = certificate.policy == "leaderboard"
-    if certificate.test.macro_f1 is not None and not has_peeked:
+    if certificate.test.headline is not None and not has_peeked:
         sentences.append("People of the test set had no part in any choice of this run.")
     for use in certificate.looked_at:
         if use.what.startswith("out-of-fold labels") and use.times and "race" not in use.what:

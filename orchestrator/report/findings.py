@@ -100,8 +100,8 @@ def _about_the_ensemble(run: Run) -> list[Finding]:
 
 def _about_the_scores(run: Run) -> list[Finding]:
     items = []
-    oof = run.selection.ensemble.oof.macro_f1
-    test = run.selection.ensemble.test.macro_f1
+    oof = run.selection.ensemble.oof.headline
+    test = run.selection.ensemble.test.headline
     low = oof.low if oof else None
     reached = test.estimate if test else None
     if low is not None and reached is not None and reached < low:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from data_prep.catalog.labels import Schema
 from orchestrator.report import scores
+from orchestrator.spec.score import score_title
 from orchestrator.store import tables
 from orchestrator.store.events import DriverStarted, Event, RunStarted, StageEnded, from_json
 from orchestrator.store.run_files.audit import AuditFacts
@@ -55,6 +56,11 @@ class Run:
     test_labels: pa.Table | None = None
     missing: tuple[str, ...] = ()  # files that were not there
     broken: tuple[str, ...] = ()  # sentences about files that could not be read
+
+    @property
+    def score_title(self) -> str:
+        """Return the score that the run goes by, in words."""
+        return score_title(self.resolved.score)
 
     @property
     def has_selection(self) -> bool:

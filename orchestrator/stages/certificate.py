@@ -24,6 +24,7 @@ from orchestrator.evaluation.intervals import difference_of_scores
 from orchestrator.evaluation.predictions import align
 from orchestrator.planning.stage import Env
 from orchestrator.planning.stage_keys import run_key
+from orchestrator.spec.score import DEFAULT
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.confirm import Confirmed, predictions_by_setting
 from orchestrator.stages.prepare import Prepared
@@ -85,7 +86,7 @@ def certify(
     of_set = select.to_json()["ensemble"]
     gap = _gap(select, vote)
     findings = audit_findings(as_record(AuditFacts, env.paths.read_json("audit")))
-    facts = {
+    facts: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "run_id": env.paths.run_id,
         "run_key": run_key(env),
@@ -114,6 +115,8 @@ def certify(
         "looked_at": [use.model_dump() for use in _data_uses(env, search, confirm, select, vote)],
         "check": check(env, lineage, confirm.split).model_dump(),
     }
+    if env.experiment.spec.score != DEFAULT:
+        facts["score"] = env.experiment.spec.score
     facts["statement"] = statement(as_record(Certificate, facts))
     write_json(env.paths.certificate, facts)
     return as_record(Certificate, facts)
@@ -204,6 +207,7 @@ def _members(env: Env, select: Selected, lineage: Lineage) -> list[CertifiedMemb
             prep_steps=tuple(steps_identity(arm.prep)),
             n_params=candidates[setting].n_params,
             oof_macro_f1=candidates[setting].oof_macro_f1,
+            oof_score=candidates[setting].oof_score,
             checkpoints=tuple(_checkpoint(trial, artifact) for trial, artifact in lineage[setting]),
         )
         members.append(member)
@@ -230,8 +234,8 @@ def _gap(select: Selected, vote: Voted) -> Gap | None:
     """
     if vote.test is None:
         return None
-    estimate = select.ensemble.scores.macro_f1
-    test = vote.test.macro_f1
+    estimate = select.ensemble.scores.headline
+    test = vote.test.headline
     corrected = select.ensemble.corrected
     corrected_minus_test = None
     if corrected is not None and corrected.estimate is not None:
