@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from data_prep.catalog.labelled_photos import read_rows
 from data_prep.catalog.labels import OWN_COLUMNS, Schema, read_codes
 from data_prep.catalog.listing import Listing, Source, list_source, list_test
-from data_prep.catalog.names import refusal
 from data_prep.catalog.photo_inspection import OK, Facts
+from data_prep.catalog.photo_paths import refusal
 from data_prep.catalog.photo_scan import (
     MapChunks,
     NearSets,

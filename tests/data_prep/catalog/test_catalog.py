@@ -25,8 +25,8 @@ from data_prep.catalog import photo_scan, test_labels
 from data_prep.catalog.builder import build_catalog, content_hash, photo_path, photos_hash
 from data_prep.catalog.images import decode
 from data_prep.catalog.labels import Schema, values_in
-from data_prep.catalog.names import EXTENSIONS, refusal
 from data_prep.catalog.photo_inspection import examine, inspect
+from data_prep.catalog.photo_paths import EXTENSIONS, refusal
 from data_prep.catalog.user_tables import read_table
 from data_prep.errors import DataError, MachineError
 from data_prep.split import excluded

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from data_prep.catalog.listing import Listing
-from data_prep.catalog.names import composed
+from data_prep.catalog.photo_paths import composed
 from data_prep.config import Data, FolderGroup, NameGroup
 from data_prep.errors import DataError, nearest, some
 
