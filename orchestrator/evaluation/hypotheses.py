@@ -10,7 +10,7 @@ from orchestrator.spec.claims import Claim, parse
 from orchestrator.spec.score import DEFAULT, parse_score
 
 if TYPE_CHECKING:  # NumPy, which the report's pages need not load
-    from data_prep.catalog.labels import Schema
+    from data_prep.catalog.label_schema import Schema
     from orchestrator.evaluation.paired_test import PairedTest
     from orchestrator.evaluation.predictions import Predictions
 
@@ -67,8 +67,8 @@ def judge(
         The rows of hypotheses.json, in the order of the claims. A claim that cannot be tested is
         undecided with null numbers and a `reason`; it still counts in the correction.
     """
-    from orchestrator.evaluation.looks import penalty  # noqa: PLC0415
     from orchestrator.evaluation.paired_test import holm  # noqa: PLC0415
+    from orchestrator.evaluation.sequential_testing import penalty  # noqa: PLC0415
 
     cases = [_test(parse(text, score), text, arms, schema, count_look) for text in claims]
     p_values = [min(1.0, case.p_value * penalty(case.look or 1)) for case in cases]
@@ -93,8 +93,8 @@ def _test(
     count_look: CountLook | None,
 ) -> _Case:
     """Test one claim where its two arms can be compared; only then it is a look."""
+    from orchestrator.evaluation.answer_scores import scorer_of  # noqa: PLC0415
     from orchestrator.evaluation.paired_test import paired_difference  # noqa: PLC0415
-    from orchestrator.evaluation.scores import scorer_of  # noqa: PLC0415
 
     if reason := _unjudged(claim, arms):
         return _Case(text, claim, None, reason, None)
@@ -141,8 +141,8 @@ def _verdict(
     claim: Claim, tested: PairedTest, adjusted: float, look: int | None, n_claims: int
 ) -> dict[str, Any]:
     """Return the verdict of a tested claim, and what an undecided one needs."""
-    from orchestrator.evaluation.looks import penalty  # noqa: PLC0415
     from orchestrator.evaluation.power import needed  # noqa: PLC0415
+    from orchestrator.evaluation.sequential_testing import penalty  # noqa: PLC0415
 
     if adjusted < ALPHA:
         if claim.margin is not None:

@@ -325,8 +325,8 @@ def _comparison(
     sources: Mapping[str, str],
 ) -> Callable[[int, list[TrialRecord]], set[str]]:
     """Return the looks of a race. A look that the ledger knows is not taken again."""
+    from orchestrator.evaluation.answer_scores import scorer_of  # noqa: PLC0415
     from orchestrator.evaluation.race import RaceRules, stop_losers  # noqa: PLC0415
-    from orchestrator.evaluation.scores import scorer_of  # noqa: PLC0415
     from orchestrator.search.trial_tables import collect_predictions  # noqa: PLC0415
     from orchestrator.store.events import RaceLooked  # noqa: PLC0415
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
-from orchestrator.store.run_files.diagnosis import Diagnosed, RaceFacts
+from orchestrator.store.run_files.diagnosis import Diagnosed
+from orchestrator.store.run_files.race import RaceFacts
 from orchestrator.store.run_files.records import FileRecord
 from orchestrator.store.run_files.scores import (
     CheckpointCurve,

@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep.audit import photo_scan
-from data_prep.audit.duplicates import (
+from data_prep.audit.examination import audit, leak, people
+from data_prep.catalog import photo_reading
+from data_prep.catalog.builder import build_catalog
+from data_prep.catalog.label_schema import Schema
+from data_prep.catalog.near_duplicates import (
     candidates,
     compare_chunk,
     perceptual_hash,
     same_picture,
     sets_of,
 )
-from data_prep.audit.examination import audit, leak, people
-from data_prep.catalog.builder import build_catalog
-from data_prep.catalog.labels import Schema
 from data_prep.catalog.photo_inspection import inspect_chunk
 from data_prep.config import Data, Split
 from data_prep.errors import MachineError
@@ -68,12 +68,14 @@ def test_sets_are_the_connected_parts(pairs):
 
 def test_the_search_compares_a_bounded_number_of_neighbours(monkeypatch):
     """A thousand equal hashes and a thousand random ones: an all-pairs search would compare two million."""
-    from data_prep.audit import duplicates
+    from data_prep.catalog import near_duplicates
 
     compared = []
     real = np.bitwise_count
     monkeypatch.setattr(
-        duplicates.np, "bitwise_count", lambda words: compared.append(len(words)) or real(words)
+        near_duplicates.np,
+        "bitwise_count",
+        lambda words: compared.append(len(words)) or real(words),
     )
     raw = np.random.default_rng(0).integers(0, 256, (1001, 64), dtype=np.uint8)
     hashes = [raw[0].tobytes().hex()] * 1000 + [row.tobytes().hex() for row in raw[1:]]
@@ -144,8 +146,8 @@ def test_a_joined_group_is_never_split_by_a_hold_out_test_set(planted):
 def test_pairs_that_were_too_many_to_compare_are_told(planted, monkeypatch, tmp_path):
     out, _ = planted
     found = {}
-    for most in (photo_scan.MAX_COMPARED, 3):
-        monkeypatch.setattr(photo_scan, "MAX_COMPARED", most)
+    for most in (photo_reading.MAX_COMPARED, 3):
+        monkeypatch.setattr(photo_reading, "MAX_COMPARED", most)
         table = build_catalog(data_of(out), out.parent)
         pq.write_table(table, tmp_path / "catalog.parquet")  # the count travels with the file
         found[most] = audit(
@@ -177,7 +179,7 @@ def test_what_is_found_does_not_depend_on_the_order_of_the_table(planted):
 
 
 def test_a_catalog_goes_on_where_it_was_interrupted(contest, tmp_path, monkeypatch):
-    monkeypatch.setattr(photo_scan, "CHUNK", 10)
+    monkeypatch.setattr(photo_reading, "CHUNK", 10)
     work, read = tmp_path / "work", []
     work.mkdir()
 

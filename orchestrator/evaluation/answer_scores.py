@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from orchestrator.evaluation.intervals import Interval, interval, label_interval
 from orchestrator.evaluation.metrics import Metric, Scorer, View
 from orchestrator.evaluation.predictions import Predictions
