@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from data_prep.catalog.photo_groups import GROUP, GroupWords
 from orchestrator.spec.score import score_title
 from orchestrator.store.run_files.certificate import Certificate, Check
 from orchestrator.store.run_files.scores import Score
@@ -10,15 +11,20 @@ OTHER_RUNS = "the same test labels in other runs of this store"
 """What certificate.json's `looked_at` calls them."""
 
 
-def statement(certificate: Certificate) -> str:
-    """Return the certificate in one paragraph, the corrected number first."""
+def statement(certificate: Certificate, words: GroupWords = GROUP) -> str:
+    """Return the certificate in one paragraph, the corrected number first.
+
+    Args:
+        certificate: without the paragraph.
+        words: what to call the groups.
+    """
     sentences = [
         *_expected(certificate),
         *_other_photos(certificate),
         *_tested(certificate),
         *_gained(certificate),
-        *_covered(certificate),
-        *_chosen(certificate),
+        *_covered(certificate, words),
+        *_chosen(certificate, words),
         *certificate.findings,
         _checked(certificate.check or Check()),
     ]
@@ -120,28 +126,29 @@ def _gained(certificate: Certificate) -> list[str]:
     ]
 
 
-def _covered(certificate: Certificate) -> list[str]:
+def _covered(certificate: Certificate, words: GroupWords) -> list[str]:
     """Say what the numbers cover and what they do not."""
-    covers = "The interval of a score covers which people were photographed, with these models."
+    covers = f"The interval of a score covers which {words.many} were photographed"
+    covers += ", with these models."
     if certificate.corrected.estimate is not None:
         covers += " The correction covers the choice of members."
     return [
         (
             f"{covers} The interval of a claim also covers the luck of training, where there are "
-            "two seeds. Nothing here covers other data: other cameras, places or people of another "
-            "kind."
+            "two seeds. Nothing here covers other data: other cameras, places or "
+            f"{words.many} of another kind."
         )
     ]
 
 
-def _chosen(certificate: Certificate) -> list[str]:
+def _chosen(certificate: Certificate, words: GroupWords) -> list[str]:
     """Say who had a part in a choice, and how often labels were looked at."""
     sentences = []
     if certificate.estimate.people:
         sentences.append(certificate.estimate.people)
     has_peeked = certificate.policy == "leaderboard"
     if certificate.test.headline is not None and not has_peeked:
-        sentences.append("People of the test set had no part in any choice of this run.")
+        sentences.append(f"{words.Many} of the test set had no part in any choice of this run.")
     for use in certificate.looked_at:
         if use.what.startswith("out-of-fold labels") and use.times and "race" not in use.what:
             sentences.append(f"Out-of-fold labels {use.why}.")

@@ -156,7 +156,10 @@ def compare_lines(comparison: Mapping[str, Any]) -> list[str]:
             spans.append(f"{title} {span}")
         if "public_macro_f1" in row:
             spans[-1] += f"; public half {row['public_macro_f1']:.3f}"
-        members = f"policy {row['policy']}, {len(row['members'])} members"
+        n_members = len(row["members"])
+        members = f"policy {row['policy']}, {n_members} members"
+        if n_members == 1:
+            members = f"policy {row['policy']}, one member"
         lines.append(f"{row['run_id']}  {members}: {', '.join(spans)}")
     for metric, title in titles.items():
         lines.append(f"first minus second, {title}: {_difference_text(differences[metric])}")

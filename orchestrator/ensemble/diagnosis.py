@@ -26,7 +26,7 @@ N_SUSPECTS = 100
 """Suspects in the certificate; suspects.csv has all."""
 METHOD = (
     "confident learning (Northcutt et al. 2021) on the ensemble's out-of-fold probabilities, "
-    "averaged over all photos of a person that carry one class"
+    "averaged over all photos of a group that carry one class"
 )
 
 

@@ -178,7 +178,7 @@ def _judge(
     n_seeds = len(arms[0].preds)
     floor = (difference / owners.n_groups) ** 2  # as if one group might have gone the other way
     if owners.n_groups < 2:
-        return _Judged("people", None, reason="needs 2 people or more")
+        return _Judged("people", None, reason="needs 2 groups or more")
     if n_seeds > 1:
         trainings = _training_variance(arms, shares, owners.of_sample)
         total = _total(max(people, floor), trainings, owners.n_groups, n_seeds, folds.n)

@@ -357,4 +357,5 @@ def _pooled(pool: Pool, choice: Choice, group_weights: Floats, *, alone: bool) -
             hits = np.bincount(truth[hit], weights[hit], size)
             counts.append(np.stack([hits, np.bincount(row, weights, size), targets]))
         parts.append(np.stack(counts))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+    whole: Floats = np.concatenate(parts, axis=-1)
+    return whole

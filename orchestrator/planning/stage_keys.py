@@ -93,7 +93,7 @@ def search_key(experiment: Experiment, content: str, prepared: Mapping[str, str]
     """
     spec = experiment.spec
     arms = experiment.arms
-    params = {
+    params: dict[str, Any] = {
         "seed": spec.seed,
         "search": identity(spec.search) if spec.search else None,
         "train": {name: identity(arm.train) for name, arm in arms.items()},

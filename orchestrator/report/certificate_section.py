@@ -38,7 +38,7 @@ def certificate(run: Run) -> View:
     return {
         "known": True,
         "facts": facts,
-        "scores": _scores(facts),
+        "scores": _scores(facts, run.words.many),
         "on": "role val" if facts.estimate.on == "role val" else "out of fold",
         "group": run.resolved.data.group_text,
         "members": [_lineage(member) for member in facts.members],
@@ -46,14 +46,14 @@ def certificate(run: Run) -> View:
     }
 
 
-def _scores(facts: Certificate) -> list[ScoreRow]:
+def _scores(facts: Certificate, many: str) -> list[ScoreRow]:
     test_set = "test set, scored once"
     if facts.test.part == "private":
         test_set = "private half of the test set, scored once"
     rows = [
         ScoreRow(
             f"{_promise(facts)}, corrected for the selection",
-            "members chosen on some people, scored on the others",
+            f"members chosen on some {many}, scored on the others",
             facts.corrected,
         ),
         ScoreRow(_promise(facts), facts.estimate.on, facts.estimate.headline),

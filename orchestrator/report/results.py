@@ -129,7 +129,7 @@ def _tables(run: Path) -> str:
     """Draw trials, candidates and the ensemble's scores, as far as they exist."""
     parts = []
     if rows := trials_view(run):
-        names = _TRIAL
+        names: tuple[str, ...] = _TRIAL
         if SCORE in rows[0]:
             place = _TRIAL.index(OBJECTIVE)
             names = (*_TRIAL[:place], SCORE, *_TRIAL[place:])
@@ -254,6 +254,8 @@ def ensemble_lines(run: Path) -> list[str]:
         return ["no ensemble yet"]
     ensemble = selection.ensemble
     lines = [f"ensemble of {len(selection.members)}: {', '.join(selection.members)}"]
+    if len(selection.members) == 1:
+        lines = [f"one member: {selection.members[0]}"]
     for title, scores in _sides(ensemble).items():
         if scores.headline is not None:
             where = "private half" if scores.part == "private" else title
@@ -275,7 +277,7 @@ def ensemble_lines(run: Path) -> list[str]:
     noise = ensemble.label_noise
     if noise.n_suspects:
         lines.append(
-            f"likely wrong labels: {noise.n_photos} photos of {noise.n_groups} people; "
+            f"likely wrong labels: {noise.n_photos} photos of {_counted(noise.n_groups, 'group')}; "
             "see suspects.csv"
         )
     if not ensemble.test.metrics:
@@ -311,6 +313,10 @@ def _verdict_text(row: Hypothesis) -> str:
     if needs:
         evidence += f"; {needs}"
     return f"{row.claim}: {row.verdict} ({evidence})"
+
+
+def _counted(n: int | None, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _signed(value: float | None) -> str:

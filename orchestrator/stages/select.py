@@ -38,8 +38,8 @@ from orchestrator.stages.split import Split
 from orchestrator.store.ledger import TrialRecord
 
 _CHOSEN_BY = {
-    "robust": "the rule of policy robust, applied to the people in the bag",
-    "diverse": "the greedy choice, made anew on the people in the bag",
+    "robust": "the rule of policy robust, applied to the groups in the bag",
+    "diverse": "the greedy choice, made anew on the groups in the bag",
 }
 """The choice that the corrected score repeats, by policy. Others choose by other data."""
 
@@ -342,7 +342,7 @@ def _note(ensemble: EnsembleScores, n_members: int, score: str) -> str:
     bounds = ensemble.scores.headline
     kind = "out-of-fold" if ensemble.split == "oof" else "validation"
     return (
-        f"{n_members} members, {kind} {score} {bounds.estimate:.3f} "
+        f"{n_members} {'member' if n_members == 1 else 'members'}, {kind} {score} {bounds.estimate:.3f} "
         f"({bounds.low:.3f}-{bounds.high:.3f})"
     )
 

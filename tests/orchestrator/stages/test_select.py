@@ -273,7 +273,7 @@ def test_the_gain_on_one_person_is_not_tested_and_not_corrected(tmp_path):
     ensemble = world.select().ensemble
     assert (ensemble.corrected.estimate, ensemble.corrected.optimism) == (None, None)
     gain = ensemble.gain.to_json()
-    assert (gain["reason"], gain["p_value"]) == ("needs 2 people or more", None)
+    assert (gain["reason"], gain["p_value"]) == ("needs 2 groups or more", None)
     assert gain["corrected_difference"] == gain["difference"]
     assert (gain["corrected_low"], gain["corrected_high"]) == (None, None)
 
