@@ -85,6 +85,11 @@ def _sentence(fault: ErrorDetails, path: KeyPath, dotted: str) -> str:
         known = _listed(context["expected"].replace(" or ", ", "))
         near = nearest(str(value), known)
         return f"{dotted}: required one of {', '.join(known)}; found {shown}{near}"
+    if kind == "too_short" and path[-1:] == ("classes",):
+        return (
+            f"{dotted}: two classes or more were required, found {shown}: with one class there is "
+            "nothing to tell apart; add photos of another class, or choose another label"
+        )
     if kind == "value_error":
         return f"{dotted}: {context.get('error', fault['msg'])}".lstrip(": ")
     if kind in {"string_pattern_mismatch", "string_type"}:

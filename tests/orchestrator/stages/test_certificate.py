@@ -91,7 +91,7 @@ def test_excluded_and_lost_photos_are_counted_and_said():
 def test_a_test_score_is_compared_with_what_was_expected(gap, words):
     text = said(test={"part": "whole", "macro_f1": SCORES}, gap=gap)
     assert words in text
-    assert "People of the test set had no part in any choice of this run." in text
+    assert "Groups of the test set had no part in any choice of this run." in text
 
 
 def test_the_paragraph_says_who_chose_what_and_how_often_labels_were_looked_at():
@@ -237,7 +237,7 @@ def test_a_leak_in_the_audit_takes_the_promise_about_new_people_away(certified):
         "duplicates": {"across_groups": {"n": 2}},
     }
     _, facts, _ = certified(audit=audit)
-    assert facts["estimate"]["of"] == "photos it has never seen, of subjects it may have seen"
+    assert facts["estimate"]["of"] == "photos it has never seen, of groups it may have seen"
     assert "The split of a leaks" in facts["findings"][0]
     assert "2 pictures stand in more than one group" in facts["statement"]
 
