@@ -61,7 +61,11 @@ def test_sound_data_are_summed_up(leaves):
         ({"group": "plnat"}, 6, "found 'plnat'; columns are photo, plant, state .* mean 'plant'"),
         ({"classes": "[dry, moist]"}, 5, "8 of 18 have not: leaf2.jpg: value 'wet' is none of dry"),
         ({"classes": "[dry, wet, dead]"}, 5, "none of dead .dry 10, wet 8, dead 0"),
-        ({"classes": "[dry]"}, 5, "two classes or more were required, found .*nothing to tell apart"),
+        (
+            {"classes": "[dry]"},
+            5,
+            "two classes or more were required, found .*nothing to tell apart",
+        ),
         ({"folds": 12}, 9, "found 9 groups for 12 folds; set confirm.folds: 9 or less"),
         ({"group": "{from: name, pattern: 'p(?P<group>.)'}"}, 6, "18 have none: leaf0.jpg"),
         ({"more": "variants: {a: {data.exclude: [{stat: dry}]}}"}, 3, "'stat'; there are photo,"),
