@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.catalog.group_names import group_name, group_of, read_groups
-from data_prep.catalog.labels import Schema, read_codes, unlabelled
+from data_prep.catalog.label_schema import Schema, read_codes, unlabelled
 from data_prep.catalog.listing import Listing, list_source, list_test
+from data_prep.catalog.photo_groups import group_name, group_of, read_groups
 from data_prep.config import Data, TestHoldOut, TestTable
 from data_prep.errors import LEAVE_OUT, DataError, some
 
@@ -75,6 +75,13 @@ def require_classes(data: Data, rows: Rows) -> None:
         missing = [name for code, name in enumerate(classes) if not counts[code]]
         if missing:
             present = [f"{name} {counts[code]}" for code, name in enumerate(classes)]
+            if len(missing) == len(classes) - 1:
+                only = next(name for name in classes if name not in missing)
+                raise DataError(
+                    f"data.labels.{label}",
+                    f"photos of two classes or more were required, found {counts.total()}, all of "
+                    f"class {only}; add photos of another class, or choose another label",
+                )
             raise DataError(
                 f"data.labels.{label}",
                 f"a photo of every class was required, found none of {some(missing)} "

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
-from orchestrator.board.live import LiveRun, LiveTrial
+from orchestrator.board.live_run import LiveRun, LiveTrial
 from orchestrator.report.models_section import settings_text
 
 PAGE_ROWS = 50
@@ -36,7 +36,7 @@ _COLUMNS = (
     Column("variant", "variant", lambda trial: trial.variant),
     Column("phase", "phase", lambda trial: trial.phase),
     Column("status", "status", lambda trial: trial.status),
-    Column("score", "macro F1", lambda trial: trial.score, is_number=True),
+    Column("score", "score", lambda trial: trial.score, is_number=True),
     Column("last", "last epoch", lambda trial: trial.last_score, is_number=True),
     Column("epochs", "epochs", lambda trial: trial.n_epochs, is_number=True),
     Column("wall", "time", lambda trial: trial.wall_s, is_number=True),

@@ -12,17 +12,21 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from data_prep.catalog.labels import Schema
-from orchestrator.report import scores
+from data_prep.catalog.label_schema import Schema
+from data_prep.catalog.photo_groups import GroupWords, group_words
+from orchestrator.report import answer_counts
+from orchestrator.spec.score import score_title
 from orchestrator.store import tables
 from orchestrator.store.events import DriverStarted, Event, RunStarted, StageEnded, from_json
 from orchestrator.store.run_files.audit import AuditFacts
 from orchestrator.store.run_files.certificate import Certificate
+from orchestrator.store.run_files.copies import CopySets
 from orchestrator.store.run_files.hypotheses import Hypothesis
 from orchestrator.store.run_files.preparation import Preparation
 from orchestrator.store.run_files.records import FileRecord, as_record, as_records, read_json
+from orchestrator.store.run_files.resolved_spec import ResolvedSpec
 from orchestrator.store.run_files.selection import Candidate, Selection
-from orchestrator.store.run_files.settings import ResolvedSpec, Summary
+from orchestrator.store.run_files.summary import Summary
 from orchestrator.store.run_files.trials import EpochRow, TrialRow
 
 T = TypeVar("T")
@@ -43,6 +47,7 @@ class Run:
     hypotheses: tuple[Hypothesis, ...] | None = None
     audit: AuditFacts | None = None
     prep: Preparation = field(default_factory=Preparation)
+    copies: CopySets = field(default_factory=CopySets)
     resolved: ResolvedSpec = field(default_factory=ResolvedSpec)
     resolved_text: str = ""
     events: list[Event] = field(default_factory=list)
@@ -55,6 +60,16 @@ class Run:
     test_labels: pa.Table | None = None
     missing: tuple[str, ...] = ()  # files that were not there
     broken: tuple[str, ...] = ()  # sentences about files that could not be read
+
+    @property
+    def score_title(self) -> str:
+        """Return the score that the run goes by, in words."""
+        return score_title(self.resolved.score)
+
+    @property
+    def words(self) -> GroupWords:
+        """Return what to call the groups."""
+        return group_words(self.resolved.data.group_text)
 
     @property
     def has_selection(self) -> bool:
@@ -83,14 +98,14 @@ class Run:
         return {candidate.setting: candidate for candidate in self.selection.candidates}
 
     @functools.cached_property
-    def answers(self) -> dict[str, scores.Answers]:
+    def answers(self) -> dict[str, answer_counts.Answers]:
         """Return the answers of the vote with the true classes, where these are known.
 
         The keys are "oof" for the out-of-fold vote and "test" for the test set.
         """
-        answers: dict[str, scores.Answers | None] = {}
+        answers: dict[str, answer_counts.Answers | None] = {}
         if self.predictions is not None and self.members and self.schema is not None:
-            answers["oof"] = scores.oof_answers(
+            answers["oof"] = answer_counts.oof_answers(
                 self.predictions,
                 list(self.members),
                 self.rule,
@@ -98,7 +113,7 @@ class Run:
                 self.weights,
             )
         if self.votes is not None and self.test_labels is not None:
-            answers["test"] = scores.labelled_answers(self.votes, self.test_labels)
+            answers["test"] = answer_counts.labelled_answers(self.votes, self.test_labels)
         return {name: answer for name, answer in answers.items() if answer is not None}
 
     def started(self) -> DriverStarted:
@@ -208,6 +223,7 @@ def _load(
         ),
         audit=folder.read("audit.json", lambda path: _filled(AuditFacts, path), None),
         prep=folder.record("prep.json", Preparation, needed=False),
+        copies=folder.record("copies.json", CopySets, needed=False),
         resolved=resolved,
         resolved_text=folder.read("resolved.yaml", _text, "", needed=False),
         events=events,

@@ -2,9 +2,10 @@
 
 The child is forked from the loader (`cluster/loader.py`), which has imported what is slow to load
 (torch, timm), or from the worker, which has then imported it itself. They share that memory. A
-child runs trial after trial while its process is as it was before the first one (`isolation.py`);
-otherwise the next trial gets a new child, which costs a tenth of a second. A child that hangs,
-grows too large or dies costs only its own trial, and its worker can name the reason.
+child runs trial after trial while its process is as it was before the first one
+(`process_changes.py`); otherwise the next trial gets a new child, which costs a tenth of a second.
+A child that hangs, grows too large or dies costs only its own trial, and its worker can name the
+reason.
 """
 
 from __future__ import annotations
@@ -29,8 +30,13 @@ from typing import Any, NoReturn
 import psutil
 
 from orchestrator.cluster.loader import fork, leave_parent
-from orchestrator.search.isolation import ProcessState, memory_on_card, seed_everything, warm_up
-from orchestrator.search.memory import resident_bytes
+from orchestrator.search.process_changes import (
+    ProcessState,
+    memory_on_card,
+    seed_everything,
+    warm_up,
+)
+from orchestrator.search.process_memory import resident_bytes
 from orchestrator.store.events import OBJECTIVE
 
 Report = Callable[[int, dict[str, float]], None]

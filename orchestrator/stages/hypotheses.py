@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from data_prep.files import write_json
 from orchestrator.evaluation.hypotheses import judge
-from orchestrator.evaluation.looks import claim_key, predictions_key
 from orchestrator.evaluation.predictions import Predictions
+from orchestrator.evaluation.sequential_testing import claim_key, predictions_key
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.spec.claims import Claim
 from orchestrator.stages.catalog import Catalog
@@ -45,6 +45,12 @@ def run(env: Env, catalog: Catalog, split: Split, search: Searched, confirm: Con
             state = predictions_key(first, second)
             return count_look(env.paths.store, key, state, facts).number
 
-        rows = judge(env.experiment.spec.hypotheses, best, count_look=number_of_look)
+        rows = judge(
+            env.experiment.spec.hypotheses,
+            best,
+            score=env.experiment.spec.score,
+            schema=env.schema,
+            count_look=number_of_look,
+        )
     write_json(env.paths.hypotheses, rows)
     return Judged(SUCCEEDED, "; ".join(f"{row['claim']}: {row['verdict']}" for row in rows))

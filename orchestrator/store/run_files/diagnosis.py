@@ -37,7 +37,13 @@ class LabelNoise(FileRecord):
     n_groups: int | None = None
     n_photos: int | None = None
     macro_f1_without: Score | None = None
+    score_without: Score | None = None  # by the score of the spec, where it is another
     suspects: tuple[SuspectLabel, ...] = ()
+
+    @property
+    def without(self) -> Score | None:
+        """The score without the suspects that the spec goes by."""
+        return self.score_without or self.macro_f1_without
 
 
 class Change(FileRecord):
@@ -64,6 +70,12 @@ class PartScore(FileRecord):
 
     n_photos: int | None = None  # that are left out of the headline's, or added to them
     macro_f1: Score = Score()
+    score: Score | None = None  # by the score of the spec; None where that is macro F1
+
+    @property
+    def headline(self) -> Score:
+        """The score that the spec goes by."""
+        return self.score or self.macro_f1
 
 
 class Diagnosed(FileRecord):
@@ -74,27 +86,3 @@ class Diagnosed(FileRecord):
     calibration: tuple[LabelCalibration, ...] = ()
     kept: PartScore | None = None  # without the photos that exclusions keep out of training
     lost: PartScore | None = None  # with the photos lost in preparation, counted as wrong
-
-
-class StoppedFinalist(FileRecord):
-    """A finalist that a race stopped."""
-
-    setting: str = ""
-    look: int | None = None
-    n_seeds: int | None = None
-    behind: str = ""
-    difference: float | None = None
-    p_value: float | None = None
-    p_adjusted: float | None = None
-
-
-class RaceFacts(FileRecord):
-    """What a race of finalists did."""
-
-    n_finalists: int | None = None
-    n_looks: int | None = None
-    n_looks_taken: int | None = None
-    n_trainings: int | None = None  # without a race
-    n_saved: int | None = None
-    level: float | None = None
-    stopped: tuple[StoppedFinalist, ...] = ()

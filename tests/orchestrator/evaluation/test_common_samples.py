@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pytest
 
 from data_prep.catalog.builder import build_catalog
-from data_prep.catalog.labels import Schema, train_codes
+from data_prep.catalog.label_schema import Schema, train_codes
 from data_prep.split import assign
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation.common_samples import (
@@ -17,7 +17,7 @@ from orchestrator.evaluation.common_samples import (
 )
 from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import Predictions
-from orchestrator.search.training_subsets import subset_file
+from orchestrator.search.training_inputs import subset_file
 from orchestrator.stages.trial_phase import rank_trials
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
@@ -88,10 +88,10 @@ def test_finalists_are_chosen_on_the_val_samples_that_all_arms_kept(tmp_path):
     easy = {"a": (0, 0), "b": (1, 1), "c": (0, 0)}
     hard = {**easy, "d": (1, 0)}  # the same answers, and one more photo that nobody gets right
     trials = [finished(store, "easy", "p1", easy, 1.0), finished(store, "hard", "p2", hard, 0.73)]
-    assert search_scores(trials, "val_macro_f1") == [1.0, 1.0]
+    assert search_scores(trials) == [1.0, 1.0]
     assert rank_trials(trials) == [("easy", "easy", 1.0), ("hard", "hard", 1.0)]
     alone = [finished(store, "x", "p1", easy, 0.4), finished(store, "y", "p1", easy, 0.5)]
-    assert search_scores(alone, "val_macro_f1") == [0.4, 0.5]  # one val part: as the trials said
+    assert search_scores(alone) == [0.4, 0.5]  # one val part: as the trials said
 
 
 @pytest.mark.parametrize("fold", [None, 1])

@@ -13,12 +13,12 @@ import pytest
 
 from data_prep.catalog import listing
 from data_prep.catalog.builder import build_catalog, content_hash
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from data_prep.errors import DataError
 from data_prep.files import file_sha256
 from data_prep.split import assign
 from orchestrator.planning.stage_keys import split_key
-from orchestrator.search.training_subsets import subset_file
+from orchestrator.search.training_inputs import subset_file
 from orchestrator.search.trial import TrialSpec, run_trial
 from orchestrator.stages import split
 from orchestrator.store import tables
