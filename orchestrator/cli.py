@@ -504,12 +504,19 @@ def predict(run: str, photos: Path, out: Path, store: Path | None, *, probabilit
     required=True,
     help="New folder, or new file ending in .zip.",
 )
+@click.option(
+    "--onnx",
+    "with_onnx",
+    is_flag=True,
+    help="Add the members as ONNX, and a script that answers with onnxruntime alone.",
+)
 @STORE
-def bundle(run: str, out: Path, store: Path | None) -> None:
+def bundle(run: str, out: Path, store: Path | None, *, with_onnx: bool) -> None:
     """Write a run's ensemble as one folder or zip, for `predict` on any machine."""
     from orchestrator.ensemble.bundle import write_bundle  # noqa: PLC0415
 
-    facts = write_bundle(_find_run(store, run, has="selection"), _store(store), out)
+    paths = _find_run(store, run, has="selection")
+    facts = write_bundle(paths, _store(store), out, with_onnx=with_onnx)
     click.echo(
         f"wrote {out}: {facts['n_members']} members, {facts['n_checkpoints']} checkpoints, "
         f"{facts['size_bytes'] / 1e6:.1f} MB; sha256 of its manifest {facts['manifest_sha256']}",
