@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.audit.facts import (
+from data_prep.audit.fact_types import (
     BorderCounts,
     Histogram,
     JointTable,

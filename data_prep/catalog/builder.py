@@ -15,7 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.audit.photo_scan import (
+from data_prep.catalog.labelled_photos import read_rows
+from data_prep.catalog.labels import OWN_COLUMNS, Schema, read_codes
+from data_prep.catalog.listing import Listing, Source, list_source, list_test
+from data_prep.catalog.photo_inspection import OK, Facts
+from data_prep.catalog.photo_paths import refusal
+from data_prep.catalog.photo_scan import (
     MapChunks,
     NearSets,
     Photos,
@@ -24,12 +29,7 @@ from data_prep.audit.photo_scan import (
     joined,
     near_sets,
 )
-from data_prep.catalog.answers import read_answers
-from data_prep.catalog.labels import OWN_COLUMNS, Schema, read_codes
-from data_prep.catalog.names import refusal
-from data_prep.catalog.photo_inspection import OK, Facts
-from data_prep.catalog.photo_list import read_rows
-from data_prep.catalog.sources import Listing, Source, list_source, list_test
+from data_prep.catalog.test_labels import read_answers
 from data_prep.config import Data, TestHoldOut, TestTable
 from data_prep.errors import DataError, some
 from data_prep.split import deal_share

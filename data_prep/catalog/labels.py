@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.catalog.names import composed
+from data_prep.catalog.photo_paths import composed
 from data_prep.config import ColumnLabel, FolderLabel, Label, StemLabel
 from data_prep.errors import DataError, nearest, some
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.base.versions import STAGE_NAMES
+from orchestrator.base.stage_versions import STAGE_NAMES
 from orchestrator.report.explain import clock, describe
 from orchestrator.store.events import (
     DriverStarted,

@@ -37,7 +37,7 @@ def _choose_on_worker(arm: Arm, schema: Schema, share: TrialShare) -> str:
     import ray  # noqa: PLC0415
 
     def choose() -> str:
-        from trainers.device import choose_precision_for  # noqa: PLC0415
+        from trainers.compute_settings import choose_precision_for  # noqa: PLC0415
 
         sizes = dict(zip(schema.names, schema.sizes, strict=True))
         return choose_precision_for(arm.train.model, sizes, size=arm.prep.size, device=share.device)

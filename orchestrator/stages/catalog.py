@@ -78,7 +78,7 @@ def run(env: Env) -> Catalog:
     Raises:
         DataError: data or the labels of a test table are not as the spec says.
     """
-    from data_prep.catalog.answers import placeholder  # noqa: PLC0415
+    from data_prep.catalog.test_labels import placeholder  # noqa: PLC0415
 
     key = catalog_key(env)
     spec = env.experiment.spec
@@ -179,7 +179,7 @@ def _has_split_groups(artifact: Artifact) -> bool:
     Blanks around a name and its Unicode form once made another group of it, so that photos of one
     group were on both sides. Few tables have such names, so the version of all catalogs stays.
     """
-    from data_prep.catalog.group_names import group_name  # noqa: PLC0415
+    from data_prep.catalog.photo_groups import group_name  # noqa: PLC0415
     from orchestrator.store import tables  # noqa: PLC0415
 
     if "notes" in artifact.result:

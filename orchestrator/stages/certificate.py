@@ -12,12 +12,12 @@ import numpy as np
 
 from data_prep.config import Prep
 from data_prep.files import write_json
-from data_prep.preparation.steps import steps_identity
+from data_prep.preparation.step_identity import steps_identity
 from data_prep.section import identity
 from orchestrator.cluster.ray_tasks import ray_map
+from orchestrator.ensemble.certificate_text import OTHER_RUNS, statement
 from orchestrator.ensemble.members import checkpoint
 from orchestrator.ensemble.predict import prepare_photos, probabilities
-from orchestrator.ensemble.statement import OTHER_RUNS, statement
 from orchestrator.evaluation import metrics
 from orchestrator.evaluation import vote as voting
 from orchestrator.evaluation.intervals import difference_of_scores

@@ -16,10 +16,10 @@ from rich.markup import escape
 
 from data_prep.errors import some
 from data_prep.files import write_json
-from data_prep.preparation.steps import steps_identity
+from data_prep.preparation.step_identity import steps_identity
 from orchestrator.base.errors import UserError
 from orchestrator.base.keys import digest, stage_key
-from orchestrator.base.versions import VERSIONS
+from orchestrator.base.stage_versions import VERSIONS
 from orchestrator.planning.stage import CACHED, SUCCEEDED, ArtifactName, Env, Found, Scope
 from orchestrator.planning.stage_keys import partial_key, prepare_key, prepare_keys, rows_key
 from orchestrator.spec.models import Arm

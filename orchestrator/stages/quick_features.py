@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.base.keys import digest, stage_key
-from orchestrator.base.versions import QUICK_BACKBONE, VERSIONS
+from orchestrator.base.stage_versions import QUICK_BACKBONE, VERSIONS
 from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.planning.stage import Env
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.evaluation import metrics
-from orchestrator.evaluation.looks import labels_key, predictions_key
 from orchestrator.evaluation.predictions import Ints, Predictions
+from orchestrator.evaluation.sequential_testing import labels_key, predictions_key
 from orchestrator.planning.stage import Env
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from orchestrator.board.live import LiveRun, trial_events
-from orchestrator.board.overview import rungs, spread
-from orchestrator.board.trials import PAGE_ROWS, Query, TrialTable, as_csv
+from orchestrator.board.run_list import rungs, spread
+from orchestrator.board.trial_table import PAGE_ROWS, Query, TrialTable, as_csv
 from orchestrator.store.artifacts import Store
 from orchestrator.store.events import ShardWritten, TrialReopened, WorkerDied
 from orchestrator.store.ledger import Tail

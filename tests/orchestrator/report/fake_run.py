@@ -10,7 +10,7 @@ import pyarrow as pa
 from ruamel.yaml import YAML
 
 from data_prep.catalog.labels import Schema
-from orchestrator.base.versions import STAGE_NAMES
+from orchestrator.base.stage_versions import STAGE_NAMES
 from orchestrator.store import tables
 
 SCHEMA = Schema(

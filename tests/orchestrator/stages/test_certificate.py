@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from data_prep.files import write_json
+from orchestrator.ensemble.certificate_text import OTHER_RUNS, statement
 from orchestrator.ensemble.predict import PreparedPhotos
-from orchestrator.ensemble.statement import OTHER_RUNS, statement
-from orchestrator.evaluation.looks import labels_key
 from orchestrator.evaluation.race import RaceResult, Stopped
+from orchestrator.evaluation.sequential_testing import labels_key
 from orchestrator.stages import certificate, test_set
 from orchestrator.stages.certificate import audit_findings, whom
 from orchestrator.store import tables

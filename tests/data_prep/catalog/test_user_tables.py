@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.catalog.tables import open_table
+from data_prep.catalog.user_tables import open_table
 from data_prep.errors import DataError
 
 HEADER = ["photo", "plant", "state"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trainers.augmentation import build
-from trainers.checks.operations import policy_problems, try_policy
+from trainers.checks.augmentation_policies import policy_problems, try_policy
 from trainers.config import Augment
 
 RUINED = [

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.search.memory import private_bytes
+from orchestrator.search.process_memory import private_bytes
 
 MAX_GROWTH_BYTES = (
     512 * 2**20

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from trainers.compute_settings import choose_precision, choose_precision_for
 from trainers.config import Model
-from trainers.device import choose_precision, choose_precision_for
 
 SIZES = {"mask": 3, "gender": 2}
 

@@ -13,12 +13,12 @@ from markupsafe import Markup
 
 from data_prep.catalog.labels import Schema
 from orchestrator.api.html import View
-from orchestrator.api.plots import Plots, draw_section
+from orchestrator.api.report_pictures import Plots, draw_section
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import UserError
+from orchestrator.report.command_output import status_lines
 from orchestrator.report.load import Run, load
 from orchestrator.report.results import ensemble_lines, status_view
-from orchestrator.report.views import status_lines
 from orchestrator.search.trial_tables import curves_table, trials_table
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store

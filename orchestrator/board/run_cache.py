@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.board.live import LiveRun, LiveTrial
-from orchestrator.board.overview import RunList
-from orchestrator.board.trials import TrialTable
+from orchestrator.board.run_list import RunList
+from orchestrator.board.trial_table import TrialTable
 from orchestrator.report.load import Run, load_live
 from orchestrator.store.artifacts import Store
 from orchestrator.store.run_dir import RunPaths

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.catalog.names import resolve
+from data_prep.catalog.photo_paths import resolve
 
 FILES = ("deep/b1/leaf 1.JPG", "deep/b1/leaf 2.JPG", "deep/b2/leaf 1.png", "c.tiff", "c.webp")
 

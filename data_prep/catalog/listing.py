@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_prep.catalog.names import EXTENSIONS, composed, refusal, resolve
-from data_prep.catalog.tables import Columns, UserTable, open_table
+from data_prep.catalog.photo_paths import EXTENSIONS, composed, refusal, resolve
+from data_prep.catalog.user_tables import Columns, UserTable, open_table
 from data_prep.config import ClassFolders, Data, ProfileFolders, Table, TestTable
 from data_prep.errors import DataError, some
 

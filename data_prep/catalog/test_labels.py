@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.catalog.labels import Schema, code_of
-from data_prep.catalog.names import composed
-from data_prep.catalog.sources import list_test
-from data_prep.catalog.tables import Columns, read_table
+from data_prep.catalog.listing import list_test
+from data_prep.catalog.photo_paths import composed
+from data_prep.catalog.user_tables import Columns, read_table
 from data_prep.config import Data, StemLabel, TestTable
 from data_prep.errors import DataError, nearest, some
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from data_prep.catalog.names import composed
-from data_prep.catalog.sources import Listing
+from data_prep.catalog.listing import Listing
+from data_prep.catalog.photo_paths import composed
 from data_prep.config import Data, FolderGroup, NameGroup
 from data_prep.errors import DataError, nearest, some
 

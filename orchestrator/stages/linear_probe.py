@@ -19,7 +19,7 @@ from data_prep.audit.examination import leak, people
 from data_prep.catalog.labels import Schema
 from data_prep.config import Split
 from data_prep.split import deal_folds
-from orchestrator.base.versions import QUICK_BACKBONE
+from orchestrator.base.stage_versions import QUICK_BACKBONE
 from orchestrator.evaluation.intervals import interval
 from orchestrator.evaluation.metrics import macro_f1
 from orchestrator.evaluation.predictions import Predictions

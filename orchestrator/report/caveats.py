@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.report.load import Run, View
-from orchestrator.report.overview import state
+from orchestrator.report.result_section import state
 
 _MAX_EXAMPLES = 5
 _FEW_GROUPS = 30  # a bootstrap over fewer groups is not to be trusted at its ends

@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep.audit import photo_scan
-from data_prep.audit.duplicates import (
+from data_prep.audit.examination import audit, leak, people
+from data_prep.catalog import photo_scan
+from data_prep.catalog.builder import build_catalog
+from data_prep.catalog.labels import Schema
+from data_prep.catalog.near_duplicates import (
     candidates,
     compare_chunk,
     perceptual_hash,
     same_picture,
     sets_of,
 )
-from data_prep.audit.examination import audit, leak, people
-from data_prep.catalog.builder import build_catalog
-from data_prep.catalog.labels import Schema
 from data_prep.catalog.photo_inspection import inspect_chunk
 from data_prep.config import Data, Split
 from data_prep.errors import MachineError
@@ -68,12 +68,14 @@ def test_sets_are_the_connected_parts(pairs):
 
 def test_the_search_compares_a_bounded_number_of_neighbours(monkeypatch):
     """A thousand equal hashes and a thousand random ones: an all-pairs search would compare two million."""
-    from data_prep.audit import duplicates
+    from data_prep.catalog import near_duplicates
 
     compared = []
     real = np.bitwise_count
     monkeypatch.setattr(
-        duplicates.np, "bitwise_count", lambda words: compared.append(len(words)) or real(words)
+        near_duplicates.np,
+        "bitwise_count",
+        lambda words: compared.append(len(words)) or real(words),
     )
     raw = np.random.default_rng(0).integers(0, 256, (1001, 64), dtype=np.uint8)
     hashes = [raw[0].tobytes().hex()] * 1000 + [row.tobytes().hex() for row in raw[1:]]

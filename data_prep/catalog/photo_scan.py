@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.audit.duplicates import candidates, compare_chunk, sets_of
+from data_prep.catalog.listing import Listing, images_of
+from data_prep.catalog.near_duplicates import candidates, compare_chunk, sets_of
 from data_prep.catalog.photo_inspection import Facts, inspect_chunk
-from data_prep.catalog.sources import Listing, images_of
 from data_prep.config import Data, TestTable
 from data_prep.files import write_text
 

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.catalog.group_names import group_of
-from data_prep.catalog.names import EXTENSIONS, resolve
-from data_prep.catalog.sources import is_passed_over
-from data_prep.catalog.tables import SUFFIXES, open_table
+from data_prep.catalog.listing import is_passed_over
+from data_prep.catalog.photo_groups import group_of
+from data_prep.catalog.photo_paths import EXTENSIONS, resolve
+from data_prep.catalog.user_tables import SUFFIXES, open_table
 from data_prep.config import NameGroup
 from data_prep.errors import DataError
 from orchestrator.base.errors import SpecError

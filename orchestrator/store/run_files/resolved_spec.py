@@ -1,4 +1,4 @@
-"""The records of summary.json, plan.json and resolved.yaml."""
+"""The record of resolved.yaml."""
 
 from __future__ import annotations
 
@@ -6,28 +6,6 @@ from typing import Any
 
 from orchestrator.store.run_files.records import FileRecord
 from orchestrator.store.run_files.selection import VoteRule
-
-
-class Summary(FileRecord):
-    """What summary.json holds."""
-
-    run_id: str = ""
-    state: str = ""
-    wall_s: float | None = None
-
-
-class PlannedStage(FileRecord):
-    """A stage as the plan states it."""
-
-    name: str = ""
-    outcome: str = ""
-    why: str = ""
-
-
-class PlanFile(FileRecord):
-    """What plan.json says about the stages."""
-
-    stages: tuple[PlannedStage, ...] = ()
 
 
 class DataFacts(FileRecord):
