@@ -319,7 +319,7 @@ class Pages:
         live = opened.live
         with live.lock:
             run = opened.report([])
-            sentences = list(live.sentences)
+            sentences = live.sentences()
         return self._run_page(
             request,
             opened,

@@ -85,15 +85,20 @@ class LabelRow:
     test: Score | None
 
 
+def headline(run: Run) -> Score | None:
+    """Return the score to expect on new people: out of fold, corrected where members were chosen."""
+    ensemble = run.selection.ensemble
+    if ensemble.corrected is not None and ensemble.corrected.estimate is not None:
+        return ensemble.corrected
+    return ensemble.oof.macro_f1
+
+
 def result(run: Run) -> View:
     """Return the headline: out-of-fold score, test score, members."""
     ensemble = run.selection.ensemble
     oof = ensemble.oof.macro_f1
     test = ensemble.test.macro_f1
-    corrected = ensemble.corrected
-    first: Score | None = oof
-    if corrected is not None and corrected.estimate is not None:
-        first = corrected
+    first = headline(run)
     scale = _score_scale(first, test)
     return {
         "oof": oof,
@@ -114,7 +119,7 @@ def result(run: Run) -> View:
         "level": run.selection.level,
         "gain": ensemble.gain and ensemble.gain.honest,
         "has_test_set": run.votes is not None,
-        "is_corrected": first is corrected,
+        "is_corrected": first is not None and first is ensemble.corrected,
         "guess": 1 / run.schema.n_classes if run.schema else None,
         "confirmed": bool(run.selection.candidates) and run.resolved.confirm is not None,
     }
