@@ -495,7 +495,7 @@ def predict(run: str, photos: Path, out: Path, store: Path | None, *, probabilit
     A bundle is the folder or zip that `bundle` writes; it needs no store, and each of its files is
     checked before use. The photos get the preparation that the members were trained with.
     """
-    from data_prep.catalog.labels import Schema  # noqa: PLC0415
+    from data_prep.catalog.label_schema import Schema  # noqa: PLC0415
     from orchestrator.ensemble import bundle  # noqa: PLC0415
     from orchestrator.ensemble import members as ensemble  # noqa: PLC0415
     from orchestrator.ensemble.predict import predict_photos  # noqa: PLC0415

@@ -13,13 +13,41 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+
+from data_prep.config import Data, Source, TestTable
+from data_prep.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FOREIGN = re.compile(r"[a-z][a-z0-9+.-]*://|data:|[a-z]:[\\/]", re.IGNORECASE)
 """URLs and drive letters."""
 _DRIVE = re.compile(r"[a-z]:[\\/]", re.IGNORECASE)
+
+
+def sample_id_of(side: str, relative: str) -> str:
+    """Return the id of a photo: `train/` or `test/`, then its path below the photos' folder."""
+    return f"{side}/{relative}".replace("\0", "\\0")
+
+
+def photo_path(data: Data, base: Path, sample_id: str) -> Path:
+    """Return where the photo of a sample is.
+
+    Links below the root were resolved and checked when the catalog was built.
+
+    Raises:
+        DataError: the id leads out of the data root.
+    """
+    side, _, relative = sample_id.partition("/")
+    if side == "test" and isinstance(data.test, TestTable):
+        section: Source | TestTable = data.test
+        where = "data.test"
+    else:
+        section = data.source
+        where = "data.source"
+    if problem := refusal(relative):
+        raise DataError(where, f"{sample_id!r}: {problem}")
+    return base / section.root / section.images / relative
 
 
 def refusal(relative: str) -> str | None:

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_prep.catalog.labels import Schema, code_of
+from data_prep.catalog.label_schema import Schema, code_of
 from data_prep.catalog.listing import list_test
 from data_prep.catalog.photo_paths import composed
 from data_prep.catalog.user_tables import Columns, read_table

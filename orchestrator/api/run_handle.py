@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import pyarrow as pa
 from markupsafe import Markup
 
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from orchestrator.api.html import View
 from orchestrator.api.report_pictures import Plots, draw_section
 from orchestrator.base.console import Reporter

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation.intervals import interval
 from orchestrator.evaluation.metrics import macro_f1

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from orchestrator.evaluation.intervals import Interval, interval, label_interval
 from orchestrator.evaluation.predictions import Predictions
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.catalog.labels import Schema, train_borders, train_codes
+from data_prep.catalog.label_schema import Schema, train_borders, train_codes
 from data_prep.config import Data
 from data_prep.split import cells, excluded, inner_part, rows_of_seed
 from orchestrator.base.keys import digest

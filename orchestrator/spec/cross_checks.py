@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.listing import require_images, sides, table_of
 from data_prep.errors import DataError
 from data_prep.section import identity

@@ -113,7 +113,7 @@ def _require_columns(names: list[str], artifact: Artifact) -> None:
         return
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    from data_prep.catalog.labels import name_in_catalog  # noqa: PLC0415
+    from data_prep.catalog.label_schema import name_in_catalog  # noqa: PLC0415
 
     columns = pq.read_schema(artifact.file("catalog.parquet")).names
     missing = [name for name in names if name_in_catalog(name, columns) not in columns]
@@ -156,8 +156,8 @@ def _is_outdated(env: Env, artifact: Artifact) -> bool:
 
     Rights to read, and the limit of pixels, are no part of the key.
     """
-    from data_prep.catalog.builder import photo_path  # noqa: PLC0415
     from data_prep.catalog.photo_inspection import may_be_read_now  # noqa: PLC0415
+    from data_prep.catalog.photo_paths import photo_path  # noqa: PLC0415
 
     if artifact.manifest["finished"] >= env.photos_since:
         return False

@@ -394,7 +394,7 @@ def check(env: Env, lineage: Lineage, split: str) -> Check:
 
 def _job(env: Env, trial: TrialRecord, artifact: Artifact, split: str) -> _Job:
     """Pick some of the photos that a trial held out, spread over its stored answers."""
-    from data_prep.catalog.builder import photo_path  # noqa: PLC0415
+    from data_prep.catalog.photo_paths import photo_path  # noqa: PLC0415
 
     spec = env.experiment.spec
     columns = ["sample_id", "split", "probs"]

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_prep.audit.examination import leak, people
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from data_prep.config import Split
 from data_prep.split import deal_folds
 from orchestrator.base.stage_versions import QUICK_BACKBONE

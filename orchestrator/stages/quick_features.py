@@ -64,7 +64,7 @@ def features(env: Env, rows: pa.Table, view: str) -> Floats:
         rows: of the catalog.
         view: "whole", or "rim": the middle blanked.
     """
-    from data_prep.catalog.builder import photo_path  # noqa: PLC0415
+    from data_prep.catalog.photo_paths import photo_path  # noqa: PLC0415
     from data_prep.weights.cache import hashes  # noqa: PLC0415
 
     samples = rows["sample_id"].to_pylist()

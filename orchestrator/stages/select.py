@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from data_prep.catalog.labels import name_in_catalog
+from data_prep.catalog.label_schema import name_in_catalog
 from orchestrator.base.errors import UserError
 from orchestrator.ensemble.diagnosis import (
     Diagnosis,

@@ -81,7 +81,7 @@ def hashes(n, seed=0):
 
 def ours(folder):
     from data_prep.catalog.builder import build_catalog
-    from data_prep.catalog.labels import Schema
+    from data_prep.catalog.label_schema import Schema
     from data_prep.catalog.near_duplicates import candidates
     from data_prep.catalog.photo_inspection import OK, Facts, inspect_chunk
     from data_prep.config import Data, Split

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pytest
 
 from data_prep.catalog.builder import build_catalog
-from data_prep.catalog.labels import Schema, train_codes
+from data_prep.catalog.label_schema import Schema, train_codes
 from data_prep.split import assign
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation.common_samples import (

@@ -13,7 +13,7 @@ import pytest
 
 from data_prep.catalog import listing
 from data_prep.catalog.builder import build_catalog, content_hash
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from data_prep.errors import DataError
 from data_prep.files import file_sha256
 from data_prep.split import assign

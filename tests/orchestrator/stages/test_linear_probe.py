@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from data_prep.config import Split
 from data_prep.errors import MachineError
 from orchestrator.stages import linear_probe as module
