@@ -92,6 +92,7 @@ class LiveTrial:
     words: str = ""  # what a filter looks into, made when it is first asked for
     n_deaths: int = 0
     n_ended: int = 0  # epochs, as the record of its end says
+    checkpoint: str = ""  # key of its artifact, of confirm trials alone
 
     @property
     def reports(self) -> array[float]:
@@ -308,22 +309,27 @@ class LiveRun:
             case EpochReported():
                 trial.take(event)
             case TrialEnded():
-                best = (event.metrics or {}).get(_CURVE[0])
-                if best is not None:
-                    trial.score = best
-                elif trial.lines:
-                    trial.reports  # noqa: B018 - decodes them, which finds the best
-                self._reporting.pop(trial.trial_id, None)
-                self._set_status(trial, event.status)
-                trial.n_ended = event.epochs or 0
-                trial.wall_s = event.wall_s
-                trial.error = event.error or ""
-                trial.why = event.why or ""
+                self._end(trial, event)
             case TrialReopened():
                 trial.reports  # noqa: B018 - the epochs of the next attempt replace some of them
                 self._set_status(trial, "")
             case WorkerDied():
                 trial.n_deaths += 1
+
+    def _end(self, trial: LiveTrial, event: TrialEnded) -> None:
+        best = (event.metrics or {}).get(_CURVE[0])
+        if best is not None:
+            trial.score = best
+        elif trial.lines:
+            trial.reports  # noqa: B018 - decodes them, which finds the best
+        self._reporting.pop(trial.trial_id, None)
+        self._set_status(trial, event.status)
+        trial.n_ended = event.epochs or 0
+        if trial.phase == "confirm":
+            trial.checkpoint = (event.checkpoint or "").removeprefix("trial/")
+        trial.wall_s = event.wall_s
+        trial.error = event.error or ""
+        trial.why = event.why or ""
 
     def _new_trial(self, event: TrialStarted) -> LiveTrial:
         params = {}

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+from orchestrator.board.claims import ClaimsSoFar
 from orchestrator.board.live import LiveRun, LiveTrial
 from orchestrator.board.run_list import RunList
 from orchestrator.board.trial_table import TrialTable
@@ -25,8 +26,9 @@ _MAX_WHOLE = 3000
 class OpenedRun:
     """One run: its ledger, its table of trials, and its result files."""
 
-    def __init__(self, paths: RunPaths) -> None:
+    def __init__(self, paths: RunPaths, store: Store) -> None:
         self.live = LiveRun(paths)
+        self.claims = ClaimsSoFar(store)
         self.table = TrialTable(self.live)
         self._files: Run | None = None
         self._read_at: object = None
@@ -93,7 +95,7 @@ class Hub:
         if not is_name or not paths.events.is_file():
             return None
         with self._lock:
-            opened = self._opened.pop(run_id, None) or OpenedRun(paths)
+            opened = self._opened.pop(run_id, None) or OpenedRun(paths, self.store)
             self._opened[run_id] = opened
             while len(self._opened) > _MAX_OPENED:
                 self._opened.popitem(last=False)
