@@ -11,7 +11,7 @@ import pyarrow as pa
 from orchestrator.base.errors import UserError
 from orchestrator.board.live import LiveRun, LiveTrial
 from orchestrator.evaluation.paired_test import PairedTest, paired_difference
-from orchestrator.evaluation.predictions import by_setting, groups_of
+from orchestrator.evaluation.predictions import Predictions, by_setting, groups_of
 from orchestrator.report import charts
 from orchestrator.report.load import Run
 from orchestrator.spec.claims import Claim, parse
@@ -80,7 +80,7 @@ class ClaimsSoFar:
         groups = groups_of(
             tables.read(run.root / "catalog.parquet", ["sample_id", "group", "label"])
         )
-        sides = []
+        sides: list[Predictions] = []
         for trials in (first, second):
             rows = pa.concat_tables([self._predictions(trials[part]) for part in parts])
             sides += by_setting(rows, run.schema.n_classes, groups).values()

@@ -7,16 +7,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from data_prep.files import write_json, write_text
-from data_prep.preparation.contact_sheet import small_jpeg
-from data_prep.preparation.shards import open_rows
 from orchestrator.base.errors import UserError
-from orchestrator.ensemble.diagnosis import METHOD
-from orchestrator.ensemble.gallery import pick_photos
-from orchestrator.evaluation.predictions import align
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.certificate import certify
-from orchestrator.stages.confirm import Confirmed, held_out_predictions
+from orchestrator.stages.confirm import Confirmed
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.search import Searched
 from orchestrator.stages.select import Selected
@@ -53,7 +48,6 @@ def run(
     from orchestrator.report.page import build  # noqa: PLC0415
 
     write_joined(env.paths, confirm, select, vote)
-    _write_gallery(env, catalog, split, prepare, confirm, select)
     certificate = certify(env, catalog, split, prepare, search, confirm, select, vote)
     page = build(env.paths.root)
     check = certificate.check
@@ -87,30 +81,3 @@ def write_joined(
         write_json(paths.selection, selection)
         if diagnosis := select.ensemble.diagnosis:
             write_text(paths.suspects, diagnosis.label_noise.to_csv())
-
-
-def _write_gallery(
-    env: Env,
-    catalog: Catalog,
-    split: Split,
-    prepare: Prepared,
-    confirm: Confirmed,
-    select: Selected,
-) -> None:
-    """Write gallery.json: prepared photos that are worth a look; none where the spec shows none."""
-    env.paths.gallery.unlink(missing_ok=True)
-    if not env.experiment.spec.report.photos or not select.members:
-        return
-    arms = held_out_predictions(env, catalog, split, confirm)
-    members = align({setting: arms[setting] for setting in select.members})
-    diagnosis = select.ensemble.diagnosis
-    suspects = diagnosis.label_noise.suspects if diagnosis else []
-    picked = pick_photos(members, select.weights, select.rule, suspects)
-    variant = confirm.complete_settings[select.members[0]]
-    stored = open_rows(prepare.rows[variant].path)
-    photos = []
-    for photo in picked:
-        place = stored.index.get(photo.sample_id)
-        if place is not None:
-            photos.append({**vars(photo), "jpeg": small_jpeg(stored.images[place])})
-    write_json(env.paths.gallery, {"method": METHOD, "photos": photos})

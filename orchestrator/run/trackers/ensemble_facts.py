@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.report.confusions import Answers
 from orchestrator.report.load import Run, load
-from orchestrator.report.scores import Answers
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,7 @@ def test_two_runs_are_compared_and_the_comparison_draws_itself(tmp_path):
     for name, share in (("good", 0.9), ("bad", 0.5)):
         preds = np.where(rng.random(60) < share, labels, (labels + 1) % 3)
         leave(tmp_path, name, preds, labels, parts, groups)
+        (tmp_path / "runs" / name / "events.jsonl").touch()
     run = orchestrator.open_run("good", store=tmp_path)
     comparison = run.compare("bad")
     facts = comparison.facts["differences"]["macro_f1"]

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.board.live import LiveRun, trial_events
 from orchestrator.board.run_cache import Hub
-from orchestrator.board.run_list import rungs, spread
+from orchestrator.board.run_progress import rungs, spread
 from orchestrator.board.trial_table import PAGE_ROWS, Query, TrialTable, as_csv
 from orchestrator.store.artifacts import Store
 from orchestrator.store.events import ShardWritten, TrialReopened, WorkerDied

@@ -304,7 +304,7 @@ def test_without_test_labels_there_is_no_test_score(tmp_path):
 
 def test_the_state_is_known_before_the_summary_is_written(run, tmp_path):
     copy = copy_without(run, tmp_path / "live", "summary.json")
-    assert page.overview.state(load(copy)) == "SUCCEEDED"
+    assert page.result_section.state(load(copy)) == "SUCCEEDED"
     with (copy / "events.jsonl").open("a") as ledger:
         ledger.write(
             json.dumps(
@@ -312,7 +312,7 @@ def test_the_state_is_known_before_the_summary_is_written(run, tmp_path):
             )
             + "\n"
         )
-    assert page.overview.state(load(copy)) == "FAILED"
+    assert page.result_section.state(load(copy)) == "FAILED"
 
 
 def certified(run, place, *, equal=True):
