@@ -26,7 +26,7 @@ from starlette.routing import Route
 from orchestrator.base.errors import UserError
 from orchestrator.board import actions, run_progress
 from orchestrator.board.guard import Guard
-from orchestrator.board.live import LiveTrial, trial_events
+from orchestrator.board.live_run import LiveTrial, trial_events
 from orchestrator.board.run_cache import Hub, OpenedRun
 from orchestrator.board.trial_table import Query, as_csv
 from orchestrator.report import charts, page

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator.base.errors import UserError
-from orchestrator.board.live import LiveRun, LiveTrial
+from orchestrator.board.live_run import LiveRun, LiveTrial
 from orchestrator.evaluation.paired_test import PairedTest, paired_difference
 from orchestrator.evaluation.predictions import Predictions, by_setting, groups_of
 from orchestrator.report import charts

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from data_prep.catalog.label_schema import Schema
-from orchestrator.report import confusions
+from orchestrator.report import answer_counts
 from orchestrator.store import tables
 from orchestrator.store.events import DriverStarted, Event, RunStarted, StageEnded, from_json
 from orchestrator.store.run_files.audit import AuditFacts
@@ -86,14 +86,14 @@ class Run:
         return {candidate.setting: candidate for candidate in self.selection.candidates}
 
     @functools.cached_property
-    def answers(self) -> dict[str, confusions.Answers]:
+    def answers(self) -> dict[str, answer_counts.Answers]:
         """Return the answers of the vote with the true classes, where these are known.
 
         The keys are "oof" for the out-of-fold vote and "test" for the test set.
         """
-        answers: dict[str, confusions.Answers | None] = {}
+        answers: dict[str, answer_counts.Answers | None] = {}
         if self.predictions is not None and self.members and self.schema is not None:
-            answers["oof"] = confusions.oof_answers(
+            answers["oof"] = answer_counts.oof_answers(
                 self.predictions,
                 list(self.members),
                 self.rule,
@@ -101,7 +101,7 @@ class Run:
                 self.weights,
             )
         if self.votes is not None and self.test_labels is not None:
-            answers["test"] = confusions.labelled_answers(self.votes, self.test_labels)
+            answers["test"] = answer_counts.labelled_answers(self.votes, self.test_labels)
         return {name: answer for name, answer in answers.items() if answer is not None}
 
     def started(self) -> DriverStarted:

@@ -19,10 +19,10 @@ from orchestrator.spec.messages import nearest, validate
 from orchestrator.spec.models import Arm, Spec
 from orchestrator.spec.search_space import Choice, FloatRange, Point, Space, apply, assignments
 from orchestrator.spec.yaml_source import Document, KeyPath, Place, Problem
-from trainers.checks import backbones as backbone_checks
-from trainers.checks.augmentation_policies import Job, policy_problems
 from trainers.config import FrozenDeepHead, SingleHead
 from trainers.library_names import known_backbones
+from trainers.preflight import backbones as backbone_checks
+from trainers.preflight.augmentation_policies import Job, policy_problems
 
 _MAX_ASSIGNMENTS = 256
 _HEAD = "train.model.head"

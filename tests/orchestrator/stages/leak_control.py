@@ -13,7 +13,7 @@ import numpy as np
 from data_prep.audit.examination import people
 from data_prep.catalog.label_schema import Schema
 from data_prep.config import Split
-from orchestrator.stages.linear_probe import compress, leak_gap, persons
+from orchestrator.stages.audit_models import compress, leak_gap, persons
 from orchestrator.stages.quick_features import chosen
 from orchestrator.store import tables
 from orchestrator.store.ledger import read

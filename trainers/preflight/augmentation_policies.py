@@ -14,8 +14,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict
 
-from trainers.checks.runner import run_apart
 from trainers.library_names import NESTING, Operation
+from trainers.preflight.runner import run_apart
 
 _SEEDS = 16
 """Tries of a policy: an operation that is drawn in one of two has not come in 1 of 65,536."""
@@ -37,7 +37,7 @@ def policy_problems(jobs: Sequence[Job]) -> list[str | None]:
 
     Where albumentations cannot be imported nothing is wrong yet: the worker has it, or says so.
     """
-    return run_apart("trainers.checks.augmentation_policies", jobs, timeout_s=_TIMEOUT_S)
+    return run_apart("trainers.preflight.augmentation_policies", jobs, timeout_s=_TIMEOUT_S)
 
 
 def build_operation(operation: Operation, **changes: Any) -> Any:

@@ -17,9 +17,9 @@ from PIL import Image
 from data_prep.catalog.label_schema import Schema
 from data_prep.config import Split
 from data_prep.errors import MachineError
-from orchestrator.stages import linear_probe as module
+from orchestrator.stages import audit_models as module
 from orchestrator.stages import quick_features as features
-from orchestrator.stages.linear_probe import compress, leak_gap, probe
+from orchestrator.stages.audit_models import compress, leak_gap, probe
 
 SCHEMA = Schema({"state": ["a", "b"], "kind": ["x", "y", "z"]})
 N_PHOTOS = 6

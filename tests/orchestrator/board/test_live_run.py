@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from orchestrator.board.live import LiveRun, trial_events
+from orchestrator.board.live_run import LiveRun, trial_events
 from orchestrator.board.run_cache import Hub
 from orchestrator.board.run_progress import rungs, spread
 from orchestrator.board.trial_table import PAGE_ROWS, Query, TrialTable, as_csv

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TypedDict
 
-from trainers.checks.runner import run_apart
+from trainers.preflight.runner import run_apart
 
 _TIMEOUT_S = 300.0
 _ANY_SIZE = re.compile(
@@ -35,7 +35,7 @@ def needs_try(job: Job) -> bool:
 
 def backbone_problems(jobs: Sequence[Job]) -> list[str | None]:
     """Return per job why the backbone cannot be trained on that size, None where it can."""
-    return run_apart("trainers.checks.backbones", jobs, timeout_s=_TIMEOUT_S)
+    return run_apart("trainers.preflight.backbones", jobs, timeout_s=_TIMEOUT_S)
 
 
 def try_backbone(backbone: str, size: int) -> str | None:
