@@ -20,9 +20,11 @@ from typing import Any
 from orchestrator.base.stage_versions import STAGE_NAMES
 from orchestrator.report.explain import clock, describe
 from orchestrator.store.events import (
+    SCORE,
     DriverStarted,
     EpochReported,
     Event,
+    Metrics,
     PhaseStarted,
     ShardWritten,
     StageEnded,
@@ -45,7 +47,9 @@ _ROW = 1 + len(_CURVE)  # numbers per epoch in LiveTrial.reports
 _NAN = float("nan")
 _HEAD_BYTES = 100  # of a record: its kind stands there
 _REPORT = b'"event": "report", "trial_id": "'
-_LAST_SCORE = re.compile(rb'"val_macro_f1": (-?[0-9][0-9.e+-]*)')
+_LAST_SCORES = tuple(
+    re.compile(rb'"%s": (-?[0-9][0-9.e+-]*)' % name.encode()) for name in (SCORE, _CURVE[0])
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,7 @@ class LiveTrial:
     lines: bytearray  # reports that were not decoded yet
     status: str = ""  # COMPLETE | PRUNED | FAILED; empty while it has not ended
     wall_s: float | None = None
-    score: float | None = None  # val macro F1 of its best epoch
+    score: float | None = None  # of its best epoch, by the score of the spec
     error: str = ""
     why: str = ""  # it was stopped early
     words: str = ""  # what a filter looks into, made when it is first asked for
@@ -113,16 +117,17 @@ class LiveTrial:
 
     @property
     def last_score(self) -> float | None:
-        """Return the val macro F1 of the last epoch."""
+        """Return the validation score of the last epoch."""
         start = self.lines.rfind(b"\n", 0, -1) + 1
-        if found := _LAST_SCORE.search(self.lines, start):
-            return float(found[1])
+        for pattern in _LAST_SCORES:
+            if found := pattern.search(self.lines, start):
+                return float(found[1])
         if not self.reports:
             return None
         return _known(self.reports[1 - _ROW])
 
     def best_up_to(self, epoch: int) -> float | None:
-        """Return the highest val macro F1 of the epochs up to this one."""
+        """Return the highest validation score of the epochs up to this one."""
         scores = []
         reports = self.reports
         for start in range(0, len(reports), _ROW):
@@ -136,10 +141,9 @@ class LiveTrial:
         while self.decoded and self.decoded[-_ROW] >= event.epoch:
             del self.decoded[-_ROW:]
         self.decoded.append(event.epoch)
-        for name in _CURVE:
-            value = event.metrics.get(name)
-            self.decoded.append(_NAN if value is None else value)
-        score = event.metrics.get(_CURVE[0])
+        score = _score_of(event.metrics)
+        values = [score, *map(event.metrics.get, _CURVE[1:])]
+        self.decoded.extend(_NAN if value is None else value for value in values)
         if not self.status and score is not None and (self.score is None or score > self.score):
             self.score = score
 
@@ -317,7 +321,7 @@ class LiveRun:
                 trial.n_deaths += 1
 
     def _end(self, trial: LiveTrial, event: TrialEnded) -> None:
-        best = (event.metrics or {}).get(_CURVE[0])
+        best = _score_of(event.metrics or {})
         if best is not None:
             trial.score = best
         elif trial.lines:
@@ -457,6 +461,11 @@ def _written_ns(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
+
+
+def _score_of(metrics: Metrics) -> float | None:
+    """Return the validation score of an epoch, by the score of the spec."""
+    return metrics.get(SCORE, metrics.get(_CURVE[0]))
 
 
 def _known(value: float) -> float | None:

@@ -81,7 +81,7 @@ def _rows(run: Run) -> list[_Row]:
     first = headline(run)
     if first is not None:
         rows.append(_Row("vote, on new people", first, is_strong=True))
-    test = run.selection.ensemble.test.macro_f1
+    test = run.selection.ensemble.test.headline
     if test is not None:
         rows.append(_Row("vote, on the test set", test, is_strong=True))
     for setting in run.members[:_MAX_MEMBERS]:
@@ -95,7 +95,7 @@ def _rows(run: Run) -> list[_Row]:
 def _what(run: Run) -> str:
     """Return what the numbers are."""
     level = f"{run.selection.level:.0%}".replace("%", " %")
-    text = f"Macro F1 with {level} intervals"
+    text = f"{run.score_title} with {level} intervals"
     first = headline(run)
     if first is not None and first.n_groups is not None:
         text += f"; out of fold, {first.n_groups} groups"

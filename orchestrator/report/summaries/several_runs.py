@@ -91,7 +91,7 @@ def _rows(runs: Sequence[Run]) -> tuple[list[RunRow], object]:
                 head(run),
                 score,
                 plot,
-                run.selection.ensemble.test.macro_f1,
+                run.selection.ensemble.test.headline,
                 len(run.members),
                 None if run.trials is None else len(run.trials),
                 policy if isinstance(policy, str) else ", ".join(map(str, policy or ())),

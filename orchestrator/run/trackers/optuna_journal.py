@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.run.trackers.sink import Sink
 from orchestrator.spec.search_space import Choice, Search
-from orchestrator.store.events import OBJECTIVE
+from orchestrator.store.events import objective
 from orchestrator.store.ledger import TrialRecord
 
 
@@ -47,7 +47,7 @@ class Journal(Sink):
         for path, value in trial.params.items():
             if path in space:
                 params[path], distributions[path] = _stored(space[path], value)
-        scores = {epoch: metrics[OBJECTIVE] for epoch, metrics in trial.reports.items()}
+        scores = {epoch: objective(metrics) for epoch, metrics in trial.reports.items()}
         state = {"COMPLETE": State.COMPLETE, "PRUNED": State.PRUNED}.get(
             str(trial.status), State.FAIL
         )

@@ -33,6 +33,12 @@ class PrepFacts(FileRecord):
     steps: tuple[Any, ...] = ()
 
 
+class ReportFacts(FileRecord):
+    """The section `report` of a resolved spec."""
+
+    photos: bool = True
+
+
 class ResolvedSpec(FileRecord):
     """What readers of a run need of its resolved spec."""
 
@@ -43,6 +49,8 @@ class ResolvedSpec(FileRecord):
     confirm: Any = ()  # None where the spec switches it off
     vote: VoteRule = VoteRule()
     hypotheses: tuple[str, ...] = ()
+    score: str = "macro_f1"
+    report: ReportFacts = ReportFacts()
 
     @property
     def n_folds(self) -> int:
