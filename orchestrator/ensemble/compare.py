@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from data_prep.catalog.labels import Schema
 from orchestrator.base.errors import UserError
+from orchestrator.base.wording import counted, signed
 from orchestrator.evaluation.intervals import interval
 from orchestrator.evaluation.looks import labels_key, predictions_key
 from orchestrator.evaluation.metrics import macro_f1
@@ -130,10 +131,10 @@ def compare_lines(comparison: Mapping[str, Any]) -> list[str]:
     part = "the private half of the test set" if comparison["part"] == "private" else "the test set"
     differences = comparison["differences"]
     size = differences["macro_f1"]
-    units = f"{size['n_groups']} groups"
+    units = counted(size["n_groups"], "group")
     if size["too_narrow"]:
         units = "photos resampled: too narrow"
-    lines = [f"on {part} ({size['n_samples']} photos, {units})"]
+    lines = [f"on {part} ({counted(size['n_samples'], 'photo')}, {units})"]
     for row in comparison["runs"]:
         spans = []
         for metric, title in _TITLES.items():
@@ -142,7 +143,7 @@ def compare_lines(comparison: Mapping[str, Any]) -> list[str]:
             spans.append(f"{title} {span}")
         if "public_macro_f1" in row:
             spans[-1] += f"; public half {row['public_macro_f1']:.3f}"
-        members = f"policy {row['policy']}, {len(row['members'])} members"
+        members = f"policy {row['policy']}, {counted(len(row['members']), 'member')}"
         lines.append(f"{row['run_id']}  {members}: {', '.join(spans)}")
     for metric, title in _TITLES.items():
         lines.append(f"first minus second, {title}: {_difference_text(differences[metric])}")
@@ -155,8 +156,8 @@ def compare_lines(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def _difference_text(tested: Mapping[str, Any]) -> str:
-    text = f"{tested['difference']:+.3f}"
+    text = signed(tested["difference"])
     if tested["low"] is None:
         return f"{text}, not tested: {tested['reason']}"
-    bounds = f"90 % interval {tested['low']:+.3f} to {tested['high']:+.3f}"
+    bounds = f"90 % interval {signed(tested['low'])} to {signed(tested['high'])}"
     return f"{text} ({bounds}), p {tested['p_value']:.3f}"

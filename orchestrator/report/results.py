@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
+from orchestrator.base.wording import counted, signed
 from orchestrator.evaluation.hypotheses import needs_text
 from orchestrator.store.events import DriverStarted, Event, StageEnded
 from orchestrator.store.ledger import TrialRecord, read, replay
@@ -239,20 +240,26 @@ def ensemble_lines(run: Path) -> list[str]:
     if corrected is not None and corrected.estimate is not None:
         lines.append(
             f"{'out-of-fold':<12} macro F1 {_span(corrected)}, corrected for choosing among "
-            f"{corrected.n_candidates} candidates on these photos"
+            f"{counted(corrected.n_candidates, 'candidate')} on these photos"
+        )
+    lost = ensemble.lost
+    if lost is not None and lost.macro_f1.estimate is not None:
+        lines.append(
+            f"{'out-of-fold':<12} macro F1 {_span(lost.macro_f1)} with "
+            f"{counted(lost.n_photos, 'more photo')} that preparation lost, counted as wrong"
         )
     gain = ensemble.gain and ensemble.gain.honest
     if gain is not None and gain.difference is not None:
-        span = f"90 % interval {_signed(gain.low)} to {_signed(gain.high)}"
+        span = f"90 % interval {signed(gain.low)} to {signed(gain.high)}"
         lines.append(
             f"the vote against its best member {gain.over} alone: macro F1 "
-            f"{gain.difference:+.3f}, {span}"
+            f"{signed(gain.difference)}, {span}"
         )
     noise = ensemble.label_noise
     if noise.n_suspects:
         lines.append(
-            f"likely wrong labels: {noise.n_photos} photos of {noise.n_groups} people; "
-            "see suspects.csv"
+            f"likely wrong labels: {counted(noise.n_photos, 'photo')} of "
+            f"{counted(noise.n_groups, 'person', 'people')}; see suspects.csv"
         )
     if not ensemble.test.metrics:
         lines.append("no test labels: no test score")
@@ -262,11 +269,10 @@ def ensemble_lines(run: Path) -> list[str]:
 
 def _scores_text(f1: Score, accuracy: Score | None) -> str:
     more = f", accuracy {_span(accuracy)}" if accuracy is not None else ""
-    units = f"{'?' if f1.n_groups is None else f1.n_groups} groups"
+    units = counted(f1.n_groups, "group")
     if f1.too_narrow:
         units = "photos resampled: too narrow"
-    n_samples = "?" if f1.n_samples is None else f1.n_samples
-    return f"macro F1 {_span(f1)}{more}; n {n_samples} photos, {units}"
+    return f"macro F1 {_span(f1)}{more}; n {counted(f1.n_samples, 'photo')}, {units}"
 
 
 def _verdict_text(row: Hypothesis) -> str:
@@ -275,20 +281,16 @@ def _verdict_text(row: Hypothesis) -> str:
     if row.difference is None:
         return f"{row.claim}: {row.verdict} ({needs})"
     facts = [
-        f"{row.metric} {row.difference:+.3f}",
-        f"90 % interval {_signed(row.low)} to {_signed(row.high)}",
+        f"{row.metric} {signed(row.difference)}",
+        f"90 % interval {signed(row.low)} to {signed(row.high)}",
     ]
     if row.p is not None:
         facts.append(f"p {row.p:.3f}")
-    facts.append(f"{row.n_groups} groups")
+    facts.append(counted(row.n_groups, "group"))
     evidence = ", ".join(facts)
     if needs:
         evidence += f"; {needs}"
     return f"{row.claim}: {row.verdict} ({evidence})"
-
-
-def _signed(value: float | None) -> str:
-    return "?" if value is None else f"{value:+.3f}"
 
 
 def _span(score: Score) -> str:

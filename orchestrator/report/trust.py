@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.base.wording import counted
 from orchestrator.report.load import Run, View
 from orchestrator.store.run_files.certificate import Certificate, CertifiedMember
+from orchestrator.store.run_files.diagnosis import PartScore
 from orchestrator.store.run_files.scores import Score
 from orchestrator.store.run_files.selection import BoardRow, Contribution
 
 _NO_SCORE = Score()
+_COVERED = (
+    "The interval of a score covers which people were photographed, with these models. The "
+    "correction covers the choice of members. The interval of a claim also covers the luck of "
+    "training, where there are two seeds. Nothing covers other data: other cameras, places or "
+    "people of another kind."
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ def certificate(run: Run) -> View:
         "known": True,
         "facts": facts,
         "scores": _scores(facts),
+        "covered": _COVERED,
         "on": "role val" if facts.estimate.on == "role val" else "out of fold",
         "group": run.resolved.data.group_text,
         "members": [_lineage(member) for member in facts.members],
@@ -50,6 +59,8 @@ def _scores(facts: Certificate) -> list[ScoreRow]:
     test_set = "test set, scored once"
     if facts.test.part == "private":
         test_set = "private half of the test set, scored once"
+    kept = facts.kept or PartScore()
+    lost = facts.lost or PartScore()
     rows = [
         ScoreRow(
             f"{_promise(facts)}, corrected for the selection",
@@ -63,14 +74,14 @@ def _scores(facts: Certificate) -> list[ScoreRow]:
             facts.checkpoints,
         ),
         ScoreRow(
-            "without excluded photos",
+            f"without {counted(kept.n_photos, 'photo')} that the spec keeps out of training",
             facts.estimate.on,
-            facts.kept.macro_f1 if facts.kept else _NO_SCORE,
+            kept.macro_f1,
         ),
         ScoreRow(
-            "with photos that preparation lost, counted as wrong",
+            f"with {counted(lost.n_photos, 'photo')} that preparation lost, counted as wrong",
             facts.estimate.on,
-            facts.lost.macro_f1 if facts.lost else _NO_SCORE,
+            lost.macro_f1,
         ),
         ScoreRow(
             "without likely wrong labels",
