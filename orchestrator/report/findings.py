@@ -103,9 +103,10 @@ def _about_the_scores(run: Run) -> list[Finding]:
     oof = run.selection.ensemble.oof.macro_f1
     test = run.selection.ensemble.test.macro_f1
     gap = run.certificate.gap if run.certificate else None
-    if gap is not None and gap.low is not None and gap.low > 0:
+    missing = gap.expected_minus_test if gap else None
+    if gap is not None and missing is not None and (gap.low or 0.0) > 0:
         what = (
-            f"the test score is {gap.expected_minus_test:.3f} lower than expected (90 % interval "
+            f"the test score is {missing:.3f} lower than expected (90 % interval "
             f"{gap.low:.3f} to {gap.high:.3f}), more than chance explains: the test photos are "
             "harder than the training photos, or differ from them"
         )

@@ -160,7 +160,7 @@ def _people(env: Env) -> str:
         strategies = {arm.data.split.strategy for arm in env.experiment.arms.values()}
         left_out = "Photos" if "random" in strategies else "People"
         return f"{left_out} of role val chose the settings and are not scored."
-    if spec.select.policy in CHOSEN_BY:
+    if str(spec.select.policy) in CHOSEN_BY:
         return "The people who are scored chose the members and nothing else."
     return "The people who are scored chose nothing."
 
