@@ -37,7 +37,7 @@ def _expected(certificate: Certificate) -> list[str]:
     score = estimate.macro_f1
     if score.estimate is None:
         return []
-    vote = f"On {estimate.of} the vote of {counted(len(certificate.members), 'member')}"
+    vote = f"On {estimate.of}, the vote of {counted(len(certificate.members), 'member')}"
     size = f"{counted(score.n_samples, 'photo')} of {counted(score.n_groups, 'group')}"
     if estimate.on == "role val":
         return [
@@ -73,7 +73,7 @@ def _lost(certificate: Certificate) -> list[str]:
         return []
     photos = counted(lost.n_photos, "more photo")
     less = score - lost.macro_f1.estimate
-    return [f"Preparation lost {photos}; counting them as wrong lowers it by {less:z.3f}."]
+    return [f"Preparation lost {photos}; counting them as wrong costs {less:z.3f}."]
 
 
 def _tested(certificate: Certificate) -> str:
@@ -113,7 +113,7 @@ def _chosen(certificate: Certificate) -> list[str]:
     if certificate.estimate.people:
         sentences.append(certificate.estimate.people)
     if certificate.policy == "leaderboard":
-        sentences.append("A leaderboard chose the members by the public half of the test set.")
+        sentences.append("A leaderboard chose the members by its public half.")
     for use in certificate.looked_at:
         if use.what == OTHER_RUNS and use.times:
             looks = counted(use.times, "other look")

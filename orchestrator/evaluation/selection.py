@@ -190,8 +190,8 @@ def rank(candidates: Sequence[Candidate], policy: str | list[str]) -> list[Candi
         key=lambda c: (
             c.stopped_after is not None,
             -c.low_rounded,
-            -(c.compared_recall or 0.0),
-            c.total_variation,
+            -round(c.compared_recall or 0.0, 9),
+            round(c.total_variation, 9),
             c.n_params,
             c.setting,
         ),

@@ -442,7 +442,7 @@ def test_new_people_are_promised_only_where_the_estimate_rests_on_them(
     )
     build(copy)
     words = Page((copy / "report/certificate.html").read_text()).words
-    assert f"On {whose} the vote of 1 member" in words
+    assert f"On {whose}, the vote of 1 member" in words
     assert f"{'expected' if confirmed else 'reached'} on {whose}" in words
     assert verb in words
     assert ("it has never seen" in words) == confirmed
