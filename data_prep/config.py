@@ -318,8 +318,9 @@ class Split(Section):
     """How labelled samples become train and val, and how folds are dealt."""
 
     strategy: Literal["random", "profile", "balanced_profile"] = "balanced_profile"
-    """`random` deals groups by chance; `profile` keeps the shares of the labels that are
-    constant in a group; `balanced_profile` also levels the classes.
+    """`random` deals single photos, so that a person may be on both sides; `profile` deals whole
+    groups by chance; `balanced_profile` deals whole groups and keeps the shares of those labels
+    that are constant in most groups.
     """
     val: Fraction = 0.2
     """Share of the groups that search validates on."""

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.catalog.labels import Schema, name_in_catalog
+from data_prep.catalog.label_schema import Schema, name_in_catalog
 from data_prep.config import Split
 from data_prep.errors import LEAVE_OUT, DataError, some
 

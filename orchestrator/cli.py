@@ -156,7 +156,7 @@ def check(spec: Path, overrides: tuple[str, ...], *, offline: bool) -> None:
 def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) -> None:
     """Show what would run, what is cached and why, the number of trials, and the possible cost."""
     from orchestrator.planning.plan import make_plan  # noqa: PLC0415
-    from orchestrator.report.views import plan_lines  # noqa: PLC0415
+    from orchestrator.report.command_output import plan_lines  # noqa: PLC0415
     from orchestrator.stages import STAGES  # noqa: PLC0415
 
     planned = make_plan(_read(spec, overrides), _store(store), STAGES)
@@ -342,7 +342,7 @@ def gc(store: Path | None, *, dry_run: bool) -> None:
 @STORE
 def runs(store: Path | None) -> None:
     """List the runs of a store with state, age, wall time and size, the latest first."""
-    from orchestrator.report.views import run_lines  # noqa: PLC0415
+    from orchestrator.report.command_output import run_lines  # noqa: PLC0415
 
     root = _store(store).root
     lines = run_lines(root)
@@ -374,8 +374,8 @@ def rm(run: str, store: Path | None, *, yes: bool) -> None:
 @output_format("table", "json")
 def status(run: str, store: Path | None, form: str) -> None:
     """Show stages, trials and the best score of a run, live or finished."""
+    from orchestrator.report.command_output import status_lines  # noqa: PLC0415
     from orchestrator.report.results import status_view  # noqa: PLC0415
-    from orchestrator.report.views import status_lines  # noqa: PLC0415
 
     view = status_view(_find_run(store, run).root)
     _print(form, view, status_lines(view))
@@ -476,7 +476,7 @@ def predict(run: str, photos: Path, out: Path, store: Path | None, *, probabilit
     A bundle is the folder or zip that `bundle` writes; it needs no store, and each of its files is
     checked before use. The photos get the preparation that the members were trained with.
     """
-    from data_prep.catalog.labels import Schema  # noqa: PLC0415
+    from data_prep.catalog.label_schema import Schema  # noqa: PLC0415
     from orchestrator.ensemble import bundle  # noqa: PLC0415
     from orchestrator.ensemble import members as ensemble  # noqa: PLC0415
     from orchestrator.ensemble.predict import predict_photos  # noqa: PLC0415

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers.checks.operations import build_operation, fault_of
 from trainers.data import seed_of
-from trainers.known_names import Operation
+from trainers.library_names import Operation
+from trainers.preflight.augmentation_policies import build_operation, fault_of
 
 # read when albumentations is imported, by whomever: it would ask the internet for its version
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from trainers import augmentation, checkpoint
 from trainers.augmentation import Augmentation
 from trainers.checkpoint import best_epoch
-from trainers.config import Duration, NoCutMix, NoMixUp, OfflineMixUp, Train
-from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
-from trainers.device import (
+from trainers.compute_settings import (
     autocast,
     choose_precision,
     compiled,
@@ -26,6 +24,8 @@ from trainers.device import (
     scoring_precision,
     set_up_kernels,
 )
+from trainers.config import Duration, NoCutMix, NoMixUp, OfflineMixUp, Train
+from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
 from trainers.feature_cache import PLAIN, FeatureCache, FeatureStore, View
 from trainers.inference import as_tensor
 from trainers.losses import BranchLoss, alpha_of, branch_loss, total_loss
@@ -35,9 +35,9 @@ from trainers.model import Classifier, build
 from trainers.optim import Plateau, lr_at, make_optimizer
 from trainers.overlap.checkpoint_writer import CheckpointWriter
 from trainers.overlap.clock import Clock
-from trainers.overlap.device_settings import Overlap, overlap_on
 from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.loss_watch import LossWatch, TrainingDiverged
+from trainers.overlap.options import Overlap, overlap_on
 
 __all__ = ["OutOfMemory", "Result", "TrainingDiverged", "best_epoch", "evaluate", "train"]
 

@@ -18,7 +18,7 @@ from data_prep.section import (
     check_rule,
     since,
 )
-from trainers.known_names import Operation, check_operation
+from trainers.library_names import Operation, check_operation
 
 _DURATION = r"^[1-9][0-9]* (epochs?|steps?)$"
 DurationText = Annotated[str, StringConstraints(pattern=_DURATION)]

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from trainers.augmentation import Augmentation, sample_seeds
+from trainers.compute_settings import autocast, scoring_precision
 from trainers.data import Ints, Task
-from trainers.device import autocast, scoring_precision
 from trainers.inference import as_tensor
 from trainers.model import Classifier
 from trainers.overlap.copies import read
-from trainers.overlap.device_settings import Overlap, overlap_on
 from trainers.overlap.feeder import Batch, feed
+from trainers.overlap.options import Overlap, overlap_on
 
 Features = NDArray[np.float32]  # (n, F)
 FeatureStore = Callable[[dict[str, object], Callable[[], Features]], Features]

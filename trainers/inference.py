@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainers import checkpoint
+from trainers.compute_settings import autocast, scoring_precision
 from trainers.config import Model
-from trainers.device import autocast, scoring_precision
 from trainers.model import Classifier, build
 from trainers.overlap.copies import read
-from trainers.overlap.device_settings import Overlap, overlap_on
 from trainers.overlap.feeder import Batch, feed
+from trainers.overlap.options import Overlap, overlap_on
 
 
 def load(folder: Path) -> Classifier:

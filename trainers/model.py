@@ -14,7 +14,7 @@ from data_prep.weights.cache import require
 from data_prep.weights.registry import WeightsError, known
 from trainers.config import Model
 from trainers.heads import HEADS, Branches
-from trainers.known_names import known_backbones
+from trainers.library_names import known_backbones
 
 
 class WeightsUnavailable(RuntimeError):  # noqa: N818 - says what is the case

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.audit.facts import (
+from data_prep.audit.fact_types import (
     BorderCounts,
     Histogram,
     JointTable,
@@ -20,7 +20,13 @@ from data_prep.audit.facts import (
     SideRange,
     Tell,
 )
-from data_prep.catalog.labels import OWN_COLUMNS, Schema, in_digits, name_in_catalog, values_in
+from data_prep.catalog.label_schema import (
+    OWN_COLUMNS,
+    Schema,
+    in_digits,
+    name_in_catalog,
+    values_in,
+)
 from data_prep.config import ColumnLabel, FolderLabel, Label
 
 _MAX_VALUES = 20  # of a column that may be a category

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.audit import distributions
-from data_prep.audit.duplicates import candidates, sets_of
-from data_prep.audit.facts import (
+from data_prep.audit.fact_types import (
     AuditFacts,
     Duplicates,
     ExcludedByRule,
@@ -23,7 +22,8 @@ from data_prep.audit.facts import (
 )
 from data_prep.audit.findings import ranked
 from data_prep.catalog.builder import near_left_out
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
+from data_prep.catalog.near_duplicates import candidates, sets_of
 from data_prep.config import Label
 from data_prep.split import excluded, rows_of_seed, strata
 

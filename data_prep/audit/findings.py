@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
-from data_prep.audit.facts import AuditFacts, Finding, Histogram, Kind, Tell, VariantFacts
-from data_prep.catalog.labels import Schema, in_digits
+from data_prep.audit.fact_types import AuditFacts, Finding, Histogram, Kind, Tell, VariantFacts
+from data_prep.catalog.label_schema import Schema, in_digits
 
 _EXAMPLES = 5
 _IMBALANCE = 20.0

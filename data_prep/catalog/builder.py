@@ -15,7 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.audit.photo_scan import (
+from data_prep.catalog.label_schema import OWN_COLUMNS, Schema
+from data_prep.catalog.labelled_photos import read_rows
+from data_prep.catalog.listing import Source
+from data_prep.catalog.photo_inspection import OK, Facts
+from data_prep.catalog.photo_paths import sample_id_of
+from data_prep.catalog.photo_reading import (
     MapChunks,
     NearSets,
     Photos,
@@ -24,12 +29,6 @@ from data_prep.audit.photo_scan import (
     joined,
     near_sets,
 )
-from data_prep.catalog.answers import read_answers
-from data_prep.catalog.labels import OWN_COLUMNS, Schema, read_codes
-from data_prep.catalog.names import refusal
-from data_prep.catalog.photo_inspection import OK, Facts
-from data_prep.catalog.photo_list import read_rows
-from data_prep.catalog.sources import Listing, Source, list_source, list_test
 from data_prep.config import Data, TestHoldOut, TestTable
 from data_prep.errors import DataError, some
 from data_prep.split import deal_share
@@ -128,7 +127,7 @@ class _Scan:
         names = [*self.photos.source.relatives, *self.photos.test.relatives]
         ids = []
         for name, is_train in zip(names, self.is_train.tolist(), strict=True):
-            ids.append(_sample_id("train" if is_train else "test", name))
+            ids.append(sample_id_of("train" if is_train else "test", name))
         return ids
 
     def paths(self) -> list[str]:
@@ -212,26 +211,6 @@ def near_left_out(catalog: pa.Table) -> int:
     return int((catalog.schema.metadata or {}).get(NEAR_LEFT_OUT.encode(), b"0"))
 
 
-def photo_path(data: Data, base: Path, sample_id: str) -> Path:
-    """Return where the photo of a sample is.
-
-    Links below the root were resolved and checked when the catalog was built.
-
-    Raises:
-        DataError: the id leads out of the data root.
-    """
-    side, _, relative = sample_id.partition("/")
-    if side == "test" and isinstance(data.test, TestTable):
-        section: Source | TestTable = data.test
-        where = "data.test"
-    else:
-        section = data.source
-        where = "data.source"
-    if problem := refusal(relative):
-        raise DataError(where, f"{sample_id!r}: {problem}")
-    return base / section.root / section.images / relative
-
-
 def content_hash(catalog: pa.Table) -> str:
     """Return the hash of all that later stages read.
 
@@ -256,68 +235,6 @@ def photos_hash(catalog: pa.Table) -> str:
     usable = catalog.filter(pc.equal(catalog["status"], OK))
     pairs = [usable["sample_id"].to_pylist(), usable["sha256"].to_pylist()]
     return hashlib.sha256(json.dumps(pairs, ensure_ascii=False).encode()).hexdigest()
-
-
-def test_labels(data: Data, base: Path, catalog: pa.Table) -> pa.Table | None:
-    """Read the test set's labels; no other function does. None where the spec names none.
-
-    Returns:
-        sample_id, label (single code) for every test photo, quarantined ones too, in the catalog's
-        order.
-
-    Raises:
-        DataError: a label is missing or no class.
-    """
-    schema = Schema.of(data.labels)
-    ids = _test_samples(catalog)
-    if isinstance(data.test, TestHoldOut):
-        answers = _held_out_answers(data, base, schema, set(ids))
-    elif isinstance(data.test, TestTable) and data.test.label:
-        answers = {
-            _sample_id("test", name): label for name, label in read_answers(data, base).items()
-        }
-    else:
-        return None
-    labels = [answers[sample] for sample in ids]
-    return pa.table(
-        {"sample_id": pa.array(ids, pa.string()), "label": pa.array(labels, pa.int64())}
-    )
-
-
-def test_order(data: Data, base: Path, catalog: pa.Table) -> list[tuple[str, str]]:
-    """Return (sample_id, ImageID) of the test photos in their table's order.
-
-    Without a table, the order is that of the catalog.
-    """
-    if isinstance(data.test, TestTable):
-        listing = list_test(data.test, base)
-        return list(zip(_test_ids(listing), map(str, listing.columns["ImageID"]), strict=True))
-    return [(sample, sample.partition("/")[2]) for sample in _test_samples(catalog)]
-
-
-# neither is a test, whatever their names say
-test_labels.__test__ = False  # type: ignore[attr-defined]
-test_order.__test__ = False  # type: ignore[attr-defined]
-
-
-def _test_samples(catalog: pa.Table) -> list[str]:
-    return [sample for sample in catalog["sample_id"].to_pylist() if sample.startswith("test/")]
-
-
-def _held_out_answers(data: Data, base: Path, schema: Schema, wanted: set[str]) -> dict[str, int]:
-    source = list_source(data.source, base)
-    ids = _test_ids(source)
-    held_out = source.where(lambda index: ids[index] in wanted)
-    codes = np.array(read_codes(data.labels, held_out.relatives, held_out.columns), dtype=np.int64)
-    return dict(zip(_test_ids(held_out), schema.encode(codes.T).tolist(), strict=True))
-
-
-def _test_ids(listing: Listing) -> list[str]:
-    return [_sample_id("test", relative) for relative in listing.relatives]
-
-
-def _sample_id(side: str, relative: str) -> str:
-    return f"{side}/{relative}".replace("\0", "\\0")
 
 
 def _path(section: Source | TestTable, relative: str) -> str:

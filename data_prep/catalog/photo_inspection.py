@@ -18,8 +18,8 @@ from PIL import (
     TiffImagePlugin,
 )
 
-from data_prep.audit.duplicates import perceptual_hash
 from data_prep.catalog.images import ALLOWED, FORMATS, MAX_BYTES, MAX_PIXELS, PhotoError, decode
+from data_prep.catalog.near_duplicates import perceptual_hash
 from data_prep.errors import require_machine
 
 OK = "ok"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.config import Prep
-from data_prep.preparation.pipeline import Outcome, Preparation, Row, prepare_row
+from data_prep.preparation.photo_steps import Outcome, Preparation, Row, prepare_row
 from data_prep.preparation.shard_builder import Assembly, ShardResult, ShardTask
 
 __all__ = ["PHOTO_TIMEOUT_S", "PoolError", "ShardResult", "ShardTask", "prepare_shards"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.files import write_text
-from data_prep.preparation import contact_sheet as sheet
-from data_prep.preparation.pipeline import Outcome, Row
+from data_prep.preparation import step_films as sheet
+from data_prep.preparation.photo_steps import Outcome, Row
 from data_prep.preparation.shards import ShardError, ShardRow, read_shard, shard_name, write_shard
 
 SHEET_SUFFIX = ".sheet.json"

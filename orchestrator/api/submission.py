@@ -15,10 +15,10 @@ from markupsafe import Markup
 
 from data_prep.files import write_text
 from orchestrator.api.html import View
-from orchestrator.api.opened import OpenRun
+from orchestrator.api.run_handle import OpenRun
 from orchestrator.base.errors import SpecError, UserError
+from orchestrator.report.command_output import status_lines
 from orchestrator.report.results import status_view
-from orchestrator.report.views import status_lines
 from orchestrator.run.driver import detach
 from orchestrator.spec.load import read
 from orchestrator.store.artifacts import Store

@@ -12,10 +12,10 @@ from starlette.datastructures import FormData, UploadFile
 
 from data_prep.files import write_text
 from orchestrator.base.errors import SpecError, UserError
-from orchestrator.board.hub import Hub
-from orchestrator.board.live import LiveRun, LiveTrial
+from orchestrator.board.live_run import LiveRun, LiveTrial
+from orchestrator.board.run_cache import Hub
 from orchestrator.planning.plan import Plan, make_plan
-from orchestrator.report.views import plan_lines
+from orchestrator.report.command_output import plan_lines
 from orchestrator.run import control
 from orchestrator.run.driver import detach, start_driver
 from orchestrator.spec.load import read

@@ -24,16 +24,16 @@ from starlette.responses import (
 from starlette.routing import Route
 
 from orchestrator.base.errors import UserError
-from orchestrator.board import actions, overview
+from orchestrator.board import actions, run_progress
 from orchestrator.board.guard import Guard
-from orchestrator.board.hub import Hub, OpenedRun
-from orchestrator.board.live import LiveTrial, trial_events
-from orchestrator.board.trials import Query, as_csv
+from orchestrator.board.live_run import LiveTrial, trial_events
+from orchestrator.board.run_cache import Hub, OpenedRun
+from orchestrator.board.trial_table import Query, as_csv
 from orchestrator.report import charts, page
 from orchestrator.report.explain import trial_lines
 from orchestrator.report.load import Run
 from orchestrator.report.models_section import settings_text
-from orchestrator.report.overview import head
+from orchestrator.report.result_section import head
 from orchestrator.store.ledger import replay
 from orchestrator.store.run_files.trials import EpochRow
 
@@ -156,7 +156,7 @@ class Pages:
             name=run.resolved.name or live.paths.run_id,
             state=state,
             head=head(run),
-            counts=overview.counts(live),
+            counts=run_progress.counts(live),
             tab=tab,
             done=done,
             n_unread=live.n_unread_bytes,
@@ -282,10 +282,10 @@ class Pages:
                 ranked.sort(key=lambda trial: -(trial.score or 0.0))
                 shown += ranked[:_N_CURVES]
             searched = [trial for trial in trials if trial.phase == "search"]
-            points = overview.spread(searched, _N_POINTS)
+            points = run_progress.spread(searched, _N_POINTS)
             with_curves = opened.report(shown, with_curves=True)
             run = opened.report(points)
-            rungs = overview.rungs(trials)
+            rungs = run_progress.rungs(trials)
         return self._run_page(
             request,
             opened,

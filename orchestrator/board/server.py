@@ -13,7 +13,7 @@ import uvicorn
 
 from orchestrator.base.errors import UserError
 from orchestrator.board.app import make_app
-from orchestrator.board.hub import Hub
+from orchestrator.board.run_cache import Hub
 from orchestrator.store.artifacts import Store
 
 PORT = 8266

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from orchestrator.base.errors import UserError
 from orchestrator.base.wording import counted, signed
 from orchestrator.evaluation.intervals import interval
-from orchestrator.evaluation.looks import labels_key, predictions_key
 from orchestrator.evaluation.metrics import macro_f1
 from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import Predictions
+from orchestrator.evaluation.sequential_testing import labels_key, predictions_key
 from orchestrator.spec.load import read
 from orchestrator.store import tables
 from orchestrator.store.looks import count_look

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from orchestrator.ensemble.label_noise import LabelAnswers, Suspect, find_suspects, ranked, without
 from orchestrator.ensemble.subgroups import Subgroup, subgroup_intervals
 from orchestrator.evaluation.calibration import ALL_LABELS, Calibration, calibrate, label_probs

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep.config import Prep
-from data_prep.preparation.steps import steps_identity
+from data_prep.preparation.step_identity import steps_identity
 from orchestrator.base.errors import UserError
 from orchestrator.spec.load import read
 from orchestrator.store import tables
@@ -96,7 +96,7 @@ def of_run(paths: RunPaths, store: Store) -> Ensemble:
             f"run {paths.run_id}: an ensemble was required, the run has none yet; "
             f"see `status {paths.run_id}`"
         )
-    from data_prep.catalog.labels import Schema  # noqa: PLC0415
+    from data_prep.catalog.label_schema import Schema  # noqa: PLC0415
 
     experiment = read(paths.resolved, check_roots=False)
     phase = "confirm" if experiment.spec.confirm else "search"

@@ -15,9 +15,9 @@ import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 from rich.markup import escape
 
-from data_prep.catalog.labels import Schema
-from data_prep.catalog.names import EXTENSIONS
-from data_prep.catalog.sources import is_passed_over
+from data_prep.catalog.label_schema import Schema
+from data_prep.catalog.listing import is_passed_over
+from data_prep.catalog.photo_paths import EXTENSIONS
 from data_prep.config import Prep
 from data_prep.errors import some
 from data_prep.files import atomic_path, write_text
@@ -308,7 +308,7 @@ def _prepared(
         UserError: none can be read.
     """
     from data_prep.catalog.images import decode  # noqa: PLC0415
-    from data_prep.preparation.pipeline import Preparation, prepare_row  # noqa: PLC0415
+    from data_prep.preparation.photo_steps import Preparation, prepare_row  # noqa: PLC0415
 
     preparation = Preparation(prep, threads=os.cpu_count() or 1)
     chunk_size = chunk_of(prep.size)

@@ -58,8 +58,8 @@ def judge(
         The rows of hypotheses.json, in the order of the claims. A claim that cannot be tested is
         undecided with null numbers and a `reason`; it still counts in the correction.
     """
-    from orchestrator.evaluation.looks import penalty  # noqa: PLC0415
     from orchestrator.evaluation.paired_test import holm  # noqa: PLC0415
+    from orchestrator.evaluation.sequential_testing import penalty  # noqa: PLC0415
 
     cases = [_test(text, arms, count_look) for text in claims]
     p_values = [min(1.0, case.p_value * penalty(case.look or 1)) for case in cases]
@@ -126,8 +126,8 @@ def _verdict(
     claim: Claim, tested: PairedTest, adjusted: float, look: int | None, n_claims: int
 ) -> dict[str, Any]:
     """Return the verdict of a tested claim, and what an undecided one needs."""
-    from orchestrator.evaluation.looks import penalty  # noqa: PLC0415
     from orchestrator.evaluation.power import needed  # noqa: PLC0415
+    from orchestrator.evaluation.sequential_testing import penalty  # noqa: PLC0415
 
     if adjusted < ALPHA:
         if claim.margin is not None:

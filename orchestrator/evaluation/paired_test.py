@@ -138,10 +138,8 @@ def paired_difference(
     people = _people_variance(gaps, owners)
     folds = _folds_of(arms)
     judged = _judge(arms, shares, gaps, difference, people, owners, folds)
-    variance = judged.variance
-    trainings = judged.trainings
-    luck = None if trainings is None else float(np.sqrt(trainings.luck * n_seeds * folds.n / 2))
-    tested = _test(difference, variance)
+    tested = _test(difference, judged.variance, people)
+    trained = _describe(judged.trainings, n_seeds, folds.n)
     return PairedTest(
         difference=difference,
         low=tested.low,
@@ -152,16 +150,16 @@ def paired_difference(
         n_left_out=n_answered - len(first.targets),
         too_narrow=first.groups is None,
         n_seeds=n_seeds,
-        standard_error=None if variance is None else float(np.sqrt(variance.value)),
-        standard_error_one_seed=_one_seed(people, trainings, n_seeds),
-        df=None if variance is None else float(variance.df),
+        standard_error=tested.standard_error,
+        standard_error_one_seed=_one_seed(people, judged.trainings, n_seeds),
+        df=tested.df,
         rests_on=judged.rests_on,
         n_folds=folds.n,
         folds_anew=folds.are_anew,
-        v_people=None if variance is None else people,
-        v_train=None if trainings is None else trainings.train,
-        v_noise=None if trainings is None else trainings.noise,
-        luck_of_one_training=luck,
+        v_people=tested.v_people,
+        v_train=trained.train,
+        v_noise=trained.noise,
+        luck_of_one_training=trained.luck_of_one,
         reason=judged.reason,
     )
 
@@ -204,7 +202,8 @@ def tail(distance: float, standard_error: float, df: float) -> float:
     from scipy.special import stdtr  # noqa: PLC0415
 
     if standard_error == 0:
-        return 0.5 if distance == 0 else (_SMALLEST_P if distance > 0 else 1.0)
+        chances = {-1.0: 1.0, 0.0: 0.5, 1.0: _SMALLEST_P}
+        return chances[float(np.sign(distance))]
     return float(max(stdtr(df, -distance / standard_error), _SMALLEST_P))
 
 
@@ -315,18 +314,40 @@ def _one_seed(people: float, trainings: _Trainings | None, n_seeds: int) -> floa
 
 
 class _Tested(NamedTuple):
-    low: float | None
-    high: float | None
-    p_value: float | None
+    """What a variance says of a difference; all None where there is no variance."""
+
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    standard_error: float | None = None
+    df: float | None = None
+    v_people: float | None = None
 
 
-def _test(difference: float, variance: _Variance | None) -> _Tested:
+def _test(difference: float, variance: _Variance | None, people: float) -> _Tested:
     """Return the 90 % interval and the two-sided p value."""
     from scipy.special import stdtrit  # noqa: PLC0415
 
     if variance is None:
-        return _Tested(None, None, None)
+        return _Tested()
     error = float(np.sqrt(variance.value))
     reach = float(stdtrit(variance.df, (1 + LEVEL) / 2)) * error
     p_value = min(1.0, 2 * tail(abs(difference), error, variance.df))
-    return _Tested(difference - reach, difference + reach, p_value)
+    low = difference - reach
+    return _Tested(low, difference + reach, p_value, error, float(variance.df), people)
+
+
+class _Trained(NamedTuple):
+    """What trainings add, as PairedTest states it; all None where they are not judged."""
+
+    train: float | None = None
+    noise: float | None = None
+    luck_of_one: float | None = None
+
+
+def _describe(trainings: _Trainings | None, n_seeds: int, n_folds: int) -> _Trained:
+    """Return both variances, and the standard deviation of the score of one checkpoint."""
+    if trainings is None:
+        return _Trained()
+    luck = float(np.sqrt(trainings.luck * n_seeds * n_folds / 2))
+    return _Trained(trainings.train, trainings.noise, luck)

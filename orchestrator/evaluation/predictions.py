@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from orchestrator.store import tables
 
 Ints = NDArray[np.int64]
 Probs = NDArray[np.float32]
+Array = TypeVar("Array", bound=NDArray[Any])
 _COLUMNS = ["setting", "seed", "fold", "sample_id", "target", "pred", "probs"]
 _N_NAMED = 20
 
@@ -59,9 +61,9 @@ class Predictions:
             sample_ids=[self.sample_ids[i] for i in index],
             targets=self.targets[index],
             preds=self.preds[:, index],
-            groups=None if self.groups is None else [self.groups[i] for i in index],
-            probs=None if self.probs is None else self.probs[:, index],
-            folds=None if self.folds is None else self.folds[:, index],
+            groups=self.groups and [self.groups[i] for i in index],
+            probs=_cut(self.probs, (slice(None), index)),
+            folds=_cut(self.folds, (slice(None), index)),
         )
 
     def of_seeds(self, rows: Ints) -> Predictions:
@@ -69,9 +71,9 @@ class Predictions:
         return replace(
             self,
             preds=self.preds[rows],
-            probs=None if self.probs is None else self.probs[rows],
-            folds=None if self.folds is None else self.folds[rows],
-            seeds=None if self.seeds is None else tuple(self.seeds[i] for i in rows),
+            probs=_cut(self.probs, rows),
+            folds=_cut(self.folds, rows),
+            seeds=self.seeds and tuple(self.seeds[i] for i in rows),
         )
 
     def among(self, samples: Collection[str]) -> Predictions:
@@ -83,6 +85,13 @@ class Predictions:
         """Return the same samples with other answers: (N,), or (S, N) with one row per seed."""
         rows = np.atleast_2d(np.asarray(preds, np.int64))
         return replace(self, preds=rows, probs=None, folds=None, seeds=None)
+
+
+def _cut(array: Array | None, index: Any) -> Array | None:
+    """Return some entries of an array that may be missing."""
+    if array is None:
+        return None
+    return array[index]
 
 
 def positions(

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from orchestrator.evaluation.predictions import positions
 from orchestrator.store import tables
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from orchestrator.spec.models import Experiment
 from orchestrator.store.artifacts import Store
 from orchestrator.store.events import DriverStarted, TrialStarted

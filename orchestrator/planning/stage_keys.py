@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_prep.catalog.labels import train_borders
-from data_prep.preparation.steps import steps_identity
+from data_prep.catalog.label_schema import train_borders
+from data_prep.preparation.step_identity import steps_identity
 from data_prep.section import identity
 from data_prep.weights.cache import is_fetched, recorded
 from orchestrator.base.keys import digest, stage_key
-from orchestrator.base.versions import QUICK_BACKBONE, VERSIONS
+from orchestrator.base.stage_versions import QUICK_BACKBONE, VERSIONS
 from orchestrator.planning.stage import Scope
 from orchestrator.spec.models import Arm, Experiment, known_to_training
 from trainers.config import FrozenDeepHead

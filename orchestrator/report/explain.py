@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from orchestrator.base.errors import SpecError, UserError
-from orchestrator.base.versions import STAGE_NAMES
+from orchestrator.base.stage_versions import STAGE_NAMES
 from orchestrator.store.events import (
     DriverStarted,
     Event,
@@ -26,7 +26,7 @@ from orchestrator.store.events import (
 from orchestrator.store.ledger import TrialRecord, is_live, one_trial, read, replay
 from orchestrator.store.run_dir import RunPaths, state_of
 from orchestrator.store.run_files.records import as_record
-from orchestrator.store.run_files.settings import PlanFile
+from orchestrator.store.run_files.summary import PlanFile
 
 _SCORE = "val_macro_f1"
 _FOLLOW_EVERY_S = 0.5

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from data_prep.catalog.labels import Schema
-from orchestrator.report import scores
+from data_prep.catalog.label_schema import Schema
+from orchestrator.report import answer_counts
 from orchestrator.store import tables
 from orchestrator.store.events import DriverStarted, Event, RunStarted, StageEnded, from_json
 from orchestrator.store.run_files.audit import AuditFacts
@@ -21,8 +21,9 @@ from orchestrator.store.run_files.certificate import Certificate
 from orchestrator.store.run_files.hypotheses import Hypothesis
 from orchestrator.store.run_files.preparation import Preparation
 from orchestrator.store.run_files.records import FileRecord, as_record, as_records, read_json
+from orchestrator.store.run_files.resolved_spec import ResolvedSpec
 from orchestrator.store.run_files.selection import Candidate, Selection
-from orchestrator.store.run_files.settings import ResolvedSpec, Summary
+from orchestrator.store.run_files.summary import Summary
 from orchestrator.store.run_files.trials import EpochRow, TrialRow
 
 T = TypeVar("T")
@@ -83,14 +84,14 @@ class Run:
         return {candidate.setting: candidate for candidate in self.selection.candidates}
 
     @functools.cached_property
-    def answers(self) -> dict[str, scores.Answers]:
+    def answers(self) -> dict[str, answer_counts.Answers]:
         """Return the answers of the vote with the true classes, where these are known.
 
         The keys are "oof" for the out-of-fold vote and "test" for the test set.
         """
-        answers: dict[str, scores.Answers | None] = {}
+        answers: dict[str, answer_counts.Answers | None] = {}
         if self.predictions is not None and self.members and self.schema is not None:
-            answers["oof"] = scores.oof_answers(
+            answers["oof"] = answer_counts.oof_answers(
                 self.predictions,
                 list(self.members),
                 self.rule,
@@ -98,7 +99,7 @@ class Run:
                 self.weights,
             )
         if self.votes is not None and self.test_labels is not None:
-            answers["test"] = scores.labelled_answers(self.votes, self.test_labels)
+            answers["test"] = answer_counts.labelled_answers(self.votes, self.test_labels)
         return {name: answer for name, answer in answers.items() if answer is not None}
 
     def started(self) -> DriverStarted:

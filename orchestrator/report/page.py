@@ -17,32 +17,32 @@ from markupsafe import Markup, escape
 from data_prep.files import atomic_path
 from orchestrator.report import (
     audit_section,
+    caveats,
+    certificate_section,
     data_section,
     diagnosis_section,
-    findings,
     models_section,
-    overview,
-    settings,
-    trust,
+    result_section,
+    search_section,
 )
 from orchestrator.report.load import Run, View, load
 from orchestrator.store.run_files.records import number
 
 SECTIONS: tuple[tuple[str, str, Callable[[Run], View]], ...] = (
-    ("result", "Result", overview.result),
-    ("findings", "Findings", findings.findings),
+    ("result", "Result", result_section.result),
+    ("findings", "Findings", caveats.findings),
     ("audit", "Data audit", audit_section.audit),
-    ("certificate", "Certificate", trust.certificate),
-    ("board", "Public and private scores", trust.board),
-    ("hypotheses", "Hypotheses", overview.hypotheses),
-    ("selection", "Selection", overview.selection),
+    ("certificate", "Certificate", certificate_section.certificate),
+    ("board", "Public and private scores", certificate_section.board),
+    ("hypotheses", "Hypotheses", result_section.hypotheses),
+    ("selection", "Selection", result_section.selection),
     ("confusion", "Confusion matrices", models_section.confusion),
     ("classes", "Scores per class", models_section.classes),
     ("subgroups", "Scores per subgroup", diagnosis_section.subgroups),
     ("suspects", "Likely wrong labels", diagnosis_section.suspects),
     ("calibration", "Confidence", diagnosis_section.calibration),
     ("agreement", "Agreement of the members", models_section.agreement),
-    ("search", "Effect of the settings", settings.search),
+    ("search", "Effect of the settings", search_section.search),
     ("curves", "Learning curves", models_section.curves),
     ("trials", "Trials", models_section.trials),
     ("distributions", "Class distributions", data_section.distributions),
@@ -72,7 +72,7 @@ def build(run_dir: Path) -> Path:
 def build_audit(folder: Path) -> Path:
     """Write `<folder>/index.html` from audit.json and folds.parquet and return its path."""
     run = dataclasses.replace(load(folder), missing=())  # nothing was to be trained
-    head = dataclasses.replace(overview.head(run), state="AUDIT")
+    head = dataclasses.replace(result_section.head(run), state="AUDIT")
     return _write(render(run, AUDIT, head), folder / "index.html")
 
 
@@ -83,7 +83,7 @@ def _write(html: str, place: Path) -> Path:
 
 
 def render(
-    run: Run, wanted: tuple[str, ...] | None = None, head: overview.Head | None = None
+    run: Run, wanted: tuple[str, ...] | None = None, head: result_section.Head | None = None
 ) -> str:
     """Return the page as HTML, with all sections or with those that are wanted."""
     environment = make_environment()
@@ -91,7 +91,7 @@ def render(
     script = environment.get_template("page.js.j2").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html.j2").render(
-        head=head or overview.head(run),
+        head=head or result_section.head(run),
         sections=sections,
         style=Markup(environment.get_template("style.css").render()),  # noqa: S704 - our own file
         script=Markup(script),  # noqa: S704 - our own file

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from data_prep.errors import DataError, MachineError
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import UserError

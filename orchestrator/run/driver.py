@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from rich.markup import escape
 from ruamel.yaml import YAML
 
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from data_prep.errors import MachineError
 from data_prep.files import write_json, write_text
 from orchestrator.base.console import Reporter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from orchestrator.spec.limits import Limits, seconds
+from orchestrator.spec.search_limits import Limits, seconds
 from orchestrator.store.events import (
     DriverStarted,
     Event,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from orchestrator.spec.models import Arm, TrialShare
 from orchestrator.store.events import PrecisionChosen
 from orchestrator.store.ledger import Ledger
@@ -37,7 +37,7 @@ def _choose_on_worker(arm: Arm, schema: Schema, share: TrialShare) -> str:
     import ray  # noqa: PLC0415
 
     def choose() -> str:
-        from trainers.device import choose_precision_for  # noqa: PLC0415
+        from trainers.compute_settings import choose_precision_for  # noqa: PLC0415
 
         sizes = dict(zip(schema.names, schema.sizes, strict=True))
         return choose_precision_for(arm.train.model, sizes, size=arm.prep.size, device=share.device)

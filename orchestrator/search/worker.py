@@ -1,7 +1,7 @@
 """A warm worker's trials: a forked child runs them, its parent watches.
 
 The parent has imported what is slow to load (torch, timm), and its children share that memory. A
-child runs trial after trial while its process is as it was before the first one (`isolation.py`);
+child runs trial after trial while its process is as it was before the first one (`process_changes.py`);
 otherwise the next trial gets a new child, which costs a tenth of a second. A child that hangs,
 grows too large or dies costs only its own trial, and its parent can name the reason.
 """
@@ -27,8 +27,13 @@ from typing import Any, NoReturn
 
 import psutil
 
-from orchestrator.search.isolation import ProcessState, memory_on_card, seed_everything, warm_up
-from orchestrator.search.memory import resident_bytes
+from orchestrator.search.process_changes import (
+    ProcessState,
+    memory_on_card,
+    seed_everything,
+    warm_up,
+)
+from orchestrator.search.process_memory import resident_bytes
 from orchestrator.store.events import OBJECTIVE
 
 Report = Callable[[int, dict[str, float]], None]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.catalog.labels import Schema
-from data_prep.catalog.sources import require_images, sides, table_of
+from data_prep.catalog.label_schema import Schema
+from data_prep.catalog.listing import require_images, sides, table_of
 from data_prep.errors import DataError
 from data_prep.section import identity
 from orchestrator.base.keys import digest
@@ -19,10 +19,10 @@ from orchestrator.spec.messages import nearest, validate
 from orchestrator.spec.models import Arm, Spec
 from orchestrator.spec.search_space import Choice, FloatRange, Point, Space, apply, assignments
 from orchestrator.spec.yaml_source import Document, KeyPath, Place, Problem
-from trainers.checks import backbones as backbone_checks
-from trainers.checks.operations import Job, policy_problems
 from trainers.config import FrozenDeepHead, SingleHead
-from trainers.known_names import known_backbones
+from trainers.library_names import known_backbones
+from trainers.preflight import backbones as backbone_checks
+from trainers.preflight.augmentation_policies import Job, policy_problems
 
 _MAX_ASSIGNMENTS = 256
 _HEAD = "train.model.head"

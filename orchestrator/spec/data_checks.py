@@ -9,9 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.catalog.answers import placeholder
-from data_prep.catalog.labels import OWN_COLUMNS
-from data_prep.catalog.photo_list import Rows, rare_classes, read_rows, require_classes, summary
+from data_prep.catalog.label_schema import OWN_COLUMNS
+from data_prep.catalog.labelled_photos import (
+    Rows,
+    rare_classes,
+    read_rows,
+    require_classes,
+    summary,
+)
+from data_prep.catalog.test_labels import placeholder
 from data_prep.errors import DataError, nearest
 from orchestrator.spec.models import Experiment
 from orchestrator.spec.yaml_source import DocumentError, Problem, load

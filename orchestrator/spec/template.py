@@ -11,11 +11,17 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from data_prep.catalog.names import resolve
-from data_prep.catalog.photo_list import Rows, group_sizes, rare_classes, read_rows, require_classes
+from data_prep.catalog.labelled_photos import (
+    Rows,
+    group_sizes,
+    rare_classes,
+    read_rows,
+    require_classes,
+)
+from data_prep.catalog.photo_paths import resolve
 from data_prep.errors import DataError
 from orchestrator.base.errors import SpecError
-from orchestrator.spec import survey
+from orchestrator.spec import folder_survey
 from orchestrator.spec.models import Spec
 from orchestrator.spec.yaml_source import lone_value
 
@@ -45,7 +51,7 @@ class _Draft:
     """The data section, and what a reader should know of it."""
 
     source: list[str]
-    labels: list[survey.Labels]
+    labels: list[folder_survey.Labels]
     group: str  # as it stands in the spec
     tree: list[str]  # what was read, a line each
     test: str = "{hold_out: 0.15}"
@@ -63,8 +69,8 @@ def starter_spec(folder: Path, base: Path) -> str:
     if not folder.is_dir():
         raise SpecError(f"{folder}: a folder of photos was required, found none there")
     root = os.path.relpath(folder.resolve(), base.resolve())
-    tables = survey.read_tables(folder)
-    train = survey.choose_train(tables)
+    tables = folder_survey.read_tables(folder)
+    train = folder_survey.choose_train(tables)
     draft = (
         _from_table(folder, root, tables, train) if train else _from_folders(folder, root, tables)
     )
@@ -162,7 +168,7 @@ def _body(draft: _Draft, name: str, n_folds: int) -> str:
     return "\n".join(lines) + "\n" + _TAIL.format(second=second, folds=n_folds)
 
 
-def _label_line(label: survey.Labels) -> str:
+def _label_line(label: folder_survey.Labels) -> str:
     rule = f"classes: [{', '.join(map(_class_text, label.classes))}]"
     if label.bins:
         rule = f"bins: [{', '.join(f'{cut:g}' for cut in label.bins)}]"
@@ -197,8 +203,8 @@ def _quote(text: str) -> str:
 # ------------------------------------------------------------------------------------ the data
 
 
-def _from_folders(folder: Path, root: str, tables: list[survey.FoundTable]) -> _Draft:
-    tree = survey.read_classes(folder)
+def _from_folders(folder: Path, root: str, tables: list[folder_survey.FoundTable]) -> _Draft:
+    tree = folder_survey.read_classes(folder)
     if tree is None:
         raise SpecError(_nothing(folder, tables))
     paths = []
@@ -206,7 +212,7 @@ def _from_folders(folder: Path, root: str, tables: list[survey.FoundTable]) -> _
     for name, photos in tree.photos.items():
         paths += [f"{name}/{photo}" for photo in photos]
         labels += [name] * len(photos)
-    proposal = survey.propose_group_of_names(paths, labels)
+    proposal = folder_survey.propose_group_of_names(paths, labels)
     test = "{hold_out: 0.15}"
     where = f"root: {_quote(root)}"
     lines = [f"{folder.name}/"]
@@ -217,14 +223,14 @@ def _from_folders(folder: Path, root: str, tables: list[survey.FoundTable]) -> _
         test = f"{{layout: folder, {where}, images: {_quote(tree.test)}}}"
         if tree.test_has_classes:
             test = f"{{layout: class_folders, {where}, images: {_quote(tree.test)}, label: folder}}"
-        n_photos = survey.count_photos(folder / tree.test)
+        n_photos = folder_survey.count_photos(folder / tree.test)
         lines.append(f"  {tree.test}/   {n_photos} photos for the test")
     source = ["layout: class_folders", where]
     if tree.images != "images":
         source.append(f"images: {_quote(tree.images)}")
     return _Draft(
         source,
-        [survey.Labels("folder", classes=list(tree.photos))],
+        [folder_survey.Labels("folder", classes=list(tree.photos))],
         proposal.spec if proposal else "sample_id",
         lines,
         test=test,
@@ -232,9 +238,9 @@ def _from_folders(folder: Path, root: str, tables: list[survey.FoundTable]) -> _
     )
 
 
-def _nothing(folder: Path, tables: list[survey.FoundTable]) -> str:
+def _nothing(folder: Path, tables: list[folder_survey.FoundTable]) -> str:
     """Say what is missing in a folder of no known layout."""
-    n_photos = survey.count_photos(folder)
+    n_photos = folder_survey.count_photos(folder)
     if tables and n_photos:
         table = tables[0]
         return (
@@ -251,11 +257,11 @@ def _nothing(folder: Path, tables: list[survey.FoundTable]) -> str:
 
 
 def _from_table(
-    folder: Path, root: str, tables: list[survey.FoundTable], train: survey.FoundTable
+    folder: Path, root: str, tables: list[folder_survey.FoundTable], train: folder_survey.FoundTable
 ) -> _Draft:
-    group = survey.propose_group_column(train)
-    labels = survey.propose_labels(train, group)
-    contest = survey.choose_submission(tables, train)
+    group = folder_survey.propose_group_column(train)
+    labels = folder_survey.propose_labels(train, group)
+    contest = folder_survey.choose_submission(tables, train)
     answers: list[str] = []
     if contest is not None:
         answers = [name for name in contest.columns if name != contest.photo_column]
@@ -269,7 +275,7 @@ def _from_table(
         stem = _stem_label([images / name for name in names])
     if not labels and not stem:
         raise SpecError(
-            f"{train.path}: a column of labels was required (2 to {survey.MAX_CLASSES} values that "
+            f"{train.path}: a column of labels was required (2 to {folder_survey.MAX_CLASSES} values that "
             f"repeat, or numbers), found {', '.join(train.columns)}"
         )
     if group is None and not train.are_folders:
@@ -297,7 +303,10 @@ def _from_table(
 
 
 def _contest_test(
-    root: str, contest: survey.FoundTable, answers: list[str], labels: list[survey.Labels]
+    root: str,
+    contest: folder_survey.FoundTable,
+    answers: list[str],
+    labels: list[folder_survey.Labels],
 ) -> str:
     """Return a test section whose submission has the form of the sample."""
     parts = [f"root: {_quote(root)}"]
@@ -312,24 +321,26 @@ def _contest_test(
 
 
 def _group_of_names(
-    folder: Path, train: survey.FoundTable, labels: list[survey.Labels]
-) -> survey.GroupProposal | None:
+    folder: Path, train: folder_survey.FoundTable, labels: list[folder_survey.Labels]
+) -> folder_survey.GroupProposal | None:
     names = train.columns[train.photo_column].cells
     paths = resolve(str(folder / train.images), names).paths
     shown = [train.columns[label.column].cells for label in labels if label.classes]
     texts = ["/".join(cells) for cells in zip(*shown, strict=True)] if shown else [""] * len(paths)
-    return survey.propose_group_of_names(paths, texts)
+    return folder_survey.propose_group_of_names(paths, texts)
 
 
-def _tree(folder: Path, tables: list[survey.FoundTable], train: survey.FoundTable) -> list[str]:
+def _tree(
+    folder: Path, tables: list[folder_survey.FoundTable], train: folder_survey.FoundTable
+) -> list[str]:
     lines = [f"{folder.name}/"]
-    for name in survey.photo_folders(folder):
-        n_photos = survey.count_photos(folder / name) if name != "." else 0
+    for name in folder_survey.photo_folders(folder):
+        n_photos = folder_survey.count_photos(folder / name) if name != "." else 0
         if n_photos:
             lines.append(f"  {name}/   {n_photos} photos")
     for table in tables:
         use = "" if table is train else "   (not used)"
-        if survey.choose_submission(tables, train) is table:
+        if folder_survey.choose_submission(tables, train) is table:
             use = "   (the form of the submission)"
         columns = ", ".join(table.columns)
         lines.append(f"  {table.path.name}   {table.n_rows} rows: {columns}{use}")
@@ -341,7 +352,9 @@ def _stem_label(profiles: list[Path]) -> str:
     stems: set[str] = set()
     for folder in profiles:
         if folder.is_dir():
-            stems |= {photo.stem for photo in folder.iterdir() if survey.is_photo(photo.name)}
+            stems |= {
+                photo.stem for photo in folder.iterdir() if folder_survey.is_photo(photo.name)
+            }
     stems_by_class: dict[str, list[str]] = {}
     for stem in sorted(stems):
         stems_by_class.setdefault(stem.rstrip("0123456789") or stem, []).append(stem)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from orchestrator.base.versions import STAGE_NAMES, VERSIONS
+from orchestrator.base.stage_versions import STAGE_NAMES, VERSIONS
 from orchestrator.planning.stage import Found, Stage, find_nothing
 from orchestrator.stages import audit, catalog, confirm, prepare, search, split
 

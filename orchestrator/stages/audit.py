@@ -58,7 +58,7 @@ def run(env: Env, catalog: Catalog, split: Split, *, probe: bool = False) -> Aud
 
 def _examine(env: Env, catalog: Catalog, split: Split, key: str, *, probe: bool) -> Artifact:
     from data_prep.audit.examination import audit as examine  # noqa: PLC0415
-    from orchestrator.stages.quick_model import leak_gaps, probe_labels  # noqa: PLC0415
+    from orchestrator.stages.audit_models import leak_gaps, probe_labels  # noqa: PLC0415
 
     arms = env.experiment.arms
     gaps = leak_gaps(env, catalog.table, split.folds)

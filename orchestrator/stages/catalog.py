@@ -78,7 +78,7 @@ def run(env: Env) -> Catalog:
     Raises:
         DataError: data or the labels of a test table are not as the spec says.
     """
-    from data_prep.catalog.answers import placeholder  # noqa: PLC0415
+    from data_prep.catalog.test_labels import placeholder  # noqa: PLC0415
 
     key = catalog_key(env)
     spec = env.experiment.spec
@@ -113,7 +113,7 @@ def _require_columns(names: list[str], artifact: Artifact) -> None:
         return
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    from data_prep.catalog.labels import name_in_catalog  # noqa: PLC0415
+    from data_prep.catalog.label_schema import name_in_catalog  # noqa: PLC0415
 
     columns = pq.read_schema(artifact.file("catalog.parquet")).names
     missing = [name for name in names if name_in_catalog(name, columns) not in columns]
@@ -156,8 +156,8 @@ def _is_outdated(env: Env, artifact: Artifact) -> bool:
 
     Rights to read, and the limit of pixels, are no part of the key.
     """
-    from data_prep.catalog.builder import photo_path  # noqa: PLC0415
     from data_prep.catalog.photo_inspection import may_be_read_now  # noqa: PLC0415
+    from data_prep.catalog.photo_paths import photo_path  # noqa: PLC0415
 
     if artifact.manifest["finished"] >= env.photos_since:
         return False
@@ -179,7 +179,7 @@ def _has_split_groups(artifact: Artifact) -> bool:
     Blanks around a name and its Unicode form once made another group of it, so that photos of one
     group were on both sides. Few tables have such names, so the version of all catalogs stays.
     """
-    from data_prep.catalog.group_names import group_name  # noqa: PLC0415
+    from data_prep.catalog.photo_groups import group_name  # noqa: PLC0415
     from orchestrator.store import tables  # noqa: PLC0415
 
     if "notes" in artifact.result:

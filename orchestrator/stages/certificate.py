@@ -12,13 +12,13 @@ import numpy as np
 
 from data_prep.config import Prep
 from data_prep.files import write_json
-from data_prep.preparation.steps import steps_identity
+from data_prep.preparation.step_identity import steps_identity
 from data_prep.section import identity
 from orchestrator.base.wording import counted
 from orchestrator.cluster.ray_tasks import ray_map
+from orchestrator.ensemble.certificate_text import OTHER_RUNS, statement
 from orchestrator.ensemble.members import checkpoint
 from orchestrator.ensemble.predict import prepare_photos, probabilities
-from orchestrator.ensemble.statement import OTHER_RUNS, statement
 from orchestrator.evaluation import metrics
 from orchestrator.evaluation import vote as voting
 from orchestrator.evaluation.intervals import Estimate, difference_of_scores
@@ -422,7 +422,7 @@ def check(env: Env, lineage: Lineage, split: str) -> Check:
 
 def _job(env: Env, trial: TrialRecord, artifact: Artifact, split: str) -> _Job:
     """Pick some of the photos that a trial held out, spread over its stored answers."""
-    from data_prep.catalog.builder import photo_path  # noqa: PLC0415
+    from data_prep.catalog.photo_paths import photo_path  # noqa: PLC0415
 
     spec = env.experiment.spec
     columns = ["sample_id", "split", "probs"]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from data_prep.files import write_json
 from orchestrator.evaluation.hypotheses import judge
-from orchestrator.evaluation.looks import claim_key, predictions_key
 from orchestrator.evaluation.predictions import Predictions
+from orchestrator.evaluation.sequential_testing import claim_key, predictions_key
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.spec.claims import Claim
 from orchestrator.stages.catalog import Catalog

@@ -16,10 +16,10 @@ from rich.markup import escape
 
 from data_prep.errors import some
 from data_prep.files import write_json
-from data_prep.preparation.steps import steps_identity
+from data_prep.preparation.step_identity import steps_identity
 from orchestrator.base.errors import UserError
 from orchestrator.base.keys import digest, stage_key
-from orchestrator.base.versions import VERSIONS
+from orchestrator.base.stage_versions import VERSIONS
 from orchestrator.planning.stage import CACHED, SUCCEEDED, ArtifactName, Env, Found, Scope
 from orchestrator.planning.stage_keys import partial_key, prepare_key, prepare_keys, rows_key
 from orchestrator.spec.models import Arm
@@ -400,7 +400,7 @@ def _shard_rows(env: Env, catalog: Catalog) -> dict[int, list[ShardRow]]:
     """Deal the usable photos to shards by their ids."""
     import pyarrow.compute as pc  # noqa: PLC0415
 
-    from data_prep.catalog.builder import photo_path  # noqa: PLC0415
+    from data_prep.catalog.photo_paths import photo_path  # noqa: PLC0415
     from data_prep.preparation.shards import n_shards_for, shard_of  # noqa: PLC0415
 
     usable = catalog.table.filter(pc.equal(catalog.table["status"], "ok"))
@@ -472,7 +472,7 @@ def _describe(
     env: Env, catalog: Catalog, shards: Artifact, variants: list[str]
 ) -> Mapping[str, Any]:
     """Return what prep.json says of one set: counts, rates per class, warnings, contact sheet."""
-    from data_prep.preparation import contact_sheet as sheet  # noqa: PLC0415
+    from data_prep.preparation import step_films as sheet  # noqa: PLC0415
     from data_prep.preparation.shard_builder import SHEET_SUFFIX, read_sheet  # noqa: PLC0415
     from data_prep.preparation.shards import read_shard  # noqa: PLC0415
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.base.keys import digest, stage_key
-from orchestrator.base.versions import QUICK_BACKBONE, VERSIONS
+from orchestrator.base.stage_versions import QUICK_BACKBONE, VERSIONS
 from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.planning.stage import Env
 
@@ -64,7 +64,7 @@ def features(env: Env, rows: pa.Table, view: str) -> Floats:
         rows: of the catalog.
         view: "whole", or "rim": the middle blanked.
     """
-    from data_prep.catalog.builder import photo_path  # noqa: PLC0415
+    from data_prep.catalog.photo_paths import photo_path  # noqa: PLC0415
     from data_prep.weights.cache import hashes  # noqa: PLC0415
 
     samples = rows["sample_id"].to_pylist()

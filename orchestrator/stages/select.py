@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from data_prep.catalog.labels import name_in_catalog
+from data_prep.catalog.label_schema import name_in_catalog
 from orchestrator.base.errors import UserError
 from orchestrator.base.wording import counted
 from orchestrator.ensemble.diagnosis import (
@@ -22,10 +22,10 @@ from orchestrator.ensemble.diagnosis import (
 )
 from orchestrator.evaluation import common_samples, metrics, selection, selection_bias
 from orchestrator.evaluation import vote as voting
-from orchestrator.evaluation.checkpoint_curve import CheckpointCurve, checkpoint_curve
+from orchestrator.evaluation.answer_scores import Scores, score_answers
+from orchestrator.evaluation.checkpoints_per_member import CheckpointCurve, checkpoint_curve
 from orchestrator.evaluation.paired_test import PairedTest, paired_difference
 from orchestrator.evaluation.predictions import Predictions
-from orchestrator.evaluation.scores import Scores, score_answers
 from orchestrator.evaluation.selection import Candidate, Selection
 from orchestrator.evaluation.selection_bias import Corrected
 from orchestrator.planning.stage import SUCCEEDED, Env

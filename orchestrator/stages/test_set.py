@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.evaluation import metrics
-from orchestrator.evaluation.looks import labels_key, predictions_key
 from orchestrator.evaluation.predictions import Ints, Predictions
+from orchestrator.evaluation.sequential_testing import labels_key, predictions_key
 from orchestrator.planning.stage import Env
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
@@ -73,7 +73,7 @@ def read_test_photos(
         variants: those that answer; a photo is lost where one of them could not prepare it, as in
             `predict`.
     """
-    from data_prep.catalog.builder import test_order  # noqa: PLC0415
+    from data_prep.catalog.test_photos import test_order  # noqa: PLC0415
 
     data = env.experiment.spec.data
     table = catalog.table
@@ -127,7 +127,7 @@ def open_labels(
     Returns:
         Sample id -> class; None where the spec names no labels.
     """
-    from data_prep.catalog.builder import test_labels  # noqa: PLC0415
+    from data_prep.catalog.test_photos import test_labels  # noqa: PLC0415
 
     labels = test_labels(env.experiment.spec.data, env.experiment.base, catalog.table)
     if labels is None:

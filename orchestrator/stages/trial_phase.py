@@ -14,12 +14,12 @@ from data_prep.files import file_sha256, write_text
 from data_prep.section import identity
 from data_prep.weights.cache import recorded
 from orchestrator.base.keys import stage_key
-from orchestrator.base.versions import VERSIONS
+from orchestrator.base.stage_versions import VERSIONS
 from orchestrator.evaluation import common_samples
 from orchestrator.planning.stage import Env
 from orchestrator.search.controller import TrialController
 from orchestrator.search.precision import choose_precision
-from orchestrator.search.training_subsets import mixable_file, subset_file
+from orchestrator.search.training_inputs import mixable_file, subset_file
 from orchestrator.search.trial import TrialSpec
 from orchestrator.search.worker import Watch
 from orchestrator.spec.models import Arm, Experiment

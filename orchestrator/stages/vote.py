@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from data_prep.config import TestTable
 from data_prep.files import write_text
-from orchestrator.evaluation.scores import Scores, score_answers
+from orchestrator.evaluation.answer_scores import Scores, score_answers
 from orchestrator.evaluation.vote import named_submission, submission, vote_table
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.stages import test_set

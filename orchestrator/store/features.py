@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from orchestrator.base.keys import stage_key
-from orchestrator.base.versions import VERSIONS
+from orchestrator.base.stage_versions import VERSIONS
 from orchestrator.store.artifacts import Store
 
 FeatureStore = Callable[[dict[str, object], Callable[[], Any]], Any]

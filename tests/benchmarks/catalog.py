@@ -80,9 +80,9 @@ def hashes(n, seed=0):
 
 
 def ours(folder):
-    from data_prep.audit.duplicates import candidates
     from data_prep.catalog.builder import build_catalog
-    from data_prep.catalog.labels import Schema
+    from data_prep.catalog.label_schema import Schema
+    from data_prep.catalog.near_duplicates import candidates
     from data_prep.catalog.photo_inspection import OK, Facts, inspect_chunk
     from data_prep.config import Data, Split
     from data_prep.split import assign

@@ -366,7 +366,7 @@ def bank_vs_backbone():
 
 _STEPS = """
 import resource, sys, timm, torch
-from trainers.device import keep_freed_memory
+from trainers.compute_settings import keep_freed_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "kept":
     keep_freed_memory()

@@ -51,7 +51,7 @@ class Sleepy:
     """The real steps that need no network, and the time that the networks would take."""
 
     def __init__(self, prep, threads):
-        from data_prep.preparation.pipeline import Preparation
+        from data_prep.preparation.photo_steps import Preparation
 
         self.preparation = Preparation(prep, threads=threads)
 
@@ -199,7 +199,7 @@ def wait_for(process, store, pattern, limit_s=300):
 def memory(folder, n, seed):
     """Prepare n photos in one worker and read its peak memory after every tenth of them."""
     from data_prep.config import Prep
-    from data_prep.preparation.pipeline import Preparation, prepare_row
+    from data_prep.preparation.photo_steps import Preparation, prepare_row
 
     paths, preparation = drawn(folder / "photos", 36), Preparation(Prep.model_validate_json(STEPS))
     order, peaks = np.random.default_rng(seed).integers(0, len(paths), n), {}
@@ -282,7 +282,7 @@ def encoding(folder, n, seed):
     from PIL import Image
 
     from data_prep.catalog.images import decode
-    from data_prep.preparation.pipeline import around
+    from data_prep.preparation.photo_steps import around
 
     paths, crops = drawn(folder / "photos", 36, size=(384, 512)), []
     for at in np.random.default_rng(seed).permutation(len(paths))[:n]:

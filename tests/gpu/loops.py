@@ -58,7 +58,7 @@ def _net(backbone, size, device):
 def _step(net, adam, x, y, device, precision):
     import torch
 
-    from trainers.device import autocast
+    from trainers.compute_settings import autocast
 
     with autocast(device, precision):
         logits = net(x)["joint"]
@@ -188,7 +188,7 @@ def forward_rate(setting, backbone, size, precision):
     """Predict bare: one batch of 128 that lies on the device."""
     import torch
 
-    from trainers.device import autocast
+    from trainers.compute_settings import autocast
 
     device = setting.device
     net = _net(backbone, size, device).to(memory_format=torch.channels_last).eval()

@@ -6,7 +6,7 @@ import pytest
 from trainers import augmentation
 from trainers.config import Train
 from trainers.data import ahead
-from trainers.known_names import settings_of
+from trainers.library_names import settings_of
 
 FLIP = [{"name": "HorizontalFlip", "p": 0.5}]
 PHOTOS = np.random.default_rng(0).integers(0, 255, (24, 16, 16, 3), dtype=np.uint8)

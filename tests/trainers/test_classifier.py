@@ -348,7 +348,7 @@ def test_memory_that_a_step_frees_is_kept_for_the_next():
     """The kernel zeroes a page when it is touched first; a step that gets its pages back touches none first."""
     code = """
 import resource, torch
-from trainers.device import keep_freed_memory
+from trainers.compute_settings import keep_freed_memory
 assert keep_freed_memory()
 def step():
     for _ in range(20):

@@ -8,9 +8,9 @@ import torch
 
 from data_prep.section import identity
 from trainers.classifier import train
+from trainers.compute_settings import compiled
 from trainers.config import Train
 from trainers.data import Task
-from trainers.device import compiled
 
 
 def config(**settings):

@@ -14,7 +14,7 @@ from torch import Tensor
 from trainers import checkpoint
 from trainers.checkpoint import Description, State
 from trainers.overlap.copies import read_all
-from trainers.overlap.device_settings import Overlap
+from trainers.overlap.options import Overlap
 
 
 class CheckpointWriter:

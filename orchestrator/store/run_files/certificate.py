@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.store.run_files.diagnosis import Diagnosed, RaceFacts
+from orchestrator.store.run_files.diagnosis import Diagnosed
+from orchestrator.store.run_files.race import RaceFacts
 from orchestrator.store.run_files.records import FileRecord
 from orchestrator.store.run_files.scores import (
     CheckpointCurve,

@@ -74,27 +74,3 @@ class Diagnosed(FileRecord):
     calibration: tuple[LabelCalibration, ...] = ()
     kept: PartScore | None = None  # without the photos that exclusions keep out of training
     lost: PartScore | None = None  # with the photos lost in preparation, counted as wrong
-
-
-class StoppedFinalist(FileRecord):
-    """A finalist that a race stopped."""
-
-    setting: str = ""
-    look: int | None = None
-    n_seeds: int | None = None
-    behind: str = ""
-    difference: float | None = None
-    p_value: float | None = None
-    p_adjusted: float | None = None
-
-
-class RaceFacts(FileRecord):
-    """What a race of finalists did."""
-
-    n_finalists: int | None = None
-    n_looks: int | None = None
-    n_looks_taken: int | None = None
-    n_trainings: int | None = None  # without a race
-    n_saved: int | None = None
-    level: float | None = None
-    stopped: tuple[StoppedFinalist, ...] = ()

@@ -20,7 +20,7 @@ from PIL import Image
 
 from data_prep.audit.examination import audit
 from data_prep.catalog.builder import build_catalog
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from data_prep.config import Data, Split
 from data_prep.split import assign
 

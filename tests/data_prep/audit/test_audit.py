@@ -8,7 +8,7 @@ import pytest
 
 from data_prep.audit.examination import audit, leak
 from data_prep.catalog.builder import build_catalog
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from data_prep.config import Split
 from data_prep.split import assign
 

@@ -18,17 +18,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_prep.audit import photo_scan
 from data_prep.audit.distributions import columns_that_tell
 from data_prep.audit.examination import audit
-from data_prep.catalog import answers
 from data_prep.catalog import builder as module
-from data_prep.catalog.builder import build_catalog, content_hash, photo_path, photos_hash
+from data_prep.catalog import photo_reading, test_labels
+from data_prep.catalog.builder import build_catalog, content_hash, photos_hash
 from data_prep.catalog.images import decode
-from data_prep.catalog.labels import Schema, values_in
-from data_prep.catalog.names import EXTENSIONS, refusal
+from data_prep.catalog.label_schema import Schema, values_in
 from data_prep.catalog.photo_inspection import examine, inspect
-from data_prep.catalog.tables import read_table
+from data_prep.catalog.photo_paths import EXTENSIONS, photo_path, refusal
+from data_prep.catalog.user_tables import read_table
 from data_prep.errors import DataError, MachineError
 from data_prep.split import excluded
 from tests.data_prep.conftest import AGE, GENDER
@@ -214,9 +213,9 @@ def test_test_rows_know_nothing_but_their_photo(contest):
 
 def test_labels_of_the_test_set_are_read_by_one_function_only(contest, monkeypatch):
     kept = []
-    read = answers.read_table
+    read = test_labels.read_table
     monkeypatch.setattr(
-        answers,
+        test_labels,
         "read_table",
         lambda path, where, keep=None: kept.append(keep) or read(path, where, keep),
     )
@@ -424,7 +423,7 @@ def test_a_table_full_of_bad_paths_opens_none_of_them(contest, monkeypatch):
     contest.save()
     opened = []
     monkeypatch.setattr(
-        photo_scan,
+        photo_reading,
         "inspect_chunk",
         lambda places: opened.extend(places) or [examine(b"") for _ in places],
     )

@@ -58,7 +58,7 @@ def test_a_loop_of_links_ends(contest):
 
 
 def test_planning_imports_nothing_heavy():
-    code = "import sys, data_prep.catalog.fingerprint, data_prep.catalog.labels; print([m for m in ('numpy', 'pyarrow', 'PIL') if m in sys.modules])"
+    code = "import sys, data_prep.catalog.fingerprint, data_prep.catalog.label_schema; print([m for m in ('numpy', 'pyarrow', 'PIL') if m in sys.modules])"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from data_prep.catalog.labels import Schema, class_names, code_of, read_codes
+from data_prep.catalog.label_schema import Schema, class_names, code_of, read_codes
 from data_prep.config import Label
 from data_prep.errors import DataError
 

@@ -17,7 +17,7 @@ from PIL import Image
 from data_prep.catalog.images import decode, encode
 from data_prep.config import Prep
 from data_prep.preparation import pool
-from data_prep.preparation.pipeline import Prepared
+from data_prep.preparation.photo_steps import Prepared
 from data_prep.preparation.pool import PoolError, ShardTask, prepare_shards
 from data_prep.preparation.shards import read_shard
 from data_prep.weights.registry import WeightsError

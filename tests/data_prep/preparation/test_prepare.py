@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_prep.catalog.images import PhotoError, decode, encode
 from data_prep.config import Prep
-from data_prep.preparation.pipeline import (
+from data_prep.preparation.photo_steps import (
     Preparation,
     Prepared,
     around,
@@ -33,7 +33,7 @@ from data_prep.preparation.shards import (
     write_index,
     write_shard,
 )
-from data_prep.preparation.steps import steps_identity
+from data_prep.preparation.step_identity import steps_identity
 
 
 def photo(color=(200, 30, 40), size=(20, 30), kind="JPEG", **settings):

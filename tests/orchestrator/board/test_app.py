@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from orchestrator.board.app import make_app
-from orchestrator.board.hub import Hub
+from orchestrator.board.run_cache import Hub
 from orchestrator.search.worker import stop_file
 from orchestrator.store.artifacts import Store
 from tests.orchestrator.board.planted import HOSTILE, LONG, TOKEN, LiveDriver, write_store

@@ -156,10 +156,10 @@ def test_a_stranger_s_model_comes_from_no_other_folder_and_not_from_the_net(
 
 
 def test_a_bundle_of_another_preparation_or_format_is_refused(run, tmp_path, monkeypatch):
-    from data_prep.preparation import steps
+    from data_prep.preparation import step_identity
 
     folder = folder_of(run, tmp_path)
-    monkeypatch.setitem(steps.VERSIONS, "resize", 99)
+    monkeypatch.setitem(step_identity.VERSIONS, "resize", 99)
     with pytest.raises(UserError, match="this installation has"):
         opened(folder)
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -4,7 +4,7 @@ import io
 import numpy as np
 import pytest
 
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from orchestrator.ensemble.diagnosis import diagnose
 from orchestrator.evaluation.predictions import Predictions
 

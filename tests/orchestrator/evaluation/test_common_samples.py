@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pytest
 
 from data_prep.catalog.builder import build_catalog
-from data_prep.catalog.labels import Schema, train_codes
+from data_prep.catalog.label_schema import Schema, train_codes
 from data_prep.split import assign
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation.common_samples import (
@@ -17,7 +17,7 @@ from orchestrator.evaluation.common_samples import (
 )
 from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import Predictions
-from orchestrator.search.training_subsets import subset_file
+from orchestrator.search.training_inputs import subset_file
 from orchestrator.stages.trial_phase import rank_trials
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store

@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 
 from orchestrator.evaluation.hypotheses import judge, needs_text
-from orchestrator.evaluation.looks import claim_key, labels_key, penalty, predictions_key
 from orchestrator.evaluation.predictions import Predictions
+from orchestrator.evaluation.sequential_testing import (
+    claim_key,
+    labels_key,
+    penalty,
+    predictions_key,
+)
 from orchestrator.spec.claims import Claim, parse
 from orchestrator.store.looks import FILE, count_look, read_looks
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation import vote
 from orchestrator.evaluation.vote import cast, named_submission, submission, vote_table

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from data_prep.weights.cache import CACHE_VARIABLE
 from data_prep.weights.registry import describe
-from orchestrator.base.versions import QUICK_BACKBONE, STAGE_NAMES, VERSIONS
+from orchestrator.base.stage_versions import QUICK_BACKBONE, STAGE_NAMES, VERSIONS
 from orchestrator.evaluation.selection import finalists
 from orchestrator.planning import stage_keys
 from orchestrator.planning.stage import Scope

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from ruamel.yaml import YAML
 
-from data_prep.catalog.labels import Schema
-from orchestrator.base.versions import STAGE_NAMES
+from data_prep.catalog.label_schema import Schema
+from orchestrator.base.stage_versions import STAGE_NAMES
 from orchestrator.store import tables
 
 SCHEMA = Schema(

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.search.controller import Finished, TrialController, Waiting
 from orchestrator.search.early_stopping import Rungs, rung_epochs
-from orchestrator.spec.limits import Limits, seconds
+from orchestrator.spec.search_limits import Limits, seconds
 from orchestrator.spec.search_space import Asha, Median
 from orchestrator.store.events import (
     LimitReached,

@@ -5,8 +5,12 @@ import sys
 
 import pytest
 
-from orchestrator.search import isolation
-from orchestrator.search.isolation import MAX_CARD_GROWTH_BYTES, MAX_GROWTH_BYTES, ProcessState
+from orchestrator.search import process_changes
+from orchestrator.search.process_changes import (
+    MAX_CARD_GROWTH_BYTES,
+    MAX_GROWTH_BYTES,
+    ProcessState,
+)
 from orchestrator.search.worker import Child
 
 
@@ -14,7 +18,7 @@ from orchestrator.search.worker import Child
 def memory(monkeypatch):
     """What the process has, on the host and on the card."""
     bytes_ = {"host": 10**9, "card": 10**6}
-    monkeypatch.setattr(isolation, "private_bytes", lambda: bytes_["host"])
+    monkeypatch.setattr(process_changes, "private_bytes", lambda: bytes_["host"])
     return bytes_
 
 

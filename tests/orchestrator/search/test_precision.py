@@ -1,6 +1,6 @@
 import json
 
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from orchestrator.search import precision
 from orchestrator.spec.load import read
 from orchestrator.spec.models import TrialShare

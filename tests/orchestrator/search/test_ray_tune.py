@@ -101,7 +101,7 @@ def test_a_worker_chooses_precision_auto_by_the_rule(cluster):
     from orchestrator.search import precision
     from orchestrator.spec.models import TrialShare
     from tests.orchestrator.search.test_precision import SCHEMA, arm
-    from trainers.device import choose_precision_for
+    from trainers.compute_settings import choose_precision_for
 
     share = TrialShare(cpu=0.5)
     for backbone in ("resnet18", "tf_efficientnet_lite0"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.search.memory import resident_bytes
+from orchestrator.search.process_memory import resident_bytes
 from orchestrator.search.worker import TRAINING_MODULES, Child, Failed, Reported, Watch, stop_file
 
 GLOBAL = []
@@ -267,7 +267,7 @@ def test_a_trial_that_reports_all_the_time_is_looked_at_too(child_of, watch, cau
 
 @pytest.mark.parametrize("limited", [True, False])
 def test_what_a_trial_freed_counts_against_no_later_one_that_has_a_limit(child_of, limited):
-    from trainers.device import keep_freed_memory
+    from trainers.compute_settings import keep_freed_memory
 
     def free(spec, report):
         keep_freed_memory()

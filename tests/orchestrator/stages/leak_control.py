@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.audit.examination import people
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from data_prep.config import Split
+from orchestrator.stages.audit_models import compress, leak_gap, persons
 from orchestrator.stages.quick_features import chosen
-from orchestrator.stages.quick_model import compress, leak_gap, persons
 from orchestrator.store import tables
 from orchestrator.store.ledger import read
 

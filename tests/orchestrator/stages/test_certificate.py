@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from data_prep.files import write_json
+from orchestrator.ensemble.certificate_text import COVERED, OTHER_RUNS, statement
 from orchestrator.ensemble.predict import PreparedPhotos
-from orchestrator.ensemble.statement import COVERED, OTHER_RUNS, statement
-from orchestrator.evaluation.checkpoint_curve import ONE_SEED
+from orchestrator.evaluation.checkpoints_per_member import ONE_SEED
 from orchestrator.evaluation.intervals import Interval
-from orchestrator.evaluation.looks import labels_key
 from orchestrator.evaluation.race import RaceResult, Stopped
+from orchestrator.evaluation.sequential_testing import labels_key
 from orchestrator.stages import certificate, test_set
 from orchestrator.stages.certificate import audit_findings, whom
 from orchestrator.store import tables

@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from data_prep.catalog import sources
+from data_prep.catalog import listing
 from data_prep.catalog.builder import build_catalog, content_hash
-from data_prep.catalog.labels import Schema
+from data_prep.catalog.label_schema import Schema
 from data_prep.errors import DataError
 from data_prep.files import file_sha256
 from data_prep.split import assign
 from orchestrator.planning.stage_keys import split_key
-from orchestrator.search.training_subsets import subset_file
+from orchestrator.search.training_inputs import subset_file
 from orchestrator.search.trial import TrialSpec, run_trial
 from orchestrator.stages import split
 from orchestrator.store import tables
@@ -51,7 +51,7 @@ def test_another_directory_order_and_another_disk_give_the_same_split_file(
     for base, backwards in ((contest.base, False), (other, True)):
         if backwards:
             monkeypatch.setattr(
-                sources.os, "scandir", lambda folder: Reversed(reversed(list(real(folder))))
+                listing.os, "scandir", lambda folder: Reversed(reversed(list(real(folder))))
             )
             lines = (base / "train/train.csv").read_text().splitlines(keepends=True)
             (base / "train/train.csv").write_text("".join([lines[0], *reversed(lines[1:])]))

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from orchestrator.base.errors import UserError
+from orchestrator.report.command_output import run_lines, status_lines
 from orchestrator.report.explain import story, why
 from orchestrator.report.results import status_view
-from orchestrator.report.views import run_lines, status_lines
 from orchestrator.run.control import remove_run
 from orchestrator.store.events import RunEnded, StageEnded
 from orchestrator.store.ledger import Ledger

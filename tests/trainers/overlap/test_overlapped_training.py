@@ -10,7 +10,7 @@ from trainers.config import Train
 from trainers.data import Task
 from trainers.inference import load, predict
 from trainers.overlap.clock import PARTS
-from trainers.overlap.device_settings import Overlap, overlap_on
+from trainers.overlap.options import Overlap, overlap_on
 
 
 def overlap(**settings):

@@ -1,0 +1,376 @@
+"""The declarative label schema: attributes, their classes, and the single code that joins them."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.catalog.photo_paths import composed
+from data_prep.config import ColumnLabel, FolderLabel, Label, StemLabel
+from data_prep.errors import DataError, nearest, some
+
+OWN_COLUMNS = (
+    "sample_id",
+    "path",
+    "group",
+    "own_group",
+    "label",
+    "sha256",
+    "width",
+    "height",
+    "status",
+    "phash",
+    "near",
+)
+"""A catalog's own columns, beside label_<name>; a table's column of such a name is `table_<name>`."""
+_NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?")
+"""007 is a name and no number."""
+_ALL_DIGITS = 1e15  # a whole number below it is exact
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Label names and their class names; their order gives all codes."""
+
+    classes: dict[str, list[str]]
+
+    @classmethod
+    def of(cls, labels: Mapping[str, Label]) -> Schema:
+        """Read the schema out of a spec's labels."""
+        return cls({name: class_names(label) for name, label in labels.items()})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The labels, the one that weighs most first."""
+        return tuple(self.classes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of classes per label."""
+        return tuple(len(names) for names in self.classes.values())
+
+    @property
+    def n_classes(self) -> int:
+        """Number of joint classes."""
+        return math.prod(self.sizes)
+
+    def encode(self, codes: Any) -> Any:
+        """Join one code per label into the single code; the first label weighs most.
+
+        Args:
+            codes: L integers, or an (N, L) integer array.
+
+        Returns:
+            int, or an (N,) array.
+
+        Raises:
+            ValueError: a code is out of range, or their number is wrong.
+        """
+        # an array is known by its shape: this module imports no NumPy
+        many = getattr(codes, "ndim", 1) == 2
+        columns = list(codes.T if many else codes)
+        if len(columns) != len(self.sizes):
+            raise ValueError(
+                f"{len(self.sizes)} codes were required, one per label, found {len(columns)}"
+            )
+        label: Any = 0
+        for name, column, size in zip(self.names, columns, self.sizes, strict=True):
+            _check_range(column, size, f"codes of {name}")
+            label = label * size + column
+        return label if many else int(label)
+
+    def decode(self, label: Any) -> Any:
+        """Split the single code into one code per label.
+
+        Args:
+            label: an integer, or an (N,) integer array.
+
+        Returns:
+            A tuple of L ints, or an (N, L) array.
+
+        Raises:
+            ValueError: a code is out of range.
+        """
+        _check_range(label, self.n_classes, "classes")
+        rest = label
+        columns = []
+        for size in reversed(self.sizes):
+            columns.append(rest % size)
+            rest = rest // size
+        columns.reverse()
+        if getattr(label, "ndim", 0) == 0:
+            return tuple(int(column) for column in columns)
+        import numpy as np  # noqa: PLC0415 - an array came in, so NumPy is loaded already
+
+        return np.stack(columns, axis=1)
+
+    def class_name(self, label: int) -> str:
+        """Return a readable name such as 'wear/male/<30'."""
+        codes = self.decode(label)
+        return "/".join(map(list.__getitem__, self.classes.values(), codes))
+
+
+def class_names(label: Label) -> list[str]:
+    """Return the class names of one label in code order; bins [30, 60] give '<30', '30-59', '>=60'."""
+    if label.classes is not None:
+        return list(label.classes)
+    bins = label.bins or []
+    inner = [_between(low, high) for low, high in itertools.pairwise(bins)]
+    return [f"<{in_digits(bins[0])}", *inner, f">={in_digits(bins[-1])}"]
+
+
+def in_digits(border: float) -> str:
+    """Write a border so that no two look alike: 30, 0.5, 1000001."""
+    if float(border).is_integer() and abs(border) < _ALL_DIGITS:
+        return str(int(border))
+    short = f"{border:g}"
+    return short if float(short) == border else repr(float(border))
+
+
+def code_of(label: Label, value: Any) -> int | str:
+    """Return the code of one value under one label, or a text that says why it has none.
+
+    Args:
+        label: the rule.
+        value: a stem, a part of a folder's name, or a value of a column.
+    """
+    if isinstance(label, StemLabel):
+        return _code_of_stem(label, value)
+    if value is None or value == "":
+        return "the value is empty"
+    if label.classes is None:
+        return _bin_of(label.bins or [], value)
+    code = class_of(label.classes, value)
+    if code is not None:
+        return code
+    text = str(value)
+    hint = ""
+    if class_of(label.classes, text.strip()) is not None:
+        hint = " (it has blanks around it)"
+    return f"value {text!r} is none of {', '.join(label.classes)}{hint}"
+
+
+def class_of(classes: Sequence[str], value: Any) -> int | None:
+    """Return the code of the class that a value names, None if it names none.
+
+    Text is compared as it is, in either Unicode form (NFC or NFD). Where all classes are numbers,
+    numbers are compared: 0.0 is the class "0". Truth values are compared in any case.
+    """
+    text = composed(str(value).lower() if isinstance(value, bool) else str(value))
+    names = [composed(name) for name in classes]
+    if text in names:
+        return names.index(text)
+    if set(names) <= {"true", "false"}:
+        return names.index(text.lower()) if text.lower() in names else None
+    number = _number(text)
+    numbers = [_number(name) for name in names]
+    is_distinct = None not in numbers and len(set(numbers)) == len(numbers)
+    return numbers.index(number) if is_distinct and number in numbers else None
+
+
+def _number(text: str) -> float | None:
+    return float(text) if _NUMBER.fullmatch(text) else None
+
+
+def _bin_of(borders: Sequence[float], value: Any) -> int | str:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return f"value {value!r} is no number"
+    if not math.isfinite(number):
+        return f"value {value!r} is not finite"
+    return sum(number >= border for border in borders)
+
+
+def _code_of_stem(label: StemLabel, stem: str) -> int | str:
+    fitting = {}
+    for code, (name, patterns) in enumerate(label.classes.items()):
+        forms = map(composed, _patterns(patterns))
+        if any(fnmatch.fnmatchcase(composed(stem), pattern) for pattern in forms):
+            fitting[name] = code
+    if len(fitting) == 1:
+        return next(iter(fitting.values()))
+    return f"stem {stem!r} fits {' and '.join(fitting) or 'no class'}"
+
+
+def read_codes(
+    labels: Mapping[str, Label], relatives: Sequence[str], columns: Mapping[str, Sequence[Any]]
+) -> list[list[int]]:
+    """Return the codes of all samples, one list per label.
+
+    Args:
+        labels: the rules by name.
+        relatives: POSIX paths of the photos below `images/`.
+        columns: the table's columns, one value per photo.
+
+    Raises:
+        DataError: a rule leaves samples without a class or with two, or names a column that is not there.
+    """
+    all_codes = []
+    for name, label in labels.items():
+        codes = _codes(name, label, relatives, columns)
+        all_codes.append(_require_codes(name, label, relatives, codes))
+    return all_codes
+
+
+def unlabelled(
+    labels: Mapping[str, Label], relatives: Sequence[str], columns: Mapping[str, Sequence[Any]]
+) -> list[str | None]:
+    """Return per sample why it has no class of some label, None where it has all.
+
+    Raises:
+        DataError: a rule names a column that is not there.
+    """
+    reasons: list[str | None] = [None] * len(relatives)
+    for name, label in labels.items():
+        for index, code in enumerate(_codes(name, label, relatives, columns)):
+            if isinstance(code, str) and reasons[index] is None:
+                reasons[index] = f"no class of {name}: {code}"
+    return reasons
+
+
+def values_in(label: ColumnLabel | FolderLabel, catalog: Any) -> list[Any]:
+    """Return the values that a label is read from, out of a catalog; null where a row is not labelled.
+
+    Args:
+        label: the rule.
+        catalog: rows as `build_catalog` returns them.
+    """
+    if isinstance(label, FolderLabel):
+        relatives = [sample.partition("/")[2] for sample in catalog["sample_id"].to_pylist()]
+        return list(_values("", label, relatives, {}))
+    values: list[Any] = catalog[name_in_catalog(label.column, catalog.column_names)].to_pylist()
+    return values
+
+
+def name_in_catalog(column: str, there: Collection[str]) -> str:
+    """Return what a catalog with the columns `there` calls a column of the user's table."""
+    renamed = f"table_{column}"
+    is_taken = column in OWN_COLUMNS or column.startswith("label_")
+    return renamed if is_taken and renamed in there else column
+
+
+def train_borders(labels: Mapping[str, Label]) -> dict[str, list[float]]:
+    """Return the `train_bins` of the labels that name some."""
+    return {
+        name: label.train_bins
+        for name, label in labels.items()
+        if not isinstance(label, StemLabel) and label.train_bins
+    }
+
+
+def train_codes(labels: Mapping[str, Label], catalog: Any) -> dict[str, list[int]]:
+    """Return the codes that training samples have under `train_bins`, for the labels that name some.
+
+    Args:
+        labels: the rules by name.
+        catalog: labelled rows only.
+    """
+    codes = {}
+    for name, label in labels.items():
+        if isinstance(label, ColumnLabel | FolderLabel) and label.train_bins is not None:
+            moved = label.model_copy(update={"bins": label.train_bins})
+            codes[name] = [int(code_of(moved, value)) for value in values_in(label, catalog)]
+    return codes
+
+
+def _codes(
+    name: str, label: Label, relatives: Sequence[str], columns: Mapping[str, Sequence[Any]]
+) -> list[int | str]:
+    known: dict[Any, int | str] = {}  # few distinct values: 100,000 photos cost 0.1 s
+    codes = []
+    for value in _values(name, label, relatives, columns):
+        if value not in known:
+            # a folder without that part gives None, and a stem is never None
+            known[value] = code_of(label, value)
+        codes.append(known[value])
+    return codes
+
+
+def _require_codes(
+    name: str, label: Label, relatives: Sequence[str], codes: Sequence[int | str]
+) -> list[int]:
+    kept = []
+    faults = []
+    for relative, code in zip(relatives, codes, strict=True):
+        if isinstance(code, str):
+            faults.append(f"{relative}: {code}")
+        else:
+            kept.append(code)
+    if faults:
+        raise DataError(
+            f"data.labels.{name}",
+            f"one class per photo was required under the rule {_rule(label)}; {len(faults)} of "
+            f"{len(relatives)} have not: {some(faults)}. Widen or narrow the rule, correct the "
+            "data, or leave such photos out with data.unlabelled: leave_out",
+        )
+    return kept
+
+
+def _values(
+    name: str, label: Label, relatives: Sequence[str], columns: Mapping[str, Sequence[Any]]
+) -> Sequence[Any]:
+    if isinstance(label, StemLabel):
+        return list(map(_stem, relatives))
+    if isinstance(label, FolderLabel):
+        return [_folder_part(label, relative) for relative in relatives]
+    if label.column not in columns:
+        raise DataError(
+            f"data.labels.{name}.column",
+            f"one of {', '.join(columns)} was required, found {label.column!r}"
+            f"{nearest(label.column, columns)}",
+        )
+    return columns[label.column]
+
+
+def _stem(relative: str) -> str:
+    name = relative.rpartition("/")[2]
+    return name.rpartition(".")[0] or name
+
+
+def _folder_part(label: FolderLabel, relative: str) -> str | None:
+    parts = relative.rpartition("/")[0].rpartition("/")[2].split(label.separator)
+    return parts[label.part] if label.part < len(parts) else None
+
+
+def _rule(label: Label) -> str:
+    if isinstance(label, StemLabel):
+        rules = []
+        for name, patterns in label.classes.items():
+            rules.append(f"{name}: {' or '.join(_patterns(patterns))}")
+        return f"stem, {', '.join(rules)}"
+    if isinstance(label, ColumnLabel):
+        where = f"column {label.column}"
+    else:
+        where = f"folder part {label.part} cut at {label.separator!r}"
+    return f"{where}, bins {label.bins}" if label.bins else f"{where}, classes {label.classes}"
+
+
+def _patterns(patterns: str | list[str]) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else patterns
+
+
+def _between(low: float, high: float) -> str:
+    if float(low).is_integer() and float(high).is_integer():
+        if high - low == 1:
+            return in_digits(low)
+        return f"{in_digits(low)}-{in_digits(high - 1)}"
+    return f"{in_digits(low)}-<{in_digits(high)}"
+
+
+def _check_range(codes: Any, size: int, what: str) -> None:
+    if getattr(codes, "ndim", 0) == 0:
+        low = high = codes
+    elif len(codes):
+        low = codes.min()
+        high = codes.max()
+    else:
+        return
+    if low < 0 or high >= size:
+        wrong = low if low < 0 else high
+        raise ValueError(f"{what} from 0 to {size - 1} were required, found {wrong}")

@@ -1,0 +1,120 @@
+"""The subsets of a training: a small file per variant, seed and fold, and one for MixUp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_prep.catalog.label_schema import Schema, train_borders, train_codes
+from data_prep.config import Data
+from data_prep.split import cells, excluded, inner_part, rows_of_seed
+from orchestrator.base.keys import digest
+from orchestrator.store import tables
+from orchestrator.store.artifacts import Artifact
+from trainers.config import NoMixUp, OfflineMixUp, OnlineMixUp, Train
+
+_LEARNED = ("train", "val")
+
+
+def subset_file(
+    folder: Path, folds: Artifact, data: Data, catalog: pa.Table, seed: int, fold: int | None
+) -> Path:
+    """Write which sample has which part in one training, and its label codes.
+
+    Args:
+        folder: for the file; one that exists is taken as it is.
+        folds: the split of the variant.
+        data: the settings of the variant.
+        catalog: the photos.
+        seed: the confirm seed, by which folds are dealt; without a fold it decides nothing.
+        fold: None for roles train and val; a number for the inner parts of the other folds, and
+            this fold as the hold-out, excluded samples too.
+    """
+    moved = train_borders(data.labels)
+    suffix = f"-{digest(moved)[:8]}" if moved else ""
+    name = "search" if fold is None else f"seed{seed}-fold{fold}"
+    path = folder / f"{folds.key[:12]}{suffix}-{name}.parquet"
+    if path.is_file():
+        return path
+    schema = Schema.of(data.labels)
+    table = tables.read(folds.file("folds.parquet"))
+    table = rows_of_seed(table, None if fold is None else seed)
+    parts = _parts(table, data, schema, fold)
+    samples = sorted(parts)
+    labels = dict(zip(table["sample_id"].to_pylist(), table["label"].to_pylist(), strict=True))
+    codes = schema.decode(np.array([labels[sample] for sample in samples], np.int64))
+    columns: dict[str, Any] = {
+        "sample_id": pa.array(samples, pa.string()),
+        "part": pa.array([parts[sample] for sample in samples], pa.string()),
+    }
+    moved_codes = _moved_codes(data, catalog) if moved else {}
+    for index, label in enumerate(schema.names):
+        column = codes[:, index].tolist()
+        if label in moved_codes:  # what is scored keeps its borders
+            for row, sample in enumerate(samples):
+                if parts[sample] == "train":
+                    column[row] = moved_codes[label][sample]
+        columns[f"label_{label}"] = pa.array(column, pa.int64())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tables.write(pa.table(columns), path)
+    return path
+
+
+def _parts(folds: pa.Table, data: Data, schema: Schema, fold: int | None) -> dict[str, str]:
+    """Return sample -> train, val or holdout."""
+    rows = folds.to_pylist()
+    if fold is None:
+        return {row["sample_id"]: row["role"] for row in rows if row["role"] in _LEARNED}
+    train, val = inner_part(folds, fold, data.split, schema)
+    parts = {**dict.fromkeys(train, "train"), **dict.fromkeys(val, "val")}
+    for row in rows:
+        if row["fold"] == fold:
+            parts[row["sample_id"]] = "holdout"
+    return parts
+
+
+def mixable_file(
+    folder: Path, train: Train, catalog: pa.Table, catalog_key: str, schema: Schema
+) -> Path | None:
+    """Write which samples MixUp may mix, and with which; None where it mixes all.
+
+    Raises:
+        DataError: the spec names a column that the table does not have.
+    """
+    mixup = train.augment.mixup
+    if isinstance(mixup, NoMixUp) or (isinstance(mixup, OnlineMixUp) and not mixup.only):
+        return None
+    within = mixup.within if isinstance(mixup, OfflineMixUp) else []
+    name = digest([catalog_key, mixup.only, within])[:12]
+    path = folder / f"mixable-{name}.parquet"
+    if path.is_file():
+        return path
+    where = "train.augment.mixup"
+    table = catalog.filter(pc.is_valid(catalog["label"]))
+    fits = np.ones(len(table), bool)
+    if mixup.only:
+        fits = excluded(table, schema, [mixup.only], f"{where}.only")
+    groups = table["group"].combine_chunks().dictionary_encode().indices
+    columns = {
+        "sample_id": table["sample_id"],
+        "fits": pa.array(fits),
+        "within": pa.array(cells(table, schema, within, f"{where}.within")),
+        "group": groups.cast(pa.int64()).fill_null(-1),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tables.write(pa.table(columns), path)
+    return path
+
+
+def _moved_codes(data: Data, catalog: pa.Table) -> dict[str, dict[str, int]]:
+    """Return label -> sample -> its code under `train_bins`."""
+    rows = catalog.filter(pc.is_valid(catalog["label"]))
+    samples = rows["sample_id"].to_pylist()
+    codes = {}
+    for label, column in train_codes(data.labels, rows).items():
+        codes[label] = dict(zip(samples, column, strict=True))
+    return codes

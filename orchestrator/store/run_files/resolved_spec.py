@@ -1,0 +1,44 @@
+"""The record of resolved.yaml."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.store.run_files.records import FileRecord
+from orchestrator.store.run_files.selection import VoteRule
+
+
+class DataFacts(FileRecord):
+    """The section `data` of a resolved spec."""
+
+    group: Any = ""
+    labels: Any = None
+
+    @property
+    def group_text(self) -> str:
+        """The group in words: a column, or the rule that reads it from names."""
+        rule = self.group if isinstance(self.group, dict) else {}
+        return f"{rule['from']} of the photo" if "from" in rule else str(self.group)
+
+
+class SearchFacts(FileRecord):
+    """The section `search` of a resolved spec."""
+
+    space: dict[str, Any] = {}
+
+
+class PrepFacts(FileRecord):
+    """The section `prep` of a resolved spec."""
+
+    steps: tuple[Any, ...] = ()
+
+
+class ResolvedSpec(FileRecord):
+    """What readers of a run need of its resolved spec."""
+
+    name: str = ""
+    data: DataFacts = DataFacts()
+    prep: PrepFacts = PrepFacts()
+    search: SearchFacts = SearchFacts()
+    confirm: Any = ()  # None where the spec switches it off
+    vote: VoteRule = VoteRule()
