@@ -95,7 +95,7 @@ def test_results_lists_subgroups_and_counts_likely_wrong_labels(run):
     assert "subgroups, out-of-fold" in table
     assert "0.310 to 0.520" in table
     assert json.loads(render_results(run, "json"))["ensemble"]["subgroups"] == SUBGROUPS
-    assert "likely wrong labels: 7 photos of 1 people; see suspects.csv" in ensemble_lines(run)
+    assert "likely wrong labels: 7 photos of 1 person; see suspects.csv" in ensemble_lines(run)
 
 
 def test_a_run_of_an_older_version_has_none_of_it(tmp_path):
