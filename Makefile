@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := data/sample
 .DEFAULT_GOAL := help
-.PHONY: help setup weights quickstart smoke check test fast references bench gpu-check campaign clean
+.PHONY: help setup weights quickstart smoke check test fast references docs bench gpu-check campaign clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -47,8 +47,12 @@ fast: setup  ## fast tests alone
 test: weights  ## every test tier that a CPU can run
 	$(BIN)/python -m pytest -q -m "not gpu" --durations=15
 
-references: setup  ## write docs/reference from the models of the spec and the commands
+references: setup  ## write docs/reference from the models of the spec, the commands and an example
 	$(BIN)/python docs/generate.py
+
+docs: references  ## build docs/ as a site with a search box: build/docs/index.html
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/zensical build --clean --strict
 
 bench: weights  ## measure against what a user would do instead; ONLY=name runs one
 	$(BIN)/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY)) --out bench.json

@@ -1,4 +1,4 @@
-"""Write docs/reference from the models of the spec and the commands: `make references` and a test run it."""
+"""Write docs/reference from the models, the commands and an example: `make references` runs it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from orchestrator.cli import main as commands
 from orchestrator.spec.models import schema
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
+_EXAMPLE = REFERENCE.parents[1] / "experiments" / "full_example.yaml"
 _NOTE = "<!-- Written by docs/generate.py. Change the models or commands, then run `make references`. -->\n"
 _COMMAND = "python -m orchestrator"
 
@@ -104,7 +105,20 @@ def _command(name: str, command: click.Command) -> str:
     return "\n".join(lines)
 
 
-PAGES = {"spec.md": spec_page, "cli.md": cli_page}
+def example_page() -> str:
+    """Return the full spec with its comments."""
+    parts = [
+        _NOTE,
+        "# A full spec with comments\n",
+        "This is `experiments/full_example.yaml`. A test checks that it is valid and has every section.",
+        "A spec of your own needs a tenth of it: `init` writes one. Each key is described in the",
+        "[spec reference](spec.md).\n",
+        f"```yaml\n{_EXAMPLE.read_text(encoding='utf-8')}```\n",
+    ]
+    return "\n".join(parts)
+
+
+PAGES = {"spec.md": spec_page, "cli.md": cli_page, "example.md": example_page}
 
 
 def main() -> None:

@@ -1,15 +1,28 @@
-"""The written references are those of the models and commands of today."""
+"""README and docs: references are current, links lead somewhere, and what is said to be typed works."""
 
 import importlib.util
+import re
+import subprocess
 from pathlib import Path
 
 import click
 import pytest
 
 from orchestrator.cli import main
+from orchestrator.spec.data_checks import check_data
+from orchestrator.spec.load import read
 from orchestrator.spec.models import schema
+from orchestrator.spec.template import starter_spec
+from tests import documents
 
 ROOT = Path(__file__).resolve().parents[1]
+EXAMPLE = ROOT / "experiments/full_example.yaml"
+LINKED = [documents.README, *documents.PAGES]
+SECTIONS = "Spec Data Split Prep Train Model Augment Search Limits Confirm Select Vote Track Wandb Resources TrialShare PrepShare"
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
 
 
 def generator():
@@ -19,7 +32,10 @@ def generator():
     return module
 
 
-@pytest.mark.parametrize("page", ["spec.md", "cli.md"])
+# references
+
+
+@pytest.mark.parametrize("page", ["spec.md", "cli.md", "example.md"])
 def test_a_reference_is_current(page):
     written = (ROOT / "docs/reference" / page).read_text()
     assert written == generator().PAGES[page](), "run `make references` and commit what it writes"
@@ -43,3 +59,101 @@ def test_every_command_and_option_is_described():
         silent += [f"{name} {item.opts[0]}" for item in options if not item.help]
         silent += [] if command.help else [name]
     assert [] == silent
+
+
+def test_the_full_example_is_valid_and_names_every_key_of_its_sections(drawn, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/sample").symlink_to(drawn)
+    spec = tmp_path / "experiments/full_example.yaml"
+    spec.parent.mkdir()
+    spec.write_text(EXAMPLE.read_text())
+    experiment = read(spec, need_data=True, try_components=True)
+    assert [] == check_data(experiment, spec).warnings
+    described = schema()
+    parts = {**described["$defs"], "Spec": described}
+    wanted = {key for name in SECTIONS.split() for key in parts[name]["properties"]}
+    named = set(re.findall(r"[\w]+(?=:)", EXAMPLE.read_text()))
+    assert set() == wanted - named, "write these keys into experiments/full_example.yaml"
+
+
+# pages
+
+
+@pytest.mark.parametrize("page", LINKED, ids=name_of)
+def test_every_link_and_anchor_leads_somewhere(page):
+    for target in documents.links(page):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        place = (page.parent / path).resolve() if path else page
+        assert place.exists(), f"{name_of(page)}: {target}"
+        if page != documents.README:  # the site holds docs/ alone
+            assert place.is_relative_to(ROOT / "docs"), f"{name_of(page)}: {target}"
+        if anchor:
+            assert anchor in documents.anchors(place), f"{name_of(page)}: {target}"
+
+
+def test_every_page_is_in_the_sites_navigation_and_reached_from_the_first_one():
+    nav = (ROOT / "mkdocs.yml").read_text().split("nav:")[1]
+    names = {page.relative_to(ROOT / "docs").as_posix() for page in documents.PAGES}
+    assert names == set(re.findall(r"[\w/]+\.md", nav))
+    linked = {link.partition("#")[0] for link in documents.links(ROOT / "docs/index.md")}
+    assert names == linked | {"index.md"}
+
+
+def test_readme_is_short():
+    assert len(documents.README.read_text().splitlines()) <= 70
+
+
+@pytest.mark.parametrize("page", LINKED, ids=name_of)
+def test_commands_and_their_options_exist(page):
+    for name, *arguments in documents.commands(page):
+        command = main.commands.get(name)
+        assert command is not None, name
+        if "[OPTIONS]" in arguments:
+            continue  # the usage lines of the reference
+        context = click.Context(command)
+        values, left_over, _ = command.make_parser(context).parse_args(list(arguments))
+        assert [] == left_over, (name, arguments)
+        for item in command.params:
+            if isinstance(item, click.Argument) and item.required:
+                assert isinstance(values.get(item.name), str), (name, arguments)
+    makefile = (ROOT / "Makefile").read_text()
+    for target in documents.targets(page):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize(
+    ("tree", "lines"),
+    [pytest.param(tree, lines, id=title) for title, tree, lines in documents.layouts()],
+)
+def test_init_reads_a_drawn_layout_as_the_page_says(tmp_path, tree, lines):
+    root = documents.plant_tree(tmp_path, tree)
+    written = starter_spec(root, tmp_path).splitlines()
+    data = [re.sub(r"  +#.*", "", line)[2:] for line in written if line.startswith("  ")]
+    assert lines == data[: len(lines)]
+
+
+def test_the_layouts_are_read():
+    assert 6 == len(list(documents.layouts()))
+
+
+def test_quickstart_is_the_experiment_that_test_learning_runs():
+    printed = subprocess.run(
+        ["make", "--dry-run", "--always-make", "quickstart"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "-m orchestrator submit experiments/quickstart.yaml" in printed
+    assert "experiments/quickstart.yaml" in (ROOT / "tests/test_learning.py").read_text()
+
+
+def test_the_tutorial_run_leaves_out_no_command_of_its_pages():
+    for page, typed in (
+        (documents.README, documents.own_photos()),
+        (documents.TUTORIAL, documents.console(documents.TUTORIAL)),
+    ):
+        n_typed = sum("-m orchestrator" in line for line in typed)
+        assert n_typed == len(documents.commands(page)), name_of(page)

@@ -1,1 +1,1 @@
-"""Drawn people, the sample data of quickstart and tests."""
+"""Drawn people and plants, the sample data of quickstart, tutorial and tests."""

@@ -5,24 +5,30 @@ It says what to expect, what was measured and what weakens it. All else is in th
 
 from __future__ import annotations
 
+from data_prep.catalog.photo_groups import GROUP, GroupWords
 from orchestrator.base.wording import counted
+from orchestrator.spec.score import score_title
 from orchestrator.store.run_files.certificate import Certificate
 from orchestrator.store.run_files.scores import Score
 
 OTHER_RUNS = "the same test labels in other runs of this store"
 """What certificate.json's `looked_at` calls them."""
-COVERED = "Intervals cover which people were photographed, not other cameras or places."
 
 
-def statement(certificate: Certificate) -> str:
-    """Return the certificate in one paragraph of at most 150 words, the corrected number first."""
+def statement(certificate: Certificate, words: GroupWords = GROUP) -> str:
+    """Return the certificate in one paragraph of at most 150 words, the corrected number first.
+
+    Args:
+        certificate: without the paragraph.
+        words: what to call the groups.
+    """
     sentences = [
         *_expected(certificate),
         *_lost(certificate),
         _tested(certificate),
         *_chosen(certificate),
         *_weakened(certificate.findings),
-        COVERED,
+        f"Intervals cover which {words.many} were photographed, not other cameras or places.",
     ]
     if certificate.check is not None and certificate.check.equal is False:
         sentences.append(
@@ -34,17 +40,20 @@ def statement(certificate: Certificate) -> str:
 def _expected(certificate: Certificate) -> list[str]:
     """Say what the vote is expected to reach, and what that rests on."""
     estimate = certificate.estimate
-    score = estimate.macro_f1
+    score = estimate.headline
+    title = score_title(certificate.score)
     if score.estimate is None:
         return []
-    vote = f"On {estimate.of}, the vote of {counted(len(certificate.members), 'member')}"
+    n_members = len(certificate.members)
+    voters = "the one member" if n_members == 1 else f"the vote of {n_members} members"
+    vote = f"On {estimate.of}, {voters}"
     size = f"{counted(score.n_samples, 'photo')} of {counted(score.n_groups, 'group')}"
     if estimate.on == "role val":
         return [
-            f"{vote} reached macro F1 {_span(score)}.",
+            f"{vote} reached {title} {_span(score)}.",
             f"These {size} chose epochs and settings. Expect less of new photos.",
         ]
-    promise = f"{vote} is expected to reach at least macro F1"
+    promise = f"{vote} is expected to reach at least {title}"
     corrected = certificate.corrected
     if corrected.estimate is None:
         promise = f"{promise} {_span(score)}."
@@ -68,17 +77,17 @@ def _checkpoints(certificate: Certificate) -> str:
 def _lost(certificate: Certificate) -> list[str]:
     """Say what photos are worth that preparation lost."""
     lost = certificate.lost
-    score = certificate.estimate.macro_f1.estimate
-    if lost is None or lost.macro_f1.estimate is None or score is None:
+    score = certificate.estimate.headline.estimate
+    if lost is None or lost.headline.estimate is None or score is None:
         return []
     photos = counted(lost.n_photos, "more photo")
-    less = score - lost.macro_f1.estimate
+    less = score - lost.headline.estimate
     return [f"Preparation lost {photos}; counting them as wrong costs {less:z.3f}."]
 
 
 def _tested(certificate: Certificate) -> str:
     """Say what the test set shows."""
-    score = certificate.test.macro_f1
+    score = certificate.test.headline
     if score is None:
         return "There is no test score: no test labels are known."
     part = "the test set"

@@ -12,12 +12,6 @@ from orchestrator.store.run_files.scores import Score
 from orchestrator.store.run_files.selection import BoardRow, Contribution
 
 _NO_SCORE = Score()
-_COVERED = (
-    "The interval of a score covers which people were photographed, with these models. The "
-    "correction covers the choice of members. The interval of a claim also covers the luck of "
-    "training, where there are two seeds. Nothing covers other data: other cameras, places or "
-    "people of another kind."
-)
 
 
 @dataclass(frozen=True)
@@ -46,8 +40,8 @@ def certificate(run: Run) -> View:
     return {
         "known": True,
         "facts": facts,
-        "scores": _scores(facts),
-        "covered": _COVERED,
+        "scores": _scores(facts, run.words.many),
+        "covered": _covered(run.words.many),
         "on": "role val" if facts.estimate.on == "role val" else "out of fold",
         "group": run.resolved.data.group_text,
         "members": [_lineage(member) for member in facts.members],
@@ -55,7 +49,17 @@ def certificate(run: Run) -> View:
     }
 
 
-def _scores(facts: Certificate) -> list[ScoreRow]:
+def _covered(many: str) -> str:
+    """Say what the numbers cover and what they do not."""
+    return (
+        f"The interval of a score covers which {many} were photographed, with these models. The "
+        "correction covers the choice of members. The interval of a claim also covers the luck of "
+        "training, where there are two seeds. Nothing covers other data: other cameras, places or "
+        f"{many} of another kind."
+    )
+
+
+def _scores(facts: Certificate, many: str) -> list[ScoreRow]:
     test_set = "test set, scored once"
     if facts.test.part == "private":
         test_set = "private half of the test set, scored once"
@@ -64,10 +68,10 @@ def _scores(facts: Certificate) -> list[ScoreRow]:
     rows = [
         ScoreRow(
             f"{_promise(facts)}, corrected for the selection",
-            "members chosen on some people, scored on the others",
+            f"members chosen on some {many}, scored on the others",
             facts.corrected,
         ),
-        ScoreRow(_promise(facts), facts.estimate.on, facts.estimate.macro_f1),
+        ScoreRow(_promise(facts), facts.estimate.on, facts.estimate.headline),
         ScoreRow(
             "with all checkpoints of the members",
             "extrapolated from the checkpoints that judged these photos",
@@ -76,24 +80,24 @@ def _scores(facts: Certificate) -> list[ScoreRow]:
         ScoreRow(
             f"without {counted(kept.n_photos, 'photo')} that the spec keeps out of training",
             facts.estimate.on,
-            kept.macro_f1,
+            kept.headline,
         ),
         ScoreRow(
             f"with {counted(lost.n_photos, 'photo')} that preparation lost, counted as wrong",
             facts.estimate.on,
-            lost.macro_f1,
+            lost.headline,
         ),
         ScoreRow(
             "without likely wrong labels",
             f"{facts.estimate.on}; an upper limit",
-            facts.label_noise.macro_f1_without or _NO_SCORE,
+            facts.label_noise.without or _NO_SCORE,
         ),
         ScoreRow(
             "public half of the test set",
             "as on a leaderboard",
-            facts.public.macro_f1 or _NO_SCORE,
+            facts.public.headline or _NO_SCORE,
         ),
-        ScoreRow("test", test_set, facts.test.macro_f1 or _NO_SCORE),
+        ScoreRow("test", test_set, facts.test.headline or _NO_SCORE),
     ]
     return [row for row in rows if row.score.estimate is not None]
 
@@ -147,7 +151,7 @@ def board(run: Run) -> View:
         "rows": rows,
         "typed": typed,
         "policy": run.selection.policy,
-        "private": ensemble.test.macro_f1,
+        "private": ensemble.test.headline,
     }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_prep.files import write_json
-from orchestrator.ensemble.certificate_text import COVERED, OTHER_RUNS, statement
+from orchestrator.ensemble.certificate_text import OTHER_RUNS, statement
 from orchestrator.ensemble.predict import PreparedPhotos
 from orchestrator.evaluation.checkpoints_per_member import ONE_SEED
 from orchestrator.evaluation.intervals import Interval
@@ -29,8 +29,8 @@ MADE = {
     "members": [{}, {}, {}],
     "estimate": {
         "on": "out-of-fold predictions",
-        "of": "people (group: id) it has never seen",
-        "people": "People of role val chose the settings and are not scored.",
+        "of": "groups (group: id) it has never seen",
+        "people": "Groups of role val chose the settings and are not scored.",
         "macro_f1": SCORES,
     },
     "corrected": {"estimate": 0.65, "low": 0.55, "high": 0.75, "n_candidates": 40},
@@ -60,7 +60,7 @@ def test_the_corrected_number_is_the_first_and_is_at_least():
     """The uncorrected one was the first, and nothing said that more checkpoints are deployed."""
     text = statement(as_record(Certificate, MADE))
     assert text.startswith(
-        "On people (group: id) it has never seen, the vote of 3 members is expected to reach at "
+        "On groups (group: id) it has never seen, the vote of 3 members is expected to reach at "
         "least macro F1 0.650 (90 % interval 0.550 to 0.750), corrected for the choice among 40 "
         "candidates. It rests on 280 photos of 40 groups and 2 checkpoints per member; all 6 "
         "should reach about 0.720."
@@ -129,7 +129,8 @@ def test_the_fullest_paragraph_has_at_most_150_words():
     assert len(text.split()) <= 150
     assert text.endswith(
         "There were 2 other looks at its labels. The split of base leaks: the score is too high "
-        f"for new people. See 2 more findings below. {COVERED}"
+        "for new people. See 2 more findings below. Intervals cover which groups were "
+        "photographed, not other cameras or places."
     )
     assert len(said(**fullest, policy="leaderboard", corrected=None).split()) <= 150
 
@@ -143,7 +144,7 @@ def test_what_the_audit_found_weakens_the_promise():
     findings = audit_findings(as_record(AuditFacts, facts))
     assert "The split of base leaks" in findings[0]
     assert "3 pictures stand in more than one group" in findings[1]
-    assert "people it may have seen" in whom("id", {"profile"}, confirmed=True, leaking=True)
+    assert "groups it may have seen" in whom("id", {"profile"}, confirmed=True, leaking=True)
     assert audit_findings(AuditFacts(variants={"base": SplitFacts(leak=0.0)})) == []
 
 
@@ -247,7 +248,7 @@ def test_a_race_is_accounted_for(certified):
     assert returned.race.stopped[0].setting == "three"
     uses = {use["what"]: use["times"] for use in facts["looked_at"]}
     assert uses["out-of-fold labels, in the race"] == 1
-    assert "people (group: id) it has never seen" in facts["statement"]
+    assert "groups (group: id) it has never seen" in facts["statement"]
 
 
 def test_answers_that_differ_from_the_stored_ones_fail_the_check(certified):
@@ -264,7 +265,7 @@ def test_a_leak_in_the_audit_takes_the_promise_about_new_people_away(certified):
         "duplicates": {"across_groups": {"n": 2}},
     }
     _, facts, _ = certified(audit=audit)
-    assert facts["estimate"]["of"] == "photos it has never seen, of people it may have seen"
+    assert facts["estimate"]["of"] == "photos it has never seen, of groups it may have seen"
     assert "The split of a leaks" in facts["findings"][0]
     assert "2 pictures stand in more than one group" in facts["findings"][1]
     assert "The split of a leaks" in facts["statement"]
