@@ -92,7 +92,7 @@ def test_finalists_are_chosen_on_the_val_samples_that_all_arms_kept(tmp_path):
     assert rank_trials(trials) == [("easy", "easy", 1.0), ("hard", "hard", 1.0)]
     other = {"c": (0, 1), "x": (1, 1), "y": (0, 0), "z": (1, 1)}  # one photo in common
     apart = [trials[1], finished(store, "other", "p3", other, 0.9)]
-    assert search_scores(apart, "val_macro_f1") == [1.0, 0.0], "not each on photos of its own"
+    assert search_scores(apart) == [1.0, 0.0], "not each on photos of its own"
     alone = [finished(store, "x", "p1", easy, 0.4), finished(store, "y", "p1", easy, 0.5)]
     assert search_scores(alone) == [0.4, 0.5]  # one val part: as the trials said
 
