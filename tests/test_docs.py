@@ -1,6 +1,8 @@
 """README and docs: references are current, links lead somewhere, and what is said to be typed works."""
 
 import importlib.util
+import itertools
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -8,11 +10,13 @@ from pathlib import Path
 import click
 import pytest
 
+from data_prep.sample.synthetic import PHOTOS
 from orchestrator.cli import main
 from orchestrator.spec.data_checks import check_data
 from orchestrator.spec.load import read
 from orchestrator.spec.models import schema
 from orchestrator.spec.template import starter_spec
+from orchestrator.spec.yaml_source import lone_value
 from tests import documents
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,9 +65,26 @@ def test_every_command_and_option_is_described():
     assert [] == silent
 
 
-def test_the_full_example_is_valid_and_names_every_key_of_its_sections(drawn, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/sample").symlink_to(drawn)
+def name_people(root):
+    """Write the tables of the drawn people, with empty files for their photos."""
+    people = ["id,gender,race,age,path"]
+    answers = ["ImageID,ans"]
+    for number, (gender, age) in enumerate(itertools.product(("male", "female"), (20, 40, 60) * 4)):
+        people.append(f"{number},{gender},drawn,{age},{number}")
+        for photo in PHOTOS:
+            path = root / f"train/images/{number}/{photo}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    (root / "eval/images").mkdir(parents=True)
+    for code in range(18):
+        (root / f"eval/images/{code}.jpg").touch()
+        answers.append(f"{code}.jpg,{code}")
+    (root / "train/train.csv").write_text("\n".join(people))
+    (root / "eval/info.csv").write_text("\n".join(answers))
+
+
+def test_the_full_example_is_valid_and_names_every_key_of_its_sections(tmp_path):
+    name_people(tmp_path / "data/sample")
     spec = tmp_path / "experiments/full_example.yaml"
     spec.parent.mkdir()
     spec.write_text(EXAMPLE.read_text())
@@ -148,6 +169,24 @@ def test_quickstart_is_the_experiment_that_test_learning_runs():
     ).stdout
     assert "-m orchestrator submit experiments/quickstart.yaml" in printed
     assert "experiments/quickstart.yaml" in (ROOT / "tests/test_learning.py").read_text()
+
+
+# commands that run
+
+
+@pytest.mark.ray
+@pytest.mark.models
+@pytest.mark.slow
+def test_every_command_of_the_tutorial_and_of_readme_does_what_it_says(tutorial):
+    for command, done in tutorial.done.items():
+        assert 0 == done.returncode, f"{command}\n{done.stdout}{done.stderr}"
+    spec = lone_value((tutorial.root / "plants.yaml").read_text())
+    assert {"from": "name", "pattern": "plant-(?P<group>[0-9]+)"} == spec["data"]["group"]
+    # README's spec is the same experiment
+    (run,) = [run for run in tutorial.runs() if run.name.startswith("plants-")]
+    assert "SUCCEEDED" == json.loads((run / "summary.json").read_text())["state"]
+    answers = (tutorial.root / "answers.csv").read_text().splitlines()
+    assert 1 + len(list((tutorial.root / "data/plants/new").iterdir())) == len(answers)
 
 
 def test_the_tutorial_run_leaves_out_no_command_of_its_pages():
