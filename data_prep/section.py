@@ -42,7 +42,7 @@ def identity(section: BaseModel) -> dict[str, Any]:
         alias = field.alias or name
         extra = field.json_schema_extra
         if isinstance(extra, dict) and extra.get(_HOW):
-            dumped.pop(alias)
+            dumped.pop(alias, None)
             continue
         value = getattr(section, name)
         if isinstance(value, BaseModel):

@@ -95,9 +95,14 @@ def _tell_damage(path: Path, damage: str) -> None:
     )
 
 
+def score_of(metrics: dict[str, float]) -> float:
+    """Return what the best epoch is chosen by: `val_score` where it is reported, else macro F1."""
+    return metrics.get("val_score", metrics["val_macro_f1"])
+
+
 def best_epoch(history: list[dict[str, float]]) -> int:
-    """Return the epoch (from 1) with the best val macro F1, the first of equals."""
-    scores = [metrics["val_macro_f1"] for metrics in history]
+    """Return the epoch (from 1) with the best score, the first of equals."""
+    scores = [score_of(metrics) for metrics in history]
     return scores.index(max(scores)) + 1
 
 

@@ -29,7 +29,7 @@ from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
 from trainers.feature_cache import PLAIN, FeatureCache, FeatureStore, View
 from trainers.inference import as_tensor
 from trainers.losses import BranchLoss, alpha_of, branch_loss, total_loss
-from trainers.metrics import accuracy, macro_f1, split_class
+from trainers.metrics import Objective, accuracy, macro_f1, split_class
 from trainers.mixing import mix, offline_pairs
 from trainers.model import Classifier, build
 from trainers.optim import Plateau, lr_at, make_optimizer
@@ -76,6 +76,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     micro_batch: int | None = None,
     overlap: Overlap | None = None,
     began: float | None = None,
+    objective: Objective | None = None,
 ) -> Result:
     """Train one classifier and leave the weights of its best epoch in `work_dir`.
 
@@ -97,6 +98,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         micro_batch: at most so many photos at once, for a machine with little memory.
         overlap: what runs beside the steps; None: what pays on the device.
         began: when the start of this training began (`time.perf_counter`); None: now.
+        objective: chooses the best epoch, and is reported as `val_score`; None: macro F1.
 
     Raises:
         TrainingDiverged: a loss or metric is not finite. On a GPU it is noticed two steps later.
@@ -226,11 +228,20 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
             with clock.timing("evaluation"), autocast(device, scored_in):
                 watch = LossWatch("val loss", task.name, overlap.copies, overlap.loss_lag)
                 metrics |= evaluate(
-                    model, net, inputs, codes, losses, watch, overlap, step=step, lr=lr
+                    model,
+                    net,
+                    inputs,
+                    codes,
+                    losses,
+                    watch,
+                    overlap,
+                    step=step,
+                    lr=lr,
+                    objective=objective,
                 )
             metrics["epoch_s"] = time.perf_counter() - began
             metrics |= clock.take()
-            plateau.update(metrics["val_macro_f1"], getattr(config.schedule, "patience", 0))
+            plateau.update(checkpoint.score_of(metrics), getattr(config.schedule, "patience", 0))
             history.append(metrics)
             with clock.timing("checkpoint"):
                 if best_epoch(history) == epoch:
@@ -453,6 +464,7 @@ def evaluate(
     *,
     step: int,
     lr: float,
+    objective: Objective | None = None,
 ) -> dict[str, float]:
     """Score the val part: never augmented, no batch dropped, the loss averaged over samples.
 
@@ -466,6 +478,7 @@ def evaluate(
         overlap: how batches come to the device.
         step: named with a loss that is not finite.
         lr: likewise.
+        objective: adds `val_score`.
     """
     model.eval()
     weights = inputs.config.loss.weights
@@ -477,11 +490,13 @@ def evaluate(
     val_loss = watch.mean()
     return {
         "val_loss": val_loss,
-        **_scores(model, inputs.task, torch.cat(predicted).cpu().numpy()),
+        **_scores(model, inputs.task, torch.cat(predicted).cpu().numpy(), objective),
     }
 
 
-def _scores(model: Classifier, task: Task, predicted: Ints) -> dict[str, float]:
+def _scores(
+    model: Classifier, task: Task, predicted: Ints, objective: Objective | None
+) -> dict[str, float]:
     labels = tuple(label for branch in model.head.branches.values() for label in branch)
     sizes = tuple(task.label_sizes[name] for name in labels)
     target = task.codes_of(labels)[task.val]
@@ -491,9 +506,12 @@ def _scores(model: Classifier, task: Task, predicted: Ints) -> dict[str, float]:
     }
     target_codes = split_class(target, sizes)
     predicted_codes = split_class(predicted, sizes)
+    codes = {}
     for column, name in enumerate(labels):
-        score = macro_f1(target_codes[:, column], predicted_codes[:, column])
-        scores[f"val_macro_f1_{name}"] = score
+        codes[name] = (target_codes[:, column], predicted_codes[:, column])
+        scores[f"val_macro_f1_{name}"] = macro_f1(*codes[name])
+    if objective is not None:
+        scores["val_score"] = objective.score(codes, (target, predicted))
     return scores
 
 

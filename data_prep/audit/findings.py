@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from data_prep.audit.fact_types import AuditFacts, Finding, Histogram, Kind, Tell, VariantFacts
 from data_prep.catalog.label_schema import Schema, in_digits
@@ -86,14 +86,15 @@ def _copies(facts: AuditFacts) -> Iterator[Finding]:
 
 
 def _splits(facts: AuditFacts, schema: Schema) -> Iterator[Finding]:
-    for name, variant in facts.variants.items():
-        yield _leak(name, variant, facts.leak_gap.get(name))
+    for names, variant, gap in _distinct_splits(facts):
+        whose = f"variant {names[0]}" if len(names) == 1 else f"variants {', '.join(names)}"
+        yield _leak(whose, variant, gap)
         gone = []
         for fold, missing in variant.folds_without.items():
             gone += [f"fold {fold}: {label}" for label in missing]
         yield Finding(
             "missing",
-            f"variant {name}: classes without a training photo when a fold is held out",
+            f"{whose}: classes without a training photo when a fold is held out",
             len(gone),
             gone,
             "confirm.folds: fewer, or add groups of that class",
@@ -101,7 +102,7 @@ def _splits(facts: AuditFacts, schema: Schema) -> Iterator[Finding]:
         unseen = _unseen(variant, schema)
         yield Finding(
             "missing",
-            f"variant {name}: joint classes that training has and validation lacks",
+            f"{whose}: joint classes that training has and validation lacks",
             len(unseen),
             unseen,
             "data.split.val: more, or read macro F1 with care: it averages the classes that occur",
@@ -116,14 +117,36 @@ def _splits(facts: AuditFacts, schema: Schema) -> Iterator[Finding]:
     )
 
 
-def _leak(name: str, variant: VariantFacts, gap: Mapping[str, Any] | None) -> Finding:
+class _SplitFacts(NamedTuple):
+    """A split and the variants that share it."""
+
+    names: list[str]
+    variant: VariantFacts
+    gap: Mapping[str, Any] | None
+
+
+def _distinct_splits(facts: AuditFacts) -> list[_SplitFacts]:
+    """Return every split once: what is wrong with it is one warning, not one per variant."""
+    splits: list[_SplitFacts] = []
+    for name, variant in facts.variants.items():
+        gap = facts.leak_gap.get(name)
+        for split in splits:
+            if split.variant == variant and split.gap == gap:
+                split.names.append(name)
+                break
+        else:
+            splits.append(_SplitFacts([name], variant, gap))
+    return splits
+
+
+def _leak(whose: str, variant: VariantFacts, gap: Mapping[str, Any] | None) -> Finding:
     if variant.leak_groups == 0:
         where = "belong to groups that share a picture with a group in training"
         do = "data.join_duplicates: true"
     else:
         where = "belong to groups that are in training too"
         do = "data.split.strategy: balanced_profile"
-    what = f"variant {name}: {variant.leak:.0%} of the validation photos {where}"
+    what = f"{whose}: {variant.leak:.0%} of the validation photos {where}"
     if gap:
         what += (
             f"; a quick model scores {gap['difference']:+.3f} macro F1 too well by it "
@@ -190,7 +213,7 @@ def _borders(label: str, histogram: Histogram) -> Iterator[Finding]:
 def _telling_column(tell: Tell) -> Finding:
     is_of_photos = tell.column.startswith("(")  # a fact of the files: no rule can name it
     if is_of_photos:
-        do = "prep.steps: crop_face or center_crop before resize, so that photos are alike"
+        do = "prep.steps: a crop (center_crop, or crop_face of people) before resize"
     else:
         do = f"hold one value of it out and compare, data.exclude: [{{{tell.column}: <value>}}]"
     what = (
@@ -215,7 +238,7 @@ def _shortcuts(facts: AuditFacts) -> Iterator[Finding]:
                 f"macro F1 {rim:.3f}, the whole photo {whole:.3f}, chance {chance:.3f}",
                 facts.probe["n_photos"],
                 [],
-                "prep.steps: remove_background and crop_face, and compare; "
+                "prep.steps: remove_background or a crop (crop_face of people), and compare; "
                 "hold a source of photos out before a claim",
             )
 

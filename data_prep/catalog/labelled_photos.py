@@ -75,6 +75,13 @@ def require_classes(data: Data, rows: Rows) -> None:
         missing = [name for code, name in enumerate(classes) if not counts[code]]
         if missing:
             present = [f"{name} {counts[code]}" for code, name in enumerate(classes)]
+            if len(missing) == len(classes) - 1:
+                only = next(name for name in classes if name not in missing)
+                raise DataError(
+                    f"data.labels.{label}",
+                    f"photos of two classes or more were required, found {counts.total()}, all of "
+                    f"class {only}; add photos of another class, or choose another label",
+                )
             raise DataError(
                 f"data.labels.{label}",
                 f"a photo of every class was required, found none of {some(missing)} "

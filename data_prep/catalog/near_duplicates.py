@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,14 @@ SAME = 0.99
 
 Copies reached 0.997 and more, also at JPEG quality 30 with 5 % cut off. The nearest photos of
 different people reached 0.969 (15 drawn, 26 real people).
+"""
+_PLAIN = 12.0  # levels of 255 that a plain background varies by
+_MUCH_PLAIN = 0.3  # of a photo
+_OTHER_COLOUR = 24.0  # levels by which a pixel is of another colour
+_MOST_OTHER = 0.3
+"""Share of a subject's pixels of another colour from which it is another one.
+
+Masks of two colours drawn on one portrait cover less of it.
 """
 
 
@@ -213,17 +222,64 @@ def _closest(
 def same_picture(first: RGB, second: RGB) -> bool:
     """Return True if two photos show one picture.
 
-    They do if they correlate after an affine registration, as they are or one of them mirrored.
-    Source: Evangelidis and Psarakis 2008, "Parametric image alignment using enhanced correlation
-    coefficient".
+    They do if they correlate after an affine registration, as they are or one of them mirrored. Of
+    subjects before a plain background the colours must agree too: any two of them correlate,
+    because the background is most of both. Source: Evangelidis and Psarakis 2008, "Parametric
+    image alignment using enhanced correlation coefficient".
     """
-    left = thumbnail(first)
-    right = thumbnail(second)
-    mirrored = np.ascontiguousarray(right[:, ::-1])
-    return _correlation(left, right) >= SAME or _correlation(left, mirrored) >= SAME
+    mirrored = np.ascontiguousarray(second[:, ::-1])
+    return any(_is_registered(first, other) for other in (second, mirrored))
 
 
-def _correlation(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+class _Registered(NamedTuple):
+    """How one thumbnail lies on another."""
+
+    correlation: float
+    transform: NDArray[np.float32] | None  # None where no small affine map joins them
+
+
+def _is_registered(first: RGB, second: RGB) -> bool:
+    registered = _register(thumbnail(first), thumbnail(second))
+    if registered.correlation < SAME or registered.transform is None:
+        return False
+    return not _differ_in_colour(first, second, registered.transform)
+
+
+def _differ_in_colour(first: RGB, second: RGB, transform: NDArray[np.float32]) -> bool:
+    """Return True if both have a plain background, and another one or another subject before it."""
+    import cv2  # noqa: PLC0415
+
+    small = []
+    for pixels in (first, second):
+        rgb = pixels if pixels.ndim == 3 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+        resized = cv2.resize(rgb, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+        small.append(cv2.GaussianBlur(np.asarray(resized, np.float32), (0, 0), 1))
+    backgrounds = [_plain_background(pixels) for pixels in small]
+    left, right = backgrounds
+    if left is None or right is None:
+        return False
+    if np.abs(left - right).max() > _OTHER_COLOUR:
+        return True
+    size = (_SIDE, _SIDE)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    warped = cv2.warpAffine(small[1], transform, size, flags=flags, borderValue=right.tolist())
+    is_subject = np.abs(small[0] - left).max(2) > _OTHER_COLOUR
+    is_subject |= np.abs(warped - right).max(2) > _OTHER_COLOUR
+    if not is_subject.any():
+        return False
+    differs = np.abs(small[0] - warped).max(2) > _OTHER_COLOUR
+    return bool(differs[is_subject].mean() > _MOST_OTHER)
+
+
+def _plain_background(pixels: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """Return the colour of a plain background (3,), by the rim of a thumbnail; None without one."""
+    rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    colour = np.median(rim, axis=0)
+    is_like_it = np.abs(pixels - colour).max(2) <= _PLAIN
+    return colour if is_like_it.mean() >= _MUCH_PLAIN else None
+
+
+def _register(left: NDArray[np.float32], right: NDArray[np.float32]) -> _Registered:
     """Correlate two thumbnails where both are known; 0 if no small affine map joins them."""
     import cv2  # noqa: PLC0415
 
@@ -242,18 +298,20 @@ def _correlation(left: NDArray[np.float32], right: NDArray[np.float32]) -> float
             gaussFiltSize=1,
         )
     except cv2.error:  # it did not converge: nothing in common
-        return 0.0
+        return _Registered(0.0, None)
     stretch = np.abs(transform - start)[:, :2].max()
     shift = np.abs(transform[:, 2]).max() / _SIDE
     if max(stretch, shift) > _STRETCH:
-        return 0.0  # everything correlates with a few pixels drawn large
+        # everything correlates with a few pixels drawn large
+        return _Registered(0.0, None)
     size = (_SIDE, _SIDE)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     warped = cv2.warpAffine(moving, transform, size, flags=flags)
     known = np.full(size, 1, dtype=np.float32)
     # interpolated, so that a pixel mixed with the outside stays out: the rim alone cost 0.02
     inside = cv2.warpAffine(known, transform, size, flags=flags) > 1 - 1e-6
-    return float(np.corrcoef(fixed[inside], warped[inside])[0, 1])
+    correlation = float(np.corrcoef(fixed[inside], warped[inside])[0, 1])
+    return _Registered(correlation, transform)
 
 
 def compare_chunk(pairs: list[tuple[str, str]]) -> list[bool]:

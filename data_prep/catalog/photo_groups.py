@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.catalog.listing import Listing
 from data_prep.catalog.photo_paths import composed
@@ -79,3 +79,47 @@ def _cells(column: str, source: Listing) -> list[Any]:
             f"{nearest(column, source.columns)}",
         )
     return source.columns[column]
+
+
+class GroupWords(NamedTuple):
+    """What sentences call a group, and several of them."""
+
+    one: str
+    many: str
+
+    @property
+    def Many(self) -> str:  # noqa: N802 - the same at the start of a sentence
+        """The plural at the start of a sentence."""
+        return self.many[0].upper() + self.many[1:]
+
+
+GROUP = GroupWords("group", "groups")
+_IRREGULAR = {"person": "people", "child": "children", "man": "men", "woman": "women"}
+_NO_SUBJECT = {"", "group", "sample", "index", "image", "photo", "file", "filename", "row", "key"}
+_ENDINGS = {"id", "ids", "no", "nr", "num", "number", "name", "code", "key", "uid", "uuid"}
+
+
+def group_words(group: str) -> GroupWords:
+    """Return the words for a group, by the column it is read from: `plant_id` gives plants.
+
+    A rule, or a column whose name says nothing, such as `id`, gives groups.
+    """
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_. -]*", group) or " of the photo" in group:
+        return GROUP
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", group)
+    parts = [part for part in re.split(r"[^a-z]+", words.lower()) if part]
+    while parts and parts[-1] in _ENDINGS:
+        parts.pop()
+    one = " ".join(parts)
+    if one in _NO_SUBJECT:
+        return GROUP
+    first, _, last = one.rpartition(" ")
+    if last in _IRREGULAR:
+        many = _IRREGULAR[last]
+    elif last.endswith(("s", "x", "ch", "sh")):
+        many = f"{last}es"
+    elif last.endswith("y") and last[-2:-1] not in "aeiou":
+        many = f"{last[:-1]}ies"
+    else:
+        many = f"{last}s"
+    return GroupWords(one, f"{first} {many}".strip())

@@ -52,10 +52,11 @@ def kind_of(
 
 def film(sample: str, kind: str, worth: float, frames: Sequence[Pixels]) -> Film:
     """Reduce the frames of a photo."""
-    return Film(sample, kind, round(worth, 4), [_small(pixels) for pixels in frames])
+    return Film(sample, kind, round(worth, 4), [small_jpeg(pixels) for pixels in frames])
 
 
-def _small(pixels: Pixels) -> str:
+def small_jpeg(pixels: Pixels) -> str:
+    """Return a photo (H, W, 3), reduced, as base64 of a JPEG."""
     image = Image.fromarray(np.ascontiguousarray(opaque(pixels)))
     image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()

@@ -454,7 +454,7 @@ def _back(opened: OpenedRun, place: str, done: str) -> Response:
 
 def _trial_plots(epochs: list[EpochRow]) -> list[object]:
     plots: list[object] = []
-    for metric, words in {"val_macro_f1": "val macro F1", "val_loss": "val loss"}.items():
+    for metric, words in {"score": "validation score", "val_loss": "val loss"}.items():
         points = []
         for row in epochs:
             value = getattr(row, metric)

@@ -19,6 +19,7 @@ from typing import Any
 from orchestrator.base.stage_versions import STAGE_NAMES
 from orchestrator.report.explain import clock, describe
 from orchestrator.store.events import (
+    SCORE,
     DriverStarted,
     EpochReported,
     Event,
@@ -60,7 +61,7 @@ class LiveTrial:
     reports: array[float]  # epoch, then the metrics of _CURVE; NaN where one was not reported
     status: str = ""  # COMPLETE | PRUNED | FAILED; empty while it has not ended
     wall_s: float | None = None
-    score: float | None = None  # val macro F1 of its best epoch
+    score: float | None = None  # of its best epoch, by the score of the spec
     error: str = ""
     why: str = ""  # it was stopped early
     words: str = ""  # what a filter looks into, made when it is first asked for
@@ -73,13 +74,13 @@ class LiveTrial:
 
     @property
     def last_score(self) -> float | None:
-        """Return the val macro F1 of the last epoch."""
+        """Return the validation score of the last epoch."""
         if not self.reports:
             return None
         return _known(self.reports[1 - _ROW])
 
     def best_up_to(self, epoch: int) -> float | None:
-        """Return the highest val macro F1 of the epochs up to this one."""
+        """Return the highest validation score of the epochs up to this one."""
         scores = []
         for start in range(0, len(self.reports), _ROW):
             score = _known(self.reports[start + 1])
@@ -92,10 +93,9 @@ class LiveTrial:
         while self.reports and self.reports[-_ROW] >= event.epoch:
             del self.reports[-_ROW:]
         self.reports.append(event.epoch)
-        for name in _CURVE:
-            value = event.metrics.get(name)
-            self.reports.append(_NAN if value is None else value)
-        score = event.metrics.get(_CURVE[0])
+        score = event.metrics.get(SCORE, event.metrics.get(_CURVE[0]))
+        values = [score, *map(event.metrics.get, _CURVE[1:])]
+        self.reports.extend(_NAN if value is None else value for value in values)
         if score is not None and (self.score is None or score > self.score):
             self.score = score
 

@@ -27,7 +27,7 @@ class RunLine:
     started: str
     wall_s: float
     trials: list[tuple[str, int]]  # status -> how many
-    best: float | None  # val macro F1 of the best search trial
+    best: float | None  # validation score of the best search trial
     score: Score
     plot: object = ""
 
@@ -68,7 +68,7 @@ class RunList:
         facts = _facts(run)
         selection = self._selection(run)
         ensemble = selection.ensemble
-        score = ensemble.oof.macro_f1 or _NO_SCORE
+        score = ensemble.oof.headline or _NO_SCORE
         if ensemble.corrected is not None and ensemble.corrected.estimate is not None:
             score = ensemble.corrected
         best = facts.get("best")
@@ -79,7 +79,9 @@ class RunList:
             started=_day_and_time(_written_ns(run.spec) / 1e9),
             wall_s=facts.get("wall_s") or 0.0,
             trials=[(name, n) for name, n in counts.items() if n] if counts else [],
-            best=best.get("val_macro_f1") if isinstance(best, dict) else None,
+            best=best.get("val_score", best.get("val_macro_f1"))
+            if isinstance(best, dict)
+            else None,
             score=score,
         )
 

@@ -16,7 +16,7 @@ class Rung:
     epoch: int
     n_reached: int
     n_stopped: int
-    best: float | None  # val macro F1 up to this epoch
+    best: float | None  # validation score up to this epoch
 
 
 def rungs(trials: list[LiveTrial]) -> list[Rung]:

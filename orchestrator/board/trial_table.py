@@ -36,7 +36,7 @@ _COLUMNS = (
     Column("variant", "variant", lambda trial: trial.variant),
     Column("phase", "phase", lambda trial: trial.phase),
     Column("status", "status", lambda trial: trial.status),
-    Column("score", "macro F1", lambda trial: trial.score, is_number=True),
+    Column("score", "score", lambda trial: trial.score, is_number=True),
     Column("last", "last epoch", lambda trial: trial.last_score, is_number=True),
     Column("epochs", "epochs", lambda trial: trial.n_epochs, is_number=True),
     Column("wall", "time", lambda trial: trial.wall_s, is_number=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from data_prep.catalog.photo_groups import GROUP, GroupWords
+from orchestrator.spec.score import score_title
 from orchestrator.store.run_files.certificate import Certificate, Check
 from orchestrator.store.run_files.scores import Score
 
@@ -9,15 +11,20 @@ OTHER_RUNS = "the same test labels in other runs of this store"
 """What certificate.json's `looked_at` calls them."""
 
 
-def statement(certificate: Certificate) -> str:
-    """Return the certificate in one paragraph, the corrected number first."""
+def statement(certificate: Certificate, words: GroupWords = GROUP) -> str:
+    """Return the certificate in one paragraph, the corrected number first.
+
+    Args:
+        certificate: without the paragraph.
+        words: what to call the groups.
+    """
     sentences = [
         *_expected(certificate),
         *_other_photos(certificate),
         *_tested(certificate),
         *_gained(certificate),
-        *_covered(certificate),
-        *_chosen(certificate),
+        *_covered(certificate, words),
+        *_chosen(certificate, words),
         *certificate.findings,
         _checked(certificate.check or Check()),
     ]
@@ -27,21 +34,24 @@ def statement(certificate: Certificate) -> str:
 def _expected(certificate: Certificate) -> list[str]:
     """Say what the vote is expected to reach, and by how many checkpoints."""
     estimate = certificate.estimate
-    score = estimate.macro_f1
+    score = estimate.headline
+    title = score_title(certificate.score)
     if score.estimate is None:
         return []
-    vote = f"On {estimate.of} the vote of {len(certificate.members)} members"
+    vote = f"On {estimate.of} the vote of {_counted(len(certificate.members), 'member')}"
+    if len(certificate.members) == 1:
+        vote = f"On {estimate.of} the one member"
     if estimate.on == "role val":
         return [
             (
-                f"{vote} reached macro F1 {_span(score)}, {score.n_groups} groups. These photos "
+                f"{vote} reached {title} {_span(score)}, {score.n_groups} groups. These photos "
                 "chose epochs and settings. Expect less of new photos."
             )
         ]
     corrected = certificate.corrected
     is_corrected = corrected.estimate is not None
     first = corrected if is_corrected else score
-    sentences = [f"{vote} is expected to reach at least macro F1 {_span(first)}."]
+    sentences = [f"{vote} is expected to reach at least {title} {_span(first)}."]
     measured = f"This was measured on {score.n_samples} photos of {score.n_groups} groups"
     if is_corrected:
         measured += (
@@ -66,23 +76,23 @@ def _other_photos(certificate: Certificate) -> list[str]:
     """Say what the score is without excluded photos, and with those that preparation lost."""
     sentences = []
     kept = certificate.kept
-    if kept is not None and kept.macro_f1.estimate is not None:
+    if kept is not None and kept.headline.estimate is not None:
         sentences.append(
             f"{_counted(kept.n_photos, 'photo')} of these are never trained on, by the exclusions "
-            f"of the spec; without them the uncorrected score is {kept.macro_f1.estimate:.3f}."
+            f"of the spec; without them the uncorrected score is {kept.headline.estimate:.3f}."
         )
     lost = certificate.lost
-    if lost is not None and lost.macro_f1.estimate is not None:
+    if lost is not None and lost.headline.estimate is not None:
         sentences.append(
             f"Preparation lost {_counted(lost.n_photos, 'more photo')}; counted as wrong, they "
-            f"make the uncorrected score {lost.macro_f1.estimate:.3f}."
+            f"make the uncorrected score {lost.headline.estimate:.3f}."
         )
     return sentences
 
 
 def _tested(certificate: Certificate) -> list[str]:
     """Say what the test set shows."""
-    score = certificate.test.macro_f1
+    score = certificate.test.headline
     if score is None:
         return ["There is no test score: no test labels are known."]
     part = "the test set"
@@ -116,28 +126,29 @@ def _gained(certificate: Certificate) -> list[str]:
     ]
 
 
-def _covered(certificate: Certificate) -> list[str]:
+def _covered(certificate: Certificate, words: GroupWords) -> list[str]:
     """Say what the numbers cover and what they do not."""
-    covers = "The interval of a score covers which people were photographed, with these models."
+    covers = f"The interval of a score covers which {words.many} were photographed"
+    covers += ", with these models."
     if certificate.corrected.estimate is not None:
         covers += " The correction covers the choice of members."
     return [
         (
             f"{covers} The interval of a claim also covers the luck of training, where there are "
-            "two seeds. Nothing here covers other data: other cameras, places or people of another "
-            "kind."
+            "two seeds. Nothing here covers other data: other cameras, places or "
+            f"{words.many} of another kind."
         )
     ]
 
 
-def _chosen(certificate: Certificate) -> list[str]:
+def _chosen(certificate: Certificate, words: GroupWords) -> list[str]:
     """Say who had a part in a choice, and how often labels were looked at."""
     sentences = []
     if certificate.estimate.people:
         sentences.append(certificate.estimate.people)
     has_peeked = certificate.policy == "leaderboard"
-    if certificate.test.macro_f1 is not None and not has_peeked:
-        sentences.append("People of the test set had no part in any choice of this run.")
+    if certificate.test.headline is not None and not has_peeked:
+        sentences.append(f"{words.Many} of the test set had no part in any choice of this run.")
     for use in certificate.looked_at:
         if use.what.startswith("out-of-fold labels") and use.times and "race" not in use.what:
             sentences.append(f"Out-of-fold labels {use.why}.")

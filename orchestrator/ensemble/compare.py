@@ -11,17 +11,19 @@ import pyarrow.compute as pc
 
 from data_prep.catalog.label_schema import Schema
 from orchestrator.base.errors import UserError
+from orchestrator.evaluation.answer_scores import scorer_of
 from orchestrator.evaluation.intervals import interval
-from orchestrator.evaluation.metrics import macro_f1
+from orchestrator.evaluation.metrics import Metric, macro_f1
 from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.evaluation.sequential_testing import labels_key, predictions_key
 from orchestrator.spec.load import read
+from orchestrator.spec.score import DEFAULT, score_title
 from orchestrator.store import tables
 from orchestrator.store.looks import count_look
 from orchestrator.store.run_dir import RunPaths
 
-_TITLES = {"macro_f1": "macro F1", "accuracy": "accuracy"}
+_METRICS = ("macro_f1", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,10 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
     It is a look at these test labels, and is written into the store's ledger of looks.
 
     Returns:
-        part (private or whole), runs: [{run_id, policy, members, macro_f1, accuracy, and
-        public_macro_f1 where there is a public part}], differences: {metric: as
-        `PairedTest.to_json`, first minus second}, look: 1 for the first at these labels, null where
+        part (private or whole), score: of the first run's spec, where it is not macro F1, runs:
+        [{run_id, policy, members, macro_f1, accuracy, that score, and public_macro_f1 where there
+        is a public part}], differences: {metric: as `PairedTest.to_json`, first minus second},
+        look: 1 for the first at these labels, null where
         the store cannot be written.
 
     Raises:
@@ -64,7 +67,11 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
         )
     whole = sorted(answers.labels)
     private = [sample for sample in whole if sample not in answers.public]
-    schema = Schema.of(read(first.resolved, check_roots=False).spec.data.labels)
+    spec = read(first.resolved, check_roots=False).spec
+    schema = Schema.of(spec.data.labels)
+    metrics: dict[str, Metric] = {name: name for name in _METRICS}
+    if spec.score not in metrics:
+        metrics = {"score": scorer_of(spec.parsed_score, schema), **metrics}
     # the second run may know more classes: both are counted over all that either answers
     highest = max([*answers.preds.values(), *others.preds.values()], default=0)
     n_classes = max(schema.n_classes, highest + 1)
@@ -78,16 +85,20 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
             "members": selection["members"],
         }
         stored = (selection.get("ensemble") or {}).get("test") or {}
-        for metric in _TITLES:  # the interval that `results` prints, where it is of these photos
-            row[metric] = stored.get(metric) or interval(arm, metric=metric, seed=0).to_json()
+        for name, metric in metrics.items():
+            # the interval that `results` prints, where it is of these photos and this score
+            is_stored = name != "score" or selection.get("score") == spec.score
+            bounds = stored.get(name) if is_stored else None
+            row[name] = bounds or interval(arm, metric=metric, seed=0).to_json()
         if run.public:
             shown = run.on(sorted(run.public), n_classes)
             row["public_macro_f1"] = macro_f1(shown.targets, shown.preds[0], n_classes)
         runs.append(row)
     differences = {}
-    for metric in _TITLES:
-        differences[metric] = paired_difference(*arms, metric=metric).to_json()
+    for name, metric in metrics.items():
+        differences[name] = paired_difference(*arms, metric=metric).to_json()
     return {
+        **({"score": spec.score} if spec.score != DEFAULT else {}),
         "part": "private" if answers.public else "whole",
         "runs": runs,
         "differences": differences,
@@ -134,17 +145,23 @@ def compare_lines(comparison: Mapping[str, Any]) -> list[str]:
     if size["too_narrow"]:
         units = "photos resampled: too narrow"
     lines = [f"on {part} ({size['n_samples']} photos, {units})"]
+    titles = {name: score_title(name) for name in differences}
+    if "score" in titles:
+        titles["score"] = score_title(comparison["score"])
     for row in comparison["runs"]:
         spans = []
-        for metric, title in _TITLES.items():
+        for metric, title in titles.items():
             bounds = row[metric]
             span = f"{bounds['estimate']:.3f} ({bounds['low']:.3f} to {bounds['high']:.3f})"
             spans.append(f"{title} {span}")
         if "public_macro_f1" in row:
             spans[-1] += f"; public half {row['public_macro_f1']:.3f}"
-        members = f"policy {row['policy']}, {len(row['members'])} members"
+        n_members = len(row["members"])
+        members = f"policy {row['policy']}, {n_members} members"
+        if n_members == 1:
+            members = f"policy {row['policy']}, one member"
         lines.append(f"{row['run_id']}  {members}: {', '.join(spans)}")
-    for metric, title in _TITLES.items():
+    for metric, title in titles.items():
         lines.append(f"first minus second, {title}: {_difference_text(differences[metric])}")
     if comparison.get("look"):
         lines.append(

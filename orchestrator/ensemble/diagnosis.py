@@ -16,16 +16,17 @@ import numpy as np
 from data_prep.catalog.label_schema import Schema
 from orchestrator.ensemble.label_noise import LabelAnswers, Suspect, find_suspects, ranked, without
 from orchestrator.ensemble.subgroups import Subgroup, subgroup_intervals
+from orchestrator.evaluation.answer_scores import other_score
 from orchestrator.evaluation.calibration import ALL_LABELS, Calibration, calibrate, label_probs
 from orchestrator.evaluation.intervals import Interval, interval
-from orchestrator.evaluation.metrics import Floats, owners_of
+from orchestrator.evaluation.metrics import Floats, Metric, owners_of
 from orchestrator.evaluation.predictions import Predictions
 
 N_SUSPECTS = 100
 """Suspects in the certificate; suspects.csv has all."""
 METHOD = (
     "confident learning (Northcutt et al. 2021) on the ensemble's out-of-fold probabilities, "
-    "averaged over all photos of a person that carry one class"
+    "averaged over all photos of a group that carry one class"
 )
 
 
@@ -35,11 +36,12 @@ class LabelNoise:
 
     suspects: list[Suspect]  # the most suspect first
     without: Interval | None  # macro F1; None where nothing is suspect, or everything is
+    score_without: Interval | None = None  # by the score of the spec, where it is another
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, with the first suspects."""
         photos = {sample for suspect in self.suspects for sample in suspect.sample_ids}
-        return {
+        facts = {
             "method": METHOD,
             "n_suspects": len(self.suspects),
             "n_groups": len({suspect.group for suspect in self.suspects}),
@@ -47,6 +49,9 @@ class LabelNoise:
             "macro_f1_without": self.without.to_json() if self.without else None,
             "suspects": [suspect.to_json() for suspect in self.suspects[:N_SUSPECTS]],
         }
+        if self.score_without is not None:
+            facts["score_without"] = self.score_without.to_json()
+        return facts
 
     def to_csv(self) -> str:
         """Return all suspects as CSV; the photos of one suspect are separated by spaces."""
@@ -71,14 +76,18 @@ class LostPhoto(NamedTuple):
 
 @dataclass(frozen=True)
 class PartScore:
-    """Macro F1 of the vote on other photos than the headline's."""
+    """The score of the vote on other photos than the headline's."""
 
     n_photos: int  # that are left out of the headline's, or added to them
     macro_f1: Interval
+    score: Interval | None = None  # by the score of the spec; None where that is macro F1
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return {"n_photos": self.n_photos, "macro_f1": self.macro_f1.to_json()}
+        facts = {"n_photos": self.n_photos, "macro_f1": self.macro_f1.to_json()}
+        if self.score is not None:
+            facts["score"] = self.score.to_json()
+        return facts
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,7 @@ def diagnose(
     columns: Mapping[str, Sequence[Any]],
     *,
     seed: int,
+    metric: Metric = "macro_f1",
 ) -> Diagnosis:
     """Examine the out-of-fold answers of an ensemble.
 
@@ -123,6 +133,7 @@ def diagnose(
         schema: of the labels.
         columns: columns of the table that the user names, one value per sample.
         seed: of resamples and of the parts of the people.
+        metric: the score of the spec.
     """
     codes = schema.decode(vote.targets)
     joint_codes = schema.decode(np.arange(schema.n_classes))
@@ -147,12 +158,14 @@ def diagnose(
         values[f"{name} (column)" if name in values else name] = column
     return Diagnosis(
         subgroup_intervals(vote, values, seed=seed, orders=schema.classes),
-        _label_noise(vote, ranked(suspects), seed),
+        _label_noise(vote, ranked(suspects), seed, metric),
         calibrations,
     )
 
 
-def score_kept(vote: Predictions, excluded: Collection[str], *, seed: int) -> PartScore | None:
+def score_kept(
+    vote: Predictions, excluded: Collection[str], *, seed: int, metric: Metric = "macro_f1"
+) -> PartScore | None:
     """Score the vote without the photos that exclusions keep out of training.
 
     Returns:
@@ -162,10 +175,17 @@ def score_kept(vote: Predictions, excluded: Collection[str], *, seed: int) -> Pa
     n_excluded = len(vote.sample_ids) - len(kept.sample_ids)
     if not n_excluded or not kept.sample_ids:
         return None
-    return PartScore(n_excluded, interval(kept, seed=seed))
+    return _part_score(n_excluded, kept, seed, metric)
 
 
-def count_lost(vote: Predictions, lost: Sequence[LostPhoto], *, seed: int) -> PartScore | None:
+def _part_score(n_photos: int, answers: Predictions, seed: int, metric: Metric) -> PartScore:
+    by_score = other_score(answers, metric, seed=seed)
+    return PartScore(n_photos, interval(answers, seed=seed), by_score)
+
+
+def count_lost(
+    vote: Predictions, lost: Sequence[LostPhoto], *, seed: int, metric: Metric = "macro_f1"
+) -> PartScore | None:
     """Score the vote with photos that preparation lost, counted as wrong.
 
     Their answer is a class that no photo has, so it lowers the recall of their own class alone.
@@ -183,11 +203,15 @@ def count_lost(vote: Predictions, lost: Sequence[LostPhoto], *, seed: int) -> Pa
         vote.n_classes + 1,
         groups,
     )
-    return PartScore(len(lost), interval(everything, seed=seed))
+    return _part_score(len(lost), everything, seed, metric)
 
 
-def _label_noise(vote: Predictions, suspects: list[Suspect], seed: int) -> LabelNoise:
+def _label_noise(
+    vote: Predictions, suspects: list[Suspect], seed: int, metric: Metric
+) -> LabelNoise:
     """Score the vote on the photos that no suspect label stands on."""
     rest = without(vote, suspects)
-    is_scored = bool(suspects) and bool(rest.sample_ids)
-    return LabelNoise(suspects, interval(rest, seed=seed) if is_scored else None)
+    if not suspects or not rest.sample_ids:
+        return LabelNoise(suspects, None)
+    by_score = other_score(rest, metric, seed=seed)
+    return LabelNoise(suspects, interval(rest, seed=seed), by_score)

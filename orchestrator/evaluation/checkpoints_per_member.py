@@ -16,7 +16,7 @@ import numpy as np
 
 from orchestrator.evaluation import vote as voting
 from orchestrator.evaluation.intervals import corrected_quantiles
-from orchestrator.evaluation.metrics import LEVEL, Floats, resample
+from orchestrator.evaluation.metrics import LEVEL, Floats, Metric, resample
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.evaluation.selection_bias import Pool, weighted_scores
 
@@ -28,7 +28,7 @@ ONE_SEED = "with one confirm seed there is no curve; give confirm.seeds at least
 
 @dataclass(frozen=True)
 class CheckpointCurve:
-    """Out-of-fold macro F1 by checkpoints averaged, and its extrapolation to what is deployed."""
+    """The out-of-fold score by checkpoints averaged, and its extrapolation to what is deployed."""
 
     scores: list[float]  # for 1 to S checkpoints
     n_deployed: int
@@ -50,6 +50,7 @@ def checkpoint_curve(
     n_deployed: int,
     seed: int,
     optimism: float = 0.0,
+    metric: Metric = "macro_f1",
 ) -> CheckpointCurve:
     """Return the curve of a vote's score and where it leads.
 
@@ -65,8 +66,9 @@ def checkpoint_curve(
         n_deployed: checkpoints per member that answer a new photo, S x F.
         seed: of subsets and resamples.
         optimism: of the choice of these members, taken off the extrapolation.
+        metric: which score.
     """
-    pool = Pool(members, rule)
+    pool = Pool(members, rule, metric=metric)
     rng = np.random.default_rng(seed)
     n_seeds = min(len(member.preds) for member in members)
     draws = resample(pool.n_groups, _N_RESAMPLES, rng)
@@ -77,11 +79,12 @@ def checkpoint_curve(
             [_vote(members, weights, rule, subset) for subset in _subsets(n_seeds, size, rng)]
         )
         counts = pool.count(preds)
-        of_all.append(float(weighted_scores(pool.everybody, counts).mean()))
-        of_draws.append(weighted_scores(draws, counts).mean(1))
+        of_all.append(float(weighted_scores(pool.everybody, counts, pool.scorer).mean()))
+        of_draws.append(weighted_scores(draws, counts, pool.scorer).mean(1))
     if n_seeds < 2:
         return CheckpointCurve(of_all, n_deployed, None, None, None, ONE_SEED)
-    n_classes = len(np.unique(pool.targets))
+    sizes = [len(np.unique(targets)) for targets in pool.scorer.seen(pool.targets)]
+    n_classes = round(sum(sizes) / len(sizes))
     estimate = float(_extrapolated(np.array(of_all)[:, None], n_deployed, n_classes)[0])
     reached = _extrapolated(np.stack(of_draws), n_deployed, n_classes)
     bounds = corrected_quantiles(estimate, reached, pool.n_groups, LEVEL)

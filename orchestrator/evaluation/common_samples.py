@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from orchestrator.base.errors import UserError
-from orchestrator.evaluation.metrics import macro_f1
+from orchestrator.evaluation.metrics import Metric, score_of
 from orchestrator.evaluation.predictions import Predictions, align
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
+from orchestrator.store.events import objective
 from orchestrator.store.ledger import TrialRecord
 
 _ENOUGH = 0.5
@@ -43,15 +44,25 @@ def little_in_common(sizes: Sequence[int], n_common: int) -> str | None:
     )
 
 
-def search_scores(trials: Sequence[TrialRecord], objective: str) -> list[float]:
-    """Return the val macro F1 of finished trials on the samples that all their val parts hold.
+def _macro_f1(_: TrialRecord) -> Metric:
+    return "macro_f1"
+
+
+def search_scores(
+    trials: Sequence[TrialRecord], metric_of: Callable[[TrialRecord], Metric] = _macro_f1
+) -> list[float]:
+    """Return the val scores of finished trials on the samples that all their val parts hold.
 
     Where all saw one val part, each counts by the score that it reported.
+
+    Args:
+        trials: each with the metrics of its best epoch.
+        metric_of: returns how the answers of a trial are scored.
 
     Raises:
         UserError: the val parts have no sample in common.
     """
-    reported = [float(trial.metrics[objective]) for trial in trials]
+    reported = [objective(trial.metrics) for trial in trials]
     if len({trial.started.parts for trial in trials}) < 2:
         return reported
     answers = {trial.trial_id: _read(trial) for trial in trials}
@@ -59,7 +70,10 @@ def search_scores(trials: Sequence[TrialRecord], objective: str) -> list[float]:
     n_common = len(next(iter(aligned.values())).sample_ids)
     if all(len(arm.sample_ids) == n_common for arm in answers.values()):
         return reported
-    return [macro_f1(arm.targets, arm.preds[0], arm.n_classes) for arm in aligned.values()]
+    scores = []
+    for trial, arm in zip(trials, aligned.values(), strict=True):
+        scores.append(score_of(arm.targets, arm.preds[0], arm.n_classes, metric_of(trial)))
+    return scores
 
 
 def _read(trial: TrialRecord) -> Predictions:

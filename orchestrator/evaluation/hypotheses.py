@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.spec.claims import Claim, parse
+from orchestrator.spec.score import DEFAULT, parse_score
 
 if TYPE_CHECKING:  # NumPy, which the report's pages need not load
+    from data_prep.catalog.label_schema import Schema
     from orchestrator.evaluation.paired_test import PairedTest
     from orchestrator.evaluation.predictions import Predictions
 
@@ -38,7 +40,12 @@ class _Case:
 
 
 def judge(
-    claims: Sequence[str], arms: Mapping[str, Predictions], *, count_look: CountLook | None = None
+    claims: Sequence[str],
+    arms: Mapping[str, Predictions],
+    *,
+    score: str = DEFAULT,
+    schema: Schema | None = None,
+    count_look: CountLook | None = None,
 ) -> list[dict[str, Any]]:
     """Judge all claims of a file.
 
@@ -51,6 +58,8 @@ def judge(
     Args:
         claims: as the spec states them.
         arms: variant -> its best finalist's out-of-fold predictions.
+        score: of the spec; claims that name no other one are about it.
+        schema: of the labels; needed where a score is about a label.
         count_look: returns the number of this look at a claim, 1 for the first; None: looks are
             not counted.
 
@@ -61,7 +70,7 @@ def judge(
     from orchestrator.evaluation.paired_test import holm  # noqa: PLC0415
     from orchestrator.evaluation.sequential_testing import penalty  # noqa: PLC0415
 
-    cases = [_test(text, arms, count_look) for text in claims]
+    cases = [_test(parse(text, score), text, arms, schema, count_look) for text in claims]
     p_values = [min(1.0, case.p_value * penalty(case.look or 1)) for case in cases]
     rows = []
     for case, adjusted in zip(cases, holm(p_values), strict=True):
@@ -76,16 +85,22 @@ def judge(
     return rows
 
 
-def _test(text: str, arms: Mapping[str, Predictions], count_look: CountLook | None) -> _Case:
+def _test(
+    claim: Claim,
+    text: str,
+    arms: Mapping[str, Predictions],
+    schema: Schema | None,
+    count_look: CountLook | None,
+) -> _Case:
     """Test one claim where its two arms can be compared; only then it is a look."""
+    from orchestrator.evaluation.answer_scores import scorer_of  # noqa: PLC0415
     from orchestrator.evaluation.paired_test import paired_difference  # noqa: PLC0415
 
-    claim = parse(text)
     if reason := _unjudged(claim, arms):
         return _Case(text, claim, None, reason, None)
     first = arms[claim.better]
     second = arms[claim.worse]
-    tested = paired_difference(first, second, metric=claim.metric)
+    tested = paired_difference(first, second, metric=scorer_of(parse_score(claim.metric), schema))
     if tested.reason is not None:
         return _Case(text, claim, None, tested.reason, None)
     look = None if count_look is None else count_look(claim, first, second)

@@ -18,6 +18,9 @@ from orchestrator.evaluation.metrics import (
     Counts,
     Floats,
     Ints,
+    Metric,
+    Scorer,
+    as_scorer,
     counts,
     linear_shares,
     owners_of,
@@ -61,45 +64,47 @@ class Bounds(NamedTuple):
 def interval(
     predictions: Predictions,
     *,
-    metric: str = "macro_f1",
+    metric: Metric = "macro_f1",
     seed: int,
     n: int = N_RESAMPLES,
     level: float = LEVEL,
 ) -> Interval:
     """Return a metric, averaged over seeds, with its BCa interval.
 
-    All groups are resampled together, without strata. Macro F1 stays the mean over the classes
-    present in the data: a class that vanishes from a resample counts by its F1 to first order.
+    All groups are resampled together, without strata. A mean over classes stays that over the
+    classes present in the data: one that vanishes from a resample counts by its F1 or recall to
+    first order.
 
     Args:
         predictions: of one arm or one vote.
-        metric: macro_f1 or accuracy.
+        metric: which score.
         seed: of the resamples.
         n: number of resamples.
         level: of the interval, two-sided.
     """
+    scorer = as_scorer(metric)
     owners = owners_of(predictions)
     targets = predictions.targets
     n_classes = predictions.n_classes
     tallies = np.stack(
         [
-            counts(targets, preds, owners.of_sample, owners.n_groups, n_classes)
+            counts(targets, preds, owners.of_sample, owners.n_groups, n_classes, scorer)
             for preds in predictions.preds
         ]
     )  # (S, G, 3, C)
     totals = tallies.sum(1)
-    estimate = float(score(totals, metric).mean())
+    estimate = float(score(totals, scorer).mean())
     draws = np.concatenate(
-        [_draw(w, tallies, totals, metric) for w in _weights(owners.n_groups, n, seed)]
+        [_draw(w, tallies, totals, scorer) for w in _weights(owners.n_groups, n, seed)]
     )
     shares = [
-        linear_shares(targets, preds, total, metric)
+        linear_shares(targets, preds, total, scorer)
         for preds, total in zip(predictions.preds, totals, strict=True)
     ]
     share = np.mean(shares, axis=0)
     influence: Floats = np.bincount(owners.of_sample, share, owners.n_groups).astype(np.float64)
     bounds = _bca(estimate, draws, influence, level)
-    fewest = _fewest_groups(tallies[0, :, 2], metric)
+    fewest = _fewest_groups(tallies[0, :, 2], scorer.metric)
     return Interval(
         estimate=estimate,
         low=bounds.low,
@@ -123,7 +128,7 @@ def label_interval(
         targets: (N,) the label's own codes.
         preds: (S, N) the label's own codes of the answers.
         n_classes: of the label.
-        metric: macro_f1 or accuracy.
+        metric: of the label's classes.
         seed: of the resamples.
     """
     label = Predictions(predictions.sample_ids, targets, preds, n_classes, predictions.groups)
@@ -162,8 +167,16 @@ def _whole_weights(n_groups: int, n: int, seed: int) -> Counts:
     return weights
 
 
-def _draw(weights: Counts, tallies: Floats, totals: Floats, metric: str) -> Floats:
+def _draw(weights: Counts, tallies: Floats, totals: Floats, scorer: Scorer) -> Floats:
     """Return the score of each resample, averaged over seeds: (n,)."""
+    draws = []
+    for part in scorer.parts:
+        draws.append(_draw_part(weights, tallies[..., part], totals[..., part], scorer.metric))
+    return draws[0] if len(draws) == 1 else np.mean(draws, axis=0)
+
+
+def _draw_part(weights: Counts, tallies: Floats, totals: Floats, metric: str) -> Floats:
+    """Return the metric of one part's classes in each resample."""
     n_seeds = len(tallies)
     present = totals[0, 2] > 0
     hits = tallies[:, :, 0]
@@ -180,6 +193,11 @@ def _draw(weights: Counts, tallies: Floats, totals: Floats, metric: str) -> Floa
     gone = drawn_targets == 0
     total = np.zeros(len(weights))
     for i, full in enumerate(totals[:, :, present]):
+        if metric == "balanced_accuracy":
+            recall = drawn[:, 1 + i] / np.maximum(drawn_targets, 1)
+            # hits and targets of a class vanish together, so to first order its recall stays
+            total += np.where(gone, full[0] / full[2], recall).mean(-1)
+            continue
         size = drawn[:, 1 + n_seeds + i] + drawn_targets
         f1 = 2 * drawn[:, 1 + i] / np.maximum(size, 1)
         full_size = full[1] + full[2]

@@ -19,6 +19,7 @@ from orchestrator.evaluation.metrics import (
     LEVEL,
     Floats,
     Ints,
+    Metric,
     Owners,
     counts,
     linear_shares,
@@ -105,7 +106,7 @@ class _Judged:
 
 
 def paired_difference(
-    first: Predictions, second: Predictions, *, metric: str = "macro_f1"
+    first: Predictions, second: Predictions, *, metric: Metric = "macro_f1"
 ) -> PairedTest:
     """Compare two arms on the samples that both predicted, by the seeds that both have.
 
@@ -116,7 +117,7 @@ def paired_difference(
     Args:
         first: with `folds` where its rows are out of fold.
         second: likewise.
-        metric: macro_f1 or accuracy.
+        metric: which score.
 
     Raises:
         UserError: they have no sample in common, or disagree on a target.
@@ -128,7 +129,8 @@ def paired_difference(
     arms = _of_common_seeds(first, second)
     owners = owners_of(first)
     n_seeds = len(arms[0].preds)
-    tallies = np.stack([_tallies(arm, max(first.n_classes, second.n_classes)) for arm in arms])
+    n_classes = max(first.n_classes, second.n_classes)
+    tallies = np.stack([_tallies(arm, n_classes, metric) for arm in arms])
     scores = score(tallies, metric).mean(1)
     middle = tallies.mean((0, 1))
     shares = [linear_shares(arm.targets, arm.preds, middle, metric) for arm in arms]
@@ -176,7 +178,7 @@ def _judge(
     n_seeds = len(arms[0].preds)
     floor = (difference / owners.n_groups) ** 2  # as if one group might have gone the other way
     if owners.n_groups < 2:
-        return _Judged("people", None, reason="needs 2 people or more")
+        return _Judged("people", None, reason="needs 2 groups or more")
     if n_seeds > 1:
         trainings = _training_variance(arms, shares, owners.of_sample)
         total = _total(max(people, floor), trainings, owners.n_groups, n_seeds, folds.n)
@@ -217,10 +219,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _tallies(arm: Predictions, n_classes: int) -> Floats:
+def _tallies(arm: Predictions, n_classes: int, metric: Metric) -> Floats:
     """Return the counts of all samples by seed, (S, 3, C)."""
     zeros = np.zeros(len(arm.targets), np.int64)
-    return np.stack([counts(arm.targets, preds, zeros, 1, n_classes)[0] for preds in arm.preds])
+    tallies = [counts(arm.targets, preds, zeros, 1, n_classes, metric)[0] for preds in arm.preds]
+    return np.stack(tallies)
 
 
 def _of_common_seeds(first: Predictions, second: Predictions) -> _Arms:

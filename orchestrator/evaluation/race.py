@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from orchestrator.evaluation.metrics import Metric
 from orchestrator.evaluation.paired_test import PairedTest, paired_difference
 from orchestrator.evaluation.predictions import Predictions
 
@@ -68,19 +69,22 @@ class RaceRules:
         return max(1, self.n_finalists - 1) * max(1, self.n_looks)
 
 
-def stop_losers(arms: Mapping[str, Predictions], rules: RaceRules, look: int) -> list[Stopped]:
+def stop_losers(
+    arms: Mapping[str, Predictions], rules: RaceRules, look: int, metric: Metric = "macro_f1"
+) -> list[Stopped]:
     """Return the finalists that a look stops, in the order of their names.
 
     Args:
         arms: the finalists still in the race, each with all seeds so far.
         rules: of the race.
         look: 1 for the first.
+        metric: which score they race for.
     """
     tests: dict[tuple[str, str], PairedTest] = {}
     names = sorted(arms)
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
-            tests[first, second] = paired_difference(arms[first], arms[second])
+            tests[first, second] = paired_difference(arms[first], arms[second], metric=metric)
     stopped = []
     for setting in names:
         if setting in rules.protected:

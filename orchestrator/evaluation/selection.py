@@ -10,21 +10,28 @@ import numpy as np
 
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation.intervals import interval
-from orchestrator.evaluation.metrics import LEVEL, recalls, total_variation
+from orchestrator.evaluation.metrics import (
+    LEVEL,
+    Metric,
+    Scorer,
+    recalls,
+    score_of,
+    total_variation,
+)
 from orchestrator.evaluation.predictions import Predictions
 
 RULES = {
     "robust": (
-        "lower end of the 90 % interval of out-of-fold macro F1, rounded to 0.01; then worst-class "
+        "lower end of the 90 % interval of out-of-fold {score}, rounded to 0.01; then worst-class "
         "recall; then total variation distance between predicted and true class shares; then "
         "parameter count; then setting"
     ),
     "validation": "search score",
     "leaderboard": (
-        "macro F1 on the public half of the test set, or the scores given in the spec; then setting"
+        "{score} on the public half of the test set, or the scores given in the spec; then setting"
     ),
     "diverse": (
-        "votes added one by one, each the candidate that lifts the out-of-fold vote's macro F1 "
+        "votes added one by one, each the candidate that lifts the out-of-fold vote's {score} "
         "most, with replacement; equal gains, and the members' order, by robustness"
     ),
 }
@@ -52,9 +59,15 @@ class Candidate:
     n_left_out: int = 0  # of its photos, because another candidate did not predict them
     stopped_after: int | None = None  # seeds; None where it ran to its end
     board_score: float | None = None  # None where a leaderboard has not scored it
+    oof_score: float | None = None  # the score of the spec; None where it is macro F1
     rank: int = 0  # 1 is the best
     chosen: bool = False
     reason: str = ""
+
+    @property
+    def score(self) -> float:
+        """The score that candidates are compared by; `low` and `high` are its interval."""
+        return self.oof_macro_f1 if self.oof_score is None else self.oof_score
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,9 @@ class Selection:
     def to_json(self) -> dict[str, Any]:
         """Return the first part of selection.json."""
         rows = [asdict(candidate) for candidate in self.candidates]
+        for row in rows:
+            if row["oof_score"] is None:
+                del row["oof_score"]
         if self.policy != "leaderboard":
             for row in rows:
                 del row["board_score"]
@@ -121,9 +137,12 @@ def candidate(
     n_params: int,
     seed: int,
     n_left_out: int = 0,
+    metric: Metric = "macro_f1",
 ) -> Candidate:
     """Return a candidate without a rank, scored on its out-of-fold predictions."""
-    bounds = interval(oof, seed=seed)
+    bounds = interval(oof, metric=metric, seed=seed)
+    is_macro_f1 = metric in ("macro_f1", Scorer())
+    macro_f1s = [score_of(oof.targets, row, oof.n_classes, "macro_f1") for row in oof.preds]
     flat_targets = np.tile(oof.targets, len(oof.preds))
     flat_preds = oof.preds.ravel()
     per_class = recalls(flat_targets, flat_preds, oof.n_classes)
@@ -131,7 +150,8 @@ def candidate(
     return Candidate(
         setting=setting,
         variant=variant,
-        oof_macro_f1=bounds.estimate,
+        oof_macro_f1=bounds.estimate if is_macro_f1 else float(np.mean(macro_f1s)),
+        oof_score=None if is_macro_f1 else bounds.estimate,
         low=bounds.low,
         high=bounds.high,
         low_rounded=round(bounds.low, 2),
@@ -203,6 +223,8 @@ def choose(
     policy: str | list[str],
     n: int,
     picks: Sequence[str] | None = None,
+    *,
+    score: str = "macro F1",
 ) -> Selection:
     """Rank the candidates and choose the members.
 
@@ -214,6 +236,7 @@ def choose(
         n: votes of the ensemble.
         picks: of policy diverse, the settings it added one by one; a setting that stands twice has
             two votes.
+        score: in words.
     """
     ranked = rank(candidates, policy)
     is_list = isinstance(policy, list)
@@ -235,7 +258,7 @@ def choose(
             reason = f"stopped by the race after {entry.stopped_after} of the seeds"
         chosen = entry.setting in members
         rows.append(replace(entry, rank=place, chosen=chosen, reason=reason))
-    rule = RULES[policy] if isinstance(policy, str) else "the spec's order"
+    rule = RULES[policy].format(score=score) if isinstance(policy, str) else "the spec's order"
     return Selection(policy, rule, members, weights, rows, short_of)
 
 

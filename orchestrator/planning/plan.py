@@ -155,7 +155,7 @@ def _notes(experiment: Experiment) -> list[str]:
     notes: list[str] = []
     if spec.data.split.strategy == "random":
         notes.append(
-            "split random puts photos of one person on both sides; its scores are too good "
+            "split random puts photos of one group on both sides; its scores are too good "
             "(audit.json says how far)"
         )
     for name, arm in experiment.arms.items():

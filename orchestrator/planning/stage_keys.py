@@ -13,6 +13,7 @@ from orchestrator.base.keys import digest, stage_key
 from orchestrator.base.stage_versions import QUICK_BACKBONE, VERSIONS
 from orchestrator.planning.stage import Scope
 from orchestrator.spec.models import Arm, Experiment, known_to_training
+from orchestrator.spec.score import DEFAULT
 from trainers.config import FrozenDeepHead
 
 
@@ -92,15 +93,22 @@ def search_key(experiment: Experiment, content: str, prepared: Mapping[str, str]
     """
     spec = experiment.spec
     arms = experiment.arms
-    params = {
+    params: dict[str, Any] = {
         "seed": spec.seed,
         "search": identity(spec.search) if spec.search else None,
         "train": {name: identity(arm.train) for name, arm in arms.items()},
         "trial": VERSIONS["trial"],
         "train_bins": {name: train_borders(arm.data.labels) for name, arm in arms.items()},
     }
+    params |= _other_score(experiment)
     inputs = _training_inputs(experiment, content, prepared)
     return stage_key("search", VERSIONS["search"], params, inputs)
+
+
+def _other_score(experiment: Experiment) -> dict[str, str]:
+    """Return the score of the spec, which epochs are chosen by; nothing where it is macro F1."""
+    score = experiment.spec.score
+    return {} if score == DEFAULT else {"score": score}
 
 
 def study_families(
@@ -132,6 +140,7 @@ def study_families(
             "split": inputs[f"split/{name}"],
             "prepare": inputs[f"prepare/{name}"],
             **weights,
+            **_other_score(experiment),
         }
         families[name] = digest(parts)
     return families
@@ -155,6 +164,7 @@ def confirm_key(
         "confirm": identity(confirm) if confirm else None,
         "finalists": list(finalists) if is_ordered else sorted(finalists),
         "trial": VERSIONS["trial"],
+        **_other_score(experiment),
     }
     if is_race:
         params["race"] = {

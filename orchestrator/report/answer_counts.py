@@ -25,6 +25,7 @@ class Answers:
     preds: Ints  # (N,)
     votes: Ints  # (N,) members that voted for `preds`
     member_preds: Ints  # (M, N), -1 where a member did not answer
+    probs: Floats | None = None  # (N, C) the members' mean probability, where it is stored
 
 
 def confusion(targets: Ints, preds: Ints, n_classes: int) -> Ints:
@@ -86,8 +87,11 @@ def oof_answers(
     if not together[0].sample_ids:
         return None
     member_preds = np.stack([arm.votes for arm in together])
-    cast = voting.cast(member_preds, [arm.mean_probs for arm in together], rule, weights)
-    return Answers(together[0].sample_ids, together[0].targets, cast.pred, cast.votes, member_preds)
+    member_probs = [arm.mean_probs for arm in together]
+    cast = voting.cast(member_preds, member_probs, rule, weights)
+    first = together[0]
+    probs = np.average(member_probs, axis=0, weights=weights).astype(np.float64)
+    return Answers(first.sample_ids, first.targets, cast.pred, cast.votes, member_preds, probs)
 
 
 def labelled_answers(votes: pa.Table, test_labels: pa.Table) -> Answers | None:
@@ -132,3 +136,28 @@ def agreement(member_preds: Ints) -> Floats:
                 else float("nan")
             )
     return shares
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Precision against recall of one class, from the surest answer to the least sure one."""
+
+    recalls: list[float]
+    precisions: list[float]
+    average: float  # average precision, the area below the steps
+
+
+def precision_recall(confidences: Floats, is_class: npt.NDArray[np.bool_]) -> PrecisionRecall:
+    """Return the curve of one class; equal confidences are one step.
+
+    Args:
+        confidences: (N,) probability of the class.
+        is_class: (N,) True where it is right; at least once.
+    """
+    order = np.argsort(-confidences, kind="stable")
+    hits = np.cumsum(is_class[order])
+    last = np.flatnonzero(np.diff(confidences[order], append=-1.0))
+    precisions = hits[last] / (last + 1)
+    recalls = hits[last] / hits[-1]
+    average = float((np.diff(recalls, prepend=0.0) * precisions).sum())
+    return PrecisionRecall(recalls.tolist(), precisions.tolist(), average)

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.report import charts
+from orchestrator.report.data_section import BASE64
 from orchestrator.report.load import Run, View
 from orchestrator.store.run_files.audit import AuditFacts, Exclusion, Histogram, LabelProbe, LeakGap
+from orchestrator.store.run_files.copies import Pictured
 
 _KINDS = {
     "train_and_test": "in training and test",
@@ -69,6 +71,7 @@ def audit(run: Run) -> View:
         "known": True,
         "numbers": _numbers(facts),
         "copies": _copies(facts),
+        "pairs": _pictured(run),
         "people": [" = ".join(names) for names in facts.people[:_MAX_PEOPLE]],
         "n_people": len(facts.people),
         "reasons": list(facts.reasons.items()),
@@ -83,6 +86,20 @@ def audit(run: Run) -> View:
         "probe_rows": _probe_rows(facts),
         "probe_axis": charts.scale_axis(charts.Scale(0.0, 1.0)),
     }
+
+
+def _pictured(run: Run) -> list[tuple[str, list[Pictured]]]:
+    """Return sets of copies with their pictures, where the spec lets photos be shown."""
+    if not run.resolved.report.photos:
+        return []
+    sets = []
+    for item in run.copies.sets:
+        kind = "near-duplicates" if item.is_near else "equal files"
+        # base64 of our own JPEGs; anything else must not get into an attribute
+        photos = [photo for photo in item.photos if BASE64.fullmatch(photo.jpeg)]
+        if len(photos) > 1:
+            sets.append((f"{kind} {_KINDS.get(item.where, '')}", photos))
+    return sets
 
 
 def _numbers(facts: AuditFacts) -> list[tuple[str, int]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.report.load import Run, View
 from orchestrator.report.result_section import state
+from orchestrator.store.run_files.audit import AuditFacts
 
 _MAX_EXAMPLES = 5
 _FEW_GROUPS = 30  # a bootstrap over fewer groups is not to be trusted at its ends
@@ -17,6 +18,8 @@ _GRAVE = ("train_and_test", "test_group", "leak", "label_conflicts", "across_gro
 """Kinds of audit findings that make scores or labels wrong."""
 _COUNTED = ("photos", "equal", "near")
 """First words of audit findings that count photos or sets of them."""
+_SMALLEST_GAP = 0.005
+"""A leak that lifts the score of a quick model by less is no serious finding."""
 _ORDER = {"bad": 0, "warn": 1, "info": 2}
 
 
@@ -100,8 +103,8 @@ def _about_the_ensemble(run: Run) -> list[Finding]:
 
 def _about_the_scores(run: Run) -> list[Finding]:
     items = []
-    oof = run.selection.ensemble.oof.macro_f1
-    test = run.selection.ensemble.test.macro_f1
+    oof = run.selection.ensemble.oof.headline
+    test = run.selection.ensemble.test.headline
     low = oof.low if oof else None
     reached = test.estimate if test else None
     if low is not None and reached is not None and reached < low:
@@ -126,12 +129,12 @@ def _about_the_scores(run: Run) -> list[Finding]:
     if test is not None and test.too_narrow:
         what = (
             "the test interval is too narrow: the test table names no groups, so photos of one "
-            "person count as independent"
+            f"{run.words.one} count as independent"
         )
         items.append(Finding("info", what, "data.test.group: <column>"))
     if oof is not None and oof.n_groups is not None and oof.n_groups < _FEW_GROUPS:
         what = f"the interval depends on {oof.n_groups} groups only; it may be too narrow"
-        items.append(Finding("warn", what, "add people, not photos"))
+        items.append(Finding("warn", what, f"add {run.words.many}, not photos"))
     return items
 
 
@@ -142,16 +145,35 @@ def _about_the_data(run: Run) -> list[Finding]:
     for warning in run.audit.warnings:
         is_counted = warning.n is not None and warning.what.startswith(_COUNTED)
         what = f"{warning.what}: {warning.n}" if is_counted else warning.what
-        level = "bad" if warning.kind in _GRAVE else "warn"
+        is_grave = warning.kind in _GRAVE
+        if warning.kind == "leak" and not _leak_matters(run.audit):
+            is_grave = False
+        level = "bad" if is_grave else "warn"
         examples = tuple(example(item) for item in warning.examples[:_MAX_EXAMPLES])
         items.append(Finding(level, what, warning.do, examples))
     if items:
         return items
     for name, share in run.audit.leak.items():
         if share:
-            what = f"variant {name}: {share:.0%} of the validation photos show people of role train"
+            what = (
+                f"variant {name}: {share:.0%} of the validation photos are of {run.words.many} "
+                "of role train"
+            )
             items.append(Finding("bad", what, "data.split: {strategy: balanced_profile}"))
     return items
+
+
+def _leak_matters(facts: AuditFacts) -> bool:
+    """Return True unless a quick model gains nothing by the leak of any split."""
+    for name, split in facts.variants.items():
+        gap = facts.leak_gap.get(name)
+        if not split.leak:
+            continue
+        if gap is None or gap.difference is None or gap.difference >= _SMALLEST_GAP:
+            return True
+        if gap.low is not None and gap.low > 0:
+            return True
+    return False
 
 
 def example(value: Any) -> str:

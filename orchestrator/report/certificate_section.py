@@ -38,7 +38,7 @@ def certificate(run: Run) -> View:
     return {
         "known": True,
         "facts": facts,
-        "scores": _scores(facts),
+        "scores": _scores(facts, run.words.many),
         "on": "role val" if facts.estimate.on == "role val" else "out of fold",
         "group": run.resolved.data.group_text,
         "members": [_lineage(member) for member in facts.members],
@@ -46,17 +46,17 @@ def certificate(run: Run) -> View:
     }
 
 
-def _scores(facts: Certificate) -> list[ScoreRow]:
+def _scores(facts: Certificate, many: str) -> list[ScoreRow]:
     test_set = "test set, scored once"
     if facts.test.part == "private":
         test_set = "private half of the test set, scored once"
     rows = [
         ScoreRow(
             f"{_promise(facts)}, corrected for the selection",
-            "members chosen on some people, scored on the others",
+            f"members chosen on some {many}, scored on the others",
             facts.corrected,
         ),
-        ScoreRow(_promise(facts), facts.estimate.on, facts.estimate.macro_f1),
+        ScoreRow(_promise(facts), facts.estimate.on, facts.estimate.headline),
         ScoreRow(
             "with all checkpoints of the members",
             "extrapolated from the checkpoints that judged these photos",
@@ -65,24 +65,24 @@ def _scores(facts: Certificate) -> list[ScoreRow]:
         ScoreRow(
             "without excluded photos",
             facts.estimate.on,
-            facts.kept.macro_f1 if facts.kept else _NO_SCORE,
+            facts.kept.headline if facts.kept else _NO_SCORE,
         ),
         ScoreRow(
             "with photos that preparation lost, counted as wrong",
             facts.estimate.on,
-            facts.lost.macro_f1 if facts.lost else _NO_SCORE,
+            facts.lost.headline if facts.lost else _NO_SCORE,
         ),
         ScoreRow(
             "without likely wrong labels",
             f"{facts.estimate.on}; an upper limit",
-            facts.label_noise.macro_f1_without or _NO_SCORE,
+            facts.label_noise.without or _NO_SCORE,
         ),
         ScoreRow(
             "public half of the test set",
             "as on a leaderboard",
-            facts.public.macro_f1 or _NO_SCORE,
+            facts.public.headline or _NO_SCORE,
         ),
-        ScoreRow("test", test_set, facts.test.macro_f1 or _NO_SCORE),
+        ScoreRow("test", test_set, facts.test.headline or _NO_SCORE),
     ]
     return [row for row in rows if row.score.estimate is not None]
 
@@ -136,7 +136,7 @@ def board(run: Run) -> View:
         "rows": rows,
         "typed": typed,
         "policy": run.selection.policy,
-        "private": ensemble.test.macro_f1,
+        "private": ensemble.test.headline,
     }
 
 

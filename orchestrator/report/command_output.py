@@ -49,6 +49,8 @@ def status_lines(status: StatusView) -> list[str]:
         lines.append(f"  {trial['trial_id']}  {score}")
     if best := status["best"]:
         score = f"{best['val_macro_f1']:.3f} val macro F1"
+        if "val_score" in best:
+            score = f"val score {best['val_score']:.3f}"
         lines.append(f"best so far: {score} ({best['variant']}, {best['trial_id']})")
     if status["reason"]:
         lines += ["", f"reason: {status['reason']}", f"next: {status['next']}"]

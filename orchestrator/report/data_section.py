@@ -16,7 +16,7 @@ from orchestrator.store.run_files.preparation import Film, PreparedSet
 
 _ROLES = ("train", "val", "test", "excluded")
 _MAX_CLASSES = 30
-_BASE64 = re.compile(r"[A-Za-z0-9+/]+=*")
+BASE64 = re.compile(r"[A-Za-z0-9+/]+=*")
 _SHEETS = {
     "face": "Missing and doubtful faces, the least certain first",
     "mask": "Masks of almost nothing or almost the whole photo",
@@ -131,7 +131,7 @@ def preparation(run: Run) -> View:
             ("photos prepared in this run", sum(shard.n_prepared for shard in shards)),
             ("photos copied from earlier shards", sum(shard.n_copied for shard in shards)),
         ]
-    sets = [_prepared_set(item) for item in run.prep.sets]
+    sets = [_prepared_set(item, photos=run.resolved.report.photos) for item in run.prep.sets]
     return {"facts": facts, "sets": sets, "steps": [] if sets else _steps(run.resolved.prep.steps)}
 
 
@@ -145,12 +145,12 @@ def _steps(steps: tuple[Any, ...]) -> list[tuple[str, str]]:
     return rows
 
 
-def _prepared_set(prepared: PreparedSet) -> View:
+def _prepared_set(prepared: PreparedSet, *, photos: bool) -> View:
     described = [step.get("step") for step in prepared.steps if isinstance(step, dict)]
     steps = _steps(tuple(described))
     films = []
     for kind, title in _SHEETS.items():
-        sheet = [_photo(film) for film in prepared.sheet if film.kind == kind]
+        sheet = [_photo(film) for film in prepared.sheet if photos and film.kind == kind]
         films.append((title, sheet))
     return {
         "variants": prepared.variants,
@@ -177,7 +177,7 @@ def _photo(film: Film) -> Photo:
     measure = _MEASURES.get(film.kind)
     text = f"{measure} {film.worth}" if measure else ""
     # base64 of our own JPEGs; anything else must not get into an attribute
-    frames = [frame for frame in film.frames if _BASE64.fullmatch(frame)]
+    frames = [frame for frame in film.frames if BASE64.fullmatch(frame)]
     return Photo(film.sample_id, text, frames)
 
 

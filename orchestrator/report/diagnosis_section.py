@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.report import charts
+from orchestrator.evaluation.metrics import ClassMetrics, class_metrics
+from orchestrator.report import answer_counts, charts
 from orchestrator.report.load import Run, View
 from orchestrator.store.run_files.diagnosis import SubgroupScore
 
 _MAX_SUSPECTS = 30
+_MAX_CURVE_POINTS = 300
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def suspects(run: Run) -> View:
     return {
         "noise": noise,
         "rows": noise.suspects[:_MAX_SUSPECTS],
-        "whole": ensemble.oof.macro_f1,
+        "whole": ensemble.oof.headline,
         "group": run.resolved.data.group,
     }
 
@@ -62,3 +64,36 @@ def calibration(run: Run) -> View:
         "rows": run.selection.ensemble.calibration,
         "is_used": run.resolved.vote.calibrate,
     }
+
+
+@dataclass(frozen=True)
+class RareClass:
+    """The rarer one of two classes, out of fold."""
+
+    name: str
+    scores: ClassMetrics
+    n: int  # photos of both
+    average_precision: float | None  # None where no probabilities are stored
+    plot: object
+
+
+def rare_class(run: Run) -> RareClass | None:
+    """Return the scores of the rarer class of a task with two; None for any other task."""
+    answers = run.answers.get("oof")
+    if run.schema is None or run.schema.n_classes != 2 or answers is None:
+        return None
+    rows = class_metrics(answers.targets, answers.preds, 2)
+    if len(rows) < 2:
+        return None
+    scored = min(rows, key=lambda row: (row.n, -row.code))
+    name = run.class_name(scored.code)
+    if answers.probs is None:
+        return RareClass(name, scored, len(answers.targets), None, "")
+    confidences = answers.probs[:, scored.code]
+    curve = answer_counts.precision_recall(confidences, answers.targets == scored.code)
+    step = max(1, len(curve.recalls) // _MAX_CURVE_POINTS)
+    points = list(zip(curve.recalls, curve.precisions, strict=True))
+    series = [charts.Series(name, [*points[:-1:step], points[-1]], 0, strong=True)]
+    title = f"Precision against recall of {name}, out of fold"
+    plot = charts.lines(series, f"recall of {name}", "precision", title=title)
+    return RareClass(name, scored, len(answers.targets), curve.average, plot)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.base.stage_versions import STAGE_NAMES
 from orchestrator.store.events import (
+    OBJECTIVE,
+    SCORE,
     DriverStarted,
     Event,
     LimitReached,
@@ -22,13 +24,13 @@ from orchestrator.store.events import (
     TrialReopened,
     TrialStarted,
     WorkerDied,
+    objective,
 )
 from orchestrator.store.ledger import TrialRecord, is_live, one_trial, read, replay
 from orchestrator.store.run_dir import RunPaths, state_of
 from orchestrator.store.run_files.records import as_record
 from orchestrator.store.run_files.summary import PlanFile
 
-_SCORE = "val_macro_f1"
 _FOLLOW_EVERY_S = 0.5
 _MAX_EPOCHS = 12
 _CAUSES = {
@@ -138,6 +140,16 @@ def _planned_stage(paths: RunPaths, name: str) -> list[str]:
     return lines
 
 
+def _scores_by_epoch(trial: TrialRecord) -> str:
+    scores = []
+    for epoch, metrics in sorted(trial.reports.items()):
+        scores.append(f"{epoch}: {objective(metrics):.4f}")
+    if len(scores) > _MAX_EPOCHS:
+        scores = [*scores[:4], "...", *scores[-6:]]
+    name = SCORE if trial.started.score else OBJECTIVE
+    return f"  {name} by epoch: {', '.join(scores) or 'no report yet'}"
+
+
 def trial_lines(paths: RunPaths, trial: TrialRecord, events: list[Event]) -> list[str]:
     """Return what is known of a trial; `events` holds at least its own."""
     lines = [f"trial {trial.trial_id}: {trial.status or 'RUNNING'}"]
@@ -156,10 +168,7 @@ def trial_lines(paths: RunPaths, trial: TrialRecord, events: list[Event]) -> lis
         facts += f", fold {started.fold}"
     lines.append(facts)
     lines += [f"  {path}: {value}" for path, value in started.params.items()]
-    scores = [f"{epoch}: {metrics[_SCORE]:.4f}" for epoch, metrics in sorted(trial.reports.items())]
-    if len(scores) > _MAX_EPOCHS:
-        scores = [*scores[:4], "...", *scores[-6:]]
-    lines.append(f"  {_SCORE} by epoch: {', '.join(scores) or 'no report yet'}")
+    lines.append(_scores_by_epoch(trial))
     lines += _time_spent(trial.ended)
     for event in events:
         is_of_trial = isinstance(event, TrialEvent) and event.trial_id == trial.trial_id

@@ -13,11 +13,14 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from data_prep.catalog.label_schema import Schema
+from data_prep.catalog.photo_groups import GroupWords, group_words
 from orchestrator.report import answer_counts
+from orchestrator.spec.score import score_title
 from orchestrator.store import tables
 from orchestrator.store.events import DriverStarted, Event, RunStarted, StageEnded, from_json
 from orchestrator.store.run_files.audit import AuditFacts
 from orchestrator.store.run_files.certificate import Certificate
+from orchestrator.store.run_files.copies import CopySets
 from orchestrator.store.run_files.hypotheses import Hypothesis
 from orchestrator.store.run_files.preparation import Preparation
 from orchestrator.store.run_files.records import FileRecord, as_record, as_records, read_json
@@ -44,6 +47,7 @@ class Run:
     hypotheses: tuple[Hypothesis, ...] | None = None
     audit: AuditFacts | None = None
     prep: Preparation = field(default_factory=Preparation)
+    copies: CopySets = field(default_factory=CopySets)
     resolved: ResolvedSpec = field(default_factory=ResolvedSpec)
     resolved_text: str = ""
     events: list[Event] = field(default_factory=list)
@@ -56,6 +60,16 @@ class Run:
     test_labels: pa.Table | None = None
     missing: tuple[str, ...] = ()  # files that were not there
     broken: tuple[str, ...] = ()  # sentences about files that could not be read
+
+    @property
+    def score_title(self) -> str:
+        """Return the score that the run goes by, in words."""
+        return score_title(self.resolved.score)
+
+    @property
+    def words(self) -> GroupWords:
+        """Return what to call the groups."""
+        return group_words(self.resolved.data.group_text)
 
     @property
     def has_selection(self) -> bool:
@@ -209,6 +223,7 @@ def _load(
         ),
         audit=folder.read("audit.json", lambda path: _filled(AuditFacts, path), None),
         prep=folder.record("prep.json", Preparation, needed=False),
+        copies=folder.record("copies.json", CopySets, needed=False),
         resolved=resolved,
         resolved_text=folder.read("resolved.yaml", _text, "", needed=False),
         events=events,

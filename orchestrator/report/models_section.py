@@ -12,6 +12,7 @@ from orchestrator.evaluation.metrics import ClassMetrics, class_metrics, macro_f
 from orchestrator.report import answer_counts, charts
 from orchestrator.report.caveats import last_line
 from orchestrator.report.certificate_section import contributions
+from orchestrator.report.diagnosis_section import rare_class
 from orchestrator.report.load import Run, View
 from orchestrator.store.run_files.scores import Scores
 from orchestrator.store.run_files.trials import EpochRow, TrialRow
@@ -21,7 +22,7 @@ _N_CONFUSIONS = 8
 _MAX_LINES = 60
 _MAX_ROWS = 1000
 _MISMATCH = 0.002
-_CURVES = {"val_macro_f1": "val macro F1", "val_loss": "val loss", "train_loss": "train loss"}
+_LOSSES = {"val_loss": "val loss", "train_loss": "train loss"}
 _PHASES = {"search": "Search", "confirm": "Confirm"}
 TITLES = {"oof": "Out of fold", "test": "Test set"}
 
@@ -125,6 +126,7 @@ def classes(run: Run) -> View:
         "sides": [TITLES[side] for side in totals],
         "totals": list(totals.values()),
         "mismatch": _mismatch(run, totals),
+        "rare": rare_class(run),
     }
 
 
@@ -225,7 +227,7 @@ def curves(run: Run) -> View:
         trials.sort(key=by_score)
         shown = trials[:_MAX_LINES]
         plots: list[object] = []
-        for metric, words in _CURVES.items():
+        for metric, words in {"score": f"val {run.score_title}", **_LOSSES}.items():
             series = []
             for place, trial in enumerate(shown):
                 if points := _points(rows_of[trial.trial_id], metric):
@@ -315,7 +317,7 @@ def trials(run: Run) -> View:
 
 def by_score(trial: TrialRow) -> float:
     """Sort the best trial first, and those without a score last."""
-    return 1.0 if trial.val_macro_f1 is None else -trial.val_macro_f1
+    return 1.0 if trial.score is None else -trial.score
 
 
 def settings_text(params: Mapping[str, object]) -> str:

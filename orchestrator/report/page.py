@@ -117,7 +117,10 @@ def draw(run: Run, wanted: tuple[str, ...] | None = None) -> list[tuple[str, str
 def _draw(macro: Any, view: Callable[[Run], View], run: Run) -> Markup:
     """Fill one section; an error in it becomes its text, so that no report fails a run."""
     try:
-        return Markup(macro(view(run))).strip()  # noqa: S704 - the macro escapes what it shows
+        title = run.score_title
+        names: View = {"score_name": title, "Score_name": title[0].upper() + title[1:]}
+        names |= {"one": run.words.one, "many": run.words.many}
+        return Markup(macro(names | view(run))).strip()  # noqa: S704 - the macro escapes what it shows
     except Exception as error:  # noqa: BLE001
         return Markup(
             '<p class="note">This section could not be drawn ({}: {}); '

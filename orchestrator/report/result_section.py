@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from orchestrator.evaluation.hypotheses import needs_text
 from orchestrator.report import charts
+from orchestrator.report.diagnosis_section import rare_class
 from orchestrator.report.load import Run, View
+from orchestrator.spec.score import parse_score
 from orchestrator.store.events import DriverStarted, Event
 from orchestrator.store.run_files.hypotheses import Hypothesis
 from orchestrator.store.run_files.scores import Score
@@ -88,13 +91,14 @@ class LabelRow:
 def result(run: Run) -> View:
     """Return the headline: out-of-fold score, test score, members."""
     ensemble = run.selection.ensemble
-    oof = ensemble.oof.macro_f1
-    test = ensemble.test.macro_f1
+    oof = ensemble.oof.headline
+    test = ensemble.test.headline
     corrected = ensemble.corrected
     first: Score | None = oof
     if corrected is not None and corrected.estimate is not None:
         first = corrected
     scale = _score_scale(first, test)
+    guess = _guess(run)
     return {
         "oof": oof,
         "oof_accuracy": ensemble.oof.accuracy,
@@ -115,9 +119,54 @@ def result(run: Run) -> View:
         "gain": ensemble.gain and ensemble.gain.honest,
         "has_test_set": run.votes is not None,
         "is_corrected": first is corrected,
-        "guess": 1 / run.schema.n_classes if run.schema else None,
+        "guess": guess,
+        "rare": rare_class(run),
+        "warning": _worse_than_guessing(run.score_title, guess, first, test),
         "confirmed": bool(run.selection.candidates) and run.resolved.confirm is not None,
     }
+
+
+def _guess(run: Run) -> float | None:
+    """Return what a guess at random reaches, each class as often as it is; None if unknown.
+
+    A mean over classes is then about one over their number. Accuracy is what the largest class
+    reaches alone, which takes the true classes of the out-of-fold photos.
+    """
+    if run.schema is None:
+        return None
+    try:
+        score = parse_score(run.resolved.score)
+    except ValueError:
+        return None
+    answers = run.answers.get("oof")
+    sizes = run.schema.sizes
+    guesses = []
+    for label in score.labels_among(run.schema.names) or ("",):
+        place = run.schema.names.index(label) if label in run.schema.names else None
+        if score.metric != "accuracy":
+            guesses.append(1 / (run.schema.n_classes if place is None else sizes[place]))
+            continue
+        if answers is None:
+            return None
+        classes = answers.targets
+        if place is not None:
+            classes = run.schema.decode(classes)[:, place]
+        guesses.append(max(Counter(classes.tolist()).values()) / len(classes))
+    return sum(guesses) / len(guesses)
+
+
+def _worse_than_guessing(
+    name: str, guess: float | None, oof: Score | None, test: Score | None
+) -> str:
+    """Return the first sentence of a page whose score is no better than a guess; else nothing."""
+    score = oof if oof is not None and oof.estimate is not None else test
+    if guess is None or score is None or score.estimate is None or score.estimate > guess:
+        return ""
+    return (
+        f"This ensemble is no better than guessing: {name} {score.estimate:.3f}, a guess reaches "
+        f"about {guess:.3f}. Do not use it: see the learning curves, train longer, or check that "
+        "photos and labels belong together."
+    )
 
 
 def _score_scale(*scores: Score | None) -> charts.Scale | None:
@@ -212,15 +261,15 @@ def selection(run: Run) -> View:
     rows = []
     for candidate in candidates:
         drop = None
-        if candidate.search_score is not None and candidate.oof_macro_f1 is not None:
-            drop = candidate.search_score - candidate.oof_macro_f1
+        if candidate.search_score is not None and candidate.score is not None:
+            drop = candidate.search_score - candidate.score
         worst = candidate.worst_class
         rows.append(
             CandidateRow(
                 candidate,
                 charts.interval(
                     candidate.low,
-                    candidate.oof_macro_f1,
+                    candidate.score,
                     candidate.high,
                     scale,
                     strong=candidate.chosen,
@@ -243,7 +292,7 @@ def selection(run: Run) -> View:
 def _candidate_scale(candidates: tuple[Candidate, ...]) -> charts.Scale | None:
     ends: list[float | None] = []
     for candidate in candidates:
-        ends += [candidate.low, candidate.oof_macro_f1, candidate.high]
+        ends += [candidate.low, candidate.score, candidate.high]
     tight = charts.Scale.around(ends, 0.0)
     if tight is None:
         return None

@@ -9,10 +9,18 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from orchestrator.evaluation.hypotheses import needs_text
-from orchestrator.store.events import DriverStarted, Event, StageEnded
+from orchestrator.spec.score import score_title
+from orchestrator.store.events import (
+    OBJECTIVE,
+    SCORE,
+    DriverStarted,
+    Event,
+    StageEnded,
+    objective,
+)
 from orchestrator.store.ledger import TrialRecord, read, replay
 from orchestrator.store.run_files.diagnosis import SubgroupScore
 from orchestrator.store.run_files.hypotheses import Hypothesis
@@ -25,7 +33,7 @@ _CANDIDATE = (
     "rank",
     "variant",
     "setting",
-    "oof_macro_f1",
+    "oof_{score}",
     "low",
     "high",
     "worst_recall",
@@ -57,7 +65,6 @@ _TRIAL = (
     "val_accuracy",
     "params",
 )
-_SCORE = "val_macro_f1"
 
 
 def trials_view(run: Path) -> list[dict[str, Any]]:
@@ -74,9 +81,15 @@ def trials_view(run: Path) -> list[dict[str, Any]]:
         {name: _finite(value) for name, value in row.items()}
         for row in tables.read(path).to_pylist()
     ]
-    rows.sort(key=lambda row: (-(row[_SCORE] or -1.0), row["trial_id"]))
+    rows.sort(key=lambda row: (-(_row_score(row) or -1.0), row["trial_id"]))
     rows.sort(key=lambda row: row["phase"] != "search")
     return rows
+
+
+def _row_score(row: dict[str, Any]) -> float | None:
+    """Return what the search maximizes, of a row of trials.parquet."""
+    score: float | None = row.get(SCORE) or row[OBJECTIVE]
+    return score
 
 
 def render_results(run: Path, form: str) -> str:
@@ -116,12 +129,17 @@ def _tables(run: Path) -> str:
     """Draw trials, candidates and the ensemble's scores, as far as they exist."""
     parts = []
     if rows := trials_view(run):
-        cells = [[_cell(name, row[name]) for name in _TRIAL] for row in rows]
-        parts.append(_table("trials", _TRIAL, cells))
+        names: tuple[str, ...] = _TRIAL
+        if SCORE in rows[0]:
+            place = _TRIAL.index(OBJECTIVE)
+            names = (*_TRIAL[:place], SCORE, *_TRIAL[place:])
+        cells = [[_cell(name, row[name]) for name in names] for row in rows]
+        parts.append(_table("trials", names, cells))
     selection = _selection(run)
     if selection.candidates:
         cells = [_candidate_cells(candidate) for candidate in selection.candidates]
-        parts.append(_table("candidates, * marks members", _CANDIDATE, cells))
+        names = tuple(name.format(score=_short(selection.score)) for name in _CANDIDATE)
+        parts.append(_table("candidates, * marks members", names, cells))
     if selection.members and (cells := _score_rows(selection.ensemble)):
         names = ("score", "estimate", "90 % interval", "groups", "photos")
         parts.append(_table("ensemble", names, cells))
@@ -154,12 +172,17 @@ def _table(title: str, names: tuple[str, ...], rows: list[list[str]]) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
+def _short(score: str) -> str:
+    """Return a score as the name of a column."""
+    return score.replace(" ", "_")
+
+
 def _candidate_cells(candidate: Candidate) -> list[str]:
     values = (
         candidate.rank,
         candidate.variant,
         candidate.setting,
-        candidate.oof_macro_f1,
+        candidate.score,
         candidate.low,
         candidate.high,
         candidate.worst_class_recall,
@@ -231,27 +254,30 @@ def ensemble_lines(run: Path) -> list[str]:
         return ["no ensemble yet"]
     ensemble = selection.ensemble
     lines = [f"ensemble of {len(selection.members)}: {', '.join(selection.members)}"]
+    if len(selection.members) == 1:
+        lines = [f"one member: {selection.members[0]}"]
     for title, scores in _sides(ensemble).items():
-        if scores.macro_f1 is not None:
+        if scores.headline is not None:
             where = "private half" if scores.part == "private" else title
-            lines.append(f"{where:<12} {_scores_text(scores.macro_f1, scores.accuracy)}")
+            text = _scores_text(score_title(selection.score), scores.headline, scores.accuracy)
+            lines.append(f"{where:<12} {text}")
     corrected = ensemble.corrected
     if corrected is not None and corrected.estimate is not None:
         lines.append(
-            f"{'out-of-fold':<12} macro F1 {_span(corrected)}, corrected for choosing among "
+            f"{'out-of-fold':<12} {score_title(selection.score)} {_span(corrected)}, corrected for choosing among "
             f"{corrected.n_candidates} candidates on these photos"
         )
     gain = ensemble.gain and ensemble.gain.honest
     if gain is not None and gain.difference is not None:
         span = f"90 % interval {_signed(gain.low)} to {_signed(gain.high)}"
         lines.append(
-            f"the vote against its best member {gain.over} alone: macro F1 "
+            f"the vote against its best member {gain.over} alone: {score_title(selection.score)} "
             f"{gain.difference:+.3f}, {span}"
         )
     noise = ensemble.label_noise
     if noise.n_suspects:
         lines.append(
-            f"likely wrong labels: {noise.n_photos} photos of {noise.n_groups} people; "
+            f"likely wrong labels: {noise.n_photos} photos of {_counted(noise.n_groups, 'group')}; "
             "see suspects.csv"
         )
     if not ensemble.test.metrics:
@@ -260,13 +286,15 @@ def ensemble_lines(run: Path) -> list[str]:
     return lines + [_verdict_text(verdict) for verdict in verdicts]
 
 
-def _scores_text(f1: Score, accuracy: Score | None) -> str:
-    more = f", accuracy {_span(accuracy)}" if accuracy is not None else ""
-    units = f"{'?' if f1.n_groups is None else f1.n_groups} groups"
-    if f1.too_narrow:
+def _scores_text(name: str, score: Score, accuracy: Score | None) -> str:
+    more = ""
+    if accuracy is not None and name != "accuracy":
+        more = f", accuracy {_span(accuracy)}"
+    units = f"{'?' if score.n_groups is None else score.n_groups} groups"
+    if score.too_narrow:
         units = "photos resampled: too narrow"
-    n_samples = "?" if f1.n_samples is None else f1.n_samples
-    return f"macro F1 {_span(f1)}{more}; n {n_samples} photos, {units}"
+    n_samples = "?" if score.n_samples is None else score.n_samples
+    return f"{name} {_span(score)}{more}; n {n_samples} photos, {units}"
 
 
 def _verdict_text(row: Hypothesis) -> str:
@@ -285,6 +313,10 @@ def _verdict_text(row: Hypothesis) -> str:
     if needs:
         evidence += f"; {needs}"
     return f"{row.claim}: {row.verdict} ({evidence})"
+
+
+def _counted(n: int | None, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _signed(value: float | None) -> str:
@@ -320,6 +352,7 @@ class BestTrial(TypedDict):
     trial_id: str
     variant: str
     val_macro_f1: float
+    val_score: NotRequired[float]  # by the score of the spec, where it is another
 
 
 class StatusView(TypedDict):
@@ -387,22 +420,29 @@ def _stages(events: Iterable[Event]) -> list[StageView]:
 
 
 def _best_score(trial: TrialRecord) -> float | None:
-    return max((metrics[_SCORE] for metrics in trial.reports.values()), default=None)
+    return max(map(objective, trial.reports.values()), default=None)
 
 
 def _best_trial(trials: list[TrialRecord]) -> BestTrial | None:
-    best: BestTrial | None = None
+    best: dict[str, float] = {}
+    best_trial: TrialRecord | None = None
     for trial in trials:
-        score = _best_score(trial)
-        if trial.phase != "search" or score is None:
+        if trial.phase != "search" or not trial.reports:
             continue
-        if best is None or score > best["val_macro_f1"]:
-            best = {
-                "trial_id": trial.trial_id,
-                "variant": trial.variant,
-                "val_macro_f1": score,
-            }
-    return best
+        metrics = max(trial.reports.values(), key=objective)
+        if best_trial is None or objective(metrics) > objective(best):
+            best = metrics
+            best_trial = trial
+    if best_trial is None:
+        return None
+    facts: BestTrial = {
+        "trial_id": best_trial.trial_id,
+        "variant": best_trial.variant,
+        "val_macro_f1": best[OBJECTIVE],
+    }
+    if SCORE in best:
+        facts["val_score"] = best[SCORE]
+    return facts
 
 
 def _finite(value: Any) -> Any:

@@ -15,19 +15,18 @@ from orchestrator.store.run_files.trials import TrialRow
 
 _MAX_PARALLEL = 300
 _MAX_SLICES = 12
-_SCORE = "val macro F1"
 
 
 def search(run: Run) -> View:
     """Return plots of score against settings, of the search trials that have both."""
     trials = []
     for trial in run.trials or ():
-        if trial.phase == "search" and trial.val_macro_f1 is not None and trial.params:
+        if trial.phase == "search" and trial.score is not None and trial.params:
             trials.append(trial)
     if len(trials) < 2:
         return {"n": len(trials)}
     trials.sort(key=by_score)
-    scores = [trial.val_macro_f1 or 0.0 for trial in trials]
+    scores = [trial.score or 0.0 for trial in trials]
     axes = _axes(run, trials)
     strengths = {axis.name: association(axis.positions, scores) or 0.0 for axis in axes}
     axes.sort(key=lambda axis: -strengths[axis.name])
@@ -39,7 +38,7 @@ def search(run: Run) -> View:
     return {
         "n": len(trials),
         "n_shown": min(len(trials), _MAX_PARALLEL),
-        "plot": _parallel(axes, trials, scores),
+        "plot": _parallel(axes, trials, scores, f"val {run.score_title}"),
         "slices": _slices(axes, trials, scores),
         "strength": charts.bars(bars, title=title, width=460, left=190),
         "legend": legend(variant_colors(tuple(trials))),
@@ -85,10 +84,12 @@ def _number_axis(name: str, values: list[float | None], *, log: bool) -> charts.
     return charts.Axis(name, positions, ticks)
 
 
-def _parallel(axes: list[charts.Axis], trials: list[TrialRow], scores: list[float]) -> object:
+def _parallel(
+    axes: list[charts.Axis], trials: list[TrialRow], scores: list[float], name: str
+) -> object:
     """Draw all settings of the best trials side by side, with their score as the last axis."""
     drawn = axes[: _MAX_SLICES - 1]
-    if score_axis := _axis(_SCORE, list(scores), log=False):
+    if score_axis := _axis(name, list(scores), log=False):
         drawn = [*drawn, score_axis]
     if len(drawn) < 2:
         return ""
@@ -116,7 +117,7 @@ def _slices(axes: list[charts.Axis], trials: list[TrialRow], scores: list[float]
 
 
 def _title(trial: TrialRow) -> str:
-    score = f"{trial.val_macro_f1:.3f}"
+    score = f"{trial.score:.3f}"
     return f"{score} {trial.variant} {trial.trial_id}: {settings_text(trial.params)}"
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from orchestrator.spec.search_space import Choice, Search
-from orchestrator.store.events import RunEnded, TrialEnded, TrialReopened
+from orchestrator.store.events import RunEnded, TrialEnded, TrialReopened, objective
 from orchestrator.store.ledger import State, Tail, TrialRecord, apply
 
 _POLL_S = 0.5
@@ -160,7 +160,7 @@ class Journal:
         for path, value in trial.params.items():
             if path in space:
                 params[path], distributions[path] = _stored(space[path], value)
-        scores = {epoch: metrics["val_macro_f1"] for epoch, metrics in trial.reports.items()}
+        scores = {epoch: objective(metrics) for epoch, metrics in trial.reports.items()}
         state = {"COMPLETE": State.COMPLETE, "PRUNED": State.PRUNED}.get(
             str(trial.status), State.FAIL
         )

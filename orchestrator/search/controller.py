@@ -22,7 +22,6 @@ from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
 from orchestrator.search.trial_times import TrialTimes
 from orchestrator.store.events import (
-    OBJECTIVE,
     EpochReported,
     LimitReached,
     Metrics,
@@ -32,6 +31,7 @@ from orchestrator.store.events import (
     TrialReopened,
     TrialStarted,
     WorkerDied,
+    objective,
 )
 from orchestrator.store.ledger import Ledger, TrialRecord
 
@@ -312,7 +312,7 @@ class TrialController:
         lines = []
         for trial in running:
             name = trial.spec.trial_id
-            scores = [metrics[OBJECTIVE] for metrics in list(self.records[name].reports.values())]
+            scores = [objective(metrics) for metrics in list(self.records[name].reports.values())]
             progress = "no report yet"
             if scores:
                 progress = f"epoch {len(scores)}, best {max(scores):.4f}"
@@ -343,13 +343,13 @@ class TrialController:
 
     def _take_report(self, record: TrialRecord, epoch: int) -> str | None:
         """Take in an epoch of the record; return why the trial ends there, or None."""
-        score = record.reports[epoch][OBJECTIVE]
+        score = objective(record.reports[epoch])
         self.best = score if self.best is None else max(self.best, score)
         rungs = self.rungs.get(record.variant)
         if rungs is None:
             return None
         # after a restart the record has later epochs already, which this rung must not count
-        scores = [metrics[OBJECTIVE] for n, metrics in record.reports.items() if n <= epoch]
+        scores = [objective(metrics) for n, metrics in record.reports.items() if n <= epoch]
         return rungs.reason_to_stop(record.trial_id, epoch, max(scores))
 
     def on_end(
@@ -389,7 +389,7 @@ class TrialController:
         if trial.state is TrialState.ENDED:
             return
         record = self.records[name]
-        best = max(record.reports.values(), key=lambda metrics: metrics[OBJECTIVE], default=None)
+        best = max(record.reports.values(), key=objective, default=None)
         if status == "COMPLETE" and best is None:
             status = "FAILED"
             cause = "metric"

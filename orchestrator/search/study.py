@@ -14,7 +14,7 @@ from orchestrator.search.controller import Reports, TrialController
 from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
 from orchestrator.spec.search_space import Choice, Entry, Point, Search, grid, suggest
-from orchestrator.store.events import OBJECTIVE
+from orchestrator.store.events import objective
 from orchestrator.store.ledger import Ledger, TrialRecord
 from trainers.config import Duration
 
@@ -177,14 +177,14 @@ class VariantStudy:
 
         self.n_ended += 1
         for epoch, metrics in sorted(reports.items()):
-            trial.report(metrics[OBJECTIVE], epoch)
+            trial.report(objective(metrics), epoch)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if cause == "memory":
                 trial.set_constraint("memory", 1.0)
                 self.optuna.tell(trial, state=State.PRUNED)
             elif status == "COMPLETE":
-                self.optuna.tell(trial, max(metrics[OBJECTIVE] for metrics in reports.values()))
+                self.optuna.tell(trial, max(map(objective, reports.values())))
             else:
                 self.optuna.tell(trial, state=State.PRUNED if status == "PRUNED" else State.FAIL)
 

@@ -42,10 +42,14 @@ class TrialSpec:
     mixable: str | None = None  # Parquet: sample_id, fits, within, group; None: MixUp mixes all
     source: str | None = None  # key of the trial whose weights head frozen_deep takes
     micro_batch: int | None = None  # set after a worker ran out of memory; part of no key
+    score: dict[str, Any] | None = None  # metric and labels that it maximizes; None: macro F1
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; it shares the containers."""
-        return dict(vars(self))
+        facts = dict(vars(self))
+        if self.score is None:
+            del facts["score"]
+        return facts
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
     from trainers.classifier import train  # noqa: PLC0415
     from trainers.config import Train  # noqa: PLC0415
     from trainers.data import Task  # noqa: PLC0415
+    from trainers.metrics import Objective  # noqa: PLC0415
 
     photos = open_rows(Path(spec.rows))
     parts = _read_parts(spec, photos.index)
@@ -115,6 +120,7 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
         feature_store=features,
         micro_batch=spec.micro_batch,
         began=began,
+        objective=None if spec.score is None else Objective(**spec.score),
     )
     scored = parts["holdout" if spec.phase == "confirm" else "val"]
     predictions = _predictions(spec, work, photos, scored, features)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
-from orchestrator.store.events import OBJECTIVE
+from orchestrator.store.events import OBJECTIVE, SCORE, objective
 from orchestrator.store.ledger import State, TrialRecord
 from orchestrator.store.run_dir import RunPaths
 
@@ -26,7 +26,8 @@ def write_tables(state: State, labels: Iterable[str], paths: RunPaths) -> None:
 
 def trials_table(state: State, labels: Iterable[str]) -> pa.Table:
     """Return trials.parquet: a row per trial that has ended."""
-    schema = tables.trials_schema(labels)
+    has_score = any(SCORE in trial.metrics for trial in state.trials.values())
+    schema = tables.trials_schema(labels, [SCORE] if has_score else [])
     rows = []
     for trial in state.trials.values():
         if trial.ended is None:
@@ -77,10 +78,13 @@ def best_trial(state: State) -> dict[str, Any] | None:
     scored = [t for t in state.trials.values() if t.phase == "search" and t.metrics]
     if not scored:
         return None
-    best = max(scored, key=lambda trial: trial.metrics[OBJECTIVE])
-    return {
+    best = max(scored, key=lambda trial: objective(trial.metrics))
+    facts = {
         "trial_id": best.trial_id,
         "setting": best.setting,
         "variant": best.variant,
         OBJECTIVE: best.metrics[OBJECTIVE],
     }
+    if SCORE in best.metrics:
+        facts[SCORE] = best.metrics[SCORE]
+    return facts

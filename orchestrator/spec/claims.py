@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-METRICS = ("macro_f1", "accuracy")
+from orchestrator.spec.score import DEFAULT, parse_score
+
 _NAME = r"([^\s>=<]+)"
-_CLAIM = re.compile(rf"^\s*{_NAME}\s*([>=])\s*{_NAME}(?:\s+within\s+(\S+))?(?:\s+on\s+(\S+))?\s*$")
+_CLAIM = re.compile(
+    rf"^\s*{_NAME}\s*([>=])\s*{_NAME}(?:\s+within\s+(\S+))?(?:\s+on\s+(\S.*?))?\s*$"
+)
 _FORMS = "'half > none', 'half > none on accuracy' or 'half = none within 0.01'"
 
 
@@ -17,15 +20,19 @@ class Claim:
 
     better: str
     worse: str
-    metric: str = "macro_f1"
+    metric: str = DEFAULT  # a score, as `score` of the spec writes it
     margin: float | None = None
 
 
-def parse(text: str) -> Claim:
+def parse(text: str, default: str = DEFAULT) -> Claim:
     """Read 'a > b', 'a > b on accuracy', 'a = b within 0.01' or 'a = b within 0.01 on accuracy'.
 
+    Args:
+        text: of the spec.
+        default: the score of a claim that names none.
+
     Raises:
-        ValueError: it reads otherwise, or names an unknown metric.
+        ValueError: it reads otherwise, or names an unknown score.
     """
     if text.count(">") + text.count("=") > 1:
         raise ValueError(
@@ -36,11 +43,10 @@ def parse(text: str) -> Claim:
     if match is None:
         raise ValueError(f"a claim reads like {_FORMS}, found {text!r}")
     better, sign, worse, within, named = match.groups()
-    metric = named or "macro_f1"
-    if metric not in METRICS:
-        raise ValueError(
-            f"a metric out of {', '.join(METRICS)} was required, found {metric!r} in {text!r}"
-        )
+    try:
+        metric = parse_score(named or default).text
+    except ValueError as error:
+        raise ValueError(f"{error} in {text!r}") from None
     return Claim(better, worse, metric, _margin(sign, within, text))
 
 

@@ -17,6 +17,7 @@ from orchestrator.base.keys import digest
 from orchestrator.spec.claims import parse as parse_claim
 from orchestrator.spec.messages import nearest, validate
 from orchestrator.spec.models import Arm, Spec
+from orchestrator.spec.score import parse_score
 from orchestrator.spec.search_space import Choice, FloatRange, Point, Space, apply, assignments
 from orchestrator.spec.yaml_source import Document, KeyPath, Place, Problem
 from trainers.config import FrozenDeepHead, SingleHead
@@ -70,6 +71,7 @@ def check_references(draft: Draft) -> None:
     """Check everything in a spec that names another part of it, or a model."""
     _check_backbones(draft)
     _check_claims(draft)
+    _check_score(draft)
     _check_members(draft)
     _check_labels(draft)
     _check_frozen(draft)
@@ -112,6 +114,20 @@ def _check_claims(draft: Draft) -> None:
         draft.refuse(("hypotheses",), text)
 
 
+def _check_score(draft: Draft) -> None:
+    """Check that the variants answer the label that the score is about."""
+    label = draft.spec.parsed_score.label
+    for name in draft.arms:
+        answered = _head_labels(name, draft)
+        if label is not None and answered and label not in answered:
+            text = (
+                f"score {draft.spec.score!r}: variants that answer {label} were required, the head "
+                f"of {name!r} answers {', '.join(answered)}; add {label} to its labels, or use "
+                "another score"
+            )
+            draft.refuse(("score",), text)
+
+
 def _claim_faults(text: str, draft: Draft) -> list[str]:
     """Return what is wrong with a claim.
 
@@ -124,6 +140,10 @@ def _claim_faults(text: str, draft: Draft) -> list[str]:
     faults = []
     variants = list(draft.spec.variants)
     labels = list(draft.spec.data.labels)
+    try:
+        parse_score(claim.metric).require_label(labels, "on")
+    except ValueError as error:
+        faults.append(f"{error} of the claim {text!r}")
     for side in dict.fromkeys((claim.better, claim.worse)):
         if side not in variants:
             known = f"variants are {', '.join(variants)}{nearest(side, variants)}"

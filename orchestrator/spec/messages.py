@@ -62,6 +62,12 @@ def _problem(
         text = _unknown_key(fault["loc"], path, parent, model)
     if fault["type"] == "union_tag_not_found":
         text = f"{dotted}: {_missing_tag(fault, model)}"
+    if fault["type"] == "too_short" and path[-1:] == ("classes",):
+        text = (
+            f"{dotted}: two classes or more were required, found {_short(fault['input'])}: with one "
+            "class there is nothing to tell apart; add photos of another class, or choose another "
+            "label"
+        )
     where = under or path
     if not where and fault["type"] == "value_error":
         # a rule over several sections begins with the setting that it blames

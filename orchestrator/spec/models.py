@@ -12,6 +12,7 @@ from pydantic import Field, StringConstraints, model_validator
 from data_prep.config import Data, Prep, TestTable
 from data_prep.section import Positive, Section, Seed, how, identity, since
 from orchestrator.base.keys import setting_id
+from orchestrator.spec.score import DEFAULT, Score, ScoreText, parse_score
 from orchestrator.spec.search_space import Confirm, Plain, Point, Search, Space, apply
 from orchestrator.spec.tracking import Track
 from trainers.config import Train
@@ -104,6 +105,13 @@ class Resources(Section):
     """Trainings at a time; `auto` for as many as fit."""
 
 
+class Report(Section):
+    """What the page of a run shows; it changes no result, so it is part of no key."""
+
+    photos: bool = True
+    """Show photos: crops of prepared ones, copies as pairs. `false` where nobody may see them."""
+
+
 class Arm(Section):
     """One variant, resolved: what its trials train on and how."""
 
@@ -129,6 +137,11 @@ class Spec(Section):
     """One training; variants and search change it."""
     variants: Annotated[dict[VariantName, Point], Field(min_length=1)] = {"base": {}}
     """Name -> dotted paths and values that differ from the rest of the spec."""
+    score: ScoreText = since(DEFAULT)
+    """The one number that a run maximizes and promises: `macro_f1`, `accuracy` or
+    `balanced_accuracy` of all labels together, one of them `of LABEL`, or `mean of labels` (the
+    mean of the labels' macro F1). Search, finalists, members, claims and headline go by it.
+    """
     hypotheses: list[str] = []
     """Claims about variants, such as `half > none`, tested at the end."""
     subgroups: list[str] = since([])
@@ -141,10 +154,22 @@ class Spec(Section):
     """Which finalists vote."""
     vote: Vote = Vote()
     """How votes become an answer."""
+    report: Report = how(Report(), exclude_if=lambda value: bool(value == Report()))
+    """What the page of a run shows."""
     track: Track = how(Track())
     """What else is told of a run: W&B, TensorBoard."""
     resources: Resources = how(Resources())
     """CPUs, GPUs and limits; they change no result."""
+
+    @property
+    def parsed_score(self) -> Score:
+        """The score that the run goes by."""
+        return parse_score(self.score)
+
+    @model_validator(mode="after")
+    def _score_is_of_a_label(self) -> Self:
+        self.parsed_score.require_label(self.data.labels, "score")
+        return self
 
     @model_validator(mode="after")
     def _robust_needs_confirm(self) -> Self:

@@ -34,7 +34,7 @@ class Limits(Section):
     gpu_hours: Positive | None = None
     """Time of ended and running trials, times the GPUs of a trial, in hours."""
     target: float | None = None
-    """Validation macro F1 that is enough."""
+    """Validation score that is enough; the score is that of the spec."""
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> Self:

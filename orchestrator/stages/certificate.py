@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_prep.catalog.photo_groups import GROUP, GroupWords, group_words
 from data_prep.config import Prep
 from data_prep.files import write_json
 from data_prep.preparation.step_identity import steps_identity
@@ -24,6 +25,7 @@ from orchestrator.evaluation.intervals import difference_of_scores
 from orchestrator.evaluation.predictions import align
 from orchestrator.planning.stage import Env
 from orchestrator.planning.stage_keys import run_key
+from orchestrator.spec.score import DEFAULT
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.confirm import Confirmed, predictions_by_setting
 from orchestrator.stages.prepare import Prepared
@@ -84,8 +86,9 @@ def certify(
         lineage[setting] = [(trial, checkpoint(env.store, trial.key)) for trial in trials]
     of_set = select.to_json()["ensemble"]
     gap = _gap(select, vote)
-    findings = audit_findings(as_record(AuditFacts, env.paths.read_json("audit")))
-    facts = {
+    words = group_words(env.experiment.spec.data.group_text)
+    findings = audit_findings(as_record(AuditFacts, env.paths.read_json("audit")), words)
+    facts: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "run_id": env.paths.run_id,
         "run_key": run_key(env),
@@ -114,7 +117,9 @@ def certify(
         "looked_at": [use.model_dump() for use in _data_uses(env, search, confirm, select, vote)],
         "check": check(env, lineage, confirm.split).model_dump(),
     }
-    facts["statement"] = statement(as_record(Certificate, facts))
+    if env.experiment.spec.score != DEFAULT:
+        facts["score"] = env.experiment.spec.score
+    facts["statement"] = statement(as_record(Certificate, facts), words)
     write_json(env.paths.certificate, facts)
     return as_record(Certificate, facts)
 
@@ -131,31 +136,33 @@ def _whom(env: Env, select: Selected, confirm: Confirmed, *, leaking: bool) -> s
 def whom(group: str, strategies: Collection[str], *, confirmed: bool, leaking: bool = False) -> str:
     """Say whose photos an estimate is about.
 
-    It is about new people only where splits and groups keep people apart.
+    It is about new groups only where the split keeps groups apart.
 
     Args:
         group: the spec's `data.group`.
         strategies: of the members' splits.
         confirmed: whether it rests on out-of-fold predictions.
-        leaking: whether the audit found people or pictures on both sides.
+        leaking: whether the audit found groups or pictures on both sides.
     """
     if not confirmed:
         return "the photos that chose it (role val)"
+    many = "subjects" if group == "sample_id" else group_words(group).many
     if group == "sample_id" or "random" in strategies or leaking:
-        return "photos it has never seen, of people it may have seen"
-    return f"people (group: {group}) it has never seen"
+        return f"photos it has never seen, of {many} it may have seen"
+    return f"{many} (group: {group}) it has never seen"
 
 
 def _people(env: Env) -> str:
-    """Say which people had no part in a choice of settings."""
+    """Say which groups had no part in a choice of settings."""
     spec = env.experiment.spec
+    words = group_words(spec.data.group_text)
     if spec.confirm is None:
         return ""
     if spec.search is None:
-        return "The people who are scored chose the members, and nobody else chose anything."
+        return f"The {words.many} that are scored chose the members, and no others chose anything."
     return (
-        "People of role val chose the settings, so they are left out of the score (with split "
-        "random, their photos there); those scored chose the members alone."
+        f"{words.Many} of role val chose the settings, so they are left out of the score (with "
+        "split random, their photos there); those scored chose the members alone."
     )
 
 
@@ -204,6 +211,7 @@ def _members(env: Env, select: Selected, lineage: Lineage) -> list[CertifiedMemb
             prep_steps=tuple(steps_identity(arm.prep)),
             n_params=candidates[setting].n_params,
             oof_macro_f1=candidates[setting].oof_macro_f1,
+            oof_score=candidates[setting].oof_score,
             checkpoints=tuple(_checkpoint(trial, artifact) for trial, artifact in lineage[setting]),
         )
         members.append(member)
@@ -230,8 +238,8 @@ def _gap(select: Selected, vote: Voted) -> Gap | None:
     """
     if vote.test is None:
         return None
-    estimate = select.ensemble.scores.macro_f1
-    test = vote.test.macro_f1
+    estimate = select.ensemble.scores.headline
+    test = vote.test.headline
     corrected = select.ensemble.corrected
     corrected_minus_test = None
     if corrected is not None and corrected.estimate is not None:
@@ -247,7 +255,7 @@ def _gap(select: Selected, vote: Voted) -> Gap | None:
 
 
 def _worst(env: Env, catalog: Catalog, confirm: Confirmed, select: Selected) -> dict[str, Any]:
-    """Return the classes and the people that the vote reads worst, out of fold."""
+    """Return the classes and the groups that the vote reads worst, out of fold."""
     predictions = predictions_by_setting(env, catalog, confirm)
     arms = list(align({setting: predictions[setting] for setting in select.members}).values())
     preds = voting.cast(
@@ -434,14 +442,14 @@ def compare_answers(job: _Job) -> _Difference:
     return _Difference(job.trial_id, float(np.abs(probs - stored).max()))
 
 
-def audit_findings(facts: AuditFacts) -> list[str]:
-    """Return what the audit found that weakens a promise about new people."""
+def audit_findings(facts: AuditFacts, words: GroupWords = GROUP) -> list[str]:
+    """Return what the audit found that weakens a promise about new groups."""
     findings = []
     leaking = [name for name, split in facts.variants.items() if split.leak]
     if leaking:
         findings.append(
-            f"The split of {', '.join(sorted(leaking))} leaks: some people stand in training and "
-            "in judged photos, so the score is too high for new people."
+            f"The split of {', '.join(sorted(leaking))} leaks: some {words.many} stand in "
+            f"training and in judged photos, so the score is too high for new {words.many}."
         )
     n_sets = 0
     for copies in (facts.duplicates, facts.near_duplicates):

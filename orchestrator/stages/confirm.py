@@ -325,6 +325,7 @@ def _comparison(
     sources: Mapping[str, str],
 ) -> Callable[[int, list[TrialRecord]], set[str]]:
     """Return the looks of a race. A look that the ledger knows is not taken again."""
+    from orchestrator.evaluation.answer_scores import scorer_of  # noqa: PLC0415
     from orchestrator.evaluation.race import RaceRules, stop_losers  # noqa: PLC0415
     from orchestrator.search.trial_tables import collect_predictions  # noqa: PLC0415
     from orchestrator.store.events import RaceLooked  # noqa: PLC0415
@@ -340,22 +341,24 @@ def _comparison(
             table = collect_predictions(trials, env.store)
             so_far = Confirmed("", "", "oof", tuple(trials), _by_setting(trials), table)
             arms = held_out_predictions(env, trainings.catalog, trainings.split, so_far)
-            stopped = stop_losers(arms, rules, look)
+            scorer = scorer_of(spec.parsed_score, env.schema)
+            stopped = stop_losers(arms, rules, look, scorer)
             facts = [row.to_json() for row in stopped]
             event = RaceLooked(look=look, n_seeds=look, n_compared=len(arms), stopped=facts)
             env.ledger.append(event, commit=True)
             taken[look] = event
             for row in stopped:
-                env.console.say(f"  race: {_stopped_text(row, points)}")
+                text = _stopped_text(row, points, spec.parsed_score.title)
+                env.console.say(f"  race: {text}")
         return {row["setting"] for row in taken[look].stopped}
 
     return compare
 
 
-def _stopped_text(row: Stopped, points: Mapping[str, Point]) -> str:
+def _stopped_text(row: Stopped, points: Mapping[str, Point], score: str) -> str:
     return (
         f"{points[row.setting].variant} {row.setting} is stopped after {row.n_seeds} seeds: "
-        f"{row.difference:+.3f} macro F1 behind {row.behind}, adjusted p {row.p_adjusted:.3f}"
+        f"{row.difference:+.3f} {score} behind {row.behind}, adjusted p {row.p_adjusted:.3f}"
     )
 
 

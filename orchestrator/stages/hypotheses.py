@@ -45,6 +45,12 @@ def run(env: Env, catalog: Catalog, split: Split, search: Searched, confirm: Con
             state = predictions_key(first, second)
             return count_look(env.paths.store, key, state, facts).number
 
-        rows = judge(env.experiment.spec.hypotheses, best, count_look=number_of_look)
+        rows = judge(
+            env.experiment.spec.hypotheses,
+            best,
+            score=env.experiment.spec.score,
+            schema=env.schema,
+            count_look=number_of_look,
+        )
     write_json(env.paths.hypotheses, rows)
     return Judged(SUCCEEDED, "; ".join(f"{row['claim']}: {row['verdict']}" for row in rows))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 
 from data_prep.files import write_json, write_text
+from data_prep.preparation.shards import Rows, open_rows
+from data_prep.preparation.step_films import small_jpeg
 from orchestrator.base.errors import UserError
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.stages.catalog import Catalog
@@ -19,6 +23,13 @@ from orchestrator.stages.split import Split
 from orchestrator.stages.vote import Voted
 from orchestrator.store import tables
 from orchestrator.store.run_dir import RunPaths
+from orchestrator.store.run_files.audit import AuditFacts
+from orchestrator.store.run_files.copies import CopySet, CopySets, Pictured
+from orchestrator.store.run_files.records import as_record
+
+_WHERE_COPIES_MATTER = ("train_and_test", "across_groups", "label_conflicts")
+_MAX_SETS = 6  # that are shown of a kind
+_MAX_PICTURES = 3  # of a set
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,8 @@ def run(
     from orchestrator.report.page import build  # noqa: PLC0415
 
     write_joined(env.paths, confirm, select, vote)
+    if env.experiment.spec.report.photos:
+        write_copies(env.paths, [artifact.path for artifact in prepare.rows.values()])
     certificate = certify(env, catalog, split, prepare, search, confirm, select, vote)
     page = build(env.paths.root)
     check = certificate.check
@@ -81,3 +94,38 @@ def write_joined(
         write_json(paths.selection, selection)
         if diagnosis := select.ensemble.diagnosis:
             write_text(paths.suspects, diagnosis.label_noise.to_csv())
+
+
+def write_copies(paths: RunPaths, rows: Iterable[Path]) -> None:
+    """Write copies.json: the prepared photos of sets that the audit takes for one picture.
+
+    A reader sees at once whether they are copies. There is no file where no set matters.
+
+    Args:
+        paths: of the run, with its audit.json.
+        rows: folders with prepared photos; a photo is taken from the first that has it.
+    """
+    facts = as_record(AuditFacts, paths.read_json("audit"))
+    sets = []
+    for copies, is_near in ((facts.near_duplicates, True), (facts.duplicates, False)):
+        for where in _WHERE_COPIES_MATTER:
+            examples = copies[where].examples if where in copies else ()
+            for names in examples[:_MAX_SETS]:
+                sets.append((where, is_near, names[:_MAX_PICTURES]))
+    if not sets:
+        return
+    opened = [open_rows(folder) for folder in dict.fromkeys(rows)]
+    written = []
+    for where, is_near, names in sets:
+        photos = [Pictured(sample_id=name, jpeg=_picture(name, opened)) for name in names]
+        written.append(CopySet(where=where, is_near=is_near, photos=tuple(photos)))
+    write_json(paths.copies, CopySets(sets=tuple(written)).model_dump())
+
+
+def _picture(name: str, opened: Sequence[Rows]) -> str:
+    """Return a prepared photo as base64 of a JPEG; "" where no preparation has it."""
+    for rows in opened:
+        place = rows.index.get(name)
+        if place is not None:
+            return small_jpeg(rows.images[place])
+    return ""

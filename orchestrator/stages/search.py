@@ -73,7 +73,7 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched
             f"search: at least one finished trial was required, none of {len(trials)} is: "
             f"{'; '.join(causes[:3])}"
         )
-    ranking = phase.rank_trials(trials)
+    ranking = phase.rank_trials(trials, env.experiment.spec.parsed_score, env.schema)
     phase.save_phase(env, "search", key, trials, ranking)
     return Searched(
         CACHED if is_loaded else SUCCEEDED,
@@ -126,10 +126,10 @@ def _train(trainings: Trainings) -> None:
 
 def _best_trial(trials: Iterable[TrialRecord], variant: str) -> TrialRecord | None:
     """Return the best finished trial of a variant, ordered as finalists are."""
-    from orchestrator.store.events import OBJECTIVE  # noqa: PLC0415
+    from orchestrator.store.events import objective  # noqa: PLC0415
 
     finished = [t for t in trials if t.variant == variant and t.status == "COMPLETE"]
-    return min(finished, key=lambda t: (-t.metrics[OBJECTIVE], t.setting), default=None)
+    return min(finished, key=lambda t: (-objective(t.metrics), t.setting), default=None)
 
 
 def _replay_earlier(trainings: Trainings, search: Search) -> None:

@@ -21,13 +21,14 @@ from orchestrator.ensemble.diagnosis import (
 )
 from orchestrator.evaluation import common_samples, metrics, selection, selection_bias
 from orchestrator.evaluation import vote as voting
-from orchestrator.evaluation.answer_scores import Scores, score_answers
+from orchestrator.evaluation.answer_scores import Scores, score_answers, scorer_of
 from orchestrator.evaluation.checkpoints_per_member import CheckpointCurve, checkpoint_curve
 from orchestrator.evaluation.paired_test import PairedTest, paired_difference
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.evaluation.selection import Candidate, Selection
 from orchestrator.evaluation.selection_bias import Corrected
 from orchestrator.planning.stage import SUCCEEDED, Env
+from orchestrator.spec.score import DEFAULT
 from orchestrator.stages import test_set
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.confirm import Confirmed, held_out_predictions
@@ -37,8 +38,8 @@ from orchestrator.stages.split import Split
 from orchestrator.store.ledger import TrialRecord
 
 _CHOSEN_BY = {
-    "robust": "the rule of policy robust, applied to the people in the bag",
-    "diverse": "the greedy choice, made anew on the people in the bag",
+    "robust": "the rule of policy robust, applied to the groups in the bag",
+    "diverse": "the greedy choice, made anew on the groups in the bag",
 }
 """The choice that the corrected score repeats, by policy. Others choose by other data."""
 
@@ -52,6 +53,7 @@ class Peeks:
     n_photos: int | None = None  # None where the scores were typed in
     answers: Mapping[str, Predictions] | None = None  # of every candidate on the public half
     corrected: Corrected | None = None  # the members' vote there, without the luck of the choice
+    score: str = "macro F1"  # in words
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -70,7 +72,7 @@ class Peeks:
         return [
             (
                 f"The public half chose among {self.n_candidates} candidates. There the vote "
-                f"reaches macro F1 {result.naive:.3f}; corrected for that choice it is "
+                f"reaches {self.score} {result.naive:.3f}; corrected for that choice it is "
                 f"{result.estimate:.3f} (90 % interval {result.low:.3f} to {result.high:.3f})."
             )
         ]
@@ -84,11 +86,15 @@ class Contribution:
     votes: int
     macro_f1: float  # of this member alone
     adds: PairedTest | None  # the vote minus the vote without it; None for a member alone
+    score: float | None = None  # by the score of the spec; None where that is macro F1
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         adds = self.adds.to_json() if self.adds else None
-        return vars(self) | {"adds": adds}
+        facts = vars(self) | {"adds": adds}
+        if self.score is None:
+            del facts["score"]
+        return facts
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,7 @@ class Selected:
     findings: list[str]
     rule: str  # of the vote
     calibrate: bool = False  # confidences are stated at the temperatures of the diagnosis
+    score: str = DEFAULT  # of the spec
 
     @property
     def members(self) -> list[str]:
@@ -155,7 +162,9 @@ class Selected:
         vote: dict[str, Any] = {"rule": self.rule, "tie": voting.TIE_RULE}
         if self.calibrate and ensemble.diagnosis:
             vote["temperatures"] = ensemble.diagnosis.temperatures
+        named = {} if self.score == DEFAULT else {"score": self.score}
         return {
+            **named,
             **self.selection.to_json(),
             "peeks": self.peeks.to_json() if self.peeks else None,
             "findings": self.findings,
@@ -209,6 +218,7 @@ def run(
             n_params=_n_params(env, confirm.checkpoints[setting][0]),
             seed=spec.seed,
             n_left_out=sizes[setting] - n_common,
+            metric=_scorer(env),
         )
         candidates.append(replace(entry, stopped_after=stopped.get(setting)))
     peeks = None
@@ -219,8 +229,9 @@ def run(
     pool = selection_bias.Pool(
         [arms[setting] for setting in order],
         spec.vote.rule,
-        margins=[entry.oof_macro_f1 - entry.low for entry in ranked],
+        margins=[entry.score - entry.low for entry in ranked],
         n_params=[entry.n_params for entry in ranked],
+        metric=_scorer(env),
     )
     chosen = _choose(env, candidates, pool, order)
     if peeks is not None and peeks.answers is not None:
@@ -233,7 +244,7 @@ def run(
     finding = common_samples.little_in_common(list(sizes.values()), n_common)
     return Selected(
         SUCCEEDED,
-        _note(ensemble, len(chosen.members)),
+        _note(ensemble, len(chosen.members), spec.parsed_score.title),
         chosen,
         replace(ensemble, diagnosis=diagnosis),
         selection_bias.corrected(pool, selection_bias.best_alone, 1, seed=spec.seed, alone=True),
@@ -242,7 +253,13 @@ def run(
         [*([finding] if finding else []), *(peeks.findings() if peeks else [])],
         spec.vote.rule,
         spec.vote.calibrate,
+        spec.score,
     )
+
+
+def _scorer(env: Env) -> metrics.Scorer:
+    """Return how answers are scored, by the score of the spec."""
+    return scorer_of(env.experiment.spec.parsed_score, env.schema)
 
 
 def _n_params(env: Env, trial: TrialRecord) -> int:
@@ -272,10 +289,11 @@ def _with_board_scores(
     scored = []
     for candidate in candidates:
         arm = answers[candidate.setting]
-        score = metrics.macro_f1(arm.targets, arm.preds[0], arm.n_classes)
+        score = metrics.score_of(arm.targets, arm.preds[0], arm.n_classes, _scorer(env))
         scored.append(replace(candidate, board_score=score))
     by = "the public half of the test set"
-    return scored, Peeks(by, len(candidates), len(photos.public), answers)
+    title = env.experiment.spec.parsed_score.title
+    return scored, Peeks(by, len(candidates), len(photos.public), answers, score=title)
 
 
 def _corrected_on_board(
@@ -284,7 +302,9 @@ def _corrected_on_board(
     """Correct the vote's score on the public half for having been chosen there."""
     spec = env.experiment.spec
     ranked = [candidate.setting for candidate in chosen.candidates]
-    pool = selection_bias.Pool([answers[setting] for setting in ranked], spec.vote.rule)
+    pool = selection_bias.Pool(
+        [answers[setting] for setting in ranked], spec.vote.rule, metric=_scorer(env)
+    )
     choice = tuple(ranked.index(setting) for setting in chosen.members)
     return selection_bias.corrected(
         pool, selection_bias.best_vote, len(choice), seed=spec.seed, choice=choice
@@ -304,7 +324,13 @@ def _choose(
     if settings.policy == "diverse":
         greedy = selection_bias.greedy(pool, pool.everybody, settings.members)[0]
         picks = [order[place] for place in greedy]
-    chosen = selection.choose(candidates, settings.policy, settings.members, picks)
+    chosen = selection.choose(
+        candidates,
+        settings.policy,
+        settings.members,
+        picks,
+        score=env.experiment.spec.parsed_score.title,
+    )
     if not chosen.members:
         raise UserError(
             f"select: finalists that policy {settings.policy} may choose were required, found none"
@@ -312,11 +338,11 @@ def _choose(
     return chosen
 
 
-def _note(ensemble: EnsembleScores, n_members: int) -> str:
-    bounds = ensemble.scores.macro_f1
+def _note(ensemble: EnsembleScores, n_members: int, score: str) -> str:
+    bounds = ensemble.scores.headline
     kind = "out-of-fold" if ensemble.split == "oof" else "validation"
     return (
-        f"{n_members} members, {kind} macro F1 {bounds.estimate:.3f} "
+        f"{n_members} {'member' if n_members == 1 else 'members'}, {kind} {score} {bounds.estimate:.3f} "
         f"({bounds.low:.3f}-{bounds.high:.3f})"
     )
 
@@ -338,7 +364,7 @@ def _score_ensemble(
     mean_probs = np.average(probs, axis=0, weights=chosen.weights)
     confidences = np.asarray(mean_probs[np.arange(len(votes.pred)), votes.pred], np.float64)
     calibration_error = metrics.calibration_error(confidences, votes.pred == vote.targets)
-    scores = score_answers(vote, env.schema, seed=spec.seed)
+    scores = score_answers(vote, env.schema, seed=spec.seed, metric=_scorer(env))
     corrected = _corrected(env, pool, order, chosen)
     checkpoints = None
     if spec.confirm:
@@ -349,6 +375,7 @@ def _score_ensemble(
             n_deployed=min(len(confirm.checkpoints[setting]) for setting in members),
             seed=spec.seed,
             optimism=(corrected.optimism if corrected else None) or 0.0,
+            metric=_scorer(env),
         )
     marginal = _contributions(env, members, weights, vote)
     answers = [member.votes for member in members.values()]
@@ -391,9 +418,13 @@ def _contributions(
         adds = None
         if others:
             rest = _like(others, _cast(env, others, weights).pred)
-            adds = paired_difference(vote, rest)
-        score = metrics.macro_f1(member.targets, member.votes, env.schema.n_classes)
-        contributions.append(Contribution(setting, weights[setting], score, adds))
+            adds = paired_difference(vote, rest, metric=_scorer(env))
+        n_classes = env.schema.n_classes
+        macro_f1 = metrics.macro_f1(member.targets, member.votes, n_classes)
+        score = None
+        if env.experiment.spec.score != DEFAULT:
+            score = metrics.score_of(member.targets, member.votes, n_classes, _scorer(env))
+        contributions.append(Contribution(setting, weights[setting], macro_f1, adds, score))
     return contributions
 
 
@@ -407,11 +438,16 @@ def _gain(
     if len(members) < 2:
         return None
     spec = env.experiment.spec
-    best = max(marginal, key=lambda contribution: contribution.macro_f1).setting
-    pool = selection_bias.Pool(list(members.values()), spec.vote.rule)
+    best = max(marginal, key=_alone).setting
+    pool = selection_bias.Pool(list(members.values()), spec.vote.rule, metric=_scorer(env))
     bias = selection_bias.corrected(pool, selection_bias.best_vote, 1, seed=spec.seed).optimism
-    test = paired_difference(vote, _like(members, members[best].votes))
+    alone = _like(members, members[best].votes)
+    test = paired_difference(vote, alone, metric=_scorer(env))
     return Gain(best, test, bias or 0.0)
+
+
+def _alone(member: Contribution) -> float:
+    return member.macro_f1 if member.score is None else member.score
 
 
 def _corrected(
@@ -458,7 +494,8 @@ def _diagnose(
     probs = [member.mean_probs for member in members.values()]
     mean_probs = np.asarray(np.average(probs, axis=0, weights=weights), np.float64)
     columns = _columns(catalog, spec.subgroups, vote.sample_ids)
-    diagnosis = diagnose(vote, mean_probs, env.schema, columns, seed=spec.seed)
+    scorer = _scorer(env)
+    diagnosis = diagnose(vote, mean_probs, env.schema, columns, seed=spec.seed, metric=scorer)
     if confirm.split != "oof":
         return diagnosis
     variants = {confirm.complete_settings[setting] for setting in members}
@@ -469,8 +506,8 @@ def _diagnose(
     lost = _lost_photos(split, prepare, variants, without_val=spec.search is not None)
     return replace(
         diagnosis,
-        kept=score_kept(vote, excluded, seed=spec.seed),
-        lost=count_lost(vote, lost, seed=spec.seed),
+        kept=score_kept(vote, excluded, seed=spec.seed, metric=scorer),
+        lost=count_lost(vote, lost, seed=spec.seed, metric=scorer),
     )
 
 

@@ -10,24 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.catalog.label_schema import Schema
 from data_prep.files import file_sha256, write_text
 from data_prep.section import identity
 from data_prep.weights.cache import recorded
 from orchestrator.base.keys import stage_key
 from orchestrator.base.stage_versions import VERSIONS
 from orchestrator.evaluation import common_samples
+from orchestrator.evaluation.answer_scores import scorer_of
+from orchestrator.evaluation.metrics import Scorer
 from orchestrator.planning.stage import Env
 from orchestrator.search.controller import TrialController
 from orchestrator.search.precision import choose_precision
 from orchestrator.search.training_inputs import mixable_file, subset_file
 from orchestrator.search.trial import TrialSpec
 from orchestrator.search.worker import Watch
-from orchestrator.spec.models import Arm, Experiment
+from orchestrator.spec.models import Arm, Experiment, Spec
+from orchestrator.spec.score import DEFAULT, MACRO_F1, Score
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.split import Split
 from orchestrator.store.events import (
-    OBJECTIVE,
     EpochReported,
     LimitReached,
     RaceLooked,
@@ -99,6 +102,9 @@ class Trainings:
             trained_as["precision"] = precision
         sizes = dict(zip(env.schema.names, env.schema.sizes, strict=True))
         params = {"train": trained_as, "seed": seed, "labels": sizes, "fold": fold}
+        score = trained_for(env.experiment.spec, env.schema)
+        if score is not None:
+            params["score"] = score
         return TrialSpec(
             trial_id,
             setting,
@@ -118,6 +124,7 @@ class Trainings:
             inputs=inputs,
             mixable=str(mixable) if mixable else None,
             source=source,
+            score=score,
         )
 
     def _inputs(
@@ -207,13 +214,37 @@ def phase_trials(env: Env, phase: str) -> list[TrialRecord]:
     return [trial for trial in trials if trial.phase == phase]
 
 
-def rank_trials(trials: Sequence[TrialRecord]) -> list[Ranked]:
-    """Return the finished trials with their scores on the val samples that all of them have."""
+def trained_for(spec: Spec, schema: Schema) -> dict[str, Any] | None:
+    """Return the score that a trainer chooses its best epoch by; None where it is macro F1."""
+    if spec.score == DEFAULT:
+        return None
+    score = spec.parsed_score
+    return {"metric": score.metric, "labels": list(score.labels_among(schema.names))}
+
+
+def rank_trials(
+    trials: Sequence[TrialRecord], score: Score = MACRO_F1, schema: Schema | None = None
+) -> list[Ranked]:
+    """Return the finished trials with their scores on the val samples that all of them have.
+
+    Args:
+        trials: of the search.
+        score: of the spec.
+        schema: of the labels; needed where the score is about a label.
+    """
     finished = [trial for trial in trials if trial.status == "COMPLETE"]
-    scores = common_samples.search_scores(finished, OBJECTIVE)
+
+    def metric_of(trial: TrialRecord) -> Scorer:
+        answered = trial.started.train.get("model", {}).get("head", {}).get("labels")
+        if schema is None or not answered:
+            return scorer_of(score, schema)
+        of_head = {name: names for name, names in schema.classes.items() if name in answered}
+        return scorer_of(score, Schema(of_head))
+
+    scores = common_samples.search_scores(finished, metric_of)
     ranking = []
-    for trial, score in zip(finished, scores, strict=True):
-        ranking.append(Ranked(trial.setting, trial.variant, score))
+    for trial, value in zip(finished, scores, strict=True):
+        ranking.append(Ranked(trial.setting, trial.variant, value))
     return ranking
 
 

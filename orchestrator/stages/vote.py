@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from data_prep.config import TestTable
 from data_prep.files import write_text
-from orchestrator.evaluation.answer_scores import Scores, score_answers
+from orchestrator.evaluation.answer_scores import Scores, score_answers, scorer_of
 from orchestrator.evaluation.vote import named_submission, submission, vote_table
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.stages import test_set
@@ -86,18 +86,21 @@ def run(
     tables.write(test_set.label_table(photos, labels), env.paths.test_labels)
     classes = dict(zip(votes["sample_id"].to_pylist(), votes["pred"].to_pylist(), strict=True))
 
+    scorer = scorer_of(spec.parsed_score, env.schema)
+
     def score(part: str) -> Scores:
         answers = test_set.score_input(env, photos, part, classes, labels)
-        return replace(score_answers(answers, env.schema, seed=spec.seed), part=part)
+        scores = score_answers(answers, env.schema, seed=spec.seed, metric=scorer)
+        return replace(scores, part=part)
 
     # by all labels: a run with a public half has looked at those of one without
     answers = test_set.score_input(env, photos, "whole", classes, labels)
     key = test_set.count_look_at_labels(env, [answers])
     test = score(photos.judged)
-    bounds = test.macro_f1
+    bounds = test.headline
     half = "private half: " if photos.public else ""
     note = (
-        f"{len(votes)} photos, {half}test macro F1 {bounds.estimate:.3f} "
+        f"{len(votes)} photos, {half}test {spec.parsed_score.title} {bounds.estimate:.3f} "
         f"({bounds.low:.3f}-{bounds.high:.3f})"
     )
     if not photos.public:

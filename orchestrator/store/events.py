@@ -12,6 +12,13 @@ from typing import Any, ClassVar, Self
 Metrics = dict[str, float]
 OBJECTIVE = "val_macro_f1"
 """The metric that a search maximizes; each report of a trial has it."""
+SCORE = "val_score"
+"""The metric that it maximizes instead, where the spec names another score."""
+
+
+def objective(metrics: Metrics) -> float:
+    """Return what a search maximizes, from the metrics of an epoch."""
+    return float(metrics.get(SCORE, metrics[OBJECTIVE]))
 
 
 class RecordInvalid(ValueError):  # noqa: N818 - says what is the case
@@ -190,6 +197,7 @@ class TrialStarted(TrialEvent):
     """A trial was proposed: what its worker needs, and its number within its variant."""
 
     record_kind = "trial_started"
+    left_out = frozenset({"score"})
 
     setting: str
     variant: str
@@ -209,6 +217,7 @@ class TrialStarted(TrialEvent):
     mixable: str | None = None
     source: str | None = None
     micro_batch: int | None = None
+    score: dict[str, Any] | None = None  # that it maximizes; None: macro F1
     number: int = 0
 
 

@@ -30,8 +30,8 @@ def count_look(store: Path, key: str, state: str, facts: dict[str, Any]) -> Look
 
     Args:
         store: folder of the store.
-        key: of the question, such as `evaluation.looks.claim_key`.
-        state: of the predictions, such as `evaluation.looks.predictions_key`.
+        key: of the question, such as `evaluation.sequential_testing.claim_key`.
+        state: of the predictions, such as `evaluation.sequential_testing.predictions_key`.
         facts: run, claim and so on, written beside.
     """
     store.mkdir(parents=True, exist_ok=True)

@@ -56,6 +56,7 @@ _FILES = {
     "prep": "prep.json",
     "selection": "selection.json",
     "certificate": "certificate.json",
+    "copies": "copies.json",
     "hypotheses": "hypotheses.json",
     "submission": "submission.csv",
     "suspects": "suspects.csv",

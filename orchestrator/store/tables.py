@@ -77,9 +77,10 @@ VOTE_FIELDS: list[tuple[str, pa.DataType]] = [
 """One row per test photo, in the test table's order. Then `pred_<setting>` per member."""
 
 
-def trials_schema(labels: Iterable[str]) -> pa.Schema:
-    """Return the schema of trials.parquet for these label names."""
+def trials_schema(labels: Iterable[str], metrics: Iterable[str] = ()) -> pa.Schema:
+    """Return the schema of trials.parquet for these label names, and metrics beside the usual."""
     scores = [(f"val_macro_f1_{name}", _FLOAT) for name in labels]
+    scores += [(name, _FLOAT) for name in metrics]
     times = [(name, _FLOAT) for name in TIME_COLUMNS]
     return pa.schema([*TRIAL_FIELDS, *scores, *times])
 

@@ -12,6 +12,7 @@ from trainers.data import Mixable, Task, epoch_order
 from trainers.heads import Branches
 from trainers.inference import load, predict
 from trainers.losses import Targets, branch_loss
+from trainers.metrics import Objective
 from trainers.model import Classifier
 from trainers.overlap.feeder import Batch
 
@@ -360,3 +361,21 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 100  # 78,000 pages otherwise
+
+
+def test_the_best_epoch_is_that_of_the_score_that_is_asked_for(task, tmp_path):
+    wanted = Objective("balanced_accuracy", ["light"])
+    kept = train(quick("shallow"), task, seed=0, report=quiet, work_dir=tmp_path, objective=wanted)
+    scores = [metrics["val_score"] for metrics in kept.history]
+    assert scores.index(max(scores)) + 1 == kept.best_epoch
+    truth = task.targets[task.val]
+    answers = predict(load(tmp_path), task.images, task.val).argmax(1)
+    recalls = [np.mean(answers[truth[:, 1] == k] % 2 == k) for k in (0, 1)]
+    assert np.mean(recalls) == pytest.approx(max(scores))
+
+
+def test_a_score_of_labels_that_a_head_does_not_answer_is_refused():
+    pair = (np.array([0, 1]), np.array([0, 0]))
+    assert Objective("accuracy", ["a", "b"]).score({"a": pair}, pair) == 0.5
+    with pytest.raises(ValueError, match=r"a head that answers b was required, found one .* a"):
+        Objective("accuracy", ["b"]).score({"a": pair}, pair)

@@ -12,6 +12,7 @@ class Copies(FileRecord):
     """Sets of photos that are copies of each other."""
 
     n: int | None = None
+    examples: tuple[tuple[str, ...], ...] = ()  # sample ids of a set
 
 
 class Histogram(FileRecord):

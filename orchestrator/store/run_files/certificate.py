@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from orchestrator.store.run_files.diagnosis import Diagnosed
 from orchestrator.store.run_files.race import RaceFacts
 from orchestrator.store.run_files.records import FileRecord
@@ -23,7 +25,13 @@ class Estimate(FileRecord):
     of: str = ""
     people: str = ""  # which people had no part in a choice
     macro_f1: Score = Score()
+    score: Score | None = None  # by the score of the spec; None where that is macro F1
     calibration_error: float | None = None
+
+    @property
+    def headline(self) -> Score:
+        """The score that the spec goes by."""
+        return self.score or self.macro_f1
 
 
 class Gap(FileRecord):
@@ -96,6 +104,7 @@ class CertifiedMember(FileRecord):
     prep_steps: tuple[Any, ...] = ()
     n_params: int | None = None
     oof_macro_f1: float | None = None
+    oof_score: float | None = Field(None, exclude_if=lambda value: value is None)
     checkpoints: tuple[Checkpoint, ...] = ()
 
 
@@ -128,6 +137,7 @@ class Certificate(Diagnosed):
     """What certificate.json holds."""
 
     statement: str = ""
+    score: str = "macro_f1"  # of the spec
     policy: Any = None
     estimate: Estimate = Estimate()
     corrected: Corrected = Corrected()

@@ -37,7 +37,13 @@ class LabelNoise(FileRecord):
     n_groups: int | None = None
     n_photos: int | None = None
     macro_f1_without: Score | None = None
+    score_without: Score | None = None  # by the score of the spec, where it is another
     suspects: tuple[SuspectLabel, ...] = ()
+
+    @property
+    def without(self) -> Score | None:
+        """The score without the suspects that the spec goes by."""
+        return self.score_without or self.macro_f1_without
 
 
 class Change(FileRecord):
@@ -64,6 +70,12 @@ class PartScore(FileRecord):
 
     n_photos: int | None = None  # that are left out of the headline's, or added to them
     macro_f1: Score = Score()
+    score: Score | None = None  # by the score of the spec; None where that is macro F1
+
+    @property
+    def headline(self) -> Score:
+        """The score that the spec goes by."""
+        return self.score or self.macro_f1
 
 
 class Diagnosed(FileRecord):

@@ -33,6 +33,12 @@ class PrepFacts(FileRecord):
     steps: tuple[Any, ...] = ()
 
 
+class ReportFacts(FileRecord):
+    """The section `report` of a resolved spec."""
+
+    photos: bool = True
+
+
 class ResolvedSpec(FileRecord):
     """What readers of a run need of its resolved spec."""
 
@@ -42,3 +48,5 @@ class ResolvedSpec(FileRecord):
     search: SearchFacts = SearchFacts()
     confirm: Any = ()  # None where the spec switches it off
     vote: VoteRule = VoteRule()
+    score: str = "macro_f1"
+    report: ReportFacts = ReportFacts()

@@ -70,6 +70,11 @@ class Scores(FileRecord):
         return self.metrics.get("macro_f1")
 
     @property
+    def headline(self) -> Score | None:
+        """The score that the spec goes by."""
+        return self.metrics.get("score", self.macro_f1)
+
+    @property
     def accuracy(self) -> Score | None:
         return self.metrics.get("accuracy")
 

@@ -29,6 +29,12 @@ class Candidate(FileRecord):
     n_samples: int | None = None
     n_left_out: int | None = None
     stopped_after: int | None = None  # seeds, if a race stopped it
+    oof_score: float | None = None  # by the score of the spec; None where that is macro F1
+
+    @property
+    def score(self) -> float | None:
+        """The score that candidates are compared by; `low` and `high` are its interval."""
+        return self.oof_macro_f1 if self.oof_score is None else self.oof_score
 
 
 class BoardRow(FileRecord):
@@ -47,7 +53,13 @@ class Contribution(FileRecord):
     setting: str = ""
     votes: int | None = None
     macro_f1: float | None = None
+    score: float | None = None  # by the score of the spec; None where that is macro F1
     adds: Difference = Difference()
+
+    @property
+    def alone(self) -> float | None:
+        """The score of the member alone."""
+        return self.macro_f1 if self.score is None else self.score
 
 
 class EnsembleScores(Diagnosed):
@@ -73,6 +85,7 @@ class VoteRule(FileRecord):
 class Selection(FileRecord):
     """What selection.json holds."""
 
+    score: str = "macro_f1"  # of the spec
     policy: Any = None  # a name, or the list of the members that the spec fixes
     rule: str = ""
     level: float = 0.9

@@ -28,10 +28,16 @@ class TrialRow(FileRecord):
     wall_s: float | None = None
     val_macro_f1: float | None = None
     val_accuracy: float | None = None
+    val_score: float | None = None  # by the score of the spec; None where that is macro F1
     val_loss: float | None = None
     error: str = ""
     label_scores: dict[str, float] = {}  # label -> its macro F1
     times: dict[str, float] = {}  # part -> seconds
+
+    @property
+    def score(self) -> float | None:
+        """What the search maximizes, of the best epoch."""
+        return self.val_macro_f1 if self.val_score is None else self.val_score
 
     @model_validator(mode="before")
     @classmethod
@@ -56,6 +62,12 @@ class EpochRow(FileRecord):
     train_loss: float | None = None
     val_loss: float | None = None
     val_macro_f1: float | None = None
+    val_score: float | None = None
+
+    @property
+    def score(self) -> float | None:
+        """What the search maximizes."""
+        return self.val_macro_f1 if self.val_score is None else self.val_score
 
 
 def _short_params(text: Any) -> dict[str, Any]:

@@ -169,3 +169,13 @@ def test_a_class_that_a_fold_leaves_without_training_is_named(contest):
 
 def test_clean_data_has_no_warnings(contest):
     assert audited(contest, "balanced_profile")["warnings"] == []
+
+
+def test_variants_that_share_a_split_have_one_warning(contest):
+    data = contest.data()
+    table, schema = build_catalog(data, contest.base), Schema.of(data.labels)
+    folds = assign(table, schema, Split(strategy="random", val=0.5, seed=1), [], 2)
+    apart = assign(table, schema, Split(strategy="random", val=0.5, seed=2), [], 2)
+    facts = audit(table, {"one": folds, "two": folds, "three": apart}, schema).to_json()
+    leaks = [w["what"] for w in facts["warnings"] if w["kind"] == "leak"]
+    assert [text.partition(":")[0] for text in leaks] == ["variants one, two", "variant three"]

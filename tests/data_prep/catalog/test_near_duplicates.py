@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from data_prep.audit.examination import audit, leak, people
 from data_prep.catalog import photo_reading
@@ -53,6 +54,42 @@ def test_the_pixels_decide():
     assert same_picture(photo, copy)
     assert same_picture(photo, np.ascontiguousarray(copy[:, ::-1]))
     assert not any(same_picture(photo, scene(other)) for other in range(3, 13))
+
+
+def product(seed: int) -> np.ndarray:
+    """A flat shape before a white background, as in a studio shot: its color and size are its own."""
+    rng = np.random.default_rng(seed)
+    photo = Image.new("RGB", (160, 160), (250, 250, 250))
+    red, green, blue = rng.integers(30, 230, 3).tolist()
+    wide, high = rng.integers(45, 56), rng.integers(60, 71)
+    box = [80 - wide // 2, 80 - high // 2, 80 + wide // 2, 80 + high // 2]
+    draw = ImageDraw.Draw(photo)
+    (draw.ellipse if seed % 2 else draw.rectangle)(box, fill=(red, green, blue))
+    draw.rectangle([72, box[1] - 15, 88, box[1]], fill=(red // 2, green // 2, blue // 2))
+    return np.asarray(photo)
+
+
+def test_products_before_a_plain_background_differ_by_their_colors():
+    """78 of 84 pairs of drawn products were one picture: the white around them is most of both."""
+    products = [product(seed) for seed in range(8)]
+    pairs = list(itertools.combinations(products, 2))
+    assert not any(same_picture(first, second) for first, second in pairs)
+    for photo in products:
+        copy = np.asarray(Image.open(io.BytesIO(jpeg(cropped(Image.fromarray(photo)), 50))))
+        assert same_picture(photo, copy)
+    other_ground = np.where(products[0] == 250, np.uint8(190), products[0])
+    assert not same_picture(products[0], other_ground)
+
+
+def test_masks_of_two_colors_on_one_portrait_are_still_one_picture():
+    photo = Image.new("RGB", (96, 128), (240, 240, 240))
+    ImageDraw.Draw(photo).ellipse([18, 10, 78, 120], fill=(200, 150, 120))
+    masked = []
+    for color in ((110, 150, 200), (140, 170, 140)):
+        copy = photo.copy()
+        ImageDraw.Draw(copy).rectangle([34, 70, 62, 92], fill=color)
+        masked.append(np.asarray(copy))
+    assert same_picture(*masked)
 
 
 @settings(max_examples=30, deadline=None)

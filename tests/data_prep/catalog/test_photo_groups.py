@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from data_prep.catalog.builder import build_catalog
 from data_prep.catalog.labelled_photos import read_rows, summary
+from data_prep.catalog.photo_groups import group_words
 from data_prep.catalog.test_labels import placeholder, read_answers
 from data_prep.catalog.test_photos import test_order
 from data_prep.errors import DataError
@@ -204,3 +205,23 @@ def test_class_folders_may_be_the_test_set(contest):
     contest.photo("more/val/other/9.jpg", 1)
     with pytest.raises(DataError, match=r"1 have none: test/other/9\.jpg: 'other'"):
         read_answers(data, contest.base)
+
+
+@pytest.mark.parametrize(
+    ("column", "one", "many"),
+    [
+        ("person", "person", "people"),
+        ("plant_id", "plant", "plants"),
+        ("ProductID", "product", "products"),
+        ("patient", "patient", "patients"),
+        ("family no", "family", "families"),
+        ("mother.box", "mother box", "mother boxes"),
+        ("id", "group", "groups"),
+        ("sample_id", "group", "groups"),
+        ("name of the photo", "group", "groups"),
+        ("사람", "group", "groups"),
+    ],
+)
+def test_a_group_is_called_what_its_column_says(column, one, many):
+    assert group_words(column) == (one, many)
+    assert group_words(column).Many[0].isupper()

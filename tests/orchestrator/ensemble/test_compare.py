@@ -127,7 +127,7 @@ def test_one_person_gives_no_test_and_a_sentence(tmp_path):
         leave(tmp_path, n, [0, 1, i], [0, 1, 2], ["whole"] * 3, ["p"] * 3)
         for i, n in enumerate("ab")
     ]
-    assert "not tested: needs 2 people or more" in "\n".join(compare_lines(compare_runs(*runs)))
+    assert "not tested: needs 2 groups or more" in "\n".join(compare_lines(compare_runs(*runs)))
 
 
 def test_the_interval_is_the_one_that_results_prints(tmp_path):

@@ -39,7 +39,7 @@ def test_claims_are_read_with_and_without_spaces():
         ("a = b", "'=' needs a margin"),
         ("a = b within none", "'=' needs a margin"),
         ("a > b within 0.1", "a margin needs '='"),
-        ("a > b on f1", "a metric out of macro_f1, accuracy"),
+        ("a > b on f1", "a score out of macro_f1, accuracy"),
     ],
 )
 def test_other_claims_are_refused_with_what_to_write(text, why):

@@ -158,4 +158,4 @@ def test_the_luck_of_each_arm_is_that_of_its_own_folds():
 def test_one_group_is_not_tested():
     hits = np.random.default_rng(9).random((2, 2, 5)) < 0.7
     tested = paired_difference(arm(hits[0]), arm(hits[1]))
-    assert (tested.p_value, tested.reason) == (None, "needs 2 people or more")
+    assert (tested.p_value, tested.reason) == (None, "needs 2 groups or more")

@@ -85,7 +85,7 @@ def test_an_explicit_list_takes_the_best_of_each_variant_in_its_order():
 )
 def test_claims_read_like_sentences(text, claim):
     if claim is None and "on" in text:
-        with pytest.raises(ValueError, match="a metric out of"):
+        with pytest.raises(ValueError, match="a score out of"):
             parse(text)
     elif claim is not None:
         assert claim == parse(text)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from data_prep.catalog.label_schema import Schema
 from data_prep.weights.cache import CACHE_VARIABLE
 from data_prep.weights.registry import describe
 from orchestrator.base.stage_versions import QUICK_BACKBONE, STAGE_NAMES, VERSIONS
@@ -20,6 +21,7 @@ from tests.orchestrator.stages.planted import (
     plant_split,
 )
 
+SCHEMA = Schema({"mask": ["a", "b"], "gender": ["a", "b"], "age": ["a", "b"]})
 SPEC = Path(__file__).resolve().parents[3] / "experiments/quickstart.yaml"
 
 
@@ -145,3 +147,17 @@ def test_a_race_is_another_confirmation_and_depends_on_what_it_protects():
         confirm_key(["a", "b"], *race, "hypotheses=[]"),
     }
     assert len(keys) == 5
+
+
+def test_another_score_is_another_search_and_another_confirmation():
+    """The best epoch of a training is chosen by it."""
+    plain = experiment_of()
+    other = experiment_of("score=mean of labels")
+    assert search_key(plain) == search_key(experiment_of("score=macro_f1"))
+    assert search_key(plain) != search_key(other)
+    assert confirm_key(["a"]) != confirm_key(["a"], "score=mean of labels")
+    families = [stage_keys.study_families(e, "content", prepared(e)) for e in (plain, other)]
+    assert not families[0].items() & families[1].items()
+    assert trial_phase.trained_for(plain.spec, SCHEMA) is None
+    wanted = {"metric": "macro_f1", "labels": ["mask", "gender", "age"]}
+    assert trial_phase.trained_for(other.spec, SCHEMA) == wanted

@@ -62,13 +62,13 @@ def words(run):
 
 
 def test_subgroups_are_shown_with_their_people(words):
-    for text in ("Scores per subgroup", "0.417", "0.310 to 0.520", "0.639", "too few people"):
+    for text in ("Scores per subgroup", "0.417", "0.310 to 0.520", "0.639", "too few groups"):
         assert text in words
     assert "could not be drawn" not in words
 
 
 def test_likely_wrong_labels_are_shown_with_their_person(words):
-    assert "The models doubt the labels of 7 photos of 1 person." in words
+    assert "The models doubt the labels of 7 photos of 1 group." in words
     assert "Without these photos macro F1 is 0.777 (0.700 to 0.800), with them" in words
     for text in ("p07", ">=60", "0.02", "0.87", "confident learning", "suspects.csv"):
         assert text in words
@@ -95,7 +95,7 @@ def test_results_lists_subgroups_and_counts_likely_wrong_labels(run):
     assert "subgroups, out-of-fold" in table
     assert "0.310 to 0.520" in table
     assert json.loads(render_results(run, "json"))["ensemble"]["subgroups"] == SUBGROUPS
-    assert "likely wrong labels: 7 photos of 1 people; see suspects.csv" in ensemble_lines(run)
+    assert "likely wrong labels: 7 photos of 1 group; see suspects.csv" in ensemble_lines(run)
 
 
 def test_a_run_of_an_older_version_has_none_of_it(tmp_path):

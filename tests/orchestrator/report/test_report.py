@@ -304,7 +304,7 @@ def test_without_test_labels_there_is_no_test_score(tmp_path):
 
 def test_the_state_is_known_before_the_summary_is_written(run, tmp_path):
     copy = copy_without(run, tmp_path / "live", "summary.json")
-    assert page.overview.state(load(copy)) == "SUCCEEDED"
+    assert page.result_section.state(load(copy)) == "SUCCEEDED"
     with (copy / "events.jsonl").open("a") as ledger:
         ledger.write(
             json.dumps(
@@ -312,7 +312,7 @@ def test_the_state_is_known_before_the_summary_is_written(run, tmp_path):
             )
             + "\n"
         )
-    assert page.overview.state(load(copy)) == "FAILED"
+    assert page.result_section.state(load(copy)) == "FAILED"
 
 
 def certified(run, place, *, equal=True):
@@ -344,7 +344,7 @@ def certified(run, place, *, equal=True):
     made = {
         "members": [{"setting": SETTINGS[0], "variant": HOSTILE, "votes": 2, "settings": {"train": {"lr": 0.5}},
                      "checkpoints": [{"trial_id": "c-1", "seed": 3, "fold": 2, "git_commit": None, "weights_sha256": "ab" * 32}]}],
-        "estimate": {"on": "out-of-fold predictions", "of": "people (group: id) it has never seen", "macro_f1": {**bounds, "estimate": 0.6321}, "calibration_error": 0.0456},
+        "estimate": {"on": "out-of-fold predictions", "of": "groups (group: id) it has never seen", "macro_f1": {**bounds, "estimate": 0.6321}, "calibration_error": 0.0456},
         "corrected": {**bounds, "estimate": 0.6222, "n_candidates": 5},
         "test": {"part": "private", "macro_f1": {**bounds, "estimate": 0.6111, "too_narrow": True}},
         "gap": {"estimate_minus_test": 0.021, "corrected_minus_test": 0.011, "test_is_inside_the_interval": True},
@@ -374,7 +374,7 @@ def test_the_certificate_is_shown_and_has_a_page_of_its_own(run, tmp_path):
                      "the vote gains +0.033", "private half of the test set", "inside the interval", "2 votes"):  # fmt: skip
             assert said in words
         assert "could not be drawn" not in words
-        assert "people (group: id) it has never seen" in words
+        assert "groups (group: id) it has never seen" in words
         assert (
             "The interval of a claim also covers the luck of training, where there are two seeds."
             in words
@@ -382,7 +382,7 @@ def test_the_certificate_is_shown_and_has_a_page_of_its_own(run, tmp_path):
     assert HOSTILE not in alone.words
     assert "with it minus without it" in whole.words
     assert (
-        "p and interval cover which people were photographed and, with two seeds or five folds, the luck of training"
+        "p and interval cover which groups were photographed and, with two seeds or five folds, the luck of training"
         in whole.words
     )
     assert "Learning curves" not in alone.words
@@ -395,21 +395,21 @@ def test_the_certificate_is_shown_and_has_a_page_of_its_own(run, tmp_path):
             "id",
             {"profile", "balanced_profile"},
             True,
-            "people (group: id) it has never seen",
+            "groups (group: id) it has never seen",
             "is expected to reach",
         ),
         (
             "id",
             {"profile", "random"},
             True,
-            "photos it has never seen, of people it may have seen",
+            "photos it has never seen, of groups it may have seen",
             "expected",
         ),
         (
             "sample_id",
             {"profile"},
             True,
-            "photos it has never seen, of people it may have seen",
+            "photos it has never seen, of subjects it may have seen",
             "expected",
         ),
         (
@@ -417,7 +417,7 @@ def test_the_certificate_is_shown_and_has_a_page_of_its_own(run, tmp_path):
             {"profile"},
             False,
             "the photos that chose it (role val)",
-            "members reached macro F1 0.632",
+            "member reached macro F1 0.632",
         ),
     ],
 )
@@ -435,7 +435,7 @@ def test_new_people_are_promised_only_where_the_estimate_rests_on_them(
     )
     build(copy)
     words = Page((copy / "report/certificate.html").read_text()).words
-    assert f"On {whose} the vote of 1 members" in words
+    assert f"On {whose} the one member" in words
     assert f"{'expected' if confirmed else 'reached'} on {whose}" in words
     assert verb in words
     assert ("it has never seen" in words) == confirmed

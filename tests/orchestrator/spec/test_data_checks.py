@@ -61,6 +61,11 @@ def test_sound_data_are_summed_up(leaves):
         ({"group": "plnat"}, 6, "found 'plnat'; columns are photo, plant, state .* mean 'plant'"),
         ({"classes": "[dry, moist]"}, 5, "8 of 18 have not: leaf2.jpg: value 'wet' is none of dry"),
         ({"classes": "[dry, wet, dead]"}, 5, "none of dead .dry 10, wet 8, dead 0"),
+        (
+            {"classes": "[dry]"},
+            5,
+            "two classes or more were required, found .*nothing to tell apart",
+        ),
         ({"folds": 12}, 9, "found 9 groups for 12 folds; set confirm.folds: 9 or less"),
         ({"group": "{from: name, pattern: 'p(?P<group>.)'}"}, 6, "18 have none: leaf0.jpg"),
         ({"more": "variants: {a: {data.exclude: [{stat: dry}]}}"}, 3, "'stat'; there are photo,"),
@@ -84,6 +89,13 @@ def test_a_class_of_one_group_is_told_with_what_helps(leaves):
     leave_out = leaves("--set", "data.unlabelled=leave_out", rows=rows)
     assert 0 == leave_out.exit_code, leave_out.output
     assert "1 files are left out, such as: left out: no class of state" in leave_out.output
+
+
+def test_a_table_of_one_class_is_one_sentence(leaves):
+    rows = [row | {"state": "dry"} for row in leaves.rows]
+    checked = leaves(rows=rows)
+    assert 2 == checked.exit_code
+    assert "two classes or more were required, found 18, all of class dry; add" in checked.output
 
 
 def test_looking_at_tables_imports_nothing_heavy():

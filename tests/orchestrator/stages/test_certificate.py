@@ -26,7 +26,7 @@ MADE = {
     "members": [{}, {}, {}],
     "estimate": {
         "on": "out-of-fold predictions",
-        "of": "people (group: id) it has never seen",
+        "of": "groups (group: id) it has never seen",
         "people": "People of role val chose the settings and are not scored.",
         "macro_f1": SCORES,
     },
@@ -53,7 +53,7 @@ def test_the_corrected_number_is_the_first_and_is_at_least():
     """The uncorrected one was the first, and nothing said that more checkpoints are deployed."""
     text = statement(as_record(Certificate, MADE))
     assert text.startswith(
-        "On people (group: id) it has never seen the vote of 3 members is expected to reach at "
+        "On groups (group: id) it has never seen the vote of 3 members is expected to reach at "
         "least macro F1 0.650 (90 % interval 0.550 to 0.750). This was measured on 280 photos of 40 "
         "groups and corrected for having chosen among 40 candidates on them; uncorrected it is "
         "0.700 (90 % interval 0.600 to 0.800). At least, because 2 checkpoints of each member "
@@ -91,7 +91,7 @@ def test_excluded_and_lost_photos_are_counted_and_said():
 def test_a_test_score_is_compared_with_what_was_expected(gap, words):
     text = said(test={"part": "whole", "macro_f1": SCORES}, gap=gap)
     assert words in text
-    assert "People of the test set had no part in any choice of this run." in text
+    assert "Groups of the test set had no part in any choice of this run." in text
 
 
 def test_the_paragraph_says_who_chose_what_and_how_often_labels_were_looked_at():
@@ -119,7 +119,7 @@ def test_what_the_audit_found_weakens_the_promise():
     findings = audit_findings(as_record(AuditFacts, facts))
     assert "The split of base leaks" in findings[0]
     assert "3 pictures stand in more than one group" in findings[1]
-    assert "people it may have seen" in whom("id", {"profile"}, confirmed=True, leaking=True)
+    assert "groups it may have seen" in whom("id", {"profile"}, confirmed=True, leaking=True)
     assert audit_findings(AuditFacts(variants={"base": SplitFacts(leak=0.0)})) == []
 
 
@@ -220,7 +220,7 @@ def test_a_race_is_accounted_for(certified):
     uses = {use["what"]: use["times"] for use in facts["looked_at"]}
     assert uses["out-of-fold labels, in the race"] == 1
     assert "A race stopped 1 of 3 finalists early and saved 2 of 12 trainings" in facts["statement"]
-    assert "people (group: id) it has never seen" in facts["statement"]
+    assert "groups (group: id) it has never seen" in facts["statement"]
 
 
 def test_answers_that_differ_from_the_stored_ones_fail_the_check(certified):
@@ -237,7 +237,7 @@ def test_a_leak_in_the_audit_takes_the_promise_about_new_people_away(certified):
         "duplicates": {"across_groups": {"n": 2}},
     }
     _, facts, _ = certified(audit=audit)
-    assert facts["estimate"]["of"] == "photos it has never seen, of people it may have seen"
+    assert facts["estimate"]["of"] == "photos it has never seen, of groups it may have seen"
     assert "The split of a leaks" in facts["findings"][0]
     assert "2 pictures stand in more than one group" in facts["statement"]
 

@@ -273,6 +273,26 @@ def test_the_gain_on_one_person_is_not_tested_and_not_corrected(tmp_path):
     ensemble = world.select().ensemble
     assert (ensemble.corrected.estimate, ensemble.corrected.optimism) == (None, None)
     gain = ensemble.gain.to_json()
-    assert (gain["reason"], gain["p_value"]) == ("needs 2 people or more", None)
+    assert (gain["reason"], gain["p_value"]) == ("needs 2 groups or more", None)
     assert gain["corrected_difference"] == gain["difference"]
     assert (gain["corrected_low"], gain["corrected_high"]) == (None, None)
+
+
+def test_another_score_ranks_candidates_and_is_the_headline(tmp_path):
+    """Macro F1 stays beside it, and the rule, the note and the correction name the score."""
+    plain = plant_world(tmp_path / "plain", "select={policy: robust, members: 2}").select()
+    assert "score" not in plain.to_json()
+    world = plant_world(tmp_path / "other", "select={policy: robust, members: 2}", "score=accuracy")
+    selected = world.select()
+    facts = selected.to_json()
+    assert facts["score"] == "accuracy"
+    assert "interval of out-of-fold accuracy" in facts["rule"]
+    assert "out-of-fold accuracy" in selected.note
+    oof = facts["ensemble"]["oof"]
+    assert oof["score"] == oof["accuracy"]
+    first = selected.selection.candidates[0]
+    assert first.score == pytest.approx(first.oof_accuracy)
+    assert first.oof_macro_f1 != first.score
+    assert facts["candidates"][0]["oof_score"] == first.score
+    assert selected.ensemble.corrected.naive == pytest.approx(oof["score"]["estimate"])
+    assert selected.ensemble.marginal[0].score is not None
