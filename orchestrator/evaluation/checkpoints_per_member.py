@@ -23,7 +23,9 @@ from orchestrator.evaluation.selection_bias import Pool, weighted_scores
 _N_SUBSETS = 20
 _N_RESAMPLES = 500
 _STRENGTHS = np.linspace(0.02, 12, 600)
-ONE_SEED = "with one confirm seed there is no curve; give confirm.seeds at least 3 seeds"
+ONE_SEED = (
+    "with one confirm seed it is not known how much they add; give confirm.seeds at least 3 seeds"
+)
 
 
 @dataclass(frozen=True)
