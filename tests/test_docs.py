@@ -22,7 +22,7 @@ from tests import documents
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "experiments/full_example.yaml"
 LINKED = [documents.README, *documents.PAGES]
-SECTIONS = "Spec Data Split Prep Train Model Augment Search Limits Confirm Select Vote Track Wandb Resources TrialShare PrepShare"
+SECTIONS = "Spec Data Split Prep Train Model Augment Search Limits Confirm Select Vote Track Wandb Resources TrialShare PrepShare Report"
 
 
 def name_of(page):
