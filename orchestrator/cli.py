@@ -485,8 +485,17 @@ def sample(folder: Path, people: int) -> None:
     is_flag=True,
     help="Also write names, confidence, votes, and the probability of every class.",
 )
+@click.option(
+    "--fill",
+    type=click.Choice(["empty", "majority"]),
+    default="empty",
+    show_default=True,
+    help="The answer of photos that cannot be read.",
+)
 @STORE
-def predict(run: str, photos: Path, out: Path, store: Path | None, *, probabilities: bool) -> None:
+def predict(
+    run: str, photos: Path, out: Path, store: Path | None, *, probabilities: bool, fill: str
+) -> None:
     """Classify PHOTOS with the ensemble of a run or of a bundle.
 
     PHOTOS is a folder, one photo, a text file with a path per line, or - for such lines from
@@ -500,17 +509,24 @@ def predict(run: str, photos: Path, out: Path, store: Path | None, *, probabilit
     from orchestrator.ensemble import members as ensemble  # noqa: PLC0415
     from orchestrator.ensemble.predict import predict_photos  # noqa: PLC0415
 
+    how = {"with_probabilities": probabilities, "fill": fill == "majority"}
     if bundle.is_bundle(Path(run)):
         with bundle.open_bundle(Path(run)) as members:
-            counts = predict_photos(members, photos, out, with_probabilities=probabilities)
+            counts = predict_photos(members, photos, out, **how)
     else:
         members = ensemble.of_run(_find_run(store, run, has="selection"), _store(store))
-        counts = predict_photos(members, photos, out, with_probabilities=probabilities)
+        counts = predict_photos(members, photos, out, **how)
     schema = Schema(dict(members.classes))
     names = [f"{code} {schema.class_name(code)}" for code in range(schema.n_classes)]
     click.echo(f"ans: {', '.join(names)}", err=True)
+    filled = ""
+    if counts["quarantined"]:
+        filled = " and have no answer (--fill majority gives them one)"
+        if fill == "majority":
+            filled = " and got the majority class"
     click.echo(
-        f"wrote {out}: {counts['answered']} photos answered, {counts['quarantined']} quarantined",
+        f"wrote {out}: {counts['answered']} photos answered, {counts['quarantined']} "
+        f"could not be read{filled}",
         err=True,
     )
 

@@ -99,7 +99,7 @@ def check_certificate(workplace, run):
             assert hashlib.sha256(weights.read_bytes()).hexdigest() == one["weights_sha256"]
     assert [row["times"] for row in made["looked_at"] if row["what"] == "test labels"] == [1]
     assert made["statement"].startswith(
-        "On people (group: id) it has never seen the vote of 2 members is expected"
+        "On groups (group: id) it has never seen, the vote of 2 members is expected"
     )
 
 

@@ -184,12 +184,12 @@ def _formatted(value: Any, form: str) -> str:
 
 def num(value: Any, digits: int = 3) -> str:
     """Format a number with a fixed number of digits."""
-    return _formatted(value, f".{digits}f")
+    return _formatted(value, f"z.{digits}f")
 
 
 def signed(value: Any, digits: int = 3) -> str:
     """Format a difference with its sign."""
-    return _formatted(value, f"+.{digits}f")
+    return _formatted(value, f"+z.{digits}f")
 
 
 def p_value(value: Any) -> str:

@@ -122,6 +122,8 @@ def result(run: Run) -> View:
         "n_candidates": len(run.selection.candidates),
         "level": run.selection.level,
         "gain": ensemble.gain and ensemble.gain.honest,
+        "lost": ensemble.lost,
+        "n_test_lost": run.certificate and run.certificate.data.n_test_lost,
         "has_test_set": run.votes is not None,
         "is_corrected": first is not None and first is ensemble.corrected,
         "guess": guess,

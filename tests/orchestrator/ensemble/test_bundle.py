@@ -55,9 +55,14 @@ def test_a_bundle_in_an_empty_folder_answers_a_hundred_photos_like_the_run(run, 
         counts = predict_photos(found, photos, tmp_path / "out.csv")
     assert counts == {"answered": 99, "quarantined": 1}
     told = dict(line.split(",") for line in (tmp_path / "out.csv").read_text().split()[1:])
-    assert told == {row["ImageID"]: str(row["pred"]) for row in wanted.to_pylist()}
+    expected = {row["ImageID"]: str(row["pred"]) for row in wanted.to_pylist()}
+    assert told == {**expected, "broken.jpg": ""}
     assert len(told) == 100
-    assert told["broken.jpg"] == "3"  # the majority class
+    with open_bundle(tmp_path / "empty" / form) as found:
+        predict_photos(found, photos, tmp_path / "filled.csv", fill=True)
+    filled = dict(line.split(",") for line in (tmp_path / "filled.csv").read_text().split()[1:])
+    assert filled == expected
+    assert filled["broken.jpg"] == "3"  # the majority class
 
 
 def folder_of(run, tmp_path):
@@ -254,13 +259,16 @@ def test_probabilities_agree_with_the_vote_and_sum_over_labels(run, tmp_path):
     rows = list(csv.DictReader(out.open()))
     named = [(row["ImageID"], photos / row["ImageID"]) for row in rows]
     votes = answer(of_run(paths, store), named, Reporter(quiet=True)).to_pylist()
-    assert [str(vote["pred"]) for vote in votes] == [row["ans"] for row in rows]
+    assert [
+        "" if vote["outcome"].startswith("quarantined") else str(vote["pred"]) for vote in votes
+    ] == [row["ans"] for row in rows]
     assert [vote["outcome"] for vote in votes] == [row["outcome"] for row in rows]
     classes = [name for name in rows[0] if name.startswith("p_") and "=" not in name[:9]]
     of_gender = ("p_gender=male", "p_gender=female")
     for row in rows:
         if row["outcome"].startswith("quarantined"):
-            assert {""} == {row[name] for name in ("confidence", *classes, *of_gender)}
+            unknown = ("ans", "class", *SIZES, "confidence", *classes, *of_gender)
+            assert {""} == {row[name] for name in unknown}
             continue
         assert "/".join(row[label] for label in SIZES) == row["class"]
         assert row["confidence"] == row[f"p_{row['class']}"]
