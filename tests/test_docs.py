@@ -176,3 +176,10 @@ def test_the_tutorial_run_leaves_out_no_command_of_its_pages():
     ):
         n_typed = sum("-m orchestrator" in line for line in typed)
         assert n_typed == len(documents.commands(page)), name_of(page)
+
+
+def test_the_tests_of_odd_input_are_there():
+    text = (ROOT / "tests/cases/README.md").read_text()
+    files = {path.as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    for name in re.findall(r"`((?:\w+/)*test_\w+\.py)`", text):
+        assert any(path.endswith(f"/{name}") for path in files), name
