@@ -1,10 +1,14 @@
-"""The certificate in one paragraph, for a reader who reads it once."""
+"""The certificate in one paragraph, for a reader who reads it once.
+
+It says what to expect, what was measured and what weakens it. All else is in the table behind it.
+"""
 
 from __future__ import annotations
 
 from data_prep.catalog.photo_groups import GROUP, GroupWords
+from orchestrator.base.wording import counted
 from orchestrator.spec.score import score_title
-from orchestrator.store.run_files.certificate import Certificate, Check
+from orchestrator.store.run_files.certificate import Certificate
 from orchestrator.store.run_files.scores import Score
 
 OTHER_RUNS = "the same test labels in other runs of this store"
@@ -12,7 +16,7 @@ OTHER_RUNS = "the same test labels in other runs of this store"
 
 
 def statement(certificate: Certificate, words: GroupWords = GROUP) -> str:
-    """Return the certificate in one paragraph, the corrected number first.
+    """Return the certificate in one paragraph of at most 150 words, the corrected number first.
 
     Args:
         certificate: without the paragraph.
@@ -20,86 +24,83 @@ def statement(certificate: Certificate, words: GroupWords = GROUP) -> str:
     """
     sentences = [
         *_expected(certificate),
-        *_other_photos(certificate),
-        *_tested(certificate),
-        *_gained(certificate),
-        *_covered(certificate, words),
-        *_chosen(certificate, words),
-        *certificate.findings,
-        _checked(certificate.check or Check()),
+        *_lost(certificate),
+        _tested(certificate),
+        *_chosen(certificate),
+        *_weakened(certificate.findings),
+        f"Intervals cover which {words.many} were photographed, not other cameras or places.",
     ]
+    if certificate.check is not None and certificate.check.equal is False:
+        sentences.append(
+            "The answers through `predict` DIFFER from the stored ones: do not use it."
+        )
     return " ".join(sentences)
 
 
 def _expected(certificate: Certificate) -> list[str]:
-    """Say what the vote is expected to reach, and by how many checkpoints."""
+    """Say what the vote is expected to reach, and what that rests on."""
     estimate = certificate.estimate
     score = estimate.headline
     title = score_title(certificate.score)
     if score.estimate is None:
         return []
-    vote = f"On {estimate.of} the vote of {_counted(len(certificate.members), 'member')}"
-    if len(certificate.members) == 1:
-        vote = f"On {estimate.of} the one member"
+    n_members = len(certificate.members)
+    voters = "the one member" if n_members == 1 else f"the vote of {n_members} members"
+    vote = f"On {estimate.of}, {voters}"
+    size = f"{counted(score.n_samples, 'photo')} of {counted(score.n_groups, 'group')}"
     if estimate.on == "role val":
         return [
-            (
-                f"{vote} reached {title} {_span(score)}, {score.n_groups} groups. These photos "
-                "chose epochs and settings. Expect less of new photos."
-            )
+            f"{vote} reached {title} {_span(score)}.",
+            f"These {size} chose epochs and settings. Expect less of new photos.",
         ]
+    promise = f"{vote} is expected to reach at least {title}"
     corrected = certificate.corrected
-    is_corrected = corrected.estimate is not None
-    first = corrected if is_corrected else score
-    sentences = [f"{vote} is expected to reach at least {title} {_span(first)}."]
-    measured = f"This was measured on {score.n_samples} photos of {score.n_groups} groups"
-    if is_corrected:
-        measured += (
-            f" and corrected for having chosen among {corrected.n_candidates} candidates on them; "
-            f"uncorrected it is {_span(score)}"
-        )
-    sentences.append(f"{measured}.")
+    if corrected.estimate is None:
+        promise = f"{promise} {_span(score)}."
+    else:
+        candidates = counted(corrected.n_candidates, "candidate")
+        promise = f"{promise} {_span(corrected)}, corrected for the choice among {candidates}."
+    return [promise, f"It rests on {size}{_checkpoints(certificate)}."]
+
+
+def _checkpoints(certificate: Certificate) -> str:
+    """Say why it is expected to reach more: more checkpoints answer a new photo."""
     curve = certificate.checkpoints
-    if curve.scores:
-        reason = (
-            f"At least, because {_counted(len(curve.scores), 'checkpoint')} of each member judged "
-            f"each of these photos, and {curve.n_deployed} judge a new one"
-        )
-        if curve.estimate is None:
-            sentences.append(f"{reason}; {curve.advice}.")
-        else:
-            sentences.append(f"{reason}, which leads to about {_span(curve)}.")
-    return sentences
+    if not curve.scores:
+        return ""
+    judges = f" and {counted(len(curve.scores), 'checkpoint')} per member"
+    if curve.estimate is None:
+        return f"{judges}; all {curve.n_deployed} judge a new photo, and {curve.advice}"
+    return f"{judges}; all {curve.n_deployed} should reach about {curve.estimate:.3f}"
 
 
-def _other_photos(certificate: Certificate) -> list[str]:
-    """Say what the score is without excluded photos, and with those that preparation lost."""
-    sentences = []
-    kept = certificate.kept
-    if kept is not None and kept.headline.estimate is not None:
-        sentences.append(
-            f"{_counted(kept.n_photos, 'photo')} of these are never trained on, by the exclusions "
-            f"of the spec; without them the uncorrected score is {kept.headline.estimate:.3f}."
-        )
+def _lost(certificate: Certificate) -> list[str]:
+    """Say what photos are worth that preparation lost."""
     lost = certificate.lost
-    if lost is not None and lost.headline.estimate is not None:
-        sentences.append(
-            f"Preparation lost {_counted(lost.n_photos, 'more photo')}; counted as wrong, they "
-            f"make the uncorrected score {lost.headline.estimate:.3f}."
-        )
-    return sentences
+    score = certificate.estimate.headline.estimate
+    if lost is None or lost.headline.estimate is None or score is None:
+        return []
+    photos = counted(lost.n_photos, "more photo")
+    less = score - lost.headline.estimate
+    return [f"Preparation lost {photos}; counting them as wrong costs {less:z.3f}."]
 
 
-def _tested(certificate: Certificate) -> list[str]:
+def _tested(certificate: Certificate) -> str:
     """Say what the test set shows."""
     score = certificate.test.headline
     if score is None:
-        return ["There is no test score: no test labels are known."]
+        return "There is no test score: no test labels are known."
     part = "the test set"
     if certificate.test.part == "private":
         part = "the private half of the test set"
-    narrow = "; too narrow: no groups are known" if score.too_narrow else ""
-    return [f"On {part} it reached {_span(score)}{narrow}{_surprise(certificate)}."]
+    if certificate.policy != "leaderboard":
+        part += ", which chose nothing,"
+    narrow = ", too narrow" if score.too_narrow else ""
+    bounds = f"({score.low:.3f} to {score.high:.3f}{narrow})"
+    reached = f"On {part} it reached {score.estimate:.3f} {bounds}{_surprise(certificate)}"
+    if n_lost := certificate.data.n_test_lost:
+        reached += f"; {counted(n_lost, 'lost photo')} got the most frequent class"
+    return f"{reached}."
 
 
 def _surprise(certificate: Certificate) -> str:
@@ -108,71 +109,33 @@ def _surprise(certificate: Certificate) -> str:
     if gap is None or gap.estimate_minus_test is None:
         return ""
     if gap.test_is_inside_the_interval:
-        return "; chance explains the difference"
-    side = "less" if gap.estimate_minus_test > 0 else "more"
-    return f"; that is {side} than chance explains, so the test photos differ from these"
+        return ", a gap that chance explains"
+    difference = gap.expected_minus_test
+    if difference is None:
+        difference = gap.estimate_minus_test
+    return f", {'less' if difference > 0 else 'more'} than chance explains"
 
 
-def _gained(certificate: Certificate) -> list[str]:
-    """Say what the vote adds to its best member."""
-    gain = certificate.gain and certificate.gain.honest
-    if not gain or None in (gain.difference, gain.low, gain.high):
-        return []
-    return [
-        (
-            f"Over its best member alone the vote gains {gain.difference:+.3f} "
-            f"({gain.low:+.3f} to {gain.high:+.3f})."
-        )
-    ]
-
-
-def _covered(certificate: Certificate, words: GroupWords) -> list[str]:
-    """Say what the numbers cover and what they do not."""
-    covers = f"The interval of a score covers which {words.many} were photographed"
-    covers += ", with these models."
-    if certificate.corrected.estimate is not None:
-        covers += " The correction covers the choice of members."
-    return [
-        (
-            f"{covers} The interval of a claim also covers the luck of training, where there are "
-            "two seeds. Nothing here covers other data: other cameras, places or "
-            f"{words.many} of another kind."
-        )
-    ]
-
-
-def _chosen(certificate: Certificate, words: GroupWords) -> list[str]:
-    """Say who had a part in a choice, and how often labels were looked at."""
+def _chosen(certificate: Certificate) -> list[str]:
+    """Say who had a part in a choice, and how often test labels were looked at."""
     sentences = []
     if certificate.estimate.people:
         sentences.append(certificate.estimate.people)
-    has_peeked = certificate.policy == "leaderboard"
-    if certificate.test.headline is not None and not has_peeked:
-        sentences.append(f"{words.Many} of the test set had no part in any choice of this run.")
+    if certificate.policy == "leaderboard":
+        sentences.append("A leaderboard chose the members by its public half.")
     for use in certificate.looked_at:
-        if use.what.startswith("out-of-fold labels") and use.times and "race" not in use.what:
-            sentences.append(f"Out-of-fold labels {use.why}.")
         if use.what == OTHER_RUNS and use.times:
-            sentences.append(f"Other runs looked at these test labels {use.times} times.")
-    if race := certificate.race:
-        sentences.append(
-            f"A race stopped {len(race.stopped)} of {race.n_finalists} finalists early and saved "
-            f"{race.n_saved} of {race.n_trainings} trainings; the correction counts them all."
-        )
-    if has_peeked:
-        sentences.append(
-            "A leaderboard chose the members: it looked at the public half of the test set."
-        )
+            looks = counted(use.times, "other look")
+            sentences.append(f"There {'was' if use.times == 1 else 'were'} {looks} at its labels.")
     return sentences
 
 
-def _checked(check: Check) -> str:
-    equal = "equal the stored ones" if check.equal else "DIFFER from the stored ones"
-    return f"The members' answers through `predict` {equal} on {check.n_photos or 0} photos."
-
-
-def _counted(n: int | None, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+def _weakened(findings: tuple[str, ...]) -> list[str]:
+    """Say the gravest finding, and how many more there are."""
+    sentences = list(findings[:1])
+    if len(findings) > 1:
+        sentences.append(f"See {counted(len(findings) - 1, 'more finding')} below.")
+    return sentences
 
 
 def _span(score: Score) -> str:

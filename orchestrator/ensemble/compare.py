@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from data_prep.catalog.label_schema import Schema
 from orchestrator.base.errors import UserError
+from orchestrator.base.wording import counted, signed
 from orchestrator.evaluation.answer_scores import scorer_of
 from orchestrator.evaluation.intervals import interval
 from orchestrator.evaluation.metrics import Metric, macro_f1
@@ -141,10 +142,10 @@ def compare_lines(comparison: Mapping[str, Any]) -> list[str]:
     part = "the private half of the test set" if comparison["part"] == "private" else "the test set"
     differences = comparison["differences"]
     size = differences["macro_f1"]
-    units = f"{size['n_groups']} groups"
+    units = counted(size["n_groups"], "group")
     if size["too_narrow"]:
         units = "photos resampled: too narrow"
-    lines = [f"on {part} ({size['n_samples']} photos, {units})"]
+    lines = [f"on {part} ({counted(size['n_samples'], 'photo')}, {units})"]
     titles = {name: score_title(name) for name in differences}
     if "score" in titles:
         titles["score"] = score_title(comparison["score"])
@@ -156,10 +157,7 @@ def compare_lines(comparison: Mapping[str, Any]) -> list[str]:
             spans.append(f"{title} {span}")
         if "public_macro_f1" in row:
             spans[-1] += f"; public half {row['public_macro_f1']:.3f}"
-        n_members = len(row["members"])
-        members = f"policy {row['policy']}, {n_members} members"
-        if n_members == 1:
-            members = f"policy {row['policy']}, one member"
+        members = f"policy {row['policy']}, {counted(len(row['members']), 'member')}"
         lines.append(f"{row['run_id']}  {members}: {', '.join(spans)}")
     for metric, title in titles.items():
         lines.append(f"first minus second, {title}: {_difference_text(differences[metric])}")
@@ -172,8 +170,8 @@ def compare_lines(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def _difference_text(tested: Mapping[str, Any]) -> str:
-    text = f"{tested['difference']:+.3f}"
+    text = signed(tested["difference"])
     if tested["low"] is None:
         return f"{text}, not tested: {tested['reason']}"
-    bounds = f"90 % interval {tested['low']:+.3f} to {tested['high']:+.3f}"
+    bounds = f"90 % interval {signed(tested['low'])} to {signed(tested['high'])}"
     return f"{text} ({bounds}), p {tested['p_value']:.3f}"

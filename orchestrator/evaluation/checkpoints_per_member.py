@@ -23,7 +23,9 @@ from orchestrator.evaluation.selection_bias import Pool, weighted_scores
 _N_SUBSETS = 20
 _N_RESAMPLES = 500
 _STRENGTHS = np.linspace(0.02, 12, 600)
-ONE_SEED = "with one confirm seed there is no curve; give confirm.seeds at least 3 seeds"
+ONE_SEED = (
+    "with one confirm seed it is not known how much they add; give confirm.seeds at least 3 seeds"
+)
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,9 @@ def checkpoint_curve(
     reached = _extrapolated(np.stack(of_draws), n_deployed, n_classes)
     bounds = corrected_quantiles(estimate, reached, pool.n_groups, LEVEL)
     advice = "rests on 2 checkpoints; give confirm.seeds at least 3 seeds" if n_seeds == 2 else None
-    return CheckpointCurve(
-        of_all,
-        n_deployed,
-        min(1.0, estimate - optimism),
-        bounds.low - optimism,
-        min(1.0, bounds.high - optimism),
-        advice,
-    )
+    reached_ends = np.array([estimate, bounds.low, bounds.high])
+    middle, low, high = np.clip(reached_ends - optimism, 0.0, 1.0).tolist()
+    return CheckpointCurve(of_all, n_deployed, middle, low, high, advice)
 
 
 def _subsets(n_seeds: int, size: int, rng: np.random.Generator) -> list[tuple[int, ...]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.base.errors import UserError
+from orchestrator.base.wording import counted
 from orchestrator.evaluation.metrics import Metric, score_of
 from orchestrator.evaluation.predictions import Predictions, align
 from orchestrator.store import tables
@@ -39,8 +40,8 @@ def little_in_common(sizes: Sequence[int], n_common: int) -> str | None:
     if not sizes or n_common >= _ENOUGH * min(sizes):
         return None
     return (
-        f"candidates are compared on the {n_common} photos that all of them predicted, of "
-        f"{min(sizes)} to {max(sizes)}; give the variants one data.split for a firmer choice"
+        f"Candidates are compared on the {counted(n_common, 'photo')} that all of them predicted, "
+        f"of {min(sizes)} to {max(sizes)}: give the variants one data.split."
     )
 
 

@@ -135,7 +135,15 @@ def label_interval(
     return interval(label, metric=metric, seed=seed)
 
 
-def difference_of_scores(first: Interval, second: Interval) -> Bounds:
+class Estimate(NamedTuple):
+    """A score with the ends of its interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def difference_of_scores(first: Estimate | Interval, second: Estimate | Interval) -> Bounds:
     """Return the interval of first minus second, two scores on different people.
 
     Args:

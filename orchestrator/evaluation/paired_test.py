@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from orchestrator.base.errors import UserError
+from orchestrator.base.wording import signed
 from orchestrator.evaluation.metrics import (
     LEVEL,
     Floats,
@@ -188,11 +189,11 @@ def _judge(
         return _Judged("people", _Variance(max(people, floor), owners.n_groups - 1))
     if not folds.are_common:
         reason = (
-            f"needs 2 seeds: the arms have other folds; the difference seen is {difference:+.3f}"
+            f"needs 2 seeds: the arms have other folds; the difference seen is {signed(difference)}"
         )
         return _Judged("folds", None, reason=reason)
     if folds.n == 2:
-        reason = f"{NEEDS_MORE}; the difference seen is {difference:+.3f}"
+        reason = f"{NEEDS_MORE}; the difference seen is {signed(difference)}"
         return _Judged("folds", None, reason=reason)
     of_folds = _fold_variance(gaps, folds_of_first[0])
     return _Judged("folds", _Variance(max(of_folds, floor), folds.n - 1))

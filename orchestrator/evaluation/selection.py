@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 
 from orchestrator.base.errors import UserError
+from orchestrator.base.wording import counted
 from orchestrator.evaluation.intervals import interval
 from orchestrator.evaluation.metrics import (
     LEVEL,
+    MANY_GROUPS,
     Metric,
     Scorer,
+    classes_of_many,
+    owners_of,
     recalls,
     score_of,
     total_variation,
@@ -23,8 +27,8 @@ from orchestrator.evaluation.predictions import Predictions
 RULES = {
     "robust": (
         "lower end of the 90 % interval of out-of-fold {score}, rounded to 0.01; then worst-class "
-        "recall; then total variation distance between predicted and true class shares; then "
-        "parameter count; then setting"
+        f"recall, of classes with {MANY_GROUPS} groups or more; then total variation distance "
+        "between predicted and true class shares; then parameter count; then setting"
     ),
     "validation": "search score",
     "leaderboard": (
@@ -56,6 +60,7 @@ class Candidate:
     n_groups: int
     n_samples: int
     n_seeds: int
+    compared_recall: float | None = None  # worst of classes of many groups; None: there is none
     n_left_out: int = 0  # of its photos, because another candidate did not predict them
     stopped_after: int | None = None  # seeds; None where it ran to its end
     board_score: float | None = None  # None where a leaderboard has not scored it
@@ -146,6 +151,9 @@ def candidate(
     flat_targets = np.tile(oof.targets, len(oof.preds))
     flat_preds = oof.preds.ravel()
     per_class = recalls(flat_targets, flat_preds, oof.n_classes)
+    owners, _ = owners_of(oof)
+    has_many = classes_of_many(oof.targets, owners, oof.n_classes)
+    compared = [recall for label, recall in per_class.items() if has_many[label]]
     worst_class = min(per_class, key=lambda k: (per_class[k], k))
     return Candidate(
         setting=setting,
@@ -164,6 +172,7 @@ def candidate(
         n_groups=bounds.n_groups,
         n_samples=bounds.n_samples,
         n_seeds=len(oof.preds),
+        compared_recall=min(compared, default=None),
         n_left_out=n_left_out,
     )
 
@@ -197,8 +206,8 @@ def rank(candidates: Sequence[Candidate], policy: str | list[str]) -> list[Candi
         key=lambda c: (
             c.stopped_after is not None,
             -c.low_rounded,
-            -c.worst_class_recall,
-            c.total_variation,
+            -round(c.compared_recall or 0.0, 9),
+            round(c.total_variation, 9),
             c.n_params,
             c.setting,
         ),
@@ -247,13 +256,16 @@ def choose(
         weights = [list(picks).count(setting) for setting in members]
     short_of = None
     if sum(weights) < n_votes:
-        short_of = f"{len(members)} members instead of {n_votes}: there are no more candidates"
+        short_of = (
+            f"{counted(len(members), 'member')} instead of {n_votes}: there are no more candidates"
+        )
     rows = []
     for place, entry in enumerate(ranked, 1):
         position = f"rank {place} of {len(ranked)}"
         reason = f"{position} by {'the list' if is_list else policy}"
         if picks is not None:
-            reason = f"added {list(picks).count(entry.setting)} times; {position} by robustness"
+            times = counted(list(picks).count(entry.setting), "time")
+            reason = f"added {times}; {position} by robustness"
         if entry.stopped_after is not None:
             reason = f"stopped by the race after {entry.stopped_after} of the seeds"
         chosen = entry.setting in members

@@ -23,6 +23,7 @@ from orchestrator.evaluation.metrics import (
     Metric,
     Scorer,
     as_scorer,
+    classes_of_many,
     owners_of,
     resample,
     score,
@@ -181,6 +182,7 @@ def robust(pool: Pool, weights: Counts, n: int) -> list[Choice]:
     The lower end of a resample is its score minus the margin of all groups times the ratio of
     the two standard errors by the delta method. With all groups it is the lower end of the run.
     """
+    is_compared = classes_of_many(pool.targets, pool.owners, pool.n_classes)
     lows = []
     recalls = []
     distances = []
@@ -199,7 +201,7 @@ def robust(pool: Pool, weights: Counts, n: int) -> list[Choice]:
         hits = pooled[:, 0]
         answers = pooled[:, 1]
         targets = pooled[:, 2]
-        recall = np.where(targets > 0, hits / np.maximum(targets, 1), 1.0)
+        recall = np.where((targets > 0) & is_compared, hits / np.maximum(targets, 1), 1.0)
         recalls.append(np.round(recall.min(1), 9))
         shares = np.abs(answers - targets).sum(1) / np.maximum(targets.sum(1), 1)
         distances.append(np.round(shares / 2, 9))

@@ -105,13 +105,13 @@ def _about_the_scores(run: Run) -> list[Finding]:
     items = []
     oof = run.selection.ensemble.oof.headline
     test = run.selection.ensemble.test.headline
-    low = oof.low if oof else None
-    reached = test.estimate if test else None
-    if low is not None and reached is not None and reached < low:
+    gap = run.certificate.gap if run.certificate else None
+    missing = gap.expected_minus_test if gap else None
+    if gap is not None and missing is not None and (gap.low or 0.0) > 0:
         what = (
-            f"the test score {reached:.3f} is below the whole out-of-fold interval "
-            f"(from {low:.3f}): the test photos are harder than the training photos, or differ "
-            "from them"
+            f"the test score is {missing:.3f} lower than expected (90 % interval "
+            f"{gap.low:.3f} to {gap.high:.3f}), more than chance explains: the test photos are "
+            "harder than the training photos, or differ from them"
         )
         do = "rely on the test score for photos like those of the test set"
         items.append(Finding("warn", what, do))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.base.wording import counted
 from orchestrator.report.load import Run, View
 from orchestrator.store.run_files.certificate import Certificate, CertifiedMember
+from orchestrator.store.run_files.diagnosis import PartScore
 from orchestrator.store.run_files.scores import Score
 from orchestrator.store.run_files.selection import BoardRow, Contribution
 
@@ -39,6 +41,7 @@ def certificate(run: Run) -> View:
         "known": True,
         "facts": facts,
         "scores": _scores(facts, run.words.many),
+        "covered": _covered(run.words.many),
         "on": "role val" if facts.estimate.on == "role val" else "out of fold",
         "group": run.resolved.data.group_text,
         "members": [_lineage(member) for member in facts.members],
@@ -46,10 +49,22 @@ def certificate(run: Run) -> View:
     }
 
 
+def _covered(many: str) -> str:
+    """Say what the numbers cover and what they do not."""
+    return (
+        f"The interval of a score covers which {many} were photographed, with these models. The "
+        "correction covers the choice of members. The interval of a claim also covers the luck of "
+        "training, where there are two seeds. Nothing covers other data: other cameras, places or "
+        f"{many} of another kind."
+    )
+
+
 def _scores(facts: Certificate, many: str) -> list[ScoreRow]:
     test_set = "test set, scored once"
     if facts.test.part == "private":
         test_set = "private half of the test set, scored once"
+    kept = facts.kept or PartScore()
+    lost = facts.lost or PartScore()
     rows = [
         ScoreRow(
             f"{_promise(facts)}, corrected for the selection",
@@ -63,14 +78,14 @@ def _scores(facts: Certificate, many: str) -> list[ScoreRow]:
             facts.checkpoints,
         ),
         ScoreRow(
-            "without excluded photos",
+            f"without {counted(kept.n_photos, 'photo')} that the spec keeps out of training",
             facts.estimate.on,
-            facts.kept.headline if facts.kept else _NO_SCORE,
+            kept.headline,
         ),
         ScoreRow(
-            "with photos that preparation lost, counted as wrong",
+            f"with {counted(lost.n_photos, 'photo')} that preparation lost, counted as wrong",
             facts.estimate.on,
-            facts.lost.headline if facts.lost else _NO_SCORE,
+            lost.headline,
         ),
         ScoreRow(
             "without likely wrong labels",

@@ -241,7 +241,7 @@ def interval(
     color = "c0" if strong else "muted"
     body.append(line(x(low), 10, x(high), 10, f"bar {color}"))
     body.append(tag("circle", cx=x(estimate), cy=10, r=4.5, class_=f"dot {color}"))
-    title = f"{estimate:.3f}, 90 % interval {low:.3f} to {high:.3f}"
+    title = f"{estimate:z.3f}, 90 % interval {low:z.3f} to {high:z.3f}"
     return svg(width, frame.height, body, title)
 
 
@@ -514,4 +514,4 @@ def color_style(index: int) -> str:
 
 
 def _plain(value: object) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    return f"{value:z.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)

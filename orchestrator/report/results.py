@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from orchestrator.base.wording import counted, signed
 from orchestrator.evaluation.hypotheses import needs_text
 from orchestrator.spec.score import score_title
 from orchestrator.store.events import (
@@ -261,24 +262,31 @@ def ensemble_lines(run: Path) -> list[str]:
             where = "private half" if scores.part == "private" else title
             text = _scores_text(score_title(selection.score), scores.headline, scores.accuracy)
             lines.append(f"{where:<12} {text}")
+    title = score_title(selection.score)
     corrected = ensemble.corrected
     if corrected is not None and corrected.estimate is not None:
         lines.append(
-            f"{'out-of-fold':<12} {score_title(selection.score)} {_span(corrected)}, corrected for choosing among "
-            f"{corrected.n_candidates} candidates on these photos"
+            f"{'out-of-fold':<12} {title} {_span(corrected)}, corrected for choosing among "
+            f"{counted(corrected.n_candidates, 'candidate')} on these photos"
+        )
+    lost = ensemble.lost
+    if lost is not None and lost.headline.estimate is not None:
+        lines.append(
+            f"{'out-of-fold':<12} {title} {_span(lost.headline)} with "
+            f"{counted(lost.n_photos, 'more photo')} that preparation lost, counted as wrong"
         )
     gain = ensemble.gain and ensemble.gain.honest
     if gain is not None and gain.difference is not None:
-        span = f"90 % interval {_signed(gain.low)} to {_signed(gain.high)}"
+        span = f"90 % interval {signed(gain.low)} to {signed(gain.high)}"
         lines.append(
-            f"the vote against its best member {gain.over} alone: {score_title(selection.score)} "
-            f"{gain.difference:+.3f}, {span}"
+            f"the vote against its best member {gain.over} alone: {title} "
+            f"{signed(gain.difference)}, {span}"
         )
     noise = ensemble.label_noise
     if noise.n_suspects:
         lines.append(
-            f"likely wrong labels: {noise.n_photos} photos of {_counted(noise.n_groups, 'group')}; "
-            "see suspects.csv"
+            f"likely wrong labels: {counted(noise.n_photos, 'photo')} of "
+            f"{counted(noise.n_groups, 'group')}; see suspects.csv"
         )
     if not ensemble.test.metrics:
         lines.append("no test labels: no test score")
@@ -290,11 +298,10 @@ def _scores_text(name: str, score: Score, accuracy: Score | None) -> str:
     more = ""
     if accuracy is not None and name != "accuracy":
         more = f", accuracy {_span(accuracy)}"
-    units = f"{'?' if score.n_groups is None else score.n_groups} groups"
+    units = counted(score.n_groups, "group")
     if score.too_narrow:
         units = "photos resampled: too narrow"
-    n_samples = "?" if score.n_samples is None else score.n_samples
-    return f"{name} {_span(score)}{more}; n {n_samples} photos, {units}"
+    return f"{name} {_span(score)}{more}; n {counted(score.n_samples, 'photo')}, {units}"
 
 
 def _verdict_text(row: Hypothesis) -> str:
@@ -303,24 +310,16 @@ def _verdict_text(row: Hypothesis) -> str:
     if row.difference is None:
         return f"{row.claim}: {row.verdict} ({needs})"
     facts = [
-        f"{row.metric} {row.difference:+.3f}",
-        f"90 % interval {_signed(row.low)} to {_signed(row.high)}",
+        f"{row.metric} {signed(row.difference)}",
+        f"90 % interval {signed(row.low)} to {signed(row.high)}",
     ]
     if row.p is not None:
         facts.append(f"p {row.p:.3f}")
-    facts.append(f"{row.n_groups} groups")
+    facts.append(counted(row.n_groups, "group"))
     evidence = ", ".join(facts)
     if needs:
         evidence += f"; {needs}"
     return f"{row.claim}: {row.verdict} ({evidence})"
-
-
-def _counted(n: int | None, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def _signed(value: float | None) -> str:
-    return "?" if value is None else f"{value:+.3f}"
 
 
 def _span(score: Score) -> str:

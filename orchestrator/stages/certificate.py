@@ -15,13 +15,14 @@ from data_prep.config import Prep
 from data_prep.files import write_json
 from data_prep.preparation.step_identity import steps_identity
 from data_prep.section import identity
+from orchestrator.base.wording import counted
 from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.ensemble.certificate_text import OTHER_RUNS, statement
 from orchestrator.ensemble.members import checkpoint
 from orchestrator.ensemble.predict import prepare_photos, probabilities
 from orchestrator.evaluation import metrics
 from orchestrator.evaluation import vote as voting
-from orchestrator.evaluation.intervals import difference_of_scores
+from orchestrator.evaluation.intervals import Estimate, difference_of_scores
 from orchestrator.evaluation.predictions import align
 from orchestrator.planning.stage import Env
 from orchestrator.planning.stage_keys import run_key
@@ -30,7 +31,7 @@ from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.confirm import Confirmed, predictions_by_setting
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.search import Searched
-from orchestrator.stages.select import Selected
+from orchestrator.stages.select import CHOSEN_BY, Selected
 from orchestrator.stages.split import Split
 from orchestrator.stages.test_set import read_test_photos
 from orchestrator.stages.vote import Voted
@@ -93,7 +94,7 @@ def certify(
         "run_id": env.paths.run_id,
         "run_key": run_key(env),
         "code": {"git_commit": git_commit(), "packages": packages()},
-        "data": _data(env, catalog, prepare).model_dump(),
+        "data": _data(env, catalog, prepare, confirm, select).model_dump(),
         "splits": _splits(split),
         "members": [member.model_dump() for member in _members(env, select, lineage)],
         "vote": {"rule": select.rule, "tie": voting.TIE_RULE},
@@ -125,12 +126,16 @@ def certify(
 
 
 def _whom(env: Env, select: Selected, confirm: Confirmed, *, leaking: bool) -> str:
-    variants = {confirm.complete_settings[setting] for setting in select.members}
+    variants = _member_variants(select, confirm)
     strategies = {env.experiment.arms[variant].data.split.strategy for variant in variants}
     spec = env.experiment.spec
     return whom(
         spec.data.group_text, strategies, confirmed=spec.confirm is not None, leaking=leaking
     )
+
+
+def _member_variants(select: Selected, confirm: Confirmed) -> set[str]:
+    return {confirm.complete_settings[setting] for setting in select.members}
 
 
 def whom(group: str, strategies: Collection[str], *, confirmed: bool, leaking: bool = False) -> str:
@@ -153,27 +158,33 @@ def whom(group: str, strategies: Collection[str], *, confirmed: bool, leaking: b
 
 
 def _people(env: Env) -> str:
-    """Say which groups had no part in a choice of settings."""
+    """Say which groups had a part in a choice, and which are scored."""
     spec = env.experiment.spec
     words = group_words(spec.data.group_text)
     if spec.confirm is None:
         return ""
-    if spec.search is None:
-        return f"The {words.many} that are scored chose the members, and no others chose anything."
-    return (
-        f"{words.Many} of role val chose the settings, so they are left out of the score (with "
-        "split random, their photos there); those scored chose the members alone."
-    )
+    if spec.search is not None:
+        strategies = {arm.data.split.strategy for arm in env.experiment.arms.values()}
+        left_out = "Photos" if "random" in strategies else words.Many
+        return f"{left_out} of role val chose the settings and are not scored."
+    if str(spec.select.policy) in CHOSEN_BY:
+        return f"The {words.many} that are scored chose the members and nothing else."
+    return f"The {words.many} that are scored chose nothing."
 
 
-def _data(env: Env, catalog: Catalog, prepare: Prepared) -> DataHashes:
+def _data(
+    env: Env, catalog: Catalog, prepare: Prepared, confirm: Confirmed, select: Selected
+) -> DataHashes:
     facts = catalog.artifact.result
     n_test = 0
     n_public = 0
+    n_test_lost = 0
     if env.experiment.spec.data.test:
-        photos = read_test_photos(env, catalog, prepare, ())
+        variants = _member_variants(select, confirm)
+        photos = read_test_photos(env, catalog, prepare, variants)
         n_test = len(photos.order)
         n_public = len(photos.public)
+        n_test_lost = sum(sample in photos.lost for sample, _ in photos.part(photos.judged))
     return DataHashes(
         catalog_sha256=catalog.content,
         photos_sha256=catalog.photos,
@@ -181,6 +192,7 @@ def _data(env: Env, catalog: Catalog, prepare: Prepared) -> DataHashes:
         n_groups=facts["n_groups"],
         n_test=n_test,
         n_public=n_public,
+        n_test_lost=n_test_lost,
         n_quarantined=len(prepare.quarantined.union(catalog.quarantined)),
     )
 
@@ -232,9 +244,10 @@ def _checkpoint(trial: TrialRecord, artifact: Artifact) -> Checkpoint:
 
 
 def _gap(select: Selected, vote: Voted) -> Gap | None:
-    """Return how far the estimate lies above the test score, with the interval of the difference.
+    """Return how far the estimate lies above the test score.
 
-    `test_is_inside_the_interval`: the interval of the difference of both scores holds 0.
+    The interval is that of the difference between what a test set should show and what it showed.
+    `test_is_inside_the_interval`: it holds 0, so chance explains the difference.
     """
     if vote.test is None:
         return None
@@ -244,14 +257,28 @@ def _gap(select: Selected, vote: Voted) -> Gap | None:
     corrected_minus_test = None
     if corrected is not None and corrected.estimate is not None:
         corrected_minus_test = corrected.estimate - test.estimate
-    bounds = difference_of_scores(estimate, test)
+    expected = _expected(select)
+    bounds = difference_of_scores(expected, test)
     return Gap(
         estimate_minus_test=estimate.estimate - test.estimate,
         corrected_minus_test=corrected_minus_test,
+        expected_minus_test=expected.estimate - test.estimate,
         low=bounds.low,
         high=bounds.high,
         test_is_inside_the_interval=bounds.low <= 0 <= bounds.high,
     )
+
+
+def _expected(select: Selected) -> Estimate:
+    """Return what a test set should show, corrected and with all checkpoints where that is known."""
+    ensemble = select.ensemble
+    for result in (ensemble.checkpoints, ensemble.corrected):
+        if result is None or result.estimate is None:
+            continue
+        if result.low is not None and result.high is not None:
+            return Estimate(result.estimate, result.low, result.high)
+    score = ensemble.scores.headline
+    return Estimate(score.estimate, score.low, score.high)
 
 
 def _worst(env: Env, catalog: Catalog, confirm: Confirmed, select: Selected) -> dict[str, Any]:
@@ -297,35 +324,36 @@ def _data_uses(
     def add(what: str, times: int, why: str) -> None:
         uses.append(DataUse(what=what, times=times, why=why))
 
-    n_trials = len(search.trials)
+    trials = counted(len(search.trials), "search trial")
     add(
         "role val",
         _n_epochs(search.trials),
-        f"scored after every epoch of {n_trials} search trials; chose epochs and finalists",
+        f"scored after every epoch of {trials}; chose epochs and finalists",
     )
     if confirm.trials:
-        n_trials = len(confirm.trials)
+        trials = counted(len(confirm.trials), "confirm trial")
         add(
             "inner parts of the training folds",
             _n_epochs(confirm.trials),
-            f"scored after every epoch of {n_trials} confirm trials; chose epochs",
+            f"scored after every epoch of {trials}; chose epochs",
         )
         add(
             "held-out folds",
-            n_trials,
+            len(confirm.trials),
             "predicted once by every confirm trial at its end; their labels never reached a "
             "training",
         )
     n_candidates = len(select.selection.candidates)
-    n_claims = len(env.experiment.spec.hypotheses)
+    candidates = counted(n_candidates, "candidate")
+    claims = counted(len(env.experiment.spec.hypotheses), "hypothesis", "hypotheses")
     policy = select.selection.policy
     add(
         "out-of-fold labels" if confirm.trials else "labels of role val",
         n_candidates,
-        f"scored {n_candidates} candidates (policy {policy}) and {n_claims} hypotheses",
+        f"scored {candidates} (policy {policy}) and {claims}",
     )
     if race := confirm.race:
-        reason = f"raced {race.n_finalists} finalists; stopped {len(race.stopped)} of them"
+        reason = f"raced {counted(race.n_finalists, 'finalist')}; stopped {len(race.stopped)}"
         add("out-of-fold labels, in the race", race.n_looks_taken, reason)
     if peeks := select.peeks:
         reason = f"PEEK: candidates were ranked by {peeks.by}"
@@ -448,17 +476,15 @@ def audit_findings(facts: AuditFacts, words: GroupWords = GROUP) -> list[str]:
     findings = []
     leaking = [name for name, split in facts.variants.items() if split.leak]
     if leaking:
-        findings.append(
-            f"The split of {', '.join(sorted(leaking))} leaks: some {words.many} stand in "
-            f"training and in judged photos, so the score is too high for new {words.many}."
-        )
+        names = ", ".join(sorted(leaking))
+        findings.append(f"The split of {names} leaks: the score is too high for new {words.many}.")
     n_sets = 0
     for copies in (facts.duplicates, facts.near_duplicates):
         if across_groups := copies.get("across_groups"):
             n_sets += across_groups.n or 0
     if n_sets:
         findings.append(
-            f"{n_sets} pictures stand in more than one group, so some judged photos may have been "
-            "seen in training; see the audit."
+            f"{counted(n_sets, 'picture stands', 'pictures stand')} in more than one group: "
+            "training may have seen some judged photos."
         )
     return findings

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.base.errors import UserError
+from orchestrator.base.wording import counted, signed
 from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
 from orchestrator.planning.stage_keys import confirm_key, prepare_keys, search_key
 from orchestrator.spec.claims import parse
@@ -356,9 +357,10 @@ def _comparison(
 
 
 def _stopped_text(row: Stopped, points: Mapping[str, Point], score: str) -> str:
+    seeds = counted(row.n_seeds, "seed")
     return (
-        f"{points[row.setting].variant} {row.setting} is stopped after {row.n_seeds} seeds: "
-        f"{row.difference:+.3f} {score} behind {row.behind}, adjusted p {row.p_adjusted:.3f}"
+        f"{points[row.setting].variant} {row.setting} is stopped after {seeds}: "
+        f"{signed(row.difference)} {score} behind {row.behind}, adjusted p {row.p_adjusted:.3f}"
     )
 
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from data_prep.catalog.label_schema import name_in_catalog
 from orchestrator.base.errors import UserError
+from orchestrator.base.wording import counted
 from orchestrator.ensemble.diagnosis import (
     Diagnosis,
     LostPhoto,
@@ -37,7 +38,7 @@ from orchestrator.stages.search import Searched
 from orchestrator.stages.split import Split
 from orchestrator.store.ledger import TrialRecord
 
-_CHOSEN_BY = {
+CHOSEN_BY = {
     "robust": "the rule of policy robust, applied to the groups in the bag",
     "diverse": "the greedy choice, made anew on the groups in the bag",
 }
@@ -71,8 +72,8 @@ class Peeks:
             return []
         return [
             (
-                f"The public half chose among {self.n_candidates} candidates. There the vote "
-                f"reaches {self.score} {result.naive:.3f}; corrected for that choice it is "
+                f"The public half chose among {counted(self.n_candidates, 'candidate')}. There the "
+                f"vote reaches {self.score} {result.naive:.3f}; corrected for that choice it is "
                 f"{result.estimate:.3f} (90 % interval {result.low:.3f} to {result.high:.3f})."
             )
         ]
@@ -158,7 +159,7 @@ class Selected:
         """Return selection.json without scores on the test set."""
         ensemble = self.ensemble
         corrected = ensemble.corrected
-        chosen_by = _CHOSEN_BY.get(str(self.selection.policy))
+        chosen_by = CHOSEN_BY.get(str(self.selection.policy))
         vote: dict[str, Any] = {"rule": self.rule, "tie": voting.TIE_RULE}
         if self.calibrate and ensemble.diagnosis:
             vote["temperatures"] = ensemble.diagnosis.temperatures
@@ -342,7 +343,7 @@ def _note(ensemble: EnsembleScores, n_members: int, score: str) -> str:
     bounds = ensemble.scores.headline
     kind = "out-of-fold" if ensemble.split == "oof" else "validation"
     return (
-        f"{n_members} {'member' if n_members == 1 else 'members'}, {kind} {score} {bounds.estimate:.3f} "
+        f"{counted(n_members, 'member')}, {kind} {score} {bounds.estimate:.3f} "
         f"({bounds.low:.3f}-{bounds.high:.3f})"
     )
 

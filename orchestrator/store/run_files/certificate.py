@@ -39,7 +39,8 @@ class Gap(FileRecord):
 
     estimate_minus_test: float | None = None
     corrected_minus_test: float | None = None
-    low: float | None = None  # of estimate_minus_test
+    expected_minus_test: float | None = None  # corrected and with all checkpoints, if known
+    low: float | None = None  # of expected_minus_test
     high: float | None = None
     test_is_inside_the_interval: bool = False
 
@@ -117,6 +118,7 @@ class DataHashes(FileRecord):
     n_groups: int | None = None
     n_test: int | None = None
     n_public: int | None = None
+    n_test_lost: int | None = None  # unreadable ones of the part that is scored
     n_quarantined: int | None = None
 
 

@@ -47,7 +47,7 @@ def test_arms_with_little_in_common_are_compared_there_or_refused():
     arms = {"a": oof(["s0", "s1", "s2"], [0, 1, 0]), "b": oof(["s2", "s5", "s6"], [0, 1, 0])}
     aligned = on_common_samples(arms)
     assert [arm.sample_ids for arm in aligned.values()] == [["s2"], ["s2"]]
-    assert "compared on the 1 photos" in (little_in_common([3, 3], 1) or "")
+    assert "compared on the 1 photo that all" in (little_in_common([3, 3], 1) or "")
     assert little_in_common([4, 3], 2) is None
     with pytest.raises(UserError, match="found none; give the variants"):
         on_common_samples({"a": arms["a"], "b": oof(["s5"], [1])})
@@ -90,6 +90,9 @@ def test_finalists_are_chosen_on_the_val_samples_that_all_arms_kept(tmp_path):
     trials = [finished(store, "easy", "p1", easy, 1.0), finished(store, "hard", "p2", hard, 0.73)]
     assert search_scores(trials) == [1.0, 1.0]
     assert rank_trials(trials) == [("easy", "easy", 1.0), ("hard", "hard", 1.0)]
+    other = {"c": (0, 1), "x": (1, 1), "y": (0, 0), "z": (1, 1)}  # one photo in common
+    apart = [trials[1], finished(store, "other", "p3", other, 0.9)]
+    assert search_scores(apart) == [1.0, 0.0], "not each on photos of its own"
     alone = [finished(store, "x", "p1", easy, 0.4), finished(store, "y", "p1", easy, 0.5)]
     assert search_scores(alone) == [0.4, 0.5]  # one val part: as the trials said
 

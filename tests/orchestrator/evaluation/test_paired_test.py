@@ -45,12 +45,14 @@ def test_interval_and_p_value_never_contradict(seed):
 
 
 def test_a_p_value_is_never_0_with_unequal_seeds():
-    """Three people, one arm with two seeds, the other with one: the swap test gave 0 here."""
-    first = arm(np.ones((2, 15), bool), seeds=(0, 1))
-    second = arm(np.zeros((1, 15), bool), seeds=(0,))
+    """The swap test repeated the missing seed in its patterns and not in the difference: p was 0."""
+    half_right = np.isin(np.arange(15), [0, 1, 5, 6, 7, 10])
+    first = arm(np.ones((3, 15), bool), seeds=(0, 1, 2))
+    second = arm(np.stack([half_right, np.zeros(15, bool)]), seeds=(0, 1))
     tested = paired_difference(first, second)
     assert tested.p_value > 0.05
-    assert tested.n_seeds == 1
+    assert tested.n_seeds == 2
+    assert tested.difference == pytest.approx(0.8)
 
 
 def test_arms_are_compared_by_the_seeds_that_both_have():

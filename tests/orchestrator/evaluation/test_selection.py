@@ -8,7 +8,7 @@ import pytest
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation.hypotheses import judge
 from orchestrator.evaluation.predictions import Predictions
-from orchestrator.evaluation.selection import choose, finalists, rank
+from orchestrator.evaluation.selection import candidate, choose, finalists, rank
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.report.page import build
 from orchestrator.report.results import ensemble_lines
@@ -37,11 +37,29 @@ def test_robust_order_goes_down_its_list():
             ("e", {}),
             ("d", {"n_params": 9}),
             ("c", {"total_variation": 0.09}),
-            ("b", {"worst_class_recall": 0.3}),
-            ("a", {"low_rounded": 0.51, "worst_class_recall": 0.0}),
+            ("b", {"compared_recall": 0.3}),
+            ("a", {"low_rounded": 0.51, "compared_recall": 0.0}),
         )
     ]
     assert [row.setting for row in rank(rows, "robust")] == ["a", "b", "c", "d", "e", "f"]
+
+
+@pytest.mark.parametrize(("n_people", "first"), [(7, "a"), (40, "b")])
+def test_a_tie_is_broken_by_a_recall_of_many_people_alone(n_people, first):
+    """One photo of seven decided between arms that are equal within .01. Here a has one error
+    among the rare class and few parameters, b one error among a hundred."""
+    targets = np.array([0, 1] * 100 + [2] * n_people)
+    ids = [f"s{i:03}" for i in range(len(targets))]
+    rows = []
+    for name, place, answer, n_params in (("a", 200, 0, 10), ("b", 0, 1, 20)):
+        preds = targets.copy()
+        preds[place] = answer
+        arm = Predictions(ids, targets, preds[None], 3, ids)
+        row = candidate(name, name, arm, search_score=None, n_params=n_params, seed=0)
+        rows.append(replace(row, low_rounded=0.9))
+    assert rows[0].worst_class_recall < rows[1].worst_class_recall
+    assert rows[0].total_variation == pytest.approx(rows[1].total_variation)
+    assert rank(rows, "robust")[0].setting == first
 
 
 def test_every_variant_has_a_finalist_and_the_rest_are_the_best():
@@ -60,7 +78,7 @@ def test_fewer_candidates_than_members_is_said():
     found = choose([planted_candidate("a")], "robust", 3)
     assert (found.members, found.short_of) == (
         ["a"],
-        "1 members instead of 3: there are no more candidates",
+        "1 member instead of 3: there are no more candidates",
     )
 
 

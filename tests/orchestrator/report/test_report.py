@@ -350,10 +350,14 @@ def certified(run, place, *, equal=True):
         "gap": {"estimate_minus_test": 0.021, "corrected_minus_test": 0.011, "test_is_inside_the_interval": True},
         "gain": {"over": SETTINGS[0], **bounds, "difference": 0.0333},
         "policy": "robust",
+        "race": {"n_finalists": 5, "stopped": [{"setting": "x"}], "n_saved": 6, "n_trainings": 30, "level": 0.1},
+        "kept": {"n_photos": 3, "macro_f1": {**bounds, "estimate": 0.64}},
+        "lost": {"n_photos": 12, "macro_f1": {**bounds, "estimate": 0.62}},
+        "findings": ["an audit finding"],
         "worst_classes": [{"name": "wear/male/<30", "f1": 0.11, "recall": 0.1, "precision": 0.12, "n": 9}],
         "worst_groups": [{"group": HOSTILE, "accuracy": 0.25, "n": 8}],
         "looked_at": [{"what": "private test labels", "times": 1, "why": "scored the vote"}],
-        "data": {"catalog_sha256": "cd" * 32},
+        "data": {"catalog_sha256": "cd" * 32, "n_test_lost": 2},
         "splits": {"a": {"sha256": "ef" * 32}, "b": {"sha256": "ef" * 32}},
         "check": {"equal": equal, "n_photos": 8, "max_difference": 1e-6, "why": "" if equal else "c-1: a probability differs by 0.5"},
     }  # fmt: skip
@@ -371,7 +375,9 @@ def test_the_certificate_is_shown_and_has_a_page_of_its_own(run, tmp_path):
     )
     for words in (whole.words, alone.words):
         for said in ("0.632", "0.622", "0.611", "0.6543", "0.6421", "wear/male/<30", "ab" * 32, "cd" * 32, "ef" * 32,
-                     "the vote gains +0.033", "private half of the test set", "inside the interval", "2 votes"):  # fmt: skip
+                     "+0.033 macro F1 over the best member", "private half of the test set", "0 is inside the interval", "2 votes", "stopped early: 1 of 5 finalists",
+                     "12 photos that preparation lost", "3 photos that the spec keeps out", "an audit finding",
+                     "2 lost photos got"):  # fmt: skip
             assert said in words
         assert "could not be drawn" not in words
         assert "groups (group: id) it has never seen" in words
@@ -379,6 +385,7 @@ def test_the_certificate_is_shown_and_has_a_page_of_its_own(run, tmp_path):
             "The interval of a claim also covers the luck of training, where there are two seeds."
             in words
         )
+    assert "2 photos were lost" in whole.words
     assert HOSTILE not in alone.words
     assert "with it minus without it" in whole.words
     assert (
@@ -435,11 +442,25 @@ def test_new_people_are_promised_only_where_the_estimate_rests_on_them(
     )
     build(copy)
     words = Page((copy / "report/certificate.html").read_text()).words
-    assert f"On {whose} the one member" in words
+    assert f"On {whose}, the one member" in words
     assert f"{'expected' if confirmed else 'reached'} on {whose}" in words
     assert verb in words
     assert ("it has never seen" in words) == confirmed
     assert ("Expect less of new photos" in words) == (not confirmed)
+
+
+@pytest.mark.parametrize(("low", "is_said"), [(0.01, True), (-0.01, False)])
+def test_a_low_test_score_is_a_finding_where_chance_does_not_explain_it(
+    run, tmp_path, low, is_said
+):
+    """It was one wherever the test score lay below the interval of the estimate alone."""
+    copy = certified(run, tmp_path / "certified")
+    made = json.loads((copy / "certificate.json").read_text())
+    made["gap"] |= {"expected_minus_test": 0.2, "low": low, "high": 0.4}
+    (copy / "certificate.json").write_text(json.dumps(made))
+    words = Page(build(copy).read_text()).words
+    text = "the test score is 0.200 lower than expected (90 % interval 0.010 to 0.400)"
+    assert is_said == (text in words)
 
 
 def test_a_member_with_other_answers_is_a_serious_finding(run, tmp_path):

@@ -8,6 +8,8 @@ import pytest
 from data_prep.files import write_json
 from orchestrator.ensemble.certificate_text import OTHER_RUNS, statement
 from orchestrator.ensemble.predict import PreparedPhotos
+from orchestrator.evaluation.checkpoints_per_member import ONE_SEED
+from orchestrator.evaluation.intervals import Interval
 from orchestrator.evaluation.race import RaceResult, Stopped
 from orchestrator.evaluation.sequential_testing import labels_key
 from orchestrator.stages import certificate, test_set
@@ -22,12 +24,13 @@ from tests.orchestrator.stages.planted import TEST_LABELS, plant_world
 SCORES = {
     "estimate": 0.7, "low": 0.6, "high": 0.8, "n_groups": 40, "n_samples": 280, "too_narrow": False,
 }  # fmt: skip
+PEOPLE = "Photos of role val chose the settings and are not scored."
 MADE = {
     "members": [{}, {}, {}],
     "estimate": {
         "on": "out-of-fold predictions",
         "of": "groups (group: id) it has never seen",
-        "people": "People of role val chose the settings and are not scored.",
+        "people": "Groups of role val chose the settings and are not scored.",
         "macro_f1": SCORES,
     },
     "corrected": {"estimate": 0.65, "low": 0.55, "high": 0.75, "n_candidates": 40},
@@ -44,70 +47,92 @@ MADE = {
     "looked_at": [
         {"what": "the same test labels in other runs of this store", "times": 2, "why": ""}
     ],
-    "findings": ["3 pictures stand in more than one group."],
+    "findings": ["3 pictures stand in more than one group: training may have seen some."],
     "check": {"equal": True, "n_photos": 8},
 }  # fmt: skip
-
-
-def test_the_corrected_number_is_the_first_and_is_at_least():
-    """The uncorrected one was the first, and nothing said that more checkpoints are deployed."""
-    text = statement(as_record(Certificate, MADE))
-    assert text.startswith(
-        "On groups (group: id) it has never seen the vote of 3 members is expected to reach at "
-        "least macro F1 0.650 (90 % interval 0.550 to 0.750). This was measured on 280 photos of 40 "
-        "groups and corrected for having chosen among 40 candidates on them; uncorrected it is "
-        "0.700 (90 % interval 0.600 to 0.800). At least, because 2 checkpoints of each member "
-        "judged each of these photos, and 6 judge a new one, which leads to about 0.720"
-    )
-    assert "the vote gains +0.020 (+0.000 to +0.040)" in text
-    for words in ("other data", "2 times", "role val chose the settings", "more than one group"):
-        assert words in text
 
 
 def said(**changes):
     return statement(as_record(Certificate, MADE | changes))
 
 
-def test_excluded_and_lost_photos_are_counted_and_said():
-    text = said(
-        kept={"n_photos": 3, "macro_f1": {"estimate": 0.71}},
-        lost={"n_photos": 1, "macro_f1": {"estimate": 0.69}},
+def test_the_corrected_number_is_the_first_and_is_at_least():
+    """The uncorrected one was the first, and nothing said that more checkpoints are deployed."""
+    text = statement(as_record(Certificate, MADE))
+    assert text.startswith(
+        "On groups (group: id) it has never seen, the vote of 3 members is expected to reach at "
+        "least macro F1 0.650 (90 % interval 0.550 to 0.750), corrected for the choice among 40 "
+        "candidates. It rests on 280 photos of 40 groups and 2 checkpoints per member; all 6 "
+        "should reach about 0.720."
     )
-    assert "3 photos of these are never trained on, by the exclusions of the spec" in text
-    assert "without them the uncorrected score is 0.710" in text
-    assert "Preparation lost 1 more photo; counted as wrong, they make the" in text
-    assert "score 0.690" in text
+    for words in ("not other cameras", "role val chose the settings", "more than one group"):
+        assert words in text
+
+
+def test_with_one_seed_the_paragraph_says_that_more_is_not_known_and_advises_seeds():
+    curve = {"scores": [0.66], "n_deployed": 3, "estimate": None, "advice": ONE_SEED}
+    assert (
+        "and 1 checkpoint per member; all 3 judge a new photo, and with one confirm seed it is not "
+        "known how much they add; give confirm.seeds at least 3 seeds."
+    ) in said(checkpoints=curve)
+
+
+def test_lost_photos_are_counted_and_said():
+    """The promise was about photos that preparation lost too, and they were in no score."""
+    text = said(lost={"n_photos": 12, "macro_f1": {"estimate": 0.69}})
+    assert "Preparation lost 12 more photos; counting them as wrong costs 0.010." in text
     assert "Preparation" not in said()
+    tested = said(
+        test={"part": "whole", "macro_f1": SCORES}, data={"n_test_lost": 2, "n_test": 100}
+    )
+    assert "0.700 (0.600 to 0.800); 2 lost photos got the most frequent class." in tested
 
 
 @pytest.mark.parametrize(
     ("gap", "words"),
     [
-        ({"estimate_minus_test": 0.1, "test_is_inside_the_interval": True}, "chance explains the"),
-        ({"estimate_minus_test": 0.1}, "that is less than chance explains"),
-        ({"estimate_minus_test": -0.1}, "that is more than chance explains"),
+        ({"test_is_inside_the_interval": True}, ", a gap that chance explains."),
+        ({}, ", less than chance explains."),
+        ({"expected_minus_test": -0.1}, ", more than chance explains."),
     ],
 )
 def test_a_test_score_is_compared_with_what_was_expected(gap, words):
-    text = said(test={"part": "whole", "macro_f1": SCORES}, gap=gap)
-    assert words in text
-    assert "Groups of the test set had no part in any choice of this run." in text
+    test = {"part": "whole", "macro_f1": SCORES}
+    text = said(test=test, gap={"estimate_minus_test": 0.1, **gap})
+    assert f"On the test set, which chose nothing, it reached 0.700 (0.600 to 0.800){words}" in text
 
 
-def test_the_paragraph_says_who_chose_what_and_how_often_labels_were_looked_at():
-    use = {"what": "out-of-fold labels", "times": 5, "why": "scored 5 candidates and 2 hypotheses"}
-    race = {"n_finalists": 5, "stopped": [{}, {}], "n_saved": 6, "n_trainings": 30}
-    text = said(looked_at=[use], race=race)
-    assert "Out-of-fold labels scored 5 candidates and 2 hypotheses." in text
-    assert "A race stopped 2 of 5 finalists early and saved 6 of 30 trainings" in text
+def test_a_leaderboards_peek_is_said():
     peeked = said(policy="leaderboard", test={"part": "private", "macro_f1": SCORES})
-    assert "it looked at the public half of the test set" in peeked
-    assert "no part in any choice" not in peeked
+    assert "A leaderboard chose the members by its public half." in peeked
+    assert "which chose nothing" not in peeked
 
 
-def test_the_paragraph_stays_one_paragraph():
-    """A manager reads it once: under 300 words where nothing is unusual."""
-    assert len(said().split()) < 230
+def test_the_fullest_paragraph_has_at_most_150_words():
+    """A manager reads it once; it had 260."""
+    fullest = {
+        "estimate": MADE["estimate"]
+        | {"of": whom("id", {"random"}, confirmed=True), "people": PEOPLE},
+        "test": {"part": "private", "macro_f1": SCORES | {"too_narrow": True}},
+        "gap": {"estimate_minus_test": -0.1, "test_is_inside_the_interval": True},
+        "kept": {"n_photos": 3, "macro_f1": {"estimate": 0.71}},
+        "lost": {"n_photos": 12, "macro_f1": {"estimate": 0.69}},
+        "data": {"n_test_lost": 2},
+        "findings": [
+            "The split of base leaks: the score is too high for new people.",
+            MADE["findings"][0],
+            "another one",
+        ],
+        "race": {"n_finalists": 5, "stopped": [{}], "n_saved": 6, "n_trainings": 30},
+    }
+    text = said(**fullest)
+    assert len(text.split()) <= 150
+    assert text.endswith(
+        "There were 2 other looks at its labels. The split of base leaks: the score is too high "
+        "for new people. See 2 more findings below. Intervals cover which groups were "
+        "photographed, not other cameras or places."
+    )
+    assert len(said(**fullest, policy="leaderboard", corrected=None).split()) <= 150
 
 
 def test_what_the_audit_found_weakens_the_promise():
@@ -202,7 +227,11 @@ def test_the_certificate_says_what_the_planted_tables_hold(certified):
         "tolerance": 1e-4,
         "why": "",
     }
-    assert "equal the stored ones on 8 photos" in facts["statement"]
+    assert "DIFFER" not in facts["statement"]
+    assert "; 1 lost photo got the most frequent class." in facts["statement"]
+    assert facts["data"]["n_test_lost"] == 1
+    reasons = {use["what"]: use["why"] for use in facts["looked_at"]}
+    assert reasons["out-of-fold labels"].endswith("3 candidates (policy robust) and 0 hypotheses")
     assert facts["findings"] == []
     assert [row["value"] for row in facts["subgroups"]] == ["wear", "bare"]
     assert [row["label"] for row in facts["calibration"]] == ["mask"]
@@ -219,7 +248,6 @@ def test_a_race_is_accounted_for(certified):
     assert returned.race.stopped[0].setting == "three"
     uses = {use["what"]: use["times"] for use in facts["looked_at"]}
     assert uses["out-of-fold labels, in the race"] == 1
-    assert "A race stopped 1 of 3 finalists early and saved 2 of 12 trainings" in facts["statement"]
     assert "groups (group: id) it has never seen" in facts["statement"]
 
 
@@ -239,7 +267,9 @@ def test_a_leak_in_the_audit_takes_the_promise_about_new_people_away(certified):
     _, facts, _ = certified(audit=audit)
     assert facts["estimate"]["of"] == "photos it has never seen, of groups it may have seen"
     assert "The split of a leaks" in facts["findings"][0]
-    assert "2 pictures stand in more than one group" in facts["statement"]
+    assert "2 pictures stand in more than one group" in facts["findings"][1]
+    assert "The split of a leaks" in facts["statement"]
+    assert "See 1 more finding below." in facts["statement"]
 
 
 def test_a_peek_at_the_public_half_is_counted_and_said(certified, monkeypatch):
@@ -261,4 +291,36 @@ def test_other_looks_at_the_same_test_labels_are_counted(certified, tmp_path):
     count_look(tmp_path / "store", "other labels", "answers", {"run": "other"})
     _, facts, _ = certified()
     assert {use["what"]: use["times"] for use in facts["looked_at"]}[OTHER_RUNS] == 1
-    assert "Other runs looked at these test labels 1 times." in facts["statement"]
+    assert "There was 1 other look at its labels." in facts["statement"]
+
+
+def test_a_test_score_outside_the_estimates_interval_may_be_what_chance_explains(
+    tmp_path, monkeypatch
+):
+    """.70 lies outside .80 (.74 to .86), and was said to be a surprise in .61 of honest cases."""
+    world = plant_world(tmp_path, "select={policy: robust, members: 2}")
+    monkeypatch.setattr(test_set, "predict_trials", world.predict_trials)
+    selected = world.select()
+    voted = world.vote(selected)
+    facts = {"level": 0.9, "n_groups": 40, "n_samples": 280, "fewest_groups": 9}
+    facts |= {"too_narrow": False, "too_few_people": False}
+    scored = replace(
+        selected.ensemble,
+        scores=replace(selected.ensemble.scores, macro_f1=Interval(0.80, 0.74, 0.86, **facts)),
+        corrected=None,
+        checkpoints=None,
+    )
+
+    def tested(estimate, low, high):
+        test = replace(voted.test, macro_f1=Interval(estimate, low, high, **facts))
+        return certificate._gap(replace(selected, ensemble=scored), replace(voted, test=test))
+
+    gap = tested(0.70, 0.60, 0.80)
+    assert gap.estimate_minus_test == gap.expected_minus_test == pytest.approx(0.10)
+    assert gap.test_is_inside_the_interval
+    assert not tested(0.60, 0.52, 0.68).test_is_inside_the_interval
+    corrected = replace(selected.ensemble.corrected, estimate=0.65, low=0.59, high=0.71)
+    scored = replace(scored, corrected=corrected)
+    gap = tested(0.60, 0.52, 0.68)
+    assert gap.expected_minus_test == gap.corrected_minus_test == pytest.approx(0.05)
+    assert gap.test_is_inside_the_interval

@@ -5,6 +5,7 @@ and names nothing else so: F1 is 12/13. Of class 1 it finds all 7 among 8 answer
 """
 
 import csv
+import json
 from dataclasses import replace
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pytest
 
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation.race import RaceResult, Stopped
-from orchestrator.stages import certificate, test_set
+from orchestrator.stages import certificate, hypotheses, test_set
 from orchestrator.stages.report import write_joined
 from orchestrator.store.events import LabelsOpened
 from orchestrator.store.run_dir import RunPaths
@@ -242,6 +243,7 @@ def test_people_who_chose_settings_are_not_counted(tmp_path, search, strategy):
         f"search={search}",
         "select={policy: robust, members: 2}",
         f"data.split.strategy={strategy}",
+        "hypotheses=[a > b]",
     )
     folds = world.split.folds["a"]
     roles = [
@@ -260,8 +262,21 @@ def test_people_who_chose_settings_are_not_counted(tmp_path, search, strategy):
     score = world.select().ensemble.scores.macro_f1
     left_out = {"null": 0, "{trials: 3}": 1 if strategy == "random" else 2}
     assert score.n_samples == 14 - left_out[search]
+    hypotheses.run(world.env, world.catalog, world.split, world.searched, world.confirmed)
+    (claim,) = json.loads(world.env.paths.hypotheses.read_text())
+    assert claim["n_samples"] == 14 - left_out[search]
     said = certificate._people(world.env)
-    assert ("are left out of the score" in said) == (search != "null")
+    assert ("are not scored" in said) == (search != "null")
+
+
+def test_the_gain_is_corrected_for_the_choice_of_the_best_member(tmp_path):
+    """The best member was chosen on the photos that scored it, so the gain looked too small."""
+    world = plant_world(tmp_path, "select={policy: robust, members: 3}")
+    gain = world.select().ensemble.gain
+    facts = gain.to_json()
+    assert gain.bias > 0.01
+    for name in ("difference", "low", "high"):
+        assert facts[f"corrected_{name}"] == pytest.approx(facts[name] + gain.bias)
 
 
 def test_the_gain_on_one_person_is_not_tested_and_not_corrected(tmp_path):

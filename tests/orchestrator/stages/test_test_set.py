@@ -99,7 +99,7 @@ def test_a_diverse_choice_keeps_its_votes():
     chosen = choose(rows, "diverse", 3, ["c", "a", "c"])
     assert (chosen.members, chosen.weights, chosen.short_of) == (["a", "c"], [1, 2], None)
     assert [row.reason.split(";")[0] for row in chosen.candidates] == [
-        "added 1 times",
+        "added 1 time",
         "added 0 times",
         "added 2 times",
     ]
