@@ -53,6 +53,7 @@ references: setup  ## write docs/reference from the models of the spec, the comm
 docs: references  ## build docs/ as a site with a search box: build/docs/index.html
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/zensical build --clean --strict
+	@echo "build/docs/index.html is written; with its search: $(BIN)/python -m http.server --directory build/docs"
 
 bench: weights  ## measure against what a user would do instead; ONLY=name runs one
 	$(BIN)/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY)) --out bench.json
