@@ -182,7 +182,6 @@ def test_every_command_of_the_tutorial_and_of_readme_does_what_it_says(tutorial)
         assert 0 == done.returncode, f"{command}\n{done.stdout}{done.stderr}"
     spec = lone_value((tutorial.root / "plants.yaml").read_text())
     assert {"from": "name", "pattern": "plant-(?P<group>[0-9]+)"} == spec["data"]["group"]
-    # README's spec is the same experiment
     (run,) = [run for run in tutorial.runs() if run.name.startswith("plants-")]
     assert "SUCCEEDED" == json.loads((run / "summary.json").read_text())["state"]
     answers = (tutorial.root / "answers.csv").read_text().splitlines()
