@@ -138,7 +138,7 @@ def test_commands_and_their_options_exist(page):
         assert [] == left_over, (name, arguments)
         for item in command.params:
             if isinstance(item, click.Argument) and item.required:
-                assert isinstance(values.get(item.name), str), (name, arguments)
+                assert values.get(item.name), (name, arguments)
     makefile = (ROOT / "Makefile").read_text()
     for target in documents.targets(page):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
@@ -195,3 +195,10 @@ def test_the_tutorial_run_leaves_out_no_command_of_its_pages():
     ):
         n_typed = sum("-m orchestrator" in line for line in typed)
         assert n_typed == len(documents.commands(page)), name_of(page)
+
+
+def test_the_tests_of_odd_input_are_there():
+    text = (ROOT / "tests/cases/README.md").read_text()
+    files = {path.as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    for name in re.findall(r"`((?:\w+/)*test_\w+\.py)`", text):
+        assert any(path.endswith(f"/{name}") for path in files), name

@@ -243,7 +243,10 @@ def values_in(label: ColumnLabel | FolderLabel, catalog: Any) -> list[Any]:
     """
     if isinstance(label, FolderLabel):
         relatives = [sample.partition("/")[2] for sample in catalog["sample_id"].to_pylist()]
-        return list(_values("", label, relatives, {}))
+        columns = {}
+        if "folder" in catalog.column_names:
+            columns["folder"] = catalog["folder"].to_pylist()
+        return list(_values("", label, relatives, columns))
     values: list[Any] = catalog[name_in_catalog(label.column, catalog.column_names)].to_pylist()
     return values
 
@@ -318,7 +321,8 @@ def _values(
     if isinstance(label, StemLabel):
         return list(map(_stem, relatives))
     if isinstance(label, FolderLabel):
-        return [_folder_part(label, relative) for relative in relatives]
+        folders = _class_folders(relatives, columns)
+        return [_folder_part(label, folder) for folder in folders]
     if label.column not in columns:
         raise DataError(
             f"data.labels.{name}.column",
@@ -333,8 +337,19 @@ def _stem(relative: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def _folder_part(label: FolderLabel, relative: str) -> str | None:
-    parts = relative.rpartition("/")[0].rpartition("/")[2].split(label.separator)
+def _class_folders(relatives: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> Sequence[str]:
+    """Return the folder that a photo's class is read from: its own, or the first in class folders.
+
+    In class folders a photo may lie deeper, and the column `folder` is the first folder.
+    """
+    first = [relative.partition("/")[0] for relative in relatives]
+    if list(columns.get("folder", ())) == first:
+        return first
+    return [relative.rpartition("/")[0].rpartition("/")[2] for relative in relatives]
+
+
+def _folder_part(label: FolderLabel, folder: str) -> str | None:
+    parts = folder.split(label.separator)
     return parts[label.part] if label.part < len(parts) else None
 
 

@@ -26,6 +26,8 @@ _STORE = "runs-store"
 
 Source = ProfileFolders | ClassFolders | Table
 
+_A_FOLDER = "refused: a folder, photos in it are not read"
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -171,7 +173,7 @@ def _class_folders(images: str) -> Listing:
             relatives.append(_shown(name))
             refusals.append(refusal(name) or "refused: no folder of a class")
             continue
-        for relative, problem in _photos_in(images, name):
+        for relative, problem in _photos_under(images, name):
             relatives.append(relative)
             refusals.append(problem)
     if not relatives:
@@ -276,9 +278,18 @@ def _photos_in(
             yield _shown(relative), refusal(relative) or _unread(name, is_folder=is_folder)
 
 
+def _photos_under(images: str, folder: str) -> Iterator[tuple[str, str | None]]:
+    """List a folder's photos and those of the folders in it, such as one per plant."""
+    for relative, problem in _photos_in(images, folder):
+        if problem != _A_FOLDER or Path(images, relative).is_symlink():
+            yield relative, problem
+        else:
+            yield from _photos_under(images, relative)
+
+
 def _unread(name: str, *, is_folder: bool) -> str | None:
     if is_folder:
-        return "refused: a folder, photos in it are not read"
+        return _A_FOLDER
     if name.lower().endswith(EXTENSIONS):
         return None
     kind = PurePosixPath(name).suffix.lower() or "no extension"

@@ -43,24 +43,42 @@ class Answers:
     probabilities: NDArray[np.float64]  # (N, C) means over the votes; NaN where a photo is unread
 
     @property
+    def is_read(self) -> NDArray[np.bool_]:
+        """Return which photos could be read, (N,)."""
+        return ~np.isnan(self.probabilities[:, 0])
+
+    @property
     def n_unread(self) -> int:
         """Return how many photos could not be read."""
-        return int(np.isnan(self.probabilities[:, 0]).sum())
+        return int((~self.is_read).sum())
+
+    @property
+    def read_votes(self) -> pa.Table:
+        """Return the votes with no answer for photos that could not be read."""
+        place = self.votes.schema.get_field_index("pred")
+        preds = pa.array(self.votes["pred"].to_numpy(), pa.int64(), mask=~self.is_read)
+        return self.votes.set_column(place, "pred", preds)
 
 
 def predict_photos(
-    ensemble: Ensemble, photos: Path, out: Path, *, with_probabilities: bool = False
+    ensemble: Ensemble,
+    photos: Path,
+    out: Path,
+    *,
+    with_probabilities: bool = False,
+    fill: bool = False,
 ) -> dict[str, int]:
     """Write a CSV with ImageID and ans for every photo, and with more where it is asked for.
 
-    Photos that cannot be read get the majority class, as in the vote, and are counted. Bytes of a
-    name that are no UTF-8 are spelled out in hexadecimal.
+    Photos that cannot be read have an empty answer and are counted. Bytes of a name that are no
+    UTF-8 are spelled out in hexadecimal.
 
     Args:
         ensemble: what answers.
         photos: as for `find_photos`.
         out: the file to write.
         with_probabilities: add the columns of `answer_table`.
+        fill: give photos that cannot be read the majority class, for a contest that needs all rows.
 
     Raises:
         SpecError: `out` cannot be written; this is checked before any photo is answered.
@@ -80,10 +98,10 @@ def predict_photos(
     if with_probabilities:
         with atomic_path(out) as beside:
             schema = Schema(dict(ensemble.classes))
-            table = answer_table(answers, schema, ensemble.temperatures)
+            table = answer_table(answers, schema, ensemble.temperatures, fill=fill)
             pa_csv.write_csv(table, beside)
     else:
-        write_text(out, voting.submission(answers.votes))
+        write_text(out, voting.submission(answers.votes if fill else answers.read_votes))
     return {"answered": len(named) - answers.n_unread, "quarantined": answers.n_unread}
 
 
@@ -156,7 +174,11 @@ def _shown(path: Path) -> str:
 
 
 def answer_table(
-    answers: Answers, schema: Schema, temperatures: Mapping[str, float] | None = None
+    answers: Answers,
+    schema: Schema,
+    temperatures: Mapping[str, float] | None = None,
+    *,
+    fill: bool = False,
 ) -> pa.Table:
     """Return answers with names and probabilities.
 
@@ -167,6 +189,7 @@ def answer_table(
         answers: of an ensemble.
         schema: of its labels.
         temperatures: of `Ensemble`.
+        fill: state the majority class for photos that could not be read; else they have none.
 
     Returns:
         ImageID, ans, class (its name), a column per label with the name of its class, confidence
@@ -176,6 +199,7 @@ def answer_table(
     """
     votes = answers.votes
     preds = votes["pred"].to_numpy()
+    is_stated = np.ones(len(preds), bool) if fill else answers.is_read
     of_label = temperatures or {}
     joint = ALL_LABELS if len(schema.classes) > 1 else schema.names[0]
     probs = answers.probabilities
@@ -184,12 +208,12 @@ def answer_table(
     codes = np.array([schema.decode(int(pred)) for pred in preds])
     columns: dict[str, Any] = {
         "ImageID": votes["ImageID"],
-        "ans": votes["pred"],
-        "class": [schema.class_name(int(pred)) for pred in preds],
+        "ans": votes["pred"] if fill else answers.read_votes["pred"],
+        "class": _known([schema.class_name(int(pred)) for pred in preds], is_stated),
     }
     if len(schema.classes) > 1:
         for position, (label, names) in enumerate(schema.classes.items()):
-            columns[label] = [names[code] for code in codes[:, position]]
+            columns[label] = _known([names[code] for code in codes[:, position]], is_stated)
     columns["confidence"] = _or_null(probs[np.arange(len(preds)), preds])
     columns |= {name: votes[name] for name in ("votes", "tie", "outcome")}
     for code in range(schema.n_classes):
@@ -204,6 +228,10 @@ def answer_table(
             for code, name in enumerate(names):
                 columns[f"p_{label}={name}"] = _or_null(label_probs[:, code])
     return pa.table(columns)
+
+
+def _known(names: list[str], is_stated: NDArray[np.bool_]) -> pa.Array:
+    return pa.array(names, pa.string(), mask=~is_stated)
 
 
 def _or_null(values: NDArray[np.float64]) -> pa.Array:

@@ -91,14 +91,9 @@ def checkpoint_curve(
     reached = _extrapolated(np.stack(of_draws), n_deployed, n_classes)
     bounds = corrected_quantiles(estimate, reached, pool.n_groups, LEVEL)
     advice = "rests on 2 checkpoints; give confirm.seeds at least 3 seeds" if n_seeds == 2 else None
-    return CheckpointCurve(
-        of_all,
-        n_deployed,
-        min(1.0, estimate - optimism),
-        bounds.low - optimism,
-        min(1.0, bounds.high - optimism),
-        advice,
-    )
+    reached_ends = np.array([estimate, bounds.low, bounds.high])
+    middle, low, high = np.clip(reached_ends - optimism, 0.0, 1.0).tolist()
+    return CheckpointCurve(of_all, n_deployed, middle, low, high, advice)
 
 
 def _subsets(n_seeds: int, size: int, rng: np.random.Generator) -> list[tuple[int, ...]]:

@@ -194,35 +194,57 @@ class ClassTree:
 
 
 def read_classes(folder: Path) -> ClassTree | None:
-    """Find one folder of photos per class: below images/, below train/, or in the root itself."""
-    candidates = ["images", *_TRAIN, "."]
-    for images in candidates:
-        place = folder / images
-        photos = _photos_by_folder(place) if place.is_dir() else {}
-        if images == ".":
-            for name in (*_VAL, *_TESTS, "images"):
-                photos.pop(name, None)
-        if len(photos) < 2:
-            continue
-        for name in (*_TESTS, *_VAL):
-            beside = folder / name
-            if images != "images" and beside.is_dir():
-                classes = _photos_by_folder(beside)
-                has_classes = bool(classes) and set(classes) <= set(photos)
-                if has_classes or _has_photos(beside):
-                    return ClassTree(images, photos, name, has_classes)
-        return ClassTree(images, photos)
+    """Find one folder of photos per class: below images/, below train/, or in the root itself.
+
+    Photos of a class may lie in folders of their own, such as one per plant.
+    """
+    for is_deep in (False, True):
+        for images in ("images", *_TRAIN, "."):
+            place = folder / images
+            if place.is_dir() and len(_class_photos(place, images, is_deep=is_deep)) > 1:
+                return _class_tree(folder, images)
     return None
 
 
-def _photos_by_folder(place: Path) -> dict[str, list[str]]:
+def _class_tree(folder: Path, images: str) -> ClassTree:
+    photos = _class_photos(folder / images, images, is_deep=True)
+    for name in (*_TESTS, *_VAL):
+        beside = folder / name
+        if images != "images" and beside.is_dir():
+            classes = _photos_by_folder(beside, is_deep=True)
+            has_classes = bool(classes) and set(classes) <= set(photos)
+            if has_classes or _has_photos(beside):
+                return ClassTree(images, photos, name, has_classes)
+    return ClassTree(images, photos)
+
+
+def _class_photos(place: Path, images: str, *, is_deep: bool) -> dict[str, list[str]]:
+    photos = _photos_by_folder(place, is_deep=is_deep)
+    if images == ".":
+        for name in (*_VAL, *_TESTS, "images"):
+            photos.pop(name, None)
+    return photos
+
+
+def _photos_by_folder(place: Path, *, is_deep: bool) -> dict[str, list[str]]:
+    """Return the photos' paths below each folder: those in it, or also those in folders there."""
     photos = {}
     for path in sorted(place.iterdir()):
         if _is_folder(path):
-            names = sorted(entry.name for entry in path.iterdir() if is_photo(entry.name))
+            names = [entry.name for entry in path.iterdir() if is_photo(entry.name)]
+            if is_deep:
+                names = list(_photos_below(path, ""))
             if names:
-                photos[path.name] = names
+                photos[path.name] = sorted(names)
     return photos
+
+
+def _photos_below(folder: Path, prefix: str) -> Iterator[str]:
+    for path in folder.iterdir():
+        if _is_folder(path) and not path.is_symlink():
+            yield from _photos_below(path, f"{prefix}{path.name}/")
+        elif is_photo(path.name):
+            yield f"{prefix}{path.name}"
 
 
 def _has_photos(place: Path) -> bool:
@@ -345,6 +367,10 @@ def propose_group_column(table: FoundTable) -> str | None:
     return None
 
 
+_FOLDERS = ("^[^/]+/(?P<group>[^/]+)/", "^(?P<group>[^/]+/[^/]+)/")
+"""The folder in a class folder, and both where their names repeat."""
+
+
 def propose_group_of_names(paths: Sequence[str], labels: Sequence[str]) -> GroupProposal | None:
     """Return the part of file names that repeats over photos of one label set, if there is one.
 
@@ -354,7 +380,8 @@ def propose_group_of_names(paths: Sequence[str], labels: Sequence[str]) -> Group
     """
     best: GroupProposal | None = None
     stems = [path.rpartition("/")[2].rpartition(".")[0] for path in paths]
-    for pattern in _patterns(stems):
+    of_folders = _FOLDERS if all(path.count("/") > 1 for path in paths) else ()
+    for pattern in (*of_folders, *_patterns(stems)):
         rule = NameGroup.model_validate({"from": "name", "pattern": pattern})
         groups = []
         for path in paths:

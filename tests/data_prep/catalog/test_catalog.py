@@ -599,10 +599,25 @@ def test_class_folders_need_no_table(tmp_path, contest):
     contest.photo("plants/images/__MACOSX/oak/._0.jpeg", 9)
     table = build_catalog(data.model_copy(update={"group": "folder"}), contest.base)
     lost = {row["sample_id"]: row["status"] for row in table.to_pylist() if row["status"] != "ok"}
-    assert lost == {
-        "train/7.jpeg": "refused: no folder of a class",
-        "train/oak/deep": "refused: a folder, photos in it are not read",
-    }
+    assert lost == {"train/7.jpeg": "refused: no folder of a class"}
+
+
+def test_photos_in_folders_of_a_class_folder_are_read(contest):
+    """They were refused with their folder, as if nobody kept a folder per plant."""
+    for at in range(6):
+        contest.photo(f"plants/images/{('oak', 'elm')[at % 2]}/plant {at // 2}/top/{at}.jpeg", at)
+    (contest.base / "plants/images/oak/again").symlink_to(contest.base / "plants/images/elm")
+    data = contest.data(
+        source={"layout": "class_folders", "root": "plants"},
+        labels={"kind": {"from": "folder", "classes": ["elm", "oak"]}},
+        group={"from": "name", "pattern": "(?P<group>plant [0-9]+)/"},
+        test=None,
+    )
+    rows = {row["sample_id"]: row for row in build_catalog(data, contest.base).to_pylist()}
+    assert rows["train/oak/plant 1/top/2.jpeg"]["label"] == 1
+    assert rows["train/oak/plant 1/top/2.jpeg"]["group"] == "plant 1"
+    assert rows["train/oak/again"]["status"] == "refused: a folder, photos in it are not read"
+    assert len(rows) == 7
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

@@ -81,6 +81,20 @@ def test_an_image_folder_is_read_where_it_is(folder):
     assert "classes: [elm, oak]" in text
 
 
+@pytest.mark.parametrize(
+    ("plant", "pattern"),
+    [("plant {subject}", "^[^/]+/(?P<group>[^/]+)/"), ("{shared}", "^(?P<group>[^/]+/[^/]+)/")],
+)
+def test_folders_in_class_folders_are_the_groups(folder, plant, pattern):
+    for subject, shot in itertools.product(range(12), range(3)):
+        name = plant.format(subject=subject, shared=subject // 2)
+        add(folder, f"{('dry', 'wet')[subject % 2]}/{name}/{shot}.jpg")
+    text = accepted(folder)
+    assert f'group: {{from: name, pattern: "{pattern}"}}' in text
+    assert "36 photos in 12 groups of 3" in text
+    assert "classes: [dry, wet]" in text
+
+
 @pytest.mark.parametrize("beside", ["val", "valid", "test"])
 def test_train_and_val_of_an_image_folder_are_source_and_test(folder, beside):
     for name, number in itertools.product(("oak", "elm"), range(4)):
