@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import documents
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -65,6 +67,60 @@ class Workplace:
 
     def runs(self):
         return sorted((self.root / "store/runs").iterdir(), key=lambda path: path.stat().st_mtime)
+
+
+@dataclass
+class Tutorial(Workplace):
+    """A folder in which the commands of the tutorial and of README were typed."""
+
+    done: dict  # command -> the finished process
+
+    def type(self, line):
+        """Run a line of a page on small photos; pages that agree are typed once."""
+        command = line.replace(".venv/bin/python", sys.executable).partition("#")[0].rstrip()
+        for word, here in (
+            ("FOLDER", "data/plants"),
+            ("PHOTOS", "data/plants/new"),
+            ("mine.yaml", "plants.yaml"),
+        ):
+            command = command.replace(word, here)
+        if "data_prep.sample" in command:
+            command += " --plants 18 --photos 3 --size 48x48"
+        if command in self.done:
+            return
+        self.done[command] = subprocess.run(
+            command.split(),
+            cwd=self.root,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        if " init " in command:
+            spec = self.root / "plants.yaml"
+            spec.write_text(self.shortened(spec.read_text()))
+
+    @staticmethod
+    def shortened(spec):
+        """Return a spec of `init` with a model that trains in a second."""
+        for old, new in (
+            ("size: 128", "size: 32"),
+            ("tf_efficientnet_lite0, pretrained: true", "test_efficientnet, pretrained: false"),
+            ("5 epochs", "1 epochs"),
+        ):
+            assert old in spec, old
+            spec = spec.replace(old, new)
+        return spec
+
+
+@pytest.fixture(scope="session")
+def tutorial(tmp_path_factory):
+    """Every command of the tutorial and of README's own photos, typed once."""
+    place = Tutorial(tmp_path_factory.mktemp("tutorial"), {})
+    for line in [*documents.console(documents.TUTORIAL), *documents.own_photos()]:
+        place.type(line)
+    return place
 
 
 @pytest.fixture(scope="session")

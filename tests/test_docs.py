@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from orchestrator.spec.data_checks import check_data
 from orchestrator.spec.load import read
 from orchestrator.spec.models import schema
 from orchestrator.spec.template import starter_spec
+from orchestrator.spec.yaml_source import lone_value
 from tests import documents
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,6 +169,23 @@ def test_quickstart_is_the_experiment_that_test_learning_runs():
     ).stdout
     assert "-m orchestrator submit experiments/quickstart.yaml" in printed
     assert "experiments/quickstart.yaml" in (ROOT / "tests/test_learning.py").read_text()
+
+
+# commands that run
+
+
+@pytest.mark.ray
+@pytest.mark.models
+@pytest.mark.slow
+def test_every_command_of_the_tutorial_and_of_readme_does_what_it_says(tutorial):
+    for command, done in tutorial.done.items():
+        assert 0 == done.returncode, f"{command}\n{done.stdout}{done.stderr}"
+    spec = lone_value((tutorial.root / "plants.yaml").read_text())
+    assert {"from": "name", "pattern": "plant-(?P<group>[0-9]+)"} == spec["data"]["group"]
+    (run,) = [run for run in tutorial.runs() if run.name.startswith("plants-")]
+    assert "SUCCEEDED" == json.loads((run / "summary.json").read_text())["state"]
+    answers = (tutorial.root / "answers.csv").read_text().splitlines()
+    assert 1 + len(list((tutorial.root / "data/plants/new").iterdir())) == len(answers)
 
 
 def test_the_tutorial_run_leaves_out_no_command_of_its_pages():
