@@ -394,13 +394,32 @@ def results(run: str, store: Path | None, form: str) -> None:
 
 
 @main.command()
-@RUN
+@click.argument("names", metavar="RUN...", nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Write the page of several runs here.  [default: in the folder of the first one]",
+)
 @STORE
-def report(run: str, store: Path | None) -> None:
-    """Rewrite the HTML report of a run and print its path."""
-    from orchestrator.report.page import build  # noqa: PLC0415
+def report(names: tuple[str, ...], out: Path | None, store: Path | None) -> None:
+    """Rewrite the HTML report of a run and print its path; with several runs, one page of them all.
 
-    click.echo(build(_find_run(store, run, has="report").root))
+    `report/result.svg` beside the page is the result as a picture, for a README.
+    """
+    runs = [_find_run(store, name, has="report" if len(names) == 1 else None) for name in names]
+    if len(runs) == 1:
+        if out is not None:
+            raise SpecError("--out: several runs were required, found one; leave --out away")
+        from orchestrator.report.page import build  # noqa: PLC0415
+
+        click.echo(build(runs[0].root))
+        return
+    from orchestrator.report.summaries.several_runs import build_together  # noqa: PLC0415
+
+    others = "+".join(run.run_id for run in runs[1:])
+    place = out or runs[0].root / "report" / f"with-{others[:180]}.html"
+    click.echo(build_together([run.root for run in runs], place))
 
 
 @main.command()
@@ -520,12 +539,19 @@ def predict(
     required=True,
     help="New folder, or new file ending in .zip.",
 )
+@click.option(
+    "--onnx",
+    "with_onnx",
+    is_flag=True,
+    help="Add the members as ONNX, and a script that answers with onnxruntime alone.",
+)
 @STORE
-def bundle(run: str, out: Path, store: Path | None) -> None:
+def bundle(run: str, out: Path, store: Path | None, *, with_onnx: bool) -> None:
     """Write a run's ensemble as one folder or zip, for `predict` on any machine."""
     from orchestrator.ensemble.bundle import write_bundle  # noqa: PLC0415
 
-    facts = write_bundle(_find_run(store, run, has="selection"), _store(store), out)
+    paths = _find_run(store, run, has="selection")
+    facts = write_bundle(paths, _store(store), out, with_onnx=with_onnx)
     click.echo(
         f"wrote {out}: {facts['n_members']} members, {facts['n_checkpoints']} checkpoints, "
         f"{facts['size_bytes'] / 1e6:.1f} MB; sha256 of its manifest {facts['manifest_sha256']}",

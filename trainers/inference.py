@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainers import checkpoint
 from trainers.compute_settings import autocast, scoring_precision
@@ -94,3 +95,47 @@ def _batches(
 def as_tensor(photos: NDArray[np.uint8]) -> Tensor:
     """Return (B, H, W, 3) as (B, 3, H, W) over the same memory, channels last."""
     return torch.from_numpy(photos).permute(0, 3, 1, 2)
+
+
+class _Deployed(nn.Module):
+    """Photos as they lie in memory -> probabilities, with everything between."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, photos: Tensor) -> Tensor:
+        """Map (N, H, W, 3) uint8 to (N, n_classes) float32."""
+        x = photos.float() * self.model.scale + self.model.shift
+        features = self.model.backbone(x.permute(0, 3, 1, 2))
+        return self.model.head.log_probs(self.model.head(features)).exp()
+
+
+def export_onnx(folder: Path, out: Path) -> None:
+    """Write a stored model as ONNX, with its normalization inside.
+
+    The input `photos` is (N, H, W, 3) uint8 for any N; the output `probabilities` is (N, n_classes)
+    float32, as `predict` returns it on a CPU.
+
+    Args:
+        folder: the model, as for `load`.
+        out: the file to write.
+
+    Raises:
+        RuntimeError: ONNX has no form for an operation of this model.
+    """
+    size = checkpoint.load_weights(folder)[1]["size"]
+    model = _Deployed(load(folder).to(memory_format=torch.contiguous_format)).eval()
+    photos = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the newer exporter needs one more package
+        torch.onnx.export(
+            model,
+            (photos,),
+            str(out),
+            dynamo=False,
+            opset_version=17,
+            input_names=["photos"],
+            output_names=["probabilities"],
+            dynamic_axes={"photos": {0: "n"}, "probabilities": {0: "n"}},
+        )

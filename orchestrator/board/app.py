@@ -203,6 +203,7 @@ class Pages:
             run = opened.report(opened.telling_trials())
             stages = live.stages()
             best = live.best()
+            claims = opened.claims.of(live, run)
         wanted: tuple[str, ...] = ()
         if run.has_selection:
             wanted = ("result", "hypotheses", "findings")
@@ -217,6 +218,7 @@ class Pages:
             running=running[:_MAX_RUNNING],
             n_running=len(running),
             best=best,
+            claims=claims,
             sections=page.draw(run, wanted),
         )
 
@@ -319,7 +321,7 @@ class Pages:
         live = opened.live
         with live.lock:
             run = opened.report([])
-            sentences = list(live.sentences)
+            sentences = live.sentences()
         return self._run_page(
             request,
             opened,

@@ -6,6 +6,7 @@ A ledger may hold a hundred thousand trials, so only what the board shows is kep
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from orchestrator.store.events import (
     DriverStarted,
     EpochReported,
     Event,
+    Metrics,
     PhaseStarted,
     ShardWritten,
     StageEnded,
@@ -43,6 +45,32 @@ _N_SENTENCES = 400
 _CURVE = ("val_macro_f1", "val_loss", "train_loss")
 _ROW = 1 + len(_CURVE)  # numbers per epoch in LiveTrial.reports
 _NAN = float("nan")
+_HEAD_BYTES = 100  # of a record: its kind stands there
+_REPORT = b'"event": "report", "trial_id": "'
+_LAST_SCORES = tuple(
+    re.compile(rb'"%s": (-?[0-9][0-9.e+-]*)' % name.encode()) for name in (SCORE, _CURVE[0])
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawReport(EpochReported):
+    """An epoch of a trial as its line; most are never looked at, so few are decoded."""
+
+    line: bytes
+
+
+def _raw_report(line: bytes) -> RawReport | None:
+    """Return a report without decoding it; None for other records."""
+    start = line.find(_REPORT, 0, _HEAD_BYTES)
+    if start < 0:
+        return None
+    start += len(_REPORT)
+    name = line[start : line.index(b'"', start)]
+    if b"\\" in name or not line.endswith(b"}}\n"):
+        return None
+    report = object.__new__(RawReport)
+    vars(report).update(trial_id=name.decode(), line=line)
+    return report
 
 
 @dataclass(slots=True)
@@ -58,7 +86,8 @@ class LiveTrial:
     params: dict[str, Any]  # short name -> sampled value
     started_s: float
     number: int  # its place among all trials of the run
-    reports: array[float]  # epoch, then the metrics of _CURVE; NaN where one was not reported
+    decoded: array[float]  # epoch, then the metrics of _CURVE; NaN where one was not reported
+    lines: bytearray  # reports that were not decoded yet
     status: str = ""  # COMPLETE | PRUNED | FAILED; empty while it has not ended
     wall_s: float | None = None
     score: float | None = None  # of its best epoch, by the score of the spec
@@ -66,15 +95,33 @@ class LiveTrial:
     why: str = ""  # it was stopped early
     words: str = ""  # what a filter looks into, made when it is first asked for
     n_deaths: int = 0
+    n_ended: int = 0  # epochs, as the record of its end says
+    checkpoint: str = ""  # key of its artifact, of confirm trials alone
+
+    @property
+    def reports(self) -> array[float]:
+        """Return epoch and metrics of all epochs, one after the other."""
+        for line in self.lines.splitlines():
+            event = from_json(json.loads(line))
+            if isinstance(event, EpochReported):
+                self.take(event)
+        self.lines.clear()
+        return self.decoded
 
     @property
     def n_epochs(self) -> int:
         """Return how many epochs it has reported."""
+        if self.lines and self.n_ended:  # the record of its end says it
+            return self.n_ended
         return len(self.reports) // _ROW
 
     @property
     def last_score(self) -> float | None:
         """Return the validation score of the last epoch."""
+        start = self.lines.rfind(b"\n", 0, -1) + 1
+        for pattern in _LAST_SCORES:
+            if found := pattern.search(self.lines, start):
+                return float(found[1])
         if not self.reports:
             return None
         return _known(self.reports[1 - _ROW])
@@ -82,21 +129,22 @@ class LiveTrial:
     def best_up_to(self, epoch: int) -> float | None:
         """Return the highest validation score of the epochs up to this one."""
         scores = []
-        for start in range(0, len(self.reports), _ROW):
-            score = _known(self.reports[start + 1])
-            if self.reports[start] <= epoch and score is not None:
+        reports = self.reports
+        for start in range(0, len(reports), _ROW):
+            score = _known(reports[start + 1])
+            if reports[start] <= epoch and score is not None:
                 scores.append(score)
         return max(scores, default=None)
 
-    def report(self, event: EpochReported) -> None:
+    def take(self, event: EpochReported) -> None:
         """Take the metrics of one epoch; a trial that is tried again repeats earlier epochs."""
-        while self.reports and self.reports[-_ROW] >= event.epoch:
-            del self.reports[-_ROW:]
-        self.reports.append(event.epoch)
-        score = event.metrics.get(SCORE, event.metrics.get(_CURVE[0]))
+        while self.decoded and self.decoded[-_ROW] >= event.epoch:
+            del self.decoded[-_ROW:]
+        self.decoded.append(event.epoch)
+        score = _score_of(event.metrics)
         values = [score, *map(event.metrics.get, _CURVE[1:])]
-        self.reports.extend(_NAN if value is None else value for value in values)
-        if score is not None and (self.score is None or score > self.score):
+        self.decoded.extend(_NAN if value is None else value for value in values)
+        if not self.status and score is not None and (self.score is None or score > self.score):
             self.score = score
 
     def row(self, status: str) -> TrialRow:
@@ -118,8 +166,9 @@ class LiveTrial:
 
     def epochs(self) -> Iterator[EpochRow]:
         """Yield its epochs as rows of curves.parquet."""
-        for start in range(0, len(self.reports), _ROW):
-            epoch, *values = self.reports[start : start + _ROW]
+        reports = self.reports
+        for start in range(0, len(reports), _ROW):
+            epoch, *values = reports[start : start + _ROW]
             metrics: dict[str, Any] = {
                 name: _known(value) for name, value in zip(_CURVE, values, strict=True)
             }
@@ -161,7 +210,7 @@ class LiveRun:
     paths: RunPaths
     trials: dict[str, LiveTrial] = field(default_factory=dict)  # in the order they were started
     events: list[Event] = field(default_factory=list)  # those of no trial
-    sentences: deque[str] = field(default_factory=lambda: deque(maxlen=_N_SENTENCES))
+    told: deque[Event] = field(default_factory=lambda: deque(maxlen=_N_SENTENCES))
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)  # (phase, status) -> trials
     phases: dict[str, Phase] = field(default_factory=dict)
     param_names: dict[str, None] = field(default_factory=dict)
@@ -175,6 +224,7 @@ class LiveRun:
         self._tail = Tail(self.paths.events)
         self._next_s = 0.0
         self._signature: object = None
+        self._reporting: dict[str, LiveTrial] = {}  # reports to decode, because it has not ended
 
     @property
     def is_due(self) -> bool:
@@ -194,12 +244,16 @@ class LiveRun:
             until = time.monotonic() + budget_s
             while self.n_unread_bytes and self._read_batch() and time.monotonic() < until:
                 pass
+            for trial in self._reporting.values():
+                trial.reports  # noqa: B018 - decodes them: a running trial shows its best epoch
+            self._reporting.clear()
             self.is_live = is_live(self.paths.root)
             signature = (self.is_live, self.file_times())
             if signature != self._signature:
                 self._signature = signature
                 self.version += 1
-            self._next_s = time.monotonic() + _REFRESH_EVERY_S
+            pause_s = 0.0 if self.n_unread_bytes else _REFRESH_EVERY_S
+            self._next_s = time.monotonic() + pause_s
 
     def file_times(self) -> tuple[int, ...]:
         """Return when the result files of the run were written."""
@@ -208,13 +262,18 @@ class LiveRun:
     def _read_batch(self) -> bool:
         """Read some of the ledger; return True if that was a whole record or more."""
         try:
-            events = self._tail.read(_BATCH_BYTES)
+            events = self._tail.read(_BATCH_BYTES, _raw_report)
         except LedgerDamaged as error:
             self.damage = str(error)
             self.version += 1
             return False
         for event in events:
-            self._apply(event)
+            if isinstance(event, RawReport):  # most events are
+                if trial := self.trials.get(event.trial_id):
+                    trial.lines += event.line
+                    self._reporting[event.trial_id] = trial
+            else:
+                self._apply(event)
         self.version += bool(events)
         return bool(events)
 
@@ -230,8 +289,16 @@ class LiveRun:
                 self.n_prepared += event.n_prepared + event.n_copied
             case PhaseStarted():
                 self.phases[event.phase] = Phase(event.time, self.n_ended(event.phase))
-        if sentence := describe(event):
-            self.sentences.append(f"{clock(event.time)} {sentence}")
+        if not isinstance(event, EpochReported):
+            self.told.append(event)
+
+    def sentences(self) -> list[str]:
+        """Return what has happened lately, in words."""
+        lines = []
+        for event in self.told:
+            if sentence := describe(event):
+                lines.append(f"{clock(event.time)} {sentence}")
+        return lines
 
     def _apply_to_trial(self, event: TrialEvent) -> None:
         if isinstance(event, TrialStarted):
@@ -244,18 +311,29 @@ class LiveRun:
             return
         match event:
             case EpochReported():
-                trial.report(event)
+                trial.take(event)
             case TrialEnded():
-                self._set_status(trial, event.status)
-                trial.wall_s = event.wall_s
-                trial.error = event.error or ""
-                trial.why = event.why or ""
-                best = (event.metrics or {}).get(_CURVE[0])
-                trial.score = trial.score if best is None else best
+                self._end(trial, event)
             case TrialReopened():
+                trial.reports  # noqa: B018 - the epochs of the next attempt replace some of them
                 self._set_status(trial, "")
             case WorkerDied():
                 trial.n_deaths += 1
+
+    def _end(self, trial: LiveTrial, event: TrialEnded) -> None:
+        best = _score_of(event.metrics or {})
+        if best is not None:
+            trial.score = best
+        elif trial.lines:
+            trial.reports  # noqa: B018 - decodes them, which finds the best
+        self._reporting.pop(trial.trial_id, None)
+        self._set_status(trial, event.status)
+        trial.n_ended = event.epochs or 0
+        if trial.phase == "confirm":
+            trial.checkpoint = (event.checkpoint or "").removeprefix("trial/")
+        trial.wall_s = event.wall_s
+        trial.error = event.error or ""
+        trial.why = event.why or ""
 
     def _new_trial(self, event: TrialStarted) -> LiveTrial:
         params = {}
@@ -275,6 +353,7 @@ class LiveRun:
             event.time,
             len(self.trials),
             array("f"),
+            bytearray(),
         )
 
     def _set_status(self, trial: LiveTrial, status: str) -> None:
@@ -382,6 +461,11 @@ def _written_ns(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
+
+
+def _score_of(metrics: Metrics) -> float | None:
+    """Return the validation score of an epoch, by the score of the spec."""
+    return metrics.get(SCORE, metrics.get(_CURVE[0]))
 
 
 def _known(value: float) -> float | None:

@@ -8,14 +8,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+from orchestrator.board.claims import ClaimsSoFar
 from orchestrator.board.live_run import LiveRun, LiveTrial
 from orchestrator.board.run_list import RunList
 from orchestrator.board.trial_table import TrialTable
 from orchestrator.report.load import Run, load_live
 from orchestrator.store.artifacts import Store
-from orchestrator.store.run_dir import RunPaths
+from orchestrator.store.ledger import is_live
+from orchestrator.store.run_dir import RunPaths, all_runs
 
 _MAX_OPENED = 8
+_READ_AHEAD_S = 0.05  # at a time: a page that is asked for waits for it
 _MAX_WHOLE = 3000
 """More trials are not handed to the report's sections as a whole."""
 
@@ -23,8 +26,9 @@ _MAX_WHOLE = 3000
 class OpenedRun:
     """One run: its ledger, its table of trials, and its result files."""
 
-    def __init__(self, paths: RunPaths) -> None:
+    def __init__(self, paths: RunPaths, store: Store) -> None:
         self.live = LiveRun(paths)
+        self.claims = ClaimsSoFar(store)
         self.table = TrialTable(self.live)
         self._files: Run | None = None
         self._read_at: object = None
@@ -76,6 +80,13 @@ class Hub:
         self._opened: OrderedDict[str, OpenedRun] = OrderedDict()
         self._lock = threading.Lock()
 
+    def read_ahead(self) -> None:
+        """Read the runs that are live and the latest one, so that their first page is complete."""
+        for number, paths in enumerate(all_runs(self.store.root)[:_MAX_OPENED]):
+            opened = self.open(paths.run_id) if number == 0 or is_live(paths.root) else None
+            while opened and opened.live.n_unread_bytes and not self.is_closing():
+                opened.live.refresh(_READ_AHEAD_S)
+
     def open(self, run_id: str) -> OpenedRun | None:
         """Return a run by its id; None where the store has no such run."""
         folder = self.store.root / "runs"
@@ -84,7 +95,7 @@ class Hub:
         if not is_name or not paths.events.is_file():
             return None
         with self._lock:
-            opened = self._opened.pop(run_id, None) or OpenedRun(paths)
+            opened = self._opened.pop(run_id, None) or OpenedRun(paths, self.store)
             self._opened[run_id] = opened
             while len(self._opened) > _MAX_OPENED:
                 self._opened.popitem(last=False)

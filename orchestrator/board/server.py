@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import secrets
 import socket
+import threading
 from pathlib import Path
 
 import click
@@ -54,6 +55,7 @@ def serve(store: Store, *, host: str = LOOPBACK, port: int = PORT) -> None:
     )
     server = uvicorn.Server(config)
     hub.is_closing = lambda: server.should_exit
+    threading.Thread(target=hub.read_ahead, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):  # the usual way to end it
         server.run(sockets=[listener])
 

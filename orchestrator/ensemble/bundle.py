@@ -17,6 +17,7 @@ from data_prep.config import Prep
 from data_prep.files import file_sha256, write_json
 from data_prep.section import Positive, Section
 from orchestrator.base.errors import UserError
+from orchestrator.ensemble import onnx_export
 from orchestrator.ensemble.members import Ensemble, Member, of_run
 from orchestrator.store.artifacts import MANIFEST, Store, git_commit, packages
 from orchestrator.store.run_dir import RunPaths
@@ -39,14 +40,23 @@ how that is known.
 """
 
 
-def write_bundle(paths: RunPaths, store: Store, out: Path) -> dict[str, Any]:
+def write_bundle(
+    paths: RunPaths, store: Store, out: Path, *, with_onnx: bool = False
+) -> dict[str, Any]:
     """Write a run's ensemble to a new folder, or to a zip where `out` ends in .zip.
+
+    Args:
+        paths: of the run.
+        store: with its checkpoints.
+        out: the folder or zip.
+        with_onnx: add the members as ONNX, and a script that answers with them.
 
     Returns:
         n_members, n_checkpoints, size_bytes, and manifest_sha256, which identifies the bundle.
 
     Raises:
-        UserError: `out` exists, the run has no ensemble, or a checkpoint is not what it should be.
+        UserError: `out` exists, the run has no ensemble, a checkpoint is not what it should be, or
+            a member cannot be written as ONNX.
     """
     if out.exists():
         raise UserError(f"{out}: a new folder or zip was required, it exists; choose another name")
@@ -56,6 +66,8 @@ def write_bundle(paths: RunPaths, store: Store, out: Path) -> dict[str, Any]:
     beside.chmod(0o755)
     packed = beside.with_name(f"{beside.name}.zip")
     try:
+        if with_onnx:
+            onnx_export.write_onnx(ensemble, beside)
         _fill(ensemble, paths, beside)
         files = sorted(path for path in beside.rglob("*") if path.is_file())
         facts = {
@@ -85,7 +97,7 @@ def _fill(ensemble: Ensemble, paths: RunPaths, folder: Path) -> None:
         for number, checkpoint in enumerate(member.checkpoints):
             name = f"members/{member.setting}/{number:03}"
             names.append(name)
-            (folder / name).mkdir(parents=True)
+            (folder / name).mkdir(parents=True, exist_ok=True)
             for file in _WEIGHTS:
                 shutil.copyfile(checkpoint / file, folder / name / file)
         prep = member.prep.model_dump(mode="json", by_alias=True)
@@ -106,6 +118,8 @@ def _fill(ensemble: Ensemble, paths: RunPaths, folder: Path) -> None:
     for names in ensemble.classes.values():
         n_classes *= len(names)
     text = _TEXT.format(n=len(members), run=ensemble.name, last=n_classes - 1)
+    if (folder / onnx_export.FACTS).is_file():
+        text += onnx_export.TEXT
     (folder / README).write_text(text, encoding="utf-8")
     if paths.certificate.is_file():
         shutil.copyfile(paths.certificate, folder / CERTIFICATE)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from orchestrator.evaluation.metrics import ClassMetrics, class_metrics
 from orchestrator.report import answer_counts, charts
 from orchestrator.report.load import Run, View
 from orchestrator.store.run_files.diagnosis import SubgroupScore
+from orchestrator.store.run_files.gallery import GalleryPhoto
 
 _MAX_SUSPECTS = 30
 _MAX_CURVE_POINTS = 300
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+=*")
+_GALLERY = {
+    "sure_wrong": "The surest wrong answers",
+    "disputed": "Photos that the members answer differently",
+    "suspect": "Likely wrong labels",
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,30 @@ def suspects(run: Run) -> View:
         "whole": ensemble.oof.headline,
         "group": run.resolved.data.group,
     }
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A prepared photo with the classes that the data and the vote name."""
+
+    facts: GalleryPhoto
+    given: str
+    answer: str
+
+
+def gallery(run: Run) -> View:
+    """Return photos that are worth a look, by kind."""
+    groups = []
+    for kind, title in _GALLERY.items():
+        pictures = []
+        for photo in run.gallery.photos:
+            # base64 of our own JPEGs; anything else must not get into an attribute
+            if photo.kind == kind and _BASE64.fullmatch(photo.jpeg):
+                names = run.class_name(photo.given), run.class_name(photo.answer)
+                pictures.append(Picture(photo, *names))
+        if pictures:
+            groups.append((title, pictures))
+    return {"groups": groups, "method": run.gallery.method}
 
 
 def calibration(run: Run) -> View:

@@ -21,6 +21,7 @@ from orchestrator.store.events import DriverStarted, Event, RunStarted, StageEnd
 from orchestrator.store.run_files.audit import AuditFacts
 from orchestrator.store.run_files.certificate import Certificate
 from orchestrator.store.run_files.copies import CopySets
+from orchestrator.store.run_files.gallery import Gallery
 from orchestrator.store.run_files.hypotheses import Hypothesis
 from orchestrator.store.run_files.preparation import Preparation
 from orchestrator.store.run_files.records import FileRecord, as_record, as_records, read_json
@@ -48,6 +49,7 @@ class Run:
     audit: AuditFacts | None = None
     prep: Preparation = field(default_factory=Preparation)
     copies: CopySets = field(default_factory=CopySets)
+    gallery: Gallery = field(default_factory=Gallery)
     resolved: ResolvedSpec = field(default_factory=ResolvedSpec)
     resolved_text: str = ""
     events: list[Event] = field(default_factory=list)
@@ -224,6 +226,7 @@ def _load(
         audit=folder.read("audit.json", lambda path: _filled(AuditFacts, path), None),
         prep=folder.record("prep.json", Preparation, needed=False),
         copies=folder.record("copies.json", CopySets, needed=False),
+        gallery=folder.record("gallery.json", Gallery, needed=False),
         resolved=resolved,
         resolved_text=folder.read("resolved.yaml", _text, "", needed=False),
         events=events,

@@ -40,6 +40,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], View]], ...] = (
     ("classes", "Scores per class", models_section.classes),
     ("subgroups", "Scores per subgroup", diagnosis_section.subgroups),
     ("suspects", "Likely wrong labels", diagnosis_section.suspects),
+    ("gallery", "Photos to look at", diagnosis_section.gallery),
     ("calibration", "Confidence", diagnosis_section.calibration),
     ("agreement", "Agreement of the members", models_section.agreement),
     ("search", "Effect of the settings", search_section.search),
@@ -59,11 +60,14 @@ CERTIFICATE = ("certificate", "board")
 def build(run_dir: Path) -> Path:
     """Write `<run_dir>/report/index.html` from the files of a run and return its path.
 
-    The certificate is written beside it. A file that is missing or cannot be read gives a
-    sentence in the page.
+    The certificate and the picture `result.svg` are written beside it. A file that is missing or
+    cannot be read gives a sentence in the page.
     """
+    from orchestrator.report.summaries.picture import picture  # noqa: PLC0415 - it imports this
+
     run = load(run_dir)
     folder = run_dir / "report"
+    _write(picture(run), folder / "result.svg")
     if run.certificate:
         _write(render(run, CERTIFICATE), folder / "certificate.html")
     return _write(render(run), folder / "index.html")
@@ -86,16 +90,20 @@ def render(
     run: Run, wanted: tuple[str, ...] | None = None, head: result_section.Head | None = None
 ) -> str:
     """Return the page as HTML, with all sections or with those that are wanted."""
+    return fill("page.html.j2", head=head or result_section.head(run), sections=draw(run, wanted))
+
+
+def fill(template: str, **values: Any) -> str:
+    """Return a whole page, with styles and script in it."""
     environment = make_environment()
-    sections = draw(run, wanted)
-    script = environment.get_template("page.js.j2").render()
+    scripts = [environment.get_template(f"{name}.js.j2").render() for name in ("page", "downloads")]
+    script = "\n".join(scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html.j2").render(
-        head=head or result_section.head(run),
-        sections=sections,
+    return environment.get_template(template).render(
         style=Markup(environment.get_template("style.css").render()),  # noqa: S704 - our own file
         script=Markup(script),  # noqa: S704 - our own file
         script_hash=f"sha256-{digest}",
+        **values,
     )
 
 

@@ -88,15 +88,20 @@ class LabelRow:
     test: Score | None
 
 
+def headline(run: Run) -> Score | None:
+    """Return the score to expect on new people: out of fold, corrected where members were chosen."""
+    ensemble = run.selection.ensemble
+    if ensemble.corrected is not None and ensemble.corrected.estimate is not None:
+        return ensemble.corrected
+    return ensemble.oof.headline
+
+
 def result(run: Run) -> View:
     """Return the headline: out-of-fold score, test score, members."""
     ensemble = run.selection.ensemble
     oof = ensemble.oof.headline
     test = ensemble.test.headline
-    corrected = ensemble.corrected
-    first: Score | None = oof
-    if corrected is not None and corrected.estimate is not None:
-        first = corrected
+    first = headline(run)
     scale = _score_scale(first, test)
     guess = _guess(run)
     return {
@@ -120,7 +125,7 @@ def result(run: Run) -> View:
         "lost": ensemble.lost,
         "n_test_lost": run.certificate and run.certificate.data.n_test_lost,
         "has_test_set": run.votes is not None,
-        "is_corrected": first is corrected,
+        "is_corrected": first is not None and first is ensemble.corrected,
         "guess": guess,
         "rare": rare_class(run),
         "warning": _worse_than_guessing(run.score_title, guess, first, test),

@@ -60,8 +60,11 @@ def submit(experiment: Experiment, store: Store, options: Options) -> int:
 
     A finished run returns at once, a live one is followed, a broken one is gone on with.
     """
+    from orchestrator.run import tracking  # noqa: PLC0415
+
     reporter = Reporter()
     _refuse_missing_gpus(experiment, options)
+    tracking.require(experiment.spec.track)
     plan = make_plan(experiment, store, STAGES)
     paths = RunPaths(store.root / "runs" / plan.run_id)
     if (paths.read_json("summary") or {}).get("state") == "SUCCEEDED":
@@ -257,6 +260,8 @@ def _drive(
     if state != "SUCCEEDED":
         return 1
     _say_results(paths, reporter)
+    for line in tracking.next_steps(paths.root, experiment.spec.track):
+        reporter.say(escape(line))
     return 0
 
 

@@ -12,10 +12,13 @@ from data_prep.files import write_json, write_text
 from data_prep.preparation.shards import Rows, open_rows
 from data_prep.preparation.step_films import small_jpeg
 from orchestrator.base.errors import UserError
+from orchestrator.ensemble.diagnosis import METHOD
+from orchestrator.ensemble.gallery import pick_photos
+from orchestrator.evaluation.predictions import align
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.certificate import certify
-from orchestrator.stages.confirm import Confirmed
+from orchestrator.stages.confirm import Confirmed, held_out_predictions
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.search import Searched
 from orchestrator.stages.select import Selected
@@ -61,6 +64,7 @@ def run(
     write_joined(env.paths, confirm, select, vote)
     if env.experiment.spec.report.photos:
         write_copies(env.paths, [artifact.path for artifact in prepare.rows.values()])
+    _write_gallery(env, catalog, split, prepare, confirm, select)
     certificate = certify(env, catalog, split, prepare, search, confirm, select, vote)
     page = build(env.paths.root)
     check = certificate.check
@@ -129,3 +133,25 @@ def _picture(name: str, opened: Sequence[Rows]) -> str:
         if place is not None:
             return small_jpeg(rows.images[place])
     return ""
+
+
+def _write_gallery(
+    env: Env,
+    catalog: Catalog,
+    split: Split,
+    prepare: Prepared,
+    confirm: Confirmed,
+    select: Selected,
+) -> None:
+    """Write gallery.json: prepared photos that are worth a look; none where the spec shows none."""
+    env.paths.gallery.unlink(missing_ok=True)
+    if not env.experiment.spec.report.photos or not select.members:
+        return
+    arms = held_out_predictions(env, catalog, split, confirm)
+    members = align({setting: arms[setting] for setting in select.members})
+    diagnosis = select.ensemble.diagnosis
+    suspects = diagnosis.label_noise.suspects if diagnosis else []
+    picked = pick_photos(members, select.weights, select.rule, suspects)
+    opened = [open_rows(artifact.path) for artifact in prepare.rows.values()]
+    photos = [{**vars(photo), "jpeg": _picture(photo.sample_id, opened)} for photo in picked]
+    write_json(env.paths.gallery, {"method": METHOD, "photos": photos})

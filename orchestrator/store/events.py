@@ -6,7 +6,8 @@ fields of its class.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 Metrics = dict[str, float]
@@ -307,7 +308,26 @@ Event = (
 KINDS: dict[str, type[Event]] = {
     cls.record_kind: cls for cls in Event.__args__ if cls is not UnknownEvent
 }
-_FIELDS = {kind: frozenset(cls.__dataclass_fields__) for kind, cls in KINDS.items()}
+
+
+class _Form:
+    """What a kind of event needs to be built without its `__init__`, which takes most of the time."""
+
+    def __init__(self, cls: type[Event]) -> None:
+        self.cls = cls
+        self.empty: dict[str, Any] = {}  # every field, in order, with its default
+        self.factories: dict[str, Callable[[], Any]] = {}
+        needed = set()
+        for item in fields(cls):
+            self.empty[item.name] = None if item.default is MISSING else item.default
+            if item.default_factory is not MISSING:
+                self.factories[item.name] = item.default_factory
+            elif item.default is MISSING:
+                needed.add(item.name)
+        self.needed = frozenset(needed)
+
+
+_FORMS = {kind: _Form(cls) for kind, cls in KINDS.items()}
 
 
 def from_json(record: Any) -> Event:
@@ -323,9 +343,15 @@ def from_json(record: Any) -> Event:
         number = record.get("n", -1)
         time = record.get("time", 0.0)
         return UnknownEvent(n=number, time=time, record=record)
-    known = _FIELDS[kind]
-    fields = {name: value for name, value in record.items() if name in known}
-    try:
-        return KINDS[kind](**fields)
-    except TypeError as error:
-        raise RecordInvalid(f"{kind}: {error}") from None
+    form = _FORMS[kind]
+    given = {name: value for name, value in record.items() if name in form.empty}
+    if missing := sorted(form.needed - given.keys()):
+        raise RecordInvalid(f"{kind}: {', '.join(missing)} was required, found none")
+    event: Event = object.__new__(form.cls)
+    values = vars(event)
+    values.update(form.empty)
+    for name, factory in form.factories.items():
+        if name not in given:
+            values[name] = factory()
+    values.update(given)
+    return event

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
@@ -180,6 +180,9 @@ def read(path: Path) -> list[Event]:
         return _parse(file, path).events
 
 
+Shortcut = Callable[[bytes], Event | None]
+
+
 class Tail:
     """Reads a growing ledger bit by bit."""
 
@@ -192,12 +195,13 @@ class Tail:
         """Return how much of the file has not been read yet."""
         return max(0, self.path.stat().st_size - self._n_bytes) if self.path.is_file() else 0
 
-    def read(self, at_most_bytes: int = -1) -> list[Event]:
+    def read(self, at_most_bytes: int = -1, shortcut: Shortcut | None = None) -> list[Event]:
         """Return the events that were added since the last call.
 
         Args:
             at_most_bytes: how much of the file to read, so that a long ledger needs little memory;
                 at least one complete record is read. All by default.
+            shortcut: gives the event of a line without decoding it whole, or None.
         """
         if not self.path.is_file():
             return []
@@ -207,7 +211,7 @@ class Tail:
             while b"\n" not in raw and (more := file.read(at_most_bytes)):
                 raw += more
         complete = raw[: raw.rfind(b"\n") + 1]
-        parsed = _parse(io.BytesIO(complete), self.path)
+        parsed = _parse(io.BytesIO(complete), self.path, shortcut)
         self._n_bytes += parsed.n_bytes
         return parsed.events
 
@@ -219,25 +223,26 @@ class _Parsed(NamedTuple):
     n_bytes: int
 
 
-def _parse(file: IO[bytes], path: Path) -> _Parsed:
+def _parse(file: IO[bytes], path: Path, shortcut: Shortcut | None = None) -> _Parsed:
     # without the garbage collector it takes half the time: events are many, and form no cycles
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        return _parse_lines(file, path)
+        return _parse_lines(file, path, shortcut)
     finally:
         if was_enabled:
             gc.enable()
 
 
-def _parse_lines(file: IO[bytes], path: Path) -> _Parsed:
+def _parse_lines(file: IO[bytes], path: Path, shortcut: Shortcut | None) -> _Parsed:
     events: list[Event] = []
     n_bytes = 0
     for line in file:
         if not line.endswith(b"\n"):
             break
         try:
-            events.append(from_json(json.loads(line)))
+            event = shortcut(line) if shortcut else None
+            events.append(event or from_json(json.loads(line)))
         except ValueError as error:  # no JSON, no UTF-8, or no event
             is_last = b"\n" not in file.read()
             if is_last and not isinstance(error, RecordInvalid):

@@ -60,6 +60,7 @@ _FILES = {
     "hypotheses": "hypotheses.json",
     "submission": "submission.csv",
     "suspects": "suspects.csv",
+    "gallery": "gallery.json",
     "summary": "summary.json",
     "report": "report/index.html",
     "trials": "trials.parquet",

@@ -48,5 +48,18 @@ class ResolvedSpec(FileRecord):
     search: SearchFacts = SearchFacts()
     confirm: Any = ()  # None where the spec switches it off
     vote: VoteRule = VoteRule()
+    hypotheses: tuple[str, ...] = ()
     score: str = "macro_f1"
     report: ReportFacts = ReportFacts()
+
+    @property
+    def n_folds(self) -> int:
+        """Return how many folds confirm deals for a seed; 1 where it is off or cannot be read."""
+        folds = self.confirm.get("folds") if isinstance(self.confirm, dict) else None
+        return folds if isinstance(folds, int) else 1
+
+    @property
+    def n_trainings(self) -> int:
+        """Return how many trainings confirm gives a finalist."""
+        seeds = self.confirm.get("seeds") if isinstance(self.confirm, dict) else None
+        return self.n_folds * (len(seeds) if isinstance(seeds, list) else 1)

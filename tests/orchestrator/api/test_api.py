@@ -16,6 +16,7 @@ from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from tests.orchestrator.board.planted import LiveDriver
 from tests.orchestrator.ensemble.fake_ensemble import write_ensemble_run
+from tests.orchestrator.ensemble.test_compare import leave
 from tests.orchestrator.report.fake_run import HOSTILE, SCHEMA, write_run
 from tests.orchestrator.report.test_report import Page
 
@@ -127,6 +128,28 @@ def test_predict_takes_paths_pictures_and_arrays(ensemble_run):
         run.predict([photos / "nobody.png"])
     with pytest.raises(UserError, match="photos were required"):
         run.predict([])
+
+
+def test_two_runs_are_compared_and_the_comparison_draws_itself(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 60)
+    groups = [f"p{number // 3}" for number in range(60)]
+    parts = ["whole"] * 60
+    for name, share in (("good", 0.9), ("bad", 0.5)):
+        preds = np.where(rng.random(60) < share, labels, (labels + 1) % 3)
+        leave(tmp_path, name, preds, labels, parts, groups)
+        (tmp_path / "runs" / name / "events.jsonl").touch()
+    run = orchestrator.open_run("good", store=tmp_path)
+    comparison = run.compare("bad")
+    facts = comparison.facts["differences"]["macro_f1"]
+    assert facts["difference"] > 0.2
+    assert ["good", "bad"] == [row["run_id"] for row in comparison.facts["runs"]]
+    assert f"{facts['difference']:+.3f}" in repr(comparison)
+    html = comparison._repr_html_()
+    Page(html)
+    assert "good" in html
+    again = run.compare(orchestrator.open_run("bad", store=tmp_path))
+    assert facts["difference"] == again.facts["differences"]["macro_f1"]["difference"]
 
 
 def test_a_spec_with_problems_starts_nothing(tmp_path):

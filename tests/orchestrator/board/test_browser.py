@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
 
 from orchestrator.search.worker import stop_file
 from tests.orchestrator.board.planted import HOSTILE, LONG, LiveDriver, write_store
 
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="no playwright: pip install playwright"
+)
+expect = playwright.expect
 CHROMIUM = Path("/usr/bin/chromium")
 PATHS = ("", "/trials", "/curves", "/results", "/data", "/logs")
 
@@ -24,8 +27,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
         yield browser
         browser.close()
 

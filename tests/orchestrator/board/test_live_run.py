@@ -5,6 +5,7 @@ import math
 import pytest
 
 from orchestrator.board.live_run import LiveRun, trial_events
+from orchestrator.board.run_cache import Hub
 from orchestrator.board.run_progress import rungs, spread
 from orchestrator.board.trial_table import PAGE_ROWS, Query, TrialTable, as_csv
 from orchestrator.store.artifacts import Store
@@ -191,3 +192,27 @@ def test_a_damaged_ledger_costs_its_rest_and_is_told(driver):
     assert "record" in run.damage
     assert 0 == run.n_unread_bytes
     assert ["s-1"] == list(run.trials)
+
+
+def test_reports_of_ended_trials_are_decoded_when_they_are_looked_at(driver):
+    for name, scores in (("s-1", (0.2, 0.6, 0.5)), ('s-"2"', (0.1, 0.3))):
+        driver.start(name)
+        for epoch, score in enumerate(scores, 1):
+            driver.report(name, epoch, score)
+        driver.end(name, score=max(scores), epochs=len(scores))
+    run = opened(driver)
+    trial, other = run.trials["s-1"], run.trials['s-"2"']
+    assert len(trial.lines) > 100  # not decoded yet
+    assert (0.6, 0.5, 3) == (trial.score, trial.last_score, trial.n_epochs)
+    assert [0.2, 0.6, 0.5] == [pytest.approx(row.val_macro_f1) for row in trial.epochs()]
+    assert not trial.lines
+    assert (0.6, 3) == (trial.score, trial.n_epochs)
+    assert pytest.approx(0.5) == trial.last_score
+    assert [0.1, 0.3] == [pytest.approx(row.val_macro_f1) for row in other.epochs()]
+
+
+def test_the_runs_that_are_live_are_read_before_they_are_asked_for(driver):
+    hub = Hub(Store(driver.root.parents[1]), driver.root)
+    driver.start("s-1")
+    hub.read_ahead()
+    assert "s-1" in hub.open("live-1").live.trials

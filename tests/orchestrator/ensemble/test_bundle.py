@@ -6,18 +6,28 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data_prep.files import file_sha256
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.ensemble.bundle import is_bundle, open_bundle, write_bundle
 from orchestrator.ensemble.members import of_run
-from orchestrator.ensemble.predict import answer, find_photos, other_files, predict_photos
+from orchestrator.ensemble.predict import (
+    answer,
+    answer_fully,
+    find_photos,
+    other_files,
+    predict_photos,
+    prepare_photos,
+)
 from orchestrator.stages.certificate import TOLERANCE, _Job, compare_answers
 from orchestrator.store.artifacts import Store
 from orchestrator.store.run_dir import RunPaths
@@ -389,3 +399,48 @@ def test_every_file_of_a_folder_is_a_photo_or_named_or_litter(tmp_path):
         path.touch()
     assert sorted(photos) == sorted(name for name, _ in find_photos(tmp_path / "p"))
     assert sorted(others) == sorted(other_files(tmp_path / "p"))
+
+
+def test_the_onnx_files_answer_prepared_photos_where_there_is_no_torch(run, tmp_path):
+    paths, store, photos = run
+    write_bundle(paths, store, tmp_path / "bundle.zip", with_onnx=True)
+    with zipfile.ZipFile(tmp_path / "bundle.zip") as archive:
+        archive.extractall(tmp_path / "bundle")
+    ensemble = of_run(paths, store)
+    named = find_photos(photos / "sub")
+    prepared = prepare_photos(ensemble.members[0].prep, named)
+    for name, image in zip(prepared.ids, prepared.images, strict=True):
+        (tmp_path / "crops" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "crops" / name)
+    for absent in ("torch", "orchestrator", "trainers", "data_prep", "pyarrow"):
+        (tmp_path / f"{absent}.py").write_text("raise ImportError('not on this machine')")
+    command = [sys.executable, "bundle/answer.py", "crops", "--out", "answers.csv"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    settings = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run(command, check=False, **settings)
+    assert 0 == done.returncode, done.stderr
+    answers = answer_fully(ensemble, named, Reporter(quiet=True))
+    with (tmp_path / "answers.csv").open() as handle:
+        rows = {row["ImageID"]: row for row in csv.DictReader(handle)}
+    for row, probs in zip(answers.votes.to_pylist(), answers.probabilities, strict=True):
+        told = rows[row["ImageID"]]
+        assert str(row["pred"]) == told["ans"]
+        shares = [float(value) for name, value in told.items() if name.startswith("p_")]
+        assert pytest.approx(probs.tolist(), abs=1e-4) == shares
+    facts = json.loads((tmp_path / "bundle/onnx.json").read_text())
+    assert ["bbbb0000", "aaaa0000"] == [member["setting"] for member in facts["members"]]
+    assert {"noise"} == {member["parity"]["photos"] for member in facts["members"]}
+    with open_bundle(tmp_path / "bundle.zip") as found:  # `predict` reads it like any other
+        assert 2 == len(found.members)
+    Image.new("RGB", (20, 20)).save(tmp_path / "crops/small.png")
+    done = subprocess.run(command, check=False, **settings)
+    assert "a prepared photo of 32 x 32 pixels was required, found 20 x 20" in done.stderr
+
+
+def test_an_onnx_file_that_answers_otherwise_makes_no_bundle(run, tmp_path, monkeypatch):
+    from orchestrator.ensemble import onnx_export
+
+    monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match=r"member bbbb0000 \(b\): the ONNX file of bbbb00000 gives"):
+        write_bundle(run[0], run[1], tmp_path / "bundle", with_onnx=True)
+    assert not list(tmp_path.iterdir())

@@ -45,7 +45,7 @@ def test_a_disk_that_is_full_is_told_and_is_no_success(run):
     )  # bytes that a file may have
     said = tracker.finish(60)
     assert said is not None
-    assert "study.log or W&B may lack trials; details in" in said
+    assert "study.log, W&B or MLflow may lack trials; details in" in said
     assert "OSError" in (run / "track.log").read_text()
 
 

@@ -171,12 +171,12 @@ def check_journal(folder):
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    from orchestrator.run.tracking import Journal
+    from orchestrator.run.trackers.optuna_journal import Journal
     from orchestrator.spec.search_space import Search
 
     journal = Journal(folder, Search.model_validate({"space": toy.SPACE}))
     for trial in replay(read(folder / "events.jsonl")).trials.values():
-        journal(trial)
+        journal.take(trial)
     study = optuna.load_study(
         study_name=f"{folder.name}/a",
         storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),

@@ -1,0 +1,1 @@
+"""What the mirror of a run writes to: one module per tool."""
