@@ -70,7 +70,7 @@ def _checkpoints(certificate: Certificate) -> str:
         return ""
     judges = f" and {counted(len(curve.scores), 'checkpoint')} per member"
     if curve.estimate is None:
-        return f"{judges}; all {curve.n_deployed} judge a new photo, and {curve.advice}"
+        return f"{judges}; {curve.n_deployed} judge a new photo, and {curve.advice}"
     return f"{judges}; all {curve.n_deployed} should reach about {curve.estimate:.3f}"
 
 

@@ -72,7 +72,7 @@ def test_the_corrected_number_is_the_first_and_is_at_least():
 def test_with_one_seed_the_paragraph_says_that_more_is_not_known_and_advises_seeds():
     curve = {"scores": [0.66], "n_deployed": 3, "estimate": None, "advice": ONE_SEED}
     assert (
-        "and 1 checkpoint per member; all 3 judge a new photo, and with one confirm seed it is not "
+        "and 1 checkpoint per member; 3 judge a new photo, and with one confirm seed it is not "
         "known how much they add; give confirm.seeds at least 3 seeds."
     ) in said(checkpoints=curve)
 
