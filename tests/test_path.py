@@ -9,6 +9,7 @@ import subprocess
 import time
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -333,12 +334,14 @@ def test_interrupted_in_confirm_it_says_so_and_resume_goes_on(workplace):
     done = workplace.run("resume", "latest")
     assert 0 == done.returncode, done.stderr
     assert {1} == set(Counter(event.trial_id for event in events(run, TrialEnded)).values())
-    from ray.tune import ExperimentAnalysis
+    from ray import tune
 
-    assert {4} == {
-        len(ExperimentAnalysis(str(run / "tune" / phase)).dataframe())
-        for phase in ("search", "confirm")
-    }
+    for phase in ("search", "confirm"):
+        results = tune.Tuner.restore(str(run / "tune" / phase), trainable="Trial").get_results()
+        assert 4 == len(results)
+        for result in results:
+            assert {"variant", "setting", "seed", "fold"} <= result.config.keys()
+            assert (Path(result.checkpoint.path) / "weights.safetensors").exists()
     again = workplace.run("resume", "latest")
     assert 0 == again.returncode, again.stderr
 

@@ -8,24 +8,31 @@ import logging
 import os
 import platform
 import shutil
+import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.fs
 import ray
 from ray import tune
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
+from ray.train._internal.session import _TrainingResult
+from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
-from ray.tune.result import RESULT_DUPLICATE
+from ray.tune.result import RESULT_DUPLICATE, TRAINING_ITERATION
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
+from ray.tune.search import SearchAlgorithm
 
 from orchestrator.base.errors import UserError
-from orchestrator.search.controller import Finished, Replay, TrialController, Waiting
+from orchestrator.cluster.loader import LoaderGone
+from orchestrator.search.controller import Finished, Proposal, Replay, TrialController, Waiting
 from orchestrator.search.trial import TrialSpec, run_trial
 from orchestrator.search.worker import (
     TRAINING_MODULES,
@@ -35,11 +42,9 @@ from orchestrator.search.worker import (
     Watch,
     reason_of,
 )
-from orchestrator.store.events import OBJECTIVE
+from orchestrator.store.events import OBJECTIVE, objective
 from trainers.overlap.clock import PARTS
 
-Config = dict[str, Any]
-"""Tune's settings of one trial: name, attempt, spec, and `replay` if it has ended before."""
 Result = dict[str, Any]
 """A report as Tune passes it on: epoch and metrics, or done with a cause and an error."""
 
@@ -56,7 +61,34 @@ _ENVIRONMENT = {
 }
 _METRICS = {"lr", "epoch_s", *(f"{part}_s" for part in PARTS)}  # besides those with a prefix
 _NODES_EVERY_S = 5.0
+_LOCAL_FILES = pyarrow.fs.LocalFileSystem()
 _RETRIED = {"exited", "killed", "memory"}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker has to do."""
+
+    spec: TrialSpec
+    replay: Replay | None  # if the trial has ended before
+
+
+class TrialConfig(dict[str, Any]):
+    """The settings of a trial as Tune shows them: searched settings, variant, setting, seed, fold.
+
+    The worker's order travels with them as an attribute, which Tune's files do not show.
+    """
+
+    order: Order
+
+    @classmethod
+    def of(cls, proposal: Proposal) -> TrialConfig:
+        """Return the settings of a proposed trial, with its order."""
+        spec = proposal.spec
+        config = cls(spec.params)
+        config.update(variant=spec.variant, setting=spec.setting, seed=spec.seed, fold=spec.fold)
+        config.order = Order(spec, proposal.replay)
+        return config
 
 
 class Warm(tune.Trainable):
@@ -68,11 +100,14 @@ class Warm(tune.Trainable):
     body: Body
     watch = Watch()
     modules: tuple[str, ...] = ()
+    loader: str | None = None  # its address
 
-    def setup(self, config: Config) -> None:
-        # an error raised here would reach Tune without its text
-        self.broken = self._load_modules(str(config["name"]))
-        self.child = Child(type(self).body, self.watch)
+    def setup(self, config: TrialConfig) -> None:
+        self.broken: str | None = None
+        if self.loader is None:
+            # an error raised here would reach Tune without its text
+            self.broken = self._load_modules(config.order.spec.trial_id)
+        self.child = Child(type(self).body, self.watch, self.loader)
         self._begin(config)
 
     def _load_modules(self, trial_id: str) -> str | None:
@@ -89,19 +124,30 @@ class Warm(tune.Trainable):
                 return f"{platform.node()} cannot import {name}: {reason_of(error)}"
         return None
 
-    def reset_config(self, new_config: Config) -> bool:
+    def reset_config(self, new_config: TrialConfig) -> bool:
         self.child.stop()
         self._begin(new_config)
         return True
 
-    def _begin(self, config: Config) -> None:
+    def _begin(self, config: TrialConfig) -> None:
+        self.config = dict(config)  # each report carries it back to the driver
+        order = config.order
         self.replay: Iterator[Result] | None = None
-        if "replay" in config:
-            self.replay = _results_of(Replay(**config["replay"]))
+        if order.replay is not None:
+            self.replay = _results_of(order.replay)
             return
         if self.broken is not None:
             return
-        spec = TrialSpec(**config["spec"])
+        spec = order.spec
+        try:
+            self._start(spec)
+        except LoaderGone:  # from now on this worker does without
+            self.child.loader = None
+            self.broken = self._load_modules(spec.trial_id)
+            if self.broken is None:
+                self._start(spec)
+
+    def _start(self, spec: TrialSpec) -> None:
         self.child.start(
             spec, spec.trial_id, seed=spec.seed, threads=spec.threads, device=spec.device
         )
@@ -157,33 +203,45 @@ def memory_kills_are_deaths() -> Iterator[None]:
         RayActorManager._actor_task_failed = original  # noqa: SLF001
 
 
-class Proposals(Searcher):
-    """Passes on what the trial controller proposes."""
+class Proposals(SearchAlgorithm):
+    """Makes a Tune trial, with our id, of each proposal of the trial controller."""
 
-    def __init__(self, trial_controller: TrialController) -> None:
-        super().__init__(metric=OBJECTIVE, mode="max")
+    total_samples = sys.maxsize
+
+    def __init__(self, trial_controller: TrialController, max_concurrent: int) -> None:
         self.trial_controller = trial_controller
+        self.max_concurrent = max_concurrent
+        self._spec: dict[str, Any] = {}  # what all trials share
+        self._trials: dict[str, Trial] = {}  # our id -> the last attempt
 
-    def suggest(self, trial_id: str) -> Any:
-        step = self.trial_controller.next()
-        if isinstance(step, Waiting):
+    def add_configurations(self, experiments: Any) -> None:
+        self._spec = experiments[0].spec
+
+    def next_trial(self) -> Trial | None:
+        if len(self.trial_controller.handed_out) >= self.max_concurrent:
             return None
+        step = self.trial_controller.next()
         if isinstance(step, Finished):
-            return Searcher.FINISHED
-        spec = step.spec
-        config = {"name": spec.trial_id, "attempt": step.attempt, "spec": spec.to_json()}
-        if step.replay is not None:
-            config["replay"] = vars(step.replay)
-        return config
-
-    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Do nothing: the scheduler's calls carry the trial and come first."""
-
-    def save(self, checkpoint_path: str) -> None:
-        Path(checkpoint_path).touch()  # Tune requires a file; the state is in the ledger
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Do nothing: a run is never restored from Tune's files."""
+            self.set_finished()
+        if isinstance(step, Finished | Waiting):
+            return None
+        trial_id = step.spec.trial_id
+        if step.attempt:  # the attempt that counts has the id
+            earlier = self._trials[trial_id]
+            earlier.trial_id = f"{trial_id}-attempt{step.attempt - 1}"
+            earlier.invalidate_json_state()
+        self._trials[trial_id] = Trial(
+            self._spec["run"],
+            config=TrialConfig.of(step),
+            trial_id=trial_id,
+            storage=self._spec["storage"],
+            evaluated_params=dict(step.spec.params),
+            checkpoint_config=self._spec["checkpoint_config"],
+            # no function of this package: Tune's files can be opened without it
+            trial_name_creator=attrgetter("trial_id"),
+            trial_dirname_creator=attrgetter("trial_id"),
+        )
+        return self._trials[trial_id]
 
     def __deepcopy__(self, memo: Any) -> Any:
         return self
@@ -253,6 +311,22 @@ class Decisions(FIFOScheduler):
             self.trial_controller.on_end(_name(trial), "FAILED", error, cause=cause)
         else:
             self.trial_controller.on_end(_name(trial), "COMPLETE")
+            self._name_checkpoint(trial)
+
+    def _name_checkpoint(self, trial: Trial) -> None:
+        """Tell Tune where the store has the trained model of a complete trial."""
+        record = self.trial_controller.records[_name(trial)]
+        if record.ended is None or record.ended.checkpoint is None:
+            return
+        metrics = dict(record.ended.metrics or {})
+        best_epoch = max(record.reports, key=lambda epoch: objective(record.reports[epoch]))
+        metrics[TRAINING_ITERATION] = best_epoch
+        folder = Path(trial.config.order.spec.store).resolve() / record.ended.checkpoint
+        checkpoint = tune.Checkpoint(str(folder), filesystem=_LOCAL_FILES)
+        trial.run_metadata.checkpoint_manager.register_checkpoint(
+            _TrainingResult(checkpoint, metrics)
+        )
+        trial.run_metadata.invalidate_cache()
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         error = _error_of(trial)
@@ -292,6 +366,9 @@ class Files(JsonLoggerCallback):
         self.decisions = decisions
         self.tick = tick
 
+    def update_config(self, trial: Any, config: dict[str, Any]) -> None:
+        super().update_config(trial, dict(config))  # without the worker's order
+
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         self.tick()
         self.decisions.add_new_nodes()
@@ -319,6 +396,7 @@ def run(
     max_concurrent: int,
     body: Body = run_trial,
     modules: Iterable[str] = TRAINING_MODULES,
+    loader: str | None = None,
     watch: Watch = Watch(),  # noqa: B008 - frozen
     tick: Callable[[], None] = lambda: None,
 ) -> None:
@@ -334,6 +412,7 @@ def run(
         max_concurrent: trials at a time.
         body: trains one spec and reports its epochs.
         modules: what workers load before their first trial.
+        loader: address of a process that has loaded it for the workers of this machine.
         watch: limits of a trial.
         tick: called after every step of Tune's loop.
 
@@ -341,12 +420,18 @@ def run(
         UserError: several workers could not be set up. Their trials are open, and the study was told nothing.
     """
     os.environ.update(_ENVIRONMENT)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max_concurrent)
     # the console shows what failed, with its reason
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # a new class holds what all trials share, so that their configs need not
-    shared = {"body": staticmethod(body), "watch": watch, "modules": tuple(modules)}
+    shared = {
+        "body": staticmethod(body),
+        "watch": watch,
+        "modules": tuple(modules),
+        "loader": loader,
+    }
     worker = type("Trial", (Warm,), shared)
     decisions = Decisions(trial_controller)
     with warnings.catch_warnings(), memory_kills_are_deaths():
@@ -354,13 +439,12 @@ def run(
         tune.Tuner(
             tune.with_resources(worker, {"cpu": cpu, "gpu": gpu}),
             tune_config=tune.TuneConfig(
-                search_alg=Proposals(trial_controller),
+                metric=OBJECTIVE,
+                mode="max",
+                search_alg=Proposals(trial_controller, max_concurrent),
                 scheduler=decisions,
                 num_samples=-1,
-                max_concurrent_trials=max_concurrent,
                 reuse_actors=True,
-                trial_name_creator=_label,
-                trial_dirname_creator=_label,
             ),
             run_config=tune.RunConfig(
                 name=folder.name,
@@ -381,12 +465,7 @@ def run(
 
 
 def _name(trial: Any) -> str:
-    return str(trial.config["name"])
-
-
-def _label(trial: Any) -> str:
-    attempt = trial.config.get("attempt")
-    return f"{_name(trial)}-attempt{attempt}" if attempt else _name(trial)
+    return str(trial.config.order.spec.trial_id)
 
 
 def _nodes() -> frozenset[str]:

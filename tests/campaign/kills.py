@@ -146,7 +146,7 @@ def main():
                 "a driver over the finished study trains nothing",
                 finished_again(folder, address, args.trials) == 0,
             )
-            names = ExperimentAnalysis(str(folder / "tune/search")).dataframe()["config/name"]
+            names = ExperimentAnalysis(str(folder / "tune/search")).dataframe()["trial_id"]
             check("Tune's folder has all trials", sorted(names) == sorted(outcome(folder)))
             if concurrent == 1:
                 check(

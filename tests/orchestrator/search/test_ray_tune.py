@@ -93,7 +93,8 @@ def test_one_of_each_failure_costs_that_trial_only_and_why_tells_it(cluster, tmp
 
     found = ExperimentAnalysis(str(tmp_path / "tune/search"))
     assert Counter(trial.status for trial in found.trials)["TERMINATED"] == 2
-    assert {f"s-{name}" for name in names} == {trial.config["name"] for trial in found.trials}
+    again = [f"s-{name}-attempt{n}" for name in ("exits", "killed") for n in (0, 1)]
+    assert {*again, *(f"s-{name}" for name in names)} == {t.trial_id for t in found.trials}
 
 
 def test_a_worker_chooses_precision_auto_by_the_rule(cluster):
@@ -146,6 +147,8 @@ def test_killed_drivers_lose_nothing_and_tune_and_optuna_open_what_is_left(clust
         assert driver.poll() is None
         if n_ended:
             driver.kill()
+            driver.wait(120)
+            assert set(tune_results(killed)) <= set(replay(read(killed / "events.jsonl")).trials)
         driver.wait(120)
     toy.drive(calm, {"trials": 10}, max_concurrent=1, epoch_s=0.01)
     assert outcome(calm) == outcome(killed)
@@ -153,11 +156,44 @@ def test_killed_drivers_lose_nothing_and_tune_and_optuna_open_what_is_left(clust
     lines = Counter((killed / "trained.log").read_text().splitlines())
     again = {line.split()[0] for line, n in lines.items() if n > 1}
     assert len(again) <= 2  # the ones in flight, at most an epoch of each
+    check_tune_results(killed)
+    check_journal(killed)
+
+
+def tune_results(folder):
+    """Return what Tune itself reads of a search: trial id -> result."""
+    from ray import tune
+
+    grid = tune.Tuner.restore(str(folder / "tune/search"), trainable="Trial").get_results()
+    return {result.metrics["trial_id"]: result for result in grid}
+
+
+def check_tune_results(folder):
+    """Open what Tune has of a finished search as a user of Tune would."""
     from ray.tune import ExperimentAnalysis
 
-    found = ExperimentAnalysis(str(killed / "tune/search"))
-    assert sorted(outcome(killed)) == sorted(found.dataframe()["config/name"])
-    check_journal(killed)
+    trials = replay(read(folder / "events.jsonl")).trials
+    results = tune_results(folder)
+    assert trials.keys() == results.keys()
+    for name, trial in trials.items():
+        result = results[name]
+        also = {"variant": "a", "setting": trial.setting, "seed": 0, "fold": None}
+        assert trial.params | also == result.config
+        if trial.status == "COMPLETE":
+            assert folder / f"trial/{trial.key}" == Path(result.checkpoint.path)
+            assert (Path(result.checkpoint.path) / "manifest.json").exists()
+        else:
+            assert result.checkpoint is None
+    analysis = ExperimentAnalysis(
+        str(folder / "tune/search"), default_metric="val_macro_f1", default_mode="max"
+    )
+    best = max(trials.values(), key=lambda trial: list(trial.reports.values())[-1]["val_macro_f1"])
+    assert best.trial_id == analysis.best_trial.trial_id
+    checkpoint = analysis.get_best_checkpoint(analysis.best_trial)
+    assert folder / f"trial/{best.key}" == Path(checkpoint.path)
+    frame = analysis.dataframe()
+    assert {"trial_id", "config/train.lr", "config/variant", "config/seed"} <= set(frame.columns)
+    assert sorted(trials) == sorted(frame["trial_id"])
 
 
 def ends(folder):
