@@ -457,7 +457,7 @@ def init(folder: Path, out: Path | None) -> None:
 @click.option(
     "--people",
     type=click.IntRange(36, 10_000),
-    default=60,
+    default=45,
     show_default=True,
     help="Drawn people, in train and test together.",
 )

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.models, pytest.mark.slow]
 def place(tmp_path_factory, new_workplace):
     """The quickstart's folder, run once."""
     work = new_workplace(tmp_path_factory.mktemp("learning"))
-    build(work.root / "data/sample", 60, jobs=2)
+    build(work.root / "data/sample", 45, jobs=2)
     (work.root / "experiments").mkdir()
     shutil.copy(ROOT / "experiments/quickstart.yaml", work.spec)
     code, _, said = work.submit()

@@ -149,8 +149,8 @@ def _leak(whose: str, variant: VariantFacts, gap: Mapping[str, Any] | None) -> F
     what = f"{whose}: {variant.leak:.0%} of the validation photos {where}"
     if gap:
         what += (
-            f"; a quick model scores {gap['difference']:+.3f} macro F1 too well by it "
-            f"({gap['level']:.0%} interval {gap['low']:+.3f} to {gap['high']:+.3f})"
+            f"; a quick model scores {gap['difference']:+z.3f} macro F1 too well by it "
+            f"({gap['level']:.0%} interval {gap['low']:+z.3f} to {gap['high']:+z.3f})"
         )
     return Finding("leak", what, round(variant.leak * variant.roles.get("val", 0)), [], do)
 

@@ -97,6 +97,7 @@ class _Options:
     prep: Prep
     work_dir: Path
     make: Make
+    worker: type[Worker]
     cpus: float  # per worker
     gpus: float  # per worker
     n_workers: float  # at most
@@ -115,6 +116,7 @@ def prepare_shards(
     n_workers: int | None = None,
     timeout_s: float = PHOTO_TIMEOUT_S,
     make: Make | None = None,
+    worker: type[Worker] = Worker,
     progress: Callable[[int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[ShardResult]:
@@ -133,6 +135,7 @@ def prepare_shards(
             pool runs.
         timeout_s: for one photo.
         make: loads a preparation from (prep, threads).
+        worker: the body of the actors.
         progress: gets how many photos have an outcome.
         say: gets what the user should know, once each.
 
@@ -145,6 +148,7 @@ def prepare_shards(
         prep,
         work_dir,
         make or partial(real_preparation, gpu=gpus > 0),
+        worker,
         cpus,
         gpus,
         n_workers or math.inf,
@@ -165,9 +169,8 @@ class _Pool:
 
         self._ray = ray
         self._options = options
-        self._actor = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_restarts=0)(
-            Worker
-        )
+        remote = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_restarts=0)
+        self._actor = remote(options.worker)
         self._waiting = deque(tasks)
         self._n_unopened = sum(len(task.rows) for task in self._waiting)
         self._open: dict[int, Assembly] = {}

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from orchestrator.cluster.loader import call
+
 
 def ray_map(
-    function: Callable[[Any], Any], items: Iterable[Any], *, cpu: float = 1, gpu: float = 0
+    function: Callable[[Any], Any],
+    items: Iterable[Any],
+    *,
+    cpu: float = 1,
+    gpu: float = 0,
+    loader: str | None = None,
 ) -> Iterator[Any]:
     """Map a function over items with Ray tasks; yield the results in order.
 
@@ -18,6 +25,7 @@ def ray_map(
         items: what to map.
         cpu: of one task.
         gpu: of one task.
+        loader: address of a loader whose children call the function, where one is in reach.
     """
     import ray  # noqa: PLC0415
 
@@ -27,7 +35,10 @@ def ray_map(
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
 
-    remote = ray.remote(num_cpus=cpu, num_gpus=gpu)(function)
+    def run(item: Any) -> Any:
+        return function(item) if loader is None else call(loader, function, item)
+
+    remote = ray.remote(num_cpus=cpu, num_gpus=gpu)(run)
     limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: list[Any] = []
     for item in items:

@@ -50,6 +50,7 @@ class Env(Scope):
     console: Reporter
     cpus: float
     gpus: float
+    loader: str | None = None  # address of the process that trainings are forked from
 
     @property
     def photos_since(self) -> float:

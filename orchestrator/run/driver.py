@@ -40,6 +40,11 @@ from orchestrator.store.run_dir import RunPaths
 from orchestrator.store.run_files.records import as_record
 from orchestrator.store.run_files.selection import Selection
 
+LOADED_TO_PREPARE = {
+    "crop_face": ("torch", "deepface.modules.detection", "deepface.modules.modeling"),
+    "fastmtcnn": ("facenet_pytorch",),
+}
+"""What the loader imports for a step or detector. Not onnxruntime and pyarrow: they start threads."""
 _TRACKER_WAIT_S = 30.0
 _FOLLOW_EVERY_S = 0.5
 _LOOK_EVERY_S = 0.05
@@ -240,8 +245,11 @@ def _drive(
     state = "FAILED"
     try:
         _require_weights(experiment, allow_download=options.allow_download)
-        with _connect(experiment, options, reporter) as resources:
-            env = Env(experiment, plan.files, store, paths, ledger, reporter, *resources)
+        with (
+            _loader(experiment, options) as loader,
+            _connect(experiment, options, reporter) as resources,
+        ):
+            env = Env(experiment, plan.files, store, paths, ledger, reporter, *resources, loader)
             if _run_stages(env, progress):
                 state = "SUCCEEDED"
     except KeyboardInterrupt:
@@ -283,6 +291,32 @@ def _begin(experiment: Experiment, plan: Plan, paths: RunPaths, ledger: Ledger) 
         labels={name: list(classes) for name, classes in schema.classes.items()},
     )
     ledger.append(event, commit=True)
+
+
+@contextmanager
+def _loader(experiment: Experiment, options: Options) -> Iterator[str | None]:
+    """Start the process that trainings are forked from; it imports while the catalog is read.
+
+    The workers of another machine's cluster cannot reach it.
+    """
+    from orchestrator.cluster.loader import start_loader  # noqa: PLC0415
+    from orchestrator.search.worker import TRAINING_MODULES  # noqa: PLC0415
+
+    if options.address is not None:
+        yield None
+        return
+    used = set()
+    for arm in experiment.arms.values():
+        for step in arm.prep.steps:
+            used |= {step.name, getattr(step, "detector", "")}
+    to_prepare = [
+        name for key in LOADED_TO_PREPARE if key in used for name in LOADED_TO_PREPARE[key]
+    ]
+    threads = max(1, int(experiment.spec.resources.per_trial.cpu))
+    with start_loader(
+        [*to_prepare, *TRAINING_MODULES, "orchestrator.search.worker"], threads=threads
+    ) as address:
+        yield address
 
 
 class _ClusterSize(NamedTuple):

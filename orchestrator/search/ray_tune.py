@@ -31,6 +31,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm
 
 from orchestrator.base.errors import UserError
+from orchestrator.cluster.loader import LoaderGone
 from orchestrator.search.controller import Finished, Proposal, Replay, TrialController, Waiting
 from orchestrator.search.trial import TrialSpec, run_trial
 from orchestrator.search.worker import (
@@ -99,11 +100,14 @@ class Warm(tune.Trainable):
     body: Body
     watch = Watch()
     modules: tuple[str, ...] = ()
+    loader: str | None = None  # its address
 
     def setup(self, config: TrialConfig) -> None:
-        # an error raised here would reach Tune without its text
-        self.broken = self._load_modules(config.order.spec.trial_id)
-        self.child = Child(type(self).body, self.watch)
+        self.broken: str | None = None
+        if self.loader is None:
+            # an error raised here would reach Tune without its text
+            self.broken = self._load_modules(config.order.spec.trial_id)
+        self.child = Child(type(self).body, self.watch, self.loader)
         self._begin(config)
 
     def _load_modules(self, trial_id: str) -> str | None:
@@ -135,6 +139,15 @@ class Warm(tune.Trainable):
         if self.broken is not None:
             return
         spec = order.spec
+        try:
+            self._start(spec)
+        except LoaderGone:  # from now on this worker does without
+            self.child.loader = None
+            self.broken = self._load_modules(spec.trial_id)
+            if self.broken is None:
+                self._start(spec)
+
+    def _start(self, spec: TrialSpec) -> None:
         self.child.start(
             spec, spec.trial_id, seed=spec.seed, threads=spec.threads, device=spec.device
         )
@@ -383,6 +396,7 @@ def run(
     max_concurrent: int,
     body: Body = run_trial,
     modules: Iterable[str] = TRAINING_MODULES,
+    loader: str | None = None,
     watch: Watch = Watch(),  # noqa: B008 - frozen
     tick: Callable[[], None] = lambda: None,
 ) -> None:
@@ -398,6 +412,7 @@ def run(
         max_concurrent: trials at a time.
         body: trains one spec and reports its epochs.
         modules: what workers load before their first trial.
+        loader: address of a process that has loaded it for the workers of this machine.
         watch: limits of a trial.
         tick: called after every step of Tune's loop.
 
@@ -411,7 +426,12 @@ def run(
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # a new class holds what all trials share, so that their configs need not
-    shared = {"body": staticmethod(body), "watch": watch, "modules": tuple(modules)}
+    shared = {
+        "body": staticmethod(body),
+        "watch": watch,
+        "modules": tuple(modules),
+        "loader": loader,
+    }
     worker = type("Trial", (Warm,), shared)
     decisions = Decisions(trial_controller)
     with warnings.catch_warnings(), memory_kills_are_deaths():

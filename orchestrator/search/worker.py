@@ -1,15 +1,16 @@
-"""A warm worker's trials: a forked child runs them, its parent watches.
+"""A worker's trials: a forked child runs them, the worker watches.
 
-The parent has imported what is slow to load (torch, timm), and its children share that memory. A
-child runs trial after trial while its process is as it was before the first one (`process_changes.py`);
-otherwise the next trial gets a new child, which costs a tenth of a second. A child that hangs,
-grows too large or dies costs only its own trial, and its parent can name the reason.
+The child is forked from the loader (`cluster/loader.py`), which has imported what is slow to load
+(torch, timm), or from the worker, which has then imported it itself. They share that memory. A
+child runs trial after trial while its process is as it was before the first one
+(`process_changes.py`); otherwise the next trial gets a new child, which costs a tenth of a second.
+A child that hangs, grows too large or dies costs only its own trial, and its worker can name the
+reason.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import gc
 import math
@@ -21,12 +22,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
 
+from orchestrator.cluster.loader import fork, leave_parent
 from orchestrator.search.process_changes import (
     ProcessState,
     memory_on_card,
@@ -46,7 +49,6 @@ TRAINING_MODULES = ("trainers.classifier", "trainers.inference", "albumentations
 
 _POLL_S = 0.25
 _UNWIND_S = 0.5
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 _CAUSES = {
     "MemoryError": "memory",
     "OutOfMemoryError": "memory",
@@ -116,16 +118,38 @@ def stop_file(control: str | Path, trial_id: str) -> Path:
     return Path(control) / f"stop-{trial_id}"
 
 
+@dataclass(frozen=True)
+class _OwnChild:
+    """A process that was forked here."""
+
+    pid: int
+
+    def wait(self) -> int:
+        try:
+            return os.waitpid(self.pid, 0)[1]
+        except ChildProcessError:
+            return 0
+
+
 class Child:
     """A process that runs one trial after another, as its parent sees it."""
 
-    def __init__(self, body: Body, watch: Watch = Watch()) -> None:
+    def __init__(self, body: Body, watch: Watch = Watch(), loader: str | None = None) -> None:
+        """Prepare for trials; no process is started yet.
+
+        Args:
+            body: trains one spec.
+            watch: limits of a trial.
+            loader: address of the process to fork from; None: this one.
+        """
         self.body = body
         self.watch = watch
+        self.loader = loader
         self.pid = 0  # 0 while there is no process
         self.n_forks = 0
         self.trial_id = ""
         self._pipe: Any = None
+        self._process: Any = None  # waits for its end
         self._is_busy = False  # with a trial
         self._is_stopping = False  # the last trial was stopped, and its end was not received yet
         self._must_answer = False  # the trial waits to be told whether it goes on
@@ -136,7 +160,11 @@ class Child:
     def start(
         self, spec: Any, trial_id: str, *, seed: int = 0, threads: int = 1, device: str = "cpu"
     ) -> None:
-        """Start a trial, in a new process if the last trial left something behind."""
+        """Start a trial, in a new process if the last trial left something behind.
+
+        Raises:
+            LoaderGone: it has to be forked from a loader that cannot be reached.
+        """
         if self._is_stopping and not self._has_stopped():
             self.kill()
         self._is_stopping = False
@@ -223,6 +251,20 @@ class Child:
             self._reap()
 
     def _fork(self) -> None:
+        pipe, child_end = Pipe()
+        task = partial(_run_trials, self.body, trims=self.watch.memory_gb is not None)
+        try:
+            if self.loader is not None:
+                self._process = fork(self.loader, task, child_end)
+            else:
+                self._process = self._fork_here(task, child_end)
+        finally:
+            child_end.close()
+        self._pipe = pipe
+        self.pid = self._process.pid
+        self.n_forks += 1
+
+    def _fork_here(self, task: Callable[[Any, int], NoReturn], child_end: Any) -> _OwnChild:
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_initialized():
             raise RuntimeError(
@@ -230,24 +272,19 @@ class Child:
                 "its children cannot use the GPU; open CUDA in trials only"
             )
         parent = os.getpid()
-        self._pipe, child_end = Pipe()
         if not self.n_forks:
             # the collector would otherwise touch, and so copy, each page that children share
             gc.freeze()
         sys.stdout.flush()
         sys.stderr.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            _run_trials(self.body, child_end, parent, trims=self.watch.memory_gb is not None)
-        child_end.close()
-        self.n_forks += 1
+        pid = os.fork()
+        if pid == 0:
+            task(child_end, parent)
+        return _OwnChild(pid)
 
     def _reap(self) -> int:
         """Wait for the end of the process; return its exit status."""
-        try:
-            _, status = os.waitpid(self.pid, 0)
-        except ChildProcessError:
-            status = 0
+        status: int = self._process.wait()
         self.pid = 0
         self._is_busy = False
         self._pipe.close()
@@ -326,7 +363,7 @@ class _Stopped(BaseException):
 
 
 def _run_trials(body: Body, pipe: Any, parent: int, *, trims: bool) -> NoReturn:
-    """Be a child: run trials until one leaves something behind, then exit without exit handlers.
+    """Be the child: run trials until one leaves something behind, then exit without exit handlers.
 
     Args:
         body: trains one spec.
@@ -335,7 +372,7 @@ def _run_trials(body: Body, pipe: Any, parent: int, *, trims: bool) -> NoReturn:
         trims: the memory that a trial has freed does not count as the next one's.
     """
     try:
-        _leave_parent(pipe.fileno(), parent)
+        leave_parent(pipe.fileno(), parent)
         state = None
         is_reusable = True
         while is_reusable:
@@ -415,26 +452,6 @@ def _output_to(log: Path | None) -> Iterator[None]:
         with contextlib.suppress(OSError):
             if log.stat().st_size == 0:
                 log.unlink()
-
-
-def _leave_parent(pipe: int, parent: int) -> None:
-    """Keep nothing of the parent but a pipe, and end when the parent ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-    with contextlib.suppress(OSError):
-        # where memory runs out, the kernel shall end a trial and not the cluster
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    for path in list(Path("/proc/self/fd").iterdir()):
-        handle = int(path.name)
-        if handle > 2 and handle != pipe:
-            with contextlib.suppress(OSError):
-                os.close(handle)  # the cluster's sockets must not stay open here
-    # the cluster's own streams write to its logs
-    sys.stdout = os.fdopen(1, "w", closefd=False)
-    sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def cause_of(error: BaseException) -> str:

@@ -410,7 +410,8 @@ def check(env: Env, lineage: Lineage, split: str) -> Check:
                 jobs.append(job)
     differences: list[_Difference] = []
     with env.console.task("check", len(jobs)) as advance:
-        for difference in ray_map(compare_answers, jobs, cpu=share.cpu, gpu=share.gpu):
+        answers = ray_map(compare_answers, jobs, cpu=share.cpu, gpu=share.gpu, loader=env.loader)
+        for difference in answers:
             differences.append(difference)
             advance(len(differences), "checkpoints")
     tolerance = TOLERANCE[share.device]

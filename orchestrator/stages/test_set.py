@@ -212,7 +212,9 @@ def predict_trials(
         return [TrialProbs(trial, none) for trial in trials]
     predicted: list[TrialProbs] = []
     with env.console.task("vote", len(jobs)) as advance:
-        answers = ray_map(_predict_checkpoint, jobs, cpu=share.cpu, gpu=share.gpu)
+        answers = ray_map(
+            _predict_checkpoint, jobs, cpu=share.cpu, gpu=share.gpu, loader=env.loader
+        )
         for trial, probs in zip(trials, answers, strict=True):
             predicted.append(TrialProbs(trial, probs))
             advance(len(predicted), "checkpoints")

@@ -203,6 +203,7 @@ def train_all(env: Env, controller: TrialController, phase: str, n_trials: int) 
             cpu=share.cpu,
             gpu=share.gpu,
             max_concurrent=max(1, n_concurrent),
+            loader=env.loader,
             watch=watch,
             tick=tick,
         )

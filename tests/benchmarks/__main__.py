@@ -11,7 +11,16 @@ import sys
 import time
 from pathlib import Path
 
-from tests.benchmarks import board, catalog, preparation, search, training, verdicts, voting
+from tests.benchmarks import (
+    board,
+    catalog,
+    preparation,
+    quickstart,
+    search,
+    training,
+    verdicts,
+    voting,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 REPEATS = 7
@@ -43,6 +52,7 @@ def check_latency():
 
 BENCHMARKS = {
     "check_latency": check_latency,
+    "quickstart": quickstart.quickstart,
     "loop_vs_bare": training.loop_vs_bare,
     "loop_vs_timm": training.loop_vs_timm,
     "reader_vs_imagefolder_original": training.reader_vs_imagefolder_original,

@@ -67,8 +67,10 @@ def opened(*args, **kwargs):
 for name in ("_lazy_init", "init", "is_available", "device_count", "current_device"):
     setattr(torch.cuda, name, opened)
 torch._C._cuda_getDeviceCount = opened
+from orchestrator.run.driver import LOADED_TO_PREPARE
 from orchestrator.search.worker import TRAINING_MODULES, Child
-for name in TRAINING_MODULES:
+to_prepare = [name for names in LOADED_TO_PREPARE.values() for name in names]
+for name in [*to_prepare, *TRAINING_MODULES]:
     importlib.import_module(name)
 def body(spec, report):
     report(1, {"val_macro_f1": 0.5})

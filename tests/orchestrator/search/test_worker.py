@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cluster.loader import start_loader
 from orchestrator.search.process_memory import resident_bytes
 from orchestrator.search.worker import TRAINING_MODULES, Child, Failed, Reported, Watch, stop_file
 
@@ -74,8 +75,8 @@ def hear(child):
 def child_of():
     children = []
 
-    def make(body, watch=None):
-        children.append(Child(body, watch or Watch()))
+    def make(body, watch=None, loader=None):
+        children.append(Child(body, watch or Watch(), loader))
         return children[-1]
 
     yield make
@@ -83,8 +84,18 @@ def child_of():
         child.kill()
 
 
-def test_one_process_runs_trial_after_trial(child_of):
-    child = child_of(report_all)
+@pytest.fixture(scope="module", params=["here", "loader"])
+def origin(request):
+    """Where children are forked from: None for the worker itself, or the address of a loader."""
+    if request.param == "here":
+        yield None
+        return
+    with start_loader(["numpy", "orchestrator.search.worker"], threads=1) as address:
+        yield address
+
+
+def test_one_process_runs_trial_after_trial(child_of, origin):
+    child = child_of(report_all, loader=origin)
     for name in ("a", "b", "c"):
         child.start(Spec(), name)
         assert ([(1, 0.1), (2, 0.2), (3, 0.3)], None) == hear(child)
@@ -110,11 +121,13 @@ def test_one_process_runs_trial_after_trial(child_of):
         ("killed", "killed", "its process was killed by SIGSEGV"),
     ],
 )
-def test_each_way_to_fail_is_told_apart_and_costs_one_trial(child_of, what, cause, text, tmp_path):
+def test_each_way_to_fail_is_told_apart_and_costs_one_trial(
+    child_of, origin, what, cause, text, tmp_path
+):
     # the child begins as a copy of this process, whatever that has taken by now
     allowed = resident_bytes(os.getpid()) / 1e9 + 0.3
     watch = Watch(report_s=0.6 if what == "hangs" else 60, memory_gb=allowed, logs=str(tmp_path))
-    child = child_of(misbehave, watch)
+    child = child_of(misbehave, watch, origin)
     child.start(Spec(what), "bad")
     heard = hear(child)[1]
     assert isinstance(heard, Failed)
@@ -164,8 +177,8 @@ def plant(spec, report):
 @pytest.mark.parametrize(
     "what", ["global", "builtin", "environment", "hook", "folder", "memory", "seed"]
 )
-def test_nothing_reaches_the_next_trial(child_of, what, tmp_path):
-    child = child_of(plant, Watch(logs=str(tmp_path)))
+def test_nothing_reaches_the_next_trial(child_of, origin, what, tmp_path):
+    child = child_of(plant, Watch(logs=str(tmp_path)), origin)
     child.start(Spec(), "first", seed=5)
     expected = child.next()
     assert child.next() is None
