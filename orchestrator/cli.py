@@ -521,12 +521,12 @@ def predict(
     click.echo(f"ans: {', '.join(names)}", err=True)
     filled = ""
     if counts["quarantined"]:
-        filled = " and have no answer (--fill majority gives them one)"
+        filled = ", without an answer (--fill majority gives them one)"
         if fill == "majority":
-            filled = " and got the majority class"
+            filled = ", answered with the majority class"
     click.echo(
-        f"wrote {out}: {counts['answered']} photos answered, {counts['quarantined']} "
-        f"could not be read{filled}",
+        f"wrote {out}: {counts['answered']} photos answered, {counts['quarantined']} quarantined"
+        f"{filled}",
         err=True,
     )
 

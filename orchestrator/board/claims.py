@@ -10,11 +10,13 @@ import pyarrow as pa
 
 from orchestrator.base.errors import UserError
 from orchestrator.board.live_run import LiveRun, LiveTrial
+from orchestrator.evaluation.answer_scores import scorer_of
 from orchestrator.evaluation.paired_test import PairedTest, paired_difference
 from orchestrator.evaluation.predictions import Predictions, by_setting, groups_of
 from orchestrator.report import charts
 from orchestrator.report.load import Run
 from orchestrator.spec.claims import Claim, parse
+from orchestrator.spec.score import parse_score
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 
@@ -62,7 +64,7 @@ class ClaimsSoFar:
         claims = []
         for text in run.resolved.hypotheses:
             try:
-                claims.append(self._claim(text, parse(text), arms, run))
+                claims.append(self._claim(text, parse(text, run.resolved.score), arms, run))
             except (UserError, ValueError, OSError):  # such as an artifact that is gone
                 claims.append(ClaimSoFar(text, 0, run.resolved.n_trainings))
         return _with_plots(claims)
@@ -84,7 +86,8 @@ class ClaimsSoFar:
         for trials in (first, second):
             rows = pa.concat_tables([self._predictions(trials[part]) for part in parts])
             sides += by_setting(rows, run.schema.n_classes, groups).values()
-        tested = paired_difference(*sides, metric=claim.metric)
+        scorer = scorer_of(parse_score(claim.metric), run.schema)
+        tested = paired_difference(*sides, metric=scorer)
         return ClaimSoFar(text, len(common), n_wanted, tested)
 
     def _predictions(self, trial: LiveTrial) -> pa.Table:

@@ -141,7 +141,7 @@ def _tables(run: Path) -> str:
         cells = [_candidate_cells(candidate) for candidate in selection.candidates]
         names = tuple(name.format(score=_short(selection.score)) for name in _CANDIDATE)
         parts.append(_table("candidates, * marks members", names, cells))
-    if selection.members and (cells := _score_rows(selection.ensemble)):
+    if selection.members and (cells := _score_rows(selection)):
         names = ("score", "estimate", "90 % interval", "groups", "photos")
         parts.append(_table("ensemble", names, cells))
     if subgroups := selection.ensemble.subgroups:
@@ -216,10 +216,11 @@ def _sides(ensemble: EnsembleScores) -> dict[str, Scores]:
     }
 
 
-def _score_rows(ensemble: EnsembleScores) -> list[list[str]]:
+def _score_rows(selection: Selection) -> list[list[str]]:
     rows = []
-    for title, scores in _sides(ensemble).items():
-        for metric, score in scores.metrics.items():
+    for title, scores in _sides(selection.ensemble).items():
+        for name, score in scores.metrics.items():
+            metric = _short(selection.score) if name == "score" else name
             span = ""
             if score.low is not None:
                 span = f"{_cell('', score.low)} to {_cell('', score.high)}"

@@ -80,14 +80,14 @@ def _rows(run: Run) -> list[_Row]:
     rows = []
     first = headline(run)
     if first is not None:
-        rows.append(_Row("vote, on new people", first, is_strong=True))
+        rows.append(_Row(f"vote, on new {run.words.many}", first, is_strong=True))
     test = run.selection.ensemble.test.headline
     if test is not None:
         rows.append(_Row("vote, on the test set", test, is_strong=True))
     for setting in run.members[:_MAX_MEMBERS]:
         candidate = run.candidates.get(setting)
-        if candidate is not None and candidate.oof_macro_f1 is not None:
-            score = Score(estimate=candidate.oof_macro_f1, low=candidate.low, high=candidate.high)
+        if candidate is not None and candidate.score is not None:
+            score = Score(estimate=candidate.score, low=candidate.low, high=candidate.high)
             rows.append(_Row(f"member {candidate.variant} {setting}", score))
     return rows
 

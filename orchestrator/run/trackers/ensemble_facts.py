@@ -39,5 +39,6 @@ def _scores(run: Run) -> dict[str, float]:
                 if value is not None:
                     scores[f"{part}_{metric}{end}"] = value
     if ensemble.corrected is not None and ensemble.corrected.estimate is not None:
-        scores["corrected_macro_f1"] = ensemble.corrected.estimate
+        name = "score" if "score" in ensemble.oof.metrics else "macro_f1"
+        scores[f"corrected_{name}"] = ensemble.corrected.estimate
     return scores

@@ -66,7 +66,9 @@ def test_the_page_names_the_score_and_shows_its_number(other):
     assert "accuracy" in drawn(run, "trials")
     lines = "\n".join(ensemble_lines(other))
     assert "out-of-fold  accuracy 0.765 (90 % interval 0.700 to 0.800); n" in lines
-    assert "oof_accuracy" in render_results(other, "table")
+    table = render_results(other, "table")
+    assert "oof_accuracy" in table
+    assert "out-of-fold score" not in table
 
 
 def test_macro_f1_stays_where_the_spec_names_no_score(plain):
