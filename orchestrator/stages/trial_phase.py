@@ -215,7 +215,7 @@ def phase_trials(env: Env, phase: str) -> list[TrialRecord]:
     return [trial for trial in trials if trial.phase == phase]
 
 
-def trained_for(spec: Spec, schema: Schema) -> dict[str, Any] | None:
+def trained_for(spec: Spec, schema: Schema) -> dict[str, object] | None:
     """Return the score that a trainer chooses its best epoch by; None where it is macro F1."""
     if spec.score == DEFAULT:
         return None
