@@ -34,7 +34,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.cluster.loader import LoaderGone
 from orchestrator.search.controller import Finished, Proposal, Replay, TrialController, Waiting
 from orchestrator.search.trial import TrialSpec, run_trial
-from orchestrator.search.worker import (
+from orchestrator.search.trial_process import (
     TRAINING_MODULES,
     Body,
     Child,

@@ -24,7 +24,7 @@ from orchestrator.search.controller import TrialController
 from orchestrator.search.precision import choose_precision
 from orchestrator.search.training_inputs import mixable_file, subset_file
 from orchestrator.search.trial import TrialSpec
-from orchestrator.search.worker import Watch
+from orchestrator.search.trial_process import Watch
 from orchestrator.spec.models import Arm, Experiment, Spec
 from orchestrator.spec.score import DEFAULT, MACRO_F1, Score
 from orchestrator.stages.catalog import Catalog
