@@ -44,8 +44,9 @@ check: setup  ## lint, types, import rules, fast tests
 fast: setup  ## fast tests alone
 	$(BIN)/python -m pytest -q -m "not ray and not models and not slow and not gpu"
 
-test: weights  ## every test tier that a CPU can run
-	$(BIN)/python -m pytest -q -m "not gpu" --durations=15
+TESTS ?= not gpu
+test: weights  ## every test tier that a CPU can run; TESTS=markers runs some
+	$(BIN)/python -m pytest -q -m "$(TESTS)" --durations=15
 
 references: setup  ## write docs/reference from the models of the spec, the commands and an example
 	$(BIN)/python docs/generate.py

@@ -415,7 +415,7 @@ def report(names: tuple[str, ...], out: Path | None, store: Path | None) -> None
 
         click.echo(build(runs[0].root))
         return
-    from orchestrator.report.summaries.several_runs import build_together  # noqa: PLC0415
+    from orchestrator.report.summaries.comparison_page import build_together  # noqa: PLC0415
 
     others = "+".join(run.run_id for run in runs[1:])
     place = out or runs[0].root / "report" / f"with-{others[:180]}.html"

@@ -128,7 +128,7 @@ def check_leaderboard(workplace, run):
     ]
     ranked = [one["board_score"] for one in selection["candidates"]]
     assert sorted(ranked, reverse=True) == ranked
-    assert "it looked at the public half" in made["statement"]
+    assert "A leaderboard chose the members by its public half." in made["statement"]
     assert [row["times"] for row in made["looked_at"] if "other runs" in row["what"]] == [1]
 
 

@@ -15,12 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.catalog.label_schema import OWN_COLUMNS, Schema
-from data_prep.catalog.labelled_photos import read_rows
-from data_prep.catalog.listing import Source
-from data_prep.catalog.photo_inspection import OK, Facts
-from data_prep.catalog.photo_paths import sample_id_of
-from data_prep.catalog.photo_reading import (
+from data_prep.catalog.data_set_scan import (
     MapChunks,
     NearSets,
     Photos,
@@ -29,6 +24,11 @@ from data_prep.catalog.photo_reading import (
     joined,
     near_sets,
 )
+from data_prep.catalog.label_schema import OWN_COLUMNS, Schema
+from data_prep.catalog.labelled_photos import read_rows
+from data_prep.catalog.listing import Source
+from data_prep.catalog.photo_inspection import OK, Facts
+from data_prep.catalog.photo_paths import sample_id_of
 from data_prep.config import Data, TestHoldOut, TestTable
 from data_prep.errors import DataError, some
 from data_prep.split import deal_share

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.board.claims import ClaimsSoFar
+from orchestrator.board.live_hypotheses import ClaimsSoFar
 from orchestrator.board.live_run import LiveRun, LiveTrial
 from orchestrator.board.run_list import RunList
 from orchestrator.board.trial_table import TrialTable

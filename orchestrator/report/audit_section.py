@@ -10,7 +10,7 @@ from orchestrator.report import charts
 from orchestrator.report.data_section import BASE64
 from orchestrator.report.load import Run, View
 from orchestrator.store.run_files.audit import AuditFacts, Exclusion, Histogram, LabelProbe, LeakGap
-from orchestrator.store.run_files.copies import Pictured
+from orchestrator.store.run_files.duplicate_photos import Pictured
 
 _KINDS = {
     "train_and_test": "in training and test",

@@ -20,7 +20,7 @@ from orchestrator.store import tables
 from orchestrator.store.events import DriverStarted, Event, RunStarted, StageEnded, from_json
 from orchestrator.store.run_files.audit import AuditFacts
 from orchestrator.store.run_files.certificate import Certificate
-from orchestrator.store.run_files.copies import CopySets
+from orchestrator.store.run_files.duplicate_photos import CopySets
 from orchestrator.store.run_files.gallery import Gallery
 from orchestrator.store.run_files.hypotheses import Hypothesis
 from orchestrator.store.run_files.preparation import Preparation

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -87,7 +87,7 @@ def trials_view(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _row_score(row: dict[str, Any]) -> float | None:
+def _row_score(row: Mapping[str, Any]) -> float | None:
     """Return what the search maximizes, of a row of trials.parquet."""
     score: float | None = row.get(SCORE) or row[OBJECTIVE]
     return score

@@ -9,7 +9,7 @@ import threading
 import time
 
 from orchestrator.base.errors import UserError
-from orchestrator.search.worker import stop_file
+from orchestrator.search.trial_process import stop_file
 from orchestrator.store.ledger import is_live, one_trial, read, replay
 from orchestrator.store.run_dir import RunPaths, state_of
 

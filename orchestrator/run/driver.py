@@ -300,7 +300,7 @@ def _loader(experiment: Experiment, options: Options) -> Iterator[str | None]:
     The workers of another machine's cluster cannot reach it.
     """
     from orchestrator.cluster.loader import start_loader  # noqa: PLC0415
-    from orchestrator.search.worker import TRAINING_MODULES  # noqa: PLC0415
+    from orchestrator.search.trial_process import TRAINING_MODULES  # noqa: PLC0415
 
     if options.address is not None:
         yield None
@@ -314,7 +314,7 @@ def _loader(experiment: Experiment, options: Options) -> Iterator[str | None]:
     ]
     threads = max(1, int(experiment.spec.resources.per_trial.cpu))
     with start_loader(
-        [*to_prepare, *TRAINING_MODULES, "orchestrator.search.worker"], threads=threads
+        [*to_prepare, *TRAINING_MODULES, "orchestrator.search.trial_process"], threads=threads
     ) as address:
         yield address
 

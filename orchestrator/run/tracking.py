@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ class _Line:
     memory: Path | None = None  # file with the names of the trials that they have; None: begin anew
 
 
-def _lines(run: Path, spec: dict[str, Any]) -> list[_Line]:
+def _lines(run: Path, spec: Mapping[str, Any]) -> list[_Line]:
     """Return the trackers that a spec asks for; a slow service holds up nothing else."""
     track = Track.model_validate_json(json.dumps(spec.get("track") or {}))
     search = Search(trials=1)

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -34,7 +34,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.cluster.loader import LoaderGone
 from orchestrator.search.controller import Finished, Proposal, Replay, TrialController, Waiting
 from orchestrator.search.trial import TrialSpec, run_trial
-from orchestrator.search.worker import (
+from orchestrator.search.trial_process import (
     TRAINING_MODULES,
     Body,
     Child,
@@ -211,7 +211,7 @@ class Proposals(SearchAlgorithm):
     def __init__(self, trial_controller: TrialController, max_concurrent: int) -> None:
         self.trial_controller = trial_controller
         self.max_concurrent = max_concurrent
-        self._spec: dict[str, Any] = {}  # what all trials share
+        self._spec: dict[str, object] = {}  # what all trials share
         self._trials: dict[str, Trial] = {}  # our id -> the last attempt
 
     def add_configurations(self, experiments: Any) -> None:
@@ -366,7 +366,7 @@ class Files(JsonLoggerCallback):
         self.decisions = decisions
         self.tick = tick
 
-    def update_config(self, trial: Any, config: dict[str, Any]) -> None:
+    def update_config(self, trial: Any, config: Mapping[str, Any]) -> None:
         super().update_config(trial, dict(config))  # without the worker's order
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:

@@ -268,7 +268,7 @@ def _make_shards(
 ) -> _Work:
     """Prepare the shards that the store lacks, and put them there."""
     from data_prep.preparation.pool import Worker, prepare_shards  # noqa: PLC0415
-    from orchestrator.cluster.forked_worker import forked_worker  # noqa: PLC0415
+    from orchestrator.cluster.preparation_worker import forked_worker  # noqa: PLC0415
 
     steps = steps_identity(arm.prep)
     share = env.experiment.spec.resources.per_prep_worker

@@ -27,7 +27,7 @@ from orchestrator.stages.vote import Voted
 from orchestrator.store import tables
 from orchestrator.store.run_dir import RunPaths
 from orchestrator.store.run_files.audit import AuditFacts
-from orchestrator.store.run_files.copies import CopySet, CopySets, Pictured
+from orchestrator.store.run_files.duplicate_photos import CopySet, CopySets, Pictured
 from orchestrator.store.run_files.records import as_record
 
 _WHERE_COPIES_MATTER = ("train_and_test", "across_groups", "label_conflicts")

@@ -24,7 +24,7 @@ from orchestrator.search.controller import TrialController
 from orchestrator.search.precision import choose_precision
 from orchestrator.search.training_inputs import mixable_file, subset_file
 from orchestrator.search.trial import TrialSpec
-from orchestrator.search.worker import Watch
+from orchestrator.search.trial_process import Watch
 from orchestrator.spec.models import Arm, Experiment, Spec
 from orchestrator.spec.score import DEFAULT, MACRO_F1, Score
 from orchestrator.stages.catalog import Catalog
@@ -215,7 +215,7 @@ def phase_trials(env: Env, phase: str) -> list[TrialRecord]:
     return [trial for trial in trials if trial.phase == phase]
 
 
-def trained_for(spec: Spec, schema: Schema) -> dict[str, Any] | None:
+def trained_for(spec: Spec, schema: Schema) -> dict[str, object] | None:
     """Return the score that a trainer chooses its best epoch by; None where it is macro F1."""
     if spec.score == DEFAULT:
         return None

@@ -218,7 +218,7 @@ class TrialStarted(TrialEvent):
     mixable: str | None = None
     source: str | None = None
     micro_batch: int | None = None
-    score: dict[str, Any] | None = None  # that it maximizes; None: macro F1
+    score: dict[str, object] | None = None  # that it maximizes; None: macro F1
     number: int = 0
 
 
@@ -315,7 +315,7 @@ class _Form:
 
     def __init__(self, cls: type[Event]) -> None:
         self.cls = cls
-        self.empty: dict[str, Any] = {}  # every field, in order, with its default
+        self.empty: dict[str, object] = {}  # every field, in order, with its default
         self.factories: dict[str, Callable[[], Any]] = {}
         needed = set()
         for item in fields(cls):

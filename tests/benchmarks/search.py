@@ -142,7 +142,7 @@ def timed(spec, report):
 def _bare_worker(inbox, outbox):
     import importlib
 
-    from orchestrator.search.worker import TRAINING_MODULES
+    from orchestrator.search.trial_process import TRAINING_MODULES
 
     for name in TRAINING_MODULES:
         importlib.import_module(name)
@@ -181,7 +181,7 @@ def trial_wall_vs_bare(n=N_TRIALS):
     training of a worker costs more than its later ones: that is ours to pay.
     """
     from orchestrator.cluster.connection import connect
-    from orchestrator.search.worker import TRAINING_MODULES
+    from orchestrator.search.trial_process import TRAINING_MODULES
 
     bare = _bare(n // 2)
     with tempfile.TemporaryDirectory() as place, connect(None, num_cpus=2, dashboard=False):

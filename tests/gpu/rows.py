@@ -204,7 +204,7 @@ def _body(spec, report):
 
 
 def _first_report(child, setting, what):
-    from orchestrator.search.worker import Reported
+    from orchestrator.search.trial_process import Reported
 
     began = time.perf_counter()
     child.start((setting, what), what, device=setting.device)
@@ -217,7 +217,7 @@ def _first_report(child, setting, what):
 def second_trial(setting):
     import importlib
 
-    from orchestrator.search.worker import TRAINING_MODULES, Child
+    from orchestrator.search.trial_process import TRAINING_MODULES, Child
 
     for name in TRAINING_MODULES:
         importlib.import_module(name)
@@ -236,7 +236,7 @@ def second_trial(setting):
 
 def memory_after(what):
     def measure(setting):
-        from orchestrator.search.worker import Child
+        from orchestrator.search.trial_process import Child
 
         floor = card_memory_mb()
         child = Child(_body)

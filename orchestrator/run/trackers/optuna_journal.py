@@ -28,7 +28,7 @@ class Journal(Sink):
         self.run = run
         self.search = search
         self.storage = JournalStorage(JournalFileBackend(str(run / "study.log")))
-        self.studies: dict[str, Any] = {}
+        self.studies: dict[str, optuna.Study] = {}
 
     def take(self, trial: TrialRecord) -> None:
         import optuna  # noqa: PLC0415

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class WandbRuns(Sink):
             record.log({"out_of_fold_confusion": _confusion(facts)})
         record.finish()
 
-    def _start(self, name: str, job_type: str, config: dict[str, Any]) -> Any:
+    def _start(self, name: str, job_type: str, config: Mapping[str, Any]) -> Any:
         """Begin a W&B run, in the place of an earlier one of the same name."""
         import wandb  # noqa: PLC0415
 
@@ -61,7 +62,7 @@ class WandbRuns(Sink):
                 name=name,
                 group=self.run.name,
                 job_type=job_type,
-                config=config,
+                config=dict(config),
                 dir=str(self.run),
                 settings=_quiet(),
                 reinit="finish_previous",

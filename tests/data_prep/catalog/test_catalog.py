@@ -20,7 +20,7 @@ from PIL import Image
 
 from data_prep.audit.distributions import columns_that_tell
 from data_prep.audit.examination import audit
-from data_prep.catalog import photo_reading, test_labels, test_photos
+from data_prep.catalog import data_set_scan, test_labels, test_photos
 from data_prep.catalog.builder import build_catalog, content_hash, photos_hash
 from data_prep.catalog.images import decode
 from data_prep.catalog.label_schema import Schema, values_in
@@ -424,7 +424,7 @@ def test_a_table_full_of_bad_paths_opens_none_of_them(contest, monkeypatch):
     contest.save()
     opened = []
     monkeypatch.setattr(
-        photo_reading,
+        data_set_scan,
         "inspect_chunk",
         lambda places: opened.extend(places) or [examine(b"") for _ in places],
     )

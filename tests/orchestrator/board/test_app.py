@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from orchestrator.board.app import make_app
 from orchestrator.board.run_cache import Hub
-from orchestrator.search.worker import stop_file
+from orchestrator.search.trial_process import stop_file
 from orchestrator.store.artifacts import Store
 from tests.orchestrator.board.planted import HOSTILE, LONG, TOKEN, LiveDriver, write_store
 from tests.orchestrator.report.test_report import Page

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.search.worker import stop_file
+from orchestrator.search.trial_process import stop_file
 from tests.orchestrator.board.planted import HOSTILE, LONG, LiveDriver, write_store
 
 playwright = pytest.importorskip(

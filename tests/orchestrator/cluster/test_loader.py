@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.cluster.loader import ChildDied, LoaderGone, call, fork, start_loader
 from orchestrator.run.driver import LOADED_TO_PREPARE
-from orchestrator.search.worker import TRAINING_MODULES
+from orchestrator.search.trial_process import TRAINING_MODULES
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_a_killed_child_is_told_by_its_status(address):
 def test_what_a_run_needs_starts_no_thread():
     """A fork copies one thread, so a lock that another one holds would be held for ever."""
     to_prepare = [name for names in LOADED_TO_PREPARE.values() for name in names]
-    modules = [*to_prepare, *TRAINING_MODULES, "orchestrator.search.worker"]
+    modules = [*to_prepare, *TRAINING_MODULES, "orchestrator.search.trial_process"]
     with start_loader([*modules, "wave"], threads=1) as address:
         is_loaded = False
         while not is_loaded:

@@ -12,8 +12,8 @@ from PIL import Image
 from orchestrator.cli import main
 from orchestrator.report.load import load
 from orchestrator.report.page import build, render
+from orchestrator.report.summaries.comparison_page import render_together
 from orchestrator.report.summaries.picture import picture
-from orchestrator.report.summaries.several_runs import render_together
 from tests.orchestrator.report.fake_run import HOSTILE, SETTINGS, write_run
 from tests.orchestrator.report.test_report import Page
 

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.report.explain import printed, story, why
 from orchestrator.run.control import Listener, cancel, stop_trial
-from orchestrator.search.worker import stop_file
+from orchestrator.search.trial_process import stop_file
 from orchestrator.store.events import StageEnded, TrialEnded, TrialStarted, WorkerDied
 from orchestrator.store.ledger import Ledger, replay
 from orchestrator.store.run_dir import RunPaths

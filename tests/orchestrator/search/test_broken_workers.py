@@ -9,7 +9,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.cluster.connection import _prepare_environment, connect
 from orchestrator.report.explain import why
 from orchestrator.search.controller import TrialController
-from orchestrator.search.worker import Watch
+from orchestrator.search.trial_process import Watch
 from orchestrator.store.events import TrialEnded, WorkerDied
 from orchestrator.store.ledger import Ledger, read
 from orchestrator.store.run_dir import RunPaths

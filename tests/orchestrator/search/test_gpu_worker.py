@@ -11,7 +11,7 @@ from orchestrator.search.process_changes import (
     MAX_GROWTH_BYTES,
     ProcessState,
 )
-from orchestrator.search.worker import Child
+from orchestrator.search.trial_process import Child
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ for name in ("_lazy_init", "init", "is_available", "device_count", "current_devi
     setattr(torch.cuda, name, opened)
 torch._C._cuda_getDeviceCount = opened
 from orchestrator.run.driver import LOADED_TO_PREPARE
-from orchestrator.search.worker import TRAINING_MODULES, Child
+from orchestrator.search.trial_process import TRAINING_MODULES, Child
 to_prepare = [name for names in LOADED_TO_PREPARE.values() for name in names]
 for name in [*to_prepare, *TRAINING_MODULES]:
     importlib.import_module(name)

@@ -13,13 +13,13 @@ import pytest
 from orchestrator.cluster.connection import _prepare_environment
 from orchestrator.report.explain import why
 from orchestrator.search.controller import TrialController
-from orchestrator.search.worker import Watch
+from orchestrator.search.trial_process import Watch
 from orchestrator.store.events import TrialEnded
 from orchestrator.store.ledger import Ledger, read, replay
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.search import toy
 from tests.orchestrator.search.test_controller import outcome
-from tests.orchestrator.search.test_worker import Spec, misbehave
+from tests.orchestrator.search.test_trial_process import Spec, misbehave
 
 _prepare_environment(
     None, insecure=False

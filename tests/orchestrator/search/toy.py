@@ -14,7 +14,7 @@ from orchestrator.base.keys import digest
 from orchestrator.search.controller import Finished, Proposal
 from orchestrator.search.study import Studies, search_controller
 from orchestrator.search.trial import TrialSpec
-from orchestrator.search.worker import Watch
+from orchestrator.search.trial_process import Watch
 from orchestrator.spec.search_space import Search
 from orchestrator.store.artifacts import Store
 from orchestrator.store.events import PhaseStarted, RunResumed, RunStarted

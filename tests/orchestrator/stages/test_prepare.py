@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.catalog.data_set_scan import CHUNK
 from data_prep.catalog.photo_inspection import inspect_chunk
-from data_prep.catalog.photo_reading import CHUNK
 from data_prep.errors import MachineError
 from data_prep.preparation.shards import write_index
 from orchestrator.base.console import Reporter

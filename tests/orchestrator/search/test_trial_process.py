@@ -13,7 +13,14 @@ import pytest
 
 from orchestrator.cluster.loader import start_loader
 from orchestrator.search.process_memory import resident_bytes
-from orchestrator.search.worker import TRAINING_MODULES, Child, Failed, Reported, Watch, stop_file
+from orchestrator.search.trial_process import (
+    TRAINING_MODULES,
+    Child,
+    Failed,
+    Reported,
+    Watch,
+    stop_file,
+)
 
 GLOBAL = []
 
@@ -90,7 +97,7 @@ def origin(request):
     if request.param == "here":
         yield None
         return
-    with start_loader(["numpy", "orchestrator.search.worker"], threads=1) as address:
+    with start_loader(["numpy", "orchestrator.search.trial_process"], threads=1) as address:
         yield address
 
 
