@@ -20,6 +20,9 @@ from orchestrator.evaluation import common_samples
 from orchestrator.evaluation.answer_scores import scorer_of
 from orchestrator.evaluation.metrics import Scorer
 from orchestrator.planning.stage import Env
+from orchestrator.search.card_sharing.capacity import TrialSize, size_of
+from orchestrator.search.card_sharing.measurements import measured_uses
+from orchestrator.search.card_sharing.shares import FixedShare, MeasuredShares, Shares
 from orchestrator.search.controller import TrialController
 from orchestrator.search.precision import choose_precision
 from orchestrator.search.training_inputs import mixable_file, subset_file
@@ -39,7 +42,7 @@ from orchestrator.store.events import (
     TrialStarted,
 )
 from orchestrator.store.ledger import TrialRecord, read
-from trainers.config import FrozenDeepHead
+from trainers.config import FrozenDeepHead, Train
 
 _STATUSES = ("COMPLETE", "PRUNED", "FAILED")
 
@@ -95,7 +98,7 @@ class Trainings:
         )
         mixable = self._mixable_file(arm)
         inputs = self._inputs(variant, arm, subset, mixable, source)
-        share = env.experiment.spec.resources.per_trial
+        share = env.trial_share
         precision = choose_precision(arm, env.schema, share, env.ledger)
         trained_as = identity(arm.train)
         if precision != "fp32":  # `auto` may choose another one on another machine
@@ -148,7 +151,7 @@ class Trainings:
         """
         experiment = self.env.experiment
         search = experiment.spec.search
-        share = experiment.spec.resources.per_trial
+        share = self.env.trial_share
         for variant, arm in experiment.arms.items():
             self._mixable_file(arm)
             space = search.space_of(variant) if search else {}
@@ -178,15 +181,29 @@ def feature_sources(experiment: Experiment) -> dict[str, str]:
     return sources
 
 
+def card_shares(env: Env) -> Shares:
+    """Return which part of a card each trial of a phase gets."""
+    share = env.trial_share
+    if env.experiment.spec.resources.per_trial.gpu != "auto" or not share.gpu:
+        return FixedShare(share.least_gpu)
+
+    def size(trial: TrialSpec) -> TrialSize:
+        pixels = env.experiment.arms[trial.variant].prep.size
+        train = Train.model_validate(trial.train)
+        return size_of(train, pixels, micro_batch=trial.micro_batch)
+
+    return MeasuredShares(int(env.gpus), size, measured_uses(env.store))
+
+
 def train_all(env: Env, controller: TrialController, phase: str, n_trials: int) -> None:
     """Train the trials of one phase."""
     from orchestrator.search.ray_tune import run  # noqa: PLC0415
 
     resources = env.experiment.spec.resources
-    share = resources.per_trial
+    share = env.trial_share
     n_concurrent = int(env.cpus / share.cpu)
-    if share.gpu:
-        n_concurrent = min(n_concurrent, int(env.gpus / share.gpu))
+    if resources.per_trial.least_gpu:
+        n_concurrent = min(n_concurrent, int(env.gpus / resources.per_trial.least_gpu))
     if resources.max_concurrent != "auto":
         n_concurrent = min(n_concurrent, resources.max_concurrent)
     watch = Watch(
@@ -201,7 +218,6 @@ def train_all(env: Env, controller: TrialController, phase: str, n_trials: int) 
             controller,
             env.paths.tune / phase,
             cpu=share.cpu,
-            gpu=share.gpu,
             max_concurrent=max(1, n_concurrent),
             loader=env.loader,
             watch=watch,
