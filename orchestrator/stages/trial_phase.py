@@ -23,6 +23,7 @@ from orchestrator.planning.stage import Env
 from orchestrator.search.card_sharing.capacity import TrialSize, size_of
 from orchestrator.search.card_sharing.measurements import measured_uses
 from orchestrator.search.card_sharing.shares import FixedShare, MeasuredShares, Shares
+from orchestrator.search.compile_probe import known_times, time_steps
 from orchestrator.search.controller import TrialController
 from orchestrator.search.precision import choose_precision
 from orchestrator.search.training_inputs import mixable_file, subset_file
@@ -43,6 +44,7 @@ from orchestrator.store.events import (
 )
 from orchestrator.store.ledger import TrialRecord, read
 from trainers.config import FrozenDeepHead, Train
+from trainers.preflight.step_times import StepTimes
 
 _STATUSES = ("COMPLETE", "PRUNED", "FAILED")
 
@@ -128,7 +130,15 @@ class Trainings:
             mixable=str(mixable) if mixable else None,
             source=source,
             score=score,
+            step_times=self._step_times(arm, precision),
         )
+
+    def _step_times(self, arm: Arm, precision: str) -> StepTimes | None:
+        if arm.train.compile != "auto":
+            return None
+        train = arm.train.model_copy(update={"precision": precision})
+        size = size_of(train, arm.prep.size)
+        return known_times(size, self.env.trial_share.device, self.env.ledger)
 
     def _inputs(
         self, variant: str, arm: Arm, subset: Path, mixable: Path | None, source: str | None
@@ -147,7 +157,7 @@ class Trainings:
     def check(self) -> None:
         """Do what should not wait for a trial.
 
-        Unknown columns are refused, and precisions are probed while all cores are free.
+        Unknown columns are refused; precisions and compiled steps are probed while nothing trains.
         """
         experiment = self.env.experiment
         search = experiment.spec.search
@@ -158,7 +168,15 @@ class Trainings:
             paths = [path for path in ("train.model.backbone", "train.precision") if path in space]
             for values in itertools.product(*(space[path].corners() for path in paths)):
                 _, corner = experiment.setting(variant, dict(zip(paths, values, strict=True)))
-                choose_precision(corner, self.env.schema, share, self.env.ledger)
+                precision = choose_precision(corner, self.env.schema, share, self.env.ledger)
+                time_steps(
+                    corner,
+                    precision,
+                    self.env.schema,
+                    share,
+                    self.env.ledger,
+                    n_photos=len(self.catalog.table),
+                )
 
     def stored_history(self, trial: TrialSpec) -> list[dict[str, float]] | None:
         """Return the epochs of a training that the store has finished, else None."""

@@ -177,6 +177,17 @@ class PrecisionChosen(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepsTimed(Record):
+    """Steps of a size were timed with and without compiling them."""
+
+    record_kind = "steps_timed"
+
+    size: dict[str, Any]  # as `card_sharing.capacity.TrialSize` has it
+    device: str
+    times: dict[str, Any]  # as `trainers.preflight.step_times.StepTimes` has it
+
+
+@dataclass(frozen=True, kw_only=True)
 class CardMeasured(Record):
     """The first trial of a size has ended, which had a card for itself."""
 
@@ -309,6 +320,7 @@ Event = (
     | ShardWritten
     | ArtifactDamaged
     | PrecisionChosen
+    | StepsTimed
     | CardMeasured
     | LabelsOpened
     | TrialStarted

@@ -74,12 +74,11 @@ def size_of(train: Train, pixels: int, *, micro_batch: int | None = None) -> Tri
         pixels: side of its prepared photos.
         micro_batch: a limit besides the spec's own.
     """
-    limits = (train.batch_size, train.micro_batch, micro_batch)
     return TrialSize(
         backbone=train.model.backbone,
         head=train.model.head.name,
         is_frozen=train.model.freeze is not None,
         pixels=pixels,
-        photos=min(limit for limit in limits if limit),
+        photos=min(train.photos_at_once, micro_batch or train.photos_at_once),
         precision=train.precision,
     )
