@@ -103,7 +103,7 @@ class TrialShare(Share):
     def _one_card(self) -> Self:
         if self.least_gpu > 1:
             raise ValueError(
-                f"gpu: at most 1 was required, found {self.gpu:g}: a trial trains on one card; "
+                f"gpu: at most 1 was required, found {self.least_gpu:g}: a trial trains on one card; "
                 "with gpu: auto, 1 or a fraction, several trials keep several cards busy"
             )
         return self
