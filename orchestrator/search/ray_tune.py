@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import logging
 import os
 import platform
@@ -185,7 +186,7 @@ class Warm(tune.Trainable):
             return {}
         self.card.sample()
         use = self.card.use()
-        return {} if use is None else {"card": asdict(use)}
+        return {} if use is None else {"card": json.dumps(asdict(use))}  # Tune flattens a dict
 
     def cleanup(self) -> None:
         self.child.kill()
@@ -319,7 +320,7 @@ class Decisions(FIFOScheduler):
             if name.startswith(("val_", "train_")) or name in _METRICS:
                 metrics[name] = float(value)
         if "card" in result:
-            self.trial_controller.on_card_use(_name(trial), CardUse(**result["card"]))
+            self.trial_controller.on_card_use(_name(trial), CardUse(**json.loads(result["card"])))
         stops = self.trial_controller.on_report(_name(trial), int(result["epoch"]), metrics)
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 

@@ -27,16 +27,20 @@ def size_of(spec):
 
 @pytest.fixture
 def run_folder(tmp_path):
-    return tmp_path / "store/runs/a"
+    folder = tmp_path / "store/runs/a"
+    folder.mkdir(parents=True)
+    return folder
 
 
-def open_controller(ledger, folder, names, *, n_cards=1, uses=None, finished=None, **options):
+def open_controller(
+    ledger, folder, names, *, n_cards=1, uses=None, finished=None, are_new=True, **options
+):
     make = toy.spec_maker(folder)
     by_name = {f"s-{name}": make(name, name, {"what": name}) for name in names}
     return TrialController(
         ledger,
         "search",
-        iter([(spec, None) for spec in by_name.values()]),
+        iter([(spec, None) for spec in by_name.values()] if are_new else []),
         shares=MeasuredShares(n_cards, size_of, dict(uses or {})),
         resume=lambda record: (by_name[record.trial_id], None),
         finished=finished,
@@ -113,7 +117,8 @@ def test_what_does_not_fit_beside_others_waits_for_a_card_also_after_a_restart(r
     (death,) = [event for event in ledger.events if isinstance(event, WorkerDied)]
     assert (None, False) == (death.micro_batch, death.counts)
     with Ledger(run_folder) as ledger:
-        controller = open_controller(ledger, run_folder, ["a1", "a2", "a3"], uses=known)
+        names = ["a1", "a2", "a3"]
+        controller = open_controller(ledger, run_folder, names, uses=known, are_new=False)
         started, _ = hand_out(controller)
         assert {"s-a1": 0.0, "s-a2": 1.0} == dict(started)  # an ended trial is only replayed
         larger = CardUse("test card", 100 * GB, 45 * GB, 0.4)
@@ -185,6 +190,7 @@ def test_plan_says_what_earlier_trials_showed(experiment, tmp_path, monkeypatch)
     notes = sharing_notes(experiment, Store(tmp_path))
     assert all("not measured yet; the first trial has a card for itself" in note for note in notes)
     measured = TrialSize("efficientnet_b4", "single", False, 380, 32, "bf16")
+    (tmp_path / "runs/a").mkdir(parents=True)
     with Ledger(tmp_path / "runs/a") as ledger:
         use = CardUse("test card", 100 * GB, 30 * GB, 0.4)
         ledger.append(CardMeasured(trial_id="s-a", size=vars(measured), use=vars(use)))
