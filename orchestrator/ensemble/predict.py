@@ -311,14 +311,19 @@ class PreparedPhotos(NamedTuple):
     lost: dict[str, str]  # id -> why it cannot be read
 
 
-def prepare_photos(prep: Prep, photos: Photos) -> PreparedPhotos:
+def prepare_photos(prep: Prep, photos: Photos, *, threads: int | None = None) -> PreparedPhotos:
     """Prepare photos as training did, all at once.
+
+    Args:
+        prep: the spec's section.
+        photos: their ids and paths.
+        threads: of every library inside; None for one per core.
 
     Raises:
         UserError: none can be read.
     """
     lost: dict[str, str] = {}
-    chunks = list(_prepared(prep, photos, lost, Reporter()))
+    chunks = list(_prepared(prep, photos, lost, Reporter(), threads))
     ids: list[str] = []
     for names, _ in chunks:
         ids += names
@@ -326,7 +331,11 @@ def prepare_photos(prep: Prep, photos: Photos) -> PreparedPhotos:
 
 
 def _prepared(
-    prep: Prep, photos: Photos, lost: dict[str, str], reporter: Reporter
+    prep: Prep,
+    photos: Photos,
+    lost: dict[str, str],
+    reporter: Reporter,
+    threads: int | None = None,
 ) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
     """Yield chunks of ids and samples (n, H, W, 3), prepared as for training.
 
@@ -338,7 +347,7 @@ def _prepared(
     from data_prep.catalog.images import decode  # noqa: PLC0415
     from data_prep.preparation.photo_steps import Preparation, prepare_row  # noqa: PLC0415
 
-    preparation = Preparation(prep, threads=os.cpu_count() or 1)
+    preparation = Preparation(prep, threads=threads or os.cpu_count() or 1)
     chunk_size = chunk_of(prep.size)
     unreadable: dict[str, str] = {}
     ids: list[str] = []
