@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from data_prep.catalog.label_schema import Schema
-from data_prep.catalog.listing import is_passed_over
+from data_prep.catalog.photo_listing import is_passed_over
 from data_prep.catalog.photo_paths import EXTENSIONS
 from data_prep.config import Prep
 from data_prep.errors import some

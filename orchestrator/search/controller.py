@@ -21,7 +21,7 @@ from orchestrator.search.budget import Budget
 from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
 from orchestrator.search.trial_times import TrialTimes
-from orchestrator.store.events import (
+from orchestrator.store.event_types import (
     EpochReported,
     LimitReached,
     Metrics,

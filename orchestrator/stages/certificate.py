@@ -14,7 +14,7 @@ from data_prep.catalog.photo_groups import GROUP, GroupWords, group_words
 from data_prep.config import Prep
 from data_prep.files import write_json
 from data_prep.preparation.step_identity import steps_identity
-from data_prep.section import identity
+from data_prep.section_base import identity
 from orchestrator.base.wording import counted
 from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.ensemble.certificate_text import OTHER_RUNS, statement
@@ -38,7 +38,7 @@ from orchestrator.stages.test_set import read_test_photos
 from orchestrator.stages.vote import Voted
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, git_commit, packages
-from orchestrator.store.events import LabelsOpened
+from orchestrator.store.event_types import LabelsOpened
 from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.looks import read_looks
 from orchestrator.store.run_dir import RunPaths
@@ -414,7 +414,7 @@ def check(env: Env, lineage: Lineage, split: str) -> Check:
     differences: list[_Difference] = []
     with env.console.task("check", len(jobs)) as advance:
         answers = ray_map(
-            compare_answers, _dealt(jobs), cpu=share.cpu, gpu=share.gpu, loader=env.loader
+            compare_answers, _dealt(jobs), cpu=share.cpu, gpu=share.gpu, fork_server=env.fork_server
         )
         for some in answers:
             differences += some

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.section import identity
-from trainers.classifier import train
+from data_prep.section_base import identity
 from trainers.compute_settings import compiled
 from trainers.config import Train
 from trainers.data import Task
+from trainers.training_loop import train
 
 
 def config(**settings):

@@ -234,7 +234,7 @@ BROKEN = {
         r"no label 'agee'.*did you mean 'age'",
     ),
     "bare number as duration": (
-        [("duration: 6 epochs", "duration: 6")],
+        [("duration: 4 epochs", "duration: 4")],
         r"train.duration: required a duration such as '10",
     ),
     "bare number as grace": (
