@@ -100,10 +100,10 @@ def test_a_child_ends_with_its_worker(address):
     assert has_ended(child.pid)
 
 
-def test_a_driver_that_is_killed_leaves_neither_loader_nor_child():
+def test_a_driver_that_is_killed_leaves_neither_server_nor_child():
     code = """
 import sys, time
-from tests.orchestrator.cluster import test_loader as here
+from tests.orchestrator.cluster import test_fork_server as here
 with here.start_fork_server([], threads=1) as address:
     child, pipe = here.start(address)
     pipe.recv()

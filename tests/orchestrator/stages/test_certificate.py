@@ -165,7 +165,9 @@ def certified(tmp_path, monkeypatch):
         monkeypatch.setattr(
             certificate,
             "prepare_photos",
-            lambda prep, photos: PreparedPhotos([name for name, _ in photos], photos, {}),
+            lambda prep, photos, **_: PreparedPhotos(
+                [name for name, _ in photos], np.array(photos, object), {}
+            ),
         )
 
         def answer(folder, photos, device):
