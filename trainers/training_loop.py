@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from trainers.compute_settings import (
 from trainers.config import Duration, NoCutMix, NoMixUp, OfflineMixUp, Train
 from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
 from trainers.feature_cache import PLAIN, FeatureCache, FeatureStore, View
+from trainers.heads import branch_labels
 from trainers.inference import as_tensor
 from trainers.losses import BranchLoss, alpha_of, branch_loss, total_loss
 from trainers.metrics import Objective, accuracy, macro_f1, split_class
@@ -115,6 +117,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     if device == "cpu":
         keep_freed_memory()
     # -- data -------------------------------------------------------------------------------------
+    task = _learnable(config, task)
     mixup = config.augment.mixup
     if isinstance(mixup, OfflineMixUp):
         if task.mixable is None:
@@ -272,6 +275,19 @@ def _stops_early(config: Train, history: list[dict[str, float]]) -> bool:
     return len(history) - best_epoch(history) >= config.early_stop
 
 
+def _learnable(config: Train, task: Task) -> Task:
+    """Leave out training photos that lack a label of every branch, and say how many."""
+    branches = branch_labels(config.model.head, task.label_sizes)
+    learnable = task.learnable(branches.values())
+    n_lost = len(task.train) - len(learnable.train)
+    if n_lost:
+        sys.stderr.write(
+            f"{n_lost} of {len(task.train)} training photos lack a label that head "
+            f"{config.model.head.name} answers together with others; it trains without them\n"
+        )
+    return learnable
+
+
 def _model(config: Train, task: Task, source: Mapping[str, Tensor] | None) -> Classifier:
     """Build the model for a task; head frozen_deep takes its backbone from `source`."""
     size = task.images.shape[1]
@@ -281,7 +297,7 @@ def _model(config: Train, task: Task, source: Mapping[str, Tensor] | None) -> Cl
         _load_backbone(model, source)
     if model.head.exists is not None:
         classes = task.train_codes(tuple(task.label_sizes))
-        counts = np.bincount(classes, minlength=task.n_classes)
+        counts = np.bincount(classes[classes >= 0], minlength=task.n_classes)
         model.head.exists[:] = torch.from_numpy(counts > 0)
     return model
 
@@ -313,6 +329,7 @@ def _class_weights(
     weights = alpha_of(config.loss, labels, task.label_sizes)
     if config.balance == "class_weights":
         codes = task.train_codes(labels)
+        codes = codes[codes >= 0]
         n_classes = int(np.prod([task.label_sizes[name] for name in labels]))
         counts = np.bincount(codes, minlength=n_classes).astype(float)
         n_present = np.count_nonzero(counts)
@@ -361,17 +378,20 @@ def _training_batches(
 ) -> Generator[Batch]:
     """Yield the batches of an epoch on the host, in order: loaded on threads, then mixed here."""
     task = inputs.task
+    lacking = [name for name in codes if (codes[name] < 0).any()]
     rng = np.random.default_rng(seed_of(inputs.seed, "mix", epoch))
     loaded = ahead(partial(inputs, epoch=epoch), all_rows, n_loaders)
-    for rows, x in zip(all_rows, loaded, strict=True):
+    for rows, photos in zip(all_rows, loaded, strict=True):
+        x = photos
         targets = {name: task.targets_of(codes[name], rows) for name in codes}
-        mixed = mix(x, inputs.config.augment, rng, _mixable(task, rows))
-        if mixed is None:
-            yield Batch(rows, x, targets)
-            continue
-        for name, target in targets.items():
-            targets[name] = target.mixed(mixed.partner, mixed.weight)
-        yield Batch(rows, mixed.x, targets)
+        mixed = mix(photos, inputs.config.augment, rng, _mixable(task, rows))
+        if mixed is not None:
+            x = mixed.x
+            for name, target in targets.items():
+                targets[name] = target.mixed(mixed.partner, mixed.weight)
+        for name in lacking:
+            targets[name] = targets[name].over_labelled()
+        yield Batch(rows, x, targets)
 
 
 def _val_batches(inputs: _Inputs, codes: Mapping[str, Ints]) -> Generator[Batch]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.catalog.label_schema import MISSING
 from data_prep.files import write_json
 from orchestrator.base.errors import UserError
 from orchestrator.store import tables
@@ -57,7 +58,7 @@ class Part:
     """The photos of one part of a training."""
 
     rows: Any  # (n,) int64, into the prepared photos
-    codes: Any  # (n, L) int64, one column per label
+    codes: Any  # (n, L) int64, one column per label; MISSING where a photo of part train lacks it
 
 
 def run_trial(spec: TrialSpec, report: Report) -> Artifact:
@@ -216,7 +217,8 @@ def _read_parts(spec: TrialSpec, index: Mapping[str, int]) -> dict[str, Part]:
     """Return the parts by name, without the photos that preparation quarantined."""
     table = tables.read(Path(spec.parts))
     rows = np.array([index.get(name, -1) for name in table["sample_id"].to_pylist()], np.int64)
-    codes = np.stack([table[f"label_{name}"].to_numpy() for name in spec.label_sizes], axis=1)
+    columns = [table[f"label_{name}"].fill_null(MISSING) for name in spec.label_sizes]
+    codes = np.stack([column.to_numpy() for column in columns], axis=1)
     part_of_row = np.array(table["part"].to_pylist(), np.str_)
     parts = {}
     for name in ("train", "val", "holdout"):

@@ -419,6 +419,8 @@ def check(env: Env, lineage: Lineage, split: str) -> Check:
         for some in answers:
             differences += some
             advance(len(differences), "checkpoints")
+    order = [job.trial_id for job in jobs]
+    differences.sort(key=lambda difference: order.index(difference.trial_id))
     tolerance = TOLERANCE[share.device]
     problems = []
     for trial_id, largest, why in differences:
