@@ -404,7 +404,7 @@ class _Difference(NamedTuple):
 
 def check(env: Env, lineage: Lineage, split: str) -> Check:
     """Predict a few held-out photos of every member again, by the code of `predict` and bundles."""
-    share = env.experiment.spec.resources.per_trial
+    share = env.trial_share
     jobs = []
     for members_trials in lineage.values():
         for place in sorted({0, len(members_trials) - 1}):
@@ -414,7 +414,11 @@ def check(env: Env, lineage: Lineage, split: str) -> Check:
     differences: list[_Difference] = []
     with env.console.task("check", len(jobs)) as advance:
         answers = ray_map(
-            compare_answers, _dealt(jobs), cpu=share.cpu, gpu=share.gpu, fork_server=env.fork_server
+            compare_answers,
+            _dealt(jobs),
+            cpu=share.cpu,
+            gpu=share.least_gpu,
+            fork_server=env.fork_server,
         )
         for some in answers:
             differences += some
@@ -455,7 +459,7 @@ def _job(env: Env, trial: TrialRecord, artifact: Artifact, split: str) -> _Job:
         env.experiment.arms[trial.variant].prep.model_dump_json(by_alias=True),
         photos,
         [row["probs"] for row in picked],
-        spec.resources.per_trial,
+        env.trial_share,
     )
 
 
