@@ -18,6 +18,7 @@ from trainers import augmentation, checkpoint
 from trainers.augmentation import Augmentation
 from trainers.checkpoint import best_epoch
 from trainers.compute_settings import (
+    Compiled,
     autocast,
     choose_precision,
     compiled,
@@ -40,6 +41,7 @@ from trainers.overlap.clock import Clock
 from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.loss_watch import LossWatch, TrainingDiverged
 from trainers.overlap.options import Overlap, overlap_on
+from trainers.preflight.step_times import StepTimes
 
 __all__ = ["OutOfMemory", "Result", "TrainingDiverged", "best_epoch", "evaluate", "train"]
 
@@ -79,6 +81,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     overlap: Overlap | None = None,
     began: float | None = None,
     objective: Objective | None = None,
+    step_times: StepTimes | None = None,
 ) -> Result:
     """Train one classifier and leave the weights of its best epoch in `work_dir`.
 
@@ -101,6 +104,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         overlap: what runs beside the steps; None: what pays on the device.
         began: when the start of this training began (`time.perf_counter`); None: now.
         objective: chooses the best epoch, and is reported as `val_score`; None: macro F1.
+        step_times: of such steps on such a device, for `compile: auto`; None: they are not known.
 
     Raises:
         TrainingDiverged: a loss or metric is not finite. On a GPU it is noticed two steps later.
@@ -165,7 +169,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         device,
         precision,
         scaler,
-        compiled(net, config.compile, device, n_steps),
+        compiled(net, config.compile, device, n_steps, step_times),
     )
     # -- resume -----------------------------------------------------------------------------------
     plateau = Plateau()
@@ -423,15 +427,17 @@ class _Backward:
     device: str
     precision: str
     scaler: torch.amp.GradScaler
-    compiled: nn.Module | None = None  # for whole micro-batches: another size is compiled anew
+    compiled: Compiled | None = None
 
     def __call__(self, batch: Batch, micro: int) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for part in _micro_batches(len(batch.x), micro):
             photos = batch.x[part]
             net = self.net
-            if self.compiled is not None and len(photos) == micro:
-                net = self.compiled
+            if self.compiled and self.compiled.takes(
+                len(photos), micro=micro, n_batch=len(batch.x)
+            ):
+                net = self.compiled.net
             with autocast(self.device, self.precision):
                 logits = net(photos)
             targets = {name: target.part(part) for name, target in batch.targets.items()}

@@ -16,6 +16,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, Store
 from orchestrator.store.features import FeatureStore, feature_store
+from trainers.preflight.step_times import StepTimes
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -44,10 +45,12 @@ class TrialSpec:
     source: str | None = None  # key of the trial whose weights head frozen_deep takes
     micro_batch: int | None = None  # set after a worker ran out of memory; part of no key
     score: dict[str, Any] | None = None  # metric and labels that it maximizes; None: macro F1
+    step_times: StepTimes | None = None  # for `compile: auto`; the ledger has them once
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; it shares the containers."""
         facts = dict(vars(self))
+        del facts["step_times"]
         if self.score is None:
             del facts["score"]
         return facts
@@ -122,6 +125,7 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
         micro_batch=spec.micro_batch,
         began=began,
         objective=None if spec.score is None else Objective(**spec.score),
+        step_times=spec.step_times,
     )
     scored = parts["holdout" if spec.phase == "confirm" else "val"]
     predictions = _predictions(spec, work, photos, scored, features)
