@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from data_prep.catalog.label_schema import Schema
-from data_prep.catalog.listing import is_passed_over
-from data_prep.catalog.photo_paths import EXTENSIONS
+from data_prep.catalog.photo_listing import is_passed_over
+from data_prep.catalog.photo_paths import EXTENSIONS, HEIF_EXTENSIONS, HEIF_REFUSAL
 from data_prep.config import Prep
 from data_prep.errors import some
 from data_prep.files import atomic_path, write_text
@@ -93,7 +93,10 @@ def predict_photos(
     reporter = Reporter()
     others = other_files(photos)
     if others:
-        reporter.say(escape(f"{len(others)} files are no photos and not answered: {some(others)}"))
+        text = f"{len(others)} files are no photos and not answered: {some(others)}"
+        if any(name.lower().endswith(HEIF_EXTENSIONS) for name in others):
+            text += f". {HEIF_REFUSAL}"
+        reporter.say(escape(text))
     answers = answer_fully(ensemble, named, reporter)
     if with_probabilities:
         with atomic_path(out) as beside:
@@ -311,14 +314,19 @@ class PreparedPhotos(NamedTuple):
     lost: dict[str, str]  # id -> why it cannot be read
 
 
-def prepare_photos(prep: Prep, photos: Photos) -> PreparedPhotos:
+def prepare_photos(prep: Prep, photos: Photos, *, threads: int | None = None) -> PreparedPhotos:
     """Prepare photos as training did, all at once.
+
+    Args:
+        prep: the spec's section.
+        photos: their ids and paths.
+        threads: of every library inside; None for one per core.
 
     Raises:
         UserError: none can be read.
     """
     lost: dict[str, str] = {}
-    chunks = list(_prepared(prep, photos, lost, Reporter()))
+    chunks = list(_prepared(prep, photos, lost, Reporter(), threads))
     ids: list[str] = []
     for names, _ in chunks:
         ids += names
@@ -326,7 +334,11 @@ def prepare_photos(prep: Prep, photos: Photos) -> PreparedPhotos:
 
 
 def _prepared(
-    prep: Prep, photos: Photos, lost: dict[str, str], reporter: Reporter
+    prep: Prep,
+    photos: Photos,
+    lost: dict[str, str],
+    reporter: Reporter,
+    threads: int | None = None,
 ) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
     """Yield chunks of ids and samples (n, H, W, 3), prepared as for training.
 
@@ -338,7 +350,7 @@ def _prepared(
     from data_prep.catalog.images import decode  # noqa: PLC0415
     from data_prep.preparation.photo_steps import Preparation, prepare_row  # noqa: PLC0415
 
-    preparation = Preparation(prep, threads=os.cpu_count() or 1)
+    preparation = Preparation(prep, threads=threads or os.cpu_count() or 1)
     chunk_size = chunk_of(prep.size)
     unreadable: dict[str, str] = {}
     ids: list[str] = []
