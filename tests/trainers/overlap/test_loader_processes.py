@@ -10,14 +10,14 @@ import psutil
 import pytest
 
 from tests.trainers.overlap.late_copies import LateCopies
-from trainers import augmentation, classifier
+from trainers import augmentation, training_loop
 from trainers.augmentation import sample_seeds
-from trainers.classifier import train
 from trainers.config import Train
 from trainers.data import Task
 from trainers.overlap import loader_processes
 from trainers.overlap.loader_processes import LoaderProcesses, Work
 from trainers.overlap.options import Overlap
+from trainers.training_loop import train
 
 N = 40
 
@@ -112,14 +112,14 @@ def test_a_training_over_processes_ends_with_the_bits_of_one_without(images, tmp
         return [epoch["train_loss"] for epoch in result.history]
 
     plain = losses("plain")
-    original = classifier._processes
+    original = training_loop._processes
     asked = []
 
     def with_loaders(config, task, n_loaders):
         asked.append(n_loaders)
         return original(config, task, 2)
 
-    monkeypatch.setattr(classifier, "_processes", with_loaders)
+    monkeypatch.setattr(training_loop, "_processes", with_loaders)
     assert plain == losses("processes")
     assert plain == losses("late", Overlap(LateCopies(), loss_lag=2))
     assert [0, 0] == asked  # on a CPU nothing is made ahead
