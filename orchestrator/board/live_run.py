@@ -41,6 +41,8 @@ from orchestrator.store.run_files.trials import EpochRow, TrialRow
 
 _BATCH_BYTES = 2**21
 _REFRESH_EVERY_S = 0.4
+_FIRST_S = 0.3  # of reading, so that the first page shows something
+_STEP_S = 0.05  # of reading afterwards: a page that is asked for waits for it
 _N_SENTENCES = 400
 _CURVE = ("val_macro_f1", "val_loss", "train_loss")
 _ROW = 1 + len(_CURVE)  # numbers per epoch in LiveTrial.reports
@@ -125,16 +127,6 @@ class LiveTrial:
         if not self.reports:
             return None
         return _known(self.reports[1 - _ROW])
-
-    def best_up_to(self, epoch: int) -> float | None:
-        """Return the highest validation score of the epochs up to this one."""
-        scores = []
-        reports = self.reports
-        for start in range(0, len(reports), _ROW):
-            score = _known(reports[start + 1])
-            if reports[start] <= epoch and score is not None:
-                scores.append(score)
-        return max(scores, default=None)
 
     def take(self, event: EpochReported) -> None:
         """Take the metrics of one epoch; a trial that is tried again repeats earlier epochs."""
@@ -236,11 +228,17 @@ class LiveRun:
         """Return how much of the ledger is still to be read."""
         return 0 if self.damage else self._tail.n_unread_bytes
 
-    def refresh(self, budget_s: float = 0.3) -> None:
-        """Read what is new in the ledger, for at most `budget_s`; who asks too early gets nothing new."""
+    def refresh(self, budget_s: float | None = None) -> None:
+        """Read what is new in the ledger; who asks too early gets nothing new.
+
+        Args:
+            budget_s: for how long; a moment by default, and a little longer at the first time.
+        """
         with self.lock:
             if not self.is_due:
                 return
+            if budget_s is None:
+                budget_s = _STEP_S if self.trials else _FIRST_S
             until = time.monotonic() + budget_s
             while self.n_unread_bytes and self._read_batch() and time.monotonic() < until:
                 pass
