@@ -53,8 +53,6 @@ def plant(store):
         TrialStarted,
     )
 
-    for number in range(N_RUNS - 1):
-        _write_run(store, f"small-{number:08x}", [RunStarted(), RunEnded(state="SUCCEEDED")])
     draw = random.Random(0)
     points = []
     events = [RunStarted(labels={"mask": ["on", "off"]})]
@@ -85,6 +83,8 @@ def plant(store):
         events.append(TrialEnded(trial_id=name, status=status, **end))
         points.append((params, score))
     _write_run(store, "large-00000001", [*events, RunEnded(state="SUCCEEDED")])
+    for number in range(N_RUNS - 1):  # later ones: the board reads the latest run ahead
+        _write_run(store, f"small-{number:08x}", [RunStarted(), RunEnded(state="SUCCEEDED")])
     return points
 
 
