@@ -67,7 +67,7 @@ document.addEventListener("input", (event) => {
   const form = event.target.closest("form[data-swap]");
   if (!form) return;
   clearTimeout(typed);
-  typed = setTimeout(() => filter(form), 150);
+  typed = setTimeout(() => filter(form), 100);
 });
 for (const field of document.querySelectorAll("form[data-swap] input[type=search]")) {
   if (field.value !== field.defaultValue) filter(field.form); // typed before this script was there
