@@ -341,8 +341,10 @@ class Data(Section):
     """A column, sample_id (every photo is its own group), or a rule about names or folders."""
     join_duplicates: bool = False
     """Let groups that share a photo, or a near-duplicate of one, be one group."""
-    unlabelled: Literal["refuse", "leave_out"] = since("refuse")
-    """What happens to photos that have no class of some label."""
+    unlabelled: Literal["refuse", "leave_out", "keep"] = since("refuse")
+    """What happens to photos that have no class of some label: the run stops, they are left out, or
+    they train the labels that they have. Scores count photos with all labels alone.
+    """
     exclude: list[dict[str, Any]] = []
     """Rules about columns; a photo that fits one is never trained on, but is still scored."""
     split: Split = Split()

@@ -75,6 +75,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+UNLABELLED = (
+    "or add a line to data: `unlabelled: leave_out` leaves such photos out "
+    "(data.unlabelled: leave_out), `unlabelled: keep` lets them train the labels that they have"
+)
+"""What helps photos that have no class of some label."""
 LEAVE_OUT = (
     "add photos of other groups, merge it with another class, or leave it out: take it out of the "
     "label's classes and set data.unlabelled: leave_out"

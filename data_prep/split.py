@@ -7,7 +7,7 @@ of files, the platform, or the version of a library.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from data_prep.config import Split
 from data_prep.errors import LEAVE_OUT, DataError, some
 
 Ints = NDArray[np.int64]
+PARTIAL = "partial"
+"""The role of a photo that lacks a label: it may train, and is never scored."""
 _OK = "ok"
 _NOT_OF_USER = ("path", "label", "sha256", "width", "height", "status", "fold", "role")
 _FEW_GROUPS = 2  # of a class: no deal puts it into every part
@@ -54,7 +56,8 @@ def assign(
     Returns:
         seed, sample_id, group, label (null for test), role (train, val, test, excluded), fold
         (int64, from 0; null for test and without folds): one block of rows per seed, each in the
-        catalog's order. Without folds one block, whose seed is null.
+        catalog's order. Without folds one block, whose seed is null. A sample that lacks a label
+        has the role partial (or excluded), no label and no fold; `may_learn` says where it trains.
 
     Raises:
         DataError: an exclusion names an unknown column, or there are too few groups, or no training
@@ -73,6 +76,9 @@ def assign(
     is_labelled = pc.is_valid(usable["label"]).to_numpy()
     all_roles = np.full(len(usable), "test", dtype=object)
     all_roles[is_labelled] = roles
+    lacks_some = _lacks_some(usable, schema)
+    partial = usable.filter(pa.array(lacks_some))
+    all_roles[lacks_some] = np.where(excluded(partial, schema, exclude), "excluded", PARTIAL)
     table = usable.select(["sample_id", "group", "label"])
     table = table.append_column("role", pa.array(all_roles, pa.string()))
     if not n_folds:
@@ -163,8 +169,35 @@ def inner_part(
     return train, [samples[index] for index in np.flatnonzero(val)]
 
 
+def may_learn(folds: pa.Table, split: Split, scored: Collection[str]) -> list[str]:
+    """Return the samples that lack a label and may train beside a part that is scored.
+
+    Args:
+        folds: rows of one confirm seed, of `rows_of_seed`.
+        split: of the variant.
+        scored: groups that the training is validated or judged on. By strategy `random`, which
+            deals single photos, they keep nothing out.
+    """
+    partial = folds.filter(pc.equal(folds["role"], PARTIAL))
+    samples = partial["sample_id"].to_pylist()
+    if split.strategy == "random":
+        return list(samples)
+    groups = partial["group"].to_pylist()
+    pairs = zip(samples, groups, strict=True)
+    return [sample for sample, group in pairs if group not in scored]
+
+
+def _lacks_some(usable: pa.Table, schema: Schema) -> NDArray[np.bool_]:
+    """Return which samples have some label and not all: (n_samples,) bool."""
+    has_some = np.zeros(len(usable), dtype=bool)
+    for name in schema.names:
+        if f"label_{name}" in usable.column_names:
+            has_some |= pc.is_valid(usable[f"label_{name}"]).to_numpy()
+    return has_some & pc.is_null(usable["label"]).to_numpy()
+
+
 def rows_with_labels(folds: pa.Table) -> pa.Table:
-    """Return the rows whose class is known: all but those of the test set."""
+    """Return the rows whose joint class is known: not those of the test set, nor partial ones."""
     return folds.filter(pc.is_valid(folds["label"]))
 
 
@@ -334,7 +367,8 @@ def _values(table: pa.Table, schema: Schema, column: str, where: str) -> tuple[l
         return table[name].to_pylist(), pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if column in schema.names:
         classes = schema.classes[column]
-        return [classes[code] for code in table[f"label_{column}"].to_pylist()], False
+        codes = table[f"label_{column}"].to_pylist()
+        return [None if code is None else classes[code] for code in codes], False
     known = dict.fromkeys(name.removeprefix("table_") for name in names)
     known.update(dict.fromkeys(schema.names))
     raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from trainers import augmentation, checkpoint
 from trainers.augmentation import Augmentation
 from trainers.checkpoint import best_epoch
 from trainers.compute_settings import (
+    Compiled,
     autocast,
     choose_precision,
     compiled,
@@ -27,6 +29,7 @@ from trainers.compute_settings import (
 from trainers.config import Duration, NoCutMix, NoMixUp, OfflineMixUp, Train
 from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
 from trainers.feature_cache import PLAIN, FeatureCache, FeatureStore, View
+from trainers.heads import branch_labels
 from trainers.inference import as_tensor
 from trainers.losses import BranchLoss, alpha_of, branch_loss, total_loss
 from trainers.metrics import Objective, accuracy, macro_f1, split_class
@@ -38,6 +41,7 @@ from trainers.overlap.clock import Clock
 from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.loss_watch import LossWatch, TrainingDiverged
 from trainers.overlap.options import Overlap, overlap_on
+from trainers.preflight.step_times import StepTimes
 
 __all__ = ["OutOfMemory", "Result", "TrainingDiverged", "best_epoch", "evaluate", "train"]
 
@@ -77,6 +81,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     overlap: Overlap | None = None,
     began: float | None = None,
     objective: Objective | None = None,
+    step_times: StepTimes | None = None,
 ) -> Result:
     """Train one classifier and leave the weights of its best epoch in `work_dir`.
 
@@ -99,6 +104,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         overlap: what runs beside the steps; None: what pays on the device.
         began: when the start of this training began (`time.perf_counter`); None: now.
         objective: chooses the best epoch, and is reported as `val_score`; None: macro F1.
+        step_times: of such steps on such a device, for `compile: auto`; None: they are not known.
 
     Raises:
         TrainingDiverged: a loss or metric is not finite. On a GPU it is noticed two steps later.
@@ -115,6 +121,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     if device == "cpu":
         keep_freed_memory()
     # -- data -------------------------------------------------------------------------------------
+    task = _learnable(config, task)
     mixup = config.augment.mixup
     if isinstance(mixup, OfflineMixUp):
         if task.mixable is None:
@@ -162,7 +169,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         device,
         precision,
         scaler,
-        compiled(net, config.compile, device, n_steps),
+        compiled(net, config.compile, device, n_steps, step_times),
     )
     # -- resume -----------------------------------------------------------------------------------
     plateau = Plateau()
@@ -272,6 +279,19 @@ def _stops_early(config: Train, history: list[dict[str, float]]) -> bool:
     return len(history) - best_epoch(history) >= config.early_stop
 
 
+def _learnable(config: Train, task: Task) -> Task:
+    """Leave out training photos that lack a label of every branch, and say how many."""
+    branches = branch_labels(config.model.head, task.label_sizes)
+    learnable = task.learnable(branches.values())
+    n_lost = len(task.train) - len(learnable.train)
+    if n_lost:
+        sys.stderr.write(
+            f"{n_lost} of {len(task.train)} training photos lack a label that head "
+            f"{config.model.head.name} answers together with others; it trains without them\n"
+        )
+    return learnable
+
+
 def _model(config: Train, task: Task, source: Mapping[str, Tensor] | None) -> Classifier:
     """Build the model for a task; head frozen_deep takes its backbone from `source`."""
     size = task.images.shape[1]
@@ -281,7 +301,7 @@ def _model(config: Train, task: Task, source: Mapping[str, Tensor] | None) -> Cl
         _load_backbone(model, source)
     if model.head.exists is not None:
         classes = task.train_codes(tuple(task.label_sizes))
-        counts = np.bincount(classes, minlength=task.n_classes)
+        counts = np.bincount(classes[classes >= 0], minlength=task.n_classes)
         model.head.exists[:] = torch.from_numpy(counts > 0)
     return model
 
@@ -313,6 +333,7 @@ def _class_weights(
     weights = alpha_of(config.loss, labels, task.label_sizes)
     if config.balance == "class_weights":
         codes = task.train_codes(labels)
+        codes = codes[codes >= 0]
         n_classes = int(np.prod([task.label_sizes[name] for name in labels]))
         counts = np.bincount(codes, minlength=n_classes).astype(float)
         n_present = np.count_nonzero(counts)
@@ -361,17 +382,20 @@ def _training_batches(
 ) -> Generator[Batch]:
     """Yield the batches of an epoch on the host, in order: loaded on threads, then mixed here."""
     task = inputs.task
+    lacking = [name for name in codes if (codes[name] < 0).any()]
     rng = np.random.default_rng(seed_of(inputs.seed, "mix", epoch))
     loaded = ahead(partial(inputs, epoch=epoch), all_rows, n_loaders)
-    for rows, x in zip(all_rows, loaded, strict=True):
+    for rows, photos in zip(all_rows, loaded, strict=True):
+        x = photos
         targets = {name: task.targets_of(codes[name], rows) for name in codes}
-        mixed = mix(x, inputs.config.augment, rng, _mixable(task, rows))
-        if mixed is None:
-            yield Batch(rows, x, targets)
-            continue
-        for name, target in targets.items():
-            targets[name] = target.mixed(mixed.partner, mixed.weight)
-        yield Batch(rows, mixed.x, targets)
+        mixed = mix(photos, inputs.config.augment, rng, _mixable(task, rows))
+        if mixed is not None:
+            x = mixed.x
+            for name, target in targets.items():
+                targets[name] = target.mixed(mixed.partner, mixed.weight)
+        for name in lacking:
+            targets[name] = targets[name].over_labelled()
+        yield Batch(rows, x, targets)
 
 
 def _val_batches(inputs: _Inputs, codes: Mapping[str, Ints]) -> Generator[Batch]:
@@ -403,15 +427,17 @@ class _Backward:
     device: str
     precision: str
     scaler: torch.amp.GradScaler
-    compiled: nn.Module | None = None  # for whole micro-batches: another size is compiled anew
+    compiled: Compiled | None = None
 
     def __call__(self, batch: Batch, micro: int) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for part in _micro_batches(len(batch.x), micro):
             photos = batch.x[part]
             net = self.net
-            if self.compiled is not None and len(photos) == micro:
-                net = self.compiled
+            if self.compiled and self.compiled.takes(
+                len(photos), micro=micro, n_batch=len(batch.x)
+            ):
+                net = self.compiled.net
             with autocast(self.device, self.precision):
                 logits = net(photos)
             targets = {name: target.part(part) for name, target in batch.targets.items()}

@@ -377,7 +377,7 @@ class Train(Section):
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     """Number format of the network; `auto` chooses what the device does fast."""
     compile: Literal["off", "on", "auto"] = since("off")
-    """Let torch compile the training steps; `auto` does on a GPU where a training is long enough."""
+    """Let torch compile the training steps; `auto` does on a GPU where timed steps say that it repays."""
 
     @model_validator(mode="after")
     def _weights_need_branches(self) -> Self:
@@ -408,6 +408,11 @@ class Train(Section):
                 "use loss 'focal', 'cross_entropy' or 'label_smoothing'"
             )
         return self
+
+    @property
+    def photos_at_once(self) -> int:
+        """How many photos are in the model at once, as far as the spec says."""
+        return min(self.batch_size, self.micro_batch or self.batch_size)
 
     @property
     def can_split_batches(self) -> bool:

@@ -40,7 +40,7 @@ class Task:
     """A training problem. Rows outside `train` and `val` are never read by the trainer."""
 
     images: NDArray[np.uint8]  # (N, H, W, 3), may be a memory map
-    targets: Ints  # (N, L), one code per label
+    targets: Ints  # (N, L), one code per label; -1 where a row of `train` lacks it
     sample_ids: list[str]
     label_sizes: Mapping[str, int]  # name -> number of classes; the order gives the joint class
     train: Ints  # row numbers; from N on they are mixed from `pairs`
@@ -58,8 +58,23 @@ class Task:
         mixed_rows = len(self.images) + np.arange(len(pairs))
         return replace(self, pairs=pairs, train=np.concatenate([self.train, mixed_rows]))
 
+    def learnable(self, branches: Iterable[tuple[str, ...]]) -> Task:
+        """Leave out the rows of `train` that lack a label of every branch: they would teach nothing.
+
+        Args:
+            branches: the labels that each branch of the head answers together.
+        """
+        has_branch = np.zeros(len(self.targets), np.bool_)
+        for labels in branches:
+            has_branch |= self.codes_of(labels) >= 0
+        kept = has_branch[self.train]
+        return self if kept.all() else replace(self, train=self.train[kept])
+
     def codes_of(self, labels: tuple[str, ...]) -> Ints:
-        """Return the joint class over some of the labels for every row of the array, (N,)."""
+        """Return the joint class over some of the labels for every row of the array, (N,).
+
+        It is -1 where a row lacks one of them.
+        """
         columns = [list(self.label_sizes).index(name) for name in labels]
         sizes = tuple(self.label_sizes[name] for name in labels)
         return joint_class(self.targets[:, columns], sizes)
@@ -90,13 +105,20 @@ class Task:
         return photos
 
     def targets_of(self, codes: Ints, rows: Ints) -> Targets:
-        """Return the targets of rows: one part each, two where pairs exist."""
-        if not len(self.pairs):
-            return Targets(torch.from_numpy(codes[rows])[:, None], torch.ones(len(rows), 1))
-        first, second = self.parents(rows)
-        parts = np.stack([codes[first], codes[second]], 1)
-        share = torch.from_numpy(np.where(first == second, 1.0, 0.5).astype(np.float32))
-        return Targets(torch.from_numpy(parts), torch.stack([share, 1 - share], 1))
+        """Return the targets of rows: one part each, two where pairs exist.
+
+        A part that lacks the label has weight 0.
+        """
+        if len(self.pairs):
+            first, second = self.parents(rows)
+            parts = np.stack([codes[first], codes[second]], 1)
+            share = np.where(first == second, 1.0, 0.5).astype(np.float32)
+            weight = np.stack([share, 1 - share], 1)
+        else:
+            parts = codes[rows][:, None]
+            weight = np.ones(parts.shape, np.float32)
+        weight[parts < 0] = 0.0
+        return Targets(torch.from_numpy(np.maximum(parts, 0)), torch.from_numpy(weight))
 
     def name(self, row: int) -> str:
         """Return the sample id of a row; a mixed one is named by its parents."""
@@ -115,14 +137,17 @@ def epoch_order(task: Task, *, seed: int, epoch: int, balance: str) -> Ints:
     """Return the rows of one epoch in order: a pure function of (task, seed, epoch).
 
     With `weighted_sampler`, rows are drawn with replacement, every joint class equally often on
-    average.
+    average. A row that lacks a label has no joint class and is drawn as often as the mean row.
     """
     rng = np.random.default_rng(seed_of(seed, "order", epoch))
     if balance != "weighted_sampler":
         return rng.permutation(task.train)
     classes = task.train_codes(tuple(task.label_sizes))
-    counts = np.bincount(classes, minlength=task.n_classes)
-    weights = 1.0 / counts[classes]
+    is_known = classes >= 0
+    counts = np.bincount(classes[is_known], minlength=task.n_classes)
+    weights = np.empty(len(classes))
+    weights[is_known] = 1.0 / counts[classes[is_known]]
+    weights[~is_known] = weights[is_known].mean()
     return rng.choice(task.train, size=len(task.train), p=weights / weights.sum())
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainers.config import DeepHead, FrozenDeepHead, ShallowHead, SingleHead
+from trainers.config import DeepHead, FrozenDeepHead, Head, ShallowHead, SingleHead
 
 
 class Branches(nn.Module):
@@ -54,11 +54,19 @@ class Branches(nn.Module):
         return joint_log_probs(logits, self.branches, self.exists)
 
 
+def branch_labels(head: Head, sizes: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return the labels that each branch of a head answers together, in the schema's order."""
+    if isinstance(head, SingleHead):
+        labels = tuple(name for name in sizes if head.labels is None or name in head.labels)
+        return {"joint": labels}
+    return {name: (name,) for name in sizes}
+
+
 def _single(head: SingleHead, n_features: int, sizes: Mapping[str, int]) -> Branches:
     """Model A: one linear layer over the joint classes, numbered in the schema's order."""
-    labels = tuple(name for name in sizes if head.labels is None or name in head.labels)
-    n_classes = math.prod(sizes[name] for name in labels)
-    return Branches({"joint": labels}, {"joint": nn.Linear(n_features, n_classes)})
+    branches = branch_labels(head, sizes)
+    n_classes = math.prod(sizes[name] for name in branches["joint"])
+    return Branches(branches, {"joint": nn.Linear(n_features, n_classes)})
 
 
 def _shallow(head: ShallowHead, n_features: int, sizes: Mapping[str, int]) -> Branches:
@@ -88,7 +96,8 @@ def _per_label(
 ) -> Branches:
     n_existing = math.prod(sizes.values()) if head.joint == "existing" else None
     layers = {name: layer(k) for name, k in sizes.items()}
-    return Branches({name: (name,) for name in sizes}, layers, trunk=trunk, n_existing=n_existing)
+    branches = branch_labels(head, sizes)
+    return Branches(branches, layers, trunk=trunk, n_existing=n_existing)
 
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

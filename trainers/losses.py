@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 from trainers.config import CrossEntropy, Focal, LabelSmoothing, Loss, SoftF1
 
+_LEAST_WEIGHT = 1e-6
+
 
 @dataclass(frozen=True)
 class Targets:
     """Targets of a mixed batch: a sample has several parts, each of one class; a plain one has one.
 
-    Each row of `weight` sums to one.
+    Each row of `weight` sums to one. A part without a label has weight 0.
     """
 
     codes: Tensor  # (B, P) int64
@@ -31,6 +33,14 @@ class Targets:
     def part(self, rows: slice) -> Targets:
         """Return some samples."""
         return Targets(self.codes[rows], self.weight[rows])
+
+    def over_labelled(self) -> Targets:
+        """Scale the weights so that a batch's mean loss is the mean over its labelled samples.
+
+        The weights of a batch without a label stay 0, and so does its loss.
+        """
+        labelled = self.weight.sum().clamp_min(_LEAST_WEIGHT)
+        return Targets(self.codes, self.weight * (len(self.weight) / labelled))
 
     def mixed(self, partner: Tensor, weight: Tensor) -> Targets:
         """Mix each sample with its partner, keeping a share `weight` (B,) of its own parts."""
@@ -58,12 +68,17 @@ def soft_f1(logits: Tensor, targets: Targets) -> Tensor:
     """One minus the macro F1 of a batch's probabilities, over the classes in it: a scalar.
 
     Counts are replaced by sums of probabilities: 2 sum(p y) / (sum(p) + sum(y)) per class, the soft
-    Dice coefficient of Milletari et al. 2016 without its squares.
+    Dice coefficient of Milletari et al. 2016 without its squares. An answer counts as much as its
+    sample is labelled; a batch without a label has the loss 0.
     """
     p = torch.softmax(logits, 1)
-    y = torch.zeros_like(p).scatter_add_(1, targets.codes, targets.weight.to(p.dtype))
-    f1 = 2 * (p * y).sum(0) / (p.sum(0) + y.sum(0)).clamp_min(1e-8)
+    weight = targets.weight.to(p.dtype)
+    y = torch.zeros_like(p).scatter_add_(1, targets.codes, weight)
+    answers = (p * weight.sum(1, keepdim=True)).sum(0)
+    f1 = 2 * (p * y).sum(0) / (answers + y.sum(0)).clamp_min(1e-8)
     is_present = y.sum(0) > 0
+    if not is_present.any():
+        return 0.0 * p.sum()
     return 1.0 - f1[is_present].mean()
 
 

@@ -12,8 +12,12 @@ Ints = NDArray[np.int64]
 
 
 def joint_class(codes: Ints, sizes: tuple[int, ...]) -> Ints:
-    """Join codes (N, L) into the joint class (N,), the first label weighing most."""
-    return np.ravel_multi_index(tuple(codes.T), sizes).astype(np.int64)
+    """Join codes (N, L) into the joint class (N,), the first label weighing most.
+
+    A row that lacks one of the labels, by a negative code, has the joint class -1.
+    """
+    joint = np.ravel_multi_index(tuple(np.maximum(codes.T, 0)), sizes).astype(np.int64)
+    return np.where((codes < 0).any(axis=1), -1, joint)
 
 
 def split_class(label: Ints, sizes: tuple[int, ...]) -> Ints:

@@ -16,6 +16,7 @@ from data_prep.audit.fact_types import (
     AuditFacts,
     Duplicates,
     ExcludedByRule,
+    PartlyLabelled,
     PhotoSets,
     Quarantined,
     VariantFacts,
@@ -101,6 +102,7 @@ def audit(
         probe=probe,
         leak={name: variant.leak for name, variant in variants.items()},
         warnings=[],
+        partly_labelled=_partly_labelled(catalog, usable, schema),
     )
     return replace(facts, warnings=ranked(facts, schema))
 
@@ -151,6 +153,16 @@ def leak(folds: pa.Table, alike: Sequence[Sequence[str]] = ()) -> float:
     if not val:
         return 0.0
     return sum(person in train for person in val) / len(val)
+
+
+def _partly_labelled(catalog: pa.Table, usable: pa.Table, schema: Schema) -> PartlyLabelled | None:
+    is_train = pc.starts_with(usable["sample_id"], "train/")
+    lacking = usable.filter(pc.and_(is_train, pc.is_null(usable["label"])))
+    if not len(lacking):
+        return None
+    missing = {name: lacking[f"label_{name}"].null_count for name in schema.names}
+    n_left_out = pc.sum(pc.starts_with(catalog["status"], "left out: ")).as_py()
+    return PartlyLabelled(len(lacking) + n_left_out, len(lacking), missing)
 
 
 def _quarantined(catalog: pa.Table) -> list[Quarantined]:

@@ -38,6 +38,15 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class PartlyLabelled:
+    """Photos that lack a label: all of them, those that train the labels they have, and of which."""
+
+    n: int
+    n_training: int
+    missing: dict[str, int]  # label -> photos of `n_training` that lack it
+
+
+@dataclass(frozen=True)
 class JointTable:
     """Photos per pair of classes of two labels, and Cramer's V of the table (0 to 1)."""
 
@@ -171,7 +180,8 @@ class AuditFacts:
     `n_near_left_out` counts pairs that look alike and were not compared, because only the 20,000
     closest are. `people` are sets of groups that share a picture. `leak` is the share of val
     photos whose group, or one that shares a picture with it, is in train too. `leak_gap` and
-    `probe` hold what quick models scored, where that was measured.
+    `probe` hold what quick models scored, where that was measured. `partly_labelled` is None where
+    no photo trains without some label.
     """
 
     n_photos: int
@@ -202,10 +212,13 @@ class AuditFacts:
     probe: Mapping[str, Any] | None
     leak: dict[str, float]
     warnings: list[Finding]
+    partly_labelled: PartlyLabelled | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of audit.json."""
         facts = asdict(self)
+        if self.partly_labelled is None:
+            del facts["partly_labelled"]
         for side in ("width", "height"):
             if getattr(self.photo_sizes, side) is None:
                 del facts["photo_sizes"][side]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,7 +24,7 @@ from data_prep.catalog.data_set_scan import (
     joined,
     near_sets,
 )
-from data_prep.catalog.label_schema import OWN_COLUMNS, Schema
+from data_prep.catalog.label_schema import MISSING, OWN_COLUMNS, Schema
 from data_prep.catalog.labelled_photos import read_rows
 from data_prep.catalog.listing import Source
 from data_prep.catalog.photo_inspection import OK, Facts
@@ -65,6 +65,7 @@ def build_catalog(
         of the quarantine), phash (of `perceptual_hash`), near (the first sample of the set of
         photos in other groups, or on the other side, that show one picture; null where alone).
         Labels of test and quarantined rows are null, and so are a table's columns of test rows. A
+        row that lacks some label (`unlabelled: keep`) has null there and in label. A
         table's column whose name is taken above is `table_<name>`. With `join_duplicates`, group is
         that of all groups that share a picture, joined by "+", and own_group the photo's own. The
         table's metadata has the number that `near_left_out` returns.
@@ -76,7 +77,7 @@ def build_catalog(
     schema = Schema.of(data.labels)
     rows = read_rows(data, base)
     own_groups = rows.groups
-    codes = np.full((len(own_groups), len(data.labels)), -1, dtype=np.int64)  # -1 for refused ones
+    codes = np.full((len(own_groups), len(data.labels)), MISSING, dtype=np.int64)
     codes[rows.readable] = np.array(rows.codes, dtype=np.int64).T
     photos = Photos(data, base, rows.source, rows.test)
     facts = inspect_all(photos, map_chunks=map_chunks, progress=progress, work=work)
@@ -91,6 +92,7 @@ def build_catalog(
     if data.join_duplicates:
         groups = joined(own_groups, facts, near.sets)
     held_out = _held_out(data, groups, codes, rows.readable)
+    facts = _without_partners(facts, groups, codes, held_out)
     scan = _Scan(
         photos=photos,
         facts=facts,
@@ -193,16 +195,18 @@ def _own_columns(scan: _Scan, schema: Schema) -> dict[str, pa.Array]:
 
 def _label_columns(scan: _Scan, schema: Schema) -> dict[str, pa.Array]:
     usable = np.array([photo.status == OK for photo in scan.facts])
-    labelled = scan.is_train & usable
-    codes = np.zeros((len(usable), len(schema.names)), dtype=np.int64)
+    codes = np.full((len(usable), len(schema.names)), MISSING, dtype=np.int64)
     codes[: len(scan.codes)] = scan.codes
+    codes[~(scan.is_train & usable)] = MISSING
+    is_missing = codes == MISSING
+    lacks_some = is_missing.any(axis=1)
     statuses = [scan.facts[index].status for index in np.flatnonzero(scan.is_train)]
-    _refuse_missing(codes[labelled], schema, statuses)
-    codes[~labelled] = 0
+    _refuse_missing(codes[~lacks_some], schema, statuses)
+    codes[is_missing] = 0
     columns = {}
     for index, name in enumerate(schema.names):
-        columns[f"label_{name}"] = pa.array(codes[:, index], pa.int64(), mask=~labelled)
-    columns["label"] = pa.array(schema.encode(codes), pa.int64(), mask=~labelled)
+        columns[f"label_{name}"] = pa.array(codes[:, index], pa.int64(), mask=is_missing[:, index])
+    columns["label"] = pa.array(schema.encode(codes), pa.int64(), mask=lacks_some)
     return columns
 
 
@@ -249,12 +253,16 @@ def _text(value: Any) -> str | None:
 def _held_out(
     data: Data, groups: Sequence[str], codes: NDArray[np.int64], readable: list[int]
 ) -> NDArray[np.bool_]:
-    """Choose the groups that become the test set, balanced like a split."""
+    """Choose the groups that become the test set, balanced like a split.
+
+    Photos that lack a label are none of it: a test photo needs all.
+    """
     held_out = np.zeros(len(groups), dtype=bool)
     if isinstance(data.test, TestHoldOut):
-        held_out[readable] = deal_share(
-            [groups[index] for index in readable],
-            codes[readable],
+        complete = [index for index in readable if MISSING not in codes[index]]
+        held_out[complete] = deal_share(
+            [groups[index] for index in complete],
+            codes[complete],
             data.test.hold_out,
             seed=_HOLD_OUT_SEED,
             purpose="hold_out",
@@ -263,11 +271,27 @@ def _held_out(
     return held_out
 
 
+def _without_partners(
+    facts: list[Facts],
+    groups: Sequence[str],
+    codes: NDArray[np.int64],
+    held_out: NDArray[np.bool_],
+) -> list[Facts]:
+    """Leave out the photos that lack a label and whose group is in the test set."""
+    test_groups = {groups[index] for index in np.flatnonzero(held_out).tolist()}
+    kept = list(facts)
+    for index in np.flatnonzero((codes == MISSING).any(axis=1)).tolist():
+        if groups[index] in test_groups and facts[index].status == OK:
+            status = "left out: it lacks a label, and its group is in the test set"
+            kept[index] = replace(facts[index], status=status)
+    return kept
+
+
 def _refuse_missing(codes: NDArray[np.int64], schema: Schema, statuses: list[str]) -> None:
     if not len(codes):
         raise DataError(
             "data.source",
-            f"usable training photos were required, found none among {len(statuses)}: "
+            f"usable training photos with all labels were required, found none among {len(statuses)}: "
             f"{some(sorted(set(statuses)))}",
         )
     for column, (name, classes) in enumerate(schema.classes.items()):

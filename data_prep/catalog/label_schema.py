@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import itertools
 import math
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 from data_prep.catalog.photo_paths import composed
 from data_prep.config import ColumnLabel, FolderLabel, Label, StemLabel
-from data_prep.errors import DataError, nearest, some
+from data_prep.errors import UNLABELLED, DataError, nearest, some
 
 OWN_COLUMNS = (
     "sample_id",
@@ -28,6 +29,8 @@ OWN_COLUMNS = (
     "near",
 )
 """A catalog's own columns, beside label_<name>; a table's column of such a name is `table_<name>`."""
+MISSING = -1
+"""The code of a label that a photo lacks."""
 _NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?")
 """007 is a name and no number."""
 _ALL_DIGITS = 1e15  # a whole number below it is exact
@@ -199,7 +202,11 @@ def _code_of_stem(label: StemLabel, stem: str) -> int | str:
 
 
 def read_codes(
-    labels: Mapping[str, Label], relatives: Sequence[str], columns: Mapping[str, Sequence[Any]]
+    labels: Mapping[str, Label],
+    relatives: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+    *,
+    may_lack: bool = False,
 ) -> list[list[int]]:
     """Return the codes of all samples, one list per label.
 
@@ -207,6 +214,7 @@ def read_codes(
         labels: the rules by name.
         relatives: POSIX paths of the photos below `images/`.
         columns: the table's columns, one value per photo.
+        may_lack: a sample without a class has the code `MISSING`.
 
     Raises:
         DataError: a rule leaves samples without a class or with two, or names a column that is not there.
@@ -214,24 +222,44 @@ def read_codes(
     all_codes = []
     for name, label in labels.items():
         codes = _codes(name, label, relatives, columns)
-        all_codes.append(_require_codes(name, label, relatives, codes))
+        if may_lack:
+            all_codes.append([MISSING if isinstance(code, str) else code for code in codes])
+        else:
+            all_codes.append(_require_codes(name, label, relatives, codes))
     return all_codes
 
 
 def unlabelled(
-    labels: Mapping[str, Label], relatives: Sequence[str], columns: Mapping[str, Sequence[Any]]
+    labels: Mapping[str, Label],
+    relatives: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+    *,
+    wholly: bool = False,
 ) -> list[str | None]:
     """Return per sample why it has no class of some label, None where it has all.
+
+    Args:
+        labels: the rules by name.
+        relatives: POSIX paths of the photos below `images/`.
+        columns: the table's columns, one value per photo.
+        wholly: a reason is given only where a sample has no class of any label.
 
     Raises:
         DataError: a rule names a column that is not there.
     """
     reasons: list[str | None] = [None] * len(relatives)
+    n_missing = [0] * len(relatives)
     for name, label in labels.items():
         for index, code in enumerate(_codes(name, label, relatives, columns)):
-            if isinstance(code, str) and reasons[index] is None:
+            if not isinstance(code, str):
+                continue
+            n_missing[index] += 1
+            if reasons[index] is None:
                 reasons[index] = f"no class of {name}: {code}"
-    return reasons
+    if not wholly:
+        return reasons
+    of_none = zip(reasons, n_missing, strict=True)
+    return [reason if n == len(labels) else None for reason, n in of_none]
 
 
 def values_in(label: ColumnLabel | FolderLabel, catalog: Any) -> list[Any]:
@@ -272,13 +300,18 @@ def train_codes(labels: Mapping[str, Label], catalog: Any) -> dict[str, list[int
 
     Args:
         labels: the rules by name.
-        catalog: labelled rows only.
+        catalog: rows of it.
+
+    Returns:
+        Label -> a code per row, `MISSING` where a row lacks the label.
     """
     codes = {}
     for name, label in labels.items():
         if isinstance(label, ColumnLabel | FolderLabel) and label.train_bins is not None:
             moved = label.model_copy(update={"bins": label.train_bins})
-            codes[name] = [int(code_of(moved, value)) for value in values_in(label, catalog)]
+            rule = functools.partial(code_of, moved)
+            known = map(rule, values_in(label, catalog))
+            codes[name] = [MISSING if isinstance(code, str) else code for code in known]
     return codes
 
 
@@ -310,7 +343,7 @@ def _require_codes(
             f"data.labels.{name}",
             f"one class per photo was required under the rule {_rule(label)}; {len(faults)} of "
             f"{len(relatives)} have not: {some(faults)}. Widen or narrow the rule, correct the "
-            "data, or leave such photos out with data.unlabelled: leave_out",
+            f"data, {UNLABELLED}",
         )
     return kept
 

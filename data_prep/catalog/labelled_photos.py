@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.catalog.label_schema import Schema, read_codes, unlabelled
+from data_prep.catalog.label_schema import MISSING, Schema, read_codes, unlabelled
 from data_prep.catalog.listing import Listing, list_source, list_test
 from data_prep.catalog.photo_groups import group_name, group_of, read_groups
 from data_prep.config import Data, TestHoldOut, TestTable
@@ -24,12 +24,24 @@ class Rows:
     groups: list[str]  # of the source
     test_groups: list[str | None]
     readable: list[int]  # positions in the source of photos that may be opened
-    codes: list[list[int]]  # per label, of the readable photos
+    codes: list[list[int]]  # per label, of the readable photos; MISSING where one is not known
 
     @property
     def notes(self) -> list[str]:
         """What a user should know of how the tables were read."""
         return list(dict.fromkeys([*self.source.notes, *self.test.notes]))
+
+    def complete(self) -> Rows:
+        """Return the rows with those photos alone readable that have all labels."""
+        kept = []
+        for place, codes in enumerate(zip(*self.codes, strict=True)):
+            if MISSING not in codes:
+                kept.append(place)
+        return replace(
+            self,
+            readable=[self.readable[place] for place in kept],
+            codes=[[codes[place] for place in kept] for codes in self.codes],
+        )
 
 
 def read_rows(data: Data, base: Path) -> Rows:
@@ -44,8 +56,9 @@ def read_rows(data: Data, base: Path) -> Rows:
     """
     source = list_source(data.source, base)
     groups = read_groups(data, source)
-    if data.unlabelled == "leave_out":
-        source = _without_unlabelled(data, source)
+    may_lack = data.unlabelled == "keep"
+    if data.unlabelled != "refuse":
+        source = _without_unlabelled(data, source, wholly=may_lack)
     readable = [index for index, problem in enumerate(source.refusals) if problem is None]
     if not readable:
         raise DataError(
@@ -54,7 +67,7 @@ def read_rows(data: Data, base: Path) -> Rows:
             f"{some(_reasons(source))}",
         )
     kept = source.where(set(readable).__contains__)
-    codes = read_codes(data.labels, kept.relatives, kept.columns)
+    codes = read_codes(data.labels, kept.relatives, kept.columns, may_lack=may_lack)
     test = Listing([], [], {})
     test_groups: list[str | None] = []
     if isinstance(data.test, TestTable):
@@ -66,9 +79,18 @@ def read_rows(data: Data, base: Path) -> Rows:
 def require_classes(data: Data, rows: Rows) -> None:
     """Raise if a class has no photo, or too few groups for the parts that need it.
 
+    Photos that lack a label do not count: they are never scored.
+
     Raises:
         DataError: the text names the class and what can be done.
     """
+    rows = rows.complete()
+    if not rows.readable:
+        raise DataError(
+            "data.labels",
+            "photos that have all labels were required, because scores count these alone; found "
+            "none. Correct the data, or take a label out",
+        )
     names = Schema.of(data.labels).classes
     for (label, classes), codes in zip(names.items(), rows.codes, strict=True):
         counts = Counter(codes)
@@ -115,7 +137,8 @@ class RareClass(NamedTuple):
 
 
 def rare_classes(data: Data, rows: Rows) -> list[RareClass]:
-    """Return the classes that one group alone has."""
+    """Return the classes that one group alone has, of the photos that have all labels."""
+    rows = rows.complete()
     rare = []
     names = Schema.of(data.labels).classes
     for (label, classes), codes in zip(names.items(), rows.codes, strict=True):
@@ -142,11 +165,29 @@ def summary(data: Data, rows: Rows) -> list[str]:
         counts = Counter(codes)
         text = ", ".join(f"{name} {counts[code]}" for code, name in enumerate(classes))
         lines.append(f"{label}: {text}")
+    if text := lacking_text(rows, list(names)):
+        lines.append(text)
     if isinstance(data.test, TestTable):
         lines.append(f"{len(rows.test.relatives)} test photos")
     elif isinstance(data.test, TestHoldOut):
         lines.append(f"{data.test.hold_out:.0%} of the groups become the test set")
     return lines
+
+
+def lacking_text(rows: Rows, names: Sequence[str]) -> str:
+    """Say how many photos lack a label, and of which; "" where none does."""
+    n_complete = len(rows.complete().readable)
+    n_lacking = len(rows.readable) - n_complete
+    if not n_lacking:
+        return ""
+    parts = []
+    for name, codes in zip(names, rows.codes, strict=True):
+        if n := codes.count(MISSING):
+            parts.append(f"{name} {n}")
+    return (
+        f"photos that lack a label: {n_lacking} ({', '.join(parts)}). They train the labels they "
+        f"have; scores count the other {n_complete}"
+    )
 
 
 def group_sizes(groups: Sequence[str]) -> str:
@@ -160,9 +201,9 @@ def group_sizes(groups: Sequence[str]) -> str:
     return f"{len(sizes)} group{'s' if len(sizes) > 1 else ''} of {each}"
 
 
-def _without_unlabelled(data: Data, source: Listing) -> Listing:
-    """Refuse the photos that have no class of some label, each with its reason."""
-    reasons = unlabelled(data.labels, source.relatives, source.columns)
+def _without_unlabelled(data: Data, source: Listing, *, wholly: bool) -> Listing:
+    """Refuse the photos that have no class of some label, or of any, each with its reason."""
+    reasons = unlabelled(data.labels, source.relatives, source.columns, wholly=wholly)
     refusals = []
     for problem, reason in zip(source.refusals, reasons, strict=True):
         refusals.append(problem or (f"left out: {reason}" if reason else None))

@@ -11,6 +11,7 @@ from typing import Any
 
 from data_prep.catalog.fingerprint import fingerprint
 from orchestrator.base.errors import SpecError
+from orchestrator.planning.card_sharing import sharing_notes
 from orchestrator.planning.cost import gpu_hours, training_s
 from orchestrator.planning.stage import Found, Scope, Stage, find_stages
 from orchestrator.planning.stage_keys import catalog_key, prepare_keys, run_key, study_families
@@ -94,6 +95,7 @@ def make_plan(experiment: Experiment, store: Store, stages: tuple[Stage, ...]) -
     hours = gpu_hours(experiment, sum(trials.values()) - n_reused, n_photos)
     if hours is not None:
         notes.append(hours)
+    notes += sharing_notes(experiment, store)
     return Plan(
         run_id=run_id,
         run_key=key,

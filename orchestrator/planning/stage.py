@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from data_prep.catalog.label_schema import Schema
-from orchestrator.spec.models import Experiment
+from orchestrator.spec.models import Experiment, TrialShare
 from orchestrator.store.artifacts import Store
 from orchestrator.store.events import DriverStarted, TrialStarted
 
@@ -51,6 +51,11 @@ class Env(Scope):
     cpus: float
     gpus: float
     loader: str | None = None  # address of the process that trainings are forked from
+
+    @property
+    def trial_share(self) -> TrialShare:
+        """What one trial gets on this cluster."""
+        return self.experiment.spec.resources.per_trial.on(self.gpus)
 
     @property
     def photos_since(self) -> float:

@@ -31,6 +31,8 @@ def catalog_key(scope: Scope) -> str:
     for name, label in data["labels"].items():  # `train_bins` changes no row of the catalog
         labels[name] = {field: value for field, value in label.items() if field != "train_bins"}
     params["labels"] = labels
+    if data.get("unlabelled") == "keep":  # the others give one catalog, or none
+        params["unlabelled"] = "keep"
     return stage_key("catalog", VERSIONS["catalog"], params, {"files": scope.files})
 
 

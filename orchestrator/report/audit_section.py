@@ -110,6 +110,8 @@ def _numbers(facts: AuditFacts) -> list[tuple[str, int]]:
         ("labelled groups", facts.n_groups),
         ("test photos", facts.n_test),
         ("joint classes without a photo", facts.n_classes_missing),
+        ("lack a label", facts.partly_labelled.n),
+        ("of these, train the labels they have", facts.partly_labelled.n_training),
     )
     return [(name, n) for name, n in named if n is not None]
 

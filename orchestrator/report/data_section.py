@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_prep.split import rows_of_seed
+from data_prep.split import PARTIAL, rows_of_seed
 from orchestrator.report import charts
 from orchestrator.report.load import Run, View
 from orchestrator.store.events import DriverStarted, ShardWritten, WorkerDied
@@ -38,7 +38,7 @@ class Distribution:
         totals: Counter[str] = Counter()
         for (role, _), n in self.counts.items():
             totals[role] += n
-        present = [role for role in _ROLES if totals[role]]
+        present = [role for role in (*_ROLES, PARTIAL) if totals[role]]
         return [RoleCount(role, totals[role], len(self.groups[role])) for role in present]
 
 

@@ -104,7 +104,7 @@ def _machine() -> list[Check]:
     n_gpus = local_gpus()
     processors = f"{os.cpu_count()} CPU cores, {n_gpus} GPU(s)"
     if not n_gpus:
-        processors += "; specs must say gpu: 0"
+        processors += "; specs must say gpu: 0 or auto"
     has_key = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
     dashboard = Check(True, "Ray dashboard")
     if util.find_spec("aiohttp") is None:

@@ -159,11 +159,11 @@ def _refuse_missing_gpus(experiment: Experiment, options: Options) -> None:
     from orchestrator.cluster.connection import local_gpus  # noqa: PLC0415
 
     resources = experiment.spec.resources
-    wanted = max(resources.per_trial.gpu, resources.per_prep_worker.gpu)
+    wanted = max(resources.per_trial.least_gpu, resources.per_prep_worker.gpu)
     if options.address is None and wanted > local_gpus():
         raise SpecError(
             f"resources: gpu: {wanted:g} was asked for, this machine has {local_gpus()} GPU(s); "
-            "set gpu: 0 or attach to a cluster with --address"
+            "set gpu: 0 or auto, or attach to a cluster with --address"
         )
     cpus = os.cpu_count() or 1
     wanted_cpus = max(resources.per_trial.cpu, resources.per_prep_worker.cpu)
@@ -340,7 +340,7 @@ def _connect(
             reporter.say(f"Ray's dashboard did not come up, the run goes on without: {problem}")
         cluster.require(
             cpu=max(resources.per_trial.cpu, resources.per_prep_worker.cpu),
-            gpu=max(resources.per_trial.gpu, resources.per_prep_worker.gpu),
+            gpu=max(resources.per_trial.least_gpu, resources.per_prep_worker.gpu),
         )
         yield _ClusterSize(cluster.resources.get("CPU", 1.0), cluster.resources.get("GPU", 0.0))
 

@@ -12,6 +12,7 @@ from orchestrator.store.events import (
     LimitReached,
     PhaseStarted,
     StageEnded,
+    TrialEnded,
 )
 
 
@@ -20,8 +21,9 @@ class Budget:
     """What a phase has used, in this driver and in earlier ones."""
 
     limits: Limits | None = None
-    gpus_per_trial: float = 0.0
+    gpus_per_trial: float = 0.0  # 0 where each trial has a part of its own
     used_s: float = 0.0  # of ended trials, summed
+    used_card_s: float = 0.0  # of those with a part of their own, times that part
     earlier_s: float = 0.0  # of earlier drivers in this phase
     reached: str | None = None
     began: float = field(default_factory=time.monotonic)
@@ -40,17 +42,27 @@ class Budget:
         if isinstance(event, LimitReached) and event.phase == phase:
             self.reached = event.reason
 
-    def limit_reached(self, best: float, running_s: float) -> str | None:
+    def spend(self, end: TrialEnded) -> None:
+        """Take in what a trial has used."""
+        seconds_used = end.wall_s or 0.0
+        self.used_s += seconds_used
+        self.used_card_s += seconds_used * (end.gpu or 0.0)
+
+    def limit_reached(
+        self, best: float, running_s: float, running_card_s: float = 0.0
+    ) -> str | None:
         """Return which limit is reached, or None.
 
         Args:
             best: score of all trials so far.
             running_s: seconds of the running trials, summed.
+            running_card_s: likewise, times each one's own part of a card.
         """
         if self.limits is None:
             return None
         wall_s = self.earlier_s + time.monotonic() - self.began
-        gpu_hours = (self.used_s + running_s) * self.gpus_per_trial / 3600
+        card_s = (self.used_s + running_s) * self.gpus_per_trial
+        gpu_hours = (card_s + self.used_card_s + running_card_s) / 3600
         if self.limits.wall and wall_s >= seconds(self.limits.wall):
             return f"search.limits.wall: {self.limits.wall} are over"
         if self.limits.gpu_hours and gpu_hours >= self.limits.gpu_hours:

@@ -18,6 +18,9 @@ from typing import Any
 
 from orchestrator.base.console import PhaseSnapshot
 from orchestrator.search.budget import Budget
+from orchestrator.search.card_sharing.capacity import CardUse
+from orchestrator.search.card_sharing.measurements import measurement
+from orchestrator.search.card_sharing.shares import FixedShare, MeasuredShares, Shares
 from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
 from orchestrator.search.trial_times import TrialTimes
@@ -63,6 +66,9 @@ class Trial:
     times: TrialTimes = field(default_factory=TrialTimes)  # of this attempt
     deaths: int = 0  # without lost nodes
     attempt: int = 0
+    gpu: float = 0.0  # its part of a card in this attempt
+    is_alone: bool = False  # it ran out of memory beside others
+    card_use: CardUse | None = None  # so far, in this attempt
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,8 @@ class Proposal:
     deaths: int
     replay: Replay | None  # if it has ended before, or the store has it finished
     has_ended: bool
+    gpu: float = 0.0  # its part of a card
+    is_measured: bool = False  # its worker looks at what it does to the card
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,7 @@ class TrialController:
         resume: Callable[[TrialRecord], tuple[TrialSpec, Any]] | None = None,
         finished: Callable[[TrialSpec], list[Metrics] | None] | None = None,
         budget: Budget | None = None,
+        shares: Shares = FixedShare(),  # noqa: B008 - frozen
     ) -> None:
         """Start from what the ledger knows of this phase.
 
@@ -120,6 +129,7 @@ class TrialController:
             resume: rebuilds the spec of a trial in the ledger, and asks Optuna for it again.
             finished: looks up the epochs of a trial that is finished in the store.
             budget: ends the phase before the proposals do.
+            shares: which part of a card a trial gets.
         """
         self.ledger = ledger
         self.phase = phase
@@ -128,6 +138,7 @@ class TrialController:
         self.tell = tell
         self.finished = finished
         self.budget = budget or Budget()
+        self.shares = shares
         self.records: dict[str, TrialRecord] = {}  # the ledger's, of this phase, by start
         self.queue: deque[Trial] = deque()  # to be handed out
         self.handed_out: dict[str, Trial] = {}  # to Tune
@@ -171,10 +182,12 @@ class TrialController:
                 trial.deaths += event.counts
                 if event.micro_batch is not None:
                     trial.spec = replace(trial.spec, micro_batch=event.micro_batch)
+                elif event.cause == "memory":
+                    trial.is_alone = True
             elif isinstance(event, TrialReopened):
                 open_trials[name] = replace(resumed[name])
             elif isinstance(event, TrialEnded) and index < last_reopened.get(name, -1):
-                self.budget.used_s += event.wall_s or 0.0
+                self.budget.spend(event)
             elif isinstance(event, TrialEnded):
                 trial = open_trials.pop(name)
                 self._take_end(trial, event)
@@ -237,9 +250,17 @@ class TrialController:
             if trial.state is TrialState.ENDED:
                 return trial
             # two trainings of one artifact at a time would write the same files
-            if trial.spec.key not in running_keys and trial.spec.source not in unfinished_keys:
+            is_free = trial.spec.key not in running_keys
+            if is_free and trial.spec.source not in unfinished_keys and self._has_room(trial):
                 return trial
         return None
+
+    def _has_room(self, trial: Trial) -> bool:
+        """Return False if the trial waits until others have left their cards."""
+        if not isinstance(self.shares, MeasuredShares):
+            return True
+        share = self.shares.share_of(trial.spec, is_alone=trial.is_alone)
+        return self.shares.fits(share, [other.gpu for other in self.handed_out.values()])
 
     def _hand_out(self, trial: Trial) -> Proposal:
         self.queue.remove(trial)
@@ -256,7 +277,18 @@ class TrialController:
             if trial.stored is not None:
                 replayed = Replay(list(enumerate(trial.stored, 1)))
         has_ended = trial.state is TrialState.ENDED
-        return Proposal(trial.spec, trial.attempt, trial.deaths, replayed, has_ended)
+        shares = self.shares
+        trial.gpu = shares.share_of(trial.spec, is_alone=trial.is_alone)
+        trial.card_use = None
+        is_measured = False
+        if isinstance(shares, MeasuredShares):
+            if replayed is not None:
+                trial.gpu = 0.0  # it waits for no card
+            else:
+                is_measured = trial.is_alone or not shares.is_measured(trial.spec)
+        return Proposal(
+            trial.spec, trial.attempt, trial.deaths, replayed, has_ended, trial.gpu, is_measured
+        )
 
     def _start(self, trial: Trial) -> None:
         number = self._n_started[trial.spec.variant]
@@ -279,7 +311,9 @@ class TrialController:
         """Return True if a limit of the budget was reached, by this driver or an earlier one."""
         if self.budget.reached is None:
             best = self.best if self.best is not None else -1.0
-            self.budget.reached = self.budget.limit_reached(best, self.running_s())
+            self.budget.reached = self.budget.limit_reached(
+                best, self.running_s(), self._running_card_s()
+            )
             if self.budget.reached is not None:
                 event = LimitReached(phase=self.phase, reason=self.budget.reached)
                 self.ledger.append(event, commit=True)
@@ -295,6 +329,13 @@ class TrialController:
         """Return the seconds that the running trials have taken so far, summed."""
         now = time.monotonic()
         return sum(now - trial.times.began for trial in self._running())
+
+    def _running_card_s(self) -> float:
+        """Return the same, times each trial's own part of a card."""
+        if not isinstance(self.shares, MeasuredShares):
+            return 0.0
+        now = time.monotonic()
+        return sum((now - trial.times.began) * trial.gpu for trial in self._running())
 
     @property
     def n_ended(self) -> int:
@@ -340,6 +381,12 @@ class TrialController:
             return False
         self._finish(trial, "PRUNED", why=why)
         return True
+
+    def on_card_use(self, trial_id: str, use: CardUse) -> None:
+        """Take in what a measured trial has done to its card so far."""
+        trial = self.handed_out.get(trial_id)
+        if trial is not None:
+            trial.card_use = use
 
     def _take_report(self, record: TrialRecord, epoch: int) -> str | None:
         """Take in an epoch of the record; return why the trial ends there, or None."""
@@ -410,16 +457,27 @@ class TrialController:
             cached=trial.stored is not None,
             deaths=trial.deaths,
             parts=parts,
+            gpu=trial.gpu if isinstance(self.shares, MeasuredShares) else None,
         )
+        if status != "FAILED":
+            self._keep_card_use(trial)
         self.ledger.append(event, commit=True)
         self._take_end(trial, event)
+
+    def _keep_card_use(self, trial: Trial) -> None:
+        """Let later trials of the size share cards as this one was measured."""
+        if trial.card_use is None or not isinstance(self.shares, MeasuredShares):
+            return
+        size = self.shares.size_of(trial.spec)
+        self.shares.uses[size] = trial.card_use
+        self.ledger.append(measurement(trial.spec.trial_id, size, trial.card_use))
 
     def _take_end(self, trial: Trial, event: TrialEnded) -> None:
         """Take in an end that is in the ledger."""
         trial.state = TrialState.ENDED
         self.counts[event.status] += 1
         if not event.cached:  # else another run spent the time
-            self.budget.used_s += event.wall_s or 0.0
+            self.budget.spend(event)
         if self.tell and trial.asked is not None:
             reports = self.records[event.trial_id].reports
             self.tell(trial.asked, event.status, reports, event.cause)
@@ -432,7 +490,8 @@ class TrialController:
         Args:
             trial_id: of a trial that was handed out.
             error: what happened, in one line.
-            cause: in one word; after `memory` the trial gets half the micro-batch, once.
+            cause: in one word; after `memory` the trial gets a card for itself if it shared one,
+                else half the micro-batch, once.
             counts: False if the machine was lost; the trial is then tried again in any case.
         """
         trial = self.handed_out.get(trial_id)
@@ -446,7 +505,10 @@ class TrialController:
             self._finish(trial, "FAILED", error=f"{error}, {times} times", cause=cause)
             return
         micro_batch = None
-        if cause == "memory":
+        if cause == "memory" and 0 < trial.gpu < 1 and isinstance(self.shares, MeasuredShares):
+            trial.is_alone = True
+            counts = False
+        elif cause == "memory":
             in_use = _photos_at_once(trial.spec)
             if trial.spec.micro_batch is not None or in_use < _MIN_SPLIT:
                 error = (

@@ -42,6 +42,6 @@ def _choose_on_worker(arm: Arm, schema: Schema, share: TrialShare) -> str:
         sizes = dict(zip(schema.names, schema.sizes, strict=True))
         return choose_precision_for(arm.train.model, sizes, size=arm.prep.size, device=share.device)
 
-    task = ray.remote(num_cpus=share.cpu, num_gpus=share.gpu)(choose)
+    task = ray.remote(num_cpus=share.cpu, num_gpus=share.least_gpu)(choose)
     chosen: str = ray.get(task.remote())
     return chosen

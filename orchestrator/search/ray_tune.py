@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import logging
 import os
 import platform
@@ -13,7 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ from ray.tune.search import SearchAlgorithm
 
 from orchestrator.base.errors import UserError
 from orchestrator.cluster.loader import LoaderGone
+from orchestrator.search.card_sharing.capacity import CardUse
+from orchestrator.search.card_sharing.meter import CardMeter, CardWatch, NvmlMeter
 from orchestrator.search.controller import Finished, Proposal, Replay, TrialController, Waiting
 from orchestrator.search.trial import TrialSpec, run_trial
 from orchestrator.search.trial_process import (
@@ -72,6 +75,8 @@ class Order:
 
     spec: TrialSpec
     replay: Replay | None  # if the trial has ended before
+    gpu: float = 0.0  # its part of a card
+    is_measured: bool = False  # the worker looks at what the trial does to its card
 
 
 class TrialConfig(dict[str, Any]):
@@ -88,7 +93,7 @@ class TrialConfig(dict[str, Any]):
         spec = proposal.spec
         config = cls(spec.params)
         config.update(variant=spec.variant, setting=spec.setting, seed=spec.seed, fold=spec.fold)
-        config.order = Order(spec, proposal.replay)
+        config.order = Order(spec, proposal.replay, proposal.gpu, proposal.is_measured)
         return config
 
 
@@ -102,6 +107,16 @@ class Warm(tune.Trainable):
     watch = Watch()
     modules: tuple[str, ...] = ()
     loader: str | None = None  # its address
+    cpu: float = 1.0
+    meter: Callable[[], CardMeter] = NvmlMeter
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory | None:
+        """Return what a worker of this trial takes of the cluster; Tune reuses equal ones."""
+        order = getattr(config, "order", None)
+        if order is None:  # Tune asks without a trial
+            return None
+        return tune.PlacementGroupFactory([{"CPU": cls.cpu, "GPU": order.gpu}])
 
     def setup(self, config: TrialConfig) -> None:
         self.broken: str | None = None
@@ -133,6 +148,8 @@ class Warm(tune.Trainable):
     def _begin(self, config: TrialConfig) -> None:
         self.config = dict(config)  # each report carries it back to the driver
         order = config.order
+        self.card = CardWatch(type(self).meter()) if order.is_measured else None
+        self.child.on_check = self.card.sample if self.card else lambda: None
         self.replay: Iterator[Result] | None = None
         if order.replay is not None:
             self.replay = _results_of(order.replay)
@@ -160,10 +177,17 @@ class Warm(tune.Trainable):
             raise BrokenWorker(self.broken)  # Tune gives the worker up
         message = self.child.next()
         if isinstance(message, Reported):
-            return {"epoch": message.epoch, **message.metrics}
+            return {"epoch": message.epoch, **message.metrics, **self._card_use()}
         if message is None:
             return {RESULT_DUPLICATE: True}
         return {"done": True, "cause": message.cause, "error": message.text}
+
+    def _card_use(self) -> Result:
+        if self.card is None:
+            return {}
+        self.card.sample()
+        use = self.card.use()
+        return {} if use is None else {"card": json.dumps(asdict(use))}  # Tune flattens a dict
 
     def cleanup(self) -> None:
         self.child.kill()
@@ -310,6 +334,8 @@ class Decisions(FIFOScheduler):
         for name, value in result.items():
             if name.startswith(("val_", "train_")) or name in _METRICS:
                 metrics[name] = float(value)
+        if "card" in result:
+            self.trial_controller.on_card_use(_name(trial), CardUse(**json.loads(result["card"])))
         stops = self.trial_controller.on_report(_name(trial), int(result["epoch"]), metrics)
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
@@ -410,12 +436,12 @@ def run(
     folder: Path,
     *,
     cpu: float,
-    gpu: float,
     max_concurrent: int,
     body: Body = run_trial,
     modules: Iterable[str] = TRAINING_MODULES,
     loader: str | None = None,
     watch: Watch = Watch(),  # noqa: B008 - frozen
+    meter: Callable[[], CardMeter] = NvmlMeter,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Run all trials of a controller as one Tune experiment in a new `folder`.
@@ -423,15 +449,15 @@ def run(
     The ended trials of a resumed run are replayed to Tune, so an older folder is not needed.
 
     Args:
-        trial_controller: what to run.
+        trial_controller: what to run; it knows the GPUs of each trial.
         folder: of the experiment.
         cpu: per trial.
-        gpu: per trial, fractions allowed.
         max_concurrent: trials at a time.
         body: trains one spec and reports its epochs.
         modules: what workers load before their first trial.
         loader: address of a process that has loaded it for the workers of this machine.
         watch: limits of a trial.
+        meter: makes what looks at the card of a worker.
         tick: called after every step of Tune's loop.
 
     Raises:
@@ -449,13 +475,15 @@ def run(
         "watch": watch,
         "modules": tuple(modules),
         "loader": loader,
+        "cpu": cpu,
+        "meter": staticmethod(meter),
     }
     worker = type("Trial", (Warm,), shared)
     decisions = Decisions(trial_controller)
     with warnings.catch_warnings(), memory_kills_are_deaths():
         warnings.simplefilter("ignore")
         tune.Tuner(
-            tune.with_resources(worker, {"cpu": cpu, "gpu": gpu}),
+            worker,
             tune_config=tune.TuneConfig(
                 metric=OBJECTIVE,
                 mode="max",

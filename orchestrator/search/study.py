@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.base.keys import digest
 from orchestrator.search.budget import Budget
+from orchestrator.search.card_sharing.shares import FixedShare, Shares
 from orchestrator.search.controller import Reports, TrialController
 from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
@@ -286,6 +287,7 @@ def search_controller(
     *,
     finished: Callable[[TrialSpec], list[dict[str, float]] | None] | None = None,
     gpus_per_trial: float = 0.0,
+    shares: Shares = FixedShare(),  # noqa: B008 - frozen
 ) -> TrialController:
     """Return the trial controller of a search.
 
@@ -294,7 +296,8 @@ def search_controller(
         ledger: open for writing.
         durations: variant -> its `train.duration`.
         finished: looks up the epochs of a trial that is finished in the store.
-        gpus_per_trial: for the limit gpu_hours.
+        gpus_per_trial: for the limit gpu_hours; 0 where each trial has a part of its own.
+        shares: which part of a card a trial gets.
     """
     scheduler = studies.search.scheduler
     rungs = {name: Rungs(scheduler, _max_epochs(durations[name])) for name in studies.variants}
@@ -307,6 +310,7 @@ def search_controller(
         resume=studies.resume,
         finished=finished,
         budget=Budget(studies.search.limits, gpus_per_trial),
+        shares=shares,
     )
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.catalog.label_schema import Schema, train_borders, train_codes
+from data_prep.catalog.label_schema import MISSING, Schema, train_borders, train_codes
 from data_prep.config import Data
-from data_prep.split import cells, excluded, inner_part, rows_of_seed
+from data_prep.split import Ints, cells, excluded, inner_part, may_learn, rows_of_seed
 from orchestrator.base.keys import digest
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact
@@ -24,6 +24,8 @@ def subset_file(
     folder: Path, folds: Artifact, data: Data, catalog: pa.Table, seed: int, fold: int | None
 ) -> Path:
     """Write which sample has which part in one training, and its label codes.
+
+    A sample that lacks a label may be in part train alone; its code there is null.
 
     Args:
         folder: for the file; one that exists is taken as it is.
@@ -46,7 +48,7 @@ def subset_file(
     parts = _parts(table, data, schema, fold)
     samples = sorted(parts)
     labels = dict(zip(table["sample_id"].to_pylist(), table["label"].to_pylist(), strict=True))
-    codes = schema.decode(np.array([labels[sample] for sample in samples], np.int64))
+    codes = _codes(samples, labels, catalog, schema)
     columns: dict[str, Any] = {
         "sample_id": pa.array(samples, pa.string()),
         "part": pa.array([parts[sample] for sample in samples], pa.string()),
@@ -58,7 +60,8 @@ def subset_file(
             for row, sample in enumerate(samples):
                 if parts[sample] == "train":
                     column[row] = moved_codes[label][sample]
-        columns[f"label_{label}"] = pa.array(column, pa.int64())
+        known = [None if code == MISSING else code for code in column]
+        columns[f"label_{label}"] = pa.array(known, pa.int64())
     path.parent.mkdir(parents=True, exist_ok=True)
     tables.write(pa.table(columns), path)
     return path
@@ -68,13 +71,32 @@ def _parts(folds: pa.Table, data: Data, schema: Schema, fold: int | None) -> dic
     """Return sample -> train, val or holdout."""
     rows = folds.to_pylist()
     if fold is None:
-        return {row["sample_id"]: row["role"] for row in rows if row["role"] in _LEARNED}
-    train, val = inner_part(folds, fold, data.split, schema)
-    parts = {**dict.fromkeys(train, "train"), **dict.fromkeys(val, "val")}
-    for row in rows:
-        if row["fold"] == fold:
-            parts[row["sample_id"]] = "holdout"
+        parts = {row["sample_id"]: row["role"] for row in rows if row["role"] in _LEARNED}
+    else:
+        train, val = inner_part(folds, fold, data.split, schema)
+        parts = {**dict.fromkeys(train, "train"), **dict.fromkeys(val, "val")}
+        for row in rows:
+            if row["fold"] == fold:
+                parts[row["sample_id"]] = "holdout"
+    scored = {row["group"] for row in rows if parts.get(row["sample_id"], "train") != "train"}
+    parts |= dict.fromkeys(may_learn(folds, data.split, scored), "train")
     return parts
+
+
+def _codes(
+    samples: list[str], labels: dict[str, int | None], catalog: pa.Table, schema: Schema
+) -> Ints:
+    """Return the codes of samples, (n_samples, n_labels); MISSING where one lacks a label."""
+    joint = [labels[sample] for sample in samples]
+    codes: Ints = schema.decode(np.array([label or 0 for label in joint], np.int64))
+    lacking = [row for row, label in enumerate(joint) if label is None]
+    if lacking:
+        place = {sample: row for row, sample in enumerate(catalog["sample_id"].to_pylist())}
+        of_catalog = catalog.take([place[samples[row]] for row in lacking])
+        for column, name in enumerate(schema.names):
+            known = of_catalog[f"label_{name}"].fill_null(MISSING)
+            codes[lacking, column] = known.to_numpy()
+    return codes
 
 
 def mixable_file(
@@ -112,9 +134,8 @@ def mixable_file(
 
 def _moved_codes(data: Data, catalog: pa.Table) -> dict[str, dict[str, int]]:
     """Return label -> sample -> its code under `train_bins`."""
-    rows = catalog.filter(pc.is_valid(catalog["label"]))
-    samples = rows["sample_id"].to_pylist()
+    samples = catalog["sample_id"].to_pylist()
     codes = {}
-    for label, column in train_codes(data.labels, rows).items():
+    for label, column in train_codes(data.labels, catalog).items():
         codes[label] = dict(zip(samples, column, strict=True))
     return codes

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.catalog.label_schema import MISSING
 from data_prep.files import write_json
 from orchestrator.base.errors import UserError
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, Store
 from orchestrator.store.features import FeatureStore, feature_store
+from trainers.preflight.step_times import StepTimes
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -43,10 +45,12 @@ class TrialSpec:
     source: str | None = None  # key of the trial whose weights head frozen_deep takes
     micro_batch: int | None = None  # set after a worker ran out of memory; part of no key
     score: dict[str, Any] | None = None  # metric and labels that it maximizes; None: macro F1
+    step_times: StepTimes | None = None  # for `compile: auto`; the ledger has them once
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; it shares the containers."""
         facts = dict(vars(self))
+        del facts["step_times"]
         if self.score is None:
             del facts["score"]
         return facts
@@ -57,7 +61,7 @@ class Part:
     """The photos of one part of a training."""
 
     rows: Any  # (n,) int64, into the prepared photos
-    codes: Any  # (n, L) int64, one column per label
+    codes: Any  # (n, L) int64, one column per label; MISSING where a photo of part train lacks it
 
 
 def run_trial(spec: TrialSpec, report: Report) -> Artifact:
@@ -121,6 +125,7 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
         micro_batch=spec.micro_batch,
         began=began,
         objective=None if spec.score is None else Objective(**spec.score),
+        step_times=spec.step_times,
     )
     scored = parts["holdout" if spec.phase == "confirm" else "val"]
     predictions = _predictions(spec, work, photos, scored, features)
@@ -216,7 +221,8 @@ def _read_parts(spec: TrialSpec, index: Mapping[str, int]) -> dict[str, Part]:
     """Return the parts by name, without the photos that preparation quarantined."""
     table = tables.read(Path(spec.parts))
     rows = np.array([index.get(name, -1) for name in table["sample_id"].to_pylist()], np.int64)
-    codes = np.stack([table[f"label_{name}"].to_numpy() for name in spec.label_sizes], axis=1)
+    columns = [table[f"label_{name}"].fill_null(MISSING) for name in spec.label_sizes]
+    codes = np.stack([column.to_numpy() for column in columns], axis=1)
     part_of_row = np.array(table["part"].to_pylist(), np.str_)
     parts = {}
     for name in ("train", "val", "holdout"):

@@ -145,6 +145,7 @@ class Child:
         self.body = body
         self.watch = watch
         self.loader = loader
+        self.on_check: Callable[[], None] = _nothing  # called four times a second during a trial
         self.pid = 0  # 0 while there is no process
         self.n_forks = 0
         self.trial_id = ""
@@ -302,6 +303,7 @@ class Child:
     def _reason_to_end(self) -> Failed | None:
         """Return why the trial must be ended, or None."""
         self._last_check = time.monotonic()
+        self.on_check()
         watch = self.watch
         if watch.control and stop_file(watch.control, self.trial_id).exists():
             return Failed("stopped", "stopped by hand")
@@ -334,6 +336,10 @@ class Child:
         return Failed(
             "memory", f"{taken_text} {left}; lower the batch size or resources.max_concurrent"
         )
+
+
+def _nothing() -> None:
+    pass
 
 
 def check_metrics(epoch: int, metrics: dict[str, Any]) -> dict[str, float]:

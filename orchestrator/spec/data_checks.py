@@ -12,6 +12,7 @@ from pathlib import Path
 from data_prep.catalog.label_schema import OWN_COLUMNS
 from data_prep.catalog.labelled_photos import (
     Rows,
+    lacking_text,
     rare_classes,
     read_rows,
     require_classes,
@@ -21,6 +22,7 @@ from data_prep.catalog.test_labels import placeholder
 from data_prep.errors import DataError, nearest
 from orchestrator.spec.models import Experiment
 from orchestrator.spec.yaml_source import DocumentError, Problem, load
+from trainers.config import SingleHead
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def check_data(experiment: Experiment, path: Path) -> DataReport:
     data = experiment.spec.data
     try:
         rows = read_rows(data, experiment.base)
-        lines = [*summary(data, rows), *rows.notes]
+        lines = [*summary(data, rows), *_joint_heads(experiment, rows), *rows.notes]
         require_classes(data, rows)
         problems += _faults(experiment, rows, warnings)
     except DataError as error:
@@ -72,13 +74,32 @@ def check_data(experiment: Experiment, path: Path) -> DataReport:
     return DataReport(lines, warnings)
 
 
+def _joint_heads(experiment: Experiment, rows: Rows) -> list[str]:
+    """Name the variants that photos which lack a label cannot train."""
+    if not lacking_text(rows, list(experiment.spec.data.labels)):
+        return []
+    joint = []
+    for name, arm in experiment.arms.items():
+        head = arm.train.model.head
+        if isinstance(head, SingleHead) and len(head.labels or experiment.spec.data.labels) > 1:
+            joint.append(name)
+    if not joint:
+        return []
+    text = (
+        f"head single of {', '.join(joint)} answers its labels together: photos that lack one of "
+        "them do not train it; the other heads learn each label by itself"
+    )
+    return [text]
+
+
 def _faults(experiment: Experiment, rows: Rows, warnings: list[str]) -> Iterator[DataError]:
     """Yield what a later stage would refuse; what it may refuse is added to the warnings."""
     spec = experiment.spec
     by_photo = spec.data.split.strategy == "random"
-    n_units = len(rows.readable)
+    scored = rows.complete().readable
+    n_units = len(scored)
     if not by_photo:
-        n_units = len({rows.groups[index] for index in rows.readable})
+        n_units = len({rows.groups[index] for index in scored})
         for rare in rare_classes(spec.data, rows):
             where = f"data.labels.{rare.label}"
             if spec.confirm is None:

@@ -58,18 +58,13 @@ class Share(Section):
 
     cpu: Annotated[float, Field(gt=0, le=1024)] = 1
     """CPU cores; also the threads of every library in it."""
-    gpu: Annotated[float, Field(ge=0, le=64)] = 0
-    """GPUs; 0.5 lets two share one."""
-
-    @property
-    def device(self) -> str:
-        """The torch device."""
-        return "cuda" if self.gpu else "cpu"
 
 
 class PrepShare(Share):
     """What one worker of the preparation gets, and its time limit per photo."""
 
+    gpu: Annotated[float, Field(ge=0, le=64)] = 0
+    """GPUs; 0.5 lets two share one."""
     timeout_s: Annotated[float, Field(ge=1, le=86400)] = 120
     """Seconds for one photo; two timeouts quarantine it."""
 
@@ -77,6 +72,10 @@ class PrepShare(Share):
 class TrialShare(Share):
     """What one trial gets, and its limits; beyond a limit it ends as FAILED, with the reason."""
 
+    gpu: Annotated[float, Field(ge=0, le=64)] | Literal["auto"] = 0
+    """GPUs; 0.5 lets two share one. `auto`: as many trials share one as the first of each size
+    shows to fit; 0 where there is none.
+    """
     wall_s: Positive | None = None
     """Seconds for one trial; null for no limit."""
     report_s: Positive | None = 7200  # without a report for so long, the trial hangs
@@ -84,12 +83,28 @@ class TrialShare(Share):
     memory_gb: Positive | None = None  # None: until the machine runs short of memory
     """Memory of one trial; null: until the machine runs short of it."""
 
+    @property
+    def least_gpu(self) -> float:
+        """GPUs without which no trial starts; `auto` does without."""
+        return 0.0 if self.gpu == "auto" else self.gpu
+
+    @property
+    def device(self) -> str:
+        """The torch device, once it is known what `auto` means."""
+        return "cuda" if self.gpu else "cpu"
+
+    def on(self, n_gpus: float) -> TrialShare:
+        """Return the share on a cluster: there `auto` is a card, or none."""
+        if self.gpu != "auto":
+            return self
+        return self.model_copy(update={"gpu": 1.0 if n_gpus >= 1 else 0.0})
+
     @model_validator(mode="after")
     def _one_card(self) -> Self:
-        if self.gpu > 1:
+        if self.least_gpu > 1:
             raise ValueError(
-                f"gpu: at most 1 was required, found {self.gpu:g}: a trial trains on one card; "
-                "with gpu: 1 or a fraction, several trials keep several cards busy"
+                f"gpu: at most 1 was required, found {self.least_gpu:g}: a trial trains on one card; "
+                "with gpu: auto, 1 or a fraction, several trials keep several cards busy"
             )
         return self
 

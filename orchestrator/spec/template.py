@@ -163,7 +163,8 @@ def _body(draft: _Draft, name: str, n_folds: int) -> str:
         f"  group: {draft.group}{comment}",
     ]
     if draft.leave_out or any(label.n_missing for label in draft.labels):
-        lines.append("  unlabelled: leave_out   # photos that have no class")
+        keep = " of some label; keep: they train those they have" if len(draft.labels) > 1 else ""
+        lines.append(f"  unlabelled: leave_out   # photos that have no class{keep}")
     lines.append("  split: {strategy: balanced_profile, val: 0.2, seed: 0}")
     return "\n".join(lines) + "\n" + _TAIL.format(second=second, folds=n_folds)
 

@@ -401,7 +401,7 @@ class _Difference(NamedTuple):
 
 def check(env: Env, lineage: Lineage, split: str) -> Check:
     """Predict a few held-out photos of every member again, by the code of `predict` and bundles."""
-    share = env.experiment.spec.resources.per_trial
+    share = env.trial_share
     jobs = []
     for members_trials in lineage.values():
         for place in sorted({0, len(members_trials) - 1}):
@@ -410,7 +410,9 @@ def check(env: Env, lineage: Lineage, split: str) -> Check:
                 jobs.append(job)
     differences: list[_Difference] = []
     with env.console.task("check", len(jobs)) as advance:
-        answers = ray_map(compare_answers, jobs, cpu=share.cpu, gpu=share.gpu, loader=env.loader)
+        answers = ray_map(
+            compare_answers, jobs, cpu=share.cpu, gpu=share.least_gpu, loader=env.loader
+        )
         for difference in answers:
             differences.append(difference)
             advance(len(differences), "checkpoints")
@@ -448,7 +450,7 @@ def _job(env: Env, trial: TrialRecord, artifact: Artifact, split: str) -> _Job:
         env.experiment.arms[trial.variant].prep.model_dump_json(by_alias=True),
         photos,
         [row["probs"] for row in picked],
-        spec.resources.per_trial.device,
+        env.trial_share.device,
     )
 
 

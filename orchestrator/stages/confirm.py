@@ -200,6 +200,7 @@ def _first_finished(trials: Sequence[TrialRecord]) -> dict[str, list[TrialRecord
 def _train(trainings: Trainings, wanted: Confirm, points: Mapping[str, Point]) -> None:
     from orchestrator.search.controller import TrialController  # noqa: PLC0415
     from orchestrator.stages.trial_phase import (  # noqa: PLC0415
+        card_shares,
         feature_sources,
         phase_trials,
         train_all,
@@ -224,6 +225,7 @@ def _train(trainings: Trainings, wanted: Confirm, points: Mapping[str, Point]) -
         proposals,
         resume=lambda trial: (by_id[trial.trial_id], None),
         finished=trainings.stored_history,
+        shares=card_shares(env),
     )
     train_all(env, controller, "confirm", len(specs))
 

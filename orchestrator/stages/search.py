@@ -85,7 +85,11 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched
 
 def _train(trainings: Trainings) -> None:
     from orchestrator.search.study import Studies, search_controller  # noqa: PLC0415
-    from orchestrator.stages.trial_phase import feature_sources, train_all  # noqa: PLC0415
+    from orchestrator.stages.trial_phase import (  # noqa: PLC0415
+        card_shares,
+        feature_sources,
+        train_all,
+    )
     from orchestrator.store.events import PhaseStarted  # noqa: PLC0415
 
     env = trainings.env
@@ -119,7 +123,8 @@ def _train(trainings: Trainings) -> None:
         env.ledger,
         {name: arm.train.duration for name, arm in experiment.arms.items()},
         finished=trainings.stored_history,
-        gpus_per_trial=spec.resources.per_trial.gpu,
+        gpus_per_trial=spec.resources.per_trial.least_gpu,
+        shares=card_shares(env),
     )
     train_all(env, controller, "search", studies.n_trials)
 

@@ -17,7 +17,7 @@ from orchestrator.store.artifacts import Artifact
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_ROLES = ("train", "val", "test", "excluded")
+_ROLES = ("train", "val", "test", "excluded", "partial")
 
 
 @dataclass(frozen=True)

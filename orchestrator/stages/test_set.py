@@ -191,7 +191,7 @@ def predict_trials(
     from data_prep.preparation.shards import open_rows  # noqa: PLC0415
 
     jobs = []
-    share = env.experiment.spec.resources.per_trial
+    share = env.trial_share
     for trial in trials:
         artifact = env.store.get("trial", trial.key)
         artifact.file("weights.safetensors")  # checks its hash
@@ -213,7 +213,7 @@ def predict_trials(
     predicted: list[TrialProbs] = []
     with env.console.task("vote", len(jobs)) as advance:
         answers = ray_map(
-            _predict_checkpoint, jobs, cpu=share.cpu, gpu=share.gpu, loader=env.loader
+            _predict_checkpoint, jobs, cpu=share.cpu, gpu=share.least_gpu, loader=env.loader
         )
         for trial, probs in zip(trials, answers, strict=True):
             predicted.append(TrialProbs(trial, probs))

@@ -20,6 +20,10 @@ from orchestrator.evaluation import common_samples
 from orchestrator.evaluation.answer_scores import scorer_of
 from orchestrator.evaluation.metrics import Scorer
 from orchestrator.planning.stage import Env
+from orchestrator.search.card_sharing.capacity import TrialSize, size_of
+from orchestrator.search.card_sharing.measurements import measured_uses
+from orchestrator.search.card_sharing.shares import FixedShare, MeasuredShares, Shares
+from orchestrator.search.compile_probe import known_times, time_steps
 from orchestrator.search.controller import TrialController
 from orchestrator.search.precision import choose_precision
 from orchestrator.search.training_inputs import mixable_file, subset_file
@@ -39,7 +43,8 @@ from orchestrator.store.events import (
     TrialStarted,
 )
 from orchestrator.store.ledger import TrialRecord, read
-from trainers.config import FrozenDeepHead
+from trainers.config import FrozenDeepHead, Train
+from trainers.preflight.step_times import StepTimes
 
 _STATUSES = ("COMPLETE", "PRUNED", "FAILED")
 
@@ -95,7 +100,7 @@ class Trainings:
         )
         mixable = self._mixable_file(arm)
         inputs = self._inputs(variant, arm, subset, mixable, source)
-        share = env.experiment.spec.resources.per_trial
+        share = env.trial_share
         precision = choose_precision(arm, env.schema, share, env.ledger)
         trained_as = identity(arm.train)
         if precision != "fp32":  # `auto` may choose another one on another machine
@@ -125,7 +130,15 @@ class Trainings:
             mixable=str(mixable) if mixable else None,
             source=source,
             score=score,
+            step_times=self._step_times(arm, precision),
         )
+
+    def _step_times(self, arm: Arm, precision: str) -> StepTimes | None:
+        if arm.train.compile != "auto":
+            return None
+        train = arm.train.model_copy(update={"precision": precision})
+        size = size_of(train, arm.prep.size)
+        return known_times(size, self.env.trial_share.device, self.env.ledger)
 
     def _inputs(
         self, variant: str, arm: Arm, subset: Path, mixable: Path | None, source: str | None
@@ -144,18 +157,26 @@ class Trainings:
     def check(self) -> None:
         """Do what should not wait for a trial.
 
-        Unknown columns are refused, and precisions are probed while all cores are free.
+        Unknown columns are refused; precisions and compiled steps are probed while nothing trains.
         """
         experiment = self.env.experiment
         search = experiment.spec.search
-        share = experiment.spec.resources.per_trial
+        share = self.env.trial_share
         for variant, arm in experiment.arms.items():
             self._mixable_file(arm)
             space = search.space_of(variant) if search else {}
             paths = [path for path in ("train.model.backbone", "train.precision") if path in space]
             for values in itertools.product(*(space[path].corners() for path in paths)):
                 _, corner = experiment.setting(variant, dict(zip(paths, values, strict=True)))
-                choose_precision(corner, self.env.schema, share, self.env.ledger)
+                precision = choose_precision(corner, self.env.schema, share, self.env.ledger)
+                time_steps(
+                    corner,
+                    precision,
+                    self.env.schema,
+                    share,
+                    self.env.ledger,
+                    n_photos=len(self.catalog.table),
+                )
 
     def stored_history(self, trial: TrialSpec) -> list[dict[str, float]] | None:
         """Return the epochs of a training that the store has finished, else None."""
@@ -178,15 +199,29 @@ def feature_sources(experiment: Experiment) -> dict[str, str]:
     return sources
 
 
+def card_shares(env: Env) -> Shares:
+    """Return which part of a card each trial of a phase gets."""
+    share = env.trial_share
+    if env.experiment.spec.resources.per_trial.gpu != "auto" or not share.gpu:
+        return FixedShare(share.least_gpu)
+
+    def size(trial: TrialSpec) -> TrialSize:
+        pixels = env.experiment.arms[trial.variant].prep.size
+        train = Train.model_validate(trial.train)
+        return size_of(train, pixels, micro_batch=trial.micro_batch)
+
+    return MeasuredShares(int(env.gpus), size, measured_uses(env.store))
+
+
 def train_all(env: Env, controller: TrialController, phase: str, n_trials: int) -> None:
     """Train the trials of one phase."""
     from orchestrator.search.ray_tune import run  # noqa: PLC0415
 
     resources = env.experiment.spec.resources
-    share = resources.per_trial
+    share = env.trial_share
     n_concurrent = int(env.cpus / share.cpu)
-    if share.gpu:
-        n_concurrent = min(n_concurrent, int(env.gpus / share.gpu))
+    if resources.per_trial.least_gpu:
+        n_concurrent = min(n_concurrent, int(env.gpus / resources.per_trial.least_gpu))
     if resources.max_concurrent != "auto":
         n_concurrent = min(n_concurrent, resources.max_concurrent)
     watch = Watch(
@@ -201,7 +236,6 @@ def train_all(env: Env, controller: TrialController, phase: str, n_trials: int) 
             controller,
             env.paths.tune / phase,
             cpu=share.cpu,
-            gpu=share.gpu,
             max_concurrent=max(1, n_concurrent),
             loader=env.loader,
             watch=watch,

@@ -177,6 +177,28 @@ class PrecisionChosen(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepsTimed(Record):
+    """Steps of a size were timed with and without compiling them."""
+
+    record_kind = "steps_timed"
+
+    size: dict[str, Any]  # as `card_sharing.capacity.TrialSize` has it
+    device: str
+    times: dict[str, Any]  # as `trainers.preflight.step_times.StepTimes` has it
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardMeasured(Record):
+    """The first trial of a size has ended, which had a card for itself."""
+
+    record_kind = "card_measured"
+
+    trial_id: str
+    size: dict[str, Any]  # as `card_sharing.capacity.TrialSize` has it
+    use: dict[str, Any]  # as `CardUse` there
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelsOpened(Record):
     """Labels of test photos were read."""
 
@@ -257,7 +279,7 @@ class TrialEnded(TrialEvent):
     """A trial came to its end."""
 
     record_kind = "trial_ended"
-    left_out = frozenset({"parts"})
+    left_out = frozenset({"parts", "gpu"})
 
     status: str  # COMPLETE | PRUNED | FAILED
     epochs: int = 0
@@ -270,6 +292,7 @@ class TrialEnded(TrialEvent):
     cached: bool = False  # the store had it finished
     deaths: int = 0
     parts: dict[str, float] | None = None  # what it did with wall_s, in seconds
+    gpu: float | None = None  # its part of a card, where `gpu: auto` decided it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +320,8 @@ Event = (
     | ShardWritten
     | ArtifactDamaged
     | PrecisionChosen
+    | StepsTimed
+    | CardMeasured
     | LabelsOpened
     | TrialStarted
     | EpochReported

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from tests.benchmarks import (
+    augmentation,
     board,
     catalog,
     preparation,
@@ -62,6 +63,10 @@ BENCHMARKS = {
     "rows_memory": training.rows_memory,
     "kept_memory": training.kept_memory,
     "bank_vs_backbone": training.bank_vs_backbone,
+    "augment_contest": augmentation.augment_contest,
+    "augment_basic": augmentation.augment_basic,
+    "augment_strong": augmentation.augment_strong,
+    "loop_beside_augmentation": augmentation.loop_beside_augmentation,
     "prepare_vs_loop": preparation.prepare_vs_loop,
     "prepare_vs_bare": preparation.prepare_vs_bare,
     "prepare_two_workers": preparation.prepare_two_workers,

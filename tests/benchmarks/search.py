@@ -64,7 +64,6 @@ def ours(folder, body, n, *, modules, n_epochs=3, search=None):
             controller,
             folder / "tune/search",
             cpu=1,
-            gpu=0,
             max_concurrent=2,
             body=body,
             modules=modules,

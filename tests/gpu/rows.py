@@ -1,6 +1,7 @@
 """The rows of the GPU check."""
 
 import contextlib
+import functools
 import math
 import os
 import subprocess
@@ -75,6 +76,51 @@ def augment(policy):
         return Measured(together, "photos/s", note, n_threads * alone)
 
     return measure
+
+
+@functools.cache
+def _step_times(setting):
+    from trainers.preflight.step_times import measure_step_times
+
+    backbone, size = large(setting)
+    settings = loops.config(backbone, precision=setting.bf16)
+    return measure_step_times(settings, loops.LABELS, size=size, device=setting.device)
+
+
+def compiled(mode):
+    """Time compiled steps on one batch that lies on the device, beside the eager bare loop."""
+
+    def measure(setting):
+        times = _step_times(setting)
+        if mode not in times.modes:
+            raise ValueError(times.refused[mode])
+        of_mode = times.modes[mode]
+        beside = loops.bare_rate(setting, *large(setting), setting.bf16)
+        note = f"compiled in {of_mode.compile_s:.0f} s; eager {loops.BATCH / times.eager_s:.0f}"
+        return Measured(loops.BATCH / of_mode.step_s, "samples/s", note, beside)
+
+    return measure
+
+
+def card_use(setting):
+    """Train while a worker's meter looks at the card, as the first trial of `gpu: auto` does."""
+    from orchestrator.search.card_sharing.meter import CardWatch, NvmlMeter
+    from orchestrator.search.trial_process import Child
+
+    watch = CardWatch(NvmlMeter())
+    child = Child(_body)
+    child.on_check = watch.sample
+    try:
+        _first_report(child, setting, "ends")
+    finally:
+        child.kill()
+    use = watch.use()
+    if use is None:
+        raise ValueError("NVML's figures of this card were required, found none")
+    note = (
+        f"{use.peak_bytes / 1e9:.1f} of {use.total_bytes / 1e9:.0f} GB, busy {use.busy_share:.0%}"
+    )
+    return Measured(use.trials_per_card, "trials", f"share the card: {note}")
 
 
 def predict(precision):
@@ -365,7 +411,10 @@ ROWS = [
         apart=True,
         wanted="the floor",
     ),
+    Row("card_use", card_use, cuda=True, apart=True),
     Row("vote", vote, at_most=2e-2, wanted="the same probabilities"),
     Row("rembg_on_cuda", rembg, cuda=True),
+    Row("compiled_bf16", compiled("default"), 1.5, cuda=True, wanted="1.5 of eager bare"),
+    Row("graphs_bf16", compiled("reduce-overhead"), 1.5, cuda=True, wanted="1.5 of eager bare"),
     Row("submit", submit, ray=True, short=False),
 ]

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,6 +98,49 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(task, tmp_path):
     assert (tmp_path / "a/weights.safetensors").read_bytes() == (
         tmp_path / "b/weights.safetensors"
     ).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def partly(task):
+    """The same task, where every third training photo lacks a label, the first or the second."""
+    targets = task.targets.copy()
+    targets[0:90:6, 0] = -1
+    targets[3:90:6, 1] = -1
+    return replace(task, targets=targets)
+
+
+def test_a_head_of_one_joint_class_trains_as_if_photos_that_lack_a_label_were_not_there(
+    task, partly, tmp_path
+):
+    rows = np.flatnonzero((partly.targets >= 0).all(1))
+    complete = replace(task, train=rows[rows < 90])
+    for name, given in (("a", partly), ("b", complete)):
+        folder = _new(tmp_path / name)
+        train(quick(duration="1 epochs"), given, seed=3, report=quiet, work_dir=folder, threads=1)
+    a, b = ((tmp_path / name / "weights.safetensors").read_bytes() for name in "ab")
+    assert a == b
+
+
+def test_branches_learn_from_photos_that_lack_the_other_label_and_resume_bit_for_bit(
+    partly, tmp_path
+):
+    # every photo lacks one label: each branch has photos of its own
+    targets = partly.targets.copy()
+    targets[0:90:2, 0] = -1
+    targets[1:90:2, 1] = -1
+    apart = replace(partly, targets=targets)
+    config = quick("deep", augment={"policy": "basic", "cutmix": {"name": "half", "p": 0.5}})
+    whole = train(config, apart, seed=3, report=quiet, work_dir=_new(tmp_path / "a"), threads=1)
+    assert whole.metrics["val_macro_f1"] > 0.6  # chance is 0.25
+
+    def stop(epoch, metrics):
+        if epoch == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, apart, seed=3, report=stop, work_dir=_new(tmp_path / "b"), threads=1)
+    again = train(config, apart, seed=3, report=quiet, work_dir=tmp_path / "b", threads=1)
+    assert _scores(whole) == _scores(again)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])

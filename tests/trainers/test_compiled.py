@@ -1,6 +1,9 @@
 """`train.compile`: whole batches go through compiled code, everything else stays as it is."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,9 +11,10 @@ import torch
 
 from data_prep.section import identity
 from trainers.classifier import train
-from trainers.compute_settings import compiled
+from trainers.compute_settings import Compiled, compiled
 from trainers.config import Train
 from trainers.data import Task
+from trainers.preflight.step_times import ModeTimes, StepTimes
 
 
 def config(**settings):
@@ -50,7 +54,29 @@ def test_auto_compiles_long_trainings_on_a_card_alone(wanted, device, n_steps, c
     made = compiled(network, wanted, device, n_steps)
     assert compiles == (made is not None)
     if made is not None:
-        assert {id(p) for p in made.parameters()} == {id(p) for p in network.parameters()}
+        assert {id(p) for p in made.net.parameters()} == {id(p) for p in network.parameters()}
+
+
+def test_where_steps_were_timed_the_times_decide():
+    network = torch.nn.Linear(2, 2)
+    graphs = {"default": ModeTimes(60, 0.05), "reduce-overhead": ModeTimes(90, 0.03)}
+    times = StepTimes(0.07, graphs)
+    assert compiled(network, "auto", "cuda", 1000, times) is None
+    assert not compiled(network, "auto", "cuda", 10**4, StepTimes(0.07, {}))
+    made = compiled(network, "auto", "cuda", 10**4, times)
+    assert made.is_graphed
+    assert {id(p) for p in made.net.parameters()} == {id(p) for p in network.parameters()}
+    assert compiled(network, "auto", "cpu", 10**4, times) is None
+    assert not compiled(network, "on", "cuda", 1, times).is_graphed
+
+
+def test_a_graph_takes_whole_batches_alone():
+    graphed = Compiled(torch.nn.Identity(), is_graphed=True)
+    plain = Compiled(torch.nn.Identity())
+    assert graphed.takes(16, micro=16, n_batch=16)
+    assert not graphed.takes(8, micro=8, n_batch=16)  # gradients would have to be added up
+    assert plain.takes(8, micro=8, n_batch=16)
+    assert not plain.takes(7, micro=8, n_batch=16)
 
 
 def test_whole_micro_batches_are_compiled_and_a_smaller_one_is_not(task, tmp_path, monkeypatch):
@@ -74,6 +100,35 @@ def test_whole_micro_batches_are_compiled_and_a_smaller_one_is_not(task, tmp_pat
     )
     assert [16, 16] * 2 == sizes  # the last batch has 8
     assert losses(plain) == losses(same)
+
+
+CACHE_HITS = """
+import torch
+from torch._dynamo.utils import counters
+from trainers.compute_settings import compiled_net
+torch.manual_seed(0)
+network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+compiled_net(network, "default")(torch.ones(2, 4)).sum().backward()
+hits = counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"]
+print(hits)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
+def test_another_process_on_the_node_takes_compiled_code_from_the_cache(tmp_path):
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    hits = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", CACHE_HITS],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        hits.append(int(done.stdout.split()[-1]))
+    assert 0 == hits[0] < hits[1]
 
 
 @pytest.mark.slow

@@ -39,6 +39,39 @@ class TestConformance:
         mixed = whole(y).mixed(torch.arange(3), torch.tensor([0.3, 0.5, 1.0]))
         torch.testing.assert_close(loss(LOGITS, whole(y)), loss(LOGITS, mixed))
 
+    def test_a_sample_without_a_label_leaves_the_loss_of_the_others(self, config):
+        y, kept = torch.tensor([0, 0, 1]), [0, 2]
+        lacking = Targets(y[:, None], torch.tensor([[1.0], [0.0], [1.0]])).over_labelled()
+        logits = LOGITS.clone().requires_grad_()
+        loss = branch_loss(config, None)(logits, lacking)
+        torch.testing.assert_close(branch_loss(config, None)(LOGITS[kept], whole(y[kept])), loss)
+        loss.backward()
+        assert not logits.grad[1].any()
+        assert logits.grad[kept].any(1).all()
+
+    def test_a_batch_without_a_label_teaches_nothing(self, config):
+        lacking = Targets(torch.zeros(3, 1, dtype=torch.int64), torch.zeros(3, 1)).over_labelled()
+        logits = LOGITS.clone().requires_grad_()
+        loss = branch_loss(config, None)(logits, lacking)
+        loss.backward()
+        assert 0 == loss.item()
+        assert not logits.grad.any()
+
+
+def test_micro_batches_of_partly_labelled_samples_add_up_to_their_batch():
+    y, weight = torch.tensor([0, 1, 2]), torch.tensor([[1.0], [0.0], [1.0]])
+    mixed = Targets(y[:, None], weight).mixed(torch.tensor([1, 2, 0]), torch.full((3,), 0.7))
+    targets, loss = (
+        mixed.over_labelled(),
+        branch_loss(CrossEntropy(), torch.tensor([1.0, 2.0, 3.0])),
+    )
+    log_p = torch.log_softmax(LOGITS, 1)
+    # of the parts, 0.7 and 0.3 of each sample, those of sample 1 have no label
+    known = -(0.7 * log_p[0, 0] + 0.3 * 3 * log_p[1, 2] + 0.7 * 3 * log_p[2, 2] + 0.3 * log_p[2, 0])
+    torch.testing.assert_close(known / 2, loss(LOGITS, targets))
+    parts = [loss(LOGITS[rows], targets.part(rows)) for rows in (slice(0, 1), slice(1, 3))]
+    torch.testing.assert_close(known / 2, parts[0] / 3 + parts[1] * 2 / 3)
+
 
 def test_losses_equal_their_formulas():
     logits, y, z = LOGITS[:2], torch.tensor([0, 2]), torch.tensor([1, 2])

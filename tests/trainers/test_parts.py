@@ -1,6 +1,7 @@
 """Heads, losses, mixes and schedules against their formulas."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,6 +35,20 @@ def test_the_order_of_an_epoch_is_a_function_of_seed_and_epoch():
     assert orders[0] == orders[1]
     assert 3 == len({tuple(order) for order in orders})
     assert list(range(10)) == sorted(orders[0])
+
+
+def test_a_row_without_a_joint_class_is_drawn_as_often_as_the_mean_row():
+    whole = task()
+    codes = whole.targets.copy()
+    codes[[0, 9], 0] = -1
+    partly = replace(whole, targets=codes)
+    drawn = [epoch_order(partly, seed=s, epoch=1, balance="weighted_sampler") for s in range(2000)]
+    counts = np.bincount(np.concatenate(drawn), minlength=10) / 2000
+    assert counts[[0, 9]] == pytest.approx([1, 1], abs=0.1)
+    known = [row for row in range(10) if row not in (0, 9)]
+    of_class = [counts[[row for row in known if codes[row, 0] == k]].sum() for k in range(3)]
+    # rows 1 to 7 have age 0 and row 8 age 1: four joint classes, each drawn equally often
+    assert of_class == pytest.approx([2, 2, 4], abs=0.2)
 
 
 def test_no_batch_is_dropped_and_none_is_too_small_for_batchnorm():

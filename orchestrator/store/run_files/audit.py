@@ -107,6 +107,14 @@ class Probe(FileRecord):
     labels: dict[str, LabelProbe] = {}
 
 
+class PartlyLabelled(FileRecord):
+    """Photos that lack a label, and those of them that train the labels they have."""
+
+    n: int | None = None
+    n_training: int | None = None
+    missing: dict[str, int] = {}
+
+
 class AuditFinding(FileRecord):
     """A problem of the data, how many photos have it, and what to do."""
 
@@ -126,6 +134,7 @@ class AuditFacts(FileRecord):
     n_groups: int | None = None
     n_test: int | None = None
     n_classes_missing: int | None = None
+    partly_labelled: PartlyLabelled = PartlyLabelled()
     classes: dict[str, int] = {}
     duplicates: dict[str, Copies] = {}
     near_duplicates: dict[str, Copies] = {}

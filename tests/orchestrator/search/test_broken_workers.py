@@ -41,7 +41,6 @@ def run_all(folder, names, body, told, **options):
             controller,
             folder / "tune/search",
             cpu=1,
-            gpu=0,
             max_concurrent=2,
             body=body,
             watch=watch,

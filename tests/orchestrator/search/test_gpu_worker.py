@@ -1,4 +1,8 @@
-"""A worker's process on a GPU, as far as a CPU can show it: the card's memory is a number here."""
+"""A worker's process on a GPU, as far as a CPU can show it: the card's memory is a number here.
+
+A process is kept or given up by such numbers alone, so the rule holds on a card. What numbers a card gives after a trial, only
+`make gpu-check` shows (rows `memory_after_...`).
+"""
 
 import subprocess
 import sys

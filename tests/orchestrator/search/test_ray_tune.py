@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.cluster.connection import _prepare_environment
 from orchestrator.report.explain import why
+from orchestrator.search.card_sharing.shares import FixedShare
 from orchestrator.search.controller import TrialController
 from orchestrator.search.trial_process import Watch
 from orchestrator.store.events import TrialEnded
@@ -58,18 +59,14 @@ def fault(spec, report):
     misbehave(Spec(spec.params["what"], n=2), report)
 
 
-def run_all(folder, wanted, body, **options):
+def run_all(folder, wanted, body, shares=FixedShare(), **options):  # noqa: B008 - frozen
     from orchestrator.search.ray_tune import run
 
     with Ledger(folder) as ledger:
-        controller = TrialController(ledger, "search", iter([(spec, None) for spec in wanted]))
-        run(
-            controller,
-            folder / "tune/search",
-            body=body,
-            modules=(),
-            **{"cpu": 0.5, "gpu": 0, **options},
+        controller = TrialController(
+            ledger, "search", iter([(spec, None) for spec in wanted]), shares=shares
         )
+        run(controller, folder / "tune/search", body=body, modules=(), cpu=0.5, **options)
     return controller
 
 
@@ -120,7 +117,8 @@ def test_half_a_gpu_each_overlaps_and_a_whole_one_waits(cluster, tmp_path):
 
     def overlap(folder, gpu):
         folder.mkdir()
-        run_all(folder, specs(folder, ["x", "y"]), note, max_concurrent=2, gpu=gpu)
+        wanted = specs(folder, ["x", "y"])
+        run_all(folder, wanted, note, max_concurrent=2, shares=FixedShare(gpu))
         first, second = sorted(json.loads(path.read_text()) for path in folder.glob("s-*.json"))
         return first[1] - second[0]
 

@@ -182,9 +182,7 @@ def simulate(
         controller.on_end(name, "COMPLETE")
 
 
-def drive(
-    folder, search, *, max_concurrent, epoch_s=0.0, seed=0, body=train, watch=None, cpu=0.5, gpu=0.0
-):
+def drive(folder, search, *, max_concurrent, epoch_s=0.0, seed=0, body=train, watch=None, cpu=0.5):
     """Run a study to its end, or go on with it, in a cluster that is already there; return its trial controller."""
     from orchestrator.search.ray_tune import run
 
@@ -200,7 +198,6 @@ def drive(
             controller,
             tune,
             cpu=cpu,
-            gpu=gpu,
             max_concurrent=max_concurrent,
             body=body,
             modules=(),

@@ -91,6 +91,17 @@ def test_a_class_of_one_group_is_told_with_what_helps(leaves):
     assert "1 files are left out, such as: left out: no class of state" in leave_out.output
 
 
+def test_photos_that_lack_a_label_are_counted_with_the_heads_that_need_all(leaves):
+    rows = [row | {"size": ("small", "large")[int(row["photo"][4:-4]) % 2]} for row in leaves.rows]
+    rows[2]["size"] = ""
+    more = "train: {model: {backbone: resnet18}}\nvariants:\n  a: {}\n  b: {train.model.head: deep}"
+    labels = "[dry, wet]}\n    size: {from: column, column: size, classes: [small, large]"
+    checked = leaves("--set", "data.unlabelled=keep", rows=rows, classes=labels, more=more)
+    assert 0 == checked.exit_code, checked.output
+    assert "photos that lack a label: 1 (size 1). They train the labels they have" in checked.output
+    assert "head single of a answers its labels together" in checked.output
+
+
 def test_a_table_of_one_class_is_one_sentence(leaves):
     rows = [row | {"state": "dry"} for row in leaves.rows]
     checked = leaves(rows=rows)

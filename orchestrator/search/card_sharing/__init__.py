@@ -1,0 +1,1 @@
+"""How many trials share a card, where `resources.per_trial.gpu` is `auto`."""
