@@ -293,6 +293,7 @@ class Decisions(FIFOScheduler):
         self._nodes = _nodes()
         self._nodes_time = time.monotonic()
         self._waiting: list[Any] = []
+        self._attempts: dict[str, Any] = {}  # our id -> the last attempt
         self._tune_controller: Any = None
         self._n_ended = 0
         self._n_saved = 0
@@ -316,6 +317,9 @@ class Decisions(FIFOScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         self._waiting.append(trial)
         self._tune_controller = tune_controller
+        if earlier := self._attempts.get(_name(trial)):  # it has another id now
+            tune_controller._mark_trial_to_checkpoint(earlier)  # noqa: SLF001 - no public way
+        self._attempts[_name(trial)] = trial
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         # Tune's own method searches all earlier trials, several times for each new one
