@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
+
+from data_prep.catalog.photo_paths import READS_HEIF
 
 MAX_BYTES = 64 * 2**20
 MEGAPIXELS_VARIABLE = "MAX_MEGAPIXELS"
@@ -34,8 +37,10 @@ MAX_PIXELS = _max_pixels()
 
 The environment variable MAX_MEGAPIXELS changes it, for all workers.
 """
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+_OF_PILLOW = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS: tuple[str, ...] = (*_OF_PILLOW, "HEIF") if READS_HEIF else _OF_PILLOW
 ALLOWED = "JPEG, PNG, WebP, BMP, GIF and TIFF"
+"""Said in states of photos, so it is the same with and without a library for HEIC."""
 JPEG_QUALITY = 95
 _WHITES = (255, 1023, 4095, 65535)
 """White of 8, 10, 12 and 16 bits: cameras store 12 bits in 16, which would be nearly black."""
@@ -79,8 +84,29 @@ def decode(photo: bytes, *, fill: tuple[int, int, int] = (0, 0, 0), near: int | 
             TypeError,
             MemoryError,
             OverflowError,
+            RuntimeError,
+            EOFError,
         ) as error:
             raise PhotoError(f"broken: {error}") from None
+
+
+def header_size(photo: bytes) -> tuple[int, int]:
+    """Return the width and height that the header of a HEIC photo states; nothing is decoded.
+
+    Raises:
+        OSError: it is no such photo, or it is cut.
+    """
+    _register_heif()
+    with Image.open(io.BytesIO(photo), formats=("HEIF",)) as image:
+        return image.width, image.height
+
+
+@lru_cache(maxsize=1)
+def _register_heif() -> None:
+    """Let Pillow open HEIC, upright as libheif turns it."""
+    from pillow_heif import register_heif_opener  # noqa: PLC0415 - few data sets have any
+
+    register_heif_opener(thumbnails=False)
 
 
 def encode(pixels: Pixels) -> bytes:
@@ -109,7 +135,11 @@ def _opened(photo: bytes) -> ImageFile.ImageFile:
         with warnings.catch_warnings():
             # our own limit stands below; Pillow's warning would only be printed
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(photo), formats=FORMATS)
+            if READS_HEIF and photo[4:8] == b"ftyp":
+                _register_heif()
+                image = Image.open(io.BytesIO(photo), formats=("HEIF",))
+            else:
+                image = Image.open(io.BytesIO(photo), formats=_OF_PILLOW)
     except Image.DecompressionBombError as error:
         raise PhotoError(f"too large: {error}") from None
     except (OSError, ValueError, SyntaxError, IndexError, TypeError, OverflowError):

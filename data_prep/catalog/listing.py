@@ -8,7 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_prep.catalog.photo_paths import EXTENSIONS, composed, refusal, resolve
+from data_prep.catalog.photo_paths import (
+    EXTENSIONS,
+    HEIF_EXTENSIONS,
+    HEIF_REFUSAL,
+    PLAIN_EXTENSIONS,
+    composed,
+    refusal,
+    resolve,
+)
 from data_prep.catalog.user_tables import Columns, UserTable, open_table
 from data_prep.config import ClassFolders, Data, ProfileFolders, Table, TestTable
 from data_prep.errors import DataError, some
@@ -292,8 +300,10 @@ def _unread(name: str, *, is_folder: bool) -> str | None:
         return _A_FOLDER
     if name.lower().endswith(EXTENSIONS):
         return None
+    if name.lower().endswith(HEIF_EXTENSIONS):
+        return f"refused: {HEIF_REFUSAL}"
     kind = PurePosixPath(name).suffix.lower() or "no extension"
-    return f"refused: {kind}, only {', '.join(EXTENSIONS)} are read"
+    return f"refused: {kind}, only {', '.join(PLAIN_EXTENSIONS)} are read"
 
 
 def _entries(folder: str) -> list[tuple[str, bool]]:

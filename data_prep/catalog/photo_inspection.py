@@ -18,13 +18,24 @@ from PIL import (
     TiffImagePlugin,
 )
 
-from data_prep.catalog.images import ALLOWED, FORMATS, MAX_BYTES, MAX_PIXELS, PhotoError, decode
+from data_prep.catalog.images import (
+    ALLOWED,
+    FORMATS,
+    MAX_BYTES,
+    MAX_PIXELS,
+    PhotoError,
+    decode,
+    header_size,
+)
 from data_prep.catalog.near_duplicates import perceptual_hash
+from data_prep.catalog.photo_paths import HEIF_REFUSAL, READS_HEIF
 from data_prep.errors import require_machine
 
 OK = "ok"
 UNREADABLE = "unreadable"
 _TOO_LARGE = re.compile(r"too large: ([0-9]+)x([0-9]+)")
+_HEIF_REFUSED = re.compile(r"(refused|not allowed): (HEIC|\.hei[cf])")
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -89,10 +100,14 @@ def inspect(images: str, relative: str) -> Facts:
 
 
 def may_be_read_now(status: str) -> bool:
-    """Return True if a photo was left out for a reason that may have gone: rights, or a limit."""
+    """Return True if a photo was left out for a reason that may have gone.
+
+    That is missing rights, a limit, or a library that was not installed.
+    """
     size = _TOO_LARGE.match(status)
     is_small_enough = size is not None and int(size[1]) * int(size[2]) <= MAX_PIXELS
-    return is_small_enough or status.startswith(UNREADABLE)
+    has_library = READS_HEIF and _HEIF_REFUSED.match(status) is not None
+    return is_small_enough or has_library or status.startswith(UNREADABLE)
 
 
 def examine(photo: bytes) -> Facts:
@@ -123,7 +138,7 @@ def format_of(photo: bytes) -> str | None:
     if photo[:4] == b"RIFF" and photo[8:12] == b"WEBP":
         return "WEBP"
     if photo[4:8] == b"ftyp":
-        return "HEIC or video"
+        return "HEIF" if photo[8:12] in _HEIF_BRANDS else "AVIF or video"
     for magic, kind in {**_MAGIC, **_OTHERS}.items():
         if photo.startswith(magic):
             return kind
@@ -133,6 +148,8 @@ def format_of(photo: bytes) -> str | None:
 def _refusal(photo: bytes, kind: str | None) -> str:
     if not photo:
         return "empty file"
+    if kind == "HEIF":
+        return f"not allowed: {HEIF_REFUSAL}"
     return f"not allowed: {kind} (only {ALLOWED})" if kind else "not an image"
 
 
@@ -144,6 +161,8 @@ def _header(photo: bytes, kind: str) -> tuple[int, int]:
     """
     if kind == "WEBP":
         return _webp_size(photo)
+    if kind == "HEIF":
+        return header_size(photo)
     with _PLUGINS[kind](io.BytesIO(photo)) as image:
         return image.width, image.height
 

@@ -7,6 +7,7 @@ Unicode form (NFC or NFD), in another case. Only a file that exists, and no othe
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import unicodedata
@@ -19,7 +20,12 @@ from typing import NamedTuple
 from data_prep.config import Data, Source, TestTable
 from data_prep.errors import DataError
 
-EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+HEIF_EXTENSIONS = (".heic", ".heif")
+READS_HEIF = importlib.util.find_spec("pillow_heif") is not None
+"""True where the library that decodes HEIC is installed; nothing is imported to see it."""
+HEIF_REFUSAL = "HEIC needs the package pillow-heif: pip install 'robust-vote[heic]'"
+PLAIN_EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+EXTENSIONS = (*PLAIN_EXTENSIONS, *HEIF_EXTENSIONS) if READS_HEIF else PLAIN_EXTENSIONS
 _FOREIGN = re.compile(r"[a-z][a-z0-9+.-]*://|data:|[a-z]:[\\/]", re.IGNORECASE)
 """URLs and drive letters."""
 _DRIVE = re.compile(r"[a-z]:[\\/]", re.IGNORECASE)

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.listing import is_passed_over
-from data_prep.catalog.photo_paths import EXTENSIONS
+from data_prep.catalog.photo_paths import EXTENSIONS, HEIF_EXTENSIONS, HEIF_REFUSAL
 from data_prep.config import Prep
 from data_prep.errors import some
 from data_prep.files import atomic_path, write_text
@@ -93,7 +93,10 @@ def predict_photos(
     reporter = Reporter()
     others = other_files(photos)
     if others:
-        reporter.say(escape(f"{len(others)} files are no photos and not answered: {some(others)}"))
+        text = f"{len(others)} files are no photos and not answered: {some(others)}"
+        if any(name.lower().endswith(HEIF_EXTENSIONS) for name in others):
+            text += f". {HEIF_REFUSAL}"
+        reporter.say(escape(text))
     answers = answer_fully(ensemble, named, reporter)
     if with_probabilities:
         with atomic_path(out) as beside:

@@ -25,7 +25,7 @@ from data_prep.catalog.builder import build_catalog, content_hash, photos_hash
 from data_prep.catalog.images import decode
 from data_prep.catalog.label_schema import Schema, values_in
 from data_prep.catalog.photo_inspection import examine, inspect
-from data_prep.catalog.photo_paths import EXTENSIONS, photo_path, refusal
+from data_prep.catalog.photo_paths import PLAIN_EXTENSIONS, photo_path, refusal
 from data_prep.catalog.user_tables import read_table
 from data_prep.errors import DataError, MachineError
 from data_prep.split import excluded
@@ -366,20 +366,20 @@ def test_names_that_are_not_utf8_are_refused_and_listed(contest):
 
 def test_what_may_hold_photos_and_is_not_read_is_counted_and_ends_nothing(contest):
     person = "train/images/000000_male_x_22"
-    others = ("new.heic", "old.PDF", "Old.pdf", "frame.avif", "scan", "sub/mask9.jpg")
-    for name in (*others, "._new.heic", "Thumbs.db", "@eaDir/mask1.jpg", "Notes.TXT", "notes.txt"):
+    others = ("new.arw", "old.PDF", "Old.pdf", "frame.avif", "scan", "sub/mask9.jpg")
+    for name in (*others, "._new.arw", "Thumbs.db", "@eaDir/mask1.jpg", "Notes.TXT", "notes.txt"):
         contest.photo(f"{person}/{name}", 1)
     contest.photo("train/images/000001_female_x_22/a/b/mask1.jpg", 77)  # the folder of another row
     contest.people.append(contest.people[1] | {"path": "000001_female_x_22/a/b"})
-    contest.photo("train/images/heic only/new.heic", 1)
-    contest.people.append(contest.people[1] | {"path": "heic only"})
+    contest.photo("train/images/raw only/new.arw", 1)
+    contest.people.append(contest.people[1] | {"path": "raw only"})
     contest.save()
     data = contest.data(test={"hold_out": 0.25})
     table = build_catalog(data, contest.base)
     facts = audit(table, {}, Schema.of(data.labels)).to_json()
-    only = f"only {', '.join(EXTENSIONS)} are read"
+    only = f"only {', '.join(PLAIN_EXTENSIONS)} are read"
     assert facts["reasons"] == {
-        f"refused: .heic, {only}": 2,
+        f"refused: .arw, {only}": 2,
         f"refused: .pdf, {only}": 2,
         f"refused: .avif, {only}": 1,
         f"refused: no extension, {only}": 1,

@@ -391,7 +391,7 @@ def test_the_check_of_a_run_sees_a_member_whose_answers_are_not_the_stored_ones(
 
 def test_every_file_of_a_folder_is_a_photo_or_named_or_litter(tmp_path):
     photos = ("a.JPG", "b.bmp", "c.tif", "d.gif", "e.jfif", "sub/f.webp")
-    others = ("IMG_1.HEIC", "film.webm", "no extension", "sub/g.avif")
+    others = ("IMG_1.ARW", "film.webm", "no extension", "sub/g.avif")
     litter = ("._a.jpg", "__MACOSX/._B.jpg", "__MACOSX/x.jpg", ".cache/y.jpg", "Thumbs.db", "n.txt")
     for name in (*photos, *others, *litter):
         path = tmp_path / "p" / name
