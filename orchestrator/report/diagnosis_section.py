@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from orchestrator.evaluation.metrics import ClassMetrics, class_metrics
-from orchestrator.report import answer_counts, charts
+from orchestrator.report import charts, confusion_matrices
 from orchestrator.report.load import Run, View
 from orchestrator.store.run_files.diagnosis import SubgroupScore
 from orchestrator.store.run_files.gallery import GalleryPhoto
@@ -122,7 +122,7 @@ def rare_class(run: Run) -> RareClass | None:
     if answers.probs is None:
         return RareClass(name, scored, len(answers.targets), None, "")
     confidences = answers.probs[:, scored.code]
-    curve = answer_counts.precision_recall(confidences, answers.targets == scored.code)
+    curve = confusion_matrices.precision_recall(confidences, answers.targets == scored.code)
     step = max(1, len(curve.recalls) // _MAX_CURVE_POINTS)
     points = list(zip(curve.recalls, curve.precisions, strict=True))
     series = [charts.Series(name, [*points[:-1:step], points[-1]], 0, strong=True)]
