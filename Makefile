@@ -25,7 +25,7 @@ weights: setup  ## fetch and verify the model weights the quickstart needs
 
 $(SAMPLE)/.complete: $(wildcard data_prep/sample/*.py) | setup
 	rm -rf $(SAMPLE)
-	$(BIN)/python -m data_prep.sample --out $(SAMPLE) --people 45 --seed 0
+	$(BIN)/python -m data_prep.sample --out $(SAMPLE) --people 40 --seed 0
 	@touch $@
 
 quickstart: weights $(SAMPLE)/.complete  ## run the main job on sample data, from nothing to a report

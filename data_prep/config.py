@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from data_prep.section import BARE_NAME, Count, Fraction, Section, Seed, check_rule, how, since
+from data_prep.section_base import BARE_NAME, Count, Fraction, Section, Seed, check_rule, how, since
 
 Colour = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
 

@@ -375,7 +375,7 @@ def rm(run: str, store: Path | None, *, yes: bool) -> None:
 def status(run: str, store: Path | None, form: str) -> None:
     """Show stages, trials and the best score of a run, live or finished."""
     from orchestrator.report.command_output import status_lines  # noqa: PLC0415
-    from orchestrator.report.results import status_view  # noqa: PLC0415
+    from orchestrator.report.result_tables import status_view  # noqa: PLC0415
 
     view = status_view(_find_run(store, run).root)
     _print(form, view, status_lines(view))
@@ -387,7 +387,7 @@ def status(run: str, store: Path | None, form: str) -> None:
 @output_format("table", "csv", "json")
 def results(run: str, store: Path | None, form: str) -> None:
     """Print the trials and the ensemble of a run."""
-    from orchestrator.report.results import render_results  # noqa: PLC0415
+    from orchestrator.report.result_tables import render_results  # noqa: PLC0415
 
     paths = _find_run(store, run, has="trials")
     click.echo(render_results(paths.root, form), nl=False)
@@ -463,7 +463,7 @@ def init(folder: Path, out: Path | None) -> None:
 )
 def sample(folder: Path, people: int) -> None:
     """Draw sample photos into FOLDER/data/sample and write specs for them to FOLDER/experiments."""
-    from data_prep.sample.synthetic import build  # noqa: PLC0415
+    from data_prep.sample.portrait_data_set import build  # noqa: PLC0415
     from orchestrator.spec.template import write_examples  # noqa: PLC0415
 
     try:

@@ -126,7 +126,7 @@ def tutorial(tmp_path_factory):
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
     """36 drawn people, 252 photos of 96 x 128 pixels."""
-    from data_prep.sample.synthetic import build
+    from data_prep.sample.portrait_data_set import build
 
     root = tmp_path_factory.mktemp("drawn") / "sample"
     build(root, 36, size=(96, 128), jobs=2)

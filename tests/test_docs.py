@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from data_prep.sample.synthetic import PHOTOS
+from data_prep.sample.portrait_data_set import PHOTOS
 from orchestrator.cli import main
 from orchestrator.spec.data_checks import check_data
 from orchestrator.spec.load import read

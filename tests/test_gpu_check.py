@@ -51,7 +51,7 @@ for name in ("ray", "optuna", "pytest", "click", "rich"):
     sys.modules[name] = None  # an import of it raises
 from tests.gpu.check import CPU, judge
 from tests.gpu.rows import ROWS
-import trainers.classifier, trainers.inference, orchestrator.search.trial_process
+import trainers.training_loop, trainers.inference, orchestrator.search.trial_process
 names = {"checkpoint", "second_trial"}
 for row in ROWS:
     if row.name in names:

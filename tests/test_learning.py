@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.sample.synthetic import build
+from data_prep.sample.portrait_data_set import build
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared/data"
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.models, pytest.mark.slow]
 def place(tmp_path_factory, new_workplace):
     """The quickstart's folder, run once."""
     work = new_workplace(tmp_path_factory.mktemp("learning"))
-    build(work.root / "data/sample", 45, jobs=2)
+    build(work.root / "data/sample", 40, jobs=2)
     (work.root / "experiments").mkdir()
     shutil.copy(ROOT / "experiments/quickstart.yaml", work.spec)
     code, _, said = work.submit()
@@ -77,7 +77,7 @@ def test_shuffled_labels_teach_nothing(place):
         ("trials: 4", "trials: 1"),
         ("finalists: 3", "finalists: 2"),
         ("members: 3", "members: 2"),
-        ("duration: 6 epochs", "duration: 3 epochs"),
+        ("duration: 4 epochs", "duration: 3 epochs"),
         ("name: quickstart", "name: shuffled"),
     )
     code, outcomes, said = place.submit()

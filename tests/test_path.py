@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.store import tables
-from orchestrator.store.events import LabelsOpened, ShardWritten, TrialEnded
+from orchestrator.store.event_types import LabelsOpened, ShardWritten, TrialEnded
 from orchestrator.store.ledger import read
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

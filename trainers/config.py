@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from data_prep.section import (
+from data_prep.section_base import (
     BARE_NAME,
     Count,
     Fraction,

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.audit import distributions
+from data_prep.audit import descriptive_statistics
 from data_prep.audit.fact_types import (
     AuditFacts,
     Duplicates,
@@ -69,7 +69,7 @@ def audit(
     quarantined = _quarantined(catalog)
     classes = _classes(targets, schema)
     alike = people(usable)
-    photo_sizes = distributions.sizes(usable)
+    photo_sizes = descriptive_statistics.sizes(usable)
     variants = {}
     for name, folds in folds_by_variant.items():
         variant = _variant(folds, schema, alike)
@@ -86,9 +86,9 @@ def audit(
         n_classes_missing=schema.n_classes - len(classes),
         group_labels=[schema.names[label] for label in of_groups.labels],
         group_strata=_strata_sizes(of_groups.codes),
-        joint=distributions.joint_tables(codes, schema),
-        histograms=distributions.histograms(labelled, labels or {}),
-        tells=distributions.columns_that_tell(labelled, codes, schema, labels or {}),
+        joint=descriptive_statistics.joint_tables(codes, schema),
+        histograms=descriptive_statistics.histograms(labelled, labels or {}),
+        tells=descriptive_statistics.columns_that_tell(labelled, codes, schema, labels or {}),
         sizes=photo_sizes.frequent,
         photo_sizes=photo_sizes,
         quarantined=quarantined,

@@ -15,19 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.catalog.data_set_scan import (
-    MapChunks,
-    NearSets,
-    Photos,
-    Progress,
-    inspect_all,
-    joined,
-    near_sets,
-)
+from data_prep.catalog.batch_inspection import MapChunks, Photos, Progress, inspect_all
 from data_prep.catalog.label_schema import MISSING, OWN_COLUMNS, Schema
 from data_prep.catalog.labelled_photos import read_rows
-from data_prep.catalog.listing import Source
+from data_prep.catalog.near_sets import NearSets, join_groups, near_sets
 from data_prep.catalog.photo_inspection import OK, Facts
+from data_prep.catalog.photo_listing import Source
 from data_prep.catalog.photo_paths import sample_id_of
 from data_prep.config import Data, TestHoldOut, TestTable
 from data_prep.errors import DataError, some
@@ -90,7 +83,7 @@ def build_catalog(
     )
     groups = own_groups
     if data.join_duplicates:
-        groups = joined(own_groups, facts, near.sets)
+        groups = join_groups(own_groups, facts, near.sets)
     held_out = _held_out(data, groups, codes, rows.readable)
     facts = _without_partners(facts, groups, codes, held_out)
     scan = _Scan(

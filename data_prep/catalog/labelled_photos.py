@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.catalog.label_schema import MISSING, Schema, read_codes, unlabelled
-from data_prep.catalog.listing import Listing, list_source, list_test
 from data_prep.catalog.photo_groups import group_name, group_of, read_groups
+from data_prep.catalog.photo_listing import Listing, list_source, list_test
 from data_prep.config import Data, TestHoldOut, TestTable
 from data_prep.errors import LEAVE_OUT, DataError, some
 

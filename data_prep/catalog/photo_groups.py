@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from data_prep.catalog.listing import Listing
+from data_prep.catalog.photo_listing import Listing
 from data_prep.catalog.photo_paths import composed
 from data_prep.config import Data, FolderGroup, NameGroup
 from data_prep.errors import DataError, nearest, some

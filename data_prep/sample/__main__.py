@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from data_prep.sample import plants, synthetic
+from data_prep.sample import plants, portrait_data_set
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -50,7 +50,9 @@ def main(argv: list[str] | None = None) -> None:
             )
         else:
             size = args.size or (192, 256)
-            synthetic.build(args.out, args.people, seed=args.seed, size=size, jobs=args.jobs)
+            portrait_data_set.build(
+                args.out, args.people, seed=args.seed, size=size, jobs=args.jobs
+            )
     except ValueError as error:
         parser.error(str(error))
 

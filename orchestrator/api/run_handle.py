@@ -18,7 +18,7 @@ from orchestrator.base.console import Reporter
 from orchestrator.base.errors import UserError
 from orchestrator.report.command_output import status_lines
 from orchestrator.report.load import Run, load
-from orchestrator.report.results import ensemble_lines, status_view
+from orchestrator.report.result_tables import ensemble_lines, status_view
 from orchestrator.search.trial_tables import curves_table, trials_table
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store

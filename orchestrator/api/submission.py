@@ -18,7 +18,7 @@ from orchestrator.api.html import View
 from orchestrator.api.run_handle import OpenRun
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.report.command_output import status_lines
-from orchestrator.report.results import status_view
+from orchestrator.report.result_tables import status_view
 from orchestrator.run.driver import detach
 from orchestrator.spec.load import read
 from orchestrator.store.artifacts import Store

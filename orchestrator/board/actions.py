@@ -12,7 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from data_prep.files import write_text
 from orchestrator.base.errors import SpecError, UserError
-from orchestrator.board.live_run import LiveRun, LiveTrial
+from orchestrator.board.live_run_state import LiveRun, LiveTrial
 from orchestrator.board.run_cache import Hub
 from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.report.command_output import plan_lines

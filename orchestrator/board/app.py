@@ -24,9 +24,9 @@ from starlette.responses import (
 from starlette.routing import Route
 
 from orchestrator.base.errors import UserError
-from orchestrator.board import actions, run_progress
+from orchestrator.board import actions, trial_statistics
 from orchestrator.board.guard import Guard
-from orchestrator.board.live_run import LiveTrial, trial_events
+from orchestrator.board.live_run_state import LiveTrial, trial_events
 from orchestrator.board.run_cache import Hub, OpenedRun
 from orchestrator.board.trial_table import Query, as_csv
 from orchestrator.report import charts, page
@@ -156,7 +156,7 @@ class Pages:
             name=run.resolved.name or live.paths.run_id,
             state=state,
             head=head(run),
-            counts=run_progress.counts(live),
+            counts=trial_statistics.counts(live),
             tab=tab,
             done=done,
             n_unread=live.n_unread_bytes,
@@ -284,10 +284,10 @@ class Pages:
                 ranked.sort(key=lambda trial: -(trial.score or 0.0))
                 shown += ranked[:_N_CURVES]
             searched = [trial for trial in trials if trial.phase == "search"]
-            points = run_progress.spread(searched, _N_POINTS)
+            points = trial_statistics.spread(searched, _N_POINTS)
             with_curves = opened.report(shown, with_curves=True)
             run = opened.report(points)
-            rungs = run_progress.rungs(trials)
+            rungs = trial_statistics.rungs(trials)
         return self._run_page(
             request,
             opened,

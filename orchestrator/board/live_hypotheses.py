@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator.base.errors import UserError
-from orchestrator.board.live_run import LiveRun, LiveTrial
-from orchestrator.evaluation.answer_scores import scorer_of
+from orchestrator.board.live_run_state import LiveRun, LiveTrial
 from orchestrator.evaluation.paired_test import PairedTest, paired_difference
 from orchestrator.evaluation.predictions import Predictions, by_setting, groups_of
+from orchestrator.evaluation.scores_with_intervals import scorer_of
 from orchestrator.report import charts
 from orchestrator.report.load import Run
 from orchestrator.spec.claims import Claim, parse

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.board.live_hypotheses import ClaimsSoFar
-from orchestrator.board.live_run import LiveRun, LiveTrial
+from orchestrator.board.live_run_state import LiveRun, LiveTrial
 from orchestrator.board.run_list import RunList
 from orchestrator.board.trial_table import TrialTable
 from orchestrator.report.load import Run, load_live

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
-from orchestrator.board.live_run import LiveRun, LiveTrial
+from orchestrator.board.live_run_state import LiveRun, LiveTrial
 from orchestrator.report.models_section import settings_text
 
 PAGE_ROWS = 50

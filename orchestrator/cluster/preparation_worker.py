@@ -1,4 +1,4 @@
-"""A worker of the preparation whose models are loaded in a child of the loader."""
+"""A worker of the preparation whose models are loaded in a child of the fork server."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from data_prep.preparation.pool import Worker
-from orchestrator.cluster.loader import ChildDied, call
+from orchestrator.cluster.fork_server import ChildDied, call
 
 _loaded = Worker()  # of a child
 
 
 class ForkedWorker(Worker):
-    """Passes on what it is asked; where no loader is in reach, it loads the models itself."""
+    """Passes on what it is asked; where no fork server is in reach, it loads the models itself."""
 
-    address = ""  # of the loader
+    address = ""  # of the fork server
 
     def load(self, *args: Any) -> Any:
         """Load the models, see `Worker`."""
@@ -33,7 +33,7 @@ class ForkedWorker(Worker):
 
 
 def forked_worker(address: str) -> type[Worker]:
-    """Return the class of workers that use a loader."""
+    """Return the class of workers that use a fork server."""
     return type("Worker", (ForkedWorker,), {"address": address})
 
 

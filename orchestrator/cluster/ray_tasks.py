@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from orchestrator.cluster.loader import call
+from orchestrator.cluster.fork_server import call
 
 
 def ray_map(
@@ -14,7 +14,7 @@ def ray_map(
     *,
     cpu: float = 1,
     gpu: float = 0,
-    loader: str | None = None,
+    fork_server: str | None = None,
 ) -> Iterator[Any]:
     """Map a function over items with Ray tasks; yield the results in order.
 
@@ -25,7 +25,7 @@ def ray_map(
         items: what to map.
         cpu: of one task.
         gpu: of one task.
-        loader: address of a loader whose children call the function, where one is in reach.
+        fork_server: address of a fork server whose children call the function, where one is in reach.
     """
     import ray  # noqa: PLC0415
 
@@ -36,7 +36,7 @@ def ray_map(
             raise error.cause from error
 
     def run(item: Any) -> Any:
-        return function(item) if loader is None else call(loader, function, item)
+        return function(item) if fork_server is None else call(fork_server, function, item)
 
     remote = ray.remote(num_cpus=cpu, num_gpus=gpu)(run)
     limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from data_prep.config import Prep
 from data_prep.files import file_sha256, write_json
-from data_prep.section import Positive, Section
+from data_prep.section_base import Positive, Section
 from orchestrator.base.errors import UserError
 from orchestrator.ensemble import onnx_export
 from orchestrator.ensemble.members import Ensemble, Member, of_run

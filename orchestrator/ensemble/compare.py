@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 from data_prep.catalog.label_schema import Schema
 from orchestrator.base.errors import UserError
 from orchestrator.base.wording import counted, signed
-from orchestrator.evaluation.answer_scores import scorer_of
 from orchestrator.evaluation.intervals import interval
 from orchestrator.evaluation.metrics import Metric, macro_f1, score_of
 from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import Predictions
+from orchestrator.evaluation.scores_with_intervals import scorer_of
 from orchestrator.evaluation.sequential_testing import labels_key, predictions_key
 from orchestrator.spec.load import read
 from orchestrator.spec.score import DEFAULT, score_title

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from data_prep.catalog.label_schema import Schema
-from data_prep.catalog.listing import is_passed_over
+from data_prep.catalog.photo_listing import is_passed_over
 from data_prep.catalog.photo_paths import EXTENSIONS, HEIF_EXTENSIONS, HEIF_REFUSAL
 from data_prep.config import Prep
 from data_prep.errors import some
@@ -314,14 +314,19 @@ class PreparedPhotos(NamedTuple):
     lost: dict[str, str]  # id -> why it cannot be read
 
 
-def prepare_photos(prep: Prep, photos: Photos) -> PreparedPhotos:
+def prepare_photos(prep: Prep, photos: Photos, *, threads: int | None = None) -> PreparedPhotos:
     """Prepare photos as training did, all at once.
+
+    Args:
+        prep: the spec's section.
+        photos: their ids and paths.
+        threads: of every library inside; None for one per core.
 
     Raises:
         UserError: none can be read.
     """
     lost: dict[str, str] = {}
-    chunks = list(_prepared(prep, photos, lost, Reporter()))
+    chunks = list(_prepared(prep, photos, lost, Reporter(), threads))
     ids: list[str] = []
     for names, _ in chunks:
         ids += names
@@ -329,7 +334,11 @@ def prepare_photos(prep: Prep, photos: Photos) -> PreparedPhotos:
 
 
 def _prepared(
-    prep: Prep, photos: Photos, lost: dict[str, str], reporter: Reporter
+    prep: Prep,
+    photos: Photos,
+    lost: dict[str, str],
+    reporter: Reporter,
+    threads: int | None = None,
 ) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
     """Yield chunks of ids and samples (n, H, W, 3), prepared as for training.
 
@@ -341,7 +350,7 @@ def _prepared(
     from data_prep.catalog.images import decode  # noqa: PLC0415
     from data_prep.preparation.photo_steps import Preparation, prepare_row  # noqa: PLC0415
 
-    preparation = Preparation(prep, threads=os.cpu_count() or 1)
+    preparation = Preparation(prep, threads=threads or os.cpu_count() or 1)
     chunk_size = chunk_of(prep.size)
     unreadable: dict[str, str] = {}
     ids: list[str] = []

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.evaluation.answer_scores import other_score
 from orchestrator.evaluation.intervals import Interval, interval
 from orchestrator.evaluation.metrics import Ints, Metric
 from orchestrator.evaluation.predictions import Predictions
+from orchestrator.evaluation.scores_with_intervals import other_score
 from orchestrator.spec.score import DEFAULT
 
 MOST_VALUES = 12

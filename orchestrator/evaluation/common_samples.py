@@ -13,7 +13,7 @@ from orchestrator.evaluation.metrics import Metric, score_of
 from orchestrator.evaluation.predictions import Predictions, align
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
-from orchestrator.store.events import objective
+from orchestrator.store.event_types import objective
 from orchestrator.store.ledger import TrialRecord
 
 _ENOUGH = 0.5

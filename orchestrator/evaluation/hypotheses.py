@@ -93,8 +93,8 @@ def _test(
     count_look: CountLook | None,
 ) -> _Case:
     """Test one claim where its two arms can be compared; only then it is a look."""
-    from orchestrator.evaluation.answer_scores import scorer_of  # noqa: PLC0415
     from orchestrator.evaluation.paired_test import paired_difference  # noqa: PLC0415
+    from orchestrator.evaluation.scores_with_intervals import scorer_of  # noqa: PLC0415
 
     if reason := _unjudged(claim, arms):
         return _Case(text, claim, None, reason, None)

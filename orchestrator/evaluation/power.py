@@ -110,11 +110,16 @@ def needed(
 
 
 def _parts(tested: PairedTest) -> _Parts | None:
-    """Return the parts of the variance; None where they cannot be told apart."""
+    """Return the parts of the variance; None where they cannot be told apart.
+
+    The luck is the mean of its posterior, a scaled inverse chi-square. A number of people exists
+    only where the luck looks small, so the unbiased estimate names too few.
+    """
     if tested.v_people is None or tested.rests_on == "folds":
         return None
     noise = min(tested.v_noise or 0.0, tested.v_people)
-    luck = max(0.0, (tested.v_train or 0.0) - (tested.v_noise or 0.0))
+    df = 2 * tested.n_folds * (tested.n_seeds - 1)
+    luck = _luck(tested, df / max(df - 2, 1))
     steady = tested.v_people - noise
     return _Parts(steady, noise, luck, tested.n_groups, tested.n_seeds, tested.n_folds)
 
@@ -123,10 +128,15 @@ def _likely_luck(tested: PairedTest) -> float:
     """Return the luck by the estimate of a variance with the smallest mean squared error.
 
     A claim is undecided more often where chance makes the luck look large, so planning with the
-    unbiased estimate names too many seeds. For people it is kept: they do not lower the luck.
+    unbiased estimate names too many seeds.
     """
     df = 2 * tested.n_folds * (tested.n_seeds - 1)
-    return max(0.0, (tested.v_train or 0.0) * df / (df + 2) - (tested.v_noise or 0.0))
+    return _luck(tested, df / (df + 2))
+
+
+def _luck(tested: PairedTest, scale: float) -> float:
+    """Return the variance by trainings times a factor, without its noise, never below 0."""
+    return max(0.0, (tested.v_train or 0.0) * scale - (tested.v_noise or 0.0))
 
 
 def _first(decides: Callable[[int], bool], least: int, most: int) -> int | None:

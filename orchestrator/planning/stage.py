@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from data_prep.catalog.label_schema import Schema
 from orchestrator.spec.models import Experiment, TrialShare
 from orchestrator.store.artifacts import Store
-from orchestrator.store.events import DriverStarted, TrialStarted
+from orchestrator.store.event_types import DriverStarted, TrialStarted
 
 if TYPE_CHECKING:
     from orchestrator.base.console import Reporter
@@ -50,7 +50,7 @@ class Env(Scope):
     console: Reporter
     cpus: float
     gpus: float
-    loader: str | None = None  # address of the process that trainings are forked from
+    fork_server: str | None = None  # address of the process that trainings are forked from
 
     @property
     def trial_share(self) -> TrialShare:

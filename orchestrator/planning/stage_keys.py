@@ -7,7 +7,7 @@ from typing import Any
 
 from data_prep.catalog.label_schema import train_borders
 from data_prep.preparation.step_identity import steps_identity
-from data_prep.section import identity
+from data_prep.section_base import identity
 from data_prep.weights.cache import is_fetched, recorded
 from orchestrator.base.keys import digest, stage_key
 from orchestrator.base.stage_versions import QUICK_BACKBONE, VERSIONS

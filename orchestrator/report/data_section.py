@@ -11,7 +11,7 @@ from typing import Any
 from data_prep.split import PARTIAL, rows_of_seed
 from orchestrator.report import charts
 from orchestrator.report.load import Run, View
-from orchestrator.store.events import DriverStarted, ShardWritten, WorkerDied
+from orchestrator.store.event_types import DriverStarted, ShardWritten, WorkerDied
 from orchestrator.store.run_files.preparation import Film, PreparedSet
 
 _ROLES = ("train", "val", "test", "excluded")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.evaluation.intervals import Interval, interval
 from orchestrator.evaluation.metrics import ClassMetrics, class_metrics
 from orchestrator.evaluation.predictions import Predictions
-from orchestrator.report import answer_counts, charts
+from orchestrator.report import charts, confusion_matrices
 from orchestrator.report.load import Run, View
 from orchestrator.spec.score import MACRO_F1, parse_score
 from orchestrator.store.run_files.diagnosis import SubgroupScore
@@ -123,7 +123,7 @@ class RareClass:
     plot: object
 
 
-def _groups(run: Run, answers: answer_counts.Answers) -> list[str] | None:
+def _groups(run: Run, answers: confusion_matrices.Answers) -> list[str] | None:
     """Return the group of every sample; None where some are not known."""
     if run.folds is None:
         return None
@@ -151,7 +151,7 @@ def rare_class(run: Run) -> RareClass | None:
     if answers.probs is None:
         return RareClass(name, scored, f1, len(answers.targets), None, "")
     confidences = answers.probs[:, scored.code]
-    curve = answer_counts.precision_recall(confidences, answers.targets == scored.code)
+    curve = confusion_matrices.precision_recall(confidences, answers.targets == scored.code)
     step = max(1, len(curve.recalls) // _MAX_CURVE_POINTS)
     points = list(zip(curve.recalls, curve.precisions, strict=True))
     series = [charts.Series(name, [*points[:-1:step], points[-1]], 0, strong=True)]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.base.stage_versions import STAGE_NAMES
-from orchestrator.store.events import (
+from orchestrator.store.event_types import (
     OBJECTIVE,
     SCORE,
     DriverStarted,

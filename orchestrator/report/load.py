@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.photo_groups import GroupWords, group_words
-from orchestrator.report import answer_counts
+from orchestrator.report import confusion_matrices
 from orchestrator.spec.score import score_title
 from orchestrator.store import tables
-from orchestrator.store.events import DriverStarted, Event, RunStarted, StageEnded, from_json
+from orchestrator.store.event_types import DriverStarted, Event, RunStarted, StageEnded, from_json
 from orchestrator.store.run_files.audit import AuditFacts
 from orchestrator.store.run_files.certificate import Certificate
 from orchestrator.store.run_files.duplicate_photos import CopySets
@@ -100,14 +100,14 @@ class Run:
         return {candidate.setting: candidate for candidate in self.selection.candidates}
 
     @functools.cached_property
-    def answers(self) -> dict[str, answer_counts.Answers]:
+    def answers(self) -> dict[str, confusion_matrices.Answers]:
         """Return the answers of the vote with the true classes, where these are known.
 
         The keys are "oof" for the out-of-fold vote and "test" for the test set.
         """
-        answers: dict[str, answer_counts.Answers | None] = {}
+        answers: dict[str, confusion_matrices.Answers | None] = {}
         if self.predictions is not None and self.members and self.schema is not None:
-            answers["oof"] = answer_counts.oof_answers(
+            answers["oof"] = confusion_matrices.oof_answers(
                 self.predictions,
                 list(self.members),
                 self.rule,
@@ -115,7 +115,7 @@ class Run:
                 self.weights,
             )
         if self.votes is not None and self.test_labels is not None:
-            answers["test"] = answer_counts.labelled_answers(self.votes, self.test_labels)
+            answers["test"] = confusion_matrices.labelled_answers(self.votes, self.test_labels)
         return {name: answer for name, answer in answers.items() if answer is not None}
 
     def started(self) -> DriverStarted:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.evaluation.metrics import ClassMetrics, class_metrics, macro_f1
-from orchestrator.report import answer_counts, charts
+from orchestrator.report import charts, confusion_matrices
 from orchestrator.report.caveats import last_line
 from orchestrator.report.certificate_section import contributions
 from orchestrator.report.diagnosis_section import rare_class
@@ -58,15 +58,15 @@ def confusion(run: Run) -> View:
     return {"sides": sides}
 
 
-def _confusion(run: Run, name: str, answers: answer_counts.Answers) -> ConfusionView:
+def _confusion(run: Run, name: str, answers: confusion_matrices.Answers) -> ConfusionView:
     schema = run.schema
     if schema is None:
         raise ValueError("a label schema is required")
-    counts = answer_counts.confusion(answers.targets, answers.preds, schema.n_classes)
+    counts = confusion_matrices.confusion(answers.targets, answers.preds, schema.n_classes)
     per_label: list[tuple[str, object]] = []
     for position, (label, names) in enumerate(schema.classes.items()):
         if len(names) <= _MAX_MATRIX:
-            of_label = answer_counts.marginal(counts, schema.sizes, position).tolist()
+            of_label = confusion_matrices.marginal(counts, schema.sizes, position).tolist()
             title = f"{name}: confusion of {label}"
             per_label.append((label, charts.matrix(of_label, names, title=title, cell=46)))
     full: object = ""
@@ -79,7 +79,7 @@ def _confusion(run: Run, name: str, answers: answer_counts.Answers) -> Confusion
     return ConfusionView(name, per_label, _mistakes(run, counts), full, n, n - n_right)
 
 
-def _mistakes(run: Run, counts: answer_counts.Ints) -> list[Mistake]:
+def _mistakes(run: Run, counts: confusion_matrices.Ints) -> list[Mistake]:
     """Return the most frequent mistakes."""
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
@@ -180,7 +180,7 @@ def agreement(run: Run) -> View:
     }
 
 
-def _agreement(run: Run, name: str, answers: answer_counts.Answers) -> AgreementView:
+def _agreement(run: Run, name: str, answers: confusion_matrices.Answers) -> AgreementView:
     n_members = len(answers.member_preds)
     n_votes = n_members
     names = [str(place) for place in range(1, n_members + 1)]
@@ -197,7 +197,7 @@ def _agreement(run: Run, name: str, answers: answer_counts.Answers) -> Agreement
             by_votes.append(VoteCount(votes, int(has_votes.sum()), share, right))
     plot: object = ""
     if n_members > 1:
-        shares = answer_counts.agreement(answers.member_preds).tolist()
+        shares = confusion_matrices.agreement(answers.member_preds).tolist()
         title = f"{name}: shares of equal answers"
         plot = charts.matrix(shares, names, title=title, cell=46, as_share=True)
     return AgreementView(name, by_votes, plot, n_votes)

@@ -12,7 +12,7 @@ from orchestrator.report import charts
 from orchestrator.report.diagnosis_section import rare_class
 from orchestrator.report.load import Run, View
 from orchestrator.spec.score import parse_score
-from orchestrator.store.events import DriverStarted, Event
+from orchestrator.store.event_types import DriverStarted, Event
 from orchestrator.store.run_files.hypotheses import Hypothesis
 from orchestrator.store.run_files.scores import Score
 from orchestrator.store.run_files.selection import Candidate

@@ -11,7 +11,7 @@ from orchestrator.planning.stage import Env
 from orchestrator.spec.models import Experiment
 from orchestrator.stages import STAGES, audit, catalog, split
 from orchestrator.store.artifacts import Store, git_commit
-from orchestrator.store.events import RunEnded, RunStarted
+from orchestrator.store.event_types import RunEnded, RunStarted
 from orchestrator.store.ledger import Ledger, LedgerLocked
 from orchestrator.store.run_dir import RunPaths
 from orchestrator.store.run_files.audit import AuditFacts

@@ -34,7 +34,7 @@ from orchestrator.stages import STAGES
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.store.artifacts import Store, git_commit, packages
-from orchestrator.store.events import RunEnded, RunResumed, RunStarted, StageEnded
+from orchestrator.store.event_types import RunEnded, RunResumed, RunStarted, StageEnded
 from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read
 from orchestrator.store.run_dir import RunPaths
 from orchestrator.store.run_files.records import as_record
@@ -44,7 +44,7 @@ LOADED_TO_PREPARE = {
     "crop_face": ("torch", "deepface.modules.detection", "deepface.modules.modeling"),
     "fastmtcnn": ("facenet_pytorch",),
 }
-"""What the loader imports for a step or detector. Not onnxruntime and pyarrow: they start threads."""
+"""What the fork server imports for a step or detector. Not onnxruntime and pyarrow: they start threads."""
 _TRACKER_WAIT_S = 30.0
 _FOLLOW_EVERY_S = 0.5
 _LOOK_EVERY_S = 0.05
@@ -246,10 +246,12 @@ def _drive(
     try:
         _require_weights(experiment, allow_download=options.allow_download)
         with (
-            _loader(experiment, options) as loader,
+            _fork_server(experiment, options) as fork_server,
             _connect(experiment, options, reporter) as resources,
         ):
-            env = Env(experiment, plan.files, store, paths, ledger, reporter, *resources, loader)
+            env = Env(
+                experiment, plan.files, store, paths, ledger, reporter, *resources, fork_server
+            )
             if _run_stages(env, progress):
                 state = "SUCCEEDED"
     except KeyboardInterrupt:
@@ -294,12 +296,12 @@ def _begin(experiment: Experiment, plan: Plan, paths: RunPaths, ledger: Ledger) 
 
 
 @contextmanager
-def _loader(experiment: Experiment, options: Options) -> Iterator[str | None]:
+def _fork_server(experiment: Experiment, options: Options) -> Iterator[str | None]:
     """Start the process that trainings are forked from; it imports while the catalog is read.
 
     The workers of another machine's cluster cannot reach it.
     """
-    from orchestrator.cluster.loader import start_loader  # noqa: PLC0415
+    from orchestrator.cluster.fork_server import start_fork_server  # noqa: PLC0415
     from orchestrator.search.trial_process import TRAINING_MODULES  # noqa: PLC0415
 
     if options.address is not None:
@@ -313,7 +315,7 @@ def _loader(experiment: Experiment, options: Options) -> Iterator[str | None]:
         name for key in LOADED_TO_PREPARE if key in used for name in LOADED_TO_PREPARE[key]
     ]
     threads = max(1, int(experiment.spec.resources.per_trial.cpu))
-    with start_loader(
+    with start_fork_server(
         [*to_prepare, *TRAINING_MODULES, "orchestrator.search.trial_process"], threads=threads
     ) as address:
         yield address
@@ -450,7 +452,7 @@ def _write_summary(
 
 
 def _say_results(paths: RunPaths, reporter: Reporter) -> None:
-    from orchestrator.report.results import ensemble_lines, render_results  # noqa: PLC0415
+    from orchestrator.report.result_tables import ensemble_lines, render_results  # noqa: PLC0415
 
     reporter.say("")
     sys.stdout.write(render_results(paths.root, "table"))

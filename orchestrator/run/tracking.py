@@ -31,7 +31,7 @@ from orchestrator.run.trackers.wandb_runs import WandbRuns
 from orchestrator.run.trackers.webhook import Webhook
 from orchestrator.spec.search_space import Search
 from orchestrator.spec.tracking import Track
-from orchestrator.store.events import RunEnded, TrialEnded, TrialReopened
+from orchestrator.store.event_types import RunEnded, TrialEnded, TrialReopened
 from orchestrator.store.ledger import State, Tail, apply
 
 _POLL_S = 0.5

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from orchestrator.spec.search_limits import Limits, seconds
-from orchestrator.store.events import (
+from orchestrator.store.event_types import (
     DriverStarted,
     Event,
     LimitReached,

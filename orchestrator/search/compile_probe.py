@@ -7,7 +7,7 @@ from dataclasses import asdict
 from data_prep.catalog.label_schema import Schema
 from orchestrator.search.card_sharing.capacity import TrialSize, size_of
 from orchestrator.spec.models import Arm, TrialShare
-from orchestrator.store.events import StepsTimed
+from orchestrator.store.event_types import StepsTimed
 from orchestrator.store.ledger import Ledger
 from trainers.config import Duration, Train
 from trainers.preflight.step_times import ModeTimes, StepTimes

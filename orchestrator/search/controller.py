@@ -24,7 +24,7 @@ from orchestrator.search.card_sharing.shares import FixedShare, MeasuredShares, 
 from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
 from orchestrator.search.trial_times import TrialTimes
-from orchestrator.store.events import (
+from orchestrator.store.event_types import (
     EpochReported,
     LimitReached,
     Metrics,

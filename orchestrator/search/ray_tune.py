@@ -32,7 +32,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm
 
 from orchestrator.base.errors import UserError
-from orchestrator.cluster.loader import LoaderGone
+from orchestrator.cluster.fork_server import ForkServerGone
 from orchestrator.search.card_sharing.capacity import CardUse
 from orchestrator.search.card_sharing.meter import CardMeter, CardWatch, NvmlMeter
 from orchestrator.search.controller import Finished, Proposal, Replay, TrialController, Waiting
@@ -45,7 +45,7 @@ from orchestrator.search.trial_process import (
     Watch,
     reason_of,
 )
-from orchestrator.store.events import OBJECTIVE, objective
+from orchestrator.store.event_types import OBJECTIVE, objective
 from trainers.overlap.clock import PARTS
 
 Result = dict[str, Any]
@@ -105,7 +105,7 @@ class Warm(tune.Trainable):
     body: Body
     watch = Watch()
     modules: tuple[str, ...] = ()
-    loader: str | None = None  # its address
+    fork_server: str | None = None  # its address
     cpu: float = 1.0
     meter: Callable[[], CardMeter] = NvmlMeter
 
@@ -119,10 +119,10 @@ class Warm(tune.Trainable):
 
     def setup(self, config: TrialConfig) -> None:
         self.broken: str | None = None
-        if self.loader is None:
+        if self.fork_server is None:
             # an error raised here would reach Tune without its text
             self.broken = self._load_modules(config.order.spec.trial_id)
-        self.child = Child(type(self).body, self.watch, self.loader)
+        self.child = Child(type(self).body, self.watch, self.fork_server)
         self._begin(config)
 
     def _load_modules(self, trial_id: str) -> str | None:
@@ -158,8 +158,8 @@ class Warm(tune.Trainable):
         spec = order.spec
         try:
             self._start(spec)
-        except LoaderGone:  # from now on this worker does without
-            self.child.loader = None
+        except ForkServerGone:  # from now on this worker does without
+            self.child.fork_server = None
             self.broken = self._load_modules(spec.trial_id)
             if self.broken is None:
                 self._start(spec)
@@ -421,7 +421,7 @@ def run(
     max_concurrent: int,
     body: Body = run_trial,
     modules: Iterable[str] = TRAINING_MODULES,
-    loader: str | None = None,
+    fork_server: str | None = None,
     watch: Watch = Watch(),  # noqa: B008 - frozen
     meter: Callable[[], CardMeter] = NvmlMeter,
     tick: Callable[[], None] = lambda: None,
@@ -437,7 +437,7 @@ def run(
         max_concurrent: trials at a time.
         body: trains one spec and reports its epochs.
         modules: what workers load before their first trial.
-        loader: address of a process that has loaded it for the workers of this machine.
+        fork_server: address of a process that has loaded it for the workers of this machine.
         watch: limits of a trial.
         meter: makes what looks at the card of a worker.
         tick: called after every step of Tune's loop.
@@ -456,7 +456,7 @@ def run(
         "body": staticmethod(body),
         "watch": watch,
         "modules": tuple(modules),
-        "loader": loader,
+        "fork_server": fork_server,
         "cpu": cpu,
         "meter": staticmethod(meter),
     }

@@ -16,7 +16,7 @@ from pathlib import Path
 from data_prep.files import write_json
 from orchestrator.spec.search_space import Search, Space, holds_point
 from orchestrator.store.artifacts import Store
-from orchestrator.store.events import (
+from orchestrator.store.event_types import (
     EpochReported,
     Event,
     TrialEnded,

@@ -15,7 +15,7 @@ from orchestrator.search.controller import Reports, TrialController
 from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
 from orchestrator.spec.search_space import Choice, Entry, Point, Search, grid, suggest
-from orchestrator.store.events import objective
+from orchestrator.store.event_types import objective
 from orchestrator.store.ledger import Ledger, TrialRecord
 from trainers.config import Duration
 

@@ -91,10 +91,10 @@ def run_trial(spec: TrialSpec, report: Report) -> Artifact:
 def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
     began = time.perf_counter()
     from data_prep.preparation.shards import open_rows  # noqa: PLC0415
-    from trainers.classifier import train  # noqa: PLC0415
     from trainers.config import Train  # noqa: PLC0415
     from trainers.data import Task  # noqa: PLC0415
     from trainers.metrics import Objective  # noqa: PLC0415
+    from trainers.training_loop import train  # noqa: PLC0415
 
     photos = open_rows(Path(spec.rows))
     parts = _read_parts(spec, photos.index)

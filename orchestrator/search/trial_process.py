@@ -1,6 +1,6 @@
 """A worker's trials: a forked child runs them, the worker watches.
 
-The child is forked from the loader (`cluster/loader.py`), which has imported what is slow to load
+The child is forked from the fork server (`cluster/fork_server.py`), which has imported what is slow to load
 (torch, timm), or from the worker, which has then imported it itself. They share that memory. A
 child runs trial after trial while its process is as it was before the first one
 (`process_changes.py`); otherwise the next trial gets a new child, which costs a tenth of a second.
@@ -29,22 +29,22 @@ from typing import Any, NoReturn
 
 import psutil
 
-from orchestrator.cluster.loader import fork, leave_parent
-from orchestrator.search.process_changes import (
+from orchestrator.cluster.fork_server import fork, leave_parent
+from orchestrator.search.process_leftovers import (
     ProcessState,
     memory_on_card,
     seed_everything,
     warm_up,
 )
 from orchestrator.search.process_memory import resident_bytes
-from orchestrator.store.events import OBJECTIVE
+from orchestrator.store.event_types import OBJECTIVE
 
 Report = Callable[[int, dict[str, float]], None]
 """Takes an epoch (from 1) and its metrics."""
 Body = Callable[[Any, Report], Any]
 """Trains as a spec says, and reports after each epoch."""
 
-TRAINING_MODULES = ("trainers.classifier", "trainers.inference", "albumentations", "timm")
+TRAINING_MODULES = ("trainers.training_loop", "trainers.inference", "albumentations", "timm")
 """What a training imports. Imported by a child, it would look like something left behind."""
 
 _POLL_S = 0.25
@@ -134,17 +134,17 @@ class _OwnChild:
 class Child:
     """A process that runs one trial after another, as its parent sees it."""
 
-    def __init__(self, body: Body, watch: Watch = Watch(), loader: str | None = None) -> None:
+    def __init__(self, body: Body, watch: Watch = Watch(), fork_server: str | None = None) -> None:
         """Prepare for trials; no process is started yet.
 
         Args:
             body: trains one spec.
             watch: limits of a trial.
-            loader: address of the process to fork from; None: this one.
+            fork_server: address of the process to fork from; None: this one.
         """
         self.body = body
         self.watch = watch
-        self.loader = loader
+        self.fork_server = fork_server
         self.on_check: Callable[[], None] = _nothing  # called four times a second during a trial
         self.pid = 0  # 0 while there is no process
         self.n_forks = 0
@@ -164,7 +164,7 @@ class Child:
         """Start a trial, in a new process if the last trial left something behind.
 
         Raises:
-            LoaderGone: it has to be forked from a loader that cannot be reached.
+            ForkServerGone: it has to be forked from a fork server that cannot be reached.
         """
         if self._is_stopping and not self._has_stopped():
             self.kill()
@@ -255,8 +255,8 @@ class Child:
         pipe, child_end = Pipe()
         task = partial(_run_trials, self.body, trims=self.watch.memory_gb is not None)
         try:
-            if self.loader is not None:
-                self._process = fork(self.loader, task, child_end)
+            if self.fork_server is not None:
+                self._process = fork(self.fork_server, task, child_end)
             else:
                 self._process = self._fork_here(task, child_end)
         finally:

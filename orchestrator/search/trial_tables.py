@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
-from orchestrator.store.events import OBJECTIVE, SCORE, objective
+from orchestrator.store.event_types import OBJECTIVE, SCORE, objective
 from orchestrator.store.ledger import State, TrialRecord
 from orchestrator.store.run_dir import RunPaths
 

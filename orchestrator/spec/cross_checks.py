@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.catalog.label_schema import Schema
-from data_prep.catalog.listing import require_images, sides, table_of
+from data_prep.catalog.photo_listing import require_images, sides, table_of
 from data_prep.errors import DataError
-from data_prep.section import identity
+from data_prep.section_base import identity
 from orchestrator.base.keys import digest
 from orchestrator.spec.claims import parse as parse_claim
 from orchestrator.spec.messages import nearest, validate

@@ -18,7 +18,7 @@ from data_prep.catalog.labelled_photos import (
     require_classes,
     summary,
 )
-from data_prep.catalog.test_labels import placeholder
+from data_prep.catalog.test_table import placeholder
 from data_prep.errors import DataError, nearest
 from orchestrator.spec.models import Experiment
 from orchestrator.spec.yaml_source import DocumentError, Problem, load

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.catalog.listing import is_passed_over
 from data_prep.catalog.photo_groups import group_of
+from data_prep.catalog.photo_listing import is_passed_over
 from data_prep.catalog.photo_paths import EXTENSIONS, resolve
 from data_prep.catalog.user_tables import SUFFIXES, open_table
 from data_prep.config import NameGroup

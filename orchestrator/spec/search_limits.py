@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import StringConstraints, model_validator
 
-from data_prep.section import Positive, Section
+from data_prep.section_base import Positive, Section
 
 _SECONDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
 _TIME = r"^(0\.[0-9]*[1-9]|[1-9][0-9]*(\.[0-9]+)?) (second|minute|hour|day)s?$"

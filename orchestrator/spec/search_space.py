@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from data_prep.section import BARE_NAME, Count, Section, Seed, since
+from data_prep.section_base import BARE_NAME, Count, Section, Seed, since
 from orchestrator.spec.search_limits import Limits
 
 Point = dict[str, Any]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
-from data_prep.section import Section, since
+from data_prep.section_base import Section, since
 
 Mode = Literal["offline", "online", "disabled"]
 Address = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+\S*$", max_length=2000)]

@@ -20,10 +20,10 @@ from data_prep.catalog.label_schema import Schema
 from data_prep.config import Split
 from data_prep.split import deal_folds
 from orchestrator.base.stage_versions import QUICK_BACKBONE
-from orchestrator.evaluation.answer_scores import scorer_of
 from orchestrator.evaluation.intervals import interval
 from orchestrator.evaluation.metrics import Metric, score_of
 from orchestrator.evaluation.predictions import Predictions
+from orchestrator.evaluation.scores_with_intervals import scorer_of
 from orchestrator.planning.stage import Env
 from orchestrator.spec.score import DEFAULT
 from orchestrator.stages.quick_features import chosen, features

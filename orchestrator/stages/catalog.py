@@ -78,7 +78,7 @@ def run(env: Env) -> Catalog:
     Raises:
         DataError: data or the labels of a test table are not as the spec says.
     """
-    from data_prep.catalog.test_labels import placeholder  # noqa: PLC0415
+    from data_prep.catalog.test_table import placeholder  # noqa: PLC0415
 
     key = catalog_key(env)
     spec = env.experiment.spec

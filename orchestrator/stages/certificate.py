@@ -14,18 +14,19 @@ from data_prep.catalog.photo_groups import GROUP, GroupWords, group_words
 from data_prep.config import Prep
 from data_prep.files import write_json
 from data_prep.preparation.step_identity import steps_identity
-from data_prep.section import identity
+from data_prep.section_base import identity
 from orchestrator.base.wording import counted
 from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.ensemble.certificate_text import OTHER_RUNS, statement
 from orchestrator.ensemble.members import checkpoint
-from orchestrator.ensemble.predict import prepare_photos, probabilities
+from orchestrator.ensemble.predict import PreparedPhotos, prepare_photos, probabilities
 from orchestrator.evaluation import metrics
 from orchestrator.evaluation import vote as voting
 from orchestrator.evaluation.intervals import Estimate, difference_of_scores
 from orchestrator.evaluation.predictions import align
 from orchestrator.planning.stage import Env
 from orchestrator.planning.stage_keys import run_key
+from orchestrator.spec.models import TrialShare
 from orchestrator.spec.score import DEFAULT
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.confirm import Confirmed, predictions_by_setting
@@ -37,7 +38,7 @@ from orchestrator.stages.test_set import read_test_photos
 from orchestrator.stages.vote import Voted
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, git_commit, packages
-from orchestrator.store.events import LabelsOpened
+from orchestrator.store.event_types import LabelsOpened
 from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.looks import read_looks
 from orchestrator.store.run_dir import RunPaths
@@ -60,6 +61,8 @@ N_WORST_CLASSES = 5
 N_WORST_GROUPS = 10
 N_CHECKED = 2
 """Photos of each checked checkpoint. The first and the last one of every member are checked."""
+N_TASKS = 2
+"""Tasks that check one preparation, as many as a laptop runs at once."""
 TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}
 """Largest difference of a probability.
 
@@ -388,7 +391,7 @@ class _Job(NamedTuple):
     prep: str  # as JSON
     photos: list[tuple[str, str]]  # sample id and path
     probs: list[list[float]]
-    device: str
+    share: TrialShare
 
 
 class _Difference(NamedTuple):
@@ -411,11 +414,17 @@ def check(env: Env, lineage: Lineage, split: str) -> Check:
     differences: list[_Difference] = []
     with env.console.task("check", len(jobs)) as advance:
         answers = ray_map(
-            compare_answers, jobs, cpu=share.cpu, gpu=share.least_gpu, loader=env.loader
+            compare_answers,
+            _dealt(jobs),
+            cpu=share.cpu,
+            gpu=share.least_gpu,
+            fork_server=env.fork_server,
         )
-        for difference in answers:
-            differences.append(difference)
+        for some in answers:
+            differences += some
             advance(len(differences), "checkpoints")
+    order = [job.trial_id for job in jobs]
+    differences.sort(key=lambda difference: order.index(difference.trial_id))
     tolerance = TOLERANCE[share.device]
     problems = []
     for trial_id, largest, why in differences:
@@ -450,21 +459,48 @@ def _job(env: Env, trial: TrialRecord, artifact: Artifact, split: str) -> _Job:
         env.experiment.arms[trial.variant].prep.model_dump_json(by_alias=True),
         photos,
         [row["probs"] for row in picked],
-        env.trial_share.device,
+        env.trial_share,
     )
 
 
-def compare_answers(job: _Job) -> _Difference:
-    """Return how far a checkpoint's answers lie from the stored ones; runs as a Ray task."""
+def _dealt(jobs: list[_Job]) -> list[list[_Job]]:
+    """Deal jobs to tasks. Each task loads the networks of one preparation, once."""
+    by_prep: dict[str, list[_Job]] = {}
+    for job in jobs:
+        by_prep.setdefault(job.prep, []).append(job)
+    dealt = []
+    for some in by_prep.values():
+        n_tasks = min(len(some), N_TASKS)
+        dealt += [some[first::n_tasks] for first in range(n_tasks)]
+    return dealt
+
+
+def compare_answers(jobs: list[_Job]) -> list[_Difference]:
+    """Return how far checkpoints' answers lie from the stored ones; runs as a Ray task.
+
+    Args:
+        jobs: of one preparation.
+    """
+    photos = {sample: Path(path) for job in jobs for sample, path in job.photos}
     try:
-        prep = Prep.model_validate_json(job.prep)
-        prepared = prepare_photos(prep, [(sample, Path(path)) for sample, path in job.photos])
-        if prepared.lost:
-            return _Difference(
-                job.trial_id, 1.0, f"photos cannot be read any more: {prepared.lost}"
-            )
-        probs = probabilities(Path(job.folder), prepared.images, job.device)
+        prep = Prep.model_validate_json(jobs[0].prep)
+        threads = max(1, int(jobs[0].share.cpu))  # of two such tasks at once
+        prepared = prepare_photos(prep, list(photos.items()), threads=threads)
     except Exception as error:  # noqa: BLE001 - what fails here fails for a user of `predict` too
+        return [_Difference(job.trial_id, 1.0, f"{type(error).__name__}: {error}") for job in jobs]
+    return [_compare(job, prepared) for job in jobs]
+
+
+def _compare(job: _Job, prepared: PreparedPhotos) -> _Difference:
+    """Return how far a checkpoint's answers on prepared photos lie from the stored ones."""
+    samples = [sample for sample, _ in job.photos]
+    lost = {sample: prepared.lost[sample] for sample in samples if sample in prepared.lost}
+    if lost:
+        return _Difference(job.trial_id, 1.0, f"photos cannot be read any more: {lost}")
+    images = prepared.images[[prepared.ids.index(sample) for sample in samples]]
+    try:
+        probs = probabilities(Path(job.folder), images, job.share.device)
+    except Exception as error:  # noqa: BLE001 - as above
         return _Difference(job.trial_id, 1.0, f"{type(error).__name__}: {error}")
     stored = np.array(job.probs)
     if probs.shape != stored.shape:

@@ -205,7 +205,7 @@ def _train(trainings: Trainings, wanted: Confirm, points: Mapping[str, Point]) -
         phase_trials,
         train_all,
     )
-    from orchestrator.store.events import PhaseStarted  # noqa: PLC0415
+    from orchestrator.store.event_types import PhaseStarted  # noqa: PLC0415
 
     env = trainings.env
     trainings.check()
@@ -328,10 +328,10 @@ def _comparison(
     sources: Mapping[str, str],
 ) -> Callable[[int, list[TrialRecord]], set[str]]:
     """Return the looks of a race. A look that the ledger knows is not taken again."""
-    from orchestrator.evaluation.answer_scores import scorer_of  # noqa: PLC0415
     from orchestrator.evaluation.race import RaceRules, stop_losers  # noqa: PLC0415
+    from orchestrator.evaluation.scores_with_intervals import scorer_of  # noqa: PLC0415
     from orchestrator.search.trial_tables import collect_predictions  # noqa: PLC0415
-    from orchestrator.store.events import RaceLooked  # noqa: PLC0415
+    from orchestrator.store.event_types import RaceLooked  # noqa: PLC0415
 
     env = trainings.env
     spec = env.experiment.spec
@@ -392,7 +392,7 @@ def protected_settings(
 def _race_result(env: Env, wanted: Confirm, n_finalists: int, n_trained: int) -> RaceResult:
     """Return what the race did, from the ledger."""
     from orchestrator.evaluation.race import RaceResult, Stopped  # noqa: PLC0415
-    from orchestrator.store.events import RaceLooked  # noqa: PLC0415
+    from orchestrator.store.event_types import RaceLooked  # noqa: PLC0415
 
     looks = [event for event in env.ledger.events if isinstance(event, RaceLooked)]
     stopped = [Stopped(**row) for event in looks for row in event.stopped]

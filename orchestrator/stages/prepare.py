@@ -25,7 +25,7 @@ from orchestrator.planning.stage_keys import partial_key, prepare_key, prepare_k
 from orchestrator.spec.models import Arm
 from orchestrator.stages.catalog import Catalog
 from orchestrator.store.artifacts import Artifact
-from orchestrator.store.events import ArtifactDamaged, ShardWritten
+from orchestrator.store.event_types import ArtifactDamaged, ShardWritten
 from orchestrator.store.run_files.preparation import ClassRate, FailureRate
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ def _make_shards(
             cpus=share.cpu,
             gpus=share.gpu,
             timeout_s=share.timeout_s,
-            worker=Worker if env.loader is None else forked_worker(env.loader),
+            worker=Worker if env.fork_server is None else forked_worker(env.fork_server),
             progress=report_progress,
             say=lambda text: env.console.say(f"  [yellow]{escape(text)}[/]"),
         ):

@@ -90,7 +90,7 @@ def _train(trainings: Trainings) -> None:
         feature_sources,
         train_all,
     )
-    from orchestrator.store.events import PhaseStarted  # noqa: PLC0415
+    from orchestrator.store.event_types import PhaseStarted  # noqa: PLC0415
 
     env = trainings.env
     experiment = trainings.env.experiment
@@ -131,7 +131,7 @@ def _train(trainings: Trainings) -> None:
 
 def _best_trial(trials: Iterable[TrialRecord], variant: str) -> TrialRecord | None:
     """Return the best finished trial of a variant, ordered as finalists are."""
-    from orchestrator.store.events import objective  # noqa: PLC0415
+    from orchestrator.store.event_types import objective  # noqa: PLC0415
 
     finished = [t for t in trials if t.variant == variant and t.status == "COMPLETE"]
     return min(finished, key=lambda t: (-objective(t.metrics), t.setting), default=None)

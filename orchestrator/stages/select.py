@@ -22,10 +22,10 @@ from orchestrator.ensemble.diagnosis import (
 )
 from orchestrator.evaluation import common_samples, metrics, selection, selection_bias
 from orchestrator.evaluation import vote as voting
-from orchestrator.evaluation.answer_scores import Scores, score_answers, scorer_of
-from orchestrator.evaluation.checkpoints_per_member import CheckpointCurve, checkpoint_curve
+from orchestrator.evaluation.checkpoint_count_curve import CheckpointCurve, checkpoint_curve
 from orchestrator.evaluation.paired_test import PairedTest, paired_difference
 from orchestrator.evaluation.predictions import Predictions
+from orchestrator.evaluation.scores_with_intervals import Scores, score_answers, scorer_of
 from orchestrator.evaluation.selection import Candidate, Selection
 from orchestrator.evaluation.selection_bias import Corrected
 from orchestrator.planning.stage import SUCCEEDED, Env

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.evaluation import metrics
-from orchestrator.evaluation.answer_scores import scorer_of
 from orchestrator.evaluation.predictions import Ints, Predictions
+from orchestrator.evaluation.scores_with_intervals import scorer_of
 from orchestrator.evaluation.sequential_testing import labels_key, predictions_key
 from orchestrator.planning.stage import Env
 from orchestrator.spec.score import DEFAULT
@@ -21,7 +21,7 @@ from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
-from orchestrator.store.events import LabelsOpened
+from orchestrator.store.event_types import LabelsOpened
 from orchestrator.store.features import feature_store
 from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.looks import count_look
@@ -75,7 +75,7 @@ def read_test_photos(
         variants: those that answer; a photo is lost where one of them could not prepare it, as in
             `predict`.
     """
-    from data_prep.catalog.test_photos import test_order  # noqa: PLC0415
+    from data_prep.catalog.test_labels import test_order  # noqa: PLC0415
 
     data = env.experiment.spec.data
     table = catalog.table
@@ -129,7 +129,7 @@ def open_labels(
     Returns:
         Sample id -> class; None where the spec names no labels.
     """
-    from data_prep.catalog.test_photos import test_labels  # noqa: PLC0415
+    from data_prep.catalog.test_labels import test_labels  # noqa: PLC0415
 
     labels = test_labels(env.experiment.spec.data, env.experiment.base, catalog.table)
     if labels is None:
@@ -215,7 +215,11 @@ def predict_trials(
     predicted: list[TrialProbs] = []
     with env.console.task("vote", len(jobs)) as advance:
         answers = ray_map(
-            _predict_checkpoint, jobs, cpu=share.cpu, gpu=share.least_gpu, loader=env.loader
+            _predict_checkpoint,
+            jobs,
+            cpu=share.cpu,
+            gpu=share.least_gpu,
+            fork_server=env.fork_server,
         )
         for trial, probs in zip(trials, answers, strict=True):
             predicted.append(TrialProbs(trial, probs))

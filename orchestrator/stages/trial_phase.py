@@ -12,20 +12,20 @@ from typing import Any, NamedTuple
 
 from data_prep.catalog.label_schema import Schema
 from data_prep.files import file_sha256, write_text
-from data_prep.section import identity
+from data_prep.section_base import identity
 from data_prep.weights.cache import recorded
 from orchestrator.base.keys import stage_key
 from orchestrator.base.stage_versions import VERSIONS
 from orchestrator.evaluation import common_samples
-from orchestrator.evaluation.answer_scores import scorer_of
 from orchestrator.evaluation.metrics import Scorer
+from orchestrator.evaluation.scores_with_intervals import scorer_of
 from orchestrator.planning.stage import Env
 from orchestrator.search.card_sharing.capacity import TrialSize, size_of
 from orchestrator.search.card_sharing.measurements import measured_uses
 from orchestrator.search.card_sharing.shares import FixedShare, MeasuredShares, Shares
 from orchestrator.search.compile_probe import known_times, time_steps
 from orchestrator.search.controller import TrialController
-from orchestrator.search.precision import choose_precision
+from orchestrator.search.numeric_precision import choose_precision
 from orchestrator.search.training_inputs import mixable_file, subset_file
 from orchestrator.search.trial import TrialSpec
 from orchestrator.search.trial_process import Watch
@@ -34,7 +34,7 @@ from orchestrator.spec.score import DEFAULT, MACRO_F1, Score
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.split import Split
-from orchestrator.store.events import (
+from orchestrator.store.event_types import (
     EpochReported,
     LimitReached,
     RaceLooked,
@@ -237,7 +237,7 @@ def train_all(env: Env, controller: TrialController, phase: str, n_trials: int) 
             env.paths.tune / phase,
             cpu=share.cpu,
             max_concurrent=max(1, n_concurrent),
-            loader=env.loader,
+            fork_server=env.fork_server,
             watch=watch,
             tick=tick,
         )

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from data_prep.config import TestTable
 from data_prep.files import write_text
-from orchestrator.evaluation.answer_scores import Scores, score_answers, scorer_of
+from orchestrator.evaluation.scores_with_intervals import Scores, score_answers, scorer_of
 from orchestrator.evaluation.vote import named_submission, submission, vote_table
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.stages import test_set

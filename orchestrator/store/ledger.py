@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
 from orchestrator.base.errors import UserError
-from orchestrator.store.events import (
+from orchestrator.store.event_types import (
     DriverStarted,
     EpochReported,
     Event,

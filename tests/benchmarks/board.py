@@ -43,7 +43,7 @@ def board_50k():
 
 def plant(store):
     """Write the runs, and return (number, params, score) of every trial of the large one."""
-    from orchestrator.store.events import (
+    from orchestrator.store.event_types import (
         EpochReported,
         RunEnded,
         RunStarted,

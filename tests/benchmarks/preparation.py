@@ -29,12 +29,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def drawn():
     """Return the paths of drawn photos, 384x512, kept between runs."""
-    from data_prep.sample import synthetic
+    from data_prep.sample import portrait_data_set
 
     root = Path(tempfile.gettempdir()) / f"bench-photos-{os.getuid()}"
     if not root.exists():
         beside = Path(tempfile.mkdtemp(dir=root.parent))
-        synthetic.build(beside / "drawn", 36, size=(384, 512), jobs=2)
+        portrait_data_set.build(beside / "drawn", 36, size=(384, 512), jobs=2)
         (beside / "drawn").rename(root)
     paths = sorted(root.glob("train/images/*/*.jpg"))
     return [

@@ -9,11 +9,17 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from orchestrator.store.events import EpochReported, RunEnded, RunStarted, StageEnded, TrialStarted
+from orchestrator.store.event_types import (
+    EpochReported,
+    RunEnded,
+    RunStarted,
+    StageEnded,
+    TrialStarted,
+)
 from orchestrator.store.ledger import read
 
 ROOT = Path(__file__).resolve().parents[2]
-N_PEOPLE = "45"  # as in the Makefile
+N_PEOPLE = "40"  # as in the Makefile
 N_CORES = 2
 NETWORKS = ("remove_background", "crop_face")
 

@@ -31,7 +31,7 @@ SPACES = {"recorded heads": HEADS, "recorded augment": AUGMENT}
 
 def photos():
     """Draw portraits; return images, codes (mask, gender, age), and which belong to the last third of the people."""
-    from data_prep.sample.synthetic import build
+    from data_prep.sample.portrait_data_set import build
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "drawn"
@@ -50,9 +50,9 @@ def photos():
 
 def main():
     from orchestrator.spec.search_space import Search, apply, grid
-    from trainers.classifier import TrainingDiverged, train
     from trainers.config import Train
     from trainers.data import Task
+    from trainers.training_loop import TrainingDiverged, train
 
     images, codes, held = photos()
     rows = np.arange(len(images))

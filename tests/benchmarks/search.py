@@ -114,7 +114,7 @@ N_PHOTOS = 340
 def training(seed, report, work_dir):
     """Train three short epochs on one thread: about two seconds."""
     from tests.benchmarks.training import _config, _task
-    from trainers.classifier import train
+    from trainers.training_loop import train
 
     config = _config(head="single", duration="3 epochs", batch_size=32)
     return train(

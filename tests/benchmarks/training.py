@@ -55,8 +55,8 @@ def loop_vs_bare():
     """
     import torch
 
-    from trainers.classifier import train
     from trainers.model import build
+    from trainers.training_loop import train
 
     torch.set_num_threads(1)
     task, config = _task(162, 96), _config(duration=f"{REPEATS + 1} epochs", batch_size=32)
@@ -105,7 +105,7 @@ def loop_vs_timm():
     from timm.models import create_model
     from timm.optim import create_optimizer_v2
 
-    from trainers.classifier import train
+    from trainers.training_loop import train
 
     torch.set_num_threads(1)
     task = _task(162, 96)
@@ -158,7 +158,7 @@ def _photo_folder(root, size):
     from PIL import Image
 
     from data_prep.sample.portrait import draw
-    from data_prep.sample.synthetic import PHOTOS, people_of
+    from data_prep.sample.portrait_data_set import PHOTOS, people_of
 
     photos = [(person, photo) for person in people_of(36, 0)[0][::4] for photo in PHOTOS]
     for at, (person, photo) in enumerate(photos):
@@ -306,7 +306,7 @@ def bank_vs_backbone():
     """
     import torch
 
-    from trainers import classifier
+    from trainers import training_loop
     from trainers.config import NoMixUp
 
     torch.set_num_threads(1)
@@ -335,7 +335,7 @@ def bank_vs_backbone():
 
     for trial in range(40):
         with tempfile.TemporaryDirectory() as folder:
-            classifier.train(
+            training_loop.train(
                 settings(1e-4 * (trial + 1), 10),
                 task,
                 seed=0,
@@ -347,9 +347,9 @@ def bank_vs_backbone():
     ours = time.perf_counter() - began
     epochs = []
     try:
-        classifier.NoMixUp = type("Nothing", (), {})  # the way of a batch whose photos are mixed
+        training_loop.NoMixUp = type("Nothing", (), {})  # the way of a batch whose photos are mixed
         with tempfile.TemporaryDirectory() as folder:
-            classifier.train(
+            training_loop.train(
                 settings(1e-3, REPEATS),
                 small,
                 seed=0,
@@ -358,7 +358,7 @@ def bank_vs_backbone():
                 threads=1,
             )
     finally:
-        classifier.NoMixUp = NoMixUp
+        training_loop.NoMixUp = NoMixUp
     through = _median(epochs) * 10 * 400
     note = f"head shallow, lite0 {size} px; bank and 40 trials {ours:.0f} s; through the backbone {through:.0f} s, reckoned"
     return "trials/h", 40 / ours * 3600, 40 / through * 3600, REPEATS, note

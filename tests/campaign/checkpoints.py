@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from orchestrator.evaluation import vote as voting
-from orchestrator.evaluation.checkpoints_per_member import checkpoint_curve
+from orchestrator.evaluation.checkpoint_count_curve import checkpoint_curve
 from orchestrator.evaluation.metrics import macro_f1
 from orchestrator.evaluation.predictions import Predictions
 

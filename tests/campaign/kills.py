@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from orchestrator.store.events import Repaired, TrialEnded
+from orchestrator.store.event_types import Repaired, TrialEnded
 from orchestrator.store.ledger import Ledger, read, replay
 from tests.orchestrator.search import toy
 from tests.orchestrator.search.test_controller import outcome

@@ -27,9 +27,9 @@ STEPS = '{"steps": ["remove_background", "crop_face", {"name": "resize", "size":
 
 
 def drawn(folder, n_people, size=(192, 256)):
-    from data_prep.sample import synthetic
+    from data_prep.sample import portrait_data_set
 
-    synthetic.build(folder, n_people, size=size, jobs=2)
+    portrait_data_set.build(folder, n_people, size=size, jobs=2)
     return sorted(folder.glob("train/images/*/*.jpg"))
 
 
@@ -226,9 +226,11 @@ def compare_with_loop(root, n, seed):
     from data_prep.catalog.images import decode
     from data_prep.config import CropFace
     from data_prep.preparation import background_removal, faces
-    from data_prep.sample import synthetic
+    from data_prep.sample import portrait_data_set
 
-    truths = [truth for truth in synthetic.read_truth(root) if truth.path.startswith("train/")]
+    truths = [
+        truth for truth in portrait_data_set.read_truth(root) if truth.path.startswith("train/")
+    ]
     session, detector = (
         background_removal.open_session("u2netp", 1),
         faces.open_detector("fastmtcnn"),

@@ -316,28 +316,32 @@ PROMISES = [
 def promises(design: TestDesign, n_sets: int, *, seed: int = 0) -> Iterator[Promise]:
     """Yield how often the numbers decide that undecided claims name.
 
-    Only claims count whose difference is about the true one. Each number that was named is tried
-    in as many new data sets as it was named for.
+    A claim says what would decide "if the difference is real". So each number that was named is
+    tried in as many new data sets as it was named for, whose true difference is the one that the
+    claim saw. Only claims count whose difference is about the design's.
     """
     rng = np.random.default_rng([seed, *design.__repr__().encode()])
-    named: dict[str, list[float]] = {"n_groups": [], "n_seeds": []}
+    named: dict[str, list[tuple[float, float]]] = {"n_groups": [], "n_seeds": []}
     for _ in range(4 * n_sets):
         (row,) = judge(["a > b"], simulate(design, rng))
-        near = abs((row["difference"] or 0) / design.effect - 1) < 0.25
-        if row["needs"] is not None and near:
+        difference = row["difference"] or 0.0
+        if row["needs"] is not None and abs(difference / design.effect - 1) < 0.25:
             for what, numbers in named.items():
-                numbers.append(row["needs"][what] or np.inf)
+                numbers.append((row["needs"][what] or np.inf, difference))
     for what, numbers in named.items():
-        known = sorted(int(number) for number in numbers if np.isfinite(number))
+        known = sorted(claim for claim in numbers if np.isfinite(claim[0]))
         if len(known) < 0.1 * len(numbers):
             continue
         field = "n_people" if what == "n_groups" else "n_seeds"
         most = 20 * getattr(design, field)  # more change nothing
         decided = 0
         for place in np.linspace(0, len(known) - 1, n_sets).round().astype(int):
-            arms = simulate(replace(design, **{field: min(known[place], most)}), rng)
+            number, difference = known[place]
+            likely = replace(design, effect=difference, **{field: min(int(number), most)})
+            arms = simulate(likely, rng)
             decided += (paired_difference(arms["a"], arms["b"]).p_value or 0.0) < 0.10
-        yield Promise(what, len(known) / len(numbers), known[len(known) // 2], decided / n_sets)
+        median = int(known[len(known) // 2][0])
+        yield Promise(what, len(known) / len(numbers), median, decided / n_sets)
 
 
 # -------------------------------------------------------------------------------------- main

@@ -144,7 +144,7 @@ class Trained:
 
 def our_training(setting, backbone, size, folder=None, *, n_epochs=None, report=None, **settings):
     """Train by our loop, with all it does: copies, checks, evaluation, checkpoints."""
-    from trainers.classifier import train
+    from trainers.training_loop import train
 
     n_epochs = n_epochs or setting.n_epochs
     wanted = config(backbone, duration=f"{n_epochs} epochs", **settings)

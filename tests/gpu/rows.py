@@ -328,7 +328,7 @@ def rembg(setting):
 
 def submit(setting):
     """Run a small experiment from photos to a report, as a user would."""
-    from data_prep.sample.synthetic import build
+    from data_prep.sample.portrait_data_set import build
 
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)

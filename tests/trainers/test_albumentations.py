@@ -5,7 +5,7 @@ import sys
 def test_albumentations_is_told_not_to_ask_the_internet_before_it_is_imported():
     code = """
 import sys, os
-import trainers.classifier
+import trainers.training_loop
 assert "albumentations" not in sys.modules
 print(os.environ["NO_ALBUMENTATIONS_UPDATE"])
 """

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.section import identity
-from trainers.classifier import train
+from data_prep.section_base import identity
 from trainers.compute_settings import Compiled, compiled
 from trainers.config import Train
 from trainers.data import Task
 from trainers.preflight.step_times import ModeTimes, StepTimes
+from trainers.training_loop import train
 
 
 def config(**settings):

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from trainers.checkpoint import load_weights
-from trainers.classifier import train
 from trainers.config import Model, Train
 from trainers.data import Task
 from trainers.feature_cache import PLAIN, FeatureCache, View
 from trainers.inference import predict
 from trainers.model import build
+from trainers.training_loop import train
 
 SIZES = {"color": 2, "light": 2}
 
@@ -105,7 +105,7 @@ def test_the_head_trains_to_the_same_scores_with_kept_features_and_without(
         (tmp_path / name).mkdir()
         if name == "backbone":
             monkeypatch.setattr(
-                "trainers.classifier.NoMixUp", type("Nothing", (), {})
+                "trainers.training_loop.NoMixUp", type("Nothing", (), {})
             )  # as if photos were mixed
         results.append(
             train(

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict
 
 from trainers.library_names import NESTING, Operation
-from trainers.preflight.runner import run_apart
+from trainers.preflight.subprocess_runner import run_apart
 
 _SEEDS = 16
 """Tries of a policy: an operation that is drawn in one of two has not come in 1 of 65,536."""

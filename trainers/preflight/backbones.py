@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TypedDict
 
-from trainers.preflight.runner import run_apart
+from trainers.preflight.subprocess_runner import run_apart
 
 _TIMEOUT_S = 300.0
 _ANY_SIZE = re.compile(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.report.answer_counts import Answers
+from orchestrator.report.confusion_matrices import Answers
 from orchestrator.report.load import Run, load
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.run.trackers.ensemble_facts import ensemble_facts
 from orchestrator.run.trackers.sink import Sink
 from orchestrator.spec.tracking import Mlflow
-from orchestrator.store.events import TrialEnded
+from orchestrator.store.event_types import TrialEnded
 from orchestrator.store.ledger import State, TrialRecord
 
 _RUN_TAG = "robust_vote.run"

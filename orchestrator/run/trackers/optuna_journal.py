@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.run.trackers.sink import Sink
 from orchestrator.spec.search_space import Choice, Search
-from orchestrator.store.events import objective
+from orchestrator.store.event_types import objective
 from orchestrator.store.ledger import TrialRecord
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from orchestrator.run.trackers.sink import Sink
-from orchestrator.store.events import DriverStarted, StageEnded
+from orchestrator.store.event_types import DriverStarted, StageEnded
 from orchestrator.store.ledger import State, TrialRecord, read, replay
 from orchestrator.store.run_dir import RunPaths
 from orchestrator.store.run_files.records import as_record

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orchestrator.search.card_sharing.capacity import CardUse, TrialSize
 from orchestrator.store.artifacts import Store
-from orchestrator.store.events import CardMeasured, RecordInvalid, from_json
+from orchestrator.store.event_types import CardMeasured, RecordInvalid, from_json
 
 _MARK = f'"{CardMeasured.record_kind}"'.encode()  # a ledger may have a million other records
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from data_prep.audit.examination import audit, leak, people
-from data_prep.catalog import data_set_scan
+from data_prep.catalog import batch_inspection, near_sets
 from data_prep.catalog.builder import build_catalog
 from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.near_duplicates import (
@@ -183,8 +183,8 @@ def test_a_joined_group_is_never_split_by_a_hold_out_test_set(planted):
 def test_pairs_that_were_too_many_to_compare_are_told(planted, monkeypatch, tmp_path):
     out, _ = planted
     found = {}
-    for most in (data_set_scan.MAX_COMPARED, 3):
-        monkeypatch.setattr(data_set_scan, "MAX_COMPARED", most)
+    for most in (near_sets.MAX_COMPARED, 3):
+        monkeypatch.setattr(near_sets, "MAX_COMPARED", most)
         table = build_catalog(data_of(out), out.parent)
         pq.write_table(table, tmp_path / "catalog.parquet")  # the count travels with the file
         found[most] = audit(
@@ -216,7 +216,7 @@ def test_what_is_found_does_not_depend_on_the_order_of_the_table(planted):
 
 
 def test_a_catalog_goes_on_where_it_was_interrupted(contest, tmp_path, monkeypatch):
-    monkeypatch.setattr(data_set_scan, "CHUNK", 10)
+    monkeypatch.setattr(batch_inspection, "CHUNK", 10)
     work, read = tmp_path / "work", []
     work.mkdir()
 

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from data_prep.catalog.builder import build_catalog
 from data_prep.catalog.labelled_photos import read_rows, summary
 from data_prep.catalog.photo_groups import group_words
-from data_prep.catalog.test_labels import placeholder, read_answers
-from data_prep.catalog.test_photos import test_order
+from data_prep.catalog.test_labels import test_order
+from data_prep.catalog.test_table import placeholder, read_answers
 from data_prep.errors import DataError
 from tests.data_prep.conftest import AGE, GENDER, write_csv
 

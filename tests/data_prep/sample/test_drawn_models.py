@@ -5,7 +5,7 @@ import pytest
 
 from data_prep.catalog import images
 from data_prep.preparation import background_removal, faces
-from data_prep.sample import synthetic
+from data_prep.sample import portrait_data_set
 
 pytestmark = [pytest.mark.models, pytest.mark.slow]
 N_PHOTOS = 70
@@ -15,8 +15,10 @@ N_PHOTOS = 70
 def seen(tmp_path_factory):
     """Per photo: its path, the IoU of rembg's mask, and whether DeepFace's box sits on the face, whole and cut out."""
     root = tmp_path_factory.mktemp("drawn") / "sample"
-    synthetic.build(root, 36, jobs=2)
-    truths = [truth for truth in synthetic.read_truth(root) if truth.path.startswith("train/")]
+    portrait_data_set.build(root, 36, jobs=2)
+    truths = [
+        truth for truth in portrait_data_set.read_truth(root) if truth.path.startswith("train/")
+    ]
     session, detector = (
         background_removal.open_session("u2netp", 2),
         faces.open_detector("fastmtcnn"),

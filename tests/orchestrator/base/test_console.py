@@ -6,7 +6,7 @@ from rich.console import Console
 
 from orchestrator.base.console import PhaseSnapshot, Reporter, duration
 from orchestrator.run.driver import follow
-from orchestrator.store.events import StageEnded
+from orchestrator.store.event_types import StageEnded
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.search import toy

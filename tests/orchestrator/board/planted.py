@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from orchestrator.store.artifacts import Store
-from orchestrator.store.events import (
+from orchestrator.store.event_types import (
     EpochReported,
     PhaseStarted,
     RunStarted,

@@ -9,7 +9,7 @@ from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import by_setting, groups_of
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
-from orchestrator.store.events import TrialEnded, TrialStarted
+from orchestrator.store.event_types import TrialEnded, TrialStarted
 from tests.orchestrator.board.planted import LiveDriver
 
 N_PHOTOS = 120

@@ -28,6 +28,7 @@ from orchestrator.ensemble.predict import (
     predict_photos,
     prepare_photos,
 )
+from orchestrator.spec.models import TrialShare
 from orchestrator.stages.certificate import TOLERANCE, _Job, compare_answers
 from orchestrator.store.artifacts import Store
 from orchestrator.store.run_dir import RunPaths
@@ -378,15 +379,15 @@ def test_the_check_of_a_run_sees_a_member_whose_answers_are_not_the_stored_ones(
     _, images, _ = prepare_photos(member.prep, [(name, Path(path)) for name, path in named])
     stored = probabilities(member.checkpoints[0], images).tolist()
     prep = member.prep.model_dump_json(by_alias=True)
-    job = _Job("c-1", str(member.checkpoints[0]), prep, named, stored, "cpu")
-    assert compare_answers(job).largest <= TOLERANCE["cpu"]
+    job = _Job("c-1", str(member.checkpoints[0]), prep, named, stored, TrialShare())
     other = job._replace(folder=str(member.checkpoints[1]))
-    assert compare_answers(other).largest > TOLERANCE["cpu"]
     broken = [("x", str(photos / "broken.jpg")), *named]
-    unread = compare_answers(job._replace(photos=broken, probs=[stored[0], *stored]))
-    assert "cannot be read" in unread.why
-    fewer = compare_answers(job._replace(probs=[row[:5] for row in stored]))
-    assert "were stored" in fewer.why
+    unread = job._replace(photos=broken, probs=[stored[0], *stored])
+    fewer = job._replace(probs=[row[:5] for row in stored])
+    equal, unequal, lost, short = compare_answers([job, other, unread, fewer])
+    assert equal.largest <= TOLERANCE["cpu"] < unequal.largest
+    assert "cannot be read" in lost.why
+    assert "were stored" in short.why
 
 
 def test_every_file_of_a_folder_is_a_photo_or_named_or_litter(tmp_path):

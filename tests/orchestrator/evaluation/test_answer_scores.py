@@ -5,8 +5,7 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from data_prep.catalog.label_schema import Schema
-from orchestrator.evaluation.answer_scores import score_answers, scorer_of
-from orchestrator.evaluation.checkpoints_per_member import checkpoint_curve
+from orchestrator.evaluation.checkpoint_count_curve import checkpoint_curve
 from orchestrator.evaluation.intervals import interval
 from orchestrator.evaluation.metrics import (
     counts,
@@ -17,6 +16,7 @@ from orchestrator.evaluation.metrics import (
 )
 from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import Predictions
+from orchestrator.evaluation.scores_with_intervals import score_answers, scorer_of
 from orchestrator.evaluation.selection_bias import (
     Pool,
     _standard_error,

@@ -21,7 +21,7 @@ from orchestrator.search.training_inputs import subset_file
 from orchestrator.stages.trial_phase import rank_trials
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
-from orchestrator.store.events import TrialEnded, TrialStarted
+from orchestrator.store.event_types import TrialEnded, TrialStarted
 from orchestrator.store.ledger import TrialRecord
 from tests.data_prep.conftest import AGE, contest  # noqa: F401 - a fixture
 

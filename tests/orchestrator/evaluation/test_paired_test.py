@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
+from scipy.stats import t as student_t
 
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation.paired_test import NEEDS_MORE, holm, paired_difference
 from orchestrator.evaluation.power import needed
 from orchestrator.evaluation.predictions import Predictions
+from tests.campaign.verdicts import TestDesign, simulate
 
 
 def arm(hits, *, folds=None, seeds=None, per_group=5):
@@ -33,6 +35,71 @@ def test_the_formula_by_hand():
     assert tested.v_noise == pytest.approx(4 * (1 / 8) ** 2 / 2)
     assert (tested.df, tested.luck_of_one_training) == (pytest.approx(3), 0)
     assert tested.standard_error == pytest.approx(people**0.5)
+
+
+def reference_p_value(arms):
+    """The two-way test written a second time, person by person, from the sources' formulas.
+
+    It shares nothing with the code under test but the definition of macro F1. Equal p values mean
+    equal level and power on any data.
+    """
+    n_seeds, _ = arms[0].preds.shape
+    targets, n_classes = arms[0].targets, arms[0].n_classes
+    people = sorted(set(arms[0].groups))
+    n_people, n_folds = len(people), 1 + max(int(a.folds.max()) for a in arms)
+    of_person = [[i for i, g in enumerate(arms[0].groups) if g == name] for name in people]
+
+    def table(preds, photos):  # hits, answers and targets of each class
+        return np.array(
+            [
+                [sum(preds[i] == k == targets[i] for i in photos) for k in range(n_classes)],
+                [sum(preds[i] == k for i in photos) for k in range(n_classes)],
+                [sum(targets[i] == k for i in photos) for k in range(n_classes)],
+            ],
+            float,
+        )
+
+    tables = np.array(
+        [[[table(row, photos) for photos in of_person] for row in a.preds] for a in arms]
+    )  # (arms, seeds, people, 3, classes)
+    totals = tables.sum(2)
+    f1 = 2 * totals[:, :, 0] / (totals[:, :, 1] + totals[:, :, 2])
+    difference = f1[0].mean() - f1[1].mean()
+    hits, answers, truths = totals.mean((0, 1))
+    middle = 2 * hits / (answers + truths)
+    v = (2 * tables[..., 0, :] - middle * (tables[..., 1, :] + tables[..., 2, :])) / (
+        answers + truths
+    )
+    v = v.mean(-1)  # (arms, seeds, people)
+    gaps = v[0].mean(0) - v[1].mean(0)
+    v_people = n_people / (n_people - 1) * sum((gaps - gaps.mean()) ** 2)
+    v_train = v_noise = 0.0
+    for a, of_arm in zip(arms, v, strict=True):
+        rest = of_arm - of_arm.mean(0)
+        is_anew = any((a.folds[s] != a.folds[0]).any() for s in range(n_seeds))
+        c = (n_seeds - 1) * (n_seeds - 1 + 1 / n_folds if is_anew else n_seeds)
+        for s in range(n_seeds):
+            fold_of = [a.folds[s][photos[0]] for photos in of_person]
+            for fold in range(n_folds):
+                v_train += sum(rest[s][g] for g in range(n_people) if fold_of[g] == fold) ** 2 / c
+            v_noise += sum(rest[s] ** 2) / c
+    luck = max(0.0, v_train - v_noise)
+    spread = v_people**2 / (n_people - 1)
+    if luck > 0:
+        spread += v_train**2 / (2 * n_folds * (n_seeds - 1))
+    variance = v_people + luck
+    return 2 * student_t.sf(abs(difference) / variance**0.5, variance**2 / spread)
+
+
+@pytest.mark.parametrize("luck", [0.0, 0.1])
+@pytest.mark.parametrize(("n_seeds", "anew"), [(2, True), (3, True), (3, False), (5, True)])
+def test_the_test_is_that_of_its_sources(luck, n_seeds, anew):
+    rng = np.random.default_rng([n_seeds, anew, int(100 * luck)])
+    design = TestDesign(30, n_seeds, luck, 0.15, anew=anew, effect=0.03)
+    arms = list(simulate(design, rng).values())
+    tested = paired_difference(*arms)
+    assert tested.p_value == pytest.approx(reference_p_value(arms), rel=1e-9)
+    assert (luck > 0) <= (tested.v_train > tested.v_noise), "both branches are tried"
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -11,14 +11,14 @@ from orchestrator.evaluation.predictions import Predictions
 from orchestrator.evaluation.selection import candidate, choose, finalists, rank
 from orchestrator.planning.stage import SUCCEEDED, Env
 from orchestrator.report.page import build
-from orchestrator.report.results import ensemble_lines
+from orchestrator.report.result_tables import ensemble_lines
 from orchestrator.spec.claims import Claim, parse
 from orchestrator.stages import hypotheses
 from orchestrator.stages.confirm import Confirmed
 from orchestrator.stages.search import Searched
 from orchestrator.stages.split import Split
 from orchestrator.store import tables
-from orchestrator.store.events import TrialEnded, TrialStarted
+from orchestrator.store.event_types import TrialEnded, TrialStarted
 from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.report.fake_run import SCHEMA, SETTINGS, write_run

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from orchestrator.evaluation.checkpoints_per_member import ONE_SEED, checkpoint_curve
+from orchestrator.evaluation.checkpoint_count_curve import ONE_SEED, checkpoint_curve
 from orchestrator.evaluation.intervals import interval
 from orchestrator.evaluation.metrics import macro_f1
 from orchestrator.evaluation.predictions import Predictions

@@ -6,7 +6,7 @@ from orchestrator.planning.cost import gpu_hours, training_s
 from orchestrator.spec.load import read
 from orchestrator.store.artifacts import Store
 
-SPEC = Path(__file__).resolve().parents[3] / "experiments/quickstart.yaml"  # six epochs a trial
+SPEC = Path(__file__).resolve().parents[3] / "experiments/quickstart.yaml"  # four epochs a trial
 
 
 def finished(store, key, backbone, *seconds, **model):
@@ -30,7 +30,7 @@ def test_a_plan_costs_what_earlier_trials_of_its_backbone_took(experiment, tmp_p
     finished(store, "c", "resnet18", 50.0)
     finished(store, "d", "tf_efficientnet_lite0", 0.01, frozen={"views": 1})
     finished(store, "e", "tf_efficientnet_lite0", 0.02, head={"name": "frozen_deep"})
-    assert (17 * 6 * 3.0, 2) == training_s(experiment, store, 17)
+    assert (17 * 4 * 3.0, 2) == training_s(experiment, store, 17)
 
 
 def test_a_backbone_that_never_ran_here_has_no_cost(experiment, tmp_path):

@@ -17,7 +17,7 @@ from orchestrator.run.driver import dump_yaml
 from orchestrator.spec.load import read
 from orchestrator.stages import STAGES
 from orchestrator.store.artifacts import Store
-from orchestrator.store.events import TrialEnded, TrialStarted
+from orchestrator.store.event_types import TrialEnded, TrialStarted
 from orchestrator.store.ledger import Ledger
 from tests.conftest import ROOT
 

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.report.load import load
 from orchestrator.report.page import build, render
-from orchestrator.report.results import ensemble_lines, render_results
+from orchestrator.report.result_tables import ensemble_lines, render_results
 from tests.orchestrator.report.fake_run import HOSTILE, write_run
 from tests.orchestrator.report.test_report import Page
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.ensemble.certificate_text import statement
-from orchestrator.report import answer_counts, charts, models_section, page
+from orchestrator.report import charts, confusion_matrices, models_section, page
 from orchestrator.report.load import load
 from orchestrator.report.page import build
 from orchestrator.report.search_section import association
@@ -146,7 +146,7 @@ def test_test_scores_are_joined_by_id_not_by_position(run):
     shuffled = shuffled.take(np.random.default_rng(3).permutation(len(shuffled)))
     a, b = (
         load(run).answers["test"],
-        answer_counts.labelled_answers(pq.read_table(run / "votes.parquet"), shuffled),
+        confusion_matrices.labelled_answers(pq.read_table(run / "votes.parquet"), shuffled),
     )
     assert a.targets.tolist() == b.targets.tolist()
 
@@ -497,7 +497,7 @@ def test_all_are_scored_on_the_private_half(run):
     labels = pq.read_table(run / "test_labels.parquet")
     parts = ["public" if at % 2 else "private" for at in range(len(labels))]
     halved = labels.set_column(labels.schema.get_field_index("part"), "part", pa.array(parts))
-    found = answer_counts.labelled_answers(pq.read_table(run / "votes.parquet"), halved)
+    found = confusion_matrices.labelled_answers(pq.read_table(run / "votes.parquet"), halved)
     private = {
         s
         for s, part in zip(labels["sample_id"].to_pylist(), parts, strict=True)
@@ -522,8 +522,8 @@ def test_every_trial_and_candidate_is_listed(run, html):
 
 def test_confusion_of_one_label_is_the_sum_over_the_others():
     targets, preds = np.array([0, 5, 17, 3]), np.array([1, 5, 0, 6])
-    counts = answer_counts.confusion(targets, preds, SCHEMA.n_classes)
-    ages = answer_counts.marginal(counts, SCHEMA.sizes, 2)
+    counts = confusion_matrices.confusion(targets, preds, SCHEMA.n_classes)
+    ages = confusion_matrices.marginal(counts, SCHEMA.sizes, 2)
     codes = [
         (SCHEMA.decode(t)[2], SCHEMA.decode(p)[2])
         for t, p in zip(targets.tolist(), preds.tolist(), strict=True)

@@ -10,10 +10,10 @@ from ruamel.yaml import YAML
 from sklearn.metrics import average_precision_score
 
 from data_prep.catalog.label_schema import Schema
-from orchestrator.report import answer_counts, caveats, page
+from orchestrator.report import caveats, confusion_matrices, page
 from orchestrator.report.diagnosis_section import rare_class
 from orchestrator.report.load import Run, load
-from orchestrator.report.results import ensemble_lines, render_results
+from orchestrator.report.result_tables import ensemble_lines, render_results
 from orchestrator.store import tables
 from orchestrator.store.run_files.audit import AuditFacts
 from orchestrator.store.run_files.records import as_record
@@ -140,7 +140,7 @@ def test_a_curve_of_precision_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     truth = rng.random(200) < 0.2
     sure = np.round(np.clip(0.3 * truth + 0.5 * rng.random(200), 0, 1), 2)  # with equal ones
-    curve = answer_counts.precision_recall(sure, truth)
+    curve = confusion_matrices.precision_recall(sure, truth)
     assert curve.average == pytest.approx(average_precision_score(truth, sure))
     assert curve.recalls[-1] == 1.0
     assert curve.precisions[-1] == pytest.approx(truth.mean())

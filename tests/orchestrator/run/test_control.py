@@ -10,7 +10,7 @@ from orchestrator.base.errors import SpecError, UserError
 from orchestrator.report.explain import printed, story, why
 from orchestrator.run.control import Listener, cancel, stop_trial
 from orchestrator.search.trial_process import stop_file
-from orchestrator.store.events import StageEnded, TrialEnded, TrialStarted, WorkerDied
+from orchestrator.store.event_types import StageEnded, TrialEnded, TrialStarted, WorkerDied
 from orchestrator.store.ledger import Ledger, replay
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.search import toy

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.run import tracking as track
-from orchestrator.store.events import EpochReported, RunEnded, TrialEnded, TrialStarted
+from orchestrator.store.event_types import EpochReported, RunEnded, TrialEnded, TrialStarted
 from tests.orchestrator.report.fake_run import SETTINGS, write_run
 
 N_TRIALS = 6

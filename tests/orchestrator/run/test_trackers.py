@@ -17,7 +17,7 @@ from orchestrator.run.trackers import webhook
 from orchestrator.run.trackers.mlflow_runs import MlflowRuns
 from orchestrator.run.trackers.wandb_runs import WandbRuns
 from orchestrator.spec.tracking import Track
-from orchestrator.store.events import (
+from orchestrator.store.event_types import (
     RunEnded,
     StageEnded,
     TrialEnded,

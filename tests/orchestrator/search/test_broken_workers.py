@@ -10,7 +10,7 @@ from orchestrator.cluster.connection import _prepare_environment, connect
 from orchestrator.report.explain import why
 from orchestrator.search.controller import TrialController
 from orchestrator.search.trial_process import Watch
-from orchestrator.store.events import TrialEnded, WorkerDied
+from orchestrator.store.event_types import TrialEnded, WorkerDied
 from orchestrator.store.ledger import Ledger, read
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.search import toy

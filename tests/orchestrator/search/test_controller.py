@@ -10,7 +10,7 @@ from orchestrator.search.controller import Finished, TrialController, Waiting
 from orchestrator.search.early_stopping import Rungs, rung_epochs
 from orchestrator.spec.search_limits import Limits, seconds
 from orchestrator.spec.search_space import Asha, Median
-from orchestrator.store.events import (
+from orchestrator.store.event_types import (
     LimitReached,
     PhaseStarted,
     RunResumed,

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from orchestrator.search import process_changes
-from orchestrator.search.process_changes import (
+from orchestrator.search import process_leftovers
+from orchestrator.search.process_leftovers import (
     MAX_CARD_GROWTH_BYTES,
     MAX_GROWTH_BYTES,
     ProcessState,
@@ -22,7 +22,7 @@ from orchestrator.search.trial_process import Child
 def memory(monkeypatch):
     """What the process has, on the host and on the card."""
     bytes_ = {"host": 10**9, "card": 10**6}
-    monkeypatch.setattr(process_changes, "private_bytes", lambda: bytes_["host"])
+    monkeypatch.setattr(process_leftovers, "private_bytes", lambda: bytes_["host"])
     return bytes_
 
 

@@ -11,7 +11,7 @@ from data_prep.audit.examination import audit
 from data_prep.catalog.builder import build_catalog
 from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.labelled_photos import read_rows, summary
-from data_prep.catalog.test_photos import test_labels as read_test_labels
+from data_prep.catalog.test_labels import test_labels as read_test_labels
 from data_prep.config import Data
 from data_prep.errors import DataError
 from data_prep.split import assign

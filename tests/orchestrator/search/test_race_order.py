@@ -5,7 +5,7 @@ import pytest
 from orchestrator.search.controller import Finished, TrialController, Waiting
 from orchestrator.search.trial import TrialSpec
 from orchestrator.stages.confirm import Point, propose_race, protected_settings
-from orchestrator.store.events import RaceLooked, from_json
+from orchestrator.store.event_types import RaceLooked, from_json
 from orchestrator.store.ledger import Ledger
 
 SEEDS = (7, 8, 9)

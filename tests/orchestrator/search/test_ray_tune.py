@@ -15,7 +15,7 @@ from orchestrator.report.explain import why
 from orchestrator.search.card_sharing.shares import FixedShare
 from orchestrator.search.controller import TrialController
 from orchestrator.search.trial_process import Watch
-from orchestrator.store.events import TrialEnded
+from orchestrator.store.event_types import TrialEnded
 from orchestrator.store.ledger import Ledger, read, replay
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.search import toy
@@ -96,16 +96,17 @@ def test_one_of_each_failure_costs_that_trial_only_and_why_tells_it(cluster, tmp
 
 def test_a_worker_chooses_precision_auto_by_the_rule(cluster):
     # workers import this module, and torch would fill the memory that the test above allows
-    from orchestrator.search import precision
-    from orchestrator.spec.models import TrialShare
     from tests.orchestrator.search.test_precision import SCHEMA, arm
+
+    from orchestrator.search import numeric_precision
+    from orchestrator.spec.models import TrialShare
     from trainers.compute_settings import choose_precision_for
 
     share = TrialShare(cpu=0.5)
     for backbone in ("resnet18", "tf_efficientnet_lite0"):
         wanted = arm("auto", backbone)
         expected = choose_precision_for(wanted.train.model, {"a": 2}, size=64, device="cpu")
-        assert expected == precision._choose_on_worker(wanted, SCHEMA, share)
+        assert expected == numeric_precision._choose_on_worker(wanted, SCHEMA, share)
 
 
 def test_half_a_gpu_each_overlaps_and_a_whole_one_waits(cluster, tmp_path):

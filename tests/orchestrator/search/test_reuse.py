@@ -6,7 +6,7 @@ from orchestrator.report.command_output import plan_lines
 from orchestrator.search.reuse import write_families
 from orchestrator.spec.load import read
 from orchestrator.stages import STAGES
-from orchestrator.store.events import TrialEnded, TrialStarted
+from orchestrator.store.event_types import TrialEnded, TrialStarted
 from orchestrator.store.ledger import Ledger
 from tests.orchestrator.planning.test_garbage import begin, make, spec, store
 

@@ -8,7 +8,7 @@ import pytest
 from orchestrator.search.reuse import earlier, write_families
 from orchestrator.spec.search_space import Search
 from orchestrator.store.artifacts import Store
-from orchestrator.store.events import TrialEnded, TrialStarted
+from orchestrator.store.event_types import TrialEnded, TrialStarted
 from orchestrator.store.ledger import Ledger
 from tests.orchestrator.search import toy
 from tests.orchestrator.search.test_controller import outcome, play

@@ -12,7 +12,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.search.trial import TrialSpec, run_trial
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
-from trainers import classifier
+from trainers import training_loop
 from trainers.config import Train
 
 SIZES = {"color": 2, "light": 2}
@@ -162,13 +162,13 @@ def test_gc_reads_what_a_frozen_backbone_left_behind(place):
 
 
 def test_two_runs_that_want_the_same_trial_at_once_train_it_once(place, monkeypatch):
-    trained, real = [], classifier.train
+    trained, real = [], training_loop.train
 
     def train(*given, **settings):
         trained.append(1)
         return real(*given, **settings)
 
-    monkeypatch.setattr(classifier, "train", train)
+    monkeypatch.setattr(training_loop, "train", train)
     heard, answers = [], []
 
     def one(name):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.loader import start_loader
+from orchestrator.cluster.fork_server import start_fork_server
 from orchestrator.search.process_memory import resident_bytes
 from orchestrator.search.trial_process import (
     TRAINING_MODULES,
@@ -82,8 +82,8 @@ def hear(child):
 def child_of():
     children = []
 
-    def make(body, watch=None, loader=None):
-        children.append(Child(body, watch or Watch(), loader))
+    def make(body, watch=None, fork_server=None):
+        children.append(Child(body, watch or Watch(), fork_server))
         return children[-1]
 
     yield make
@@ -91,18 +91,18 @@ def child_of():
         child.kill()
 
 
-@pytest.fixture(scope="module", params=["here", "loader"])
+@pytest.fixture(scope="module", params=["here", "fork_server"])
 def origin(request):
-    """Where children are forked from: None for the worker itself, or the address of a loader."""
+    """Where children are forked from: None for the worker itself, or the address of a fork server."""
     if request.param == "here":
         yield None
         return
-    with start_loader(["numpy", "orchestrator.search.trial_process"], threads=1) as address:
+    with start_fork_server(["numpy", "orchestrator.search.trial_process"], threads=1) as address:
         yield address
 
 
 def test_one_process_runs_trial_after_trial(child_of, origin):
-    child = child_of(report_all, loader=origin)
+    child = child_of(report_all, fork_server=origin)
     for name in ("a", "b", "c"):
         child.start(Spec(), name)
         assert ([(1, 0.1), (2, 0.2), (3, 0.3)], None) == hear(child)
@@ -230,7 +230,7 @@ def test_a_real_training_leaves_nothing_behind(child_of, tmp_path):
 
     def train_one(spec, report):
         from tests.benchmarks.training import _config, _task
-        from trainers.classifier import train
+        from trainers.training_loop import train
 
         config = _config(head="shallow", duration="1 epochs", augment={"policy": "basic"})
         train(

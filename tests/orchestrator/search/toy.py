@@ -17,7 +17,7 @@ from orchestrator.search.trial import TrialSpec
 from orchestrator.search.trial_process import Watch
 from orchestrator.spec.search_space import Search
 from orchestrator.store.artifacts import Store
-from orchestrator.store.events import PhaseStarted, RunResumed, RunStarted
+from orchestrator.store.event_types import PhaseStarted, RunResumed, RunStarted
 from orchestrator.store.ledger import Ledger
 
 SPACE = {

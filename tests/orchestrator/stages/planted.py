@@ -17,7 +17,7 @@ from orchestrator.stages.search import Searched
 from orchestrator.stages.split import Split
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
-from orchestrator.store.events import TrialEnded, TrialStarted
+from orchestrator.store.event_types import TrialEnded, TrialStarted
 from orchestrator.store.ledger import Ledger, TrialRecord
 from orchestrator.store.run_dir import RunPaths
 from tests.conftest import ROOT

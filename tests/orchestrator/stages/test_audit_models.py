@@ -17,7 +17,7 @@ from PIL import Image
 from data_prep.catalog.label_schema import Schema
 from data_prep.config import Split
 from data_prep.errors import MachineError
-from orchestrator.evaluation.answer_scores import scorer_of
+from orchestrator.evaluation.scores_with_intervals import scorer_of
 from orchestrator.spec.score import parse_score
 from orchestrator.stages import audit_models as module
 from orchestrator.stages import quick_features as features

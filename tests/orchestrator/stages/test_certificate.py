@@ -8,7 +8,7 @@ import pytest
 from data_prep.files import write_json
 from orchestrator.ensemble.certificate_text import OTHER_RUNS, statement
 from orchestrator.ensemble.predict import PreparedPhotos
-from orchestrator.evaluation.checkpoints_per_member import ONE_SEED
+from orchestrator.evaluation.checkpoint_count_curve import ONE_SEED
 from orchestrator.evaluation.intervals import Interval
 from orchestrator.evaluation.race import RaceResult, Stopped
 from orchestrator.evaluation.sequential_testing import labels_key
@@ -165,7 +165,9 @@ def certified(tmp_path, monkeypatch):
         monkeypatch.setattr(
             certificate,
             "prepare_photos",
-            lambda prep, photos: PreparedPhotos([name for name, _ in photos], photos, {}),
+            lambda prep, photos, **_: PreparedPhotos(
+                [name for name, _ in photos], np.array(photos, object), {}
+            ),
         )
 
         def answer(folder, photos, device):

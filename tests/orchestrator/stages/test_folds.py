@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from data_prep.catalog import listing
+from data_prep.catalog import photo_listing
 from data_prep.catalog.builder import build_catalog, content_hash
 from data_prep.catalog.label_schema import Schema
 from data_prep.errors import DataError
@@ -51,7 +51,7 @@ def test_another_directory_order_and_another_disk_give_the_same_split_file(
     for base, backwards in ((contest.base, False), (other, True)):
         if backwards:
             monkeypatch.setattr(
-                listing.os, "scandir", lambda folder: Reversed(reversed(list(real(folder))))
+                photo_listing.os, "scandir", lambda folder: Reversed(reversed(list(real(folder))))
             )
             lines = (base / "train/train.csv").read_text().splitlines(keepends=True)
             (base / "train/train.csv").write_text("".join([lines[0], *reversed(lines[1:])]))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.catalog.data_set_scan import CHUNK
+from data_prep.catalog.batch_inspection import CHUNK
 from data_prep.catalog.photo_inspection import inspect_chunk
 from data_prep.errors import MachineError
 from data_prep.preparation.shards import write_index
@@ -24,7 +24,7 @@ from orchestrator.planning.stage_keys import search_key
 from orchestrator.spec.load import read as read_spec
 from orchestrator.stages import STAGES, catalog, prepare
 from orchestrator.store.artifacts import Artifact, Store
-from orchestrator.store.events import (
+from orchestrator.store.event_types import (
     ArtifactDamaged,
     RunResumed,
     RunStarted,

@@ -16,7 +16,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.evaluation.race import RaceResult, Stopped
 from orchestrator.stages import certificate, hypotheses, test_set
 from orchestrator.stages.report import write_joined
-from orchestrator.store.events import LabelsOpened
+from orchestrator.store.event_types import LabelsOpened
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.stages.planted import plant_world
 

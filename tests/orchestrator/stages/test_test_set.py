@@ -11,7 +11,7 @@ from orchestrator.stages import test_set
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.test_set import public_half, read_test_photos, score_input
 from orchestrator.store.artifacts import Artifact
-from orchestrator.store.events import TrialStarted
+from orchestrator.store.event_types import TrialStarted
 from orchestrator.store.ledger import TrialRecord
 from tests.orchestrator.stages.planted import (
     open_env,
@@ -143,5 +143,5 @@ def test_checkpoints_answer_on_the_trials_device_a_batch_of_mapped_rows_at_a_tim
     )
     samples = ["test/d", "test/a"]
     predicted = test_set.predict_trials(env, prepared, [trial], samples)
-    assert [{"cpu": 2, "gpu": 0.5, "loader": None}, (np.memmap, [3, 0], "cuda", None)] == asked
+    assert [{"cpu": 2, "gpu": 0.5, "fork_server": None}, (np.memmap, [3, 0], "cuda", None)] == asked
     assert (2, 2) == test_set.join_members(predicted, samples)["s"][1].shape

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.stages import test_set
 from orchestrator.store import tables
-from orchestrator.store.events import LabelsOpened
+from orchestrator.store.event_types import LabelsOpened
 from tests.orchestrator.stages.planted import plant_world
 
 TWO = "select={policy: robust, members: 2}"

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from orchestrator.store.events import (
+from orchestrator.store.event_types import (
     ArtifactDamaged,
     EpochReported,
     Repaired,

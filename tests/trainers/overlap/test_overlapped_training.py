@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from tests.trainers.overlap.late_copies import LateCopies, our_threads
-from trainers.classifier import TrainingDiverged, train
 from trainers.config import Train
 from trainers.data import Task
 from trainers.inference import load, predict
 from trainers.overlap.clock import PARTS
 from trainers.overlap.options import Overlap, overlap_on
+from trainers.training_loop import TrainingDiverged, train
 
 
 def overlap(**settings):

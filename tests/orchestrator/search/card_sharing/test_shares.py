@@ -11,7 +11,7 @@ from orchestrator.search.controller import Proposal, TrialController, Waiting
 from orchestrator.spec.load import read as read_spec
 from orchestrator.spec.search_limits import Limits
 from orchestrator.store.artifacts import Store
-from orchestrator.store.events import CardMeasured, TrialEnded, WorkerDied
+from orchestrator.store.event_types import CardMeasured, TrialEnded, WorkerDied
 from orchestrator.store.ledger import Ledger, read
 from tests.conftest import ROOT
 from tests.orchestrator.search import toy

@@ -10,7 +10,7 @@ from orchestrator.cluster.connection import _prepare_environment, connect
 from orchestrator.search.card_sharing.capacity import TrialSize
 from orchestrator.search.card_sharing.shares import MeasuredShares
 from orchestrator.search.controller import TrialController
-from orchestrator.store.events import CardMeasured
+from orchestrator.store.event_types import CardMeasured
 from orchestrator.store.ledger import Ledger
 from tests.orchestrator.search import toy
 from tests.orchestrator.search.card_sharing.fixed_card import GB, FixedCard

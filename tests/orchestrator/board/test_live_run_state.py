@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from orchestrator.board.live_run import LiveRun, trial_events
+from orchestrator.board.live_run_state import LiveRun, trial_events
 from orchestrator.board.run_cache import Hub
-from orchestrator.board.run_progress import rungs, spread
+from orchestrator.board.trial_statistics import rungs, spread
 from orchestrator.board.trial_table import PAGE_ROWS, Query, TrialTable, as_csv
 from orchestrator.store.artifacts import Store
-from orchestrator.store.events import ShardWritten, TrialReopened, WorkerDied
+from orchestrator.store.event_types import ShardWritten, TrialReopened, WorkerDied
 from orchestrator.store.ledger import Tail
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.board.planted import LiveDriver

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from data_prep.catalog.label_schema import Schema
 from orchestrator.spec.models import Arm, TrialShare
-from orchestrator.store.events import PrecisionChosen
+from orchestrator.store.event_types import PrecisionChosen
 from orchestrator.store.ledger import Ledger
 
 

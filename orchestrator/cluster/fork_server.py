@@ -1,9 +1,9 @@
-"""The loader: a process that has torch and timm imported, from which others are forked.
+"""The fork server: a process that has torch and timm imported, from which others are forked.
 
 Search, confirm, vote and certificate run in workers of Ray that end with their phase, and each of
-them would import for seconds what the one before had imported. So the driver starts a loader, and a
-worker asks it for a child. The child ends when its worker, the loader or the driver ends. A worker
-that reaches no loader, because it is on another machine or the loader has died, imports by itself.
+them would import for seconds what the one before had imported. So the driver starts a fork server, and a
+worker asks it for a child. The child ends when its worker, the fork server or the driver ends. A worker
+that reaches no fork server, because it is on another machine or the fork server has died, imports by itself.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Task = Callable[[Any, int], Any]
 """What a child does: gets its end of a pipe, and the pid of the process that it was forked from."""
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-_N_WAITING = 128  # connections, while the loader imports
+_N_WAITING = 128  # connections, while the fork server imports
 _REAP_EVERY_S = 0.01
 
 
-class LoaderGone(ConnectionError):  # noqa: N818 - says what is the case
-    """No loader can be reached from here."""
+class ForkServerGone(ConnectionError):  # noqa: N818 - says what is the case
+    """No fork server can be reached from here."""
 
 
 class ChildDied(RuntimeError):  # noqa: N818 - says what happened
@@ -58,15 +58,15 @@ class _Order:
 
 @dataclass
 class _Child:
-    """A child as the loader sees it."""
+    """A child as the fork server sees it."""
 
     pid: int
     is_awaited: bool = False  # its worker asks for its exit status
 
 
 @contextmanager
-def start_loader(modules: Iterable[str], *, threads: int) -> Iterator[str]:
-    """Run a loader while the block lasts; yield its address.
+def start_fork_server(modules: Iterable[str], *, threads: int) -> Iterator[str]:
+    """Run a fork server while the block lasts; yield its address.
 
     Args:
         modules: what it imports, in this order; a child that is asked for early has the first.
@@ -96,7 +96,7 @@ def start_loader(modules: Iterable[str], *, threads: int) -> Iterator[str]:
 
 
 class Fork:
-    """A child of the loader, as its worker sees it."""
+    """A child of the fork server, as its worker sees it."""
 
     def __init__(self, control: Connection, pid: int) -> None:
         self.pid = pid
@@ -108,23 +108,23 @@ class Fork:
             self._control.send_bytes(b"wait")
             return int(self._control.recv_bytes())
         except (EOFError, OSError):
-            return signal.SIGKILL  # the loader has died, and its children with it
+            return signal.SIGKILL  # the fork server has died, and its children with it
         finally:
             self._control.close()
 
 
 def fork(address: str, task: Task, child_end: Connection) -> Fork:
-    """Let the loader fork a child that does a task.
+    """Let the fork server fork a child that does a task.
 
     It has this process's environment and folder.
 
     Args:
-        address: of the loader; it may still be importing.
+        address: of the fork server; it may still be importing.
         task: a function of a module, or a partial of one.
         child_end: of a pipe; close it afterwards.
 
     Raises:
-        LoaderGone: there is none, or the task is no function of a module.
+        ForkServerGone: there is none, or the task is no function of a module.
     """
     try:
         order = _Order(pickle.dumps(task), dict(os.environ), str(Path.cwd()))
@@ -132,18 +132,18 @@ def fork(address: str, task: Task, child_end: Connection) -> Fork:
             client.connect(f"\0{address}")
             control = Connection(client.detach())
     except (OSError, AttributeError, TypeError, pickle.PicklingError) as error:
-        raise LoaderGone(str(error)) from None
+        raise ForkServerGone(str(error)) from None
     try:
         control.send_bytes(pickle.dumps(order))
         reduction.send_handle(control, child_end.fileno(), None)
         return Fork(control, int(control.recv_bytes()))
     except (EOFError, OSError) as error:
         control.close()
-        raise LoaderGone(str(error)) from None
+        raise ForkServerGone(str(error)) from None
 
 
 def call(address: str, function: Callable[[Any], Any], item: Any) -> Any:
-    """Call a function of a module in a child of the loader; without a loader, call it here.
+    """Call a function of a module in a child of the fork server; without a fork server, call it here.
 
     A process has one such child, which keeps what it has loaded for the next call. An error of the
     function is raised here.
@@ -153,7 +153,7 @@ def call(address: str, function: Callable[[Any], Any], item: Any) -> Any:
     """
     try:
         pipe = _caller(address)
-    except LoaderGone:
+    except ForkServerGone:
         return function(item)
     try:
         pipe.send((function, item))

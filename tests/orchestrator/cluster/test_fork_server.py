@@ -1,4 +1,4 @@
-"""The loader: children that find everything imported, and that leave no process behind."""
+"""The fork server: children that find everything imported, and that leave no process behind."""
 
 import os
 import signal
@@ -10,14 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.loader import ChildDied, LoaderGone, call, fork, start_loader
+from orchestrator.cluster.fork_server import (
+    ChildDied,
+    ForkServerGone,
+    call,
+    fork,
+    start_fork_server,
+)
 from orchestrator.run.driver import LOADED_TO_PREPARE
 from orchestrator.search.trial_process import TRAINING_MODULES
 
 
 @pytest.fixture(scope="module")
 def address():
-    with start_loader(["wave"], threads=3) as address:
+    with start_fork_server(["wave"], threads=3) as address:
         yield address
 
 
@@ -94,11 +100,11 @@ def test_a_child_ends_with_its_worker(address):
     assert has_ended(child.pid)
 
 
-def test_a_driver_that_is_killed_leaves_neither_loader_nor_child():
+def test_a_driver_that_is_killed_leaves_neither_server_nor_child():
     code = """
 import sys, time
-from tests.orchestrator.cluster import test_loader as here
-with here.start_loader([], threads=1) as address:
+from tests.orchestrator.cluster import test_fork_server as here
+with here.start_fork_server([], threads=1) as address:
     child, pipe = here.start(address)
     pipe.recv()
     print(child.pid, flush=True)
@@ -106,10 +112,10 @@ with here.start_loader([], threads=1) as address:
 """
     driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     child = int(driver.stdout.readline())
-    loader = int(Path(f"/proc/{child}/stat").read_text().split()[3])
+    fork_server = int(Path(f"/proc/{child}/stat").read_text().split()[3])
     driver.kill()
     driver.wait()
-    assert (True, True) == (has_ended(loader), has_ended(child))
+    assert (True, True) == (has_ended(fork_server), has_ended(child))
 
 
 def test_calls_share_a_child_whose_errors_are_raised_here(address):
@@ -126,13 +132,13 @@ def test_calls_share_a_child_whose_errors_are_raised_here(address):
 
 
 def test_without_a_loader_a_worker_is_told_and_a_call_is_made_here():
-    with start_loader(["no_such_module"], threads=1) as address:
-        with pytest.raises(LoaderGone):
+    with start_fork_server(["no_such_module"], threads=1) as address:
+        with pytest.raises(ForkServerGone):
             start(address)
         assert os.getpid() == call(address, pid_and, None)
-    with pytest.raises(LoaderGone):
+    with pytest.raises(ForkServerGone):
         start(address)
-    with start_loader([], threads=1) as address, pytest.raises(LoaderGone):
+    with start_fork_server([], threads=1) as address, pytest.raises(ForkServerGone):
         start(address, lambda pipe, parent: None)  # no function of a module
 
 
@@ -148,10 +154,10 @@ def test_what_a_run_needs_starts_no_thread():
     """A fork copies one thread, so a lock that another one holds would be held for ever."""
     to_prepare = [name for names in LOADED_TO_PREPARE.values() for name in names]
     modules = [*to_prepare, *TRAINING_MODULES, "orchestrator.search.trial_process"]
-    with start_loader([*modules, "wave"], threads=1) as address:
+    with start_fork_server([*modules, "wave"], threads=1) as address:
         is_loaded = False
         while not is_loaded:
             child, pipe = start(address)
             is_loaded = pipe.recv()["is_loaded"]
-        loader = Path(f"/proc/{child.pid}/stat").read_text().split()[3]
-        assert 1 == len(list(Path(f"/proc/{loader}/task").iterdir()))
+        fork_server = Path(f"/proc/{child.pid}/stat").read_text().split()[3]
+        assert 1 == len(list(Path(f"/proc/{fork_server}/task").iterdir()))

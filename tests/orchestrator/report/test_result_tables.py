@@ -11,7 +11,12 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.report.results import ensemble_lines, render_results, status_view, trials_view
+from orchestrator.report.result_tables import (
+    ensemble_lines,
+    render_results,
+    status_view,
+    trials_view,
+)
 from orchestrator.store import tables
 from orchestrator.store.ledger import Ledger
 from tests.orchestrator.report.fake_run import SCHEMA, SETTINGS, write_run
@@ -137,7 +142,7 @@ def test_status_counts_what_runs(tmp_path):
 
 def test_status_imports_nothing_heavy(run):
     code = (
-        "import sys; from pathlib import Path; from orchestrator.report.results import status_view; status_view(Path(sys.argv[1]));"
+        "import sys; from pathlib import Path; from orchestrator.report.result_tables import status_view; status_view(Path(sys.argv[1]));"
         "print([name for name in ('torch', 'ray', 'pandas', 'pyarrow', 'numpy', 'rich') if name in sys.modules])"
     )
     found = subprocess.run(

@@ -3,7 +3,7 @@ import hashlib
 import pytest
 
 from data_prep.sample.__main__ import main
-from data_prep.sample.synthetic import build, cell_counts, people_of, read_truth
+from data_prep.sample.portrait_data_set import build, cell_counts, people_of, read_truth
 
 
 def folder_hash(root):

@@ -14,7 +14,7 @@ from typing import Any, NotRequired, TypedDict
 from orchestrator.base.wording import counted, signed
 from orchestrator.evaluation.hypotheses import needs_text
 from orchestrator.spec.score import DEFAULT, score_title
-from orchestrator.store.events import (
+from orchestrator.store.event_types import (
     OBJECTIVE,
     SCORE,
     DriverStarted,

@@ -19,7 +19,7 @@ from typing import Any
 
 from orchestrator.base.stage_versions import STAGE_NAMES
 from orchestrator.report.explain import clock, describe
-from orchestrator.store.events import (
+from orchestrator.store.event_types import (
     SCORE,
     DriverStarted,
     EpochReported,

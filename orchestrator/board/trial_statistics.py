@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from orchestrator.board.live_run import LiveRun, LiveTrial
+from orchestrator.board.live_run_state import LiveRun, LiveTrial
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainers import checkpoint, classifier
-from trainers.classifier import OutOfMemory, TrainingDiverged, _Backward, train
+from trainers import checkpoint, training_loop
 from trainers.config import Focal, SoftF1, Train
 from trainers.data import Mixable, Task, epoch_order
 from trainers.heads import Branches
@@ -16,6 +15,7 @@ from trainers.losses import Targets, branch_loss
 from trainers.metrics import Objective
 from trainers.model import Classifier
 from trainers.overlap.feeder import Batch
+from trainers.training_loop import OutOfMemory, TrainingDiverged, _Backward, train
 
 GOLDEN = 0.4149935579  # in float64; kernels of CPUs differ by 4e-8 of it, in float32 by 6e-3
 
@@ -224,7 +224,9 @@ def test_five_steps_give_the_golden_loss(task, tmp_path, float64):
 def test_a_changed_loop_does_not_give_the_golden_loss(task, tmp_path, float64, monkeypatch):
     other_decay = five_steps(task, tmp_path / "a", weight_decay=6e-4)
     monkeypatch.setattr(
-        classifier, "epoch_order", lambda *args, **kwargs: epoch_order(*args, **kwargs)[::-1].copy()
+        training_loop,
+        "epoch_order",
+        lambda *args, **kwargs: epoch_order(*args, **kwargs)[::-1].copy(),
     )
     other_order = five_steps(task, tmp_path / "b")
     for loss in (other_decay, other_order):
