@@ -19,6 +19,7 @@ from data_prep.audit.fact_types import (
     PartlyLabelled,
     PhotoSets,
     Quarantined,
+    ScoreWords,
     VariantFacts,
 )
 from data_prep.audit.findings import ranked
@@ -42,6 +43,7 @@ def audit(
     exclude: Mapping[str, list[dict[str, Any]]] | None = None,
     gaps: Mapping[str, Mapping[str, Any]] | None = None,
     probe: Mapping[str, Any] | None = None,
+    score: ScoreWords = ScoreWords(),  # noqa: B008 - frozen
 ) -> AuditFacts:
     """Examine a catalog and its splits.
 
@@ -53,6 +55,7 @@ def audit(
         exclude: per variant its rules.
         gaps: per variant the scores of a quick model under its split and a disjoint one.
         probe: the scores of quick models of each label.
+        score: what `gaps` and `probe` are measured by.
 
     Returns:
         All facts, with the findings that follow from them.
@@ -103,6 +106,7 @@ def audit(
         leak={name: variant.leak for name, variant in variants.items()},
         warnings=[],
         partly_labelled=_partly_labelled(catalog, usable, schema),
+        score=score,
     )
     return replace(facts, warnings=ranked(facts, schema))
 

@@ -38,6 +38,15 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class ScoreWords:
+    """The score that quick models are judged by: as a spec writes it, and in words."""
+
+    text: str = "macro_f1"
+    title: str = "macro F1"  # of all labels together, or as the spec says
+    of_label: str = "macro F1"  # of each label by itself
+
+
+@dataclass(frozen=True)
 class PartlyLabelled:
     """Photos that lack a label: all of them, those that train the labels they have, and of which."""
 
@@ -213,12 +222,15 @@ class AuditFacts:
     leak: dict[str, float]
     warnings: list[Finding]
     partly_labelled: PartlyLabelled | None = None
+    score: ScoreWords = ScoreWords()
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of audit.json."""
         facts = asdict(self)
         if self.partly_labelled is None:
             del facts["partly_labelled"]
+        if self.score == ScoreWords():
+            del facts["score"]
         for side in ("width", "height"):
             if getattr(self.photo_sizes, side) is None:
                 del facts["photo_sizes"][side]

@@ -88,7 +88,7 @@ def _copies(facts: AuditFacts) -> Iterator[Finding]:
 def _splits(facts: AuditFacts, schema: Schema) -> Iterator[Finding]:
     for names, variant, gap in _distinct_splits(facts):
         whose = f"variant {names[0]}" if len(names) == 1 else f"variants {', '.join(names)}"
-        yield _leak(whose, variant, gap)
+        yield _leak(whose, variant, gap, facts.score.title)
         gone = []
         for fold, missing in variant.folds_without.items():
             gone += [f"fold {fold}: {label}" for label in missing]
@@ -139,7 +139,7 @@ def _distinct_splits(facts: AuditFacts) -> list[_SplitFacts]:
     return splits
 
 
-def _leak(whose: str, variant: VariantFacts, gap: Mapping[str, Any] | None) -> Finding:
+def _leak(whose: str, variant: VariantFacts, gap: Mapping[str, Any] | None, score: str) -> Finding:
     if variant.leak_groups == 0:
         where = "belong to groups that share a picture with a group in training"
         do = "data.join_duplicates: true"
@@ -149,7 +149,7 @@ def _leak(whose: str, variant: VariantFacts, gap: Mapping[str, Any] | None) -> F
     what = f"{whose}: {variant.leak:.0%} of the validation photos {where}"
     if gap:
         what += (
-            f"; a quick model scores {gap['difference']:+z.3f} macro F1 too well by it "
+            f"; a quick model scores {gap['difference']:+z.3f} {score} too well by it "
             f"({gap['level']:.0%} interval {gap['low']:+z.3f} to {gap['high']:+z.3f})"
         )
     return Finding("leak", what, round(variant.leak * variant.roles.get("val", 0)), [], do)
@@ -227,7 +227,7 @@ def _shortcuts(facts: AuditFacts) -> Iterator[Finding]:
     if not facts.probe:
         return
     for label, scores in (facts.probe.get("labels") or {}).items():
-        whole = scores["macro_f1"]["estimate"]
+        whole = scores.get("score", scores["macro_f1"])["estimate"]
         rim = scores["rim"]["estimate"]
         chance = scores["chance"]["estimate"]
         is_clear = scores["rim"]["low"] > scores["chance"]["high"]
@@ -235,7 +235,7 @@ def _shortcuts(facts: AuditFacts) -> Iterator[Finding]:
             yield Finding(
                 "shortcut",
                 f"the rim of the photos alone, without the subject, tells {label}: "
-                f"macro F1 {rim:.3f}, the whole photo {whole:.3f}, chance {chance:.3f}",
+                f"{facts.score.of_label} {rim:.3f}, the whole photo {whole:.3f}, chance {chance:.3f}",
                 facts.probe["n_photos"],
                 [],
                 "prep.steps: remove_background or a crop (crop_face of people), and compare; "

@@ -13,7 +13,7 @@ from data_prep.catalog.label_schema import Schema
 from orchestrator.base.errors import UserError
 from orchestrator.base.wording import counted, signed
 from orchestrator.evaluation.intervals import interval
-from orchestrator.evaluation.metrics import Metric, macro_f1
+from orchestrator.evaluation.metrics import Metric, macro_f1, score_of
 from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.evaluation.scores_with_intervals import scorer_of
@@ -51,10 +51,10 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
 
     Returns:
         part (private or whole), score: of the first run's spec, where it is not macro F1, runs:
-        [{run_id, policy, members, macro_f1, accuracy, that score, and public_macro_f1 where there
-        is a public part}], differences: {metric: as `PairedTest.to_json`, first minus second},
-        look: 1 for the first at these labels, null where
-        the store cannot be written.
+        [{run_id, policy, members, macro_f1, accuracy, that score, and public_macro_f1 (and
+        public_score, by that score) where there is a public part}], differences: {metric: as
+        `PairedTest.to_json`, first minus second}, look: 1 for the first at these labels, null
+        where the store cannot be written.
 
     Raises:
         UserError: a run has no votes or test labels, or they were tested on other labels or parts.
@@ -94,6 +94,9 @@ def compare_runs(first: RunPaths, second: RunPaths) -> dict[str, Any]:
         if run.public:
             shown = run.on(sorted(run.public), n_classes)
             row["public_macro_f1"] = macro_f1(shown.targets, shown.preds[0], n_classes)
+            if spec.score != DEFAULT:
+                scorer = scorer_of(spec.parsed_score, schema)
+                row["public_score"] = score_of(shown.targets, shown.preds[0], n_classes, scorer)
         runs.append(row)
     differences = {}
     for name, metric in metrics.items():
@@ -156,7 +159,9 @@ def compare_lines(comparison: Mapping[str, Any]) -> list[str]:
             span = f"{bounds['estimate']:.3f} ({bounds['low']:.3f} to {bounds['high']:.3f})"
             spans.append(f"{title} {span}")
         if "public_macro_f1" in row:
-            spans[-1] += f"; public half {row['public_macro_f1']:.3f}"
+            shown = row.get("public_score", row["public_macro_f1"])
+            title = score_title(comparison.get("score", DEFAULT))
+            spans[-1] += f"; public half: {title} {shown:.3f}"
         members = f"policy {row['policy']}, {counted(len(row['members']), 'member')}"
         lines.append(f"{row['run_id']}  {members}: {', '.join(spans)}")
     for metric, title in titles.items():

@@ -157,7 +157,7 @@ def diagnose(
     for name, column in columns.items():
         values[f"{name} (column)" if name in values else name] = column
     return Diagnosis(
-        subgroup_intervals(vote, values, seed=seed, orders=schema.classes),
+        subgroup_intervals(vote, values, seed=seed, orders=schema.classes, metric=metric),
         _label_noise(vote, ranked(suspects), seed, metric),
         calibrations,
     )

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from orchestrator.evaluation.intervals import Interval, interval
-from orchestrator.evaluation.metrics import Ints
+from orchestrator.evaluation.metrics import Ints, Metric
 from orchestrator.evaluation.predictions import Predictions
+from orchestrator.evaluation.scores_with_intervals import other_score
+from orchestrator.spec.score import DEFAULT
 
 MOST_VALUES = 12
 """Values of a column that are subgroups of their own."""
@@ -26,10 +28,14 @@ class Subgroup:
     value: str
     macro_f1: Interval
     accuracy: Interval
+    score: Interval | None = None  # by the score of the spec; None where it is macro F1
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return asdict(self)
+        facts = asdict(self)
+        if self.score is None:
+            del facts["score"]
+        return facts
 
 
 def subgroup_intervals(
@@ -38,8 +44,11 @@ def subgroup_intervals(
     *,
     seed: int,
     orders: Mapping[str, Sequence[str]] | None = None,
+    metric: Metric = DEFAULT,
 ) -> list[Subgroup]:
-    """Return macro F1 and accuracy with their intervals for every value of some columns.
+    """Return the scores with their intervals for every value of some columns.
+
+    These are macro F1, accuracy, and the score of the spec where it is not macro F1.
 
     A column of numbers with more than 12 values is cut into quarters of the photos. Of texts with
     more than 12 values the most frequent ones are kept, and the rest is one subgroup.
@@ -49,6 +58,7 @@ def subgroup_intervals(
         columns: name -> one value per sample; None where it is not known.
         seed: of the resamples.
         orders: name -> values in the order in which they are listed; sorted by default.
+        metric: the score of the spec.
     """
     subgroups = []
     for column, values in columns.items():
@@ -57,7 +67,8 @@ def subgroup_intervals(
             part = predictions.take(index)
             f1 = interval(part, seed=seed)
             accuracy = interval(part, metric="accuracy", seed=seed)
-            subgroups.append(Subgroup(column, value, f1, accuracy))
+            score = other_score(part, metric, seed=seed)
+            subgroups.append(Subgroup(column, value, f1, accuracy, score))
     return subgroups
 
 

@@ -68,6 +68,7 @@ def interval(
     seed: int,
     n: int = N_RESAMPLES,
     level: float = LEVEL,
+    only: int | None = None,
 ) -> Interval:
     """Return a metric, averaged over seeds, with its BCa interval.
 
@@ -81,6 +82,8 @@ def interval(
         seed: of the resamples.
         n: number of resamples.
         level: of the interval, two-sided.
+        only: a class of the joint one that alone is counted: its F1, or its recall. The interval
+            then rests on the groups that have the class.
     """
     scorer = as_scorer(metric)
     owners = owners_of(predictions)
@@ -92,6 +95,8 @@ def interval(
             for preds in predictions.preds
         ]
     )  # (S, G, 3, C)
+    if only is not None:
+        tallies[..., np.arange(tallies.shape[-1]) != only] = 0
     totals = tallies.sum(1)
     estimate = float(score(totals, scorer).mean())
     draws = np.concatenate(
@@ -103,15 +108,16 @@ def interval(
     ]
     share = np.mean(shares, axis=0)
     influence: Floats = np.bincount(owners.of_sample, share, owners.n_groups).astype(np.float64)
-    bounds = _bca(estimate, draws, influence, level)
     fewest = _fewest_groups(tallies[0, :, 2], scorer.metric)
+    n_groups = owners.n_groups if only is None else fewest
+    bounds = _bca(estimate, draws, influence, level, n_groups)
     return Interval(
         estimate=estimate,
         low=bounds.low,
         high=bounds.high,
         level=level,
-        n_groups=owners.n_groups,
-        n_samples=len(targets),
+        n_groups=n_groups,
+        n_samples=len(targets) if only is None else int((targets == only).sum()),
         too_narrow=predictions.groups is None,
         too_few_people=fewest < FEWEST_GROUPS,
         fewest_groups=fewest,
@@ -216,11 +222,10 @@ def _draw_part(weights: Counts, tallies: Floats, totals: Floats, metric: str) ->
     return total / n_seeds
 
 
-def _bca(estimate: float, draws: Floats, influence: Floats, level: float) -> Bounds:
+def _bca(estimate: float, draws: Floats, influence: Floats, level: float, n_groups: int) -> Bounds:
     """Return the BCa interval; Wilson's where the draws do not vary."""
     from scipy.special import ndtri  # noqa: PLC0415
 
-    n_groups = len(influence)
     if np.ptp(draws) < 1e-9:
         return _wilson(estimate, n_groups, float(ndtri((1 + level) / 2)))
     spread = (influence**2).sum()

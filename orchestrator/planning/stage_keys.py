@@ -60,6 +60,7 @@ def audit_key(experiment: Experiment, content: str, *, probe: bool = False) -> s
     for name, arm in experiment.arms.items():
         inputs[f"split/{name}"] = split_key(experiment, arm, content)
     params = {"labels": identity(experiment.spec.data)["labels"], "probe": probe}
+    params |= _other_score(experiment)
     if not is_fetched(QUICK_BACKBONE):  # once its weights are there, the audit is made again
         params["without"] = QUICK_BACKBONE
     return stage_key("audit", VERSIONS["audit"], params, inputs)

@@ -69,6 +69,7 @@ def audit(run: Run) -> View:
         return {"known": False}
     return {
         "known": True,
+        "score": facts.score,
         "numbers": _numbers(facts),
         "copies": _copies(facts),
         "pairs": _pictured(run),
@@ -180,7 +181,7 @@ def _probe_rows(facts: AuditFacts) -> list[ProbeRow]:
     scale = charts.Scale(0.0, 1.0)
     rows = []
     for name, probe in facts.probe.labels.items():
-        whole = probe.macro_f1
+        whole = probe.headline
         rim = probe.rim
         rows.append(
             ProbeRow(
@@ -191,5 +192,5 @@ def _probe_rows(facts: AuditFacts) -> list[ProbeRow]:
                 charts.matrix(probe.confusion, probe.classes, title=f"Confusion of {name}"),
             )
         )
-    rows.sort(key=lambda row: row.scores.macro_f1.estimate or 0.0)
+    rows.sort(key=lambda row: row.scores.headline.estimate or 0.0)
     return rows

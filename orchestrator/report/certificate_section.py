@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.base.wording import counted
 from orchestrator.report.load import Run, View
+from orchestrator.spec.score import MACRO_F1
 from orchestrator.store.run_files.certificate import Certificate, CertifiedMember
 from orchestrator.store.run_files.diagnosis import PartScore
 from orchestrator.store.run_files.scores import Score
@@ -144,6 +145,7 @@ def board(run: Run) -> View:
     """Return the scores on both halves of the test set; empty where nothing is public."""
     ensemble = run.selection.ensemble
     rows = [ContestRow(run.variant_of(row.who), row) for row in ensemble.board]
+    by_spec = any(row.public_score is not None for row in ensemble.board)
     typed = []
     if not rows:
         typed = [item for item in run.selection.candidates if item.board_score is not None]
@@ -151,6 +153,7 @@ def board(run: Run) -> View:
         "rows": rows,
         "typed": typed,
         "policy": run.selection.policy,
+        "score": run.score_title if by_spec else MACRO_F1.title,
         "private": ensemble.test.headline,
     }
 

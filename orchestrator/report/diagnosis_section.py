@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from orchestrator.evaluation.intervals import Interval, interval
 from orchestrator.evaluation.metrics import ClassMetrics, class_metrics
+from orchestrator.evaluation.predictions import Predictions
 from orchestrator.report import charts, confusion_matrices
 from orchestrator.report.load import Run, View
+from orchestrator.spec.score import MACRO_F1, parse_score
 from orchestrator.store.run_files.diagnosis import SubgroupScore
 from orchestrator.store.run_files.gallery import GalleryPhoto
+from orchestrator.store.run_files.scores import Score
 
 _MAX_SUSPECTS = 30
 _MAX_CURVE_POINTS = 300
@@ -27,29 +31,38 @@ class SubgroupRow:
 
     facts: SubgroupScore
     is_first: bool  # of its column
+    score: Score  # that the spec goes by
+    other: Score  # accuracy; macro F1 where the spec goes by accuracy
     plot: object
 
 
 def subgroups(run: Run) -> View:
     """Return the scores of every value of labels and named columns, on one scale."""
     ensemble = run.selection.ensemble
+    spec_score = MACRO_F1  # of runs before the table went by the score of the spec, too
+    if any(item.score is not None for item in ensemble.subgroups):
+        spec_score = parse_score(run.resolved.score)
+    is_accuracy = spec_score.text == "accuracy"
     ends: list[float | None] = []
     for item in ensemble.subgroups:
-        ends += [item.macro_f1.low, item.macro_f1.estimate, item.macro_f1.high]
+        ends += [item.headline.low, item.headline.estimate, item.headline.high]
     scale = charts.Scale.around(ends, 0.02)
     if scale is not None:
         scale = charts.Scale(max(0.0, scale.low), min(1.0, scale.high))
     rows = []
     columns: set[str] = set()
     for item in ensemble.subgroups:
-        score = item.macro_f1
+        score = item.headline
+        other = item.macro_f1 if is_accuracy else item.accuracy
         plot = charts.interval(score.low, score.estimate, score.high, scale, strong=True)
-        rows.append(SubgroupRow(item, item.column not in columns, plot))
+        rows.append(SubgroupRow(item, item.column not in columns, score, other, plot))
         columns.add(item.column)
     return {
         "rows": rows,
         "axis": charts.scale_axis(scale) if rows else "",
-        "whole": ensemble.oof.macro_f1,
+        "score": spec_score.title,
+        "other": MACRO_F1.title if is_accuracy else "accuracy",
+        "is_of_classes": spec_score.metric != "accuracy",
         "n_outside": round(0.1 * len(rows)),
     }
 
@@ -104,9 +117,21 @@ class RareClass:
 
     name: str
     scores: ClassMetrics
+    f1: Interval  # over the groups that have the class
     n: int  # photos of both
     average_precision: float | None  # None where no probabilities are stored
     plot: object
+
+
+def _groups(run: Run, answers: confusion_matrices.Answers) -> list[str] | None:
+    """Return the group of every sample; None where some are not known."""
+    if run.folds is None:
+        return None
+    rows = zip(run.folds["sample_id"].to_pylist(), run.folds["group"].to_pylist(), strict=True)
+    group_of = dict(rows)
+    groups = [group_of.get(sample) for sample in answers.sample_ids]
+    known = [group for group in groups if group is not None]
+    return known if len(known) == len(groups) else None
 
 
 def rare_class(run: Run) -> RareClass | None:
@@ -119,8 +144,12 @@ def rare_class(run: Run) -> RareClass | None:
         return None
     scored = min(rows, key=lambda row: (row.n, -row.code))
     name = run.class_name(scored.code)
+    voted = Predictions(
+        answers.sample_ids, answers.targets, answers.preds[None], 2, _groups(run, answers)
+    )
+    f1 = interval(voted, seed=0, only=scored.code)
     if answers.probs is None:
-        return RareClass(name, scored, len(answers.targets), None, "")
+        return RareClass(name, scored, f1, len(answers.targets), None, "")
     confidences = answers.probs[:, scored.code]
     curve = confusion_matrices.precision_recall(confidences, answers.targets == scored.code)
     step = max(1, len(curve.recalls) // _MAX_CURVE_POINTS)
@@ -128,4 +157,4 @@ def rare_class(run: Run) -> RareClass | None:
     series = [charts.Series(name, [*points[:-1:step], points[-1]], 0, strong=True)]
     title = f"Precision against recall of {name}, out of fold"
     plot = charts.lines(series, f"recall of {name}", "precision", title=title)
-    return RareClass(name, scored, len(answers.targets), curve.average, plot)
+    return RareClass(name, scored, f1, len(answers.targets), curve.average, plot)

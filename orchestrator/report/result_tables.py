@@ -13,7 +13,7 @@ from typing import Any, NotRequired, TypedDict
 
 from orchestrator.base.wording import counted, signed
 from orchestrator.evaluation.hypotheses import needs_text
-from orchestrator.spec.score import score_title
+from orchestrator.spec.score import DEFAULT, score_title
 from orchestrator.store.event_types import (
     OBJECTIVE,
     SCORE,
@@ -41,7 +41,7 @@ _CANDIDATE = (
     "search_score",
     "n_params",
 )
-_SUBGROUP = ("", "column", "value", "macro_f1", "90 % interval", "accuracy", "groups", "photos")
+_SUBGROUP = ("", "column", "value", "{score}", "90 % interval", "{other}", "groups", "photos")
 _TEXT_COLUMNS = {
     "",
     "column",
@@ -145,9 +145,13 @@ def _tables(run: Path) -> str:
         names = ("score", "estimate", "90 % interval", "groups", "photos")
         parts.append(_table("ensemble", names, cells))
     if subgroups := selection.ensemble.subgroups:
-        cells = [_subgroup_cells(subgroup) for subgroup in subgroups]
+        by_spec = any(subgroup.score is not None for subgroup in subgroups)
+        score = _short(selection.score) if by_spec else DEFAULT
+        other = DEFAULT if score == "accuracy" else "accuracy"
+        cells = [_subgroup_cells(subgroup, other) for subgroup in subgroups]
         title = "subgroups, out-of-fold; ! marks a class with fewer than 7 groups"
-        parts.append(_table(title, _SUBGROUP, cells))
+        names = tuple(name.format(score=score, other=other) for name in _SUBGROUP)
+        parts.append(_table(title, names, cells))
     if not parts:
         return f"run {run.name}: its search has not ended; `status {run.name}` shows its trials\n"
     return "\n".join(parts)
@@ -193,15 +197,16 @@ def _candidate_cells(candidate: Candidate) -> list[str]:
     return ["*" if candidate.chosen else "", *(_cell("", value) for value in values)]
 
 
-def _subgroup_cells(subgroup: SubgroupScore) -> list[str]:
-    score = subgroup.macro_f1
+def _subgroup_cells(subgroup: SubgroupScore, other: str) -> list[str]:
+    score = subgroup.headline
+    beside = subgroup.macro_f1 if other == DEFAULT else subgroup.accuracy
     return [
         "!" if score.too_few_people else "",
         subgroup.column,
         subgroup.value,
         _cell("", score.estimate),
         f"{_cell('', score.low)} to {_cell('', score.high)}",
-        _cell("", subgroup.accuracy.estimate),
+        _cell("", beside.estimate),
         str(score.n_groups or ""),
         str(score.n_samples or ""),
     ]

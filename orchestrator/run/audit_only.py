@@ -78,9 +78,9 @@ def lines(paths: RunPaths) -> list[str]:
     for number, finding in enumerate(facts.warnings, 1):
         text += [f"{number}. {finding.what} ({finding.n})", f"   do: {finding.do}"]
     for label, probe in facts.probe.labels.items():
-        whole = probe.macro_f1
+        whole = probe.headline
         text.append(
-            f"probe {label}: macro F1 {whole.estimate:.3f} ({whole.low:.3f}-{whole.high:.3f}), "
+            f"probe {label}: {facts.score.of_label} {whole.estimate:.3f} ({whole.low:.3f}-{whole.high:.3f}), "
             f"rim alone {probe.rim.estimate:.3f}, chance {probe.chance.estimate:.3f}"
         )
     return text if facts.warnings else [*text, "no warnings"]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from data_prep.files import atomic_path, write_json
 from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
 from orchestrator.planning.stage_keys import audit_key
+from orchestrator.spec.score import Score
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.split import Split
 from orchestrator.store.artifacts import Artifact
@@ -58,9 +59,11 @@ def run(env: Env, catalog: Catalog, split: Split, *, probe: bool = False) -> Aud
 
 def _examine(env: Env, catalog: Catalog, split: Split, key: str, *, probe: bool) -> Artifact:
     from data_prep.audit.examination import audit as examine  # noqa: PLC0415
+    from data_prep.audit.fact_types import ScoreWords  # noqa: PLC0415
     from orchestrator.stages.audit_models import leak_gaps, probe_labels  # noqa: PLC0415
 
     arms = env.experiment.arms
+    score = env.experiment.spec.parsed_score
     gaps = leak_gaps(env, catalog.table, split.folds)
     inputs = {"catalog": catalog.artifact.key}
     with env.store.draft("audit", key, params={}, inputs=inputs) as draft:
@@ -72,6 +75,7 @@ def _examine(env: Env, catalog: Catalog, split: Split, key: str, *, probe: bool)
             exclude={name: arm.data.exclude for name, arm in arms.items()},
             gaps={name: asdict(gap) for name, gap in gaps.items()},
             probe=probe_labels(env, catalog.table) if probe else None,
+            score=ScoreWords(score.text, score.title, Score(score.metric).title),
         )
         write_json(draft.path / "audit.json", facts.to_json())
         draft.result["n_warnings"] = len(facts.warnings)

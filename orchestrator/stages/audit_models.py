@@ -21,9 +21,11 @@ from data_prep.config import Split
 from data_prep.split import deal_folds
 from orchestrator.base.stage_versions import QUICK_BACKBONE
 from orchestrator.evaluation.intervals import interval
-from orchestrator.evaluation.metrics import macro_f1
+from orchestrator.evaluation.metrics import Metric, score_of
 from orchestrator.evaluation.predictions import Predictions
+from orchestrator.evaluation.scores_with_intervals import scorer_of
 from orchestrator.planning.stage import Env
+from orchestrator.spec.score import DEFAULT
 from orchestrator.stages.quick_features import chosen, features
 
 N_SEEDS = 10
@@ -43,7 +45,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LeakGap:
-    """Macro F1 of the joint class by a split that leaks, and by one that keeps people apart."""
+    """The score by a split that leaks, and by one that keeps people apart."""
 
     split: float
     disjoint: float
@@ -75,13 +77,14 @@ def leak_gaps(env: Env, catalog: pa.Table, folds: Mapping[str, pa.Table]) -> dic
     if len(set(owners)) < 2:
         return {}
     x = compress(features(env, rows, "whole"))
+    scorer = scorer_of(env.experiment.spec.parsed_score, env.schema)
     by_split: dict[str, LeakGap] = {}
     gaps = {}
     for name in sorted(leaking):
         split = env.experiment.arms[name].data.split
         key = split.model_dump_json()
         if key not in by_split:
-            by_split[key] = leak_gap(x, rows, owners, env.schema, split)
+            by_split[key] = leak_gap(x, rows, owners, env.schema, split, metric=scorer)
         gaps[name] = by_split[key]
     return gaps
 
@@ -112,6 +115,8 @@ def leak_gap(
     schema: Schema,
     split: Split,
     n_seeds: int = N_SEEDS,
+    *,
+    metric: Metric = DEFAULT,
 ) -> LeakGap:
     """Score one quick model under a split's strategy and under a disjoint one.
 
@@ -126,6 +131,7 @@ def leak_gap(
         schema: of the labels.
         split: strategy and share of val; its seed is the first of ten.
         n_seeds: how often the folds are dealt.
+        metric: the score of the spec.
     """
     labels = rows["label"].to_numpy()
     codes = schema.decode(labels)
@@ -141,7 +147,7 @@ def leak_gap(
         for dealt, other in ((leaking, disjoint), (disjoint, leaking)):
             parts = _equal_parts(dealt, other, n_folds, seed)
             preds = schema.encode(_out_of_fold(x, codes, dealt, parts, schema.sizes))
-            pair.append(macro_f1(labels, preds, schema.n_classes))
+            pair.append(score_of(labels, preds, schema.n_classes, metric))
             sizes += [len(part) for part in parts]
         pairs.append(pair)
     scores = np.array(pairs)
@@ -190,7 +196,8 @@ def probe_labels(env: Env, catalog: pa.Table) -> dict[str, Any] | None:
     if len(set(owners)) < 2:
         return None
     views = {view: compress(features(env, rows, view)) for view in ("whole", "rim")}
-    return probe(views, rows, owners, env.schema, seed=env.experiment.spec.seed)
+    spec = env.experiment.spec
+    return probe(views, rows, owners, env.schema, seed=spec.seed, metric=spec.parsed_score.metric)
 
 
 def probe(
@@ -201,14 +208,24 @@ def probe(
     *,
     seed: int,
     n_folds: int = 5,
+    metric: str = DEFAULT,
 ) -> dict[str, Any]:
     """Score quick models of each label out of fold.
 
     Intervals resample groups. Chance is the score of models whose groups were permuted.
 
+    Args:
+        views: view -> (n_photos, n) features.
+        rows: the photos' rows of the catalog.
+        owners: whom each photo shows.
+        schema: of the labels.
+        seed: of the folds and resamples.
+        n_folds: at most so many.
+        metric: of each label's classes; `rim` and `chance` are by it.
+
     Returns:
         {n_photos, n_groups, n_folds, labels: {name: {macro_f1, rim, chance: {estimate, low, high},
-        classes, confusion (truth x answer)}}}.
+        classes, confusion (truth x answer)}}}; score where the metric is another.
     """
     codes = schema.decode(rows["label"].to_numpy())
     n_folds = min(n_folds, len(set(owners)))
@@ -223,28 +240,38 @@ def probe(
     labels = {}
     for i, (name, size) in enumerate(zip(schema.names, schema.sizes, strict=True)):
         scores = {}
+        macro_f1s = {}
         for view, preds in answers.items():
             arm = Predictions(samples, codes[:, i], preds[None, :, i], size, list(owners))
-            bounds = interval(arm, seed=seed)
-            scores[view] = _span(bounds.estimate, bounds.low, bounds.high)
+            scores[view] = _interval_of(arm, metric, seed)
+            macro_f1s[view] = (
+                scores[view] if metric == DEFAULT else _interval_of(arm, DEFAULT, seed)
+            )
         chance = []
         for truth, preds in zip(shuffled, blind, strict=True):
-            chance.append(macro_f1(truth[:, i], preds[:, i], size))
+            chance.append(score_of(truth[:, i], preds[:, i], size, metric))
         confusion = np.zeros((size, size), dtype=np.int64)
         np.add.at(confusion, (codes[:, i], answers["whole"][:, i]), 1)
         labels[name] = {
-            "macro_f1": scores["whole"],
+            "macro_f1": macro_f1s["whole"],
             "rim": scores["rim"],
             "chance": _span(float(np.mean(chance)), min(chance), max(chance)),
             "classes": schema.classes[name],
             "confusion": confusion.tolist(),
         }
+        if metric != DEFAULT:
+            labels[name]["score"] = scores["whole"]
     return {
         "n_photos": len(rows),
         "n_groups": len(set(owners)),
         "n_folds": n_folds,
         "labels": labels,
     }
+
+
+def _interval_of(arm: Predictions, metric: str, seed: int) -> dict[str, float]:
+    bounds = interval(arm, metric=metric, seed=seed)
+    return _span(bounds.estimate, bounds.low, bounds.high)
 
 
 def _span(estimate: float, low: float, high: float) -> dict[str, float]:

@@ -13,8 +13,10 @@ import pyarrow as pa
 from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.evaluation import metrics
 from orchestrator.evaluation.predictions import Ints, Predictions
+from orchestrator.evaluation.scores_with_intervals import scorer_of
 from orchestrator.evaluation.sequential_testing import labels_key, predictions_key
 from orchestrator.planning.stage import Env
+from orchestrator.spec.score import DEFAULT
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.store import tables
@@ -334,6 +336,8 @@ def leaderboard(
 ) -> list[BoardRow]:
     """Return the public and the private scores of the ensemble and of each member."""
     voted = dict(zip(votes["sample_id"].to_pylist(), votes["pred"].to_pylist(), strict=True))
+    spec = env.experiment.spec
+    scorer = scorer_of(spec.parsed_score, env.schema)
     rows = []
     for who, preds in {"ensemble": voted, **member_preds(catalog, photos, members)}.items():
         scores = {}
@@ -343,5 +347,8 @@ def leaderboard(
             given = answers.preds[0]
             scores[f"{part}_macro_f1"] = metrics.macro_f1(truth, given, answers.n_classes)
             scores[f"{part}_accuracy"] = float(np.mean(truth == given))
+            if spec.score not in (DEFAULT, "accuracy"):
+                value = metrics.score_of(truth, given, answers.n_classes, scorer)
+                scores[f"{part}_score"] = value
         rows.append(BoardRow(who=who, **scores))
     return rows

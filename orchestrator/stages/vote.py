@@ -42,7 +42,7 @@ class Voted:
         if self.test is not None:
             facts["test"] = self.test.to_json()
         if self.board:
-            facts["board"] = [row.model_dump() for row in self.board]
+            facts["board"] = [row.to_json() for row in self.board]
         return facts
 
 

@@ -26,6 +26,7 @@ from orchestrator.store.event_types import DriverStarted, StageEnded
 from orchestrator.store.ledger import State, TrialRecord, read, replay
 from orchestrator.store.run_dir import RunPaths
 from orchestrator.store.run_files.records import as_record
+from orchestrator.store.run_files.scores import Score
 from orchestrator.store.run_files.selection import Selection
 
 SECRET = "ORCHESTRATOR_NOTIFY_SECRET"  # noqa: S105 - the name of a variable
@@ -69,7 +70,8 @@ def message(run: Path, state: str) -> dict[str, Any]:
         elif isinstance(event, StageEnded) and event.outcome == "FAILED":
             failure = event
     selection = as_record(Selection, paths.read_json("selection"))
-    score = selection.ensemble.oof.macro_f1
+    macro_f1 = _span(selection.ensemble.oof.macro_f1)
+    score = _span(selection.ensemble.oof.headline)
     return {
         "event": "run_ended",
         "run_id": paths.run_id,
@@ -79,8 +81,14 @@ def message(run: Path, state: str) -> dict[str, Any]:
         "reason": failure.note,
         "trials": {name.lower(): counts[name] for name in ("COMPLETE", "PRUNED", "FAILED")},
         "members": list(selection.members),
-        "macro_f1": score.model_dump(include={"estimate", "low", "high"}) if score else None,
+        "macro_f1": macro_f1,
+        "score": {"name": selection.score, **score} if score else None,
     }
+
+
+def _span(score: Score | None) -> dict[str, Any] | None:
+    """Return a score with the ends of its interval."""
+    return score.model_dump(include={"estimate", "low", "high"}) if score else None
 
 
 def send(url: str, body: bytes, secret: str | None) -> None:

@@ -95,8 +95,14 @@ class LabelProbe(FileRecord):
     macro_f1: Score = Score()
     rim: Score = Score()
     chance: Score = Score()
+    score: Score | None = None  # on the photo, where the spec's metric is not macro F1
     classes: tuple[str, ...] = ()
     confusion: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def headline(self) -> Score:
+        """The score on the photo; `rim` and `chance` are by the same metric."""
+        return self.score or self.macro_f1
 
 
 class Probe(FileRecord):
@@ -105,6 +111,13 @@ class Probe(FileRecord):
     n_photos: int | None = None
     n_groups: int | None = None
     labels: dict[str, LabelProbe] = {}
+
+
+class ScoreWords(FileRecord):
+    """The score that quick models are judged by, in words."""
+
+    title: str = "macro F1"
+    of_label: str = "macro F1"
 
 
 class PartlyLabelled(FileRecord):
@@ -135,6 +148,7 @@ class AuditFacts(FileRecord):
     n_test: int | None = None
     n_classes_missing: int | None = None
     partly_labelled: PartlyLabelled = PartlyLabelled()
+    score: ScoreWords = ScoreWords()
     classes: dict[str, int] = {}
     duplicates: dict[str, Copies] = {}
     near_duplicates: dict[str, Copies] = {}

@@ -13,6 +13,12 @@ class SubgroupScore(FileRecord):
     value: str = ""
     macro_f1: Score = Score()
     accuracy: Score = Score()
+    score: Score | None = None  # by the score of the spec; None where that is macro F1
+
+    @property
+    def headline(self) -> Score:
+        """The score that the spec goes by."""
+        return self.score or self.macro_f1
 
 
 class SuspectLabel(FileRecord):

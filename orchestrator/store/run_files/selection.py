@@ -45,6 +45,23 @@ class BoardRow(FileRecord):
     public_macro_f1: float | None = None
     private_accuracy: float | None = None
     private_macro_f1: float | None = None
+    public_score: float | None = None  # by the score of the spec; None where the others are it
+    private_score: float | None = None
+
+    @property
+    def public_headline(self) -> float | None:
+        """The score of the spec on the public half; macro F1 where that is accuracy."""
+        return self.public_macro_f1 if self.public_score is None else self.public_score
+
+    @property
+    def private_headline(self) -> float | None:
+        """The same on the private half."""
+        return self.private_macro_f1 if self.private_score is None else self.private_score
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; a score that is none is left out."""
+        without = {"public_score", "private_score"} if self.public_score is None else None
+        return self.model_dump(exclude=without)
 
 
 class Contribution(FileRecord):

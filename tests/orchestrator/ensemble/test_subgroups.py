@@ -35,6 +35,17 @@ def test_each_value_has_the_score_of_its_own_photos():
     assert (bad.macro_f1.n_groups, bad.macro_f1.n_samples) == (20, 80)
 
 
+def test_a_subgroup_has_the_score_of_the_spec_where_that_is_another():
+    arm, cameras = crowd(np.random.default_rng(0))
+    names = ["good" if camera == 0 else "bad" for camera in cameras]
+    plain = subgroup_intervals(arm, {"camera": names}, seed=0)
+    assert "score" not in plain[0].to_json()
+    bad, _ = subgroup_intervals(arm, {"camera": names}, seed=0, metric="balanced_accuracy")
+    part = arm.take(np.flatnonzero(cameras == 1))
+    assert bad.score == interval(part, metric="balanced_accuracy", seed=0)
+    assert (bad.macro_f1, bad.to_json()["score"]["low"]) == (plain[0].macro_f1, bad.score.low)
+
+
 def test_a_subgroup_of_fewer_than_seven_people_says_so():
     arm, _ = crowd(np.random.default_rng(1), n_people=13)
     owners = np.array([int(name[1:]) for name in arm.groups])

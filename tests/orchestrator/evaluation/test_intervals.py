@@ -116,3 +116,37 @@ def test_a_difference_of_two_scores_has_the_variance_of_both():
     reach = (0.06**2 + 0.10**2) ** 0.5
     assert (bounds.low, bounds.high) == pytest.approx((0.1 - reach, 0.1 + reach))
     assert bounds.low < 0 < bounds.high
+
+
+def rare(rng, n_groups=60, per_group=5, is_ill=None):
+    """About one of six people is ill; ill ones are read right in 6 of 10 photos, others in 9."""
+    is_ill = rng.random(n_groups) < 1 / 6 if is_ill is None else is_ill
+    targets = np.repeat(is_ill.astype(np.int64), per_group)
+    luck = np.repeat(0.1 * rng.normal(size=n_groups), per_group)
+    is_right = rng.random(len(targets)) < np.where(targets == 1, 0.6, 0.9) + luck
+    preds = np.where(is_right, targets, 1 - targets)
+    names = [f"g{i // per_group}" for i in range(len(targets))]
+    return Predictions([f"s{i}" for i in range(len(targets))], targets, preds[None], 2, names)
+
+
+def test_f1_of_the_rarer_class_has_an_interval_of_its_own_groups():
+    arm = rare(np.random.default_rng(0), is_ill=np.arange(60) % 6 == 0)
+    bounds = interval(arm, seed=0, only=1)
+    assert bounds.estimate == pytest.approx(f1_score(arm.targets, arm.preds[0], pos_label=1))
+    assert (bounds.n_groups, bounds.n_samples, bounds.fewest_groups) == (10, 50, 10)
+    recall = interval(arm, metric="balanced_accuracy", seed=0, only=1)
+    assert recall.estimate == pytest.approx(np.mean(arm.preds[0][arm.targets == 1]))
+    perfect = interval(arm.answered_by(arm.targets), seed=0, only=1)
+    assert perfect.high == 1
+    assert perfect.low == pytest.approx(10 / (10 + 1.645**2), abs=1e-3)  # Wilson's, of ten groups
+
+
+def test_the_interval_of_the_rarer_class_covers_as_it_says():
+    rng = np.random.default_rng(1)
+    whole = rare(rng, n_groups=60_000)
+    truth = f1_score(whole.targets, whole.preds[0])
+    n_covered = 0
+    for _ in range(150):
+        bounds = interval(rare(rng), seed=0, n=500, only=1)
+        n_covered += bounds.low <= truth <= bounds.high
+    assert 0.84 <= n_covered / 150 <= 0.98

@@ -71,6 +71,45 @@ def test_the_page_names_the_score_and_shows_its_number(other):
     assert "out-of-fold score" not in table
 
 
+def test_subgroups_halves_and_quick_models_name_the_score_and_show_its_number(other):
+    selection = json.loads((other / "selection.json").read_text())
+    selection["score"] = "balanced_accuracy of age"
+    f1 = {"estimate": 0.1111, "low": 0.1, "high": 0.2, "n_groups": 9, "n_samples": 40}
+    score = f1 | {"estimate": 0.6543}
+    group = {"column": "age", "value": "<30", "macro_f1": f1, "accuracy": f1, "score": score}
+    selection["ensemble"]["subgroups"] = [group]
+    half = {"who": "ensemble", "public_accuracy": 0.5, "private_accuracy": 0.5}
+    half |= {"public_macro_f1": 0.1111, "private_macro_f1": 0.1111}
+    half |= {"public_score": 0.6789, "private_score": 0.6788}
+    selection["ensemble"]["board"] = [half]
+    (other / "selection.json").write_text(json.dumps(selection))
+    yaml = YAML()
+    resolved = yaml.load((other / "resolved.yaml").read_text())
+    with (other / "resolved.yaml").open("w") as handle:
+        yaml.dump(resolved | {"score": "balanced_accuracy of age"}, handle)
+    run = load(other)
+    subgroups = drawn(run, "subgroups")
+    assert '<th scope="col" class="n">balanced accuracy of age</th>' in subgroups
+    assert "0.654" in subgroups
+    assert "Balanced accuracy of age of a subgroup is the mean over the classes" in subgroups
+    assert "macro F1" not in subgroups
+    table = render_results(other, "table")
+    assert "balanced_accuracy_of_age" in table
+    assert "0.654" in table
+    board = drawn(run, "board")
+    assert "0.6789" in board
+    assert "macro F1" not in board
+    title = {"title": "balanced accuracy of age", "of_label": "balanced accuracy"}
+    span = {"estimate": 0.7777, "low": 0.7, "high": 0.8}
+    probe = {"macro_f1": f1, "score": span, "rim": f1, "chance": f1, "classes": ["a", "b"]}
+    probe["confusion"] = [[3, 1], [1, 3]]
+    facts = {"score": title, "probe": {"n_photos": 40, "n_groups": 9, "labels": {"age": probe}}}
+    audit = drawn(dataclasses.replace(run, audit=as_record(AuditFacts, facts)), "audit")
+    assert '<th scope="col" class="n">balanced accuracy</th>' in audit
+    assert "balanced accuracy of age by this split" in audit
+    assert "0.778" in audit
+
+
 def test_macro_f1_stays_where_the_spec_names_no_score(plain):
     assert "is expected to reach at least macro F1 <strong>" in drawn(load(plain), "result")
     assert "oof_macro_f1" in render_results(plain, "table")
@@ -126,6 +165,8 @@ def test_a_task_of_two_classes_shows_its_rarer_class(tmp_path):
     rare = rare_class(run)
     assert (rare.name, rare.scores.n, rare.n) == ("ill", 10, 100)
     assert rare.average_precision == pytest.approx(1.0)
+    assert rare.f1.low < rare.f1.estimate == rare.scores.f1
+    assert (rare.f1.n_groups, rare.f1.too_narrow) == (10, True)
     assert "average precision 1.000; a guess has 0.100" in drawn(run, "classes")
     three = dataclasses.replace(run, schema=Schema({"state": ["a", "b", "c"]}))
     assert rare_class(three) is None

@@ -231,6 +231,7 @@ def test_the_end_of_a_run_is_told_signed(run, listener, monkeypatch):
     selection = json.loads((run / "selection.json").read_text())
     assert selection["members"] == told["members"]
     assert selection["ensemble"]["oof"]["macro_f1"]["low"] == told["macro_f1"]["low"]
+    assert {"name": "macro_f1", **told["macro_f1"]} == told["score"]
     expected = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
     assert f"sha256={expected}" == headers[webhook.SIGNATURE]
 
@@ -243,6 +244,15 @@ def test_a_failure_is_told_with_its_stage_and_reason(run):
         told["failed_stage"],
         told["reason"],
     )
+
+
+def test_the_score_of_the_spec_is_told_by_its_name(run):
+    selection = json.loads((run / "selection.json").read_text())
+    selection["score"] = "accuracy of mask"
+    selection["ensemble"]["oof"]["score"] = {"estimate": 0.8, "low": 0.7, "high": 0.9}
+    (run / "selection.json").write_text(json.dumps(selection))
+    told = webhook.message(run, "SUCCEEDED")["score"]
+    assert {"name": "accuracy of mask", "estimate": 0.8, "low": 0.7, "high": 0.9} == told
 
 
 def test_an_address_that_does_not_answer_costs_the_run_nothing(run, monkeypatch):

@@ -17,6 +17,8 @@ from PIL import Image
 from data_prep.catalog.label_schema import Schema
 from data_prep.config import Split
 from data_prep.errors import MachineError
+from orchestrator.evaluation.scores_with_intervals import scorer_of
+from orchestrator.spec.score import parse_score
 from orchestrator.stages import audit_models as module
 from orchestrator.stages import quick_features as features
 from orchestrator.stages.audit_models import compress, leak_gap, probe
@@ -124,6 +126,23 @@ def test_a_photo_that_changed_since_the_catalog_is_black_and_a_broken_disk_stops
     monkeypatch.setattr(Path, "read_bytes", fail)
     with pytest.raises(MachineError, match="a disk that answers was required"):
         features._seen(photo, sha256, "whole")
+
+
+def test_quick_models_go_by_the_score_of_the_spec():
+    x, rows, owners = people(24, 5, told=1.0)
+    plain = probe({"whole": x, "rim": x}, rows, owners, SCHEMA, seed=0)["labels"]["kind"]
+    by_accuracy = probe({"whole": x, "rim": x}, rows, owners, SCHEMA, seed=0, metric="accuracy")[
+        "labels"
+    ]["kind"]
+    n_right = np.trace(np.array(by_accuracy["confusion"]))
+    assert by_accuracy["score"]["estimate"] == pytest.approx(n_right / len(rows))
+    assert by_accuracy["rim"] == by_accuracy["score"]
+    assert by_accuracy["macro_f1"] == plain["macro_f1"] == plain["rim"]
+    assert "score" not in plain
+    split = Split(strategy="random")
+    of_state = scorer_of(parse_score("accuracy of state"), SCHEMA)
+    gap = leak_gap(x, rows, owners, SCHEMA, split, n_seeds=2, metric=of_state)
+    assert gap.disjoint > 0.9 > leak_gap(x, rows, owners, SCHEMA, split, n_seeds=2).disjoint
 
 
 @pytest.mark.ray

@@ -93,8 +93,19 @@ def test_a_board_scores_the_vote_and_its_members_on_both_halves(world_of, monkey
     assert (voted.test.accuracy.estimate, voted.public.accuracy.estimate) == (0.0, 1.0)
     facts = json.loads(json.dumps(voted.scores_to_json()))
     assert list(facts) == ["public", "test", "board"]
+    assert "public_score" not in facts["board"][0]
     parts = tables.read(world.env.paths.test_labels)["part"].to_pylist()
     assert parts == ["public", "private", "public", "private", "public"]
+
+
+def test_a_board_goes_by_the_score_of_the_spec(world_of, monkeypatch):
+    world = world_of(PUBLIC, "score=balanced_accuracy")
+    public = frozenset({"test/t0", "test/t2", "test/t4"})
+    monkeypatch.setattr(test_set, "public_half", lambda *_: public)
+    board = world.vote(world.select()).scores_to_json()["board"]
+    # of the public classes 0, 1 and 1, member two misses one photo of the second class
+    assert [row["public_score"] for row in board] == [1.0, 1.0, 0.75]
+    assert board[2]["public_macro_f1"] == pytest.approx(2 / 3)
 
 
 def test_a_public_half_does_not_begin_the_count_of_looks_again(tmp_path, monkeypatch):
