@@ -3,7 +3,7 @@
 The child is forked from the fork server (`cluster/fork_server.py`), which has imported what is slow to load
 (torch, timm), or from the worker, which has then imported it itself. They share that memory. A
 child runs trial after trial while its process is as it was before the first one
-(`process_changes.py`); otherwise the next trial gets a new child, which costs a tenth of a second.
+(`process_leftovers.py`); otherwise the next trial gets a new child, which costs a tenth of a second.
 A child that hangs, grows too large or dies costs only its own trial, and its worker can name the
 reason.
 """

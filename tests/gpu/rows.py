@@ -72,7 +72,9 @@ def augment(policy):
         n_threads = 15 if setting.is_cuda else 2
         alone = loops.augment_rate(setting, large(setting)[1], policy, 1)
         together = loops.augment_rate(setting, large(setting)[1], policy, n_threads)
-        note = f"{n_threads} threads; what is missing to 1 is the interpreter's lock"
+        note = (
+            f"{n_threads} threads; what is missing to 1 is the interpreter's lock, or a free core"
+        )
         return Measured(together, "photos/s", note, n_threads * alone)
 
     return measure
@@ -202,10 +204,15 @@ def resume(setting):
 
 def at_once(n):
     def measure(setting):
-        alone = _total_rate(setting, 1)
+        alone = _alone_rate(setting)
         return Measured(_total_rate(setting, n), "samples/s", f"{n} trainings at once", alone)
 
     return measure
+
+
+@functools.cache
+def _alone_rate(setting):
+    return _total_rate(setting, 1)
 
 
 def _total_rate(setting, n):
