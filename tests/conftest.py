@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import documents
+from tests.visitor import CHROMIUM
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -121,6 +122,20 @@ def tutorial(tmp_path_factory):
     for line in [*documents.console(documents.TUTORIAL), *documents.own_photos()]:
         place.type(line)
     return place
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium, without a window."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright: pip install playwright"
+    )
+    if not CHROMIUM.exists():
+        pytest.skip(f"no {CHROMIUM}: apt install chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers.data import seed_of
 from trainers.library_names import Operation
 from trainers.preflight.augmentation_policies import build_operation, fault_of
 
@@ -74,7 +73,7 @@ def build(policy: str | list[Operation]) -> Augmentation | None:
     operations = POLICIES[policy] if isinstance(policy, str) else policy
     if not operations:
         return None
-    if len(operations) == 1 and operations[0]["name"] == "HorizontalFlip":
+    if not is_composed(operations):
         return _flip(float(operations[0].get("p", 0.5)))
     _Composed(operations)  # an error comes here and not in a thread
     per_thread = threading.local()
@@ -89,11 +88,19 @@ def build(policy: str | list[Operation]) -> Augmentation | None:
     return augment
 
 
+def is_composed(policy: str | list[Operation]) -> bool:
+    """Return True if photos go through albumentations, whose Python costs as much as its arithmetic."""
+    operations = POLICIES[policy] if isinstance(policy, str) else policy
+    return len(operations) > 1 or any(each["name"] != "HorizontalFlip" for each in operations)
+
+
 def sample_seeds(seed: int, epoch: int, rows: NDArray[np.int64]) -> Seeds:
     """Derive a seed per sample from (seed, epoch, row), whoever loads it and with which others.
 
     The finalizer of SplitMix64 (Steele et al. 2014, fig. 18) over row * golden ratio + key.
     """
+    from trainers.data import seed_of  # noqa: PLC0415 - imports torch, which augmenting needs not
+
     key = np.uint64(seed_of(seed, "augment", epoch) << 32)
     with np.errstate(over="ignore"):
         z = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key

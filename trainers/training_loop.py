@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ from trainers.optim import Plateau, lr_at, make_optimizer
 from trainers.overlap.checkpoint_writer import CheckpointWriter
 from trainers.overlap.clock import Clock
 from trainers.overlap.feeder import Batch, feed
+from trainers.overlap.loader_processes import LoaderProcesses, Work
 from trainers.overlap.loss_watch import LossWatch, TrainingDiverged
 from trainers.overlap.options import Overlap, overlap_on
 from trainers.preflight.step_times import StepTimes
@@ -189,7 +191,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
             report(epoch, metrics)
     clock.add("start", time.perf_counter() - began)
     # -- epochs -----------------------------------------------------------------------------------
-    with writer:
+    with writer, _processes(config, task, n_loaders) or nullcontext() as processes:
         n_epochs = duration.epochs(steps_per_epoch)
         for epoch in range(len(history) + 1, n_epochs + 1):
             if _stops_early(config, history):
@@ -201,7 +203,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
             torch.manual_seed(seed_of(seed, "epoch", epoch))
             order = epoch_order(task, seed=seed, epoch=epoch, balance=config.balance)
             all_rows = list(batches(order, config.batch_size, drop_single=True))[: n_steps - step]
-            on_host = _training_batches(inputs, codes, all_rows, epoch, n_loaders)
+            photos = _loaded(inputs, all_rows, epoch, n_loaders, processes)
+            on_host = _training_batches(inputs, codes, all_rows, epoch, photos)
             watch = LossWatch("loss", task.name, overlap.copies, overlap.loss_lag)
             for batch in clock.waiting(feed(on_host, overlap.copies), "data"):
                 lr = lr_at(
@@ -377,14 +380,41 @@ class _Inputs:
         return as_tensor(photos)
 
 
+def _processes(config: Train, task: Task, n_loaders: int) -> LoaderProcesses | None:
+    """Return processes that augment, where threads would take the interpreter from the loop."""
+    policy = config.augment.policy
+    images = task.images
+    is_wanted = n_loaders > 0 and augmentation.is_composed(policy) and not len(task.pairs)
+    if not is_wanted or not isinstance(images, np.memmap):
+        return None
+    return LoaderProcesses(images, policy, n_processes=n_loaders, batch_size=config.batch_size)
+
+
+def _loaded(
+    inputs: _Inputs,
+    all_rows: list[Ints],
+    epoch: int,
+    n_loaders: int,
+    processes: LoaderProcesses | None,
+) -> Iterator[Tensor]:
+    """Yield what the network gets for rows, in order, made ahead: in processes, on threads, or here."""
+    if processes is None:
+        return ahead(partial(inputs, epoch=epoch), all_rows, n_loaders)
+    works = [Work(rows, augmentation.sample_seeds(inputs.seed, epoch, rows)) for rows in all_rows]
+    return map(as_tensor, processes.batches(works))
+
+
 def _training_batches(
-    inputs: _Inputs, codes: Mapping[str, Ints], all_rows: list[Ints], epoch: int, n_loaders: int
+    inputs: _Inputs,
+    codes: Mapping[str, Ints],
+    all_rows: list[Ints],
+    epoch: int,
+    loaded: Iterator[Tensor],
 ) -> Generator[Batch]:
-    """Yield the batches of an epoch on the host, in order: loaded on threads, then mixed here."""
+    """Yield the batches of an epoch on the host, in order, mixed here."""
     task = inputs.task
     lacking = [name for name in codes if (codes[name] < 0).any()]
     rng = np.random.default_rng(seed_of(inputs.seed, "mix", epoch))
-    loaded = ahead(partial(inputs, epoch=epoch), all_rows, n_loaders)
     for rows, photos in zip(all_rows, loaded, strict=True):
         x = photos
         targets = {name: task.targets_of(codes[name], rows) for name in codes}

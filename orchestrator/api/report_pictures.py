@@ -33,6 +33,22 @@ class Plots:
         """Draw the scores per class."""
         return self._draw("classes")
 
+    def subgroups(self) -> View:
+        """Draw the scores of every value of the labels and of the columns in `subgroups`."""
+        return self._draw("subgroups")
+
+    def suspects(self) -> View:
+        """Draw the labels that are likely wrong."""
+        return self._draw("suspects")
+
+    def gallery(self) -> View:
+        """Draw prepared photos that are worth a look."""
+        return self._draw("gallery")
+
+    def calibration(self) -> View:
+        """Draw how far the stated confidence can be believed."""
+        return self._draw("calibration")
+
     def agreement(self) -> View:
         """Draw how often the members agree."""
         return self._draw("agreement")

@@ -52,6 +52,10 @@ RESULTS = (
     "board",
     "confusion",
     "classes",
+    "subgroups",
+    "suspects",
+    "gallery",
+    "calibration",
     "agreement",
 )
 DATA = ("audit", "distributions", "preparation")
@@ -64,7 +68,11 @@ FILES = {
     "selection.json": "selection",
     "hypotheses.json": "hypotheses",
     "certificate.json": "certificate",
+    "suspects.csv": "suspects",
+    "catalog.parquet": "catalog",
+    "folds.parquet": "folds",
     "audit.json": "audit",
+    "prep.json": "prep",
     "spec.yaml": "spec",
     "resolved.yaml": "resolved",
 }

@@ -1,19 +1,26 @@
 // The pages work without this script. It follows a run, and turns table pages without loading them whole.
 const live = () => document.querySelectorAll("[data-live]");
 const note = document.getElementById("connection");
-let busy = false;
-let waiting = null;
+let request = null;
+let isStale = false;
 
-// Fetches a page and puts its live parts into the places of the old ones.
-async function load(address) {
-  if (busy) { waiting = address; return; }
-  busy = true;
+// Fetches a page and puts its live parts into the places of the old ones. What a person asks for ends a fetch that
+// follows the run; the other way round the run waits.
+async function load(address, isAsked = true) {
+  if (request && !isAsked) { isStale = true; return; }
+  request?.abort();
+  const mine = new AbortController();
+  request = mine;
+  const late = setTimeout(() => mine.abort(), 30000);
   try {
-    const answer = await fetch(address, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(30000) });
-    if (answer.ok) put(new DOMParser().parseFromString(await answer.text(), "text/html"));
+    const answer = await fetch(address, { headers: { Accept: "text/html" }, signal: mine.signal });
+    const text = await answer.text();
+    if (answer.ok && request === mine) put(new DOMParser().parseFromString(text, "text/html"));
   } catch { /* the connection's own state is shown below */ }
-  busy = false;
-  if (waiting) { const next = waiting; waiting = null; load(next); }
+  clearTimeout(late);
+  if (request !== mine) return;
+  request = null;
+  if (isStale) { isStale = false; load(location.href, false); }
 }
 
 function put(page) {
@@ -60,7 +67,7 @@ document.addEventListener("input", (event) => {
   const form = event.target.closest("form[data-swap]");
   if (!form) return;
   clearTimeout(typed);
-  typed = setTimeout(() => filter(form), 150);
+  typed = setTimeout(() => filter(form), 100);
 });
 for (const field of document.querySelectorAll("form[data-swap] input[type=search]")) {
   if (field.value !== field.defaultValue) filter(field.form); // typed before this script was there
@@ -84,13 +91,13 @@ if (events) {
     const isFirst = known === null;
     known = mark;
     if (isFirst && on === "files") return;
-    if (!timer) timer = setTimeout(() => { timer = 0; if (!document.hidden) load(location.href); }, isFirst ? 0 : 1000);
+    if (!timer) timer = setTimeout(() => { timer = 0; if (!document.hidden) load(location.href, false); }, isFirst ? 0 : 1000);
   });
   source.addEventListener("error", () => {
     note.textContent = source.readyState === EventSource.CLOSED
       ? "The board has ended. Start it again and open its new address."
       : "Not connected; trying again.";
   });
-  document.addEventListener("visibilitychange", () => { if (!document.hidden) load(location.href); });
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) load(location.href, false); });
   window.addEventListener("pagehide", () => source.close());
 }

@@ -41,12 +41,16 @@ from orchestrator.store.run_files.trials import EpochRow, TrialRow
 
 _BATCH_BYTES = 2**21
 _REFRESH_EVERY_S = 0.4
+_FIRST_S = 0.3  # of reading, so that the first page shows something
+_STEP_S = 0.05  # of reading afterwards: a page that is asked for waits for it
 _N_SENTENCES = 400
 _CURVE = ("val_macro_f1", "val_loss", "train_loss")
 _ROW = 1 + len(_CURVE)  # numbers per epoch in LiveTrial.reports
 _NAN = float("nan")
-_HEAD_BYTES = 100  # of a record: its kind stands there
-_REPORT = b'"event": "report", "trial_id": "'
+_REPORT = re.compile(
+    rb'\{"n": \d+, "time": [-+.\de]+, "event": "report", "trial_id": "([^"\\]+)", '
+    rb'("epoch": [^\n]*\}\})\n'
+)
 _LAST_SCORES = tuple(
     re.compile(rb'"%s": (-?[0-9][0-9.e+-]*)' % name.encode()) for name in (SCORE, _CURVE[0])
 )
@@ -54,22 +58,18 @@ _LAST_SCORES = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class RawReport(EpochReported):
-    """An epoch of a trial as its line; most are never looked at, so few are decoded."""
+    """An epoch of a trial as text; most are never looked at, so few are decoded."""
 
-    line: bytes
+    text: bytes  # epoch and metrics
 
 
 def _raw_report(line: bytes) -> RawReport | None:
     """Return a report without decoding it; None for other records."""
-    start = line.find(_REPORT, 0, _HEAD_BYTES)
-    if start < 0:
+    match = _REPORT.fullmatch(line)
+    if match is None:
         return None
-    start += len(_REPORT)
-    name = line[start : line.index(b'"', start)]
-    if b"\\" in name or not line.endswith(b"}}\n"):
-        return None
-    report = object.__new__(RawReport)
-    vars(report).update(trial_id=name.decode(), line=line)
+    report = object.__new__(RawReport)  # its `__init__` takes most of the time
+    vars(report).update(trial_id=match[1].decode(), text=match[2])
     return report
 
 
@@ -102,9 +102,8 @@ class LiveTrial:
     def reports(self) -> array[float]:
         """Return epoch and metrics of all epochs, one after the other."""
         for line in self.lines.splitlines():
-            event = from_json(json.loads(line))
-            if isinstance(event, EpochReported):
-                self.take(event)
+            fields = json.loads(b"{" + line)
+            self.take(int(fields["epoch"]), fields["metrics"])
         self.lines.clear()
         return self.decoded
 
@@ -126,23 +125,13 @@ class LiveTrial:
             return None
         return _known(self.reports[1 - _ROW])
 
-    def best_up_to(self, epoch: int) -> float | None:
-        """Return the highest validation score of the epochs up to this one."""
-        scores = []
-        reports = self.reports
-        for start in range(0, len(reports), _ROW):
-            score = _known(reports[start + 1])
-            if reports[start] <= epoch and score is not None:
-                scores.append(score)
-        return max(scores, default=None)
-
-    def take(self, event: EpochReported) -> None:
+    def take(self, epoch: int, metrics: Metrics) -> None:
         """Take the metrics of one epoch; a trial that is tried again repeats earlier epochs."""
-        while self.decoded and self.decoded[-_ROW] >= event.epoch:
+        while self.decoded and self.decoded[-_ROW] >= epoch:
             del self.decoded[-_ROW:]
-        self.decoded.append(event.epoch)
-        score = _score_of(event.metrics)
-        values = [score, *map(event.metrics.get, _CURVE[1:])]
+        self.decoded.append(epoch)
+        score = _score_of(metrics)
+        values = [score, *map(metrics.get, _CURVE[1:])]
         self.decoded.extend(_NAN if value is None else value for value in values)
         if not self.status and score is not None and (self.score is None or score > self.score):
             self.score = score
@@ -236,11 +225,17 @@ class LiveRun:
         """Return how much of the ledger is still to be read."""
         return 0 if self.damage else self._tail.n_unread_bytes
 
-    def refresh(self, budget_s: float = 0.3) -> None:
-        """Read what is new in the ledger, for at most `budget_s`; who asks too early gets nothing new."""
-        with self.lock:
-            if not self.is_due:
-                return
+    def refresh(self, budget_s: float | None = None) -> None:
+        """Read what is new in the ledger; who asks too early gets nothing new.
+
+        Args:
+            budget_s: for how long; a moment by default, and a little longer at the first time.
+        """
+        if not self.is_due or not self.lock.acquire(blocking=False):
+            return  # the second: another thread reads it
+        try:
+            if budget_s is None:
+                budget_s = _STEP_S if self.trials else _FIRST_S
             until = time.monotonic() + budget_s
             while self.n_unread_bytes and self._read_batch() and time.monotonic() < until:
                 pass
@@ -254,6 +249,8 @@ class LiveRun:
                 self.version += 1
             pause_s = 0.0 if self.n_unread_bytes else _REFRESH_EVERY_S
             self._next_s = time.monotonic() + pause_s
+        finally:
+            self.lock.release()
 
     def file_times(self) -> tuple[int, ...]:
         """Return when the result files of the run were written."""
@@ -270,7 +267,7 @@ class LiveRun:
         for event in events:
             if isinstance(event, RawReport):  # most events are
                 if trial := self.trials.get(event.trial_id):
-                    trial.lines += event.line
+                    trial.lines += event.text + b"\n"
                     self._reporting[event.trial_id] = trial
             else:
                 self._apply(event)
@@ -311,7 +308,7 @@ class LiveRun:
             return
         match event:
             case EpochReported():
-                trial.take(event)
+                trial.take(event.epoch, event.metrics)
             case TrialEnded():
                 self._end(trial, event)
             case TrialReopened():

@@ -18,7 +18,6 @@ from orchestrator.store.ledger import is_live
 from orchestrator.store.run_dir import RunPaths, all_runs
 
 _MAX_OPENED = 8
-_READ_AHEAD_S = 0.05  # at a time: a page that is asked for waits for it
 _MAX_WHOLE = 3000
 """More trials are not handed to the report's sections as a whole."""
 
@@ -85,7 +84,7 @@ class Hub:
         for number, paths in enumerate(all_runs(self.store.root)[:_MAX_OPENED]):
             opened = self.open(paths.run_id) if number == 0 or is_live(paths.root) else None
             while opened and opened.live.n_unread_bytes and not self.is_closing():
-                opened.live.refresh(_READ_AHEAD_S)
+                opened.live.refresh()
 
     def open(self, run_id: str) -> OpenedRun | None:
         """Return a run by its id; None where the store has no such run."""

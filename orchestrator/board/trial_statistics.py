@@ -16,21 +16,27 @@ class Rung:
     epoch: int
     n_reached: int
     n_stopped: int
-    best: float | None  # validation score up to this epoch
+    best_stopped: float | None  # the highest score of those that were stopped here
 
 
 def rungs(trials: list[LiveTrial]) -> list[Rung]:
     """Return the epochs at which the scheduler stopped search trials, by variant."""
-    stopped: Counter[tuple[str, int]] = Counter()
-    searched = [trial for trial in trials if trial.phase == "search"]
-    for trial in searched:
-        if trial.status == "PRUNED" and trial.n_epochs:
-            stopped[trial.variant, trial.n_epochs] += 1
+    lengths: Counter[tuple[str, int]] = Counter()  # (variant, epochs) -> trials
+    stopped: dict[tuple[str, int], list[LiveTrial]] = {}
+    for trial in trials:
+        if trial.phase != "search" or not trial.n_epochs:
+            continue
+        length = (trial.variant, trial.n_epochs)
+        lengths[length] += 1
+        if trial.status == "PRUNED":
+            stopped.setdefault(length, []).append(trial)
     rows = []
-    for (variant, epoch), n_stopped in sorted(stopped.items()):
-        reached = [t for t in searched if t.variant == variant and t.n_epochs >= epoch]
-        scores = [score for trial in reached if (score := trial.best_up_to(epoch)) is not None]
-        rows.append(Rung(variant, epoch, len(reached), n_stopped, max(scores, default=None)))
+    for (variant, epoch), there in sorted(stopped.items()):
+        n_reached = sum(
+            n for (name, last), n in lengths.items() if name == variant and last >= epoch
+        )
+        scores = [trial.score for trial in there if trial.score is not None]
+        rows.append(Rung(variant, epoch, n_reached, len(there), max(scores, default=None)))
     return rows
 
 

@@ -94,6 +94,30 @@ def oof_answers(
     return Answers(first.sample_ids, first.targets, cast.pred, cast.votes, member_preds, probs)
 
 
+def without_val(predictions: pa.Table, folds: pa.Table) -> pa.Table:
+    """Leave out the groups with a photo of role val: their labels chose the settings.
+
+    So do the scores of selection.json. A split that puts one group on both sides loses only the
+    photos of role val.
+
+    Args:
+        predictions: variant, sample_id and more.
+        folds: variant, sample_id, group, role.
+    """
+    kept = []
+    for variant in predictions["variant"].unique().to_pylist():
+        rows = predictions.filter(pc.equal(predictions["variant"], variant))
+        photos = folds.filter(pc.equal(folds["variant"], variant))
+        is_val = pc.equal(photos["role"], "val")
+        groups = photos.filter(is_val)["group"].unique().drop_null()
+        is_of_group = pc.is_in(photos["group"], value_set=groups)
+        is_in_both = pc.and_(is_of_group, pc.equal(photos["role"], "train"))
+        left_out = is_val if pc.any(is_in_both).as_py() else pc.or_(is_val, is_of_group)
+        names = photos.filter(left_out)["sample_id"].unique()
+        kept.append(rows.filter(pc.invert(pc.is_in(rows["sample_id"], value_set=names))))
+    return pa.concat_tables(kept) if kept else predictions
+
+
 def labelled_answers(votes: pa.Table, test_labels: pa.Table) -> Answers | None:
     """Join the vote on the test set with its labels, by sample id."""
     if "part" in test_labels.column_names:  # where a part is public, all are scored on the rest

@@ -107,8 +107,11 @@ class Run:
         """
         answers: dict[str, confusion_matrices.Answers | None] = {}
         if self.predictions is not None and self.members and self.schema is not None:
+            predictions = self.predictions
+            if self.resolved.search.trials and self.folds is not None:
+                predictions = confusion_matrices.without_val(predictions, self.folds)
             answers["oof"] = confusion_matrices.oof_answers(
-                self.predictions,
+                predictions,
                 list(self.members),
                 self.rule,
                 self.schema.n_classes,
@@ -296,5 +299,5 @@ def _out_of_fold(path: Path, members: set[str]) -> pa.Table:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     wanted = [("split", "=", "oof"), ("setting", "in", sorted(members) or [""])]
-    columns = ["setting", "seed", "fold", "sample_id", "target", "pred", "probs"]
+    columns = ["setting", "variant", "seed", "fold", "sample_id", "target", "pred", "probs"]
     return pq.read_table(path, columns=columns, filters=wanted, memory_map=False)

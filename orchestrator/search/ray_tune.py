@@ -59,11 +59,12 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "300",  # it copies the whole folder, which nobody restores
+    "TUNE_GLOBAL_CHECKPOINT_S": "300",  # it copies the whole folder; `Decisions.save` does it sooner
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 _METRICS = {"lr", "epoch_s", *(f"{part}_s" for part in PARTS)}  # besides those with a prefix
 _NODES_EVERY_S = 5.0
+_GROWTH = 1.1  # of the ended trials, after which Tune's folder is written
 _LOCAL_FILES = pyarrow.fs.LocalFileSystem()
 _RETRIED = {"exited", "killed", "memory"}
 
@@ -292,6 +293,20 @@ class Decisions(FIFOScheduler):
         self._nodes = _nodes()
         self._nodes_time = time.monotonic()
         self._waiting: list[Any] = []
+        self._attempts: dict[str, Any] = {}  # our id -> the last attempt
+        self._tune_controller: Any = None
+        self._n_ended = 0
+        self._n_saved = 0
+
+    def save(self) -> None:
+        """Let Tune write its folder when a tenth more trials have ended, for those who look after a kill.
+
+        Tune copies the whole folder. At equal intervals the copies of a long search would take more
+        and more of its time; this way a trial costs about ten copies, however many there are.
+        """
+        if self._n_ended and self._n_ended >= _GROWTH * self._n_saved:
+            self._n_saved = self._n_ended
+            self._tune_controller.checkpoint(force=True)
 
     def add_new_nodes(self) -> None:
         """Note nodes that have joined; one that is missing when a trial dies has been lost."""
@@ -301,6 +316,10 @@ class Decisions(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         self._waiting.append(trial)
+        self._tune_controller = tune_controller
+        if earlier := self._attempts.get(_name(trial)):  # it has another id now
+            tune_controller._mark_trial_to_checkpoint(earlier)  # noqa: SLF001 - no public way
+        self._attempts[_name(trial)] = trial
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         # Tune's own method searches all earlier trials, several times for each new one
@@ -325,6 +344,7 @@ class Decisions(FIFOScheduler):
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: Result) -> None:
+        self._n_ended += 1
         cause = result.get("cause")
         error = result.get("error")
         if error:
@@ -355,6 +375,7 @@ class Decisions(FIFOScheduler):
         trial.run_metadata.invalidate_cache()
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self._n_ended += 1
         error = _error_of(trial)
         text = _in_one_line(error)
         controller = self.trial_controller
@@ -405,6 +426,7 @@ class Files(JsonLoggerCallback):
                 set_status = controller._set_trial_status  # noqa: SLF001 - there is no public way
                 set_status(trial, type(trial).ERROR)
                 trial.handle_error(RuntimeError(reason))
+        self.decisions.save()
 
     def __deepcopy__(self, memo: Any) -> Any:
         return self

@@ -24,6 +24,7 @@ class DataFacts(FileRecord):
 class SearchFacts(FileRecord):
     """The section `search` of a resolved spec."""
 
+    trials: int | None = None  # None where the spec searches nothing
     space: dict[str, Any] = {}
 
 

@@ -5,69 +5,36 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from orchestrator.search.trial_process import stop_file
 from tests.orchestrator.board.planted import HOSTILE, LONG, LiveDriver, write_store
+from tests.orchestrator.report.full_run import complete
+from tests.visitor import Visitor
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="no playwright: pip install playwright"
-)
-expect = playwright.expect
-CHROMIUM = Path("/usr/bin/chromium")
 PATHS = ("", "/trials", "/curves", "/results", "/data", "/logs")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM}: apt install chromium"),
-]
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-class Visitor:
-    """A page of the board that writes down what goes wrong in it and what it asks for."""
+class BoardVisitor(Visitor):
+    """A page of the board."""
 
     def __init__(self, browser, address, **context):
-        self.place = address.split("/?")[0]
-        self.context = browser.new_context(**context)
-        self.page = self.context.new_page()
-        self.complaints = []
-        self.elsewhere = []
-        self.page.on("console", self._heard)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", self._asked)
+        super().__init__(browser, address.split("/?")[0], **context)
         self.page.goto(address)
 
-    def _heard(self, message):
-        if message.type in {"error", "warning"}:
-            self.complaints.append(message.text)
-
-    def _asked(self, request):
-        if not request.url.startswith((self.place, "data:")):
-            self.elsewhere.append(request.url)
-
     def go(self, path):
+        """Open a page and wait until it is followed."""
         self.page.goto(self.place + path)
-        expect(self.page.locator("#connection")).to_have_text("live", timeout=30_000)
-
-    def leave(self):
-        assert [] == self.complaints
-        assert [] == self.elsewhere
-        self.context.close()
+        self.page.locator("#connection", has_text="live").wait_for()
 
 
 @pytest.fixture
 def board(tmp_path):
     store = write_store(tmp_path / "store")
+    complete(store.root / "runs/masks-1")
     driver = LiveDriver(store)
     driver.begin_search()
     command = [sys.executable, "-m", "orchestrator", "board", "--port", "0", "--store"]
@@ -93,13 +60,15 @@ def drive(driver, ended):
 
 
 def test_a_running_search_is_watched_filtered_and_one_trial_stopped(board, browser):
+    from playwright.sync_api import expect
+
     address, driver = board
     driver.start("s-deep-0", 0, "deep", **{"train.optimizer.lr": 0.01})
     driver.start("s-single-1", 1, "single", **{"train.optimizer.lr": 0.02})
     ended = set()
     search = threading.Thread(target=drive, args=(driver, ended))
     search.start()
-    visitor = Visitor(browser, address, viewport={"width": 1280, "height": 800})
+    visitor = BoardVisitor(browser, address, viewport={"width": 1280, "height": 800})
     page = visitor.page
     try:
         page.get_by_role("link", name="live-1").click()
@@ -132,8 +101,7 @@ def test_hostile_names_are_shown_as_text(board, browser):
     driver.start(HOSTILE, 0, HOSTILE, **{f"train.{HOSTILE}": HOSTILE})
     driver.end(HOSTILE, "FAILED", error=f"{HOSTILE} {LONG}")
     driver.start(LONG, 1)
-    visitor = Visitor(browser, address)
-    visitor.page.on("dialog", lambda dialog: visitor.complaints.append(dialog.message))
+    visitor = BoardVisitor(browser, address)
     for path in PATHS:
         visitor.go(f"/runs/live-1{path}")
         assert 0 == visitor.page.locator("main img").count()
@@ -148,31 +116,26 @@ def test_hostile_names_are_shown_as_text(board, browser):
 def test_every_page_fits_its_width_and_has_no_serious_fault_of_access(
     board, browser, scheme, width
 ):
-    from axe_playwright_python.sync_playwright import Axe
-
     address, driver = board
     driver.start("s-deep-0", 0, "deep", **{"train.optimizer.lr": 0.01})
     driver.report("s-deep-0", 1, 0.5)
-    visitor = Visitor(
+    visitor = BoardVisitor(
         browser, address, viewport={"width": width, "height": 800}, color_scheme=scheme
     )
     faults = []
     runs = [f"/runs/{run}{path}" for run in ("masks-1", "live-1") for path in PATHS]
     for path in ("/", *runs, "/runs/live-1/trials/s-deep-0"):
         visitor.go(path)
-        wide = visitor.page.evaluate("document.documentElement.scrollWidth - innerWidth")
-        if wide > 0:
-            faults.append(f"{path}: {wide} px too wide")
-        for fault in Axe().run(visitor.page).response["violations"]:
-            if fault["impact"] in {"serious", "critical"}:
-                faults.append(f"{path}: {fault['id']} {fault['nodes'][0]['target']}")
+        faults += visitor.faults()
+    visitor.page.goto(f"{visitor.place}/submit")
+    faults += visitor.faults()
     assert [] == faults
     visitor.leave()
 
 
 def test_a_spec_is_checked_by_keyboard_alone(board, browser):
     address, _ = board
-    visitor = Visitor(browser, address)
+    visitor = BoardVisitor(browser, address)
     page = visitor.page
     page.goto(f"{visitor.place}/submit")
     page.get_by_label("or its text").focus()

@@ -171,7 +171,7 @@ def test_rungs_count_who_reached_an_epoch_and_who_was_stopped_there(driver):
         driver.end(f"s-{number}", status)
     rows = rungs(list(opened(driver).trials.values()))
     assert [(1, 3, 1), (3, 2, 1)] == [(row.epoch, row.n_reached, row.n_stopped) for row in rows]
-    assert math.isclose(0.23, rows[1].best, abs_tol=1e-6)
+    assert math.isclose(0.13, rows[1].best_stopped, abs_tol=1e-6)
 
 
 def test_many_trials_are_thinned_evenly_and_keep_the_best(driver):

@@ -252,6 +252,15 @@ def reference_vote(predictions: list[dict], members: list[str]) -> dict[str, int
     return answers
 
 
+def without_val(rows: list[dict]) -> list[dict]:
+    """Leave out the people of role val, every fifth: their labels chose the settings."""
+    return [
+        row
+        for row in rows
+        if row["sample_id"] != HOSTILE and int(row["sample_id"].split("/")[1]) % 5
+    ]
+
+
 def reference_macro_f1(targets: list[int], preds: list[int]) -> float:
     """Average F1 over the classes that are present in the targets."""
     scores = []
@@ -277,6 +286,7 @@ def _selection(
             "reason": f"rank {rank + 1} by the lower end of the interval" if chosen else f"its lower end {estimate - 0.035:.2f} is below the third's",
         })  # fmt: skip
     rest = {"level": 0.9, "too_narrow": False, "n_groups": n_people, "n_samples": n_people * 7}
+    predictions = without_val(predictions)
     targets = {row["sample_id"]: row["target"] for row in predictions}
     voted = reference_vote(predictions, members)
     estimate = reference_macro_f1([targets[sample] for sample in voted], list(voted.values()))

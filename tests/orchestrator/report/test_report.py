@@ -26,6 +26,7 @@ from tests.orchestrator.report.fake_run import (
     SETTINGS,
     reference_macro_f1,
     reference_vote,
+    without_val,
     write_run,
 )
 
@@ -119,6 +120,22 @@ def test_headline_numbers_come_from_selection_json(run, html):
     assert all(setting in words for setting in selection["members"])
 
 
+def test_only_photos_of_role_val_are_left_out_where_a_group_is_on_both_sides():
+    names = ["a1", "a2", "b1", "c1", "c2"]
+    predictions = pa.table({"variant": ["x"] * 5, "sample_id": names})
+    groups = [name[0] for name in names]
+
+    def kept(*roles):
+        columns = {"variant": ["x"] * 5, "sample_id": names, "group": groups, "role": roles}
+        return confusion_matrices.without_val(predictions, pa.table(columns))[
+            "sample_id"
+        ].to_pylist()
+
+    assert ["a1", "b1", "c1", "c2"] == kept("train", "val", "train", "train", "train")
+    assert ["b1", "c1", "c2"] == kept("excluded", "val", "train", "train", "train")
+    assert names == kept(*["train"] * 5)
+
+
 def test_every_verdict_is_shown_with_its_claim(run, html):
     words = Page(html).words
     for row in json.loads((run / "hypotheses.json").read_text()):
@@ -132,12 +149,15 @@ def test_scores_per_class_equal_a_slow_vote_over_the_same_predictions(run):
         for row in pq.read_table(run / "predictions.parquet").to_pylist()
         if row["setting"] in members
     ]
+    rows = without_val(rows)
     targets = {row["sample_id"]: row["target"] for row in rows}
     expected = reference_vote(rows, members)
     found = load(run).answers["oof"]
     assert expected == dict(zip(found.sample_ids, found.preds.tolist(), strict=True))
     wanted = reference_macro_f1([targets[s] for s in expected], list(expected.values()))
-    (out_of_fold, _) = models_section.classes(load(run))["totals"]
+    view = models_section.classes(load(run))
+    assert [] == view["mismatch"]
+    (out_of_fold, _) = view["totals"]
     assert out_of_fold.macro_f1 == pytest.approx(wanted)
 
 

@@ -159,6 +159,20 @@ def test_killed_drivers_lose_nothing_and_tune_and_optuna_open_what_is_left(clust
     check_journal(killed)
 
 
+def test_tunes_folder_has_ended_trials_while_others_run(cluster, tmp_path):
+    def wait_for_first(spec, report):
+        report(1, {"val_macro_f1": 0.5})
+        files = Path(spec.store) / "tune/search"
+        until = time.monotonic() + 60
+        while spec.trial_id == "s-second" and not (files / "s-first/result.json").exists():
+            assert time.monotonic() < until, "the first trial is not in Tune's folder"
+            time.sleep(0.05)
+
+    wanted = specs(tmp_path, ["first", "second"])
+    controller = run_all(tmp_path, wanted, wait_for_first, max_concurrent=1)
+    assert {"COMPLETE": 2} == controller.counts
+
+
 def tune_results(folder):
     """Return what Tune itself reads of a search: trial id -> result."""
     from ray import tune
