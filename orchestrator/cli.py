@@ -569,7 +569,7 @@ def compare(first: str, second: str, store: Path | None, form: str) -> None:
 
     If the test set has a public half, only its private half is used.
     """
-    from orchestrator.ensemble.compare import compare_lines, compare_runs  # noqa: PLC0415
+    from orchestrator.ensemble.run_comparison import compare_lines, compare_runs  # noqa: PLC0415
 
     comparison = compare_runs(_find_run(store, first), _find_run(store, second))
     _print(form, comparison, compare_lines(comparison))

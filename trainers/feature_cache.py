@@ -15,7 +15,7 @@ from trainers.compute_settings import autocast, scoring_precision
 from trainers.data import Ints, Task
 from trainers.inference import as_tensor
 from trainers.model import Classifier
-from trainers.overlap.copies import read
+from trainers.overlap.device_copies import read
 from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.options import Overlap, overlap_on
 

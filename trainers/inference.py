@@ -15,7 +15,7 @@ from trainers import checkpoint
 from trainers.compute_settings import autocast, scoring_precision
 from trainers.config import Model
 from trainers.model import Classifier, build
-from trainers.overlap.copies import read
+from trainers.overlap.device_copies import read
 from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.options import Overlap, overlap_on
 

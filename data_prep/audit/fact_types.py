@@ -224,7 +224,7 @@ class AuditFacts:
     partly_labelled: PartlyLabelled | None = None
     score: ScoreWords = ScoreWords()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the content of audit.json."""
         facts = asdict(self)
         if self.partly_labelled is None:

@@ -182,7 +182,7 @@ class OpenRun:
         Args:
             other: an opened run, or a name of a run in the same store.
         """
-        from orchestrator.ensemble.compare import compare_lines, compare_runs  # noqa: PLC0415
+        from orchestrator.ensemble.run_comparison import compare_lines, compare_runs  # noqa: PLC0415
 
         second = other if isinstance(other, OpenRun) else open_run(other, store=self.paths.store)
         facts = compare_runs(self.paths, second.paths)

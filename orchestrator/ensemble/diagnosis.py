@@ -38,7 +38,7 @@ class LabelNoise:
     without: Interval | None  # macro F1; None where nothing is suspect, or everything is
     score_without: Interval | None = None  # by the score of the spec, where it is another
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain data, with the first suspects."""
         photos = {sample for suspect in self.suspects for sample in suspect.sample_ids}
         facts = {
@@ -82,7 +82,7 @@ class PartScore:
     macro_f1: Interval
     score: Interval | None = None  # by the score of the spec; None where that is macro F1
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain data."""
         facts = {"n_photos": self.n_photos, "macro_f1": self.macro_f1.to_json()}
         if self.score is not None:
@@ -100,7 +100,7 @@ class Diagnosis:
     kept: PartScore | None = None  # None where exclusions keep no photo out of training
     lost: PartScore | None = None  # None where preparation lost no photo
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the parts of selection.json's ensemble."""
         return {
             "kept": self.kept and self.kept.to_json(),

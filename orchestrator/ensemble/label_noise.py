@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -32,7 +31,7 @@ class Suspect:
     n_photos_read_so: int  # photos of these that are read as the suggested class
     sample_ids: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain data."""
         return asdict(self) | {"sample_ids": list(self.sample_ids)}
 

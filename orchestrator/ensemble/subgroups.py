@@ -30,7 +30,7 @@ class Subgroup:
     accuracy: Interval
     score: Interval | None = None  # by the score of the spec; None where it is macro F1
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain data."""
         facts = asdict(self)
         if self.score is None:

@@ -8,7 +8,6 @@ Source: Guo, Pleiss, Sun and Weinberger 2017, "On calibration of modern neural n
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -49,7 +48,7 @@ class Calibration:
         """Return True if the log loss falls by more than chance explains."""
         return bool(self.log_loss.high < 0)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain data."""
         return asdict(self) | {"helps": self.helps}
 

@@ -39,7 +39,7 @@ class CheckpointCurve:
     high: float | None
     advice: str | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain data."""
         return asdict(self)
 

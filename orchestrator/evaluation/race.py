@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from orchestrator.evaluation.metrics import Metric
 from orchestrator.evaluation.paired_test import PairedTest, paired_difference
@@ -32,7 +31,7 @@ class Stopped:
     p_value: float  # one-sided
     p_adjusted: float  # for rivals and looks; below 0.10
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain data."""
         return asdict(self)
 
@@ -48,7 +47,7 @@ class RaceResult:
     n_saved: int  # trainings that were not needed
     stopped: tuple[Stopped, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain data."""
         stopped = [row.to_json() for row in self.stopped]
         return asdict(self) | {"level": LEVEL, "stopped": stopped}

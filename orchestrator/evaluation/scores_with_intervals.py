@@ -52,7 +52,7 @@ class Scores:
         """The score that the spec goes by."""
         return self.score or self.macro_f1
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the scores as files have them: numbers per label, and their `intervals`."""
         facts: dict[str, Any] = {} if self.part is None else {"part": self.part}
         if self.score is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -86,7 +85,7 @@ class Selection:
     candidates: list[Candidate]
     short_of: str | None  # why there are fewer votes than the spec asks for
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the first part of selection.json."""
         rows = [asdict(candidate) for candidate in self.candidates]
         for row in rows:

@@ -52,7 +52,7 @@ class Corrected:
     n_resamples: int
     n_candidates: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain data."""
         return asdict(self)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from data_prep.catalog.fingerprint import fingerprint
 from orchestrator.base.errors import SpecError
@@ -50,7 +49,7 @@ class Plan:
     notes: tuple[str, ...]
     n_cached: int = 0  # search trials that an earlier run has finished
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the content of plan.json."""
         return asdict(self)
 

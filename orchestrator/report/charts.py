@@ -393,10 +393,17 @@ def matrix(
             opacity = f"{0.04 + 0.96 * share:.3f}"
             body.append(_cell(x, y, cell, "heat", tag("title", note), fill_opacity=opacity))
             if value or as_share:
-                tone = "tick on-heat" if share > 0.5 else "tick off-heat"
+                tone = f"tick {_tone_on_heat(share)}"
                 body.append(text(shown, x + cell / 2, y + cell / 2 + 3.5, tone, "middle"))
         body.append(_cell(room + i * cell, y, cell, "diagonal"))
     return svg(room + n * cell + room * 0.6, top + n * cell + 18, body, title)
+
+
+def _tone_on_heat(share: float) -> str:
+    """Return the class of a number on a cell; the light and the dark page turn at different shares."""
+    if share > 0.85:
+        return "on-heat"
+    return "mid-heat" if share > 0.6 else "off-heat"
 
 
 def _cell(x: float, y: float, size: float, style: str, body: object = "", **more: object) -> Markup:

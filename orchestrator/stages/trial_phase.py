@@ -26,7 +26,7 @@ from orchestrator.search.card_sharing.shares import FixedShare, MeasuredShares, 
 from orchestrator.search.compile_probe import known_times, time_steps
 from orchestrator.search.controller import TrialController
 from orchestrator.search.numeric_precision import choose_precision
-from orchestrator.search.training_inputs import mixable_file, subset_file
+from orchestrator.search.subset_files import mixable_file, subset_file
 from orchestrator.search.trial import TrialSpec
 from orchestrator.search.trial_process import Watch
 from orchestrator.spec.models import Arm, Experiment, Spec

@@ -42,7 +42,7 @@ class Record:
         vars(event).update(vars(self), n=n, time=time)
         return event
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the record as it is written to the file."""
         record = {"n": self.n, "time": self.time, "event": self.record_kind, **vars(self)}
         for name in self.left_out:
@@ -303,7 +303,7 @@ class UnknownEvent(Record):
 
     record: dict[str, Any]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the record as it was read, with this event's number and time."""
         return {**self.record, "n": self.n, "time": self.time}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainers import checkpoint
 from trainers.checkpoint import Description, State
-from trainers.overlap.copies import read_all
+from trainers.overlap.device_copies import read_all
 from trainers.overlap.options import Overlap
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainers.data import Ints
 from trainers.losses import Targets
-from trainers.overlap.copies import Arrival, Copies
+from trainers.overlap.device_copies import Arrival, Copies
 
 _DEPTH = 2  # batches on their way
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from trainers.data import Ints
-from trainers.overlap.copies import Copies, Reading, read
+from trainers.overlap.device_copies import Copies, Reading, read
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 - says what happened

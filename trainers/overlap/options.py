@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainers.overlap.copies import Copies, CudaCopies
+from trainers.overlap.device_copies import Copies, CudaCopies
 
 _LAG = 2  # steps: enough to keep a card busy, few enough to end a diverged training soon
 _WRITE_EVERY_S = 30.0

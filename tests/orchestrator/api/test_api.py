@@ -15,7 +15,7 @@ from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from tests.orchestrator.board.planted import LiveDriver
 from tests.orchestrator.ensemble.fake_ensemble import write_ensemble_run
-from tests.orchestrator.ensemble.test_compare import leave
+from tests.orchestrator.ensemble.test_run_comparison import leave
 from tests.orchestrator.report.fake_run import HOSTILE, SCHEMA, write_run
 from tests.orchestrator.report.test_report import Page
 

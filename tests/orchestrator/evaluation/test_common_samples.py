@@ -17,7 +17,7 @@ from orchestrator.evaluation.common_samples import (
 )
 from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import Predictions
-from orchestrator.search.training_inputs import subset_file
+from orchestrator.search.subset_files import subset_file
 from orchestrator.stages.trial_phase import rank_trials
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store

@@ -15,7 +15,7 @@ from data_prep.catalog.test_labels import test_labels as read_test_labels
 from data_prep.config import Data
 from data_prep.errors import DataError
 from data_prep.split import assign
-from orchestrator.search.training_inputs import subset_file
+from orchestrator.search.subset_files import subset_file
 from orchestrator.search.trial import TrialSpec, run_trial
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store

@@ -18,7 +18,7 @@ from data_prep.errors import DataError
 from data_prep.files import file_sha256
 from data_prep.split import assign
 from orchestrator.planning.stage_keys import split_key
-from orchestrator.search.training_inputs import subset_file
+from orchestrator.search.subset_files import subset_file
 from orchestrator.search.trial import TrialSpec, run_trial
 from orchestrator.stages import split
 from orchestrator.store import tables

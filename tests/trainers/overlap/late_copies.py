@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from trainers.overlap.copies import HostReading
+from trainers.overlap.device_copies import HostReading
 
 
 class LateCopies:

@@ -78,7 +78,7 @@ def test_a_loop_that_ends_early_leaves_no_thread_and_closes_its_loader():
 
 @pytest.mark.gpu
 def test_copies_to_a_card_and_back_are_exact_and_keep_their_strides():
-    from trainers.overlap.copies import CudaCopies
+    from trainers.overlap.device_copies import CudaCopies
 
     copies = CudaCopies("cuda")
     rng = np.random.default_rng(0)

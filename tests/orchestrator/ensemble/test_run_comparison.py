@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from orchestrator.base.errors import UserError
-from orchestrator.ensemble.compare import compare_lines, compare_runs
+from orchestrator.ensemble.run_comparison import compare_lines, compare_runs
 from orchestrator.evaluation.intervals import interval
 from orchestrator.evaluation.metrics import macro_f1
 from orchestrator.evaluation.predictions import Predictions
