@@ -364,7 +364,9 @@ class Data(Section):
     def group_text(self) -> str:
         """The group as a reader calls it: a column, or where in the names it is read."""
         if isinstance(self.group, NameGroup):
-            return "name of the photo"
+            before = re.search(r"([A-Za-z]{3,})[-_ ]*\(\?P<group>", self.group.pattern)
+            word = before[1].lower() if before else "part"
+            return f"{word} in the name of the photo"
         if isinstance(self.group, FolderGroup):
             part = self.group.part
             return "folder of the photo" if part is None else f"part {part} of the folder"

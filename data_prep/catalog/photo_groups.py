@@ -95,15 +95,29 @@ class GroupWords(NamedTuple):
 
 GROUP = GroupWords("group", "groups")
 _IRREGULAR = {"person": "people", "child": "children", "man": "men", "woman": "women"}
-_NO_SUBJECT = {"", "group", "sample", "index", "image", "photo", "file", "filename", "row", "key"}
+_NO_SUBJECT = {
+    "",
+    "part",
+    "group",
+    "sample",
+    "index",
+    "image",
+    "photo",
+    "file",
+    "filename",
+    "row",
+    "key",
+}
 _ENDINGS = {"id", "ids", "no", "nr", "num", "number", "name", "code", "key", "uid", "uuid"}
 
 
 def group_words(group: str) -> GroupWords:
     """Return the words for a group, by the column it is read from: `plant_id` gives plants.
 
-    A rule, or a column whose name says nothing, such as `id`, gives groups.
+    A word before the group in a pattern counts like a column: `plant-(?P<group>[0-9]+)` gives
+    plants. A rule, or a column whose name says nothing, such as `id`, gives groups.
     """
+    group = group.removesuffix(" in the name of the photo")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_. -]*", group) or " of the photo" in group:
         return GROUP
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", group)

@@ -86,6 +86,7 @@ def _about_the_ensemble(run: Run) -> list[Finding]:
         items.append(Finding("bad", what, "do not use this ensemble before the cause is known"))
     if run.selection.short_of:
         items.append(Finding("warn", run.selection.short_of))
+    items += _equal_members(run)
     blind = [
         candidate
         for candidate in run.selection.candidates
@@ -98,6 +99,20 @@ def _about_the_ensemble(run: Run) -> list[Finding]:
         what = f"{len(blind)} of {len(run.members)} members never get one class right{named}"
         do = "more photos of it, train.balance: weighted_sampler, or train.loss: focal"
         items.append(Finding("warn", what, do))
+    return items
+
+
+def _equal_members(run: Run) -> list[Finding]:
+    """Return a finding for each member whose weights are those of a member before it."""
+    first_with: dict[tuple[str, ...], str] = {}
+    items = []
+    for member in run.certificate.members if run.certificate else ():
+        weights = tuple(checkpoint.weights_sha256 for checkpoint in member.checkpoints)
+        other = first_with.setdefault(weights, member.setting)
+        if other != member.setting and all(weights):
+            what = f"members {other} and {member.setting} have the same weights: they are one model"
+            do = "settings that differ from the first step on, or train for longer"
+            items.append(Finding("warn", what, do))
     return items
 
 

@@ -11,7 +11,7 @@ from orchestrator.evaluation.predictions import Predictions
 from orchestrator.report import charts, confusion_matrices
 from orchestrator.report.load import Run, View
 from orchestrator.spec.score import MACRO_F1, parse_score
-from orchestrator.store.run_files.diagnosis import SubgroupScore
+from orchestrator.store.run_files.diagnosis import SubgroupScore, are_many
 from orchestrator.store.run_files.gallery import GalleryPhoto
 from orchestrator.store.run_files.scores import Score
 
@@ -63,7 +63,7 @@ def subgroups(run: Run) -> View:
         "score": spec_score.title,
         "other": MACRO_F1.title if is_accuracy else "accuracy",
         "is_of_classes": spec_score.metric != "accuracy",
-        "n_outside": round(0.1 * len(rows)),
+        "n_outside": f"{0.1 * len(rows):.1f}",
     }
 
 
@@ -75,7 +75,8 @@ def suspects(run: Run) -> View:
         "noise": noise,
         "rows": noise.suspects[:_MAX_SUSPECTS],
         "whole": ensemble.oof.headline,
-        "group": run.resolved.data.group,
+        "group": run.resolved.data.group_text,
+        "are_many": are_many(noise, ensemble.oof.headline),
     }
 
 

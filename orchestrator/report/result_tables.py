@@ -23,7 +23,7 @@ from orchestrator.store.event_types import (
     objective,
 )
 from orchestrator.store.ledger import TrialRecord, read, replay
-from orchestrator.store.run_files.diagnosis import SubgroupScore
+from orchestrator.store.run_files.diagnosis import LabelNoise, PartScore, SubgroupScore, are_many
 from orchestrator.store.run_files.hypotheses import Hypothesis
 from orchestrator.store.run_files.records import as_record, as_records, read_json
 from orchestrator.store.run_files.scores import Score, Scores
@@ -275,12 +275,7 @@ def ensemble_lines(run: Path) -> list[str]:
             f"{'out-of-fold':<12} {title} {_span(corrected)}, corrected for choosing among "
             f"{counted(corrected.n_candidates, 'candidate')} on these photos"
         )
-    lost = ensemble.lost
-    if lost is not None and lost.headline.estimate is not None:
-        lines.append(
-            f"{'out-of-fold':<12} {title} {_span(lost.headline)} with "
-            f"{counted(lost.n_photos, 'more photo')} that preparation lost, counted as wrong"
-        )
+    lines += _with_lost_photos(ensemble.lost, title)
     gain = ensemble.gain and ensemble.gain.honest
     if gain is not None and gain.difference is not None:
         span = f"90 % interval {signed(gain.low)} to {signed(gain.high)}"
@@ -290,14 +285,37 @@ def ensemble_lines(run: Path) -> list[str]:
         )
     noise = ensemble.label_noise
     if noise.n_suspects:
-        lines.append(
-            f"likely wrong labels: {counted(noise.n_photos, 'photo')} of "
-            f"{counted(noise.n_groups, 'group')}; see suspects.csv"
-        )
+        lines.append(_doubts(noise, ensemble.oof.headline))
     if not ensemble.test.metrics:
         lines.append("no test labels: no test score")
+    submission = run / "submission.csv"
+    if submission.is_file():
+        lines.append(f"answers on the test set: {submission}")
     verdicts = as_records(Hypothesis, _json(run / "hypotheses.json"))
     return lines + [_verdict_text(verdict) for verdict in verdicts]
+
+
+def _with_lost_photos(lost: PartScore | None, title: str) -> list[str]:
+    """Return the score with the photos that preparation lost, where it lost some."""
+    if lost is None or lost.headline.estimate is None:
+        return []
+    photos = counted(lost.n_photos, "more photo")
+    return [
+        (
+            f"{'out-of-fold':<12} {title} {_span(lost.headline)} with {photos} that preparation lost, "
+            "counted as wrong"
+        )
+    ]
+
+
+def _doubts(noise: LabelNoise, whole: Score | None) -> str:
+    """Return how many labels the models doubt, and what many doubts mean."""
+    photos = counted(noise.n_photos, "photo")
+    groups = counted(noise.n_groups, "group")
+    doubt = f"likely wrong labels: {photos} of {groups}; see suspects.csv"
+    if are_many(noise, whole):
+        doubt += " (more than a tenth of all: rather the models are weak than the labels wrong)"
+    return doubt
 
 
 def _scores_text(name: str, score: Score, accuracy: Score | None) -> str:

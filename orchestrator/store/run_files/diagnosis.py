@@ -52,6 +52,16 @@ class LabelNoise(FileRecord):
         return self.score_without or self.macro_f1_without
 
 
+def are_many(noise: LabelNoise, whole: Score | None) -> bool:
+    """Return True if the models doubt more than a tenth of the photos that a score counts.
+
+    Weak models doubt right labels; carefully labelled sets have a few wrong ones in a hundred
+    (Northcutt, Athalye and Mueller 2021).
+    """
+    n_photos = whole.n_samples if whole else None
+    return bool(n_photos and noise.n_photos and noise.n_photos > 0.1 * n_photos)
+
+
 class Change(FileRecord):
     """A number before and after, and the interval of after minus before."""
 

@@ -216,7 +216,9 @@ def test_class_folders_may_be_the_test_set(contest):
         ("mother.box", "mother box", "mother boxes"),
         ("id", "group", "groups"),
         ("sample_id", "group", "groups"),
-        ("name of the photo", "group", "groups"),
+        ("part in the name of the photo", "group", "groups"),
+        ("plant in the name of the photo", "plant", "plants"),
+        ("folder of the photo", "group", "groups"),
         ("사람", "group", "groups"),
     ],
 )

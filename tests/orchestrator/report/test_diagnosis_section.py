@@ -1,12 +1,17 @@
 """Subgroups, likely wrong labels, confidence and the race, on the page and in `results`."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from orchestrator.report import caveats
 from orchestrator.report.load import load
 from orchestrator.report.page import build, render
 from orchestrator.report.result_tables import ensemble_lines, render_results
+from orchestrator.store.run_files.certificate import Certificate, CertifiedMember, Checkpoint
+from orchestrator.store.run_files.diagnosis import LabelNoise, are_many
+from orchestrator.store.run_files.scores import Score
 from tests.orchestrator.report.fake_run import HOSTILE, write_run
 from tests.orchestrator.report.test_report import Page
 
@@ -102,3 +107,25 @@ def test_a_run_of_an_older_version_has_none_of_it(tmp_path):
     page = Page(render(load(write_run(tmp_path / "old")))).words
     for heading in ("Scores per subgroup", "Likely wrong labels", "Race of the finalists"):
         assert heading not in page
+
+
+def test_more_doubts_than_a_tenth_speak_against_the_models():
+    of_all = Score(n_samples=100)
+    assert not are_many(LabelNoise(n_photos=10), of_all)
+    assert are_many(LabelNoise(n_photos=11), of_all)
+    assert not are_many(LabelNoise(), of_all)
+    assert not are_many(LabelNoise(n_photos=11), None)
+
+
+def test_members_of_the_same_weights_are_named(tmp_path):
+    """With so few epochs an option that acts by chance may never have acted."""
+    run = load(write_run(tmp_path / "runs" / "masks-1a2b3c4d"))
+    weights = (Checkpoint(weights_sha256="aa"), Checkpoint(weights_sha256="bb"))
+    first = CertifiedMember(setting="first", checkpoints=weights)
+    other = CertifiedMember(setting="other", checkpoints=weights[:1])
+    certificate = Certificate(members=(first, other))
+    assert not caveats._equal_members(replace(run, certificate=certificate))
+    twin = CertifiedMember(setting="twin", checkpoints=weights)
+    certificate = Certificate(members=(first, other, twin))
+    (finding,) = caveats._equal_members(replace(run, certificate=certificate))
+    assert "members first and twin have the same weights" in finding.what
