@@ -76,10 +76,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 UNLABELLED = (
-    "or add a line to data: `unlabelled: leave_out` leaves such photos out "
-    "(data.unlabelled: leave_out), `unlabelled: keep` lets them train the labels that they have"
+    "or add a line to data: `unlabelled: leave_out` leaves such photos out, "
+    "`unlabelled: keep` lets them train the labels that they have"
 )
 """What helps photos that have no class of some label."""
+LEFT_OUT = "left out: "
+"""How the status of a photo begins that can be read, and lacks a label."""
 LEAVE_OUT = (
     "add photos of other groups, merge it with another class, or leave it out: take it out of the "
     "label's classes and set data.unlabelled: leave_out"

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, get_args
 
 from data_prep.audit.fact_types import AuditFacts, Finding, Histogram, Kind, Tell, VariantFacts
 from data_prep.catalog.label_schema import Schema, in_digits
+from data_prep.catalog.photo_listing import MISSING_FILE
+from data_prep.errors import LEFT_OUT
 
 _EXAMPLES = 5
 _IMBALANCE = 20.0
@@ -72,16 +74,29 @@ def _copies(facts: AuditFacts) -> Iterator[Finding]:
         facts.test_groups_in_train,
         "take them out of one of the two, or the test score is too good",
     )
-    lost = [f"{photo.sample_id}: {photo.reason}" for photo in facts.quarantined]
+    lost: list[str] = []
+    unlabelled: list[str] = []
+    for photo in facts.quarantined:
+        names = unlabelled if photo.reason.startswith(LEFT_OUT) else lost
+        names.append(f"{photo.sample_id}: {photo.reason.removeprefix(LEFT_OUT)}")
     do = "replace or remove them"
     if any(photo.reason.startswith("too large") for photo in facts.quarantined):
         do += "; MAX_MEGAPIXELS=100 in the environment allows larger ones"
+    if any(photo.reason == MISSING_FILE for photo in facts.quarantined):
+        do += "; restore a missing file, or take its row out of the table"
     yield Finding(
         "quarantined",
         "photos cannot be used and are left out",
         len(lost),
         lost,
         do,
+    )
+    yield Finding(
+        "quarantined",
+        "photos lack a label and are left out",
+        len(unlabelled),
+        unlabelled,
+        "add the label, or nothing",
     )
 
 

@@ -23,7 +23,7 @@ from data_prep.catalog.photo_inspection import OK, Facts
 from data_prep.catalog.photo_listing import Source
 from data_prep.catalog.photo_paths import sample_id_of
 from data_prep.config import Data, TestHoldOut, TestTable
-from data_prep.errors import DataError, some
+from data_prep.errors import LEFT_OUT, DataError, some
 from data_prep.split import deal_share
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
@@ -275,7 +275,7 @@ def _without_partners(
     kept = list(facts)
     for index in np.flatnonzero((codes == MISSING).any(axis=1)).tolist():
         if groups[index] in test_groups and facts[index].status == OK:
-            status = "left out: it lacks a label, and its group is in the test set"
+            status = f"{LEFT_OUT}it lacks a label, and its group is in the test set"
             kept[index] = replace(facts[index], status=status)
     return kept
 

@@ -12,7 +12,7 @@ from data_prep.catalog.label_schema import MISSING, Schema, read_codes, unlabell
 from data_prep.catalog.photo_groups import group_name, group_of, read_groups
 from data_prep.catalog.photo_listing import Listing, list_source, list_test
 from data_prep.config import Data, TestHoldOut, TestTable
-from data_prep.errors import LEAVE_OUT, DataError, some
+from data_prep.errors import LEAVE_OUT, LEFT_OUT, DataError, some
 
 
 @dataclass(frozen=True)
@@ -159,13 +159,14 @@ def summary(data: Data, rows: Rows) -> list[str]:
     if n_refused:
         reasons = Counter(problem for problem in rows.source.refusals if problem)
         first = next(iter(reasons))
-        lines.append(f"{n_refused} files are left out, such as: {first}")
+        left_out = "1 file is left out" if n_refused == 1 else f"{n_refused} files are left out"
+        lines.append(f"{left_out}, such as: {first.removeprefix(LEFT_OUT)}")
     names = Schema.of(data.labels).classes
     for (label, classes), codes in zip(names.items(), rows.codes, strict=True):
         counts = Counter(codes)
         text = ", ".join(f"{name} {counts[code]}" for code, name in enumerate(classes))
         lines.append(f"{label}: {text}")
-    if text := lacking_text(rows, list(names)):
+    if text := lacking_text(data, rows):
         lines.append(text)
     if isinstance(data.test, TestTable):
         lines.append(f"{len(rows.test.relatives)} test photos")
@@ -174,19 +175,22 @@ def summary(data: Data, rows: Rows) -> list[str]:
     return lines
 
 
-def lacking_text(rows: Rows, names: Sequence[str]) -> str:
+def lacking_text(data: Data, rows: Rows) -> str:
     """Say how many photos lack a label, and of which; "" where none does."""
     n_complete = len(rows.complete().readable)
     n_lacking = len(rows.readable) - n_complete
     if not n_lacking:
         return ""
     parts = []
-    for name, codes in zip(names, rows.codes, strict=True):
+    for name, codes in zip(data.labels, rows.codes, strict=True):
         if n := codes.count(MISSING):
             parts.append(f"{name} {n}")
+    but = ""
+    if isinstance(data.test, TestHoldOut):
+        but = ", except those whose group is in the test set, which are left out"
     return (
         f"photos that lack a label: {n_lacking} ({', '.join(parts)}). They train the labels they "
-        f"have; scores count the other {n_complete}"
+        f"have{but}; scores count the other {n_complete}"
     )
 
 
@@ -206,7 +210,7 @@ def _without_unlabelled(data: Data, source: Listing, *, wholly: bool) -> Listing
     reasons = unlabelled(data.labels, source.relatives, source.columns, wholly=wholly)
     refusals = []
     for problem, reason in zip(source.refusals, reasons, strict=True):
-        refusals.append(problem or (f"left out: {reason}" if reason else None))
+        refusals.append(problem or (f"{LEFT_OUT}{reason}" if reason else None))
     return replace(source, refusals=refusals)
 
 

@@ -34,6 +34,10 @@ _STORE = "runs-store"
 
 Source = ProfileFolders | ClassFolders | Table
 
+MISSING_FILE = "the file is missing"
+"""The status of a row of a table whose photo is not there."""
+_MAX_MISSING = 0.1
+"""The share of rows without a file above which the names are read wrongly, or a folder is gone."""
 _A_FOLDER = "refused: a folder, photos in it are not read"
 
 
@@ -45,6 +49,11 @@ class Listing:
     refusals: list[str | None]
     columns: Columns
     notes: list[str] = field(default_factory=list)  # what a user should know of how it was read
+
+    @property
+    def n_missing(self) -> int:
+        """Number of rows whose file is missing."""
+        return self.refusals.count(MISSING_FILE)
 
     def where(self, wanted: Callable[[int], bool]) -> Listing:
         """Return the photos whose position fits."""
@@ -60,8 +69,9 @@ class Listing:
 def list_source(source: Source, base: Path) -> Listing:
     """List the labelled photos in the layout's order.
 
-    A path that leads out of the root is listed with its reason, and is never opened. Layouts of
-    folders also list files of other formats and folders in place of photos: they may hold photos.
+    A path that leads out of the root is listed with its reason, and is never opened. So is a row of
+    a table whose file is missing, as long as nine rows of ten have theirs. Layouts of folders
+    also list other files, and folders in place of photos: they may hold photos.
 
     Raises:
         DataError: a table, column, folder or photo is missing, or a photo is listed twice.
@@ -75,7 +85,7 @@ def list_source(source: Source, base: Path) -> Listing:
         table = open_table(path, "data.source.table")
         if isinstance(source, Table):
             _require_column(source.path, table.columns, "data.source.path", path)
-            listing = _photos_of_table(images, source.path, table)
+            listing = _photos_of_table(images, source.path, table, path)
         else:
             _require_column("path", table.columns, "data.source.table", path)
             listing = _profile_folders(images, "path", table)
@@ -98,7 +108,7 @@ def list_test(test: TestTable, base: Path) -> Listing:
         columns = {**listing.columns, "ImageID": list(listing.relatives), "group": no_groups}
         return replace(listing, columns=columns)
     table = _open_test(test, base)
-    listing = _photos_of_table(images, test.id, table, "data.test.table")
+    listing = _photos_of_table(images, test.id, table, base / test.root / test.table, is_test=True)
     _refuse_twins(listing, "data.test.table", images)
     columns = table.columns
     groups = columns[test.group] if test.group else [None] * len(listing.relatives)
@@ -243,20 +253,39 @@ def _profile_folders(images: str, key: str, table: UserTable) -> Listing:
 
 
 def _photos_of_table(
-    images: str, key: str, table: UserTable, where: str = "data.source.table"
+    images: str, key: str, table: UserTable, path: Path, *, is_test: bool = False
 ) -> Listing:
     names = ["" if value is None else str(value) for value in table.columns[key]]
     resolved = resolve(images, names)
-    if resolved.lost:
-        lost = list(map(repr, resolved.lost))
-        raise DataError(
-            where,
-            f"a photo below {images} was required for every {key}, {len(lost)} are missing: "
-            f"{some(lost)}{_there(images)}. Restore the photos or take their rows out of the table",
-        )
     refusals = list(map(refusal, resolved.paths))
     notes = [*table.notes, *resolved.notes]
+    lost = set(resolved.lost)
+    missing = [index for index, name in enumerate(names) if name in lost]
+    if missing:
+        text = _missing_rows(images, path, names, missing)
+        if is_test or len(missing) > _MAX_MISSING * len(names):
+            raise DataError(
+                "data.test.table" if is_test else "data.source.table",
+                f"{text}{_there(images)}. Restore the photos or take their rows out of the table",
+            )
+        notes.append(f"{text}; left out")
+    for index in missing:
+        refusals[index] = MISSING_FILE
     return Listing(resolved.paths, refusals, table.columns, notes)
+
+
+def _missing_rows(images: str, path: Path, names: Sequence[str], missing: Sequence[int]) -> str:
+    """Say which rows of a table name no file; rows count as a spreadsheet shows them."""
+    header = 0 if path.suffix.lower() == ".parquet" else 1
+    first, *others = missing
+    text = (
+        f"row {first + header + 1} of {path.name} names {names[first]}, which is not in "
+        f"{Path(images).name}/ ({len(missing)} of {len(names)}"
+    )
+    if others:
+        named = [f"row {index + header + 1}: {names[index]}" for index in others]
+        text += f"; also {some(named)}"
+    return f"{text})"
 
 
 def _there(images: str) -> str:

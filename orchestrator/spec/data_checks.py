@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.catalog.label_schema import OWN_COLUMNS
+from data_prep.catalog.label_schema import MISSING, OWN_COLUMNS
 from data_prep.catalog.labelled_photos import (
     Rows,
-    lacking_text,
     rare_classes,
     read_rows,
     require_classes,
@@ -76,20 +75,29 @@ def check_data(experiment: Experiment, path: Path) -> DataReport:
 
 def _joint_heads(experiment: Experiment, rows: Rows) -> list[str]:
     """Name the variants that photos which lack a label cannot train."""
-    if not lacking_text(rows, list(experiment.spec.data.labels)):
-        return []
-    joint = []
+    labels = list(experiment.spec.data.labels)
+    variants_of: dict[int, list[str]] = {}  # by the number of photos that do not train them
     for name, arm in experiment.arms.items():
         head = arm.train.model.head
-        if isinstance(head, SingleHead) and len(head.labels or experiment.spec.data.labels) > 1:
-            joint.append(name)
-    if not joint:
-        return []
-    text = (
-        f"head single of {', '.join(joint)} answers its labels together: photos that lack one of "
-        "them do not train it; the other heads learn each label by itself"
-    )
-    return [text]
+        if isinstance(head, SingleHead) and len(head.labels or labels) > 1:
+            columns = [rows.codes[labels.index(label)] for label in head.labels or labels]
+            n_lacking = sum(MISSING in codes for codes in zip(*columns, strict=True))
+            variants_of.setdefault(n_lacking, []).append(f"`{name}`")
+    texts = []
+    for n_lacking, variants in variants_of.items():
+        if n_lacking:
+            whose = f"variant {variants[0]}: its head answers"
+            them = "it"
+            if len(variants) > 1:
+                whose = f"variants {', '.join(variants)}: their head answers"
+                them = "them"
+            photos = "photo that lacks" if n_lacking == 1 else f"{n_lacking} photos that lack"
+            do = "does" if n_lacking == 1 else "do"
+            texts.append(
+                f"{whose} all labels at once, so the {photos} a label {do} not train {them}; use "
+                "head shallow or deep"
+            )
+    return texts
 
 
 def _faults(experiment: Experiment, rows: Rows, warnings: list[str]) -> Iterator[DataError]:

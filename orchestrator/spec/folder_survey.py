@@ -191,6 +191,7 @@ class ClassTree:
     photos: dict[str, list[str]]
     test: str | None = None  # a folder of test photos beside it
     test_has_classes: bool = False
+    has_others: bool = False  # photos in folders that are no class
 
 
 def read_classes(folder: Path) -> ClassTree | None:
@@ -208,14 +209,15 @@ def read_classes(folder: Path) -> ClassTree | None:
 
 def _class_tree(folder: Path, images: str) -> ClassTree:
     photos = _class_photos(folder / images, images, is_deep=True)
+    has_others = len(_photos_by_folder(folder / images, is_deep=True)) > len(photos)
     for name in (*_TESTS, *_VAL):
         beside = folder / name
         if images != "images" and beside.is_dir():
             classes = _photos_by_folder(beside, is_deep=True)
             has_classes = bool(classes) and set(classes) <= set(photos)
             if has_classes or _has_photos(beside):
-                return ClassTree(images, photos, name, has_classes)
-    return ClassTree(images, photos)
+                return ClassTree(images, photos, name, has_classes, has_others)
+    return ClassTree(images, photos, has_others=has_others)
 
 
 def _class_photos(place: Path, images: str, *, is_deep: bool) -> dict[str, list[str]]:
@@ -291,6 +293,30 @@ def propose_labels(table: FoundTable, group: str | None) -> list[Labels]:
             n_joint *= size
     order = [label.column for label in proposals]
     return sorted(kept, key=lambda label: order.index(label.column))
+
+
+def is_doubtful(
+    label: Labels, labels: Sequence[Labels], table: FoundTable, groups: Sequence[str]
+) -> bool:
+    """Return True if an amount is more likely a fact beside the labels, such as a price.
+
+    Its column is not named like a label, there is a label of classes, and photos of one group
+    differ in it.
+
+    Args:
+        label: the proposal.
+        labels: all proposals.
+        table: the table they are of.
+        groups: of each row; empty where every photo is its own.
+    """
+    has_classes = any(other.classes for other in labels)
+    if not label.bins or _LABEL_NAME.search(label.column) or not has_classes or not groups:
+        return False
+    amounts_of: dict[str, set[str]] = defaultdict(set)
+    for group, cell in zip(groups, table.columns[label.column].cells, strict=True):
+        if cell:
+            amounts_of[group.strip()].add(cell)
+    return any(len(amounts) > 1 for amounts in amounts_of.values())
 
 
 def _label_of(column: Column) -> Labels | None:

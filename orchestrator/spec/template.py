@@ -57,6 +57,7 @@ class _Draft:
     test: str = "{hold_out: 0.15}"
     stem: str = ""  # a label of the file stems, a line of the spec
     leave_out: bool = False
+    doubtful: list[folder_survey.Labels] = field(default_factory=list)  # written as comments
     notes: list[str] = field(default_factory=list)
 
 
@@ -85,6 +86,9 @@ def starter_spec(folder: Path, base: Path) -> str:
     groups = [rows.groups[index] for index in rows.readable]
     sizes = f"{len(groups)} photos in {group_sizes(groups)}"
     n_folds = min(3, max(2, len(set(groups))))
+    if n_missing := rows.source.n_missing:
+        noun = "row without its photo" if n_missing == 1 else "rows without their photos"
+        draft.notes.append(f"Left out: {n_missing} {noun}")
     return _head(draft, sizes) + _body(draft, name, n_folds)
 
 
@@ -147,7 +151,7 @@ _COMMAND = ("Command:  python -m orchestrator submit THIS_FILE",)
 
 def _body(draft: _Draft, name: str, n_folds: int) -> str:
     labels = [draft.stem] if draft.stem else []
-    labels += map(_label_line, draft.labels)
+    labels += [f"    {_label_line(label)}" for label in draft.labels]
     second = "  cutmix: {train.augment.cutmix: half}\n"
     if len(labels) > 1:
         second = "  shallow: {train.model.head: shallow}\n"
@@ -160,13 +164,27 @@ def _body(draft: _Draft, name: str, n_folds: int) -> str:
         f"  test: {draft.test}",
         "  labels:",
         *labels,
+        *(
+            f"    #{_label_line(label)}   # remove the # to classify it too"
+            for label in draft.doubtful
+        ),
         f"  group: {draft.group}{comment}",
     ]
     if draft.leave_out or any(label.n_missing for label in draft.labels):
-        keep = " of some label; keep: they train those they have" if len(draft.labels) > 1 else ""
-        lines.append(f"  unlabelled: leave_out   # photos that have no class{keep}")
+        lines.append(f"  unlabelled: leave_out   # photos that have no class{_keep_comment(draft)}")
     lines.append("  split: {strategy: balanced_profile, val: 0.2, seed: 0}")
     return "\n".join(lines) + "\n" + _TAIL.format(second=second, folds=n_folds)
+
+
+def _keep_comment(draft: _Draft) -> str:
+    """Return what the other choice does, where a photo that lacks a label can train another."""
+    lacking = [label for label in draft.labels if label.n_missing or label.left_out]
+    others = [_identifier(label.column) for label in draft.labels if label not in lacking[:1]]
+    others += ["photo"] if draft.stem else []
+    if not lacking or not others:
+        return ""
+    name = _identifier(lacking[0].column)
+    return f"; or `keep`: a photo without {name} still trains {others[0]}"
 
 
 def _label_line(label: folder_survey.Labels) -> str:
@@ -174,7 +192,7 @@ def _label_line(label: folder_survey.Labels) -> str:
     if label.bins:
         rule = f"bins: [{', '.join(f'{cut:g}' for cut in label.bins)}]"
     name = _identifier(label.column)
-    return f"    {name}: {{from: column, column: {_quote(label.column)}, {rule}}}"
+    return f"{name}: {{from: column, column: {_quote(label.column)}, {rule}}}"
 
 
 def _class_text(name: str) -> str:
@@ -235,7 +253,7 @@ def _from_folders(folder: Path, root: str, tables: list[folder_survey.FoundTable
         proposal.spec if proposal else "sample_id",
         lines,
         test=test,
-        leave_out=tree.images == ".",
+        leave_out=tree.has_others,
     )
 
 
@@ -279,22 +297,26 @@ def _from_table(
             f"{train.path}: a column of labels was required (2 to {folder_survey.MAX_CLASSES} values that "
             f"repeat, or numbers), found {', '.join(train.columns)}"
         )
-    if group is None and not train.are_folders:
-        proposal = _group_of_names(folder, train, labels)
-        group_text = proposal.spec if proposal else "sample_id"
-    else:
-        group_text = _quote(group) if group else "sample_id"
+    groups = _groups_of_rows(folder, train, labels, group)
+    doubtful = []
+    for label in labels:
+        is_asked = label.column in answers
+        if not is_asked and folder_survey.is_doubtful(label, labels, train, groups.groups):
+            doubtful.append(label)
+    labels = [label for label in labels if label not in doubtful]
     source = [f"layout: {layout}", f"root: {_quote(root)}"]
     if train.images != "images":
         source.append(f"images: {_quote(train.images)}")
     source.append(f"table: {_quote(train.path.name)}")
     if layout == "table":
         source.append(f"path: {_quote(train.photo_column)}")
-    draft = _Draft(source, labels, group_text, _tree(folder, tables, train), stem=stem)
+    tree = _tree(folder, tables, train)
+    draft = _Draft(source, labels, groups.spec, tree, stem=stem, doubtful=doubtful)
     unused = [
         name
         for name in train.columns
-        if name not in {train.photo_column, group, *(label.column for label in labels)}
+        if name
+        not in {train.photo_column, group, *(label.column for label in [*labels, *doubtful])}
     ]
     if unused:
         draft.notes.append(f"Columns that are not used: {', '.join(unused)}")
@@ -321,14 +343,23 @@ def _contest_test(
     return f"{{{', '.join(parts)}}}"
 
 
-def _group_of_names(
-    folder: Path, train: folder_survey.FoundTable, labels: list[folder_survey.Labels]
-) -> folder_survey.GroupProposal | None:
+def _groups_of_rows(
+    folder: Path,
+    train: folder_survey.FoundTable,
+    labels: list[folder_survey.Labels],
+    column: str | None,
+) -> folder_survey.GroupProposal:
+    """Return the groups of a column, else of the names; none where every photo is its own."""
+    own = folder_survey.GroupProposal("sample_id", [])
+    if column is not None:
+        return folder_survey.GroupProposal(_quote(column), train.columns[column].cells)
+    if train.are_folders:
+        return own
     names = train.columns[train.photo_column].cells
     paths = resolve(str(folder / train.images), names).paths
     shown = [train.columns[label.column].cells for label in labels if label.classes]
     texts = ["/".join(cells) for cells in zip(*shown, strict=True)] if shown else [""] * len(paths)
-    return folder_survey.propose_group_of_names(paths, texts)
+    return folder_survey.propose_group_of_names(paths, texts) or own
 
 
 def _tree(

@@ -21,15 +21,17 @@ from PIL import Image
 from data_prep.audit.descriptive_statistics import columns_that_tell
 from data_prep.audit.examination import audit
 from data_prep.catalog import batch_inspection, test_labels, test_table
-from data_prep.catalog.builder import build_catalog, content_hash, photos_hash
+from data_prep.catalog.builder import build_catalog, content_hash, photos_hash, reading_notes
+from data_prep.catalog.fingerprint import fingerprint
 from data_prep.catalog.images import decode
 from data_prep.catalog.label_schema import Schema, values_in
 from data_prep.catalog.photo_inspection import examine, inspect
 from data_prep.catalog.photo_paths import PLAIN_EXTENSIONS, photo_path, refusal
 from data_prep.catalog.user_tables import read_table
+from data_prep.config import Data
 from data_prep.errors import DataError, MachineError
 from data_prep.split import excluded
-from tests.data_prep.conftest import AGE, GENDER
+from tests.data_prep.conftest import AGE, GENDER, jpeg
 
 
 def encoded(kind: str, mode: str = "RGB", size=(64, 48), **settings) -> bytes:
@@ -473,7 +475,8 @@ def test_missing_and_repeated_test_photos_are_named(contest):
     contest.save()
     with pytest.raises(
         DataError,
-        match=r"data\.test\.table.*4 are missing: 'gone0.jpg'; 'gone1.jpg'; 'gone2.jpg'; and 1 more",
+        match=r"data\.test\.table: row \d+ of .* names gone0.jpg, which is not in images/ \(4 of \d+; "
+        r"also row \d+: gone1.jpg; row \d+: gone2.jpg; row \d+: gone3.jpg\)",
     ):
         build_catalog(contest.data(), contest.base)
     contest.tests = contest.tests[:6] + contest.tests[:2]
@@ -685,3 +688,54 @@ def test_inspecting_holds_no_photo_in_memory(contest):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     build_catalog(contest.data(), contest.base)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10 * 1024
+
+
+def test_a_row_without_its_file_is_quarantined_and_found_again(table_of_photos):
+    base, data = table_of_photos
+    photo = base / "set/shots/photo05.jpg"
+    stored = photo.read_bytes()
+    photo.unlink()
+    table = build_catalog(data, base)
+    statuses = dict(zip(table["sample_id"].to_pylist(), table["status"].to_pylist(), strict=True))
+    assert "the file is missing" == statuses.pop("train/photo05.jpg")
+    assert {"ok"} == set(statuses.values())
+    note = "row 7 of t.csv names photo05.jpg, which is not in shots/ (1 of 20); left out"
+    assert note in reading_notes(table)
+    facts = audit(table, {}, Schema.of(data.labels)).to_json()
+    advice = [warning["do"] for warning in facts["warnings"] if warning["kind"] == "quarantined"]
+    assert ["replace or remove them; restore a missing file, or take its row out of the table"] == (
+        advice
+    )
+    before = fingerprint(data, base)
+    photo.write_bytes(stored)
+    assert before != fingerprint(data, base)
+    assert {"ok"} == set(build_catalog(data, base)["status"].to_pylist())
+
+
+def test_photos_that_lack_a_label_have_advice_of_their_own(table_of_photos):
+    base, data = table_of_photos
+    text = (base / "set/t.csv").read_text().replace("photo05.jpg,b", "photo05.jpg,")
+    (base / "set/t.csv").write_text(text)
+    data = data.model_copy(update={"unlabelled": "leave_out"})
+    facts = audit(build_catalog(data, base), {}, Schema.of(data.labels)).to_json()
+    (warning,) = [warning for warning in facts["warnings"] if warning["kind"] == "quarantined"]
+    assert ("photos lack a label and are left out", 1) == (warning["what"], warning["n"])
+    assert "add the label, or nothing" == warning["do"]
+
+
+@pytest.fixture
+def table_of_photos(tmp_path):
+    """Twenty photos of two kinds in a table; the base folder and the data section."""
+    lines = ["photo,kind"]
+    (tmp_path / "set/shots").mkdir(parents=True)
+    for number in range(20):
+        name = f"photo{number:02d}.jpg"
+        (tmp_path / "set/shots" / name).write_bytes(jpeg(number))
+        lines.append(f"{name},{'ab'[number % 2]}")
+    (tmp_path / "set/t.csv").write_text("\n".join(lines) + "\n")
+    whole = {
+        "source": {"layout": "table", "root": "set", "table": "t.csv", "path": "photo", "images": "shots"},
+        "labels": {"kind": {"from": "column", "column": "kind", "classes": ["a", "b"]}},
+        "group": "sample_id",
+    }  # fmt: skip
+    return tmp_path, Data.model_validate(whole)

@@ -88,7 +88,7 @@ def test_a_class_of_one_group_is_told_with_what_helps(leaves):
     assert "data.unlabelled: leave_out" in checked.output
     leave_out = leaves("--set", "data.unlabelled=leave_out", rows=rows)
     assert 0 == leave_out.exit_code, leave_out.output
-    assert "1 files are left out, such as: left out: no class of state" in leave_out.output
+    assert "1 file is left out, such as: no class of state" in leave_out.output
 
 
 def test_photos_that_lack_a_label_are_counted_with_the_heads_that_need_all(leaves):
@@ -98,8 +98,39 @@ def test_photos_that_lack_a_label_are_counted_with_the_heads_that_need_all(leave
     labels = "[dry, wet]}\n    size: {from: column, column: size, classes: [small, large]"
     checked = leaves("--set", "data.unlabelled=keep", rows=rows, classes=labels, more=more)
     assert 0 == checked.exit_code, checked.output
-    assert "photos that lack a label: 1 (size 1). They train the labels they have" in checked.output
-    assert "head single of a answers its labels together" in checked.output
+    assert (
+        "photos that lack a label: 1 (size 1). They train the labels they have;" in checked.output
+    )
+    assert (
+        "variant `a`: its head answers all labels at once, so the photo that lacks a label does not "
+        "train it; use head shallow or deep"
+    ) in checked.output
+    more += "\n"
+    held_out = leaves(
+        *("--set", "data.unlabelled=keep", "--set", "data.test={hold_out: 0.3}"),
+        rows=rows,
+        classes=labels,
+        more=more,
+        folds=2,
+    )
+    assert 0 == held_out.exit_code, held_out.output
+    assert "except those whose group is in the test set, which are left out;" in held_out.output
+
+
+def test_rows_without_their_file_are_named_and_left_out_unless_they_are_many(leaves, tmp_path):
+    (tmp_path / "set/photos/leaf4.jpg").unlink()
+    checked = leaves()
+    assert 0 == checked.exit_code, checked.output
+    assert (
+        "row 6 of t.csv names leaf4.jpg, which is not in photos/ (1 of 18); left" in checked.output
+    )
+    assert "17 photos in 9 groups" in checked.output
+    assert "1 file is left out, such as: the file is missing" in checked.output
+    (tmp_path / "set/photos/leaf9.jpg").unlink()
+    checked = leaves()
+    assert 2 == checked.exit_code
+    flat = " ".join(checked.output.split())
+    assert "names leaf4.jpg, which is not in photos/ (2 of 18; also row 11: leaf9.jpg)" in flat
 
 
 def test_a_table_of_one_class_is_one_sentence(leaves):

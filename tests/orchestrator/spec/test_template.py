@@ -50,6 +50,13 @@ def accepted(folder):
     return out.read_text()
 
 
+def printed(folder):
+    """Return the spec that `init` prints."""
+    done = init(folder)
+    assert 0 == done.exit_code, done.output
+    return done.output
+
+
 def refused(folder):
     """Return the one sentence that `init` ends with."""
     done = init(folder)
@@ -79,6 +86,9 @@ def test_an_image_folder_is_read_where_it_is(folder):
     text = accepted(folder)
     assert "source: {layout: class_folders, root: photos, images: " in text
     assert "classes: [elm, oak]" in text
+    assert "unlabelled" not in text
+    add(folder, "images/shot.png")
+    assert "unlabelled: leave_out   # photos that have no class\n" in printed(folder)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +247,38 @@ def test_missing_labels_and_classes_of_one_photo_are_left_out_by_a_line(folder):
     assert "unlabelled: leave_out" in text
     assert "# Left out of tone: green (one group each)" in text
     assert "# Left out: 6 rows without tone" in text
+
+
+def test_the_other_choice_names_the_labels_and_a_row_without_its_photo_is_left_out(folder):
+    rows = [["photo", "colour", "category"]]
+    for number in range(40):
+        add(folder, f"images/{number}.jpg")
+        colour = ("red", "blue", "")[number % 3]
+        rows.append([f"{number}.jpg", colour, ("bag", "shoe")[number % 2]])
+    (folder / "images/7.jpg").unlink()
+    add_table(folder / "t.csv", rows)
+    text = accepted(folder)
+    assert "have no class; or `keep`: a photo without colour still trains category\n" in text
+    assert "# Left out: 1 row without its photo\n" in text
+
+
+def test_an_amount_that_differs_within_a_group_is_a_comment(folder):
+    rows = [["photo", "plant", "kind", "price", "age"]]
+    for number in range(24):
+        add(folder, f"images/{number}.jpg")
+        plant = number // 2
+        rows.append(
+            [f"{number}.jpg", plant, ("dry", "wet")[plant % 2], 7.5 + number, 20 + 3 * plant]
+        )
+    add_table(folder / "t.csv", rows)
+    text = accepted(folder)
+    assert "\n    age: {from: column, column: age, bins: " in text
+    comment = "\n    #price: {from: column, column: price, bins: [15.5, 23.5]}   # remove the # to"
+    assert comment in text
+    assert "not used" not in text
+    out = folder.parent / "mine.yaml"
+    out.write_text(text.replace("    #price", "    price"))
+    assert 0 == CliRunner().invoke(main, ["check", str(out)]).exit_code
 
 
 NAMES = {
