@@ -96,10 +96,9 @@ def test_one_of_each_failure_costs_that_trial_only_and_why_tells_it(cluster, tmp
 
 def test_a_worker_chooses_precision_auto_by_the_rule(cluster):
     # workers import this module, and torch would fill the memory that the test above allows
-    from tests.orchestrator.search.test_precision import SCHEMA, arm
-
     from orchestrator.search import numeric_precision
     from orchestrator.spec.models import TrialShare
+    from tests.orchestrator.search.test_numeric_precision import SCHEMA, arm
     from trainers.compute_settings import choose_precision_for
 
     share = TrialShare(cpu=0.5)
