@@ -26,13 +26,33 @@ from tests.campaign import contest
 _LEVEL = 0.90
 _HEAD = """# The contest's tables, run again
 
-Written by `make contest` from the runs that it made; a row that did not run says so. Profile small: real portraits with drawn
-masks (555 people, 3,885 photos to train on; 97 people, 679 photos for the test), photos of 96 px, tf_efficientnet_lite0, most
-heads on frozen features. What it changes in the team's settings stands in `small.toml`, and what the team published in
-`published.toml`. Published differences are of the team's validation, ours of people that no training of the answer saw.
+Written by `make contest` from the runs that it made; a row that did not run says so. Profile small:
+real portraits with drawn masks (555 people, 3,885 photos to train on; 97 people, 679 photos for the
+test), photos of 96 px, tf_efficientnet_lite0, most heads on frozen features. What it changes in the
+team's settings stands in `small.toml`, what the team published in `published.toml`. Published
+differences are of the team's validation, ours of people that no training of the answer saw.
 
-Differences are of macro F1 over 18 classes, out of fold, with 90 % intervals that hold the luck of training and of people.
-`undecided` is no answer: beside it stands what would decide, and the difference that such a test sees in 80 % of cases.
+Differences are of macro F1 over 18 classes, out of fold, with 90 % intervals that hold the luck of
+training and of people. `undecided` is no answer: beside it stands what would decide, and the
+difference that such a test sees in 80 % of cases.
+"""
+
+
+_GAP = """\
+Single checkpoints of model A. `validation` is the score of the best epoch on the part that chose
+it, as the team reported it; `held out` is on a fold that the training never saw. Gaps are means
+over seeds with 90 % intervals by Student's t, so they hold the luck of training and of the folds;
+the test people are the same for all.
+"""
+_ENSEMBLES = """\
+Each policy chooses of the same six models, for {n_draws} sets of seeds (2 seeds x 3 folds a set).
+Scores are of the vote on the private half, which nobody chose by, macro F1 where nothing else is
+said. Intervals by Student's t over the sets of seeds; the test people are the same for all sets,
+so their luck is not in them.
+"""
+_PUBLISHED_ENSEMBLES = """\
+Published (test, accuracy / macro F1): leaderboard .8126/.7596, robust .8261/.7868: robust ahead by
++.014 / +.027.
 """
 
 
@@ -57,6 +77,12 @@ class Mean:
 
     def __str__(self) -> str:
         return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+
+
+def head_of(names: str) -> list[str]:
+    """Return the head of a table; in a name ';' stands for a comma."""
+    columns = [name.replace(";", ",") for name in names.split(", ")]
+    return [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
 
 
 def mean_of(values: Sequence[float]) -> Mean:
@@ -92,8 +118,9 @@ def claims_section(runs: dict[str, dict[str, RunPaths]]) -> str:
     """Return the table of all claims: published beside ours."""
     lines = [
         "## Claims\n",
-        "| table | claim | published (accuracy / macro F1) | ours | people, seeds x folds | verdict | sign |",
-        "|---|---|---|---|---|---|---|",
+        *head_of(
+            "table, claim, published (accuracy / macro F1), ours, people; seeds x folds, verdict, sign"
+        ),
     ]
     notes = []
     for published in contest.published_claims():
@@ -193,11 +220,10 @@ def gap_section(run: RunPaths | None) -> str:
         return "\n".join([*lines, "Not run: `make contest ONLY=splits`.\n"])
     scores = checkpoint_scores(run)
     lines += [
-        "Single checkpoints of model A. `validation` is the score of the best epoch on the part that chose it, as the team",
-        "reported it; `held out` is on a fold that the training never saw. Gaps are means over seeds with 90 % intervals by",
-        "Student's t, so they hold the luck of training and of the folds; the test people are the same for all.\n",
-        "| rule | validation | held out | test | validation - test | held out - test | seeds x folds |",
-        "|---|---|---|---|---|---|---|",
+        _GAP,
+        *head_of(
+            "rule, validation, held out, test, validation - test, held out - test, seeds x folds"
+        ),
     ]
     for variant in dict.fromkeys(row.variant for row in scores):
         rows = [row for row in scores if row.variant == variant]
@@ -274,11 +300,8 @@ def ensembles_section(runs: dict[str, RunPaths]) -> str:
             selection = runs[f"{policy}-{draw}"].read_json("selection")
             boards[policy, draw] = Selection.model_validate(selection).ensemble.board
     lines += [
-        f"Each policy chooses of the same six models, {len(draws)} sets of seeds (2 seeds x 3 folds a set). Macro F1 and accuracy",
-        "of the vote on the private half, which nobody chose by. Intervals by Student's t over the sets of seeds; the test",
-        "people are the same for all sets, so their luck is not in them.\n",
-        "| policy | public | private | private accuracy | robust - policy, private | accuracy |",
-        "|---|---|---|---|---|---|",
+        _ENSEMBLES.format(n_draws=len(draws)),
+        *head_of("policy, public, private, private accuracy, robust - policy; private, accuracy"),
     ]
     for policy in contest.POLICIES:
         votes = [boards[policy, draw][0] for draw in draws]
@@ -306,7 +329,7 @@ def ensembles_section(runs: dict[str, RunPaths]) -> str:
     lines += [
         "",
         f"The robust vote minus the mean of its members, private macro F1: {gain}.",
-        "Published (test, accuracy / macro F1): leaderboard .8126/.7596, robust .8261/.7868: robust ahead by +.014 / +.027.\n",
+        _PUBLISHED_ENSEMBLES,
     ]
     return "\n".join(lines)
 
@@ -327,12 +350,14 @@ def folds_section(run: RunPaths | None) -> str:
     certificate = Certificate.model_validate(run.read_json("certificate"))
     score = certificate.estimate.macro_f1
     trials = _confirm_trials(run)
-    lines.append(
-        f"Model A, {len({t.fold for t in trials})} folds x {len({t.seed for t in trials})} seeds: macro F1 "
-        f"{score.estimate or 0:.3f} ({score.low or 0:.3f} to {score.high or 0:.3f}) over {score.n_groups} people, each "
-        f"answered by trainings that did not see them. A single split of 80:20 has a fifth of the people, so an interval "
-        f"about {math.sqrt(5):.1f} times as wide.\n"
-    )
+    n_folds = len({trial.fold for trial in trials})
+    n_seeds = len({trial.seed for trial in trials})
+    interval = f"{score.low or 0:.3f} to {score.high or 0:.3f}"
+    lines += [
+        f"Model A, {n_folds} folds x {n_seeds} seeds: macro F1 {score.estimate or 0:.3f} ({interval})",
+        f"over {score.n_groups} people, each answered by trainings that did not see them. A single",
+        "split of 80:20 has a fifth of the people, so an interval about 2.2 times as wide.\n",
+    ]
     return "\n".join(lines)
 
 
@@ -340,8 +365,9 @@ def cost_section(records: Sequence[contest.Record], runs: dict[str, dict[str, Ru
     """Return what every table took, and its command."""
     lines = [
         "## Cost\n",
-        "| table | runs | wall s | CPU s | peak MiB of the process tree | trainings, cached | stages, cached |",
-        "|---|---|---|---|---|---|---|",
+        *head_of(
+            "table, runs, wall s, CPU s, peak MiB of all processes, trainings; cached, stages; cached"
+        ),
     ]
     total_s = 0.0
     for table in contest.TABLES:
@@ -362,12 +388,8 @@ def cost_section(records: Sequence[contest.Record], runs: dict[str, dict[str, Ru
             f"{sum(c.stages for c in counts)}, {sum(c.cached_stages for c in counts)}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        f"\nAll together {total_s / 60:.0f} minutes.\n",
-        "Commands of the first run of each table, each repeats it:\n",
-    ]
-    for table in contest.TABLES:
-        lines.append(f"    {contest.jobs_of(table)[0].shown}\n")
+    minutes = f"All together {total_s / 60:.0f} minutes."
+    lines += ["", f"{minutes} `make contest ONLY=<table>` repeats a row.\n"]
     return "\n".join(lines)
 
 
