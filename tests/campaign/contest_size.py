@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -120,10 +121,15 @@ def show_row(name: str, wall_s: float, samples: Samples, begin: float, end: floa
 
 
 def backbone_passes(store: Path) -> int:
-    """Return how many photos a backbone was run over for features that are kept."""
+    """Return how many photos a backbone was run over for trainings, predictions and votes.
+
+    Features of the audit's quick models, of a backbone of their own, are not counted.
+    """
     n_rows = 0
     for path in (store / "features").glob("*/features.npy"):
-        n_rows += len(np.load(path, mmap_mode="r"))
+        params = json.loads((path.parent / "manifest.json").read_text())["params"]
+        if "samples" in params:
+            n_rows += len(np.load(path, mmap_mode="r"))
     return n_rows
 
 
