@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from scipy import stats
 from orchestrator.ensemble.run_comparison import compare_runs
 from orchestrator.evaluation.hypotheses import needs_text
 from orchestrator.evaluation.metrics import macro_f1
+from orchestrator.planning.cost import gpu_hours
+from orchestrator.planning.plan import n_trials
+from orchestrator.spec.load import read as read_spec
 from orchestrator.store import tables
 from orchestrator.store.event_types import StageEnded, TrialEnded, TrialStarted
 from orchestrator.store.ledger import read
@@ -108,6 +112,7 @@ def write_results(store: Path, path: Path) -> str:
         ensembles_section(runs.get("ensembles", {})),
         folds_section(runs.get("folds", {}).get("")),
         cost_section(records, runs),
+        full_section(),
     ]
     path.write_text("\n".join(parts), encoding="utf-8")
     return f"{path}: {len(runs)} of {len(contest.TABLES)} tables"
@@ -446,6 +451,24 @@ def cost_section(records: Sequence[contest.Record], runs: dict[str, dict[str, Ru
     minutes = f"All together {total_s / 60:.0f} minutes."
     lines += ["", f"{minutes} `make contest ONLY=<table>` repeats a row.\n"]
     return "\n".join(lines)
+
+
+def full_section() -> str:
+    """Return what profile full would cost on a card, as `plan` reckons it."""
+    lines = [
+        "## Profile full\n",
+        "The team's settings on 18,900 photos of 380 px, efficientnet_b4: what `plan` says, from 256",
+        "samples a second that were measured on an NVIDIA H200. Frozen backbones take less.\n",
+        *head_of("table, trainings, epochs of one, GPU hours at most"),
+    ]
+    for table in contest.TABLES:
+        full = read_spec(contest.FOLDER / f"{table}.yaml", check_roots=False)
+        n_trainings = sum(n_trials(full).values())
+        told = re.search(r"[0-9.]+(?= GPU hours)", gpu_hours(full, n_trainings, 18_900) or "")
+        hours = told.group() if told else "not known: its backbones were not measured"
+        epochs = full.spec.train.duration.removesuffix(" epochs")
+        lines.append(f"| {table} | {n_trainings} | {epochs} | {hours} |")
+    return "\n".join([*lines, ""])
 
 
 def cache_counts(run: RunPaths) -> Counts:

@@ -85,14 +85,14 @@ def main() -> None:
     asked = parser.parse_args()
     grow(asked.photos.resolve(), asked.data / "train", asked.people)
     store = asked.store.resolve()
-    if store.exists():
-        parser.error(f"--store {store}: a new folder was required, found one that exists")
-    store.mkdir(parents=True)
+    store.mkdir(parents=True, exist_ok=True)  # an interrupted run goes on
     command = [sys.executable, "-m", "orchestrator", "submit", str(SPEC), "--store", str(store)]
     root = f"data.source.root={asked.data.resolve() / 'train'}"
-    samples = run_sampled([*command, "--set", root], cwd=ROOT, log=store / "submit.log")
+    command += ["--set", root]
+    log = store / "submit.log"
+    samples = run_sampled(command, cwd=ROOT, log=log, keep=store / "samples.jsonl")
     if samples.returncode:
-        sys.exit(f"submit ended with {samples.returncode}; see {store / 'submit.log'}")
+        sys.exit(f"submit ended with {samples.returncode}; see {log}")
     (run,) = (store / "runs").iterdir()
     show(run, samples)
 
