@@ -184,7 +184,7 @@ def _prepare_environment(address: str | None, *, insecure: bool) -> None:
     if root not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, paths)])
     has_token = token_source() is not None
-    if address and not _is_local(address) and not has_token and not insecure:
+    if address and not is_local(address) and not has_token and not insecure:
         raise SpecError(
             f"--address {address}: a token is required for another machine's cluster, found none; "
             f"set {TOKEN_PATH}, or use --insecure in a trusted network"
@@ -196,7 +196,7 @@ def _prepare_environment(address: str | None, *, insecure: bool) -> None:
         os.environ.setdefault(MODE, "token")
 
 
-def _is_local(address: str) -> bool:
+def is_local(address: str) -> bool:
     """Return True for an address of this machine; `local-gpu:6379` is another machine."""
     return _host_of(address) in _LOCAL_NAMES or _is_loopback(address)
 
