@@ -73,7 +73,7 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched
             f"search: at least one finished trial was required, none of {len(trials)} is: "
             f"{'; '.join(causes[:3])}"
         )
-    ranking = phase.rank_trials(trials, env.experiment.spec.parsed_score, env.schema)
+    ranking = phase.rank_trials(trials, env.store, env.experiment.spec.parsed_score, env.schema)
     phase.save_phase(env, "search", key, trials, ranking)
     return Searched(
         CACHED if is_loaded else SUCCEEDED,
