@@ -341,6 +341,10 @@ class Data(Section):
     """A column, sample_id (every photo is its own group), or a rule about names or folders."""
     join_duplicates: bool = False
     """Let groups that share a photo, or a near-duplicate of one, be one group."""
+    not_copies: Literal["all"] | list[Annotated[list[str], Field(min_length=2)]] = since([])
+    """Photos that were looked at and only look alike: lists of sample ids, or `all`. They count as no
+    near-duplicates of each other, and join no groups. Equal files stay copies.
+    """
     unlabelled: Literal["refuse", "leave_out", "keep"] = since("refuse")
     """What happens to photos that have no class of some label: the run stops, they are left out, or
     they train the labels that they have. Scores count photos with all labels alone.

@@ -154,7 +154,7 @@ def _prepare_environment(address: str | None, *, insecure: bool) -> None:
     if root not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, paths)])
     has_token = _has_token()
-    if address and not _is_local(address) and not has_token and not insecure:
+    if address and not is_local(address) and not has_token and not insecure:
         raise SpecError(
             f"--address {address}: a token is required for another machine's cluster, found none; "
             "set RAY_AUTH_TOKEN_PATH, or use --insecure in a trusted network"
@@ -166,7 +166,7 @@ def _prepare_environment(address: str | None, *, insecure: bool) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
-def _is_local(address: str) -> bool:
+def is_local(address: str) -> bool:
     """Return True for an address of this machine; `local-gpu:6379` is another machine."""
     host = urlsplit(address if "://" in address else f"ray://{address}").hostname or ""
     if host in _LOCAL_NAMES:

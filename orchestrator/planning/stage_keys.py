@@ -33,6 +33,8 @@ def catalog_key(scope: Scope) -> str:
     params["labels"] = labels
     if data.get("unlabelled") == "keep":  # the others give one catalog, or none
         params["unlabelled"] = "keep"
+    if "not_copies" in data:
+        params["not_copies"] = data["not_copies"]
     return stage_key("catalog", VERSIONS["catalog"], params, {"files": scope.files})
 
 
