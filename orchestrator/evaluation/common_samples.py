@@ -68,7 +68,7 @@ def search_scores(
     """
     reported = [objective(trial.metrics) for trial in trials]
     # the ledger has whole paths, and the name alone says what is in the file
-    if len({Path(trial.started.parts).name for trial in trials}) < 2:
+    if len({Path(trial.started.parts or "").name for trial in trials}) < 2:
         return reported
     answers = {trial.trial_id: _read(trial, store) for trial in trials}
     aligned = on_common_samples(answers)

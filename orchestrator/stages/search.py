@@ -125,6 +125,7 @@ def _train(trainings: Trainings) -> None:
         finished=trainings.stored_history,
         gpus_per_trial=spec.resources.per_trial.least_gpu,
         shares=card_shares(env),
+        is_lost=trainings.is_lost,
     )
     train_all(env, controller, "search", studies.n_trials)
 

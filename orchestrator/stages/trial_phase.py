@@ -184,6 +184,10 @@ class Trainings:
         artifact = self.env.store.find("trial", trial.key)
         return artifact.result["history"] if artifact else None
 
+    def is_lost(self, record: TrialRecord) -> bool:
+        """Return True if the store no longer has the artifact of a complete trial."""
+        return not self.env.store.has("trial", record.key)
+
     def _mixable_file(self, arm: Arm) -> Path | None:
         catalog = self.catalog
         folder = self.env.paths.parts
