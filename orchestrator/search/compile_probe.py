@@ -69,5 +69,5 @@ def _time_on_worker(train: Train, schema: Schema, pixels: int, share: TrialShare
 
     # a whole card, also where trials share one: nothing else may compute on it meanwhile
     task = ray.remote(num_cpus=share.cpu, num_gpus=1)(measure)
-    times: StepTimes = ray.get(task.remote())
+    times: StepTimes = ray.get(task.options(name="step times").remote())
     return times

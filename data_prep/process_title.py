@@ -1,0 +1,17 @@
+"""The name of a process in `ps` and on Ray's dashboard."""
+
+from __future__ import annotations
+
+import sys
+
+import setproctitle
+
+
+def show_process_title(title: str) -> None:
+    """Give this process a name, until Ray gives it another one.
+
+    In a worker of Ray this is done by Ray's own copy of the library, which has moved what a second
+    copy would look for.
+    """
+    raylet = sys.modules.get("ray._raylet")
+    (raylet or setproctitle).setproctitle(title)
