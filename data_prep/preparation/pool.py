@@ -67,7 +67,7 @@ class PrepWorker:
 
     def prepare(self, rows: list[Row], shown: set[str]) -> _Reply:
         """Prepare a few photos; those in `shown` keep pictures of every step."""
-        show_process_title(f"ray::{self!r}")
+        show_process_title(str(self))
         began = time.perf_counter()
         before = Counter(getattr(self.preparation, "seconds", {}))
         outcomes = [prepare_row(row, self.preparation, show=row[0] in shown) for row in rows]

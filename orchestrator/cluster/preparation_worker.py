@@ -24,8 +24,8 @@ class ForkedWorker(PrepWorker):
 
     def prepare(self, *args: Any) -> Any:
         """Prepare a few photos, see `PrepWorker`."""
-        show_process_title(f"ray::{self!r}")
-        return self._ask(_prepare, (str(self), *args))
+        show_process_title(str(self))
+        return self._ask(_prepare, (self.number, *args))
 
     def _ask(self, function: Callable[[Any], Any], args: Any) -> Any:
         try:
@@ -44,6 +44,5 @@ def _load(args: Any) -> Any:
 
 
 def _prepare(args: Any) -> Any:
-    title, *of_worker = args
-    show_process_title(title)
-    return _loaded.prepare(*of_worker)
+    _loaded.number, *photos = args
+    return _loaded.prepare(*photos)

@@ -177,7 +177,7 @@ class Warm(tune.Trainable):
             return next(self.replay)
         if self.broken is not None:
             raise BrokenWorker(self.broken)  # Tune gives the worker up
-        show_process_title(f"ray::{_WORKER_NAME} {self.child.trial_id}")
+        show_process_title(f"{_WORKER_NAME} {self.child.trial_id}")
         message = self.child.next()
         if isinstance(message, Reported):
             return {"epoch": message.epoch, **message.metrics, **self._card_use()}

@@ -155,7 +155,7 @@ def test_a_trial_s_worker_and_process_are_named_after_it(cluster, tmp_path):
         run(controller, tmp_path / "tune/search", **options)
     (trial_id,) = controller.records
     titles = json.loads((tmp_path / f"{trial_id}.json").read_text())
-    assert [f"trial {trial_id}", f"ray::TrialWorker {trial_id}"] == titles
+    assert [f"ray::trial {trial_id}", f"ray::TrialWorker {trial_id}"] == titles
     assert "TrialWorker" in {actor.class_name for actor in list_actors(cluster.dashboard_url)}
 
 
