@@ -2,10 +2,14 @@
 
 import itertools
 import json
+import shutil
 from dataclasses import asdict
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from orchestrator.evaluation.metrics import macro_f1
 from orchestrator.planning.plan import make_plan, n_trials
 from orchestrator.spec.load import read
 from orchestrator.stages import STAGES
@@ -188,6 +192,44 @@ def test_the_gap_is_that_of_checkpoints_on_test_people(results, tmp_path):
     test = (2 / 3 + 4 / 5) / 2  # macro F1 of 3 of 4
     gap = f"{1 - test:+.3f} ({1 - test:+.3f} to {1 - test:+.3f})"
     assert f"| random | 1.000 | 1.000 | {test:.3f} | {gap} | {gap} | 2 x 3 |" in results()
+
+
+def test_the_headline_sets_the_ensemble_beside_model_a_on_the_test_people(results, tmp_path):
+    truth = np.arange(60) % 3
+    answers = {"": truth.copy(), "A": truth.copy()}
+    answers[""][:3] = 17
+    answers["A"][:30] = 17
+    for label, preds in answers.items():
+        run = plant_run(tmp_path, "heads", label)
+        ids = [f"test/{n:02}" for n in range(60)]
+        base = {"votes": 1, "tie": False, "outcome": "voted"}
+        rows = []
+        for sample, pred in zip(ids, preds.tolist(), strict=True):
+            rows.append(
+                {**base, "sample_id": sample, "ImageID": sample, "pred": pred, "pred_a": pred}
+            )
+        tables.write(tables.from_rows(rows, tables.votes_schema(["a"])), run.votes)
+        labels = [
+            {"sample_id": i, "label": n, "part": "whole"}
+            for i, n in zip(ids, truth.tolist(), strict=True)
+        ]
+        tables.write(tables.from_rows(labels, tables.TEST_LABELS), run.test_labels)
+        groups = pa.table({"sample_id": ids, "group": pa.nulls(60, pa.string())})
+        tables.write(groups, run.catalog)
+        shutil.copyfile(contest.FOLDER.parent / "smoke.yaml", run.resolved)
+        candidate = {"setting": "a", "variant": "B", "chosen": True}
+        selection = {"policy": "robust", "members": ["a"], "candidates": [candidate]}
+        run.selection.write_text(json.dumps(selection))
+        run.certificate.write_text(json.dumps({"gap": {"test_is_inside_the_interval": True}}))
+    text = results()
+    best = macro_f1(truth, answers[""], 18)
+    assert f"| its best member, B | {best:.3f} |" in text
+    assert f"| robust ensemble of 1 heads | {best:.3f} (" in text
+    assert (
+        f"| model A alone, plain, centre crop | {macro_f1(truth, answers['A'], 18):.3f} (" in text
+    )
+    assert "| ensemble - model A | +0." in text
+    assert "The test score lies inside the" in text
 
 
 def test_policies_are_compared_on_the_private_half_set_by_set(results, tmp_path):

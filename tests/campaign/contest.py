@@ -110,8 +110,14 @@ def _as_yaml(value: Any) -> str:
 
 
 def jobs_of(table: str) -> list[Job]:
-    """Return the submits of a table: one, or for ensembles one per policy and set of seeds."""
+    """Return the submits of a table.
+
+    It is one for most. Heads have a second one, in which model A answers the test photos alone, and
+    ensembles have one per policy and set of seeds. These train nothing anew.
+    """
     changes = changes_of(table)
+    if table == "heads":
+        return [Job(table, "", changes), Job(table, "A", (*changes, "select={policy: [A]}"))]
     if table != "ensembles":
         return [Job(table, "", changes)]
     jobs = []

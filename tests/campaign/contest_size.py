@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -84,14 +85,14 @@ def main() -> None:
     asked = parser.parse_args()
     grow(asked.photos.resolve(), asked.data / "train", asked.people)
     store = asked.store.resolve()
-    if store.exists():
-        parser.error(f"--store {store}: a new folder was required, found one that exists")
-    store.mkdir(parents=True)
+    store.mkdir(parents=True, exist_ok=True)  # an interrupted run goes on
     command = [sys.executable, "-m", "orchestrator", "submit", str(SPEC), "--store", str(store)]
     root = f"data.source.root={asked.data.resolve() / 'train'}"
-    samples = run_sampled([*command, "--set", root], cwd=ROOT, log=store / "submit.log")
+    command += ["--set", root]
+    log = store / "submit.log"
+    samples = run_sampled(command, cwd=ROOT, log=log, keep=store / "samples.jsonl")
     if samples.returncode:
-        sys.exit(f"submit ended with {samples.returncode}; see {store / 'submit.log'}")
+        sys.exit(f"submit ended with {samples.returncode}; see {log}")
     (run,) = (store / "runs").iterdir()
     show(run, samples)
 
@@ -120,10 +121,15 @@ def show_row(name: str, wall_s: float, samples: Samples, begin: float, end: floa
 
 
 def backbone_passes(store: Path) -> int:
-    """Return how many photos a backbone was run over for features that are kept."""
+    """Return how many photos a backbone was run over for trainings, predictions and votes.
+
+    Features of the audit's quick models, of a backbone of their own, are not counted.
+    """
     n_rows = 0
     for path in (store / "features").glob("*/features.npy"):
-        n_rows += len(np.load(path, mmap_mode="r"))
+        params = json.loads((path.parent / "manifest.json").read_text())["params"]
+        if "samples" in params:
+            n_rows += len(np.load(path, mmap_mode="r"))
     return n_rows
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -43,27 +45,34 @@ class Samples:
     def cpu_s(self, begin: float = 0.0, end: float = float("inf")) -> float:
         """Return the processor time that the tree used in an interval of time."""
         rows = self.within(begin, end)
-        return rows[-1].cpu_s - rows[0].cpu_s if rows else 0.0
+        # a command that was started again begins at zero
+        return sum(max(0.0, after.cpu_s - before.cpu_s) for before, after in pairwise(rows))
 
     def within(self, begin: float, end: float) -> list[Sample]:
         """Return the samples of an interval of time."""
         return [row for row in self.rows if begin <= row.time <= end]
 
 
-def run_sampled(command: Sequence[str], *, cwd: Path, log: Path) -> Samples:
+def run_sampled(
+    command: Sequence[str], *, cwd: Path, log: Path, keep: Path | None = None
+) -> Samples:
     """Run a command to its end and sample its process tree.
 
     Args:
         command: and its arguments.
         cwd: its working directory.
         log: gets what it prints.
+        keep: file of the samples; those of an earlier, interrupted run are read from it.
     """
     samples = Samples()
+    if keep is not None and keep.is_file():
+        lines = keep.read_text(encoding="utf-8").splitlines()
+        samples.rows += [Sample(**json.loads(line)) for line in lines]
     done = threading.Event()
     began = time.perf_counter()
     with log.open("ab") as stream:
         process = subprocess.Popen(command, cwd=cwd, stdout=stream, stderr=subprocess.STDOUT)
-        watcher = threading.Thread(target=_watch, args=(process.pid, samples, done))
+        watcher = threading.Thread(target=_watch, args=(process.pid, samples, done, keep))
         watcher.start()
         try:
             samples.returncode = process.wait()
@@ -77,7 +86,7 @@ def run_sampled(command: Sequence[str], *, cwd: Path, log: Path) -> Samples:
     return samples
 
 
-def _watch(pid: int, samples: Samples, done: threading.Event) -> None:
+def _watch(pid: int, samples: Samples, done: threading.Event, keep: Path | None) -> None:
     """Sample until the end. Processes that left the tree keep the time that was last seen."""
     used: dict[tuple[int, float], float] = {}
     while not done.wait(_EVERY_S):
@@ -99,4 +108,8 @@ def _watch(pid: int, samples: Samples, done: threading.Event) -> None:
             tree_bytes += memory
             if process.pid == pid:
                 driver_bytes = memory
-        samples.rows.append(Sample(time.time(), driver_bytes, tree_bytes, sum(used.values())))
+        row = Sample(time.time(), driver_bytes, tree_bytes, sum(used.values()))
+        samples.rows.append(row)
+        if keep is not None:
+            with keep.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(asdict(row)) + "\n")
