@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from data_prep.catalog.images import encode
-from data_prep.config import Prep
+from data_prep.prep_config import Prep
 from data_prep.preparation.photo_steps import Prepared
 from data_prep.preparation.pool import ShardTask, prepare_shards
 from data_prep.preparation.shards import read_shard
