@@ -24,6 +24,7 @@ from trainers.compute_settings import (
     choose_precision,
     compiled,
     keep_freed_memory,
+    mode_of,
     scoring_precision,
     set_up_kernels,
 )
@@ -31,7 +32,7 @@ from trainers.config import Duration, NoCutMix, NoMixUp, OfflineMixUp, Train
 from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
 from trainers.feature_cache import PLAIN, FeatureCache, FeatureStore, View
 from trainers.heads import branch_labels
-from trainers.inference import as_tensor
+from trainers.inference import as_tensor, gathered
 from trainers.losses import BranchLoss, alpha_of, branch_loss, total_loss
 from trainers.metrics import Objective, accuracy, macro_f1, split_class
 from trainers.mixing import mix, offline_pairs
@@ -39,6 +40,7 @@ from trainers.model import Classifier, build
 from trainers.optim import Plateau, lr_at, make_optimizer
 from trainers.overlap.checkpoint_writer import CheckpointWriter
 from trainers.overlap.clock import Clock
+from trainers.overlap.device_copies import Copies
 from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.loader_processes import LoaderProcesses, Work
 from trainers.overlap.loss_watch import LossWatch, TrainingDiverged
@@ -153,7 +155,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         features = FeatureCache(
             model, task, augment, feature_store, precision=precision, overlap=overlap
         )
-    inputs = _Inputs(config, task, seed, augment, features)
+    inputs = _Inputs(config, task, seed, augment, features, overlap.copies)
     net: nn.Module = model.head if features else model
     changing: nn.Module = model.head if freeze else model  # what a checkpoint holds
     n_loaders = 0
@@ -164,15 +166,14 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     steps_per_epoch = len(list(batches(task.train, config.batch_size, drop_single=True)))
     duration = Duration.parse(config.duration)
     n_steps = duration.steps(steps_per_epoch)
-    backward = _Backward(
-        net,
-        losses,
-        config.loss.weights,
-        device,
-        precision,
-        scaler,
-        compiled(net, config.compile, device, n_steps, step_times),
-    )
+    model.train()
+    is_split = micro < config.batch_size
+    mode = mode_of(config.compile, device, n_steps, step_times, is_split=is_split)
+    if micro > len(task.train):  # no batch is whole
+        mode = None
+    sample = partial(_sample, inputs, task.train[:micro], device)
+    compiled_net = compiled(net, mode, sample, device, precision)
+    backward = _Backward(net, losses, config.loss.weights, device, precision, scaler, compiled_net)
     # -- resume -----------------------------------------------------------------------------------
     plateau = Plateau()
     history: list[dict[str, float]] = []
@@ -364,6 +365,7 @@ class _Inputs:
     seed: int
     augment: Augmentation | None
     features: FeatureCache | None
+    copies: Copies | None
 
     def __call__(self, rows: Ints, epoch: int | None = None) -> Tensor:
         """Return (B, 3, H, W) uint8, or features (B, F); augmented where an epoch is given."""
@@ -374,10 +376,16 @@ class _Inputs:
                 number = (epoch - 1) % self.config.model.freeze.views
                 view = View(number, self.seed, self.config.augment.policy)
             return self.features(rows, view)
+        if not epoch:
+            return gathered(self.task.photos, rows, self.task.images.shape[1:], self.copies)
         photos = self.task.photos(rows)
-        if augment is not None and epoch:
+        if augment is not None:
             photos = augment(photos, augmentation.sample_seeds(self.seed, epoch, rows))
         return as_tensor(photos)
+
+
+def _sample(inputs: _Inputs, rows: Ints, device: str) -> Tensor:
+    return inputs(rows).to(device)
 
 
 def _processes(config: Train, task: Task, n_loaders: int) -> LoaderProcesses | None:

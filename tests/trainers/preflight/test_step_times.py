@@ -89,7 +89,7 @@ def test_a_mode_that_does_not_train_or_cannot_be_compiled_is_left_out(compile_as
 def test_split_batches_are_no_matter_for_graphs(compile_as):
     compile_as(default=lambda network: network, reduce_overhead=lambda network: network)
     times = measured(micro_batch=4)
-    assert ({DEFAULT}, {GRAPHS}) == (set(times.modes), set(times.refused))
+    assert ({DEFAULT}, {GRAPHS, RECORDED}) == (set(times.modes), set(times.refused))
 
 
 def test_a_graph_is_told_where_a_step_begins(compile_as, monkeypatch):
