@@ -9,6 +9,7 @@ from trainers.preflight import step_times
 from trainers.preflight.step_times import (
     DEFAULT,
     GRAPHS,
+    RECORDED,
     ModeTimes,
     StepTimes,
     fastest_mode,
