@@ -372,6 +372,12 @@ def _environment(root):
     }
 
 
+def _require_success(done):
+    if done.returncode:
+        sys.stderr.write(done.stderr[-5000:])
+        raise RuntimeError(done.stderr[-300:])
+
+
 def submit(setting):
     """Run a small experiment from photos to a report, as a user would."""
     from data_prep.sample.portrait_data_set import build
@@ -395,8 +401,7 @@ def submit(setting):
             command, cwd=root, env=environment, capture_output=True, text=True, check=False
         )
         seconds = time.perf_counter() - began
-        if done.returncode:
-            raise RuntimeError(done.stderr[-300:])
+        _require_success(done)
     return Measured(seconds, "s", "from photos to a report")
 
 
@@ -458,8 +463,7 @@ def thirds(setting):
                 text=True,
                 check=False,
             )
-        if done.returncode:
-            raise RuntimeError(done.stderr[-300:])
+        _require_success(done)
         (ledger,) = (root / "store/runs").glob("*/events.jsonl")
         events = read(ledger)
     started = {event.trial_id: event.time for event in events if isinstance(event, TrialStarted)}
