@@ -18,7 +18,7 @@ from trainers.model import build
 from trainers.preflight.step_times import DEFAULT, GRAPHS, RECORDED, StepTimes, fastest_mode
 
 _BF16_CAPABILITY = 8  # Ampere and later
-_STEPS_THAT_REPAY = 100  # where no step was timed: recording takes as long as some ten steps
+_STEPS_THAT_REPAY = 100  # a recording takes as long as some ten steps
 _M_TRIM_THRESHOLD = -1  # malloc.h
 _M_MMAP_THRESHOLD = -3
 _LARGE_BYTES = 2**30
@@ -121,6 +121,12 @@ def recorded_net(network: nn.Module, x: Tensor, device: str, precision: str) -> 
         torch.OutOfMemoryError: the recording does not fit beside the network.
     """
     buffers = {name: value.clone() for name, value in network.named_buffers()}
+    # the gradients of a recording come on a stream of its own, for which torch waits
+    warn_of_streams = getattr(
+        torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None
+    )
+    if warn_of_streams is not None:
+        warn_of_streams(False)
     with autocast(device, precision, keeps_casts=False):
         recorded: Any = torch.cuda.make_graphed_callables(
             _Recorded(network), (x,), allow_unused_input=True
@@ -159,20 +165,21 @@ def mode_of(
 ) -> str | None:
     """Return the mode of a training's steps, None for plain ones.
 
+    On a GPU steps are recorded whatever is wanted: that changes no bit of the results.
+
     Args:
-        wanted: `on`, `off`, or `auto`: on a GPU, where it repays.
+        wanted: whether torch compiles: `on`, `off`, or `auto`: where it repays.
         device: where torch computes.
         n_steps: of the training.
-        times: of such steps on this kind of device. Without, 100 steps are taken to repay a
-            recording.
+        times: of such steps on this kind of device, for `auto`; None: they are not known.
         is_split: its batches are split, and the gradients of graphs cannot be added up.
     """
     if wanted == "on":
         return DEFAULT
-    if wanted != "auto" or not device.startswith("cuda"):
+    if not device.startswith("cuda"):
         return None
     mode = None
-    if times is not None:
+    if wanted == "auto" and times is not None:
         mode = fastest_mode(n_steps, times)
     elif n_steps >= _STEPS_THAT_REPAY:
         mode = RECORDED

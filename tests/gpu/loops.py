@@ -176,6 +176,15 @@ def only_mode(mode):
     return StepTimes(1.0, {} if mode is None else {mode: ModeTimes(0.0, 0.0)})
 
 
+def threads_of(setting):
+    return 15 if setting.is_cuda else 1
+
+
+def photos_of(setting, size):
+    """Return the photos of a training: small ones are trained fast, so there are more of them."""
+    return setting.n_photos * (4 if size == setting.small_size and setting.is_cuda else 1)
+
+
 def our_training(
     setting, backbone, size, folder=None, *, n_epochs=None, report=None, mode=None, **settings
 ):
@@ -183,8 +192,8 @@ def our_training(
     from trainers.training_loop import train
 
     n_epochs = n_epochs or setting.n_epochs
-    settings = {"compile": "off" if mode is None else "auto", **settings}
-    wanted = config(backbone, duration=f"{n_epochs} epochs", **settings)
+    n_photos = photos_of(setting, size)
+    wanted = config(backbone, duration=f"{n_epochs} epochs", compile="auto", **settings)
     moments = []
 
     def on_epoch(epoch, metrics):
@@ -195,17 +204,17 @@ def our_training(
     with tempfile.TemporaryDirectory() as own:
         result = train(
             wanted,
-            task(setting.n_photos, size),
+            task(n_photos, size),
             seed=0,
             report=on_epoch,
             work_dir=Path(folder or own),
             device=setting.device,
-            threads=15 if setting.is_cuda else 1,
+            threads=threads_of(setting),
             step_times=only_mode(mode),
         )
     rates = []
     for epoch in result.history[1:] or result.history:
-        rates.append((setting.n_photos - 2) / (epoch["data_s"] + epoch["steps_s"]))
+        rates.append((n_photos - 2) / (epoch["data_s"] + epoch["steps_s"]))
     return Trained(
         statistics.median(rates), result.history, result.micro_batch, (moments[0], moments[-1])
     )

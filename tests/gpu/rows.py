@@ -286,14 +286,16 @@ def _body(spec, report):
         if what == "hangs":
             time.sleep(600)
 
-    loops.our_training(setting, *small(setting), n_epochs=1, report=first)
+    mode = "recorded" if setting.is_cuda else None
+    loops.our_training(setting, *small(setting), n_epochs=1, report=first, mode=mode)
 
 
 def _first_report(child, setting, what):
     from orchestrator.search.trial_process import Reported
 
     began = time.perf_counter()
-    child.start((setting, what), what, device=setting.device)
+    threads = loops.threads_of(setting)
+    child.start((setting, what), what, threads=threads, device=setting.device)
     message = child.next()
     if not isinstance(message, Reported):
         raise TypeError(f"a report was required, found {message}")
@@ -442,7 +444,7 @@ def thirds(setting):
     settings = {
         "size": setting.small_size,
         "backbone": setting.small_backbone,
-        "epochs": 8 if setting.is_cuda else 2,
+        "epochs": 24 if setting.is_cuda else 2,
         "cpu": 5 if setting.is_cuda else 1,
         "gpu": 0.33 if setting.is_cuda else 0,
     }

@@ -1,4 +1,4 @@
-"""`compile: auto` on a card: the steps are recorded once and replayed.
+"""On a card the steps are recorded once and replayed.
 
 CUDA graphs need a card. `Recorder` stands in for torch.cuda.make_graphed_callables with what a graph does to its
 surroundings: it runs the network three times first, refuses a context that keeps casts, reads its input from one place
@@ -152,7 +152,9 @@ def test_what_cannot_be_recorded_is_trained_without(task, tmp_path, recorder, mo
 @pytest.mark.parametrize(
     ("wanted", "device", "n_steps", "is_split", "mode"),
     [
-        ("off", "cuda", 10**6, False, None),
+        ("off", "cuda", 10**6, False, RECORDED),
+        ("off", "cuda", 50, False, None),
+        ("off", "cpu", 10**6, False, None),
         ("auto", "cpu", 10**6, False, None),
         ("auto", "cuda", 50, False, None),
         ("auto", "cuda", 10**4, False, RECORDED),
@@ -161,9 +163,7 @@ def test_what_cannot_be_recorded_is_trained_without(task, tmp_path, recorder, mo
         ("on", "cuda", 1, True, DEFAULT),
     ],
 )
-def test_auto_records_all_but_the_shortest_trainings_on_a_card(
-    wanted, device, n_steps, is_split, mode
-):
+def test_a_card_records_all_but_the_shortest_trainings(wanted, device, n_steps, is_split, mode):
     assert mode == mode_of(wanted, device, n_steps, is_split=is_split)
 
 
