@@ -94,7 +94,7 @@ def compiled_net(network: nn.Module, mode: str) -> nn.Module:
 
 
 class _Recorded(nn.Module):
-    """Replays the kernels of a plain step; a batch of another type or size goes the plain way."""
+    """A network without its hooks and its mode, as torch records it."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -105,14 +105,14 @@ class _Recorded(nn.Module):
 
 
 def recorded_net(network: nn.Module, x: Tensor, device: str, precision: str) -> nn.Module:
-    """Record the forward and the backward pass of a training step as CUDA graphs.
+    """Record what a network does to a batch as CUDA graphs: forward, and in train mode backward.
 
     Each kernel is launched by the driver alone from then on, on the memory of the recording. The
     parameters are those of `network`, which computes as before.
 
     Args:
-        network: on the device, in train mode. Its buffers keep their values.
-        x: a batch on the device; only such batches are replayed.
+        network: on the device, in the mode to be recorded. Its buffers keep their values.
+        x: a batch on the device; only such batches are replayed. In eval mode smaller ones too.
         device: where torch computes.
         precision: of the training.
 
@@ -121,34 +121,57 @@ def recorded_net(network: nn.Module, x: Tensor, device: str, precision: str) -> 
         torch.OutOfMemoryError: the recording does not fit beside the network.
     """
     buffers = {name: value.clone() for name, value in network.named_buffers()}
-    # the gradients of a recording come on a stream of its own, for which torch waits
-    warn_of_streams = getattr(
-        torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None
-    )
-    if warn_of_streams is not None:
-        warn_of_streams(False)
-    with autocast(device, precision, keeps_casts=False):
+    # made here, they take gradients on this stream and not on the one that records
+    is_trained = network.training
+    sinks = []
+    if is_trained:
+        sinks = [_gradient_sink(p) for p in network.parameters() if p.requires_grad]
+    with autocast(device, precision, keeps_casts=False), torch.set_grad_enabled(is_trained):
         recorded: Any = torch.cuda.make_graphed_callables(
-            _Recorded(network), (x,), allow_unused_input=True
+            _Recorded(network).train(is_trained), (x,), allow_unused_input=True
         )
     with torch.no_grad():
         for name, value in network.named_buffers():
             value.copy_(buffers[name])  # the passes before a recording move BatchNorm's statistics
     torch.cuda.empty_cache()
-    return _SameKind(network, recorded, x)
+    return _Replayed(network, recorded, x, sinks)
 
 
-class _SameKind(nn.Module):
+def _gradient_sink(parameter: nn.Parameter) -> Any:
+    """Return the node that adds gradients to a parameter; it is kept only while something refers to it."""
+    view: Any = parameter.view_as(parameter)
+    return view.grad_fn.next_functions[0][0]
+
+
+class _Replayed(nn.Module):
     """Sends batches of one type, shape and layout through a recording, and others the plain way."""
 
-    def __init__(self, network: nn.Module, recorded: nn.Module, x: Tensor) -> None:
+    def __init__(
+        self, network: nn.Module, recorded: nn.Module, x: Tensor, sinks: list[Any]
+    ) -> None:
         super().__init__()
         self.network = network
         self.recorded = recorded
+        self.is_trained = network.training
         self.kind = _kind(x)
+        self.n = len(x)
+        self.sinks = sinks
 
     def forward(self, x: Tensor) -> Any:
+        if len(x) < self.n and not self.is_trained:
+            return self._filled_up(x)
         return self.recorded(x) if _kind(x) == self.kind else self.network(x)
+
+    def _filled_up(self, x: Tensor) -> Any:
+        """Repeat the last photo up to a whole batch; each is answered for itself."""
+        dtype, shape, stride = self.kind
+        if (x.dtype, x.shape[1:]) != (dtype, shape[1:]):
+            return self.network(x)
+        filled = torch.empty_strided(shape, stride, dtype=dtype, device=x.device)
+        filled[: len(x)].copy_(x)
+        filled[len(x) :].copy_(x[-1:])
+        logits = self.recorded(filled)
+        return {name: values[: len(x)] for name, values in logits.items()}
 
 
 def _kind(x: Tensor) -> tuple[Any, ...]:
@@ -202,13 +225,21 @@ def compiled(
         return None
     if mode != RECORDED:
         return Compiled(compiled_net(network, mode), is_graphed=mode == GRAPHS)
+    recorded = recorded_or_plain(network, sample, device, precision)
+    return None if recorded is network else Compiled(recorded, is_graphed=True)
+
+
+def recorded_or_plain(
+    network: nn.Module, sample: Callable[[], Tensor], device: str, precision: str
+) -> nn.Module:
+    """Return a network's recording, or itself, with a line on stderr, where that is not possible."""
     try:
-        return Compiled(recorded_net(network, sample(), device, precision), is_graphed=True)
+        return recorded_net(network, sample(), device, precision)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         torch.cuda.empty_cache()
         first_line = str(error).partition("\n")[0]
-        sys.stderr.write(f"the steps are not recorded as a CUDA graph: {first_line}\n")
-        return None
+        sys.stderr.write(f"not recorded as a CUDA graph: {first_line}\n")
+        return network
 
 
 def scoring_precision(device: str, precision: str) -> str:

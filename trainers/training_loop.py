@@ -25,6 +25,7 @@ from trainers.compute_settings import (
     compiled,
     keep_freed_memory,
     mode_of,
+    recorded_or_plain,
     scoring_precision,
     set_up_kernels,
 )
@@ -120,7 +121,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     began = time.perf_counter() if began is None else began
     overlap = overlap_on(device) if overlap is None else overlap
     if threads:
-        torch.set_num_threads(threads)
+        # beside a GPU torch has nothing to share out, and its waiting threads would take the cores
+        torch.set_num_threads(threads if device == "cpu" else 1)
     set_up_kernels(device)
     if device == "cpu":
         keep_freed_memory()
@@ -173,6 +175,11 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         mode = None
     sample = partial(_sample, inputs, task.train[:micro], device)
     compiled_net = compiled(net, mode, sample, device, precision)
+    scored_net = net
+    if mode is not None and device != "cpu" and len(task.val):
+        model.eval()
+        sample = partial(_sample, inputs, task.val[:_EVAL_BATCH], device)
+        scored_net = recorded_or_plain(net, sample, device, scored_in)
     backward = _Backward(net, losses, config.loss.weights, device, precision, scaler, compiled_net)
     # -- resume -----------------------------------------------------------------------------------
     plateau = Plateau()
@@ -240,7 +247,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
                 watch = LossWatch("val loss", task.name, overlap.copies, overlap.loss_lag)
                 metrics |= evaluate(
                     model,
-                    net,
+                    scored_net,
                     inputs,
                     codes,
                     losses,
