@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := data/sample
 .DEFAULT_GOAL := help
-.PHONY: help setup weights quickstart smoke check test fast references docs bench gpu-check campaign clean
+.PHONY: help setup weights quickstart smoke check test fast references docs bench gpu-check campaign contest clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -69,6 +69,10 @@ campaign: weights  ## the long forms of studies and fault campaigns; each has a 
 	$(BIN)/python -m tests.campaign.selection_bias
 	$(BIN)/python -m tests.campaign.checkpoints
 	$(BIN)/python -m tests.campaign.kills
+
+contest: weights  ## the contest's tables, run again on real portraits, and RESULTS.md; ONLY=table runs one
+	$(BIN)/python -m orchestrator weights tf_efficientnet_lite1 tf_efficientnet_lite2
+	$(BIN)/python -m tests.campaign.contest $(if $(ONLY),--only $(ONLY))
 
 clean:  ## remove the environment and the sample data
 	rm -rf $(VENV) $(SAMPLE)

@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -346,11 +347,28 @@ def test_interrupted_in_confirm_it_says_so_and_resume_goes_on(workplace):
     assert 0 == again.returncode, again.stderr
 
 
+def all_processes():
+    return psutil.process_iter(["cmdline"])
+
+
+def ray_logs(run):
+    """Return the logs of the Ray session that began last with or after a run."""
+    began = (run / "spec.yaml").stat().st_mtime - 1
+    sessions = [path for path in Path("/tmp/ray").glob("session_2*") if path.is_dir()]
+    recent = [path for path in sessions if path.stat().st_mtime > began]
+    assert recent, "Ray keeps its logs elsewhere"
+    return [path for session in recent for path in (session / "logs").rglob("*")]
+
+
 def test_a_second_submit_follows_the_first_and_no_key_is_written_anywhere(workplace):
-    """The canary stands in the environment as W&B's key; W&B is offline, so nothing is sent."""
+    """The canary stands in the environment as keys of W&B and of buckets, and as Ray's token.
+
+    W&B is offline, so nothing is sent.
+    """
     workplace.change(("wandb: null", "wandb: {project: masks, mode: offline}"))
     canary = "c4n4ry" * 7
-    environment = {**workplace.environment, "WANDB_API_KEY": canary}
+    keys = ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_KEY", "RAY_AUTH_TOKEN")
+    environment = {**workplace.environment, **dict.fromkeys(keys, canary)}
     command = workplace.command("submit", workplace.spec)
     settings = {"cwd": workplace.root, "env": environment, "capture_output": True, "text": True}
     first = subprocess.run([*command, "--detach"], check=False, timeout=60, **settings)
@@ -366,6 +384,9 @@ def test_a_second_submit_follows_the_first_and_no_key_is_written_anywhere(workpl
         text=True,
     ) as watcher:
         assert "following it" in next(watcher.stderr)
+        commands = [" ".join(process.info["cmdline"] or ()) for process in all_processes()]
+        assert any(str(workplace.spec) in command for command in commands)
+        assert not any(canary in command for command in commands)
         watcher.send_signal(signal.SIGINT)
         assert "no longer following; run" in watcher.stderr.read()
     assert 130 == watcher.returncode
@@ -374,11 +395,8 @@ def test_a_second_submit_follows_the_first_and_no_key_is_written_anywhere(workpl
     assert "is being driven by another process; following it" in second.stderr
     (run,) = workplace.runs()
     assert 8 + 1 == len(list((run / "wandb").glob("offline-run-*")))  # one is the ensemble's
-    found = [
-        path
-        for path in workplace.root.rglob("*")
-        if path.is_file() and canary.encode() in path.read_bytes()
-    ]
+    files = [*workplace.root.rglob("*"), *ray_logs(run)]
+    found = [path for path in files if path.is_file() and canary.encode() in path.read_bytes()]
     assert [] == found
 
 

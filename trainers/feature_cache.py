@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,11 +21,24 @@ from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.options import Overlap, overlap_on
 
 Features = NDArray[np.float32]  # (n, F)
-FeatureStore = Callable[[dict[str, object], Callable[[], Features]], Features]
-"""(what identifies the features, how to compute them) -> the features, from where they are kept."""
 _BATCH = 128
 _BLOCK = 2048
 """Photos whose features are computed and kept together. Several workers compute several blocks."""
+
+
+class FeatureStore(Protocol):
+    """Where features are kept."""
+
+    def __call__(
+        self, identity: dict[str, object], compute: Callable[[], Features], *, wait: bool = True
+    ) -> Features | None:
+        """Return the features of an identity; compute them where they are not kept.
+
+        Args:
+            identity: what decides the features.
+            compute: makes them.
+            wait: False to return None where another process is computing them.
+        """
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ class FeatureCache:
         self._model = model
         self._task = task
         self._augment = augment
-        self._store: FeatureStore = store or (lambda _, compute: compute())
+        self._store: FeatureStore = store or _keep_nothing
         self._precision = precision
         self._overlap = overlap
         model.backbone.eval()
@@ -84,24 +98,36 @@ class FeatureCache:
 
     def __call__(self, rows: Ints, view: View = PLAIN) -> torch.Tensor:
         """Return the features of rows in a view, (B, F) float32."""
+        if not len(rows):
+            raise ValueError("at least one row was required, found none")
         numbers = self._block_of[rows]
         places = self._place_of[rows]
-        values: Features | None = None
-        for number in np.unique(numbers).tolist():
-            features = self._block(number, view)
-            if values is None:
-                values = np.empty((len(rows), features.shape[1]), np.float32)
+        blocks = self._take(np.unique(numbers).tolist(), view)
+        width = next(iter(blocks.values())).shape[1]
+        values = np.empty((len(rows), width), np.float32)
+        for number, features in blocks.items():
             chosen = numbers == number
             values[chosen] = features[places[chosen]]
-        if values is None:
-            raise ValueError("at least one row was required, found none")
         return torch.from_numpy(values)
 
-    def _block(self, number: int, view: View) -> Features:
-        """Return the features of a block, from the store where it knows them."""
+    def _take(self, numbers: list[int], view: View) -> dict[int, Features]:
+        """Return the features of blocks, from the store where it knows them.
+
+        Blocks that another process is computing are waited for at the end, so that processes that
+        begin together share the work.
+        """
         name = repr(view)  # a policy may be a list, which has no hash
-        if (name, number) in self._kept:
-            return self._kept[name, number]
+        for wait in (False, True):
+            for number in numbers:
+                if (name, number) in self._kept:
+                    continue
+                features = self._look_up(number, view, wait=wait)
+                if features is not None:
+                    self._kept[name, number] = features
+        return {number: self._kept[name, number] for number in numbers}
+
+    def _look_up(self, number: int, view: View, *, wait: bool) -> Features | None:
+        """Ask the store for the features of a block."""
         rows = self._blocks[number]
         names = "\n".join(self._task.name(row) for row in rows)
         identity: dict[str, object] = {
@@ -113,9 +139,7 @@ class FeatureCache:
         precision = self._scored_in
         if precision != "fp32":
             identity["precision"] = precision
-        features = self._store(identity, lambda: self._compute(rows, view))
-        self._kept[name, number] = features
-        return features
+        return self._store(identity, lambda: self._compute(rows, view), wait=wait)
 
     @property
     def _device(self) -> str:
@@ -144,6 +168,13 @@ class FeatureCache:
                 yield Batch(batch, as_tensor(self._augment(self._task.photos(batch), seeds)))
             else:
                 yield Batch(batch, gathered(self._task.photos, batch, shape, copies))
+
+
+def _keep_nothing(
+    identity: dict[str, object], compute: Callable[[], Features], *, wait: bool = True
+) -> Features:
+    del identity, wait
+    return compute()
 
 
 def kept_features(

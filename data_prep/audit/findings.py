@@ -45,12 +45,16 @@ def _copies(facts: AuditFacts) -> Iterator[Finding]:
         "across_groups": ("are in different groups, so validation leaks", join),
     }
     for kind, (what, do) in texts.items():
-        for word, duplicates in (
-            ("equal photos", facts.duplicates),
-            ("near-duplicates (one picture)", facts.near_duplicates),
-        ):
-            sets = getattr(duplicates, kind)
-            yield Finding(kind, f"{word} {what}", sets.n, sets.examples, do)
+        equal = getattr(facts.duplicates, kind)
+        yield Finding(kind, f"equal photos {what}", equal.n, equal.examples, do)
+        near = getattr(facts.near_duplicates, kind)
+        yield Finding(
+            kind,
+            f"near-duplicates (one picture) {what}",
+            near.n,
+            near.examples,
+            f"{do}; name those that only look alike in data.not_copies",
+        )
     yield Finding(
         "left_out",
         "pairs of photos look alike and were not compared, because there are too many; "

@@ -64,8 +64,8 @@ def build_catalog(
         table's metadata has the number that `near_left_out` returns.
 
     Raises:
-        DataError: a path, label or group is not as the spec says, or a class has no usable
-            training photo.
+        DataError: a path, label or group is not as the spec says, a class has no usable training
+            photo, or `not_copies` names a photo that is not there.
     """
     schema = Schema.of(data.labels)
     rows = read_rows(data, base)
@@ -96,7 +96,7 @@ def build_catalog(
         codes=codes,
     )
     table = _table(scan, schema)
-    notes = json.dumps(rows.notes, ensure_ascii=False)
+    notes = json.dumps([*rows.notes, *near.notes], ensure_ascii=False)
     return table.replace_schema_metadata({NEAR_LEFT_OUT: str(near.n_left_out), NOTES: notes})
 
 

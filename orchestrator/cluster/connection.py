@@ -6,17 +6,24 @@ import ipaddress
 import logging
 import os
 import re
-import secrets
 import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from orchestrator.base.errors import SpecError, UserError
+from orchestrator.cluster.authentication import (
+    MODE,
+    TOKEN_PATH,
+    require_accepted_token,
+    token_file,
+    token_source,
+    write_token,
+)
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 _PORT = 10001  # of ray:// where none is named
@@ -76,20 +83,25 @@ def connect(
 
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     on_terminate = signal.getsignal(signal.SIGTERM)
+    if address and "://" not in address and address not in _LOCAL_NAMES:
+        require_accepted_token(address)
     try:
         if address:
-            context = ray.init(address=address, **quiet)
+            # Ray would look for 127.0.0.1 at the machine's own address
+            with _loopback_only() if _is_loopback(address) else nullcontext():
+                context = ray.init(address=address, **quiet)
         else:
-            context = ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-                # True would end the run where it does not come up
-                include_dashboard=None if dashboard else False,
-                dashboard_host="127.0.0.1",
-                object_store_memory=_OBJECT_STORE_BYTES,
-                **quiet,
-            )
+            with _loopback_only():
+                context = ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    num_gpus=num_gpus,
+                    # True would end the run where it does not come up
+                    include_dashboard=None if dashboard else False,
+                    dashboard_host="127.0.0.1",
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    **quiet,
+                )
     except Exception as error:  # noqa: BLE001 - Ray raises many kinds; all mean: no cluster
         where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
         raise UserError(
@@ -107,6 +119,24 @@ def connect(
         yield Cluster(url, problem, ray.cluster_resources(), local=address is None)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Let a cluster that is started or joined in the block be on 127.0.0.1 and nowhere else.
+
+    Ray turns `_node_ip_address="127.0.0.1"` into the address of the machine. Where it supports no
+    clusters, which is the case on macOS, it takes 127.0.0.1 by itself, and all its servers listen
+    there.
+    """
+    from ray._private import ray_constants  # noqa: PLC0415 - there is no public way
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _last_line_of_dashboard() -> str:
@@ -153,51 +183,35 @@ def _prepare_environment(address: str | None, *, insecure: bool) -> None:
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if root not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, paths)])
-    has_token = _has_token()
-    if address and not _is_local(address) and not has_token and not insecure:
+    has_token = token_source() is not None
+    if address and not is_local(address) and not has_token and not insecure:
         raise SpecError(
             f"--address {address}: a token is required for another machine's cluster, found none; "
-            "set RAY_AUTH_TOKEN_PATH, or use --insecure in a trusted network"
+            f"set {TOKEN_PATH}, or use --insecure in a trusted network"
         )
     if address is None and not has_token:
-        _write_token(_token_file())
+        write_token(token_file())
         has_token = True
     if has_token:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault(MODE, "token")
 
 
-def _is_local(address: str) -> bool:
+def is_local(address: str) -> bool:
     """Return True for an address of this machine; `local-gpu:6379` is another machine."""
-    host = urlsplit(address if "://" in address else f"ray://{address}").hostname or ""
-    if host in _LOCAL_NAMES:
-        return True
+    return _host_of(address) in _LOCAL_NAMES or _is_loopback(address)
+
+
+def _is_loopback(address: str) -> bool:
+    """Return True for an address whose host is a number such as 127.0.0.1."""
+    host = _host_of(address)
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-def _has_token() -> bool:
-    variables = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    return any(os.environ.get(name) for name in variables) or _token_file().is_file()
-
-
-def _token_file() -> Path:
-    return Path.home() / ".ray" / "auth_token"
-
-
-def _write_token(path: Path) -> None:
-    """Write a token that only its owner can read; Ray would let all read it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise UserError(
-            f"{path.parent}: a folder that can be written was required for Ray's token, "
-            f"found: {error.strerror}; set HOME to one, or RAY_AUTH_TOKEN_PATH to a file with a token"
-        ) from None
-    with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(32))
+def _host_of(address: str) -> str:
+    return urlsplit(address if "://" in address else f"ray://{address}").hostname or ""
 
 
 def _brief(error: Exception) -> str:

@@ -29,12 +29,15 @@ class Subgroup:
     macro_f1: Interval
     accuracy: Interval
     score: Interval | None = None  # by the score of the spec; None where it is macro F1
+    is_one_class: bool = False  # accuracy is then the class's recall, and F1 means nothing
 
     def to_json(self) -> dict[str, object]:
         """Return plain data."""
         facts = asdict(self)
         if self.score is None:
             del facts["score"]
+        if not self.is_one_class:
+            del facts["is_one_class"]
         return facts
 
 
@@ -68,7 +71,8 @@ def subgroup_intervals(
             f1 = interval(part, seed=seed)
             accuracy = interval(part, metric="accuracy", seed=seed)
             score = other_score(part, metric, seed=seed)
-            subgroups.append(Subgroup(column, value, f1, accuracy, score))
+            is_one_class = len(np.unique(part.targets)) == 1
+            subgroups.append(Subgroup(column, value, f1, accuracy, score, is_one_class))
     return subgroups
 
 

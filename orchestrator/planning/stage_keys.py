@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_prep.catalog.label_schema import train_borders
+from data_prep.label_codes import train_borders
 from data_prep.preparation.step_identity import steps_identity
 from data_prep.section_base import identity
 from data_prep.weights.cache import is_fetched, recorded
@@ -33,6 +33,8 @@ def catalog_key(scope: Scope) -> str:
     params["labels"] = labels
     if data.get("unlabelled") == "keep":  # the others give one catalog, or none
         params["unlabelled"] = "keep"
+    if "not_copies" in data:
+        params["not_copies"] = data["not_copies"]
     return stage_key("catalog", VERSIONS["catalog"], params, {"files": scope.files})
 
 

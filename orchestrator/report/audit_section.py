@@ -73,6 +73,7 @@ def audit(run: Run) -> View:
         "numbers": _numbers(facts),
         "copies": _copies(facts),
         "pairs": _pictured(run),
+        "not_copies": run.resolved.data.not_copies,
         "people": [" = ".join(names) for names in facts.people[:_MAX_PEOPLE]],
         "n_people": len(facts.people),
         "reasons": list(facts.reasons.items()),

@@ -16,8 +16,6 @@ _FEW_ANSWERS = 4  # may be of one class by chance
 _NOTABLE_FAILURES = 0.1  # of all trials
 _GRAVE = ("train_and_test", "test_group", "leak", "label_conflicts", "across_groups")
 """Kinds of audit findings that make scores or labels wrong."""
-_COUNTED = ("photos", "equal", "near")
-"""First words of audit findings that count photos or sets of them."""
 _SMALLEST_GAP = 0.005
 """A leak that lifts the score of a quick model by less is no serious finding."""
 _ORDER = {"bad": 0, "warn": 1, "info": 2}
@@ -158,14 +156,12 @@ def _about_the_data(run: Run) -> list[Finding]:
         return []
     items = []
     for warning in run.audit.warnings:
-        is_counted = warning.n is not None and warning.what.startswith(_COUNTED)
-        what = f"{warning.what}: {warning.n}" if is_counted else warning.what
         is_grave = warning.kind in _GRAVE
         if warning.kind == "leak" and not _leak_matters(run.audit):
             is_grave = False
         level = "bad" if is_grave else "warn"
         examples = tuple(example(item) for item in warning.examples[:_MAX_EXAMPLES])
-        items.append(Finding(level, what, warning.do, examples))
+        items.append(Finding(level, warning.text, warning.do, examples))
     if items:
         return items
     for name, share in run.audit.leak.items():

@@ -51,19 +51,27 @@ def subgroups(run: Run) -> View:
         scale = charts.Scale(max(0.0, scale.low), min(1.0, scale.high))
     rows = []
     columns: set[str] = set()
+    recalls = []
     for item in ensemble.subgroups:
         score = item.headline
         other = item.macro_f1 if is_accuracy else item.accuracy
         plot = charts.interval(score.low, score.estimate, score.high, scale, strong=True)
-        rows.append(SubgroupRow(item, item.column not in columns, score, other, plot))
+        row = SubgroupRow(item, item.column not in columns, score, other, plot)
         columns.add(item.column)
+        if item.is_one_class:
+            recalls.append(row)
+        else:
+            rows.append(row)
+    n_rows = len(rows) + len(recalls)
     return {
         "rows": rows,
-        "axis": charts.scale_axis(scale) if rows else "",
+        "recalls": recalls,
+        "axis": charts.scale_axis(scale) if n_rows else "",
         "score": spec_score.title,
         "other": MACRO_F1.title if is_accuracy else "accuracy",
         "is_of_classes": spec_score.metric != "accuracy",
-        "n_outside": f"{0.1 * len(rows):.1f}",
+        "n_rows": n_rows,
+        "n_outside": f"{0.1 * n_rows:.1f}",
     }
 
 

@@ -23,6 +23,7 @@ from orchestrator.store.event_types import (
     objective,
 )
 from orchestrator.store.ledger import TrialRecord, read, replay
+from orchestrator.store.run_files.audit import AuditFacts
 from orchestrator.store.run_files.diagnosis import LabelNoise, PartScore, SubgroupScore, are_many
 from orchestrator.store.run_files.hypotheses import Hypothesis
 from orchestrator.store.run_files.records import as_record, as_records, read_json
@@ -41,7 +42,7 @@ _CANDIDATE = (
     "search_score",
     "n_params",
 )
-_SUBGROUP = ("", "column", "value", "{score}", "90 % interval", "{other}", "groups", "photos")
+_MAX_WARNINGS = 3  # of the audit, at the end of a run
 _TEXT_COLUMNS = {
     "",
     "column",
@@ -144,14 +145,7 @@ def _tables(run: Path) -> str:
     if selection.members and (cells := _score_rows(selection)):
         names = ("score", "estimate", "90 % interval", "groups", "photos")
         parts.append(_table("ensemble", names, cells))
-    if subgroups := selection.ensemble.subgroups:
-        by_spec = any(subgroup.score is not None for subgroup in subgroups)
-        score = _short(selection.score) if by_spec else DEFAULT
-        other = DEFAULT if score == "accuracy" else "accuracy"
-        cells = [_subgroup_cells(subgroup, other) for subgroup in subgroups]
-        title = "subgroups, out-of-fold; ! marks a class with fewer than 7 groups"
-        names = tuple(name.format(score=score, other=other) for name in _SUBGROUP)
-        parts.append(_table(title, names, cells))
+    parts += _subgroup_tables(selection)
     if not parts:
         return f"run {run.name}: its search has not ended; `status {run.name}` shows its trials\n"
     return "\n".join(parts)
@@ -197,16 +191,42 @@ def _candidate_cells(candidate: Candidate) -> list[str]:
     return ["*" if candidate.chosen else "", *(_cell("", value) for value in values)]
 
 
-def _subgroup_cells(subgroup: SubgroupScore, other: str) -> list[str]:
+def _subgroup_tables(selection: Selection) -> list[str]:
+    """Draw the scores of subgroups; those of one class apart, because a recall is no macro F1."""
+    subgroups = selection.ensemble.subgroups
+    by_spec = any(subgroup.score is not None for subgroup in subgroups)
+    score = _short(selection.score) if by_spec else DEFAULT
+    other = DEFAULT if score == "accuracy" else "accuracy"
+    recalls = []
+    scores = []
+    for subgroup in subgroups:
+        if subgroup.is_one_class:
+            recalls.append(_subgroup_cells(subgroup, []))
+        else:
+            beside = subgroup.macro_f1 if other == DEFAULT else subgroup.accuracy
+            scores.append(_subgroup_cells(subgroup, [_cell("", beside.estimate)]))
+    note = "out-of-fold; ! marks a class with fewer than 7 groups"
+    drawn = []
+    first = ("", "column", "value")
+    last = ("groups", "photos")
+    if recalls:
+        names: tuple[str, ...] = (*first, "recall", "90 % interval", *last)
+        drawn.append(_table(f"photos of one class, {note}", names, recalls))
+    if scores:
+        names = (*first, score, "90 % interval", other, *last)
+        drawn.append(_table(f"subgroups, {note}", names, scores))
+    return drawn
+
+
+def _subgroup_cells(subgroup: SubgroupScore, beside: list[str]) -> list[str]:
     score = subgroup.headline
-    beside = subgroup.macro_f1 if other == DEFAULT else subgroup.accuracy
     return [
         "!" if score.too_few_people else "",
         subgroup.column,
         subgroup.value,
         _cell("", score.estimate),
         f"{_cell('', score.low)} to {_cell('', score.high)}",
-        _cell("", beside.estimate),
+        *beside,
         str(score.n_groups or ""),
         str(score.n_samples or ""),
     ]
@@ -293,6 +313,15 @@ def ensemble_lines(run: Path) -> list[str]:
         lines.append(f"answers on the test set: {submission}")
     verdicts = as_records(Hypothesis, _json(run / "hypotheses.json"))
     return lines + [_verdict_text(verdict) for verdict in verdicts]
+
+
+def audit_lines(run: Path) -> list[str]:
+    """Return the audit's gravest warnings, a line each, and how many more there are."""
+    warnings = as_record(AuditFacts, _json(run / "audit.json")).warnings
+    lines = [f"audit: {warning.text}" for warning in warnings[:_MAX_WARNINGS]]
+    if n_more := len(warnings) - len(lines):
+        lines.append(f"audit: and {n_more} more in audit.json")
+    return lines
 
 
 def _with_lost_photos(lost: PartScore | None, title: str) -> list[str]:

@@ -50,6 +50,7 @@ class Check(NamedTuple):
 def examine(folder: Path | None = None) -> tuple[list[str], bool]:
     """Return one line per check, and True if nothing required is missing."""
     checks = [_python(), *_packages(), *_weights(), _disk(folder or Path.cwd()), *_machine()]
+    checks += [_token(), *_ports()]
     return [check.line() for check in checks], all(check.passed for check in checks)
 
 
@@ -111,3 +112,32 @@ def _machine() -> list[Check]:
         dashboard = Check(False, "Ray dashboard: parts missing; install ray[default]")
     wandb = "W&B: a key is set" if has_key else "W&B: no key: offline"
     return [Check(True, processors), Check(True, wandb), dashboard]
+
+
+def _token() -> Check:
+    """Return whether Ray asks for a token, and where it comes from."""
+    from orchestrator.cluster.authentication import MODE, token_file, token_source  # noqa: PLC0415
+
+    mode = os.environ.get(MODE, "token")
+    if mode != "token":
+        text = f"{MODE}={mode}: whoever reaches a port of Ray runs code as you; unset it"
+        return Check(False, text)
+    source = token_source()
+    if source is None:
+        text = f"Ray token: none yet; the first local run writes {token_file()}"
+        return Check(True, text)
+    if source.problem is not None:
+        return Check(False, f"Ray token: {source.problem}")
+    return Check(True, f"Ray token: asked for, from {source.name}")
+
+
+def _ports() -> list[Check]:
+    """Return where Ray listens now; a head of a cluster has to be reached from other machines."""
+    from orchestrator.cluster.open_ports import open_ports, ray_processes  # noqa: PLC0415
+
+    checks = []
+    for port in open_ports(ray_processes()):
+        reach = "this machine alone" if port.is_local else "other machines too"
+        text = f"Ray port {port.ip}:{port.port}: {port.process} ({port.pid}), for {reach}"
+        checks.append(Check(True, text))
+    return checks or [Check(True, "Ray ports: none open; a local run opens them on 127.0.0.1")]

@@ -301,10 +301,11 @@ def _fork_server(experiment: Experiment, options: Options) -> Iterator[str | Non
 
     The workers of another machine's cluster cannot reach it.
     """
+    from orchestrator.cluster.connection import is_local  # noqa: PLC0415
     from orchestrator.cluster.fork_server import start_fork_server  # noqa: PLC0415
     from orchestrator.search.trial_process import TRAINING_MODULES  # noqa: PLC0415
 
-    if options.address is not None:
+    if options.address is not None and not is_local(options.address):
         yield None
         return
     used = set()
@@ -452,13 +453,17 @@ def _write_summary(
 
 
 def _say_results(paths: RunPaths, reporter: Reporter) -> None:
-    from orchestrator.report.result_tables import ensemble_lines, render_results  # noqa: PLC0415
+    from orchestrator.report.result_tables import (  # noqa: PLC0415
+        audit_lines,
+        ensemble_lines,
+        render_results,
+    )
 
     reporter.say("")
     sys.stdout.write(render_results(paths.root, "table"))
     sys.stdout.flush()
-    for line in ensemble_lines(paths.root):
-        reporter.say(line)
+    for line in [*ensemble_lines(paths.root), *audit_lines(paths.root)]:
+        reporter.say(escape(line))
     reporter.say(f"report: {escape(str(paths.report))}")
 
 

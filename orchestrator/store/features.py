@@ -10,8 +10,8 @@ from orchestrator.base.keys import stage_key
 from orchestrator.base.stage_versions import VERSIONS
 from orchestrator.store.artifacts import Store
 
-FeatureStore = Callable[[dict[str, object], Callable[[], Any]], Any]
-"""(what identifies the features, how to compute them) -> the features, (n, F) float32, mapped."""
+FeatureStore = Callable[..., Any]
+"""As `trainers.feature_cache.FeatureStore`; the features are (n, F) float32, mapped."""
 
 
 def feature_store(store: Store, photos: str) -> FeatureStore:
@@ -25,19 +25,33 @@ def feature_store(store: Store, photos: str) -> FeatureStore:
 
 
 def _keep(
-    store: Store, photos: str, identity: dict[str, object], compute: Callable[[], Any]
+    store: Store,
+    photos: str,
+    identity: dict[str, object],
+    compute: Callable[[], Any],
+    *,
+    wait: bool = True,
 ) -> Any:
-    """Find features or compute them, once however many processes ask. Map them read-only."""
+    """Find features or compute them, once however many processes ask. Map them read-only.
+
+    Returns:
+        None where another process is computing them and `wait` is False.
+    """
     import numpy as np  # noqa: PLC0415
-    from filelock import FileLock  # noqa: PLC0415
+    from filelock import FileLock, Timeout  # noqa: PLC0415
 
     key = stage_key("features", VERSIONS["features"], identity, {"photos": photos})
     if store.find("features", key) is None:
-        folder = store.work_dir("features", key)
-        with FileLock(folder.with_suffix(".lock")):
+        lock = FileLock(store.work_dir("features", key).with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            return None
+        try:
             if store.find("features", key) is None:
-                with store.draft(
-                    "features", key, params=identity, inputs={"photos": photos}
-                ) as draft:
+                inputs = {"photos": photos}
+                with store.draft("features", key, params=identity, inputs=inputs) as draft:
                     np.save(draft.path / "features.npy", compute())
+        finally:
+            lock.release()
     return np.load(store.get("features", key).path / "features.npy", mmap_mode="r")

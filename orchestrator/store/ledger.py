@@ -193,7 +193,9 @@ class Tail:
     @property
     def n_unread_bytes(self) -> int:
         """Return how much of the file has not been read yet."""
-        return max(0, self.path.stat().st_size - self._n_bytes) if self.path.is_file() else 0
+        if not self.path.is_file():
+            return 0
+        return max(0, self.path.stat().st_size - self._n_bytes)
 
     def read(self, at_most_bytes: int = -1, shortcut: Shortcut | None = None) -> list[Event]:
         """Return the events that were added since the last call.

@@ -130,7 +130,7 @@ class WarmPool:
     """A pool that prepares one shard a repetition and rests in between: nobody feeds it while nobody asks for a shard."""
 
     def __init__(self, paths, n_workers):
-        from data_prep.config import Prep
+        from data_prep.prep_config import Prep
         from data_prep.preparation.pool import ShardTask, prepare_shards
 
         photos = [

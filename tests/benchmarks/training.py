@@ -314,7 +314,7 @@ def bank_vs_backbone():
     task, small = _task(n + 200, size, n), _task(n // 10 + 2, size)
     bank, began = {}, time.perf_counter()
 
-    def keep(identity, compute):
+    def keep(identity, compute, *, wait=True):
         name = json.dumps(identity, sort_keys=True)
         if name not in bank:
             bank[name] = compute()

@@ -126,7 +126,7 @@ def test_the_head_trains_to_the_same_scores_with_kept_features_and_without(
 def test_features_are_computed_once_per_weights_samples_and_view(task, source, tmp_path):
     kept, n_computed = {}, []
 
-    def keep(identity, compute):
+    def keep(identity, compute, *, wait=True):
         if (name := str(identity)) not in kept:
             n_computed.append(identity["view"])
             kept[name] = compute()
@@ -153,7 +153,7 @@ def test_folds_and_predictions_share_features_and_the_test_set_waits_until_it_is
     n_computed = []
     kept = {}
 
-    def keep(identity, compute):
+    def keep(identity, compute, *, wait=True):
         name = str(identity)
         if name not in kept:
             kept[name] = compute()
@@ -181,7 +181,7 @@ def test_folds_and_predictions_share_features_and_the_test_set_waits_until_it_is
 def test_other_weights_samples_or_views_are_other_features(task):
     seen = []
 
-    def keep(identity, compute):
+    def keep(identity, compute, *, wait=True):
         seen.append(str(sorted(identity.items())))
         return compute()
 
@@ -227,3 +227,20 @@ def test_a_policy_that_is_a_list_has_features_of_its_own(task, tmp_path):
     settings = config("single", frozen={"views": 1}, policy=flip)
     train(settings, task, seed=1, report=quiet, work_dir=tmp_path, threads=1)
     assert "weights.safetensors" in {path.name for path in tmp_path.iterdir()}
+
+
+def test_blocks_that_another_process_computes_are_waited_for_last(task, monkeypatch):
+    monkeypatch.setattr("trainers.feature_cache._BLOCK", 20)
+    torch.manual_seed(0)
+    model = build(Model(backbone="test_efficientnet", pretrained=False), SIZES).eval()
+    asked = []
+
+    def keep(identity, compute, *, wait=True):
+        is_busy = not asked  # the first block is being computed elsewhere
+        asked.append(wait)
+        return None if is_busy else compute()
+
+    rows = np.arange(len(task.images))
+    features = FeatureCache(model, task, None, keep)(rows)
+    assert asked == [False, False, False, True]
+    np.testing.assert_array_equal(features, FeatureCache(model, task)(rows))

@@ -7,6 +7,9 @@ from typing import Any
 from orchestrator.store.run_files.records import FileRecord
 from orchestrator.store.run_files.scores import Score
 
+_COUNTED = ("photos", "equal", "near")
+"""First words of findings that count photos or sets of them."""
+
 
 class Copies(FileRecord):
     """Sets of photos that are copies of each other."""
@@ -136,6 +139,12 @@ class AuditFinding(FileRecord):
     n: int | None = None
     do: str = ""
     examples: tuple[Any, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The problem in one line, with the number of photos or sets that it counts."""
+        is_counted = self.n is not None and self.what.startswith(_COUNTED)
+        return f"{self.what}: {self.n}" if is_counted else self.what
 
 
 class AuditFacts(FileRecord):

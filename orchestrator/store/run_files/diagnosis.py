@@ -14,10 +14,16 @@ class SubgroupScore(FileRecord):
     macro_f1: Score = Score()
     accuracy: Score = Score()
     score: Score | None = None  # by the score of the spec; None where that is macro F1
+    is_one_class: bool = False
 
     @property
     def headline(self) -> Score:
-        """The score that the spec goes by."""
+        """The score that the spec goes by; of photos of one class, their recall.
+
+        Their F1 counts no photo of another class that is taken for this one.
+        """
+        if self.is_one_class:
+            return self.accuracy
         return self.score or self.macro_f1
 
 

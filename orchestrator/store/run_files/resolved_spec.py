@@ -13,6 +13,7 @@ class DataFacts(FileRecord):
 
     group: Any = ""
     labels: Any = None
+    not_copies: Any = ()  # lists of sample ids, or "all"
 
     @property
     def group_text(self) -> str:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from data_prep.audit.examination import audit, leak, people
 from data_prep.catalog import batch_inspection, near_sets
-from data_prep.catalog.builder import build_catalog
+from data_prep.catalog.builder import build_catalog, reading_notes
 from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.near_duplicates import (
     candidates,
@@ -25,7 +25,7 @@ from data_prep.catalog.near_duplicates import (
 )
 from data_prep.catalog.photo_inspection import inspect_chunk
 from data_prep.config import Data, Split
-from data_prep.errors import MachineError
+from data_prep.errors import DataError, MachineError
 from data_prep.split import assign
 from tests.data_prep.audit.planted import LABELS, cropped, detect, jpeg, plant
 
@@ -164,6 +164,31 @@ def test_joined_groups_are_never_split(planted):
     name = dict(zip(own, table["group"].to_pylist(), strict=True))
     assert all(name[a] == name[b] for a, b in map(sorted, truth["exact"]))
     assert all("+" not in group or group in name.values() for group in name.values())
+
+
+def test_photos_that_were_looked_at_are_no_copies(planted):
+    out, truth = planted
+    table = build_catalog(data_of(out), out.parent)
+    by_hash = {row["sample_id"]: row["sha256"] for row in table.to_pylist()}
+    sets: dict[str, list[str]] = {}
+    for row in table.to_pylist():
+        sets.setdefault(row["near"], []).append(row["sample_id"])
+    del sets[None]
+    pairs = [names for names in sets.values() if len(names) == 2]
+    pair = next(names for names in pairs if by_hash[names[0]] != by_hash[names[1]])
+    cleared = build_catalog(data_of(out, not_copies=[pair]), out.parent)
+    assert cleared["near"].null_count == table["near"].null_count + 2
+    assert reading_notes(cleared) == ["1 pairs that look alike are no copies, by data.not_copies"]
+    every = build_catalog(data_of(out, not_copies="all", join_duplicates=True), out.parent)
+    copies: dict[str, set[str]] = {}
+    for row in every.to_pylist():
+        if row["near"]:
+            copies.setdefault(row["near"], set()).add(row["sha256"])
+    assert {len(hashes) for hashes in copies.values()} == {1}  # equal files alone
+    owner = dict(zip(every["own_group"].to_pylist(), every["group"].to_pylist(), strict=True))
+    assert all(owner[a] == owner[b] for a, b in map(sorted, truth["exact"]))
+    with pytest.raises(DataError, match=r"data\.not_copies.*train/none\.jpg"):
+        build_catalog(data_of(out, not_copies=[["train/none.jpg", pair[0]]]), out.parent)
 
 
 def test_a_joined_group_is_never_split_by_a_hold_out_test_set(planted):

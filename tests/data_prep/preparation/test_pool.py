@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from data_prep.catalog.images import decode, encode
-from data_prep.config import Prep
+from data_prep.prep_config import Prep
 from data_prep.preparation import pool
 from data_prep.preparation.photo_steps import Prepared
 from data_prep.preparation.pool import PoolError, ShardTask, prepare_shards

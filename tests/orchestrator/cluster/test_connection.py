@@ -3,7 +3,7 @@ import socket
 import pytest
 
 from orchestrator.base.errors import UserError
-from orchestrator.cluster.connection import _is_local, _require_answer
+from orchestrator.cluster.connection import _require_answer, is_local
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from orchestrator.cluster.connection import _is_local, _require_answer
     ],
 )
 def test_only_this_machine_needs_no_token(address, here):
-    assert here is _is_local(address)
+    assert here is is_local(address)
 
 
 @pytest.mark.ray

@@ -46,6 +46,15 @@ def test_a_subgroup_has_the_score_of_the_spec_where_that_is_another():
     assert (bad.macro_f1, bad.to_json()["score"]["low"]) == (plain[0].macro_f1, bad.score.low)
 
 
+def test_photos_of_one_class_are_marked_because_their_f1_means_nothing():
+    arm, _ = crowd(np.random.default_rng(0))
+    names = ["yes" if target else "no" for target in arm.targets]
+    no, yes = subgroup_intervals(arm, {"mask": names}, seed=0)
+    assert (no.to_json()["is_one_class"], yes.is_one_class) == (True, True)
+    (whole,) = subgroup_intervals(arm, {"camera": ["a"] * len(names)}, seed=0)
+    assert "is_one_class" not in whole.to_json()
+
+
 def test_a_subgroup_of_fewer_than_seven_people_says_so():
     arm, _ = crowd(np.random.default_rng(1), n_people=13)
     owners = np.array([int(name[1:]) for name in arm.groups])

@@ -128,7 +128,9 @@ def test_keys_that_were_added_change_no_key_at_their_default():
     assert "subgroups" not in facts
     assert "calibrate" not in facts["vote"]
     assert "race" not in facts["confirm"]
-    stated = experiment_of("subgroups=[]", "vote.calibrate=false", "confirm.race=false")
+    stated = experiment_of(
+        "subgroups=[]", "vote.calibrate=false", "confirm.race=false", "data.not_copies=[]"
+    )
     assert run_key(stated) == run_key(plain)
     changed = experiment_of(
         "subgroups=[id]", "vote.calibrate=true", "confirm.race=true", "confirm.seeds=[0,1]"

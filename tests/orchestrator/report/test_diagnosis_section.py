@@ -1,6 +1,7 @@
 """Subgroups, likely wrong labels, confidence and the race, on the page and in `results`."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -101,6 +102,23 @@ def test_results_lists_subgroups_and_counts_likely_wrong_labels(run):
     assert "0.310 to 0.520" in table
     assert json.loads(render_results(run, "json"))["ensemble"]["subgroups"] == SUBGROUPS
     assert "likely wrong labels: 7 photos of 1 group; see suspects.csv" in ensemble_lines(run)
+
+
+def test_photos_of_one_class_show_their_recall_and_no_f1(run, tmp_path):
+    root = tmp_path / "one"
+    shutil.copytree(run, root)
+    path = root / "selection.json"
+    selection = json.loads(path.read_text())
+    only = SUBGROUPS[0] | {"is_one_class": True}
+    selection["ensemble"]["subgroups"] = [only, SUBGROUPS[1]]
+    path.write_text(json.dumps(selection))
+    recalls, scores = render_results(root, "table").split("subgroups, out-of-fold")
+    recalls = recalls.partition("photos of one class, out-of-fold")[2]
+    assert ("recall" in recalls, "macro_f1" in recalls, "0.639" in recalls) == (True, False, True)
+    assert "<30" not in scores
+    words = Page(build(root).read_text()).words
+    assert "the share of them that the vote answers right" in words
+    assert ("0.639" in words, "0.417" in words) == (True, False)
 
 
 def test_a_run_of_an_older_version_has_none_of_it(tmp_path):

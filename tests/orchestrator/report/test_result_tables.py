@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.report.result_tables import (
+    audit_lines,
     ensemble_lines,
     render_results,
     status_view,
@@ -51,6 +52,17 @@ def test_json_holds_ensemble_candidates_and_hypotheses(run):
     assert selection["members"] == view["ensemble"]["members"]
     assert list(SETTINGS) == [candidate["setting"] for candidate in view["candidates"]]
     assert len(view["hypotheses"]) == 3
+
+
+def test_the_gravest_warnings_of_the_audit_are_repeated_in_three_lines(tmp_path):
+    warnings = [{"what": "equal photos are in different groups", "n": 4}]
+    warnings += [{"what": f"warning {number}", "n": 1} for number in range(4)]
+    (tmp_path / "audit.json").write_text(json.dumps({"warnings": warnings}))
+    first, *_, last = lines = audit_lines(tmp_path)
+    assert len(lines) == 4
+    assert first == "audit: equal photos are in different groups: 4"
+    assert last == "audit: and 2 more in audit.json"
+    assert audit_lines(tmp_path / "none") == []
 
 
 def test_table_shows_every_trial_and_the_score_with_its_interval(run):

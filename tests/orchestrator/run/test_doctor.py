@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from orchestrator.cli import main
+from orchestrator.cluster.authentication import write_token
 from orchestrator.run import doctor
 
 
@@ -61,3 +62,22 @@ def test_the_exit_code_says_whether_something_is_missing(monkeypatch, healthy):
     monkeypatch.setattr(doctor, "examine", lambda: (["a line"], healthy))
     done = CliRunner().invoke(main, ["doctor"])
     assert (0 if healthy else 1, "a line\n") == (done.exit_code, done.output)
+
+
+def test_the_source_of_the_token_is_named_and_the_token_is_not(monkeypatch, tmp_path):
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    own = tmp_path / ".ray/auth_token"
+    assert doctor._token().text == f"Ray token: none yet; the first local run writes {own}"
+    write_token(own)
+    assert doctor._token() == (True, f"Ray token: asked for, from {own}")
+    own.chmod(0o644)
+    told = f"Ray token: {own} can be read by others; run `chmod 600 {own}`"
+    assert doctor._token() == (False, told)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    assert f"{tmp_path}/none was required as a file" in doctor._token().text
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "c4n4ry" * 7)
+    assert doctor._token() == (True, "Ray token: asked for, from RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert doctor._token().line().startswith("LACK RAY_AUTH_MODE=disabled: whoever reaches a port")
