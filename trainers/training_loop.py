@@ -163,24 +163,16 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     n_loaders = 0
     if device != "cpu" and features is None:
         n_loaders = max(1, (threads or 2) - 1)
-    scored_in = scoring_precision(device, precision)
     # -- length -----------------------------------------------------------------------------------
     steps_per_epoch = len(list(batches(task.train, config.batch_size, drop_single=True)))
     duration = Duration.parse(config.duration)
     n_steps = duration.steps(steps_per_epoch)
-    model.train()
     is_split = micro < config.batch_size
     mode = mode_of(config.compile, device, n_steps, step_times, is_split=is_split)
-    if micro > len(task.train):  # no batch is whole
-        mode = None
-    sample = partial(_sample, inputs, task.train[:micro], device)
-    compiled_net = compiled(net, mode, sample, device, precision)
-    scored_net = net
-    if mode is not None and device != "cpu" and len(task.val):
-        model.eval()
-        sample = partial(_sample, inputs, task.val[:_EVAL_BATCH], device)
-        scored_net = recorded_or_plain(net, sample, device, scored_in)
-    backward = _Backward(net, losses, config.loss.weights, device, precision, scaler, compiled_net)
+    passes = _passes(model, net, inputs, device, precision, mode, n_photos=micro)
+    backward = _Backward(
+        net, losses, config.loss.weights, device, precision, scaler, passes.compiled
+    )
     # -- resume -----------------------------------------------------------------------------------
     plateau = Plateau()
     history: list[dict[str, float]] = []
@@ -243,11 +235,11 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
             clock.add("steps", time.perf_counter() - began - clock.seconds("data"))
             if micro < config.batch_size:
                 metrics["train_micro_batch"] = micro
-            with clock.timing("evaluation"), autocast(device, scored_in):
+            with clock.timing("evaluation"), autocast(device, scoring_precision(device, precision)):
                 watch = LossWatch("val loss", task.name, overlap.copies, overlap.loss_lag)
                 metrics |= evaluate(
                     model,
-                    scored_net,
+                    passes.scored,
                     inputs,
                     codes,
                     losses,
@@ -391,8 +383,50 @@ class _Inputs:
         return as_tensor(photos)
 
 
-def _sample(inputs: _Inputs, rows: Ints, device: str) -> Tensor:
-    return inputs(rows).to(device)
+@dataclass(frozen=True)
+class _Passes:
+    """What goes through the network faster than by launching its kernels one by one."""
+
+    compiled: Compiled | None  # whole batches of training
+    scored: nn.Module  # the val part
+
+
+def _passes(
+    model: Classifier,
+    net: nn.Module,
+    inputs: _Inputs,
+    device: str,
+    precision: str,
+    mode: str | None,
+    *,
+    n_photos: int,
+) -> _Passes:
+    """Record or compile the passes of a training; neither moves its weights or statistics.
+
+    Args:
+        model: on the device.
+        net: it, or its head where `inputs` gives features.
+        inputs: of the training.
+        device: where torch computes.
+        precision: of the training.
+        mode: of its steps.
+        n_photos: at once in a step.
+    """
+
+    def sample(rows: Ints) -> Tensor:
+        return inputs(rows).to(device)
+
+    task = inputs.task
+    if mode is None or n_photos > len(task.train):  # no batch is whole
+        return _Passes(None, net)
+    model.train()
+    by_step = compiled(net, mode, partial(sample, task.train[:n_photos]), device, precision)
+    if device == "cpu" or not len(task.val):
+        return _Passes(by_step, net)
+    model.eval()
+    scored_in = scoring_precision(device, precision)
+    val_rows = task.val[:_EVAL_BATCH]
+    return _Passes(by_step, recorded_or_plain(net, partial(sample, val_rows), device, scored_in))
 
 
 def _processes(config: Train, task: Task, n_loaders: int) -> LoaderProcesses | None:
