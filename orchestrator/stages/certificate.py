@@ -416,6 +416,7 @@ def check(env: Env, lineage: Lineage, split: str) -> Check:
         answers = ray_map(
             compare_answers,
             _dealt(jobs),
+            name="check",
             cpu=share.cpu,
             gpu=share.least_gpu,
             fork_server=env.fork_server,

@@ -277,6 +277,7 @@ class Ledger:
         self.run = run
         self.events: list[Event] = []
         self.state = State()  # after all events
+        self.on_append: Callable[[Event], None] | None = None  # called when the state has changed
         self._lock: IO[bytes] | None = None
         self._file: IO[bytes] | None = None
 
@@ -320,6 +321,8 @@ class Ledger:
             os.fsync(self._file.fileno())
         self.events.append(event)
         apply(self.state, event)
+        if self.on_append is not None:
+            self.on_append(event)
 
 
 def _has_locked(lock: IO[bytes]) -> bool:

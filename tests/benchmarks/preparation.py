@@ -183,7 +183,7 @@ def processor_s():
 
     own = psutil.Process()
     workers = [
-        one for one in own.children(recursive=True) if "ray::Worker" in " ".join(one.cmdline())
+        one for one in own.children(recursive=True) if "ray::PrepWorker" in " ".join(one.cmdline())
     ]
     return sum(sum(one.cpu_times()[:2]) for one in [own, *workers])
 

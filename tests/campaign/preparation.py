@@ -87,7 +87,7 @@ def kills(folder, n, seed, steps=STEPS, make=None):
 
     def is_busy(process):
         try:
-            return "ray::Worker.prepare" in " ".join(process.cmdline())
+            return "ray::PrepWorker " in " ".join(process.cmdline())
         except psutil.Error:  # it ended while we looked
             return False
 

@@ -151,7 +151,7 @@ def workers():
 
 def is_worker(process):
     try:
-        return "ray::Worker" in " ".join(process.cmdline())
+        return "ray::PrepWorker" in " ".join(process.cmdline())
     except psutil.Error:  # it ended while we looked
         return False
 
