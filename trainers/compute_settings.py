@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -14,20 +15,33 @@ from torch import Tensor, nn
 
 from trainers.config import Model
 from trainers.model import build
-from trainers.preflight.step_times import DEFAULT, GRAPHS, StepTimes, fastest_mode
+from trainers.preflight.step_times import DEFAULT, GRAPHS, RECORDED, StepTimes, fastest_mode
 
 _BF16_CAPABILITY = 8  # Ampere and later
-_STEPS_THAT_REPAY = 3000  # where no step was timed: minutes of them, against one of compiling
+_STEPS_THAT_REPAY = 100  # a recording takes as long as some ten steps
 _M_TRIM_THRESHOLD = -1  # malloc.h
 _M_MMAP_THRESHOLD = -3
 _LARGE_BYTES = 2**30
 
 
-def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
-    """Return the context in which a model computes in a precision; its weights stay float32."""
+def autocast(
+    device: str, precision: str, *, keeps_casts: bool = True
+) -> AbstractContextManager[Any]:
+    """Return the context in which a model computes in a precision; its weights stay float32.
+
+    Args:
+        device: where torch computes.
+        precision: fp32, bf16 or fp16.
+        keeps_casts: a weight that is used twice is cast once.
+    """
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     device_type = device.split(":", maxsplit=1)[0]
-    return torch.autocast(device_type=device_type, dtype=dtype, enabled=precision != "fp32")
+    return torch.autocast(
+        device_type=device_type,
+        dtype=dtype,
+        enabled=precision != "fp32",
+        cache_enabled=keeps_casts,
+    )
 
 
 def set_up_kernels(device: str) -> None:
@@ -44,13 +58,13 @@ def set_up_kernels(device: str) -> None:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A network with compiled steps, and the batches that they are for."""
+    """A network with compiled or recorded steps, and the batches that they are for."""
 
     net: nn.Module
     is_graphed: bool = False
 
     def takes(self, n_photos: int, *, micro: int, n_batch: int) -> bool:
-        """Return True if so many photos of a batch go through compiled code.
+        """Return True if so many photos of a batch go through it.
 
         Another size would be compiled anew. Gradients of a graph lie where its next replay writes,
         so they cannot be added up over the parts of a batch.
@@ -79,33 +93,153 @@ def compiled_net(network: nn.Module, mode: str) -> nn.Module:
     return _Graphed(net) if mode == GRAPHS else net
 
 
-def compiled(
-    network: nn.Module,
+class _Recorded(nn.Module):
+    """A network without its hooks and its mode, as torch records it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Any:
+        return self.network(x)
+
+
+def recorded_net(network: nn.Module, x: Tensor, device: str, precision: str) -> nn.Module:
+    """Record what a network does to a batch as CUDA graphs: forward, and in train mode backward.
+
+    Each kernel is launched by the driver alone from then on, on the memory of the recording. The
+    parameters are those of `network`, which computes as before.
+
+    Args:
+        network: on the device, in the mode to be recorded. Its buffers keep their values.
+        x: a batch on the device; only such batches are replayed. In eval mode smaller ones too.
+        device: where torch computes.
+        precision: of the training.
+
+    Raises:
+        RuntimeError: an operation of the network cannot be recorded.
+        torch.OutOfMemoryError: the recording does not fit beside the network.
+    """
+    buffers = {name: value.clone() for name, value in network.named_buffers()}
+    # made here, they take gradients on this stream and not on the one that records
+    is_trained = network.training
+    sinks = []
+    if is_trained:
+        sinks = [_gradient_sink(p) for p in network.parameters() if p.requires_grad]
+    with autocast(device, precision, keeps_casts=False), torch.set_grad_enabled(is_trained):
+        recorded: Any = torch.cuda.make_graphed_callables(
+            _Recorded(network).train(is_trained), (x,), allow_unused_input=True
+        )
+    with torch.no_grad():
+        for name, value in network.named_buffers():
+            value.copy_(buffers[name])  # the passes before a recording move BatchNorm's statistics
+    torch.cuda.empty_cache()
+    return _Replayed(network, recorded, x, sinks)
+
+
+def _gradient_sink(parameter: nn.Parameter) -> Any:
+    """Return the node that adds gradients to a parameter; it is kept only while something refers to it."""
+    view: Any = parameter.view_as(parameter)
+    return view.grad_fn.next_functions[0][0]
+
+
+class _Replayed(nn.Module):
+    """Sends batches of one type, shape and layout through a recording, and others the plain way."""
+
+    def __init__(
+        self, network: nn.Module, recorded: nn.Module, x: Tensor, sinks: list[Any]
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.recorded = recorded
+        self.is_trained = network.training
+        self.kind = _kind(x)
+        self.n = len(x)
+        self.sinks = sinks
+
+    def forward(self, x: Tensor) -> Any:
+        if len(x) < self.n and not self.is_trained:
+            return self._filled_up(x)
+        return self.recorded(x) if _kind(x) == self.kind else self.network(x)
+
+    def _filled_up(self, x: Tensor) -> Any:
+        """Repeat the last photo up to a whole batch; each is answered for itself."""
+        dtype, shape, stride = self.kind
+        if (x.dtype, x.shape[1:]) != (dtype, shape[1:]):
+            return self.network(x)
+        filled = torch.empty_strided(shape, stride, dtype=dtype, device=x.device)
+        filled[: len(x)].copy_(x)
+        filled[len(x) :].copy_(x[-1:])
+        logits = self.recorded(filled)
+        return {name: values[: len(x)] for name, values in logits.items()}
+
+
+def _kind(x: Tensor) -> tuple[Any, ...]:
+    return x.dtype, x.shape, x.stride()
+
+
+def mode_of(
     wanted: str,
     device: str,
     n_steps: int,
     times: StepTimes | None = None,
-) -> Compiled | None:
-    """Return the network through which training steps go, None for none but the plain one.
+    *,
+    is_split: bool = False,
+) -> str | None:
+    """Return the mode of a training's steps, None for plain ones.
+
+    On a GPU steps are recorded whatever is wanted: that changes no bit of the results.
 
     Args:
-        network: takes batches of one size.
-        wanted: `on`, `off`, or `auto`: on a GPU, where it repays.
+        wanted: whether torch compiles: `on`, `off`, or `auto`: where it repays.
         device: where torch computes.
         n_steps: of the training.
-        times: of such steps on this kind of device. Without, 3,000 steps are taken to repay.
+        times: of such steps on this kind of device, for `auto`; None: they are not known.
+        is_split: its batches are split, and the gradients of graphs cannot be added up.
     """
-    mode = None
     if wanted == "on":
-        mode = DEFAULT
-    elif wanted == "auto" and device.startswith("cuda"):
-        if times is not None:
-            mode = fastest_mode(n_steps, times)
-        elif n_steps >= _STEPS_THAT_REPAY:
-            mode = DEFAULT
+        return DEFAULT
+    if not device.startswith("cuda"):
+        return None
+    mode = None
+    if wanted == "auto" and times is not None:
+        mode = fastest_mode(n_steps, times)
+    elif n_steps >= _STEPS_THAT_REPAY:
+        mode = RECORDED
+    return None if is_split and mode != DEFAULT else mode
+
+
+def compiled(
+    network: nn.Module, mode: str | None, sample: Callable[[], Tensor], device: str, precision: str
+) -> Compiled | None:
+    """Return the network through which whole batches go, None where that is the plain one.
+
+    Args:
+        network: on the device, in train mode.
+        mode: of its steps.
+        sample: returns a whole batch on the device.
+        device: where torch computes.
+        precision: of the training.
+    """
     if mode is None:
         return None
-    return Compiled(compiled_net(network, mode), is_graphed=mode == GRAPHS)
+    if mode != RECORDED:
+        return Compiled(compiled_net(network, mode), is_graphed=mode == GRAPHS)
+    recorded = recorded_or_plain(network, sample, device, precision)
+    return None if recorded is network else Compiled(recorded, is_graphed=True)
+
+
+def recorded_or_plain(
+    network: nn.Module, sample: Callable[[], Tensor], device: str, precision: str
+) -> nn.Module:
+    """Return a network's recording, or itself, with a line on stderr, where that is not possible."""
+    try:
+        return recorded_net(network, sample(), device, precision)
+    except Exception as error:  # noqa: BLE001 - whatever torch raises: the training does without
+        torch.cuda.empty_cache()
+        first_line = str(error).partition("\n")[0]
+        sys.stderr.write(f"not recorded as a CUDA graph: {first_line}\n")
+        return network
 
 
 def scoring_precision(device: str, precision: str) -> str:

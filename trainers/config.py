@@ -379,7 +379,8 @@ class Train(Section):
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     """Number format of the network; `auto` chooses what the device does fast."""
     compile: Literal["off", "on", "auto"] = since("off")
-    """Let torch compile the training steps; `auto` does on a GPU where timed steps say that it repays."""
+    """Let torch compile the training steps; `auto` does on a GPU where timed steps say that it repays.
+    `off` leaves them as they are; a GPU then replays them as CUDA graphs, with the same results."""
 
     @model_validator(mode="after")
     def _weights_need_branches(self) -> Self:

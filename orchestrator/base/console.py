@@ -79,7 +79,9 @@ class Reporter:
 
     def outcome(self, name: str, outcome: str, why: str, wall_s: float | None = None) -> None:
         """Print how a stage ended; `why` is plain text, without markup."""
-        took = f" [dim]{wall_s:.1f} s[/]" if wall_s is not None and wall_s >= 0.05 else ""
+        took = ""
+        if wall_s is not None and wall_s >= 0.05:
+            took = f" [dim]{wall_s:.1f} s[/]"
         symbol = SYMBOLS.get(outcome, " ")
         self.say(f"{symbol} {name:<11} {outcome:<10}{took} {escape(why)}".rstrip())
 

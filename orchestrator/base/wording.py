@@ -23,7 +23,8 @@ def counted(n: int | None, noun: str, plural: str = "") -> str:
     """
     if n == 1:
         return f"1 {noun}"
-    return f"{'?' if n is None else n} {plural or f'{noun}s'}"
+    number = "?" if n is None else str(n)
+    return f"{number} {plural or f'{noun}s'}"
 
 
 def signed(value: float | None) -> str:

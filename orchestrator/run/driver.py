@@ -28,6 +28,7 @@ from orchestrator.base.wording import printable
 from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.planning.stage import Env, Output
 from orchestrator.run.control import Listener
+from orchestrator.run.metrics import RunMetrics
 from orchestrator.search.trial_tables import best_trial
 from orchestrator.spec.load import read as read_spec
 from orchestrator.spec.models import Experiment
@@ -264,7 +265,8 @@ def _drive(
         _require_weights(experiment, allow_download=options.allow_download)
         with (
             _fork_server(experiment, options) as fork_server,
-            _connect(experiment, options, reporter) as resources,
+            _connect(experiment, options, paths, reporter) as resources,
+            _metrics(plan, store, ledger, progress),
         ):
             env = Env(
                 experiment, plan.files, store, paths, ledger, reporter, *resources, fork_server
@@ -346,7 +348,7 @@ class _ClusterSize(NamedTuple):
 
 @contextmanager
 def _connect(
-    experiment: Experiment, options: Options, reporter: Reporter
+    experiment: Experiment, options: Options, paths: RunPaths, reporter: Reporter
 ) -> Iterator[_ClusterSize]:
     """Connect to a cluster that can run a trial and a worker of the preparation."""
     from orchestrator.cluster.connection import connect  # noqa: PLC0415
@@ -355,6 +357,8 @@ def _connect(
     with connect(options.address, insecure=options.insecure) as cluster:
         if cluster.dashboard_url:
             reporter.say(f"dashboard {cluster.dashboard_url}")
+        if cluster.job_page:
+            write_text(paths.dashboard, cluster.job_page)
         if cluster.dashboard_problem:
             problem = escape(cluster.dashboard_problem)
             reporter.say(f"Ray's dashboard did not come up, the run goes on without: {problem}")
@@ -363,6 +367,23 @@ def _connect(
             gpu=max(resources.per_trial.least_gpu, resources.per_prep_worker.gpu),
         )
         yield _ClusterSize(cluster.resources.get("CPU", 1.0), cluster.resources.get("GPU", 0.0))
+
+
+@contextmanager
+def _metrics(plan: Plan, store: Store, ledger: Ledger, progress: _Progress) -> Iterator[None]:
+    """Export metrics of the run while it is connected to a cluster."""
+    metrics = RunMetrics(
+        plan.run_id,
+        ledger.state,
+        n_planned=sum(plan.trials.values()),
+        count_quarantined=lambda: _n_quarantined(progress.outputs),
+        store=store.root,
+    )
+    ledger.on_append = metrics.take
+    try:
+        yield
+    finally:
+        ledger.on_append = None
 
 
 def _run_stages(env: Env, progress: _Progress) -> bool:

@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 
 import psutil
 
+from data_prep.process_title import show_process_title
 from orchestrator.cluster.fork_server import fork, leave_parent
 from orchestrator.search.process_leftovers import (
     ProcessState,
@@ -96,6 +97,7 @@ class _Order:
     """What a child needs to run one trial."""
 
     spec: Any
+    trial_id: str
     seed: int
     threads: int
     device: str
@@ -176,7 +178,7 @@ class Child:
         self._is_stopping = False
         self.trial_id = trial_id
         log = Path(self.watch.logs) / f"{trial_id}.log" if self.watch.logs else None
-        order = _Order(spec, seed, threads, device, log)
+        order = _Order(spec, trial_id, seed, threads, device, log)
         if not self.pid:
             self._fork()
         try:
@@ -394,6 +396,7 @@ def _run_trials(body: Body, pipe: Any, parent: int, *, trims: bool) -> NoReturn:
         is_reusable = True
         while is_reusable:
             order: _Order = pipe.recv()
+            show_process_title(f"trial {order.trial_id}")
             seed_everything(order.seed, order.threads)
             warm_up(order.device)
             if state is None:

@@ -5,6 +5,7 @@ Imports nothing heavy.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter, defaultdict
@@ -13,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.catalog.photo_groups import group_of
-from data_prep.catalog.photo_listing import is_passed_over
 from data_prep.catalog.photo_paths import EXTENSIONS, resolve
 from data_prep.catalog.user_tables import SUFFIXES, open_table
 from data_prep.config import NameGroup
 from data_prep.errors import DataError
+from data_prep.photo_files import is_passed_over
 from orchestrator.base.errors import SpecError
 
 MAX_CLASSES = 100
@@ -366,7 +367,9 @@ def _numbers(values: Sequence[str]) -> list[float] | None:
         numbers = [float(value) for value in values]
     except ValueError:
         return None
-    return numbers if all(abs(number) < float("inf") for number in numbers) else None
+    if not all(map(math.isfinite, numbers)):
+        return None
+    return numbers
 
 
 # groups

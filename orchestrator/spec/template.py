@@ -21,6 +21,7 @@ from data_prep.catalog.labelled_photos import (
 from data_prep.catalog.photo_paths import resolve
 from data_prep.errors import DataError
 from orchestrator.base.errors import SpecError
+from orchestrator.base.wording import counted
 from orchestrator.spec import folder_survey
 from orchestrator.spec.models import Spec
 from orchestrator.spec.yaml_source import lone_value
@@ -87,8 +88,8 @@ def starter_spec(folder: Path, base: Path) -> str:
     sizes = f"{len(groups)} photos in {group_sizes(groups)}"
     n_folds = min(3, max(2, len(set(groups))))
     if n_missing := rows.source.n_missing:
-        noun = "row without its photo" if n_missing == 1 else "rows without their photos"
-        draft.notes.append(f"Left out: {n_missing} {noun}")
+        rows_text = counted(n_missing, "row without its photo", "rows without their photos")
+        draft.notes.append(f"Left out: {rows_text}")
     return _head(draft, sizes) + _body(draft, name, n_folds)
 
 
@@ -358,7 +359,9 @@ def _groups_of_rows(
     names = train.columns[train.photo_column].cells
     paths = resolve(str(folder / train.images), names).paths
     shown = [train.columns[label.column].cells for label in labels if label.classes]
-    texts = ["/".join(cells) for cells in zip(*shown, strict=True)] if shown else [""] * len(paths)
+    texts = [""] * len(paths)
+    if shown:
+        texts = list(map("/".join, zip(*shown, strict=True)))
     return folder_survey.propose_group_of_names(paths, texts) or own
 
 

@@ -150,8 +150,8 @@ class Trainings:
             inputs["mixable"] = file_sha256(mixable)
         if source:
             inputs["source"] = source
-        weights = recorded(arm.train.model.backbone) if arm.train.model.pretrained else {}
-        if weights:
+        model = arm.train.model
+        if model.pretrained and (weights := recorded(model.backbone)):
             inputs["weights"] = next(iter(weights.values()))
         return inputs
 

@@ -7,7 +7,8 @@ import pyarrow.compute as pc
 import pytest
 
 from data_prep.catalog.builder import build_catalog
-from data_prep.catalog.label_schema import Schema, train_codes
+from data_prep.catalog.label_schema import Schema
+from data_prep.label_codes import train_codes
 from data_prep.split import assign
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation.common_samples import (
