@@ -18,14 +18,11 @@ from torch import Tensor, nn
 from trainers import augmentation, checkpoint
 from trainers.augmentation import Augmentation
 from trainers.checkpoint import best_epoch
+from trainers.compiled_steps import Compiled, compiled, mode_of, recorded_or_plain
 from trainers.compute_settings import (
-    Compiled,
     autocast,
     choose_precision,
-    compiled,
     keep_freed_memory,
-    mode_of,
-    recorded_or_plain,
     scoring_precision,
     set_up_kernels,
 )
