@@ -5,19 +5,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := data/sample
 .DEFAULT_GOAL := help
-.PHONY: help setup weights quickstart smoke check test fast references docs bench gpu-check campaign contest clean
+.PHONY: help setup dev weights quickstart smoke check test fast references docs bench gpu-check campaign contest clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 # The stamp is newer than what it was made from, so a second `make setup` does nothing.
-setup: $(VENV)/.stamp  ## create .venv and install the pinned dependencies
+setup: $(VENV)/.stamp  ## create .venv and install the pinned dependencies of an experiment
 $(VENV)/.stamp: pyproject.toml constraints.txt requirements-no-deps.txt
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is required, $(PYTHON) was not found; install it or set PYTHON=..." >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { apt-get update -qq && apt-get install -y -qq python3.11-venv; }
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11, 3.12 or 3.13 is required, $(PYTHON) was not found; install one or set PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { apt-get update -qq && apt-get install -y -qq $(notdir $(PYTHON))-venv; }
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable .
+	$(BIN)/pip install --quiet --no-compile --no-deps --requirement requirements-no-deps.txt
+	@$(BIN)/python -m compileall -q -j 0 -x '/tests?/|/testing/' $(VENV)/lib  # on all cores; pip has one
+	@touch $@
+
+dev: $(VENV)/.dev-stamp  ## also install what tests and checks need
+$(VENV)/.dev-stamp: $(VENV)/.stamp
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --no-deps --requirement requirements-no-deps.txt
 	@touch $@
 
 weights: setup  ## fetch and verify the model weights the quickstart needs
@@ -34,18 +40,18 @@ quickstart: weights $(SAMPLE)/.complete  ## run the main job on sample data, fro
 smoke: weights $(SAMPLE)/.complete  ## run the smallest experiment through the whole path
 	$(BIN)/python -m orchestrator submit experiments/smoke.yaml
 
-check: setup  ## lint, types, import rules, fast tests
+check: dev  ## lint, types, import rules, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -m "not ray and not models and not slow and not gpu"
 
-fast: setup  ## fast tests alone
+fast: dev  ## fast tests alone
 	$(BIN)/python -m pytest -q -m "not ray and not models and not slow and not gpu"
 
 TESTS ?= not gpu
-test: weights  ## every test tier that a CPU can run; TESTS=markers runs some
+test: dev weights  ## every test tier that a CPU can run; TESTS=markers runs some
 	$(BIN)/python -m pytest -q -m "$(TESTS)" --durations=15
 
 references: setup  ## write docs/reference from the models of the spec, the commands and an example
@@ -56,13 +62,13 @@ docs: references  ## build docs/ as a site with a search box: build/docs/index.h
 	$(BIN)/zensical build --clean --strict
 	@echo "build/docs/index.html is written; with its search: $(BIN)/python -m http.server --directory build/docs"
 
-bench: weights  ## measure against what a user would do instead; ONLY=name runs one
+bench: dev weights  ## measure against what a user would do instead; ONLY=name runs one
 	$(BIN)/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY)) --out bench.json
 
-gpu-check: setup  ## what only a GPU can show, in one table and gpu.json; ONLY=name runs one row
+gpu-check: dev  ## what only a GPU can show, in one table and gpu.json; ONLY=name runs one row
 	$(BIN)/python -m tests.gpu $(if $(ONLY),--only $(ONLY))
 
-campaign: weights  ## the long forms of studies and fault campaigns; each has a short form in `make test`
+campaign: dev weights  ## the long forms of studies and fault campaigns; each has a short form in `make test`
 	$(BIN)/python -m tests.campaign.preparation
 	$(BIN)/python -m tests.campaign.verdicts
 	$(BIN)/python -m tests.campaign.race
@@ -70,7 +76,7 @@ campaign: weights  ## the long forms of studies and fault campaigns; each has a 
 	$(BIN)/python -m tests.campaign.checkpoints
 	$(BIN)/python -m tests.campaign.kills
 
-contest: weights  ## the contest's tables, run again on real portraits, and RESULTS.md; ONLY=table runs one
+contest: dev weights  ## the contest's tables, run again on real portraits, and RESULTS.md; ONLY=table runs one
 	$(BIN)/python -m orchestrator weights tf_efficientnet_lite1 tf_efficientnet_lite2
 	$(BIN)/python -m tests.campaign.contest $(if $(ONLY),--only $(ONLY))
 

@@ -1,5 +1,7 @@
 """The container files, as far as they can be judged without an engine."""
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import pytest
 import yaml
 
 from data_prep.weights.cache import CACHE_VARIABLE
+from orchestrator.run.metrics import METRICS
 
 FOLDER = Path(__file__).resolve().parents[1] / "docker"
 HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which(
@@ -62,3 +65,11 @@ def test_the_client_has_a_node_of_its_own_and_all_share_store_and_weights():
     assert (
         "chown 1000 /store /weights" in dockerfile
     )  # a named volume takes the owner of the folder it hides
+
+
+def test_the_grafana_dashboard_draws_each_metric_of_a_run_and_no_other():
+    board = json.loads((FOLDER / "grafana.json").read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    queries += [variable["query"] for variable in board["templating"]["list"]]
+    drawn = set(re.findall(r"\bray_\w+", " ".join(queries)))
+    assert {metric.exported_name for metric in METRICS} == drawn

@@ -6,28 +6,38 @@ import ctypes
 import ctypes.util
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainers.config import Model
 from trainers.model import build
-from trainers.preflight.step_times import DEFAULT, GRAPHS, StepTimes, fastest_mode
 
 _BF16_CAPABILITY = 8  # Ampere and later
-_STEPS_THAT_REPAY = 3000  # where no step was timed: minutes of them, against one of compiling
 _M_TRIM_THRESHOLD = -1  # malloc.h
 _M_MMAP_THRESHOLD = -3
 _LARGE_BYTES = 2**30
 
 
-def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
-    """Return the context in which a model computes in a precision; its weights stay float32."""
+def autocast(
+    device: str, precision: str, *, keeps_casts: bool = True
+) -> AbstractContextManager[Any]:
+    """Return the context in which a model computes in a precision; its weights stay float32.
+
+    Args:
+        device: where torch computes.
+        precision: fp32, bf16 or fp16.
+        keeps_casts: a weight that is used twice is cast once.
+    """
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     device_type = device.split(":", maxsplit=1)[0]
-    return torch.autocast(device_type=device_type, dtype=dtype, enabled=precision != "fp32")
+    return torch.autocast(
+        device_type=device_type,
+        dtype=dtype,
+        enabled=precision != "fp32",
+        cache_enabled=keeps_casts,
+    )
 
 
 def set_up_kernels(device: str) -> None:
@@ -40,72 +50,6 @@ def set_up_kernels(device: str) -> None:
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = False
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A network with compiled steps, and the batches that they are for."""
-
-    net: nn.Module
-    is_graphed: bool = False
-
-    def takes(self, n_photos: int, *, micro: int, n_batch: int) -> bool:
-        """Return True if so many photos of a batch go through compiled code.
-
-        Another size would be compiled anew. Gradients of a graph lie where its next replay writes,
-        so they cannot be added up over the parts of a batch.
-        """
-        return n_photos == micro and not (self.is_graphed and n_photos < n_batch)
-
-
-class _Graphed(nn.Module):
-    """Says where a step begins, so that torch reuses the memory of the step before."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Any:
-        torch.compiler.cudagraph_mark_step_begin()
-        return self.net(x)
-
-
-def compiled_net(network: nn.Module, mode: str) -> nn.Module:
-    """Return a network that torch compiles on first use; it shares the parameters of `network`.
-
-    Compiled code is kept in torch's own cache, where other trainings on the node find it.
-    """
-    net: Any = torch.compile(network, dynamic=False, mode=mode)
-    return _Graphed(net) if mode == GRAPHS else net
-
-
-def compiled(
-    network: nn.Module,
-    wanted: str,
-    device: str,
-    n_steps: int,
-    times: StepTimes | None = None,
-) -> Compiled | None:
-    """Return the network through which training steps go, None for none but the plain one.
-
-    Args:
-        network: takes batches of one size.
-        wanted: `on`, `off`, or `auto`: on a GPU, where it repays.
-        device: where torch computes.
-        n_steps: of the training.
-        times: of such steps on this kind of device. Without, 3,000 steps are taken to repay.
-    """
-    mode = None
-    if wanted == "on":
-        mode = DEFAULT
-    elif wanted == "auto" and device.startswith("cuda"):
-        if times is not None:
-            mode = fastest_mode(n_steps, times)
-        elif n_steps >= _STEPS_THAT_REPAY:
-            mode = DEFAULT
-    if mode is None:
-        return None
-    return Compiled(compiled_net(network, mode), is_graphed=mode == GRAPHS)
 
 
 def scoring_precision(device: str, precision: str) -> str:

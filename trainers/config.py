@@ -20,6 +20,8 @@ from data_prep.section_base import (
 )
 from trainers.library_names import Operation, check_operation
 
+IS_LAST = "is_last"
+"""What the last report of a training has beside its metrics, as 1.0."""
 _DURATION = r"^[1-9][0-9]* (epochs?|steps?)$"
 DurationText = Annotated[str, StringConstraints(pattern=_DURATION)]
 
@@ -377,7 +379,8 @@ class Train(Section):
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     """Number format of the network; `auto` chooses what the device does fast."""
     compile: Literal["off", "on", "auto"] = since("off")
-    """Let torch compile the training steps; `auto` does on a GPU where timed steps say that it repays."""
+    """Let torch compile the training steps; `auto` does on a GPU where timed steps say that it repays.
+    `off` leaves them as they are; a GPU then replays them as CUDA graphs, with the same results."""
 
     @model_validator(mode="after")
     def _weights_need_branches(self) -> Self:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from trainers.losses import Targets
 from trainers.metrics import Ints, joint_class
 
-__all__ = ["Ints", "Mixable", "Task", "ahead", "batches", "epoch_order", "seed_of"]
+__all__ = ["Ints", "Mixable", "Task", "ahead", "batches", "epoch_order", "gather", "seed_of"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -92,12 +92,17 @@ class Task:
         first[mixed], second[mixed] = self.pairs[rows[mixed] - len(self.images)].T
         return first, second
 
-    def photos(self, rows: Ints) -> NDArray[np.uint8]:
-        """Gather photos, (B, H, W, 3) uint8, a copy; a mixed one is A/2 + B/2."""
+    def photos(self, rows: Ints, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Gather photos, (B, H, W, 3) uint8, a copy; a mixed one is A/2 + B/2.
+
+        Args:
+            rows: (B,) row numbers, also of mixed rows.
+            out: of the shape of the result, gets it.
+        """
         if not len(self.pairs):
-            return np.take(np.asarray(self.images), rows, axis=0)
+            return gather(self.images, rows, out)
         first, second = self.parents(rows)
-        photos = np.take(np.asarray(self.images), first, axis=0)
+        photos = gather(self.images, first, out)
         mixed = first != second
         if mixed.any():
             total = photos[mixed].astype(np.uint16) + self.images[second[mixed]]
@@ -125,6 +130,16 @@ class Task:
         if row < len(self.sample_ids):
             return self.sample_ids[row]
         return "+".join(self.sample_ids[parent] for parent in self.pairs[row - len(self.images)])
+
+
+def gather(
+    images: NDArray[np.uint8], rows: Ints, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Return rows of an array as a copy, in `out` where it is given."""
+    if out is None:
+        return np.take(np.asarray(images), rows, axis=0)
+    # mode `raise` would gather into memory of its own first
+    return np.take(np.asarray(images), rows, axis=0, out=out, mode="clip")
 
 
 def seed_of(*parts: object) -> int:

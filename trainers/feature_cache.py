@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from trainers.augmentation import Augmentation, sample_seeds
 from trainers.compute_settings import autocast, scoring_precision
 from trainers.data import Ints, Task
-from trainers.inference import as_tensor
+from trainers.inference import as_tensor, gathered
 from trainers.model import Classifier
-from trainers.overlap.device_copies import read
+from trainers.overlap.device_copies import Copies, read
 from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.options import Overlap, overlap_on
 
@@ -154,18 +154,20 @@ class FeatureCache:
         overlap = self._overlap or overlap_on(self._device)
         readings = []
         with autocast(self._device, self._scored_in):
-            for batch in feed(self._batches(rows, view), overlap.copies):
+            for batch in feed(self._batches(rows, view, overlap.copies), overlap.copies):
                 values = self._model.features(batch.x).float()
                 readings.append(read(overlap.copies, values))
         return np.concatenate([reading.array() for reading in readings])
 
-    def _batches(self, rows: Ints, view: View) -> Generator[Batch]:
+    def _batches(self, rows: Ints, view: View, copies: Copies | None) -> Generator[Batch]:
+        shape = self._task.images.shape[1:]
         for start in range(0, len(rows), _BATCH):
             batch = rows[start : start + _BATCH]
-            photos = self._task.photos(batch)
             if self._augment is not None and view.number is not None:
-                photos = self._augment(photos, sample_seeds(view.seed, view.number, batch))
-            yield Batch(batch, as_tensor(photos))
+                seeds = sample_seeds(view.seed, view.number, batch)
+                yield Batch(batch, as_tensor(self._augment(self._task.photos(batch), seeds)))
+            else:
+                yield Batch(batch, gathered(self._task.photos, batch, shape, copies))
 
 
 def _keep_nothing(

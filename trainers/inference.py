@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from trainers import checkpoint
 from trainers.compute_settings import autocast, scoring_precision
 from trainers.config import Model
+from trainers.data import Ints, gather
 from trainers.model import Classifier, build
-from trainers.overlap.device_copies import read
+from trainers.overlap.device_copies import Copies, read
 from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.options import Overlap, overlap_on
 
@@ -75,7 +77,7 @@ def predict(
     network = model if features is None else model.head
     readings = []
     with autocast(device, scoring_precision(device, model.precision)):
-        for batch in feed(_batches(images, rows, batch_size, features), copies):
+        for batch in feed(_batches(images, rows, batch_size, features, copies), copies):
             readings.append(read(copies, model.head.log_probs(network(batch.x)).exp()))
     return np.concatenate([reading.array() for reading in readings])
 
@@ -85,16 +87,40 @@ def _batches(
     rows: NDArray[np.int64],
     size: int,
     features: Callable[[NDArray[np.int64]], Tensor] | None,
+    copies: Copies | None,
 ) -> Generator[Batch]:
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        x = as_tensor(np.asarray(images[part])) if features is None else features(part)
-        yield Batch(part, x)
+        if features is None:
+            yield Batch(part, gathered(partial(gather, images), part, images.shape[1:], copies))
+        else:
+            yield Batch(part, features(part))
 
 
 def as_tensor(photos: NDArray[np.uint8]) -> Tensor:
     """Return (B, H, W, 3) as (B, 3, H, W) over the same memory, channels last."""
     return torch.from_numpy(photos).permute(0, 3, 1, 2)
+
+
+def gathered(
+    read_photos: Callable[[Ints, NDArray[np.uint8] | None], NDArray[np.uint8]],
+    rows: Ints,
+    shape: tuple[int, ...],
+    copies: Copies | None,
+) -> Tensor:
+    """Return photos as (B, 3, H, W), in memory from which the copy to the device begins.
+
+    Args:
+        read_photos: (rows, out) -> photos (B, H, W, 3), in `out` where it is given.
+        rows: (B,) row numbers.
+        shape: of one photo, (H, W, 3).
+        copies: to the device; None where torch computes on the host.
+    """
+    if copies is None:
+        return as_tensor(read_photos(rows, None))
+    buffer = copies.host_buffer((len(rows), *shape))
+    read_photos(rows, buffer.numpy())
+    return buffer.permute(0, 3, 1, 2)
 
 
 class _Deployed(nn.Module):

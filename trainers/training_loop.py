@@ -18,20 +18,19 @@ from torch import Tensor, nn
 from trainers import augmentation, checkpoint
 from trainers.augmentation import Augmentation
 from trainers.checkpoint import best_epoch
+from trainers.compiled_steps import Compiled, compiled, mode_of, recorded_or_plain
 from trainers.compute_settings import (
-    Compiled,
     autocast,
     choose_precision,
-    compiled,
     keep_freed_memory,
     scoring_precision,
     set_up_kernels,
 )
-from trainers.config import Duration, NoCutMix, NoMixUp, OfflineMixUp, Train
+from trainers.config import IS_LAST, Duration, NoCutMix, NoMixUp, OfflineMixUp, Train
 from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
 from trainers.feature_cache import PLAIN, FeatureCache, FeatureStore, View
 from trainers.heads import branch_labels
-from trainers.inference import as_tensor
+from trainers.inference import as_tensor, gathered
 from trainers.losses import BranchLoss, alpha_of, branch_loss, total_loss
 from trainers.metrics import Objective, accuracy, macro_f1, split_class
 from trainers.mixing import mix, offline_pairs
@@ -39,6 +38,7 @@ from trainers.model import Classifier, build
 from trainers.optim import Plateau, lr_at, make_optimizer
 from trainers.overlap.checkpoint_writer import CheckpointWriter
 from trainers.overlap.clock import Clock
+from trainers.overlap.device_copies import Copies
 from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.loader_processes import LoaderProcesses, Work
 from trainers.overlap.loss_watch import LossWatch, TrainingDiverged
@@ -118,7 +118,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     began = time.perf_counter() if began is None else began
     overlap = overlap_on(device) if overlap is None else overlap
     if threads:
-        torch.set_num_threads(threads)
+        # beside a GPU torch has nothing to share out, and its waiting threads would take the cores
+        torch.set_num_threads(threads if device == "cpu" else 1)
     set_up_kernels(device)
     if device == "cpu":
         keep_freed_memory()
@@ -153,25 +154,21 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         features = FeatureCache(
             model, task, augment, feature_store, precision=precision, overlap=overlap
         )
-    inputs = _Inputs(config, task, seed, augment, features)
+    inputs = _Inputs(config, task, seed, augment, features, overlap.copies)
     net: nn.Module = model.head if features else model
     changing: nn.Module = model.head if freeze else model  # what a checkpoint holds
     n_loaders = 0
     if device != "cpu" and features is None:
         n_loaders = max(1, (threads or 2) - 1)
-    scored_in = scoring_precision(device, precision)
     # -- length -----------------------------------------------------------------------------------
     steps_per_epoch = len(list(batches(task.train, config.batch_size, drop_single=True)))
     duration = Duration.parse(config.duration)
     n_steps = duration.steps(steps_per_epoch)
+    is_split = micro < config.batch_size
+    mode = mode_of(config.compile, device, n_steps, step_times, is_split=is_split)
+    passes = _passes(model, net, inputs, device, precision, mode, n_photos=micro)
     backward = _Backward(
-        net,
-        losses,
-        config.loss.weights,
-        device,
-        precision,
-        scaler,
-        compiled(net, config.compile, device, n_steps, step_times),
+        net, losses, config.loss.weights, device, precision, scaler, passes.compiled
     )
     # -- resume -----------------------------------------------------------------------------------
     plateau = Plateau()
@@ -179,6 +176,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     step = 0
     writer = CheckpointWriter(work_dir, overlap)
     state = writer.load()
+    n_epochs = duration.epochs(steps_per_epoch)
     if state is not None:
         changing.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -188,11 +186,11 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         step = state["step"]
         micro = min(micro, state["micro_batch"])
         for epoch, metrics in enumerate(history, 1):
-            report(epoch, metrics)
+            is_last = epoch == n_epochs or _stops_early(config, history[:epoch])
+            report(epoch, {**metrics, IS_LAST: 1.0} if is_last else metrics)
     clock.add("start", time.perf_counter() - began)
     # -- epochs -----------------------------------------------------------------------------------
     with writer, _processes(config, task, n_loaders) or nullcontext() as processes:
-        n_epochs = duration.epochs(steps_per_epoch)
         for epoch in range(len(history) + 1, n_epochs + 1):
             if _stops_early(config, history):
                 break
@@ -235,11 +233,11 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
             clock.add("steps", time.perf_counter() - began - clock.seconds("data"))
             if micro < config.batch_size:
                 metrics["train_micro_batch"] = micro
-            with clock.timing("evaluation"), autocast(device, scored_in):
+            with clock.timing("evaluation"), autocast(device, scoring_precision(device, precision)):
                 watch = LossWatch("val loss", task.name, overlap.copies, overlap.loss_lag)
                 metrics |= evaluate(
                     model,
-                    net,
+                    passes.scored,
                     inputs,
                     codes,
                     losses,
@@ -270,7 +268,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
                 is_last = epoch == n_epochs or _stops_early(config, history)
                 writer.save(state, is_last=is_last)
             metrics |= clock.take()
-            report(epoch, metrics)
+            report(epoch, {**metrics, IS_LAST: 1.0} if is_last else metrics)
         best = best_epoch(history)
         writer.finish(best)
     return Result(len(history), best, history[best - 1], history, task.pairs, micro)
@@ -364,6 +362,7 @@ class _Inputs:
     seed: int
     augment: Augmentation | None
     features: FeatureCache | None
+    copies: Copies | None
 
     def __call__(self, rows: Ints, epoch: int | None = None) -> Tensor:
         """Return (B, 3, H, W) uint8, or features (B, F); augmented where an epoch is given."""
@@ -374,10 +373,58 @@ class _Inputs:
                 number = (epoch - 1) % self.config.model.freeze.views
                 view = View(number, self.seed, self.config.augment.policy)
             return self.features(rows, view)
+        if not epoch:
+            return gathered(self.task.photos, rows, self.task.images.shape[1:], self.copies)
         photos = self.task.photos(rows)
-        if augment is not None and epoch:
+        if augment is not None:
             photos = augment(photos, augmentation.sample_seeds(self.seed, epoch, rows))
         return as_tensor(photos)
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """What goes through the network faster than by launching its kernels one by one."""
+
+    compiled: Compiled | None  # whole batches of training
+    scored: nn.Module  # the val part
+
+
+def _passes(
+    model: Classifier,
+    net: nn.Module,
+    inputs: _Inputs,
+    device: str,
+    precision: str,
+    mode: str | None,
+    *,
+    n_photos: int,
+) -> _Passes:
+    """Record or compile the passes of a training; neither moves its weights or statistics.
+
+    Args:
+        model: on the device.
+        net: it, or its head where `inputs` gives features.
+        inputs: of the training.
+        device: where torch computes.
+        precision: of the training.
+        mode: of its steps.
+        n_photos: at once in a step.
+    """
+
+    def sample(rows: Ints) -> Tensor:
+        return inputs(rows).to(device)
+
+    task = inputs.task
+    if mode is None or n_photos > len(task.train):  # no batch is whole
+        return _Passes(None, net)
+    model.train()
+    by_step = compiled(net, mode, partial(sample, task.train[:n_photos]), device, precision)
+    if device == "cpu" or not len(task.val):
+        return _Passes(by_step, net)
+    model.eval()
+    scored_in = scoring_precision(device, precision)
+    val_rows = task.val[:_EVAL_BATCH]
+    return _Passes(by_step, recorded_or_plain(net, partial(sample, val_rows), device, scored_in))
 
 
 def _processes(config: Train, task: Task, n_loaders: int) -> LoaderProcesses | None:

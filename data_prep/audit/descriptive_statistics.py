@@ -20,14 +20,9 @@ from data_prep.audit.fact_types import (
     SideRange,
     Tell,
 )
-from data_prep.catalog.label_schema import (
-    OWN_COLUMNS,
-    Schema,
-    in_digits,
-    name_in_catalog,
-    values_in,
-)
+from data_prep.catalog.label_schema import OWN_COLUMNS, Schema, in_digits, name_in_catalog
 from data_prep.config import ColumnLabel, FolderLabel, Label
+from data_prep.label_codes import values_in
 
 _MAX_VALUES = 20  # of a column that may be a category
 _WITNESSES = 5  # groups per value; a column with fewer names the groups themselves

@@ -27,7 +27,8 @@ from data_prep.catalog.builder import near_left_out
 from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.near_duplicates import candidates, sets_of
 from data_prep.config import Label
-from data_prep.split import excluded, rows_of_seed, strata
+from data_prep.exclusions import excluded
+from data_prep.split import rows_of_seed, strata
 
 _EXAMPLES = 5
 _MAX_SETS = 500

@@ -7,15 +7,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.catalog.photo_listing import (
-    images_of,
-    is_passed_over,
-    require_images,
-    sides,
-    table_of,
-)
+from data_prep.catalog.photo_listing import images_of, require_images, sides, table_of
 from data_prep.config import Data
 from data_prep.errors import DataError
+from data_prep.photo_files import is_passed_over
 
 
 def fingerprint(data: Data, base: Path) -> str:

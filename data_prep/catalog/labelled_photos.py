@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.catalog.label_schema import MISSING, Schema, read_codes, unlabelled
+from data_prep.catalog.label_schema import MISSING, Schema
 from data_prep.catalog.photo_groups import group_name, group_of, read_groups
 from data_prep.catalog.photo_listing import Listing, list_source, list_test
 from data_prep.config import Data, TestHoldOut, TestTable
 from data_prep.errors import LEAVE_OUT, LEFT_OUT, DataError, some
+from data_prep.label_codes import read_codes, unlabelled
 
 
 @dataclass(frozen=True)

@@ -99,8 +99,9 @@ def _told_apart(photos: Photos) -> Literal["all"] | set[frozenset[int]]:
     lists = photos.data.not_copies
     if lists == "all":
         return "all"
-    # a photo of the source may be held out for the test set, and is named by that side then
-    sides = ["train", "test"] if isinstance(photos.data.test, TestHoldOut) else ["train"]
+    sides = ["train"]
+    if isinstance(photos.data.test, TestHoldOut):  # a photo that is held out is named by that side
+        sides.append("test")
     positions = {}
     for index, relative in enumerate(photos.source.relatives):
         for side in sides:

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_prep.catalog.photo_paths import (
-    EXTENSIONS,
-    HEIF_EXTENSIONS,
-    HEIF_REFUSAL,
-    PLAIN_EXTENSIONS,
-    composed,
-    refusal,
-    resolve,
-)
+from data_prep.catalog.photo_paths import EXTENSIONS, composed, refusal, resolve
 from data_prep.catalog.user_tables import Columns, UserTable, open_table
 from data_prep.config import ClassFolders, Data, ProfileFolders, Table, TestTable
 from data_prep.errors import DataError, some
-
-_NOTES = (
-    *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".xmp", ".yaml", ".yml", ".md"),
-    *(".html", ".aae", ".log", ".mat", ".pts", ".npy", ".npz", ".pkl", ".mov", ".mp4", ".avi"),
-    *(".parquet", ".py", ".ipynb"),
-)
-"""What people and tools write beside photos: to ignore it loses no photo."""
-_LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}
-"""Files of file managers, hidden or not."""
-_STORE = "runs-store"
-"""The store of artifacts, where a command runs in the folder of the data."""
+from data_prep.photo_files import entries, photos_in, photos_under, shown
 
 Source = ProfileFolders | ClassFolders | Table
 
@@ -38,7 +20,6 @@ MISSING_FILE = "the file is missing"
 """The status of a row of a table whose photo is not there."""
 _MAX_MISSING = 0.1
 """The share of rows without a file above which the names are read wrongly, or a folder is gone."""
-_A_FOLDER = "refused: a folder, photos in it are not read"
 
 
 @dataclass(frozen=True)
@@ -186,12 +167,12 @@ def _require_column(name: str, columns: Columns, where: str, path: Path) -> None
 def _class_folders(images: str) -> Listing:
     relatives = []
     refusals: list[str | None] = []
-    for name, is_folder in _entries(images):
+    for name, is_folder in entries(images):
         if not is_folder:
-            relatives.append(_shown(name))
+            relatives.append(shown(name))
             refusals.append(refusal(name) or "refused: no folder of a class")
             continue
-        for relative, problem in _photos_under(images, name):
+        for relative, problem in photos_under(images, name):
             relatives.append(relative)
             refusals.append(problem)
     if not relatives:
@@ -209,7 +190,7 @@ def _photos_below(images: str) -> Listing:
     folders = [""]
     while folders:
         folder = folders.pop()
-        for name, is_folder in _entries(f"{images}/{folder}"):
+        for name, is_folder in entries(f"{images}/{folder}"):
             relative = f"{folder}{name}"
             if is_folder and not Path(images, relative).is_symlink():
                 folders.append(f"{relative}/")
@@ -235,7 +216,9 @@ def _profile_folders(images: str, key: str, table: UserTable) -> Listing:
         listed.update(map(str, (path, *path.parents)))
     for row, folder in enumerate(folders):
         refused = refusal(folder)
-        photos = [(folder, refused)] if refused else list(_photos_in(images, folder, listed))
+        photos: list[tuple[str, str | None]] = [(folder, refused)]
+        if not refused:
+            photos = list(photos_in(images, folder, listed))
         if not photos:
             lost.append(repr(folder))
         for relative, problem in photos:
@@ -294,70 +277,8 @@ def _there(images: str) -> str:
         photos = sorted(name for name in files if name.lower().endswith(EXTENSIONS))
         if photos:
             below = os.path.relpath(f"{place}/{photos[0]}", images)
-            return f"; a file there is {_shown(below)!r}"
+            return f"; a file there is {shown(below)!r}"
     return "; no photo is there"
-
-
-def _photos_in(
-    images: str, folder: str, listed: Collection[str] = ()
-) -> Iterator[tuple[str, str | None]]:
-    """List a folder's photos, and what else may hold photos with the reason why it is not read.
-
-    Folders in `listed` are read on their own, so they are left out here.
-    """
-    place = os.path.realpath(f"{images}/{folder}")
-    if not place.startswith(os.path.realpath(images) + os.sep):
-        yield folder, "refused: the link leads out of the data folder"
-        return
-    for name, is_folder in _entries(place):
-        relative = f"{folder}/{name}"
-        if not (is_folder and relative in listed):
-            yield _shown(relative), refusal(relative) or _unread(name, is_folder=is_folder)
-
-
-def _photos_under(images: str, folder: str) -> Iterator[tuple[str, str | None]]:
-    """List a folder's photos and those of the folders in it, such as one per plant."""
-    for relative, problem in _photos_in(images, folder):
-        if problem != _A_FOLDER or Path(images, relative).is_symlink():
-            yield relative, problem
-        else:
-            yield from _photos_under(images, relative)
-
-
-def _unread(name: str, *, is_folder: bool) -> str | None:
-    if is_folder:
-        return _A_FOLDER
-    if name.lower().endswith(EXTENSIONS):
-        return None
-    if name.lower().endswith(HEIF_EXTENSIONS):
-        return f"refused: {HEIF_REFUSAL}"
-    kind = PurePosixPath(name).suffix.lower() or "no extension"
-    return f"refused: {kind}, only {', '.join(PLAIN_EXTENSIONS)} are read"
-
-
-def _entries(folder: str) -> list[tuple[str, bool]]:
-    """List the names in a folder, sorted, and whether each is a folder."""
-    names = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                is_folder = entry.is_dir()
-                if not is_passed_over(entry.name, is_folder=is_folder):
-                    names.append((entry.name, is_folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(names)
-
-
-def is_passed_over(name: str, *, is_folder: bool) -> bool:
-    """Return True for hidden files (._mask1.jpg), litter and notes: they hold no photos."""
-    lower = name.lower()
-    is_note = lower.endswith(_NOTES) and not is_folder
-    return lower.startswith(".") or lower in _LITTER or lower == _STORE or is_note
-
-
-def _shown(name: str) -> str:
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _refuse_twins(listing: Listing, where: str, images: str) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_prep.catalog.label_schema import Schema, read_codes
+from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.photo_listing import Listing, list_source, list_test
 from data_prep.catalog.photo_paths import sample_id_of
 from data_prep.catalog.test_table import read_answers
 from data_prep.config import Data, TestHoldOut, TestTable
+from data_prep.label_codes import read_codes
 
 
 def test_labels(data: Data, base: Path, catalog: pa.Table) -> pa.Table | None:

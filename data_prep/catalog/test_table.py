@@ -6,12 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_prep.catalog.label_schema import Schema, code_of
+from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.photo_listing import list_test
 from data_prep.catalog.photo_paths import composed
 from data_prep.catalog.user_tables import Columns, read_table
 from data_prep.config import Data, StemLabel, TestTable
 from data_prep.errors import DataError, nearest, some
+from data_prep.label_codes import code_of
 
 WHERE = "data.test.label"
 _FEW = 4

@@ -22,8 +22,8 @@ from data_prep.catalog.images import (
     encode,
     opaque,
 )
-from data_prep.config import CenterCrop, CropFace, KeepAspect, Prep, RemoveBackground, Resize
 from data_prep.errors import require_machine
+from data_prep.prep_config import CenterCrop, CropFace, KeepAspect, Prep, RemoveBackground, Resize
 from data_prep.preparation import background_removal, faces
 from data_prep.preparation import step_films as sheet
 from data_prep.preparation.shards import ShardRow

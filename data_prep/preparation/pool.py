@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.config import Prep
+from data_prep.prep_config import Prep
 from data_prep.preparation.photo_steps import Outcome, Preparation, Row, prepare_row
 from data_prep.preparation.shard_builder import Assembly, ShardResult, ShardTask
+from data_prep.process_title import show_process_title
 
 __all__ = ["PHOTO_TIMEOUT_S", "PoolError", "ShardResult", "ShardTask", "prepare_shards"]
 
@@ -47,8 +48,17 @@ class _Reply(NamedTuple):
     wall_s: float
 
 
-class Worker:
-    """The body of an actor: a preparation that stays loaded."""
+class PrepWorker:
+    """The body of an actor: a preparation that stays loaded.
+
+    The number is for those who watch: Ray's dashboard and `ps` show it.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        self.number = number
+
+    def __repr__(self) -> str:
+        return f"PrepWorker {self.number}"
 
     def load(self, prep: Prep, make: Make, threads: int) -> list[str]:
         """Load the models and return what the user should know about how they run."""
@@ -57,6 +67,7 @@ class Worker:
 
     def prepare(self, rows: list[Row], shown: set[str]) -> _Reply:
         """Prepare a few photos; those in `shown` keep pictures of every step."""
+        show_process_title(str(self))
         began = time.perf_counter()
         before = Counter(getattr(self.preparation, "seconds", {}))
         outcomes = [prepare_row(row, self.preparation, show=row[0] in shown) for row in rows]
@@ -97,7 +108,7 @@ class _Options:
     prep: Prep
     work_dir: Path
     make: Make
-    worker: type[Worker]
+    worker: type[PrepWorker]
     cpus: float  # per worker
     gpus: float  # per worker
     n_workers: float  # at most
@@ -116,7 +127,7 @@ def prepare_shards(
     n_workers: int | None = None,
     timeout_s: float = PHOTO_TIMEOUT_S,
     make: Make | None = None,
-    worker: type[Worker] = Worker,
+    worker: type[PrepWorker] = PrepWorker,
     progress: Callable[[int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[ShardResult]:
@@ -177,6 +188,7 @@ class _Pool:
         self._complete: deque[int] = deque()  # shards of which every photo has an outcome
         self._queue: deque[tuple[int, Row]] = deque()  # photos that no worker has
         self._workers: list[_WorkerState] = []
+        self._n_started = 0
         self._n_done = 0
         self._deaths = Counter[str]()  # by sample_id
         self._timeouts = Counter[str]()
@@ -254,7 +266,8 @@ class _Pool:
         n_wanted = min(self._n_workers_that_fit(), n_photos)
         threads = max(1, int(self._options.cpus))
         for _ in range(n_wanted - len(self._workers)):
-            actor = self._actor.remote()
+            self._n_started += 1
+            actor = self._actor.remote(self._n_started)
             loading = actor.load.remote(self._options.prep, self._options.make, threads)
             self._workers.append(_WorkerState(actor, loading))
 

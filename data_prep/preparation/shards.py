@@ -16,18 +16,20 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypedDict, overload
+from typing import Annotated, Any, TypedDict, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from data_prep.catalog.images import decode
 from data_prep.files import atomic_path, file_sha256, write_json, write_text
 
 FORMAT_VERSION = 2
 INDEX = "index.json"
+MAX_SIDE = 2048  # pixels
 ROWS_PER_SHARD = 256
 ROW_GROUP = 64  # small groups keep a random read of one row cheap
 CACHE_BYTES = 256 * 2**20
@@ -71,20 +73,23 @@ class ShardRow(TypedDict):
 class ShardEntry:
     """What index.json says of one shard."""
 
-    file: str
+    file: Annotated[str, Field(pattern=r"^shard-[0-9]+\.parquet$")]
     sha256: str
     size_bytes: int
-    n_rows: int
+    n_rows: NonNegativeInt
 
 
 @dataclass(frozen=True)
 class Index:
     """What index.json says of a folder of shards."""
 
-    n_shards: int  # a power of two; shards without rows have no file
-    size: int
+    n_shards: PositiveInt  # a power of two; shards without rows have no file
+    size: Annotated[int, Field(ge=1, le=MAX_SIDE)]
     steps: Any
     shards: tuple[ShardEntry, ...]
+
+
+_INDEX = TypeAdapter(Index)
 
 
 @dataclass(frozen=True)
@@ -183,18 +188,25 @@ def read_index(folder: Path) -> Index:
     """
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        version = index["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ShardError(
             f"{folder / INDEX}: an index was required, found: {error}; submit again"
         ) from None
-    version = index.get("format_version")
     if version != FORMAT_VERSION:
         raise ShardError(
             f"{folder / INDEX}: format version {FORMAT_VERSION} was required, found {version!r}; "
             f"read it with the release that wrote it, or delete {folder} and submit again"
         )
-    shards = tuple(ShardEntry(**shard) for shard in index["shards"])
-    return Index(index["n_shards"], index["size"], index["steps"], shards)
+    try:
+        return _INDEX.validate_python(index)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ShardError(
+            f"{folder / INDEX}: an index was required, found in {place}: {first['msg']}; "
+            f"delete {folder} and submit again"
+        ) from None
 
 
 def verify_shard(folder: Path, shard: ShardEntry) -> Path:
@@ -224,7 +236,17 @@ def read_shards(folder: Path, columns: list[str] | None = None) -> Iterator[pa.T
         ShardError: a shard is missing or its sha256 differs.
     """
     for shard in read_index(folder).shards:
-        yield read_shard(verify_shard(folder, shard), columns)
+        yield _read_entry(folder, shard, columns)
+
+
+def _read_entry(folder: Path, shard: ShardEntry, columns: list[str] | None) -> pa.Table:
+    table = read_shard(verify_shard(folder, shard), columns)
+    if len(table) != shard.n_rows:
+        raise ShardError(
+            f"{folder / shard.file}: {shard.n_rows} rows were required by {INDEX}, found "
+            f"{len(table)}; delete {folder} and submit again"
+        )
+    return table
 
 
 class Shards(Sequence[bytes]):
@@ -283,8 +305,8 @@ class Shards(Sequence[bytes]):
         if number in self._kept:
             self._kept.move_to_end(number)
             return self._kept[number]
-        path = verify_shard(self._folder, self._shards[number])
-        photos = read_shard(path, ["image"])["image"].combine_chunks()
+        table = _read_entry(self._folder, self._shards[number], ["image"])
+        photos = table["image"].combine_chunks()
         self._kept[number] = photos
         self._kept_bytes += photos.nbytes
         while len(self._kept) > 1 and self._kept_bytes > self._cache_bytes:
@@ -296,6 +318,9 @@ def memory_map(prepared: Path, out: Path) -> Rows:
     """Decode all shards once into one array.
 
     `out/rows.npy` gets the photos, (N, size, size, 3) uint8, and `out/rows.json` their ids.
+
+    Raises:
+        ShardError: a shard, or a photo in it, is not what the index says.
     """
     index = read_index(prepared)
     n_rows = sum(shard.n_rows for shard in index.shards)
@@ -310,7 +335,14 @@ def memory_map(prepared: Path, out: Path) -> Rows:
     ids: list[str] = []
     for table in read_shards(prepared, ["sample_id", "image"]):
         for sample, image in zip(table["sample_id"].to_pylist(), table["image"], strict=True):
-            images[len(ids)] = decode(image.as_py())
+            pixels = decode(image.as_py())
+            if pixels.shape != images.shape[1:]:
+                raise ShardError(
+                    f"{prepared}: photos of {index.size} x {index.size} were required by {INDEX}, "
+                    f"found {sample} of {pixels.shape[1]} x {pixels.shape[0]}; delete it and "
+                    "submit again"
+                )
+            images[len(ids)] = pixels
             ids.append(sample)
     images.flush()
     del images

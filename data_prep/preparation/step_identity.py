@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_prep.config import CropFace, Prep, RemoveBackground, Step
+from data_prep.prep_config import CropFace, Prep, RemoveBackground, Step
 from data_prep.section_base import identity
 from data_prep.weights.cache import hashes
 

@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from orchestrator.base.wording import printable
+
 _LINE_EVERY_S = 10.0
 SYMBOLS = {
     "SUCCEEDED": "[green]✔[/]",
@@ -73,11 +75,13 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print one line; square brackets are markup of rich."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(printable(text), soft_wrap=True)
 
     def outcome(self, name: str, outcome: str, why: str, wall_s: float | None = None) -> None:
         """Print how a stage ended; `why` is plain text, without markup."""
-        took = f" [dim]{wall_s:.1f} s[/]" if wall_s is not None and wall_s >= 0.05 else ""
+        took = ""
+        if wall_s is not None and wall_s >= 0.05:
+            took = f" [dim]{wall_s:.1f} s[/]"
         symbol = SYMBOLS.get(outcome, " ")
         self.say(f"{symbol} {name:<11} {outcome:<10}{took} {escape(why)}".rstrip())
 

@@ -71,17 +71,15 @@ class RunList:
         score = ensemble.oof.headline or _NO_SCORE
         if ensemble.corrected is not None and ensemble.corrected.estimate is not None:
             score = ensemble.corrected
-        best = facts.get("best")
-        counts = facts.get("trials")
+        best = facts.get("best") or {}
+        counts = facts.get("trials") or {}
         return RunLine(
             run_id=run.run_id,
             state=str(facts.get("state")),
             started=_day_and_time(_written_ns(run.spec) / 1e9),
             wall_s=facts.get("wall_s") or 0.0,
-            trials=[(name, n) for name, n in counts.items() if n] if counts else [],
-            best=best.get("val_score", best.get("val_macro_f1"))
-            if isinstance(best, dict)
-            else None,
+            trials=[(name, n) for name, n in counts.items() if n],
+            best=best.get("val_score", best.get("val_macro_f1")),
             score=score,
         )
 
@@ -120,4 +118,6 @@ def _written_ns(path: Path) -> int:
 
 
 def _day_and_time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M") if seconds else ""
+    if not seconds:
+        return ""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")

@@ -59,7 +59,9 @@ class Query:
     @classmethod
     def of(cls, params: Mapping[str, str]) -> Query:
         """Return the query of an address; what cannot be used takes its default."""
-        page = params.get("page", "1")
+        page = 1
+        if (given := params.get("page", "")).isdecimal() and len(given) < 9:
+            page = max(1, min(int(given), _MAX_PAGE))
         return cls(
             text=params.get("text", "")[:_MAX_TEXT].strip(),
             status=params.get("status", ""),
@@ -67,7 +69,7 @@ class Query:
             phase=params.get("phase", ""),
             sort=params.get("sort", "score"),
             order="asc" if params.get("order") == "asc" else "desc",
-            page=max(1, min(int(page), _MAX_PAGE)) if page.isdecimal() and len(page) < 9 else 1,
+            page=page,
         )
 
     def address(self, **changes: Any) -> str:

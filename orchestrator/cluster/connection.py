@@ -39,6 +39,7 @@ class Cluster:
     dashboard_problem: str | None  # why one that was wanted did not come up
     resources: dict[str, float]
     local: bool
+    job_page: str | None = None  # of this process, on the dashboard
 
     def require(self, *, cpu: float, gpu: float) -> None:
         """Check that a worker fits into the cluster; Tune would wait for ever.
@@ -116,7 +117,9 @@ def connect(
         problem = None
         if address is None and dashboard and url is None:
             problem = _last_line_of_dashboard()
-        yield Cluster(url, problem, ray.cluster_resources(), local=address is None)
+        page = f"{url}/#/jobs/{ray.get_runtime_context().get_job_id()}" if url else None
+        resources = ray.cluster_resources()
+        yield Cluster(url, problem, resources, local=address is None, job_page=page)
     finally:
         ray.shutdown()
 

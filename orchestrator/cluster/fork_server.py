@@ -31,6 +31,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from data_prep.process_title import show_process_title
+
 Task = Callable[[Any, int], Any]
 """What a child does: gets its end of a pipe, and the pid of the process that it was forked from."""
 
@@ -334,6 +336,8 @@ def main(handle: int, parent: int, modules: Iterable[str]) -> NoReturn:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(1)
+    # children change theirs: the library finds its place only in an untouched environment
+    show_process_title(f"fork server of {parent}")
     _Server(socket.socket(fileno=handle), modules).run()
 
 

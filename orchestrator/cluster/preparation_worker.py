@@ -6,24 +6,26 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from data_prep.preparation.pool import Worker
+from data_prep.preparation.pool import PrepWorker
+from data_prep.process_title import show_process_title
 from orchestrator.cluster.fork_server import ChildDied, call
 
-_loaded = Worker()  # of a child
+_loaded = PrepWorker()  # of a child
 
 
-class ForkedWorker(Worker):
+class ForkedWorker(PrepWorker):
     """Passes on what it is asked; where no fork server is in reach, it loads the models itself."""
 
     address = ""  # of the fork server
 
     def load(self, *args: Any) -> Any:
-        """Load the models, see `Worker`."""
+        """Load the models, see `PrepWorker`."""
         return self._ask(_load, args)
 
     def prepare(self, *args: Any) -> Any:
-        """Prepare a few photos, see `Worker`."""
-        return self._ask(_prepare, args)
+        """Prepare a few photos, see `PrepWorker`."""
+        show_process_title(str(self))
+        return self._ask(_prepare, (self.number, *args))
 
     def _ask(self, function: Callable[[Any], Any], args: Any) -> Any:
         try:
@@ -32,9 +34,9 @@ class ForkedWorker(Worker):
             os._exit(1)  # the pool counts the death of a worker, and starts another one
 
 
-def forked_worker(address: str) -> type[Worker]:
+def forked_worker(address: str) -> type[PrepWorker]:
     """Return the class of workers that use a fork server."""
-    return type("Worker", (ForkedWorker,), {"address": address})
+    return type("PrepWorker", (ForkedWorker,), {"address": address})
 
 
 def _load(args: Any) -> Any:
@@ -42,4 +44,5 @@ def _load(args: Any) -> Any:
 
 
 def _prepare(args: Any) -> Any:
-    return _loaded.prepare(*args)
+    _loaded.number, *photos = args
+    return _loaded.prepare(*photos)

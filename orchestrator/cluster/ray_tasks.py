@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from orchestrator.cluster.fork_server import call
@@ -10,8 +10,9 @@ from orchestrator.cluster.fork_server import call
 
 def ray_map(
     function: Callable[[Any], Any],
-    items: Iterable[Any],
+    items: Collection[Any],
     *,
+    name: str,
     cpu: float = 1,
     gpu: float = 0,
     fork_server: str | None = None,
@@ -23,6 +24,7 @@ def ray_map(
     Args:
         function: of one item.
         items: what to map.
+        name: of the tasks; Ray's dashboard shows it as `catalog 12/70`.
         cpu: of one task.
         gpu: of one task.
         fork_server: address of a fork server whose children call the function, where one is in reach.
@@ -41,8 +43,9 @@ def ray_map(
     remote = ray.remote(num_cpus=cpu, num_gpus=gpu)(run)
     limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: list[Any] = []
-    for item in items:
-        waiting.append(remote.remote(item))
+    for number, item in enumerate(items, 1):
+        task = remote.options(name=f"{name} {number}/{len(items)}")
+        waiting.append(task.remote(item))
         if len(waiting) >= limit:
             yield get(waiting.pop(0))
     for reference in waiting:

@@ -13,8 +13,8 @@ from typing import IO, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from data_prep.config import Prep
 from data_prep.files import file_sha256, write_json
+from data_prep.prep_config import Prep
 from data_prep.section_base import Positive, Section
 from orchestrator.base.errors import UserError
 from orchestrator.ensemble import onnx_export

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.config import Prep
+from data_prep.prep_config import Prep
 from data_prep.preparation.step_identity import steps_identity
 from orchestrator.base.errors import UserError
 from orchestrator.spec.load import read

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from data_prep.catalog.label_schema import Schema
-from data_prep.catalog.photo_listing import is_passed_over
 from data_prep.catalog.photo_paths import EXTENSIONS, HEIF_EXTENSIONS, HEIF_REFUSAL
-from data_prep.config import Prep
 from data_prep.errors import some
 from data_prep.files import atomic_path, write_text
+from data_prep.photo_files import is_passed_over
+from data_prep.prep_config import Prep
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.ensemble.members import Ensemble, Member
@@ -84,11 +84,11 @@ def predict_photos(
         SpecError: `out` cannot be written; this is checked before any photo is answered.
         UserError: there are no photos, or none that can be read.
     """
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        instead = "a folder" if out.is_dir() else f"no folder {out.parent} that can be written"
-        raise SpecError(
-            f"--out {out}: a file in a folder that can be written was required, found {instead}"
-        )
+    wanted = f"--out {out}: a file in a folder that can be written was required, found"
+    if out.is_dir():
+        raise SpecError(f"{wanted} a folder")
+    if not os.access(out.parent, os.W_OK):
+        raise SpecError(f"{wanted} no folder {out.parent} that can be written")
     named = find_photos(photos)
     reporter = Reporter()
     others = other_files(photos)

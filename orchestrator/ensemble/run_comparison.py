@@ -142,7 +142,9 @@ def _read_answers(paths: RunPaths) -> _Answers:
 
 def compare_lines(comparison: Mapping[str, Any]) -> list[str]:
     """Return what `compare` prints."""
-    part = "the private half of the test set" if comparison["part"] == "private" else "the test set"
+    part = "the test set"
+    if comparison["part"] == "private":
+        part = "the private half of the test set"
     differences = comparison["differences"]
     size = differences["macro_f1"]
     units = counted(size["n_groups"], "group")

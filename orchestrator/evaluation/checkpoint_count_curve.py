@@ -90,7 +90,9 @@ def checkpoint_curve(
     estimate = float(_extrapolated(np.array(of_all)[:, None], n_deployed, n_classes)[0])
     reached = _extrapolated(np.stack(of_draws), n_deployed, n_classes)
     bounds = corrected_quantiles(estimate, reached, pool.n_groups, LEVEL)
-    advice = "rests on 2 checkpoints; give confirm.seeds at least 3 seeds" if n_seeds == 2 else None
+    advice = None
+    if n_seeds == 2:
+        advice = "rests on 2 checkpoints; give confirm.seeds at least 3 seeds"
     reached_ends = np.array([estimate, bounds.low, bounds.high])
     middle, low, high = np.clip(reached_ends - optimism, 0.0, 1.0).tolist()
     return CheckpointCurve(of_all, n_deployed, middle, low, high, advice)

@@ -50,7 +50,9 @@ def _macro_f1(_: TrialRecord) -> Metric:
 
 
 def search_scores(
-    trials: Sequence[TrialRecord], metric_of: Callable[[TrialRecord], Metric] = _macro_f1
+    trials: Sequence[TrialRecord],
+    store: Store,
+    metric_of: Callable[[TrialRecord], Metric] = _macro_f1,
 ) -> list[float]:
     """Return the val scores of finished trials on the samples that all their val parts hold.
 
@@ -58,15 +60,17 @@ def search_scores(
 
     Args:
         trials: each with the metrics of its best epoch.
+        store: with their artifacts; it may have been moved since they were trained.
         metric_of: returns how the answers of a trial are scored.
 
     Raises:
         UserError: the val parts have no sample in common.
     """
     reported = [objective(trial.metrics) for trial in trials]
-    if len({trial.started.parts for trial in trials}) < 2:
+    # the ledger has whole paths, and the name alone says what is in the file
+    if len({Path(trial.started.parts or "").name for trial in trials}) < 2:
         return reported
-    answers = {trial.trial_id: _read(trial) for trial in trials}
+    answers = {trial.trial_id: _read(trial, store) for trial in trials}
     aligned = on_common_samples(answers)
     n_common = len(next(iter(aligned.values())).sample_ids)
     if all(len(arm.sample_ids) == n_common for arm in answers.values()):
@@ -77,9 +81,9 @@ def search_scores(
     return scores
 
 
-def _read(trial: TrialRecord) -> Predictions:
+def _read(trial: TrialRecord, store: Store) -> Predictions:
     """Read a trial's answers on its val part."""
-    artifact = Store(Path(trial.started.store)).get("trial", trial.key)
+    artifact = store.get("trial", trial.key)
     table = tables.read(artifact.file("predictions.parquet"), ["sample_id", "target", "pred"])
     targets = table["target"].to_numpy()
     preds = table["pred"].to_numpy()

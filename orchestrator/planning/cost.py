@@ -12,8 +12,9 @@ from orchestrator.store.artifacts import Store
 from trainers.config import Duration
 
 _CARD = "an NVIDIA H200"
-_CARD_RATES = {("efficientnet_b4", 380): 256.0, ("tf_efficientnet_lite0", 224): 890.0}
-"""Samples a second by backbone and photo size: bf16, batch 32, policy basic, one trial at a time (2026-11-26)."""
+_CARD_RATES = {("efficientnet_b4", 380): 632.0, ("tf_efficientnet_lite0", 224): 3962.0}
+"""Samples a second by backbone and photo size: bf16, batch 32, policy basic, recorded steps, one
+trial at a time (2026-11-27)."""
 _N_NEWEST = 50  # trials; reading all of ten thousand manifests would take seconds
 
 

@@ -148,7 +148,9 @@ def _n_search(search: Search | None, variant: str) -> int:
     space = search.space_of(variant) if search else {}
     if search is None or not space:
         return 1
-    return min(search.trials, grid_size(space)) if search.sampler == "grid" else search.trials
+    if search.sampler == "grid":
+        return min(search.trials, grid_size(space))
+    return search.trials
 
 
 def _notes(experiment: Experiment) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_prep.catalog.label_schema import train_borders
+from data_prep.label_codes import train_borders
 from data_prep.preparation.step_identity import steps_identity
 from data_prep.section_base import identity
 from data_prep.weights.cache import is_fetched, recorded

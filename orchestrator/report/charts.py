@@ -444,7 +444,9 @@ def parallel(
         x = side + index * step
         body.append(line(x, frame.top, x, frame.y(0.0), "pole"))
         body.append(text(_named(axis.name, 19), x, 16, "axis", "middle"))
-        ticks = [*axis.ticks, (absent, "not used")] if None in axis.positions else axis.ticks
+        ticks = list(axis.ticks)
+        if None in axis.positions:
+            ticks.append((absent, "not used"))
         for position, label in ticks:
             body.append(text(shorten(label, 12), x + 6, frame.y(position) + 3.5, "tick halo"))
     return svg(frame.width, frame.height, body, title, wide=True)
@@ -521,4 +523,6 @@ def color_style(index: int) -> str:
 
 
 def _plain(value: object) -> str:
-    return f"{value:z.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:z.2f}".rstrip("0").rstrip(".")
+    return str(value)

@@ -52,6 +52,8 @@ def status_lines(status: StatusView) -> list[str]:
         if "val_score" in best:
             score = f"val score {best['val_score']:.3f}"
         lines.append(f"best so far: {score} ({best['variant']}, {best['trial_id']})")
+    if status["dashboard"]:
+        lines += ["", f"dashboard: {status['dashboard']}"]
     if status["reason"]:
         lines += ["", f"reason: {status['reason']}", f"next: {status['next']}"]
     return lines
@@ -66,7 +68,10 @@ def run_lines(store: Path) -> list[str]:
         age = _age_text(time.time() - started_at(run))
         wall = f"{facts['wall_s']:.0f} s"
         size = f"{size_bytes / 1e6:.1f} MB"
-        lines.append(f"{run.run_id:<40} {facts['state']:<12} {age:>9} ago {wall:>9} {size:>10}")
+        line = f"{run.run_id:<40} {facts['state']:<12} {age:>9} ago {wall:>9} {size:>10}"
+        if facts["state"] == "RUNNING" and run.dashboard_page:
+            line += f"  {run.dashboard_page}"
+        lines.append(line)
     return lines
 
 

@@ -150,15 +150,12 @@ def labelled_answers(votes: pa.Table, test_labels: pa.Table) -> Answers | None:
 def agreement(member_preds: Ints) -> Floats:
     """Return the (M, M) shares of equal answers of two members, on samples that both answered."""
     n = len(member_preds)
-    shares = np.eye(n)
+    shares = np.full((n, n), np.nan)
     for a in range(n):
         for b in range(n):
             both = (member_preds[a] >= 0) & (member_preds[b] >= 0)
-            shares[a, b] = (
-                float((member_preds[a] == member_preds[b])[both].mean())
-                if both.any()
-                else float("nan")
-            )
+            if both.any():
+                shares[a, b] = (member_preds[a] == member_preds[b])[both].mean()
     return shares
 
 

@@ -257,4 +257,6 @@ def printed(paths: RunPaths, name: str) -> list[str]:
     """
     trial = one_trial(list(replay(read(paths.events)).trials.values()), name, "a trial")
     log = paths.logs / f"{trial.trial_id}.log"
-    return log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    if not log.is_file():
+        return []
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()

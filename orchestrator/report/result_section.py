@@ -35,7 +35,9 @@ class Head:
 def head(run: Run) -> Head:
     """Return name, id, state, times and code version."""
     times = [event.time for event in run.events if event.time]
-    ended = datetime.fromtimestamp(times[-1], UTC).strftime("%Y-%m-%d %H:%M UTC") if times else None
+    ended = None
+    if times:
+        ended = datetime.fromtimestamp(times[-1], UTC).strftime("%Y-%m-%d %H:%M UTC")
     return Head(
         name=run.resolved.name or run.root.name,
         run_id=run.summary.run_id or run.root.name,

@@ -419,6 +419,7 @@ class StatusView(TypedDict):
     best: BestTrial | None
     reason: str | None  # why it ended without a result
     next: str | None  # what to type then
+    dashboard: str | None  # its page on Ray's dashboard, while it is live
 
 
 def status_view(run: Path) -> StatusView:
@@ -452,6 +453,7 @@ def status_view(run: Path) -> StatusView:
         "best": _best_trial(trials),
         "reason": end.reason if end else None,
         "next": end.next_step if end else None,
+        "dashboard": RunPaths(run).dashboard_page if is_running else None,
     }
 
 

@@ -24,9 +24,11 @@ from data_prep.errors import MachineError
 from data_prep.files import write_json, write_text
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import INTERRUPTED, SpecError, UserError
+from orchestrator.base.wording import printable
 from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.planning.stage import Env, Output
 from orchestrator.run.control import Listener
+from orchestrator.run.metrics import RunMetrics
 from orchestrator.search.trial_tables import best_trial
 from orchestrator.spec.load import read as read_spec
 from orchestrator.spec.models import Experiment
@@ -35,7 +37,7 @@ from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.store.artifacts import Store, git_commit, packages
 from orchestrator.store.event_types import RunEnded, RunResumed, RunStarted, StageEnded
-from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read
+from orchestrator.store.ledger import LOCK, Ledger, LedgerLocked, is_live, read
 from orchestrator.store.run_dir import RunPaths
 from orchestrator.store.run_files.records import as_record
 from orchestrator.store.run_files.selection import Selection
@@ -79,7 +81,7 @@ def submit(experiment: Experiment, store: Store, options: Options) -> int:
         return 0
     if options.smoke and (code := _smoke(experiment, store, options, reporter)):
         return code
-    paths.root.mkdir(parents=True, exist_ok=True)
+    _make_folder(paths)
     try:
         with Ledger(paths.root) as ledger:
             return _drive(experiment, store, plan, paths, ledger, options, reporter)
@@ -129,9 +131,25 @@ def detach(experiment: Experiment, store: Store, arguments: list[str]) -> str:
     """
     plan = make_plan(experiment, store, STAGES)
     paths = RunPaths(store.root / "runs" / plan.run_id)
-    paths.root.mkdir(parents=True, exist_ok=True)
+    _make_folder(paths)
     start_driver(paths, [word for word in arguments if word != "--detach"])
     return plan.run_id
+
+
+def _make_folder(paths: RunPaths) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        UserError: the store cannot be written.
+    """
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        (paths.root / LOCK).open("ab").close()
+    except OSError as error:
+        raise UserError(
+            f"{paths.store}: a store that can be written was required, found: {error.strerror}; "
+            "name another folder with --store or ORCHESTRATOR_STORE, or mend its rights"
+        ) from None
 
 
 def start_driver(paths: RunPaths, arguments: list[str]) -> None:
@@ -247,7 +265,8 @@ def _drive(
         _require_weights(experiment, allow_download=options.allow_download)
         with (
             _fork_server(experiment, options) as fork_server,
-            _connect(experiment, options, reporter) as resources,
+            _connect(experiment, options, paths, reporter) as resources,
+            _metrics(plan, store, ledger, progress),
         ):
             env = Env(
                 experiment, plan.files, store, paths, ledger, reporter, *resources, fork_server
@@ -329,7 +348,7 @@ class _ClusterSize(NamedTuple):
 
 @contextmanager
 def _connect(
-    experiment: Experiment, options: Options, reporter: Reporter
+    experiment: Experiment, options: Options, paths: RunPaths, reporter: Reporter
 ) -> Iterator[_ClusterSize]:
     """Connect to a cluster that can run a trial and a worker of the preparation."""
     from orchestrator.cluster.connection import connect  # noqa: PLC0415
@@ -338,6 +357,8 @@ def _connect(
     with connect(options.address, insecure=options.insecure) as cluster:
         if cluster.dashboard_url:
             reporter.say(f"dashboard {cluster.dashboard_url}")
+        if cluster.job_page:
+            write_text(paths.dashboard, cluster.job_page)
         if cluster.dashboard_problem:
             problem = escape(cluster.dashboard_problem)
             reporter.say(f"Ray's dashboard did not come up, the run goes on without: {problem}")
@@ -346,6 +367,23 @@ def _connect(
             gpu=max(resources.per_trial.least_gpu, resources.per_prep_worker.gpu),
         )
         yield _ClusterSize(cluster.resources.get("CPU", 1.0), cluster.resources.get("GPU", 0.0))
+
+
+@contextmanager
+def _metrics(plan: Plan, store: Store, ledger: Ledger, progress: _Progress) -> Iterator[None]:
+    """Export metrics of the run while it is connected to a cluster."""
+    metrics = RunMetrics(
+        plan.run_id,
+        ledger.state,
+        n_planned=sum(plan.trials.values()),
+        count_quarantined=lambda: _n_quarantined(progress.outputs),
+        store=store.root,
+    )
+    ledger.on_append = metrics.take
+    try:
+        yield
+    finally:
+        ledger.on_append = None
 
 
 def _run_stages(env: Env, progress: _Progress) -> bool:
@@ -460,7 +498,7 @@ def _say_results(paths: RunPaths, reporter: Reporter) -> None:
     )
 
     reporter.say("")
-    sys.stdout.write(render_results(paths.root, "table"))
+    sys.stdout.write(printable(render_results(paths.root, "table")))
     sys.stdout.flush()
     for line in [*ensemble_lines(paths.root), *audit_lines(paths.root)]:
         reporter.say(escape(line))

@@ -12,7 +12,7 @@ from orchestrator.store.ledger import Ledger
 from trainers.config import Duration, Train
 from trainers.preflight.step_times import ModeTimes, StepTimes
 
-_WORTH_A_PROBE = 1000  # steps; the probe itself compiles, which takes a minute or two
+_WORTH_A_PROBE = 10_000  # steps; compiling takes minutes, and saves a hundredth of a second each
 
 
 def time_steps(
@@ -69,5 +69,5 @@ def _time_on_worker(train: Train, schema: Schema, pixels: int, share: TrialShare
 
     # a whole card, also where trials share one: nothing else may compute on it meanwhile
     task = ray.remote(num_cpus=share.cpu, num_gpus=1)(measure)
-    times: StepTimes = ray.get(task.remote())
+    times: StepTimes = ray.get(task.options(name="step times").remote())
     return times

@@ -68,6 +68,7 @@ class Trial:
     attempt: int = 0
     gpu: float = 0.0  # its part of a card in this attempt
     is_alone: bool = False  # it ran out of memory beside others
+    was_complete: bool = False  # and its artifact was lost: it is trained to its end
     card_use: CardUse | None = None  # so far, in this attempt
 
 
@@ -117,6 +118,7 @@ class TrialController:
         finished: Callable[[TrialSpec], list[Metrics] | None] | None = None,
         budget: Budget | None = None,
         shares: Shares = FixedShare(),  # noqa: B008 - frozen
+        is_lost: Callable[[TrialRecord], bool] = lambda _: False,
     ) -> None:
         """Start from what the ledger knows of this phase.
 
@@ -130,6 +132,7 @@ class TrialController:
             finished: looks up the epochs of a trial that is finished in the store.
             budget: ends the phase before the proposals do.
             shares: which part of a card a trial gets.
+            is_lost: returns True for a complete trial whose artifact is no longer in the store.
         """
         self.ledger = ledger
         self.phase = phase
@@ -139,6 +142,7 @@ class TrialController:
         self.finished = finished
         self.budget = budget or Budget()
         self.shares = shares
+        self.is_lost = is_lost
         self.records: dict[str, TrialRecord] = {}  # the ledger's, of this phase, by start
         self.queue: deque[Trial] = deque()  # to be handed out
         self.handed_out: dict[str, Trial] = {}  # to Tune
@@ -155,7 +159,7 @@ class TrialController:
         self, resume: Callable[[TrialRecord], tuple[TrialSpec, Any]]
     ) -> None:
         """Repeat all earlier events in their order."""
-        self._reopen_transient_failures()
+        self._reopen()
         events = self.ledger.events
         last_reopened = {}
         for index, event in enumerate(events):
@@ -163,6 +167,7 @@ class TrialController:
                 last_reopened[event.trial_id] = index
         resumed: dict[str, Trial] = {}  # as they were first asked for
         open_trials: dict[str, Trial] = {}
+        complete: set[str] = set()  # before they were reopened
         for index, event in enumerate(events):
             self.budget.replay(event, self.phase)
             if not isinstance(event, TrialEvent):
@@ -185,9 +190,11 @@ class TrialController:
                 elif event.cause == "memory":
                     trial.is_alone = True
             elif isinstance(event, TrialReopened):
-                open_trials[name] = replace(resumed[name])
+                open_trials[name] = replace(resumed[name], was_complete=name in complete)
             elif isinstance(event, TrialEnded) and index < last_reopened.get(name, -1):
                 self.budget.spend(event)
+                if event.status == "COMPLETE":
+                    complete.add(name)
             elif isinstance(event, TrialEnded):
                 trial = open_trials.pop(name)
                 self._take_end(trial, event)
@@ -196,12 +203,14 @@ class TrialController:
             trial.stored = self._look_up(trial.spec)
             self.queue.append(trial)
 
-    def _reopen_transient_failures(self) -> None:
-        """Try trials with transient failures again, unless the next phase depends on them."""
-        if self.phase == "search" and self._has_confirm_begun():
-            return
+    def _reopen(self) -> None:
+        """Train again what was lost, and try transient failures again unless the next phase depends on them."""
+        is_too_late = self.phase == "search" and self._has_confirm_begun()
         for record in self.ledger.state.trials.values():
-            if record.phase == self.phase and record.has_transient_failure:
+            if record.phase != self.phase:
+                continue
+            is_lost = record.status == "COMPLETE" and self.is_lost(record)
+            if is_lost or (record.has_transient_failure and not is_too_late):
                 self.ledger.append(TrialReopened(trial_id=record.trial_id), commit=True)
 
     def _has_confirm_begun(self) -> bool:
@@ -366,8 +375,17 @@ class TrialController:
         return PhaseSnapshot(self.n_ended, dict(self.counts), self.best, left_s, tuple(lines))
 
     # -- reports and ends --------------------------------------------------------------------------
-    def on_report(self, trial_id: str, epoch: int, metrics: Metrics) -> bool:
-        """Take in a report; return True if the trial stops here."""
+    def on_report(
+        self, trial_id: str, epoch: int, metrics: Metrics, *, is_last: bool = False
+    ) -> bool:
+        """Take in a report; return True if the trial stops here.
+
+        Args:
+            trial_id: of a trial that was handed out.
+            epoch: from 1.
+            metrics: of the epoch.
+            is_last: the training has reached its end; stopping it would only throw it away.
+        """
         trial = self.handed_out[trial_id]
         if trial.state is TrialState.ENDED:  # its reports are known
             return False
@@ -377,7 +395,8 @@ class TrialController:
             self.ledger.append(event)
             trial.times.on_report(metrics)
         why = self._take_report(record, epoch)
-        if why is None or trial.stored is not None:  # stopping what is finished saves nothing
+        # stopping what is finished saves nothing, and what was finished before shall be so again
+        if why is None or trial.stored is not None or trial.was_complete or is_last:
             return False
         self._finish(trial, "PRUNED", why=why)
         return True

@@ -43,5 +43,5 @@ def _choose_on_worker(arm: Arm, schema: Schema, share: TrialShare) -> str:
         return choose_precision_for(arm.train.model, sizes, size=arm.prep.size, device=share.device)
 
     task = ray.remote(num_cpus=share.cpu, num_gpus=share.least_gpu)(choose)
-    chosen: str = ray.get(task.remote())
+    chosen: str = ray.get(task.options(name="precision").remote())
     return chosen

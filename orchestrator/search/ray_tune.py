@@ -31,6 +31,7 @@ from ray.tune.result import RESULT_DUPLICATE, TRAINING_ITERATION
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm
 
+from data_prep.process_title import show_process_title
 from orchestrator.base.errors import UserError
 from orchestrator.cluster.fork_server import ForkServerGone
 from orchestrator.search.card_sharing.capacity import CardUse
@@ -46,6 +47,7 @@ from orchestrator.search.trial_process import (
     reason_of,
 )
 from orchestrator.store.event_types import OBJECTIVE, objective
+from trainers.config import IS_LAST
 from trainers.overlap.clock import PARTS
 
 Result = dict[str, Any]
@@ -62,6 +64,7 @@ _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "300",  # it copies the whole folder; `Decisions.save` does it sooner
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+_WORKER_NAME = "TrialWorker"  # on Ray's dashboard and in `ps`
 _METRICS = {"lr", "epoch_s", *(f"{part}_s" for part in PARTS)}  # besides those with a prefix
 _NODES_EVERY_S = 5.0
 _GROWTH = 1.1  # of the ended trials, after which Tune's folder is written
@@ -175,6 +178,7 @@ class Warm(tune.Trainable):
             return next(self.replay)
         if self.broken is not None:
             raise BrokenWorker(self.broken)  # Tune gives the worker up
+        show_process_title(f"{_WORKER_NAME} {self.child.trial_id}")
         message = self.child.next()
         if isinstance(message, Reported):
             return {"epoch": message.epoch, **message.metrics, **self._card_use()}
@@ -340,7 +344,9 @@ class Decisions(FIFOScheduler):
                 metrics[name] = float(value)
         if "card" in result:
             self.trial_controller.on_card_use(_name(trial), CardUse(**json.loads(result["card"])))
-        stops = self.trial_controller.on_report(_name(trial), int(result["epoch"]), metrics)
+        stops = self.trial_controller.on_report(
+            _name(trial), int(result["epoch"]), metrics, is_last=bool(result.get(IS_LAST))
+        )
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: Result) -> None:
@@ -482,7 +488,7 @@ def run(
         "cpu": cpu,
         "meter": staticmethod(meter),
     }
-    worker = type("Trial", (Warm,), shared)
+    worker = type("Trial", (Warm,), shared | {"__qualname__": _WORKER_NAME})
     decisions = Decisions(trial_controller)
     with warnings.catch_warnings(), memory_kills_are_deaths():
         warnings.simplefilter("ignore")

@@ -288,6 +288,7 @@ def search_controller(
     finished: Callable[[TrialSpec], list[dict[str, float]] | None] | None = None,
     gpus_per_trial: float = 0.0,
     shares: Shares = FixedShare(),  # noqa: B008 - frozen
+    is_lost: Callable[[TrialRecord], bool] = lambda _: False,
 ) -> TrialController:
     """Return the trial controller of a search.
 
@@ -298,6 +299,7 @@ def search_controller(
         finished: looks up the epochs of a trial that is finished in the store.
         gpus_per_trial: for the limit gpu_hours; 0 where each trial has a part of its own.
         shares: which part of a card a trial gets.
+        is_lost: returns True for a complete trial whose artifact is no longer in the store.
     """
     scheduler = studies.search.scheduler
     rungs = {name: Rungs(scheduler, _max_epochs(durations[name])) for name in studies.variants}
@@ -311,14 +313,14 @@ def search_controller(
         finished=finished,
         budget=Budget(studies.search.limits, gpus_per_trial),
         shares=shares,
+        is_lost=is_lost,
     )
 
 
 def _max_epochs(duration: str) -> int:
     """Return the epoch from which on no trial is stopped.
 
-    How many epochs a duration in steps has, only the worker knows; a trial may then be stopped at
-    its last epoch.
+    How many epochs a duration in steps has, only the worker knows; it marks its last report.
     """
     parsed = Duration.parse(duration)
     return parsed.n if parsed.unit == "epochs" else 10**9

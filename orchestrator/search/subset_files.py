@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.catalog.label_schema import MISSING, Schema, train_borders, train_codes
+from data_prep.catalog.label_schema import MISSING, Schema
 from data_prep.config import Data
-from data_prep.split import Ints, cells, excluded, inner_part, may_learn, rows_of_seed
+from data_prep.exclusions import cells, excluded
+from data_prep.label_codes import train_borders, train_codes
+from data_prep.split import Ints, inner_part, may_learn, rows_of_seed
 from orchestrator.base.keys import digest
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact

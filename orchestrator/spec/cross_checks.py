@@ -18,7 +18,15 @@ from orchestrator.spec.claims import parse as parse_claim
 from orchestrator.spec.messages import nearest, validate
 from orchestrator.spec.models import Arm, Spec
 from orchestrator.spec.score import parse_score
-from orchestrator.spec.search_space import Choice, FloatRange, Point, Space, apply, assignments
+from orchestrator.spec.search_space import (
+    Choice,
+    FloatRange,
+    Point,
+    Space,
+    apply,
+    assignments,
+    grid_size,
+)
 from orchestrator.spec.yaml_source import Document, KeyPath, Place, Problem
 from trainers.config import FrozenDeepHead, SingleHead
 from trainers.library_names import known_backbones
@@ -26,6 +34,7 @@ from trainers.preflight import backbones as backbone_checks
 from trainers.preflight.augmentation_policies import Job, policy_problems
 
 _MAX_ASSIGNMENTS = 256
+_MAX_GRID = 1_000_000  # points, which a study keeps in memory
 _HEAD = "train.model.head"
 _BACKBONE = "train.model.backbone"
 _POLICY = "train.augment.policy"
@@ -314,7 +323,7 @@ def _check_space(draft: Draft) -> None:
 
 
 def _check_grid(draft: Draft) -> None:
-    """Check that a grid has a finite number of points: a range of all numbers has none."""
+    """Check that a grid has a number of points that can be listed."""
     search = draft.spec.search
     if search is None or search.sampler != "grid":
         return
@@ -330,6 +339,14 @@ def _check_grid(draft: Draft) -> None:
                     "or use another sampler"
                 )
                 draft.refuse((*where, path), text, key=True)
+        n_points = grid_size(space)
+        if n_points > _MAX_GRID:
+            draft.refuse(
+                where,
+                f"sampler grid: at most {_MAX_GRID:,} points were required, found {n_points:,}; "
+                "give fewer values or larger steps, or use another sampler",
+                key=True,
+            )
 
 
 def _corner_points(space: Space) -> list[Point]:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from data_prep.config import Data, Prep, TestTable
+from data_prep.config import Data, TestTable
+from data_prep.prep_config import Prep
 from data_prep.section_base import Positive, Section, Seed, how, identity, since
 from orchestrator.base.keys import setting_id
 from orchestrator.spec.score import DEFAULT, Score, ScoreText, parse_score

@@ -21,6 +21,7 @@ Point = dict[str, Any]
 """Dotted path of a setting -> its value."""
 Plain = dict[str, Any]
 """A part of a spec as JSON values."""
+_MAX_INDEX_DIGITS = 9
 
 
 class _Entry(Section):
@@ -331,17 +332,28 @@ def grid(space: Space) -> list[Point]:
 def _grid_values(entry: Entry) -> list[Any]:
     if isinstance(entry, Choice):
         return list(entry.choice)
+    low = _bounds(entry)[0]
+    step = _grid_step(entry)
+    return [low + step * index for index in range(_n_grid_values(entry))]
+
+
+def _grid_step(entry: IntRange | FloatRange) -> float:
+    if entry.step is not None:
+        return entry.step
     low, high = _bounds(entry)
-    step = entry.step
-    if step is None:
-        step = 1 if isinstance(entry, IntRange) else (high - low) or 1
-    n_steps = math.floor((high - low) / step + 1e-9)
-    return [low + step * index for index in range(n_steps + 1)]
+    return 1 if isinstance(entry, IntRange) else (high - low) or 1
+
+
+def _n_grid_values(entry: Entry) -> int:
+    if isinstance(entry, Choice):
+        return len(entry.choice)
+    low, high = _bounds(entry)
+    return math.floor((high - low) / _grid_step(entry) + 1e-9) + 1
 
 
 def grid_size(space: Space) -> int:
     """Return an upper bound of the number of grid points, without listing them."""
-    return math.prod(len(_grid_values(entry)) for entry in space.values())
+    return math.prod(_n_grid_values(entry) for entry in space.values())
 
 
 def assignments(space: Space, *, limit: int, rng: random.Random) -> list[Point]:
@@ -402,6 +414,9 @@ def _enter(container: Any, part: str, following: str) -> Any:
 
 def _index_or_key(container: Any, part: str) -> int | str:
     """Return a part of a path as an index, if the container is a list with such an index."""
-    if isinstance(container, list) and part.isdecimal() and int(part) < len(container):
+    is_short = (
+        len(part) <= _MAX_INDEX_DIGITS
+    )  # Python refuses to read numbers of thousands of digits
+    if isinstance(container, list) and part.isdecimal() and is_short and int(part) < len(container):
         return int(part)
     return part

@@ -109,8 +109,10 @@ class DocumentError(SpecError):
 
 
 def _render(path: Path, problem: Problem, lines: list[str]) -> str:
-    place = f"{path}:{problem.line}:{problem.column}: " if problem.line else f"{path}: "
-    text = place + problem.text
+    place = str(path)
+    if problem.line:
+        place += f":{problem.line}:{problem.column}"
+    text = f"{place}: {problem.text}"
     if 0 < problem.line <= len(lines) and lines[problem.line - 1].strip():
         shown = lines[problem.line - 1].expandtabs(1)[:160]
         gutter = f"{problem.line:>5} | "

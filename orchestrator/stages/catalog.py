@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from data_prep.files import atomic_path
@@ -141,7 +141,7 @@ def _build(env: Env, key: str) -> Artifact:
         table = build_catalog(
             env.experiment.spec.data,
             env.experiment.base,
-            map_chunks=ray_map,
+            map_chunks=partial(ray_map, name="catalog"),
             progress=advance,
             work=env.store.work_dir("catalog", key),
         )

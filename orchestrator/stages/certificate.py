@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep.catalog.photo_groups import GROUP, GroupWords, group_words
-from data_prep.config import Prep
 from data_prep.files import write_json
+from data_prep.prep_config import Prep
 from data_prep.preparation.step_identity import steps_identity
 from data_prep.section_base import identity
 from orchestrator.base.wording import counted
@@ -416,6 +416,7 @@ def check(env: Env, lineage: Lineage, split: str) -> Check:
         answers = ray_map(
             compare_answers,
             _dealt(jobs),
+            name="check",
             cpu=share.cpu,
             gpu=share.least_gpu,
             fork_server=env.fork_server,

@@ -226,6 +226,7 @@ def _train(trainings: Trainings, wanted: Confirm, points: Mapping[str, Point]) -
         resume=lambda trial: (by_id[trial.trial_id], None),
         finished=trainings.stored_history,
         shares=card_shares(env),
+        is_lost=trainings.is_lost,
     )
     train_all(env, controller, "confirm", len(specs))
 

@@ -267,7 +267,7 @@ def _make_shards(
     keys: Mapping[int, str],
 ) -> _Work:
     """Prepare the shards that the store lacks, and put them there."""
-    from data_prep.preparation.pool import Worker, prepare_shards  # noqa: PLC0415
+    from data_prep.preparation.pool import PrepWorker, prepare_shards  # noqa: PLC0415
     from orchestrator.cluster.preparation_worker import forked_worker  # noqa: PLC0415
 
     steps = steps_identity(arm.prep)
@@ -287,7 +287,7 @@ def _make_shards(
             cpus=share.cpu,
             gpus=share.gpu,
             timeout_s=share.timeout_s,
-            worker=Worker if env.fork_server is None else forked_worker(env.fork_server),
+            worker=PrepWorker if env.fork_server is None else forked_worker(env.fork_server),
             progress=report_progress,
             say=lambda text: env.console.say(f"  [yellow]{escape(text)}[/]"),
         ):

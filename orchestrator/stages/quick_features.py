@@ -111,7 +111,7 @@ def _resumable(chunks: list[list[tuple[str, str]]], view: str, work: Path) -> It
     for chunk, file in zip(chunks, files, strict=True):
         if not file.is_file():
             jobs.append((chunk, view))
-    computed = iter(ray_map(_embed, jobs))
+    computed = iter(ray_map(_embed, jobs, name="features"))
     for file in files:
         if not file.is_file():
             beside = file.with_suffix(".part")

@@ -73,7 +73,7 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched
             f"search: at least one finished trial was required, none of {len(trials)} is: "
             f"{'; '.join(causes[:3])}"
         )
-    ranking = phase.rank_trials(trials, env.experiment.spec.parsed_score, env.schema)
+    ranking = phase.rank_trials(trials, env.store, env.experiment.spec.parsed_score, env.schema)
     phase.save_phase(env, "search", key, trials, ranking)
     return Searched(
         CACHED if is_loaded else SUCCEEDED,
@@ -125,6 +125,7 @@ def _train(trainings: Trainings) -> None:
         finished=trainings.stored_history,
         gpus_per_trial=spec.resources.per_trial.least_gpu,
         shares=card_shares(env),
+        is_lost=trainings.is_lost,
     )
     train_all(env, controller, "search", studies.n_trials)
 

@@ -217,6 +217,7 @@ def predict_trials(
         answers = ray_map(
             _predict_checkpoint,
             jobs,
+            name="vote",
             cpu=share.cpu,
             gpu=share.least_gpu,
             fork_server=env.fork_server,

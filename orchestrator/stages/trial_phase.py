@@ -34,6 +34,7 @@ from orchestrator.spec.score import DEFAULT, MACRO_F1, Score
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.split import Split
+from orchestrator.store.artifacts import Store
 from orchestrator.store.event_types import (
     EpochReported,
     LimitReached,
@@ -149,8 +150,8 @@ class Trainings:
             inputs["mixable"] = file_sha256(mixable)
         if source:
             inputs["source"] = source
-        weights = recorded(arm.train.model.backbone) if arm.train.model.pretrained else {}
-        if weights:
+        model = arm.train.model
+        if model.pretrained and (weights := recorded(model.backbone)):
             inputs["weights"] = next(iter(weights.values()))
         return inputs
 
@@ -182,6 +183,10 @@ class Trainings:
         """Return the epochs of a training that the store has finished, else None."""
         artifact = self.env.store.find("trial", trial.key)
         return artifact.result["history"] if artifact else None
+
+    def is_lost(self, record: TrialRecord) -> bool:
+        """Return True if the store no longer has the artifact of a complete trial."""
+        return not self.env.store.has("trial", record.key)
 
     def _mixable_file(self, arm: Arm) -> Path | None:
         catalog = self.catalog
@@ -258,12 +263,16 @@ def trained_for(spec: Spec, schema: Schema) -> dict[str, object] | None:
 
 
 def rank_trials(
-    trials: Sequence[TrialRecord], score: Score = MACRO_F1, schema: Schema | None = None
+    trials: Sequence[TrialRecord],
+    store: Store,
+    score: Score = MACRO_F1,
+    schema: Schema | None = None,
 ) -> list[Ranked]:
     """Return the finished trials with their scores on the val samples that all of them have.
 
     Args:
         trials: of the search.
+        store: with their artifacts.
         score: of the spec.
         schema: of the labels; needed where the score is about a label.
     """
@@ -276,7 +285,7 @@ def rank_trials(
         of_head = {name: names for name, names in schema.classes.items() if name in answered}
         return scorer_of(score, Schema(of_head))
 
-    scores = common_samples.search_scores(finished, metric_of)
+    scores = common_samples.search_scores(finished, store, metric_of)
     ranking = []
     for trial, value in zip(finished, scores, strict=True):
         ranking.append(Ranked(trial.setting, trial.variant, value))

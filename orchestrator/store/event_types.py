@@ -6,9 +6,11 @@ fields of its class.
 
 from __future__ import annotations
 
+import math
+import types
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 Metrics = dict[str, float]
 OBJECTIVE = "val_macro_f1"
@@ -23,7 +25,7 @@ def objective(metrics: Metrics) -> float:
 
 
 class RecordInvalid(ValueError):  # noqa: N818 - says what is the case
-    """A record is no object, or lacks a field that its kind needs."""
+    """A record is no object, or a field that its kind needs is missing or of another type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,14 +344,58 @@ class _Form:
         self.cls = cls
         self.empty: dict[str, object] = {}  # every field, in order, with its default
         self.factories: dict[str, Callable[[], Any]] = {}
+        self.types: dict[str, tuple[type, ...]] = {}  # what each field may be in JSON
+        self.metrics: list[str] = []  # fields whose values are numbers
         needed = set()
+        hints = get_type_hints(cls)
         for item in fields(cls):
+            self.types[item.name] = _json_types(hints[item.name])
+            if dict[str, float] in (hints[item.name], *get_args(hints[item.name])):
+                self.metrics.append(item.name)
             self.empty[item.name] = None if item.default is MISSING else item.default
             if item.default_factory is not MISSING:
                 self.factories[item.name] = item.default_factory
             elif item.default is MISSING:
                 needed.add(item.name)
         self.needed = frozenset(needed)
+
+    def check(self, given: dict[str, Any]) -> None:
+        """Check the types of a record's fields.
+
+        Raises:
+            RecordInvalid: a field is missing, or of another type.
+        """
+        kind = self.cls.record_kind
+        if missing := sorted(self.needed - given.keys()):
+            raise RecordInvalid(f"{kind}: {', '.join(missing)} was required, found none")
+        for name, value in given.items():
+            allowed = self.types[name]
+            if not isinstance(value, allowed):
+                wanted = " or ".join(each.__name__ for each in allowed)
+                raise RecordInvalid(f"{kind}: {name} was required as {wanted}, found {value!r:.60}")
+        for name in self.metrics:
+            for value in (given.get(name) or {}).values():
+                if not isinstance(value, int | float) or not math.isfinite(value):
+                    raise RecordInvalid(
+                        f"{kind}: numbers were required in {name}, found {value!r:.60}"
+                    )
+
+
+def _json_types(hint: Any) -> tuple[type, ...]:
+    """Return the types that a field has when it is read from JSON."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        allowed: tuple[type, ...] = ()
+        for part in get_args(hint):
+            allowed += _json_types(part)
+        return allowed
+    if hint is Any:
+        return (object,)
+    if hint is float:
+        return (float, int)
+    if origin is tuple:
+        return (list,)
+    return (origin or hint,)
 
 
 _FORMS = {kind: _Form(cls) for kind, cls in KINDS.items()}
@@ -359,19 +405,22 @@ def from_json(record: Any) -> Event:
     """Return the event of a record; fields that a newer version added are left out.
 
     Raises:
-        RecordInvalid: it is no object, or lacks a field that its kind needs.
+        RecordInvalid: it is no object, or a field is missing or of another type.
     """
     if not isinstance(record, dict) or not isinstance(record.get("event"), str):
         raise RecordInvalid("an object with a field event was required")
     kind = record["event"]
     if kind not in KINDS:
-        number = record.get("n", -1)
-        time = record.get("time", 0.0)
-        return UnknownEvent(n=number, time=time, record=record)
+        number = record.get("n")
+        time = record.get("time")
+        return UnknownEvent(
+            n=number if isinstance(number, int) else -1,
+            time=float(time) if isinstance(time, int | float) else 0.0,
+            record=record,
+        )
     form = _FORMS[kind]
     given = {name: value for name, value in record.items() if name in form.empty}
-    if missing := sorted(form.needed - given.keys()):
-        raise RecordInvalid(f"{kind}: {', '.join(missing)} was required, found none")
+    form.check(given)
     event: Event = object.__new__(form.cls)
     values = vars(event)
     values.update(form.empty)

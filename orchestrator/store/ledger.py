@@ -193,7 +193,9 @@ class Tail:
     @property
     def n_unread_bytes(self) -> int:
         """Return how much of the file has not been read yet."""
-        return max(0, self.path.stat().st_size - self._n_bytes) if self.path.is_file() else 0
+        if not self.path.is_file():
+            return 0
+        return max(0, self.path.stat().st_size - self._n_bytes)
 
     def read(self, at_most_bytes: int = -1, shortcut: Shortcut | None = None) -> list[Event]:
         """Return the events that were added since the last call.
@@ -275,6 +277,7 @@ class Ledger:
         self.run = run
         self.events: list[Event] = []
         self.state = State()  # after all events
+        self.on_append: Callable[[Event], None] | None = None  # called when the state has changed
         self._lock: IO[bytes] | None = None
         self._file: IO[bytes] | None = None
 
@@ -318,6 +321,8 @@ class Ledger:
             os.fsync(self._file.fileno())
         self.events.append(event)
         apply(self.state, event)
+        if self.on_append is not None:
+            self.on_append(event)
 
 
 def _has_locked(lock: IO[bytes]) -> bool:

@@ -39,11 +39,17 @@ class RunPaths:
         except KeyError:
             raise AttributeError(name) from None
 
+    @property
+    def dashboard_page(self) -> str | None:
+        """The page of this run on Ray's dashboard, as its last driver left it; None without one."""
+        path: Path = self.dashboard
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
     def read_json(self, name: str) -> Any:
         """Return one of the JSON files, or None if it does not exist yet."""
         try:
             return json.loads(getattr(self, name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
 
@@ -76,6 +82,7 @@ _FILES = {
     "error": "error.txt",
     "driver_log": "driver.log",
     "control": "control",
+    "dashboard": "control/dashboard",
     "logs": "logs",
 }
 

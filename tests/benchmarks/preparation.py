@@ -130,7 +130,7 @@ class WarmPool:
     """A pool that prepares one shard a repetition and rests in between: nobody feeds it while nobody asks for a shard."""
 
     def __init__(self, paths, n_workers):
-        from data_prep.config import Prep
+        from data_prep.prep_config import Prep
         from data_prep.preparation.pool import ShardTask, prepare_shards
 
         photos = [
@@ -183,7 +183,7 @@ def processor_s():
 
     own = psutil.Process()
     workers = [
-        one for one in own.children(recursive=True) if "ray::Worker" in " ".join(one.cmdline())
+        one for one in own.children(recursive=True) if "ray::PrepWorker" in " ".join(one.cmdline())
     ]
     return sum(sum(one.cpu_times()[:2]) for one in [own, *workers])
 

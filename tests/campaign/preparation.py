@@ -76,7 +76,7 @@ def kills(folder, n, seed, steps=STEPS, make=None):
     import psutil
     import ray
 
-    from data_prep.config import Prep
+    from data_prep.prep_config import Prep
     from data_prep.preparation.pool import prepare_shards
     from data_prep.preparation.shards import read_shard
 
@@ -87,7 +87,7 @@ def kills(folder, n, seed, steps=STEPS, make=None):
 
     def is_busy(process):
         try:
-            return "ray::Worker.prepare" in " ".join(process.cmdline())
+            return "ray::PrepWorker " in " ".join(process.cmdline())
         except psutil.Error:  # it ended while we looked
             return False
 
@@ -198,7 +198,7 @@ def wait_for(process, store, pattern, limit_s=300):
 
 def memory(folder, n, seed):
     """Prepare n photos in one worker and read its peak memory after every tenth of them."""
-    from data_prep.config import Prep
+    from data_prep.prep_config import Prep
     from data_prep.preparation.photo_steps import Preparation, prepare_row
 
     paths, preparation = drawn(folder / "photos", 36), Preparation(Prep.model_validate_json(STEPS))
@@ -224,7 +224,7 @@ def compare_with_loop(root, n, seed):
     from PIL import Image
 
     from data_prep.catalog.images import decode
-    from data_prep.config import CropFace
+    from data_prep.prep_config import CropFace
     from data_prep.preparation import background_removal, faces
     from data_prep.sample import portrait_data_set
 

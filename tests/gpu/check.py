@@ -1,12 +1,14 @@
 """What the GPU check is made of: a setting, rows, and how a row is judged."""
 
 import json
+import math
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from importlib import util
 from pathlib import Path
 from typing import Self
@@ -43,8 +45,12 @@ class Setting:
         return f"{backbone}, {size} px"
 
 
-CARD = Setting("cuda", "efficientnet_b4", 380, "tf_efficientnet_lite0", 224, 1024, 4, 4.0, "bf16")
+CARD = Setting("cuda", "efficientnet_b4", 380, "tf_efficientnet_lite0", 224, 1024, 4, 3.0, "bf16")
 CPU = Setting("cpu", "test_efficientnet", 48, "test_efficientnet", 32, 66, 2, 0.3, "bf16")
+
+
+class Lacks(Exception):
+    """What a row needs is not on this machine; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,9 @@ def judge(row: Row, setting: Setting, *, time_left_s: float) -> Result:
     began = time.perf_counter()
     try:
         measured = measure_apart(row, setting) if row.apart else row.measure(setting)
+    except Lacks as lacks:
+        verdict = f"needs {lacks}"
+        return Result(row.name, verdict, None, None, None, "", row.wanted, 0.0, "")
     except Exception as error:  # noqa: BLE001 - whatever is missing is this row's matter
         seconds = round(time.perf_counter() - began, 2)
         lines = str(error).strip().splitlines() or [""]
@@ -198,7 +207,7 @@ class BusyShare:
         self._process = subprocess.Popen(
             [
                 "nvidia-smi",
-                "--query-gpu=utilization.gpu",
+                "--query-gpu=timestamp,utilization.gpu",
                 "--format=csv,noheader,nounits",
                 "-lms",
                 "100",
@@ -211,5 +220,21 @@ class BusyShare:
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         text, _ = self._process.communicate()
-        samples = [float(value) for value in text.split()]
-        self.percent = sum(samples) / max(len(samples), 1)
+        self._samples = busy_samples(text)
+
+    def percent(self, begin: float = 0.0, end: float = math.inf) -> float:
+        """Return the mean over a window in seconds since 1970, NaN where no sample is in it."""
+        values = [busy for moment, busy in self._samples if begin <= moment <= end]
+        return sum(values) / len(values) if values else math.nan
+
+
+def busy_samples(text: str) -> list[tuple[float, float]]:
+    """Return (seconds since 1970, percent) of the lines of nvidia-smi; its clock is the local one."""
+    samples = []
+    for each in text.splitlines():
+        moment, comma, percent = each.partition(",")
+        if not comma or not percent.strip().isdigit():
+            continue  # the last line may be cut
+        began = datetime.strptime(moment.strip(), "%Y/%m/%d %H:%M:%S.%f").astimezone()
+        samples.append((began.timestamp(), float(percent)))
+    return samples

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.gpu.check import BusyShare
+
 BATCH = 32
 LABELS = {"mask": 3, "gender": 2, "age": 3}
 
@@ -96,6 +98,7 @@ def _rate(step, batches, device, window_s):
     return n_steps * BATCH / (time.perf_counter() - began)
 
 
+@functools.cache
 def bare_rate(setting, backbone, size, precision):
     """Train on one batch that lies on the device: no loader, no copy, no score."""
     import torch
@@ -154,28 +157,80 @@ class Trained:
     rate: float  # samples a second of an epoch without its evaluation, median after the first
     history: list
     micro_batch: int
+    window: tuple  # when its first and its last epoch ended, in seconds since 1970
+
+    @property
+    def note(self):
+        """Where the time of the last epoch went."""
+        epoch = self.history[-1]
+        shares = []
+        for part in ("data", "evaluation", "checkpoint"):
+            shares.append(f"{part} {epoch.get(f'{part}_s', 0.0) / epoch['epoch_s']:.1%}")
+        return ", ".join(shares)
 
 
-def our_training(setting, backbone, size, folder=None, *, n_epochs=None, report=None, **settings):
+def only_mode(mode):
+    """Return times by which `compile: auto` takes a mode; None: plain steps."""
+    from trainers.preflight.step_times import ModeTimes, StepTimes
+
+    return StepTimes(1.0, {} if mode is None else {mode: ModeTimes(0.0, 0.0)})
+
+
+def threads_of(setting):
+    return 15 if setting.is_cuda else 1
+
+
+def photos_of(setting, size):
+    """Return the photos of a training: small ones are trained fast, so there are more of them."""
+    return setting.n_photos * (4 if size == setting.small_size and setting.is_cuda else 1)
+
+
+def our_training(
+    setting, backbone, size, folder=None, *, n_epochs=None, report=None, mode=None, **settings
+):
     """Train by our loop, with all it does: copies, checks, evaluation, checkpoints."""
     from trainers.training_loop import train
 
     n_epochs = n_epochs or setting.n_epochs
-    wanted = config(backbone, duration=f"{n_epochs} epochs", **settings)
+    n_photos = photos_of(setting, size)
+    wanted = config(backbone, duration=f"{n_epochs} epochs", compile="auto", **settings)
+    moments = []
+
+    def on_epoch(epoch, metrics):
+        moments.append(time.time())
+        if report is not None:
+            report(epoch, metrics)
+
     with tempfile.TemporaryDirectory() as own:
         result = train(
             wanted,
-            task(setting.n_photos, size),
+            task(n_photos, size),
             seed=0,
-            report=report or (lambda epoch, metrics: None),
+            report=on_epoch,
             work_dir=Path(folder or own),
             device=setting.device,
-            threads=15 if setting.is_cuda else 1,
+            threads=threads_of(setting),
+            step_times=only_mode(mode),
         )
     rates = []
     for epoch in result.history[1:] or result.history:
-        rates.append((setting.n_photos - 2) / (epoch["data_s"] + epoch["steps_s"]))
-    return Trained(statistics.median(rates), result.history, result.micro_batch)
+        rates.append((n_photos - 2) / (epoch["data_s"] + epoch["steps_s"]))
+    return Trained(
+        statistics.median(rates), result.history, result.micro_batch, (moments[0], moments[-1])
+    )
+
+
+@functools.cache
+def watched_training(setting, backbone, size, precision, policy, mode=None):
+    """Train once per kind; return (Trained, percent of its later epochs in which the card works)."""
+    augment = {"policy": policy}
+    if not setting.is_cuda:
+        return our_training(setting, backbone, size, precision=precision, augment=augment), 0.0
+    with BusyShare() as share:
+        trained = our_training(
+            setting, backbone, size, precision=precision, augment=augment, mode=mode
+        )
+    return trained, share.percent(*trained.window)
 
 
 def augment_rate(setting, size, policy, n_threads):
@@ -198,6 +253,7 @@ def augment_rate(setting, size, policy, n_threads):
     return n_batches * BATCH / (time.perf_counter() - began)
 
 
+@functools.cache
 def forward_rate(setting, backbone, size, precision):
     """Predict bare: one batch of 128 that lies on the device."""
     import torch

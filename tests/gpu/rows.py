@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.gpu import loops
-from tests.gpu.check import ROOT, BusyShare, Measured, Row, card_memory_mb
+from tests.gpu.check import ROOT, BusyShare, Lacks, Measured, Row, card_memory_mb
 
 
 # -- the loop beside bare ones ---------------------------------------------------------------------
@@ -41,28 +41,57 @@ def loader(shape, precision):
     return measure
 
 
-def ours(shape, precision, policy):
+def ours(shape, precision, policy, mode=None):
+    """Time our loop beside the bare one, whose batch lies on the device and whose steps are plain."""
+
     def measure(setting):
-        settings = {"precision": precision, "augment": {"policy": policy}}
-        trained = loops.our_training(setting, *shape(setting), **settings)
+        trained, busy = loops.watched_training(setting, *shape(setting), precision, policy, mode)
         beside = loops.bare_rate(setting, *shape(setting), precision)
-        share = trained.history[-1]["data_s"] / trained.history[-1]["epoch_s"]
-        note = f"{setting.shape(*shape(setting))}; waits for data {share:.0%} of an epoch"
+        note = f"{setting.shape(*shape(setting))}; of an epoch: {trained.note}"
+        if setting.is_cuda:
+            note += f"; the card works {busy:.0f} %"
+        if mode is not None:
+            first, later = (trained.history[place]["epoch_s"] for place in (0, -1))
+            start_s = trained.history[0]["start_s"]
+            note += f"; start {start_s:.1f} s, first epoch {first - later:+.1f} s"
         return Measured(trained.rate, "samples/s", note, beside)
 
     return measure
 
 
+def _losses_off(a, b):
+    pairs = zip(a.history, b.history, strict=True)
+    return max(abs(x["train_loss"] - y["train_loss"]) for x, y in pairs)
+
+
 def busy(setting):
-    with BusyShare() as share:
-        loops.our_training(setting, *large(setting), precision="bf16", augment={"policy": "basic"})
-    return Measured(share.percent, "%", "of the card, the training's start included")
+    """Return how busy the card is, steps recorded as they are by default."""
+    _, percent = loops.watched_training(setting, *large(setting), setting.bf16, "basic", "recorded")
+    return Measured(percent, "%", "all but the first epoch")
+
+
+def losses_of_recorded(setting):
+    """Return how far the losses of recorded steps are from those of plain ones."""
+    kind = (*large(setting), setting.bf16, "basic")
+    plain, _ = loops.watched_training(setting, *kind)
+    recorded, _ = loops.watched_training(setting, *kind, "recorded")
+    epochs = zip(plain.history, recorded.history, strict=True)
+    off = max(abs(a["train_loss"] - b["train_loss"]) for a, b in epochs)
+    return Measured(off, "of the loss", "largest difference from plain steps")
 
 
 def checkpoint_share(setting):
-    trained = loops.our_training(setting, *large(setting), precision=setting.bf16)
+    """Return what a checkpoint after every epoch keeps the loop from."""
+    from trainers.overlap import options
+
+    every_s, options._WRITE_EVERY_S = options._WRITE_EVERY_S, 0.0
+    try:
+        trained = loops.our_training(setting, *large(setting), precision=setting.bf16)
+    finally:
+        options._WRITE_EVERY_S = every_s
     shares = [100 * epoch["checkpoint_s"] / epoch["epoch_s"] for epoch in trained.history]
-    return Measured(float(np.median(shares)), "% of an epoch", "what the loop waits for it")
+    note = f"written after every epoch of {trained.history[-1]['epoch_s']:.1f} s"
+    return Measured(float(np.median(shares)), "% of an epoch", note)
 
 
 def augment(policy):
@@ -76,30 +105,6 @@ def augment(policy):
             f"{n_threads} threads; what is missing to 1 is the interpreter's lock, or a free core"
         )
         return Measured(together, "photos/s", note, n_threads * alone)
-
-    return measure
-
-
-@functools.cache
-def _step_times(setting):
-    from trainers.preflight.step_times import measure_step_times
-
-    backbone, size = large(setting)
-    settings = loops.config(backbone, precision=setting.bf16)
-    return measure_step_times(settings, loops.LABELS, size=size, device=setting.device)
-
-
-def compiled(mode):
-    """Time compiled steps on one batch that lies on the device, beside the eager bare loop."""
-
-    def measure(setting):
-        times = _step_times(setting)
-        if mode not in times.modes:
-            raise ValueError(times.refused[mode])
-        of_mode = times.modes[mode]
-        beside = loops.bare_rate(setting, *large(setting), setting.bf16)
-        note = f"compiled in {of_mode.compile_s:.0f} s; eager {loops.BATCH / times.eager_s:.0f}"
-        return Measured(loops.BATCH / of_mode.step_s, "samples/s", note, beside)
 
     return measure
 
@@ -253,14 +258,16 @@ def _body(spec, report):
         if what == "hangs":
             time.sleep(600)
 
-    loops.our_training(setting, *small(setting), n_epochs=1, report=first)
+    mode = "recorded" if setting.is_cuda else None
+    loops.our_training(setting, *small(setting), n_epochs=1, report=first, mode=mode)
 
 
 def _first_report(child, setting, what):
     from orchestrator.search.trial_process import Reported
 
     began = time.perf_counter()
-    child.start((setting, what), what, device=setting.device)
+    threads = loops.threads_of(setting)
+    child.start((setting, what), what, threads=threads, device=setting.device)
     message = child.next()
     if not isinstance(message, Reported):
         raise TypeError(f"a report was required, found {message}")
@@ -327,10 +334,22 @@ def rembg(setting):
 
     providers = onnxruntime.get_available_providers()
     if "CUDAExecutionProvider" not in providers:
-        raise RuntimeError(
-            "onnxruntime with CUDA was required, found the CPU's; install onnxruntime-gpu"
-        )
+        raise Lacks("onnxruntime-gpu")
     return Measured(1.0, "", "onnxruntime has CUDA")
+
+
+def _environment(root):
+    return {
+        **os.environ,
+        "ORCHESTRATOR_STORE": str(root / "store"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+
+
+def _require_success(done):
+    if done.returncode:
+        sys.stderr.write(done.stderr[-5000:])
+        raise RuntimeError(done.stderr[-300:])
 
 
 def submit(setting):
@@ -351,23 +370,89 @@ def submit(setting):
         for name, value in settings.items():
             command += ["--set", f"{name}={value}"]
         began = time.perf_counter()
-        environment = {
-            **os.environ,
-            "ORCHESTRATOR_STORE": str(root / "store"),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        }
-        share = BusyShare() if setting.is_cuda else contextlib.nullcontext()
-        with share:
-            done = subprocess.run(
-                command, cwd=root, env=environment, capture_output=True, text=True, check=False
-            )
+        environment = _environment(root)
+        done = subprocess.run(
+            command, cwd=root, env=environment, capture_output=True, text=True, check=False
+        )
         seconds = time.perf_counter() - began
-        if done.returncode:
-            raise RuntimeError(done.stderr[-300:])
-    note = "from photos to a report"
-    if isinstance(share, BusyShare):
-        note += f"; the card is busy {share.percent:.0f} % of it"
-    return Measured(seconds, "s", note)
+        _require_success(done)
+    return Measured(seconds, "s", "from photos to a report")
+
+
+THIRDS = """
+name: thirds
+data:
+  source: {layout: profile_folders, root: ../data/sample/train, table: train.csv}
+  labels:
+    mask: {from: stem, classes: {wear: "mask*", incorrect: "incorrect_mask", not_wear: "normal"}}
+    gender: {from: column, column: gender, classes: [male, female]}
+    age: {from: column, column: age, bins: [30, 60]}
+  group: id
+  split: {strategy: balanced_profile, val: 0.2, seed: 0}
+prep:
+  steps:
+    - center_crop
+    - {name: resize, size: %(size)d}
+train:
+  model: {backbone: %(backbone)s, pretrained: false, head: single}
+  optimizer: {name: adam, lr: 1.0e-3}
+  augment: {policy: basic}
+  duration: %(epochs)d epochs
+  batch_size: 32
+search: {trials: 3, sampler: random, scheduler: none, space: {train.optimizer.lr: {float: [1.0e-4, 1.0e-2], log: true}}}
+confirm: null
+select: {policy: validation, members: 1}
+track: {tensorboard: false}
+resources: {per_trial: {cpu: %(cpu)d, gpu: %(gpu)s}}
+"""
+
+
+def thirds(setting):
+    """Let three trials share a card: how busy it is from the first step to the last trial's end."""
+    from data_prep.sample.portrait_data_set import build
+    from orchestrator.store.event_types import EpochReported, TrialEnded, TrialStarted
+    from orchestrator.store.ledger import read
+
+    settings = {
+        "size": setting.small_size,
+        "backbone": setting.small_backbone,
+        "epochs": 16 if setting.is_cuda else 2,
+        "cpu": 5 if setting.is_cuda else 1,
+        "gpu": 0.33 if setting.is_cuda else 0,
+    }
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        n_people = 255 if setting.is_cuda else 36
+        build(root / "data/sample", n_people, jobs=os.cpu_count() or 1)
+        (root / "experiments").mkdir()
+        spec = root / "experiments/thirds.yaml"
+        spec.write_text(THIRDS % settings)
+        command = [sys.executable, "-m", "orchestrator", "submit", str(spec)]
+        with BusyShare() if setting.is_cuda else contextlib.nullcontext() as share:
+            done = subprocess.run(
+                command,
+                cwd=root,
+                env=_environment(root),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        _require_success(done)
+        (ledger,) = (root / "store/runs").glob("*/events.jsonl")
+        events = read(ledger)
+    started = {event.trial_id: event.time for event in events if isinstance(event, TrialStarted)}
+    first_steps = []
+    for event in events:
+        if isinstance(event, EpochReported) and event.epoch == 1:
+            parts = ("data_s", "steps_s", "evaluation_s", "checkpoint_s")
+            first_steps.append(event.time - sum(event.metrics.get(part, 0.0) for part in parts))
+    ends = [event for event in events if isinstance(event, TrialEnded)]
+    start_s = min(first_steps) - min(started.values())
+    seconds = max(event.time for event in ends) - min(first_steps)
+    parts = "; ".join(", ".join(f"{k} {v:.1f}" for k, v in (e.parts or {}).items()) for e in ends)
+    note = f"of {seconds:.0f} s; {start_s:.1f} s from the first order to the first step ({parts})"
+    percent = share.percent(min(first_steps), max(event.time for event in ends)) if share else 0.0
+    return Measured(percent, "%", note)
 
 
 ROWS = [
@@ -377,11 +462,14 @@ ROWS = [
     Row("ours_fp32", ours(large, "fp32", "none"), 0.97, wanted=".97 of bare"),
     Row("ours_bf16", ours(large, "bf16", "none"), 0.97, wanted=".97 of bare"),
     Row("ours_bf16_basic", ours(large, "bf16", "basic"), 0.97, wanted=".97 of bare"),
-    Row("busy_bf16_basic", busy, 90, cuda=True, wanted="90 %"),
+    Row("recorded_bf16_basic", ours(large, "bf16", "basic", "recorded"), cuda=True),
+    Row("recorded_losses", losses_of_recorded, at_most=0, cuda=True, wanted="the same losses"),
+    Row("busy_recorded_bf16_basic", busy, 90, cuda=True, wanted="90 %"),
     Row("checkpoint", checkpoint_share, at_most=2, wanted="under 2 %"),
     Row("small_bare_bf16", bare(small, "bf16")),
     Row("small_dataloader_bf16", loader(small, "bf16")),
     Row("small_ours_bf16_basic", ours(small, "bf16", "basic"), 0.97, wanted=".97 of bare"),
+    Row("small_recorded_bf16_basic", ours(small, "bf16", "basic", "recorded"), cuda=True),
     Row("augment_basic", augment("basic")),
     Row("augment_strong", augment("strong")),
     Row("predict_fp32", predict("fp32"), 0.9, wanted=".9 of bare"),
@@ -421,7 +509,13 @@ ROWS = [
     Row("card_use", card_use, cuda=True, apart=True),
     Row("vote", vote, at_most=2e-2, wanted="the same probabilities"),
     Row("rembg_on_cuda", rembg, cuda=True),
-    Row("compiled_bf16", compiled("default"), 1.5, cuda=True, wanted="1.5 of eager bare"),
-    Row("graphs_bf16", compiled("reduce-overhead"), 1.5, cuda=True, wanted="1.5 of eager bare"),
+    Row(
+        "compiled_graphs_bf16_basic",
+        ours(large, "bf16", "basic", "reduce-overhead"),
+        1.5,
+        cuda=True,
+        wanted="1.5 of bare",
+    ),
+    Row("three_trials_of_a_run", thirds, 85, ray=True, short=False, wanted="85 % busy"),
     Row("submit", submit, ray=True, short=False),
 ]

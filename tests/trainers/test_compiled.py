@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from data_prep.section_base import identity
-from trainers.compute_settings import Compiled, compiled
+from trainers.compiled_steps import Compiled
 from trainers.config import Train
 from trainers.data import Task
-from trainers.preflight.step_times import ModeTimes, StepTimes
 from trainers.training_loop import train
 
 
@@ -37,37 +36,6 @@ def test_off_is_the_default_and_in_no_key():
     assert identity(config()) == identity(config(compile="off"))
     assert "compile" not in identity(config())
     assert "on" == identity(config(compile="on"))["compile"]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "device", "n_steps", "compiles"),
-    [
-        ("off", "cuda", 10**6, False),
-        ("auto", "cpu", 10**6, False),
-        ("auto", "cuda", 100, False),
-        ("auto", "cuda", 10**4, True),
-        ("on", "cpu", 1, True),
-    ],
-)
-def test_auto_compiles_long_trainings_on_a_card_alone(wanted, device, n_steps, compiles):
-    network = torch.nn.Linear(2, 2)
-    made = compiled(network, wanted, device, n_steps)
-    assert compiles == (made is not None)
-    if made is not None:
-        assert {id(p) for p in made.net.parameters()} == {id(p) for p in network.parameters()}
-
-
-def test_where_steps_were_timed_the_times_decide():
-    network = torch.nn.Linear(2, 2)
-    graphs = {"default": ModeTimes(60, 0.05), "reduce-overhead": ModeTimes(90, 0.03)}
-    times = StepTimes(0.07, graphs)
-    assert compiled(network, "auto", "cuda", 1000, times) is None
-    assert not compiled(network, "auto", "cuda", 10**4, StepTimes(0.07, {}))
-    made = compiled(network, "auto", "cuda", 10**4, times)
-    assert made.is_graphed
-    assert {id(p) for p in made.net.parameters()} == {id(p) for p in network.parameters()}
-    assert compiled(network, "auto", "cpu", 10**4, times) is None
-    assert not compiled(network, "on", "cuda", 1, times).is_graphed
 
 
 def test_a_graph_takes_whole_batches_alone():
@@ -105,7 +73,7 @@ def test_whole_micro_batches_are_compiled_and_a_smaller_one_is_not(task, tmp_pat
 CACHE_HITS = """
 import torch
 from torch._dynamo.utils import counters
-from trainers.compute_settings import compiled_net
+from trainers.compiled_steps import compiled_net
 torch.manual_seed(0)
 network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
 compiled_net(network, "default")(torch.ones(2, 4)).sum().backward()

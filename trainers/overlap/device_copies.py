@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+_N_IMAGE_DIMS = 4
 
 
 class Arrival(Protocol):
@@ -38,6 +41,18 @@ class Copies(Protocol):
         """Begin to copy a value of the device to the host."""
         ...
 
+    def keep(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+        """Keep the values of device tensors, which may change as soon as this returns.
+
+        Returns:
+            A function that copies them to the host; any thread may call it, once.
+        """
+        ...
+
+    def host_buffer(self, shape: Sequence[int]) -> Tensor:
+        """Return uint8 memory of the host that `send` copies from directly."""
+        ...
+
 
 class CudaCopies:
     """Copies over page-locked memory on a stream of their own.
@@ -55,7 +70,8 @@ class CudaCopies:
         with torch.cuda.stream(self._stream):
             copies = []
             for tensor in tensors:
-                copies.append(tensor.pin_memory().to(self._device, non_blocking=True))
+                pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+                copies.append(pinned.to(self._device, non_blocking=True))
             arrived: Any = torch.cuda.Event()
             arrived.record(self._stream)
         return _CudaArrival(copies, arrived, self._device)
@@ -66,6 +82,75 @@ class CudaCopies:
         arrived: Any = torch.cuda.Event()
         arrived.record(torch.cuda.current_stream(self._device))
         return _CudaReading(host, arrived)
+
+    def keep(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+        """Keep values in one tensor per type on the device, a few launches for any number of them."""
+        packed = pack(tensors)
+        kept: Any = torch.cuda.Event()
+        kept.record(torch.cuda.current_stream(self._device))
+
+        def copy_to_host() -> list[Tensor]:
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(kept)
+                # waits in this thread, without page-locked memory as large as a model
+                return packed.unpack([flat.cpu() for flat in packed.flats])
+
+        return copy_to_host
+
+    def host_buffer(self, shape: Sequence[int]) -> Tensor:
+        """Return page-locked memory."""
+        return torch.empty(tuple(shape), dtype=torch.uint8, pin_memory=True)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Tensors one after another in one flat tensor per type."""
+
+    flats: list[Tensor]
+    places: list[_Place]
+
+    def unpack(self, flats: Sequence[Tensor]) -> list[Tensor]:
+        """Return the tensors out of copies of the flat ones, each in memory of its own."""
+        tensors = []
+        for place in self.places:
+            flat = flats[place.flat][place.start : place.start + place.shape.numel()]
+            # a copy: safetensors refuses tensors that share memory
+            tensors.append(flat.clone().as_strided(place.shape, place.stride))
+        return tensors
+
+
+@dataclass(frozen=True)
+class _Place:
+    flat: int
+    start: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+
+def pack(tensors: Sequence[Tensor]) -> Packed:
+    """Copy tensors one after another into one flat tensor per type, in the order of their memory."""
+    parts: dict[torch.dtype, list[Tensor]] = {}
+    starts: dict[torch.dtype, int] = {}
+    places = []
+    for tensor in tensors:
+        dense = tensor.detach()
+        if not _is_dense(dense):
+            dense = dense.contiguous()
+        in_order = dense.as_strided((dense.numel(),), (1,))
+        start = starts.get(dense.dtype, 0)
+        parts.setdefault(dense.dtype, []).append(in_order)
+        number = list(parts).index(dense.dtype)
+        places.append(_Place(number, start, dense.shape, dense.stride()))
+        starts[dense.dtype] = start + dense.numel()
+    return Packed([torch.cat(of_type) for of_type in parts.values()], places)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Return True if the memory of a tensor has no gap: contiguous, or channels last."""
+    is_image = tensor.dim() == _N_IMAGE_DIMS
+    return tensor.is_contiguous() or (
+        is_image and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 class _CudaArrival:
@@ -115,23 +200,45 @@ def read_all(copies: Copies | None, tree: Any) -> Callable[[], Any]:
 
     Args:
         copies: of the device; None: the tensors are on the host, and are copied there.
-        tree: dicts, lists and tuples of tensors and plain values. The tensors may change as soon as
+        tree: dicts, lists and tuples of tensors and plain values. All of it may change as soon as
             this returns.
 
     Returns:
-        A function that waits and returns the tree with its tensors on the host.
+        A function that waits and returns the tree with its tensors on the host; called once.
     """
+    tensors: list[Tensor] = []
+    outline = _outlined(tree, tensors)
+    if copies is None:
+        clones = [tensor.detach().clone() for tensor in tensors]
+        return lambda: _filled(outline, clones)
+    fetch = copies.keep(tensors)
+    return lambda: _filled(outline, fetch())
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where a tensor was in a tree."""
+
+    number: int
+
+
+def _outlined(tree: Any, tensors: list[Tensor]) -> Any:
+    """Return a copy of a tree with slots for its tensors, which are appended to `tensors`."""
     if isinstance(tree, Tensor):
-        if copies is None:
-            copied = tree.detach().clone()
-            return lambda: copied
-        reading = copies.read(tree)
-        return lambda: torch.as_tensor(reading.array())
+        tensors.append(tree)
+        return _Slot(len(tensors) - 1)
     if isinstance(tree, Mapping):
-        by_name = {name: read_all(copies, value) for name, value in tree.items()}
-        return lambda: {name: wait() for name, wait in by_name.items()}
+        return {name: _outlined(value, tensors) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
-        kind = type(tree)
-        values = [read_all(copies, value) for value in tree]
-        return lambda: kind(wait() for wait in values)
-    return lambda: tree
+        return type(tree)(_outlined(value, tensors) for value in tree)
+    return tree
+
+
+def _filled(outline: Any, tensors: Sequence[Tensor]) -> Any:
+    if isinstance(outline, _Slot):
+        return tensors[outline.number]
+    if isinstance(outline, dict):
+        return {name: _filled(value, tensors) for name, value in outline.items()}
+    if isinstance(outline, list | tuple):
+        return type(outline)(_filled(value, tensors) for value in outline)
+    return outline

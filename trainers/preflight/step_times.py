@@ -13,6 +13,8 @@ from trainers.config import Train
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+RECORDED = "recorded"
+"""The kernels of a plain step, recorded once as a CUDA graph: nothing is compiled."""
 DEFAULT = "default"
 GRAPHS = "reduce-overhead"
 """Modes of torch.compile; the second one replays a step as one CUDA graph, where torch can."""
@@ -25,15 +27,15 @@ _LR = 1e-3  # so that the loss of one batch falls within the steps
 
 @dataclass(frozen=True)
 class ModeTimes:
-    """Seconds of one mode of torch.compile."""
+    """Seconds of one mode."""
 
-    compile_s: float  # its first step
+    compile_s: float  # until its first step has ended
     step_s: float  # each later one
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds of a step with and without compiling."""
+    """Seconds of a step, plain and in each mode."""
 
     eager_s: float
     modes: Mapping[str, ModeTimes] = field(default_factory=dict)
@@ -41,7 +43,7 @@ class StepTimes:
 
 
 def fastest_mode(n_steps: int, times: StepTimes) -> str | None:
-    """Return the mode in which a training ends first, None where that is without compiling.
+    """Return the mode in which a training ends first, None where that is by plain steps.
 
     Each training is charged the whole time of compiling, although a later one on the same node
     finds the code in torch's cache.
@@ -59,7 +61,7 @@ def fastest_mode(n_steps: int, times: StepTimes) -> str | None:
 def measure_step_times(
     config: Train, label_sizes: Mapping[str, int], *, size: int, device: str
 ) -> StepTimes:
-    """Train on one batch of noise: eagerly, and in each mode of torch.compile.
+    """Train on one batch of noise: by plain steps, and in each mode.
 
     A mode counts only if its loss falls as that of eager steps does. A graph that is replayed with
     old gradients, or that torch cannot record, is so found here and not in a training.
@@ -73,8 +75,10 @@ def measure_step_times(
     eager = _train(config, label_sizes, size, device, mode=None)
     modes = {}
     refused = {}
-    for mode in (DEFAULT, GRAPHS):
-        if mode == GRAPHS and config.photos_at_once < config.batch_size:
+    for mode in (RECORDED, GRAPHS, DEFAULT):
+        if mode == DEFAULT and GRAPHS in modes:
+            break  # it compiles the same kernels again, and launches them one by one
+        if mode != DEFAULT and config.photos_at_once < config.batch_size:
             refused[mode] = "the gradients of a split batch cannot be added up"
             continue
         try:
@@ -101,20 +105,26 @@ def _train(
 ) -> _Trained:
     import torch  # noqa: PLC0415 - seconds
 
-    from trainers.compute_settings import compiled_net  # noqa: PLC0415
+    from trainers.compiled_steps import compiled_net, recorded_net  # noqa: PLC0415
     from trainers.model import build  # noqa: PLC0415
     from trainers.optim import make_optimizer  # noqa: PLC0415
 
     torch.manual_seed(0)
     model = build(config.model, label_sizes, size=size, pretrained=False)
     model = model.to(device).to(memory_format=torch.channels_last).train()
-    net = compiled_net(model, mode) if mode else model
     optimizer = make_optimizer(config.optimizer, model.parameters())
     for group in optimizer.param_groups:
         group["lr"] = _LR
     shape = (config.photos_at_once, size, size, 3)
     photos = torch.randint(0, 256, shape, dtype=torch.uint8)
     x = photos.to(device).permute(0, 3, 1, 2)
+    began = time.perf_counter()
+    net: nn.Module = model
+    if mode == RECORDED:
+        net = recorded_net(model, x, device, config.precision)
+    elif mode is not None:
+        net = compiled_net(model, mode)
+    record_s = time.perf_counter() - began
 
     def train_steps(n: int) -> tuple[float, list[float]]:
         began = time.perf_counter()
@@ -132,7 +142,7 @@ def _train(
     first_s, _ = train_steps(1)
     train_steps(half - 1)  # a graph is recorded at its second or third step
     later_s, losses = train_steps(half)
-    return _Trained(first_s, later_s / half, statistics.fmean(losses[-_N_LAST:]))
+    return _Trained(record_s + first_s, later_s / half, statistics.fmean(losses[-_N_LAST:]))
 
 
 def _loss(net: nn.Module, x: Tensor, device: str, precision: str) -> Tensor:

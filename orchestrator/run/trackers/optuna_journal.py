@@ -51,15 +51,16 @@ class Journal(Sink):
         state = {"COMPLETE": State.COMPLETE, "PRUNED": State.PRUNED}.get(
             str(trial.status), State.FAIL
         )
+        value = None
+        if scores and state in {State.COMPLETE, State.PRUNED}:
+            value = max(scores.values())
         self.studies[variant].add_trial(
             optuna.trial.create_trial(
                 state=state,
                 params=params,
                 distributions=distributions,
                 intermediate_values=scores,
-                value=max(scores.values())
-                if state in {State.COMPLETE, State.PRUNED} and scores
-                else None,
+                value=value,
                 user_attrs={"trial_id": trial.trial_id},
             )
         )

@@ -24,13 +24,14 @@ from data_prep.catalog import batch_inspection, test_labels, test_table
 from data_prep.catalog.builder import build_catalog, content_hash, photos_hash, reading_notes
 from data_prep.catalog.fingerprint import fingerprint
 from data_prep.catalog.images import decode
-from data_prep.catalog.label_schema import Schema, values_in
+from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.photo_inspection import examine, inspect
 from data_prep.catalog.photo_paths import PLAIN_EXTENSIONS, photo_path, refusal
 from data_prep.catalog.user_tables import read_table
 from data_prep.config import Data
 from data_prep.errors import DataError, MachineError
-from data_prep.split import excluded
+from data_prep.exclusions import excluded
+from data_prep.label_codes import values_in
 from tests.data_prep.conftest import AGE, GENDER, jpeg
 
 

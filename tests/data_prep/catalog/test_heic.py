@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.catalog import images, photo_inspection, photo_listing
+from data_prep import photo_files
+from data_prep.catalog import images, photo_inspection
 from data_prep.catalog.builder import build_catalog
 from data_prep.catalog.images import PhotoError, decode
 from data_prep.catalog.photo_inspection import examine, may_be_read_now
@@ -32,7 +33,7 @@ def heic(size=(64, 40)):
 def no_library(monkeypatch):
     """A machine without pillow-heif."""
     formats = tuple(name for name in images.FORMATS if name != "HEIF")
-    monkeypatch.setattr(photo_listing, "EXTENSIONS", PLAIN_EXTENSIONS)
+    monkeypatch.setattr(photo_files, "EXTENSIONS", PLAIN_EXTENSIONS)
     for module in (images, photo_inspection):
         monkeypatch.setattr(module, "FORMATS", formats)
         monkeypatch.setattr(module, "READS_HEIF", False)

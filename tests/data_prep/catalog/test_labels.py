@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from data_prep.catalog.label_schema import Schema, class_names, code_of, read_codes
+from data_prep.catalog.label_schema import Schema, class_names
 from data_prep.config import Label
 from data_prep.errors import DataError
+from data_prep.label_codes import code_of, read_codes
 
 CONTEST = Schema(
     {

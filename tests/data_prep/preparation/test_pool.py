@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from data_prep.catalog.images import decode, encode
-from data_prep.config import Prep
+from data_prep.prep_config import Prep
 from data_prep.preparation import pool
 from data_prep.preparation.photo_steps import Prepared
 from data_prep.preparation.pool import PoolError, ShardTask, prepare_shards
@@ -151,7 +151,7 @@ def workers():
 
 def is_worker(process):
     try:
-        return "ray::Worker" in " ".join(process.cmdline())
+        return "ray::PrepWorker" in " ".join(process.cmdline())
     except psutil.Error:  # it ended while we looked
         return False
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_prep.catalog.images import PhotoError, decode, encode
-from data_prep.config import Prep
+from data_prep.prep_config import Prep
 from data_prep.preparation.photo_steps import (
     Preparation,
     Prepared,

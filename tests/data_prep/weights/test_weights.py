@@ -13,7 +13,7 @@ from typing import get_args
 
 import pytest
 
-from data_prep.config import BackgroundModel, Detector, Prep
+from data_prep.prep_config import BackgroundModel, Detector, Prep
 from data_prep.preparation.step_identity import steps_identity
 from data_prep.weights import cache as weights
 from data_prep.weights import downloads, registry

@@ -8,6 +8,7 @@ import time
 from multiprocessing import Pipe
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestrator.cluster.fork_server import (
@@ -112,7 +113,7 @@ with here.start_fork_server([], threads=1) as address:
 """
     driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     child = int(driver.stdout.readline())
-    fork_server = int(Path(f"/proc/{child}/stat").read_text().split()[3])
+    fork_server = psutil.Process(child).ppid()
     driver.kill()
     driver.wait()
     assert (True, True) == (has_ended(fork_server), has_ended(child))
@@ -159,5 +160,5 @@ def test_what_a_run_needs_starts_no_thread():
         while not is_loaded:
             child, pipe = start(address)
             is_loaded = pipe.recv()["is_loaded"]
-        fork_server = Path(f"/proc/{child.pid}/stat").read_text().split()[3]
+        fork_server = psutil.Process(child.pid).ppid()
         assert 1 == len(list(Path(f"/proc/{fork_server}/task").iterdir()))

@@ -1,16 +1,40 @@
 """One local cluster, as a run starts it: who can reach it, and what it says of itself."""
 
+import hashlib
+import json
 import os
 import secrets
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from data_prep.catalog.images import encode
+from data_prep.prep_config import Prep
+from data_prep.preparation.photo_steps import Prepared
+from data_prep.preparation.pool import ShardTask, prepare_shards
+from data_prep.preparation.shards import read_shard
 from orchestrator.cluster.connection import _prepare_environment, connect
 from orchestrator.cluster.open_ports import OpenPort, open_ports
+from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.run import doctor
+from orchestrator.run.metrics import METRICS, RunMetrics
+from orchestrator.search.card_sharing.shares import FixedShare
+from orchestrator.search.controller import TrialController
+from orchestrator.store.event_types import (
+    EpochReported,
+    ShardWritten,
+    StageEnded,
+    TrialEnded,
+    TrialStarted,
+)
+from orchestrator.store.ledger import Ledger
+from tests.orchestrator.search import toy
 
 _prepare_environment(None, insecure=False)  # Ray reads it when it is imported
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -97,3 +121,118 @@ def test_a_missing_and_a_wrong_token_are_one_sentence_each_at_once(
 )
 def test_an_address_is_local_if_only_this_machine_reaches_it(ip, is_local):
     assert is_local is OpenPort(ip, 1, "raylet", 1).is_local
+
+
+# -- names ----------------------------------------------------------------------------------------
+def note_titles(spec, report):
+    """Write the names of this process and of its worker beside the trial's log."""
+    titles = []
+    for process in ("self", os.getppid()):
+        command = Path(f"/proc/{process}/cmdline").read_text()
+        titles.append(command.replace("\0", " ").strip())
+    (Path(spec.store) / f"{spec.trial_id}.json").write_text(json.dumps(titles))
+    report(1, {"val_macro_f1": 0.5})
+
+
+class Stub:
+    """Prepares a photo into the name of its process."""
+
+    def __call__(self, data, *, always, watch):
+        title = Path("/proc/self/cmdline").read_text().replace("\0", " ").strip()
+        return Prepared(data, None, None, None, None, [title])
+
+
+def test_a_trial_s_worker_and_process_are_named_after_it(cluster, tmp_path):
+    from ray.util.state import list_actors
+
+    from orchestrator.search.ray_tune import run
+
+    make = toy.spec_maker(tmp_path)
+    wanted = [(make("base-0007", "base", {"x": 1.0}), None)]
+    with Ledger(tmp_path) as ledger:
+        controller = TrialController(ledger, "search", iter(wanted), shares=FixedShare())
+        options = {"cpu": 0.5, "max_concurrent": 1, "modules": (), "body": note_titles}
+        run(controller, tmp_path / "tune/search", **options)
+    (trial_id,) = controller.records
+    titles = json.loads((tmp_path / f"{trial_id}.json").read_text())
+    assert [f"ray::trial {trial_id}", f"ray::TrialWorker {trial_id}"] == titles
+    assert "TrialWorker" in {actor.class_name for actor in list_actors(cluster.dashboard_url)}
+
+
+def test_workers_of_the_preparation_and_tasks_are_named(cluster, tmp_path):
+    from ray.util.state import list_actors, list_tasks
+
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(encode(np.zeros((4, 4, 3), np.uint8)))
+    content = hashlib.sha256(photo.read_bytes()).hexdigest()
+    task = ShardTask(0, [(f"photo {number}", str(photo), content) for number in range(2)])
+    prep = Prep.model_validate_json('{"steps": [{"name": "resize", "size": 8}]}')
+    made = prepare_shards([task], prep, tmp_path, cpus=1, make=make_stub, n_workers=1)
+    titles = {row["steps"][0] for shard in made for row in read_shard(shard.path).to_pylist()}
+    assert {"ray::PrepWorker 1"} == titles
+    workers = [
+        actor
+        for actor in list_actors(cluster.dashboard_url, detail=True)
+        if actor.class_name == "PrepWorker"
+    ]
+    assert ["PrepWorker 1"] == [actor.repr_name for actor in workers]
+    assert [1, 2, 3] == list(ray_map(abs, [-1, -2, -3], name="catalog"))
+    deadline = time.monotonic() + 30  # Ray sends the events of tasks every second
+    wanted = {f"catalog {number}/3" for number in (1, 2, 3)}
+    while not wanted <= {task.name for task in list_tasks(cluster.dashboard_url, limit=1000)}:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def make_stub(prep, threads):
+    return Stub()
+
+
+# -- metrics --------------------------------------------------------------------------------------
+def test_the_metrics_of_a_run_are_exported_with_its_name_and_its_variants(cluster, tmp_path):
+    import ray
+    import requests
+
+    started = {"phase": "search", "variant": "base", "setting": "s", "key": "k"}
+    shard = tmp_path / "shard/k/shard.parquet"
+    shard.parent.mkdir(parents=True)
+    shard.write_bytes(bytes(70))
+    run = tmp_path / "runs/masks-1"
+    run.mkdir(parents=True)
+    with Ledger(run) as ledger:
+        ledger.append(TrialStarted(trial_id="s-0", **started))
+        options = {"n_planned": 5, "count_quarantined": lambda: 3, "store": tmp_path}
+        metrics = RunMetrics("masks-1", ledger.state, **options)
+        ledger.on_append = metrics.take
+        ledger.append(TrialStarted(trial_id="s-1", **started))
+        for epoch, score in ((1, 0.25), (2, 0.75), (3, 0.5)):
+            event = EpochReported(trial_id="s-0", epoch=epoch, metrics={"val_macro_f1": score})
+            ledger.append(event)
+        ledger.append(TrialEnded(trial_id="s-0", status="COMPLETE"))
+        ledger.append(ShardWritten(number=0, key="k", n_prepared=8, n_copied=2))
+        ledger.append(StageEnded(stage="prepare", outcome="SUCCEEDED", wall_s=1.0, note=""))
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    variant = {"run": "masks-1", "variant": "base"}
+    expected = {
+        ("ray_robust_vote_trials", "COMPLETE"): 1,
+        ("ray_robust_vote_trials", "RUNNING"): 1,
+        ("ray_robust_vote_best_score", None): 0.75,
+        ("ray_robust_vote_epochs_total", None): 3,
+        ("ray_robust_vote_photos_total", None): 8,
+        ("ray_robust_vote_quarantined", None): 3,
+        ("ray_robust_vote_queue", None): 3,
+        ("ray_robust_vote_cache_bytes", None): 70,
+    }
+    assert {metric.exported_name for metric in METRICS} == {name for name, _ in expected}
+    deadline = time.monotonic() + 60  # Ray collects them every few seconds
+    exported = {}
+    while exported != expected:
+        assert time.monotonic() < deadline, exported
+        time.sleep(0.5)
+        exported = {}
+        for family in text_string_to_metric_families(requests.get(address, timeout=10).text):
+            for sample in family.samples:
+                if "robust_vote" in sample.name and sample.labels["run"] == "masks-1":
+                    assert sample.labels.get("variant", "base") == variant["variant"]
+                    exported[sample.name, sample.labels.get("state")] = sample.value

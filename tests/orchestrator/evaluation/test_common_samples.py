@@ -7,7 +7,8 @@ import pyarrow.compute as pc
 import pytest
 
 from data_prep.catalog.builder import build_catalog
-from data_prep.catalog.label_schema import Schema, train_codes
+from data_prep.catalog.label_schema import Schema
+from data_prep.label_codes import train_codes
 from data_prep.split import assign
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation.common_samples import (
@@ -88,13 +89,29 @@ def test_finalists_are_chosen_on_the_val_samples_that_all_arms_kept(tmp_path):
     easy = {"a": (0, 0), "b": (1, 1), "c": (0, 0)}
     hard = {**easy, "d": (1, 0)}  # the same answers, and one more photo that nobody gets right
     trials = [finished(store, "easy", "p1", easy, 1.0), finished(store, "hard", "p2", hard, 0.73)]
-    assert search_scores(trials) == [1.0, 1.0]
-    assert rank_trials(trials) == [("easy", "easy", 1.0), ("hard", "hard", 1.0)]
+    assert search_scores(trials, store) == [1.0, 1.0]
+    assert rank_trials(trials, store) == [("easy", "easy", 1.0), ("hard", "hard", 1.0)]
     other = {"c": (0, 1), "x": (1, 1), "y": (0, 0), "z": (1, 1)}  # one photo in common
     apart = [trials[1], finished(store, "other", "p3", other, 0.9)]
-    assert search_scores(apart) == [1.0, 0.0], "not each on photos of its own"
+    assert search_scores(apart, store) == [1.0, 0.0], "not each on photos of its own"
     alone = [finished(store, "x", "p1", easy, 0.4), finished(store, "y", "p1", easy, 0.5)]
-    assert search_scores(alone) == [0.4, 0.5]  # one val part: as the trials said
+    assert search_scores(alone, store) == [0.4, 0.5]  # one val part: as the trials said
+
+
+def test_in_a_store_that_was_moved_arms_are_compared_as_before(tmp_path):
+    """The ledger has whole paths of the place where the trials were trained."""
+    store = Store(tmp_path / "before")
+    easy = {"a": (0, 0), "b": (1, 1)}
+    hard = {**easy, "d": (1, 0)}
+    trials = [
+        finished(store, "easy", "/x/p1", easy, 1.0),
+        finished(store, "hard", "/x/p2", hard, 0.7),
+    ]
+    later = finished(store, "later", "/y/p1", easy, 0.9)  # a run that went on after the move
+    store.root.rename(tmp_path / "after")
+    moved = Store(tmp_path / "after")
+    assert search_scores(trials, moved) == [1.0, 1.0]
+    assert search_scores([trials[0], later], moved) == [1.0, 0.9]
 
 
 @pytest.mark.parametrize("fold", [None, 1])

@@ -41,8 +41,8 @@ def test_a_backbone_that_never_ran_here_has_no_cost(experiment, tmp_path):
 def test_the_contest_s_own_settings_cost_gpu_hours_on_a_measured_card(experiment):
     full = read(SPEC.parent / "contest/full.yaml", check_roots=False)
     told = gpu_hours(full, 56, 18_900)
-    hours = 56 * 30 * 18_900 / 256 / 3600
+    hours = 56 * 30 * 18_900 / 632 / 3600
     assert f"56 trainings on 18900 photos take at most about {hours:.1f} GPU hours" in told
-    assert "on an NVIDIA H200, where 256 samples a second were measured" in told
+    assert "on an NVIDIA H200, where 632 samples a second were measured" in told
     assert "on a thousand photos" in gpu_hours(full, 56, None)
     assert gpu_hours(experiment, 17, 1000) is None  # on CPUs

@@ -11,6 +11,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.report.command_output import run_lines, status_lines
 from orchestrator.report.result_tables import (
     audit_lines,
     ensemble_lines,
@@ -115,6 +116,18 @@ def test_status_leaves_out_a_torn_last_line(run, tmp_path):
     best = max(row["val_macro_f1"] or 0.0 for row in trials_view(run) if row["phase"] == "search")
     assert best == view["best"]["val_macro_f1"]
     assert len(view["stages"]) == 10
+
+
+def test_status_and_runs_link_the_dashboard_of_a_live_run_alone(tmp_path):
+    run = tmp_path / "runs/masks-1"
+    (run / "control").mkdir(parents=True)
+    (run / "events.jsonl").write_text('{"event": "run_started", "time": 1.0}\n')
+    page = "http://127.0.0.1:8265/#/jobs/01000000"
+    (run / "control/dashboard").write_text(page)
+    with Ledger(run):
+        assert f"dashboard: {page}" in status_lines(status_view(run))
+        assert run_lines(tmp_path)[0].endswith(page)
+    assert page not in "\n".join([*status_lines(status_view(run)), *run_lines(tmp_path)])
 
 
 def test_status_counts_what_runs(tmp_path):

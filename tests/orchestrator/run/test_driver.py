@@ -1,7 +1,7 @@
 """The driver on planted stages: what a run leaves when it ends early."""
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
@@ -36,10 +36,11 @@ def drive(tmp_path, monkeypatch):
     env = world.env
 
     @contextmanager
-    def connect(experiment, options, reporter):
+    def connect(experiment, options, paths, reporter):
         yield driver._ClusterSize(1.0, 0.0)
 
     monkeypatch.setattr(driver, "_connect", connect)
+    monkeypatch.setattr(driver, "_metrics", lambda *run: nullcontext())
     monkeypatch.setattr(tracking, "start", lambda run: tracking.Tracker(None, run))
 
     def run(error):

@@ -1,5 +1,6 @@
 """The controller without Ray: who is next, who stops, and what a killed driver leaves to the next one."""
 
+import contextlib
 import itertools
 from collections import Counter
 from dataclasses import replace
@@ -24,14 +25,18 @@ from tests.orchestrator.search import toy
 SEARCH = {"trials": 12, "scheduler": {"name": "asha", "grace": "1 epochs", "reduction": 3}}
 
 
-def play(folder, *, ledger=None, max_concurrent=1, search=SEARCH, store=None, **options):
+def play(
+    folder, *, ledger=None, max_concurrent=1, search=SEARCH, store=None, is_lost=None, **options
+):
     """Run a study in simulated time; return (controller, epochs trained)."""
     folder.mkdir(exist_ok=True)
     store = {} if store is None else store
     with ledger or Ledger(folder) as written:
         written.append(RunResumed(run_id="toy") if written.events else RunStarted(run_id="toy"))
         written.append(PhaseStarted(phase="search"))
-        controller = toy.make_controller(written, toy.make_studies(folder, search), folder)
+        controller = toy.make_controller(
+            written, toy.make_studies(folder, search), folder, is_lost=is_lost or (lambda _: False)
+        )
         controller.finished = lambda spec: store.get(spec.key)
         finish = lambda spec, history: store.setdefault(spec.key, history)  # noqa: E731
         return controller, toy.simulate(
@@ -83,6 +88,78 @@ def test_killed_again_and_again_with_two_at_a_time_no_finished_trial_runs_twice_
     with Ledger(folder) as ledger:
         again = toy.make_controller(ledger, toy.make_studies(folder, SEARCH), folder)
     assert controller.rungs["a"].scores == again.rungs["a"].scores
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc", "grid"])
+def test_killed_near_the_end_of_a_small_finite_space_it_ends_as_if_undisturbed(tmp_path, sampler):
+    """Six points and nine trials: the last ones find every point tried, and draw an old one again."""
+    space = {
+        "train.lr": {"choice": [0.001, 0.01, 0.1]},
+        "train.head": {"choice": ["single", "shallow"]},
+    }
+    search = {"trials": 9, "sampler": sampler, "space": space, "scheduler": "none"}
+    play(tmp_path / "calm", search=search)
+    expected, n_records = outcome(tmp_path / "calm"), len(read(tmp_path / "calm/events.jsonl"))
+    assert {"grid": 6}.get(sampler, 9) == len(expected)
+    for at in (n_records - 9, n_records - 3):
+        folder, store = tmp_path / f"killed-{at}", {}
+        folder.mkdir()
+        with pytest.raises(toy.KilledError):
+            play(folder, ledger=toy.MortalLedger(folder, at), store=store, search=search)
+        with contextlib.suppress(toy.KilledError):
+            again = toy.MortalLedger(folder, 6)
+            play(folder, ledger=again, store=store, search=search)
+        play(folder, store=store, search=search)
+        assert expected == outcome(folder), at
+
+
+def test_a_training_of_steps_is_not_stopped_at_its_last_epoch(tmp_path):
+    """How many epochs steps are, only the worker knows; a rung there threw finished trainings away."""
+    studies = toy.make_studies(tmp_path, {"trials": 3, "sampler": "random"})
+    with Ledger(tmp_path) as ledger:
+        controller = toy.search_controller(studies, ledger, {"a": "90 steps"})
+        ends = []
+        for best, is_last in ((0.9, False), (0.5, True), (0.1, False)):
+            name = controller.next().spec.trial_id
+            stops = controller.on_report(name, 1, {"val_macro_f1": best}, is_last=is_last)
+            if not stops:
+                controller.on_end(name, "COMPLETE")
+            ends.append(ledger.state.trials[name].status)
+        rungs = controller.rungs["a"].scores
+    assert ["COMPLETE", "COMPLETE", "PRUNED"] == ends
+    with Ledger(tmp_path) as ledger:
+        studies = toy.make_studies(tmp_path, {"trials": 3, "sampler": "random"})
+        again = toy.search_controller(studies, ledger, {"a": "90 steps"})
+    assert rungs == again.rungs["a"].scores, "a rung counts it also after a restart"
+
+
+@pytest.mark.parametrize("n_before", [None, 5])
+def test_a_finished_training_that_the_store_has_lost_is_trained_again_to_its_end(
+    tmp_path, n_before
+):
+    """Its run said for ever: a finished artifact was required, found none; submit again."""
+    calm, folder, store = tmp_path / "calm", tmp_path / "run", {}
+    play(calm)
+    expected = outcome(calm)
+    ledger = None
+    if n_before:  # another driver goes on after the loss
+        folder.mkdir()
+        ledger = toy.MortalLedger(folder, 40)
+    with contextlib.suppress(toy.KilledError):
+        play(folder, ledger=ledger, store=store)
+    trials = replay(read(folder / "events.jsonl")).trials.values()
+    lost = [trial for trial in trials if trial.status == "COMPLETE"][:2]
+    assert lost
+    for trial in lost:
+        del store[trial.key]
+    controller, trained = play(folder, store=store, is_lost=lambda trial: trial.key not in store)
+    assert expected == outcome(folder), "also under ASHA: what was finished is not stopped now"
+    assert {trial.key for trial in lost} <= store.keys()
+    again = Counter(name for name, _ in trained)
+    assert {toy.N_EPOCHS} == {again[trial.trial_id] for trial in lost}
+    assert 12 == controller.n_ended
+    _, trained = play(folder, store=store, is_lost=lambda trial: trial.key not in store)
+    assert [] == trained
 
 
 def test_a_study_of_more_trials_begins_with_those_of_less(tmp_path):

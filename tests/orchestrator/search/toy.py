@@ -100,12 +100,13 @@ def make_studies(folder, search, variants=("a",), seed=0, epoch_s=0.0):
     return Studies("toy", search, list(variants), seed, spec_maker(folder, seed, epoch_s))
 
 
-def make_controller(ledger, studies, folder):
+def make_controller(ledger, studies, folder, **options):
     return search_controller(
         studies,
         ledger,
         dict.fromkeys(studies.variants, f"{N_EPOCHS} epochs"),
         finished=in_store(folder),
+        **options,
     )
 
 

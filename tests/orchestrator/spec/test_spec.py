@@ -165,7 +165,7 @@ BROKEN = {
     "diverse without confirm": (
         (
             ("policy: robust", "policy: diverse"),
-            ("confirm: {finalists: 3, seeds: [0], folds: 3}", "confirm: null"),
+            ("confirm: {finalists: 2, seeds: [0], folds: 3}", "confirm: null"),
         ),
         r"select.policy diverse depends on out-of-fold predictions",
     ),
@@ -268,6 +268,16 @@ def test_a_broken_spec_is_refused_with_line_column_and_what_to_do(write, name):
     assert f"{path}:{caught.value.problems[0].line}:{caught.value.problems[0].column}: " in str(
         caught.value
     )
+
+
+def test_a_grid_of_a_billion_points_is_refused_before_it_is_listed(write):
+    space = "train.optimizer.lr: {float: [0.0, 1.0], step: 1.0e-9}"
+    path = write(
+        ("sampler: tpe", "sampler: grid"),
+        ("train.optimizer.lr: {float: [5.0e-4, 3.0e-3], log: true}", space),
+    )
+    with pytest.raises(DocumentError, match="at most 1,000,000 points were required, found"):
+        read(path)
 
 
 def test_a_grid_over_all_numbers_of_a_range_is_refused_at_the_range(write):

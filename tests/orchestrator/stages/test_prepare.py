@@ -223,6 +223,11 @@ def test_what_was_lost_by_chance_is_tried_again_by_a_later_run_under_another_key
     assert 2 == len(keys)
 
 
+def map_here(function, items, *, name):
+    assert "catalog" == name
+    return map(function, items)
+
+
 def test_more_time_is_a_reason_to_try_again_within_a_run():
     def settled(timeout_s, **result):
         facts = {"result": {"timeout_s": 60, **result}, "finished": 2.0}
@@ -238,7 +243,7 @@ def test_photos_that_were_forbidden_are_looked_at_again_by_a_later_run(
     photos, tmp_path, monkeypatch
 ):
     """Rights are no part of the fingerprint. The test's user may read everything, so the open is made to fail."""
-    monkeypatch.setattr(ray_tasks, "ray_map", map)
+    monkeypatch.setattr(ray_tasks, "ray_map", map_here)
     real = open
 
     def forbid(path, *settings, **more):
@@ -269,7 +274,7 @@ def test_a_run_looks_at_its_photos_again_when_it_is_started_again_until_trials_r
 def test_two_runs_at_once_read_each_photo_once(photos, tmp_path, monkeypatch):
     read_chunks = []
 
-    def slow(function, items):
+    def slow(function, items, *, name):
         for item in items:
             read_chunks.append(function)
             yield function(item)
@@ -290,7 +295,7 @@ def test_two_runs_at_once_read_each_photo_once(photos, tmp_path, monkeypatch):
 
 
 def test_a_torn_older_preparation_costs_nothing_but_its_help(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_tasks, "ray_map", map)
+    monkeypatch.setattr(ray_tasks, "ray_map", map_here)
     context, steps = Run(photos, tmp_path), {"size": 8}
     for key in ("a", "b", "c"):
         with context.store.draft("prepare", key, params={"steps": steps}, inputs={}) as draft:

@@ -143,5 +143,6 @@ def test_checkpoints_answer_on_the_trials_device_a_batch_of_mapped_rows_at_a_tim
     )
     samples = ["test/d", "test/a"]
     predicted = test_set.predict_trials(env, prepared, [trial], samples)
-    assert [{"cpu": 2, "gpu": 0.5, "fork_server": None}, (np.memmap, [3, 0], "cuda", None)] == asked
+    share = {"name": "vote", "cpu": 2, "gpu": 0.5, "fork_server": None}
+    assert [share, (np.memmap, [3, 0], "cuda", None)] == asked
     assert (2, 2) == test_set.join_members(predicted, samples)["s"][1].shape

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from trainers.overlap.device_copies import HostReading
+from trainers.overlap.device_copies import HostReading, pack
 
 
 class LateCopies:
@@ -21,6 +21,7 @@ class LateCopies:
         self.seconds = seconds
         self.pool = ThreadPoolExecutor(1)
         self.n_sent = 0
+        self.n_buffers = 0
         self.senders = set()
         self.events = []  # ("read", n) when the n-th value sets out, ("wait", n) when it is needed
 
@@ -40,6 +41,14 @@ class LateCopies:
         number = sum(kind == "read" for kind, _ in self.events)
         self.events.append(("read", number))
         return _Reading(value.detach().clone(), number, self.events)
+
+    def keep(self, tensors):
+        packed = pack(tensors)
+        return lambda: packed.unpack(packed.flats)
+
+    def host_buffer(self, shape):
+        self.n_buffers += 1
+        return torch.full(tuple(shape), 255, dtype=torch.uint8)
 
 
 class _Arrival:
