@@ -114,7 +114,8 @@ def connect(
         # Ray's handler would end the driver with exit code 15
         signal.signal(signal.SIGTERM, on_terminate)
     node = ray._private.worker._global_node  # noqa: SLF001 - there is no public way
-    with watch_servers(node) if address is None else nullcontext():
+    watch = watch_servers(node) if address is None else nullcontext(threading.Event())
+    with watch as closing:
         try:
             url = f"http://{context.dashboard_url}" if context.dashboard_url else None
             problem = None
@@ -124,6 +125,7 @@ def connect(
             resources = ray.cluster_resources()
             yield Cluster(url, problem, resources, local=address is None, job_page=page)
         finally:
+            closing.set()
             ray.shutdown()
 
 

@@ -18,7 +18,7 @@ _NEEDED = {"gcs_server": "GCS", "raylet": "raylet"}
 
 
 @contextmanager
-def watch_servers(node: Any) -> Iterator[None]:
+def watch_servers(node: Any) -> Iterator[threading.Event]:
     """End the block where a server of a local cluster dies.
 
     Ray waits for a dead raylet for ever, because it could be another machine's that comes back.
@@ -26,19 +26,25 @@ def watch_servers(node: Any) -> Iterator[None]:
     Args:
         node: Ray's own record of the processes that it has started.
 
+    Yields:
+        An event to set before the servers are shut down.
+
     Raises:
         UserError: a server died.
     """
     died: list[str] = []
+    closing = threading.Event()
     closed = threading.Event()
-    threading.Thread(target=_interrupt_if_dead, args=(node, died, closed), daemon=True).start()
+    events = (closing, closed)
+    threading.Thread(target=_interrupt_if_dead, args=(node, died, *events), daemon=True).start()
     try:
-        yield
+        yield closing
     except KeyboardInterrupt:
         if not died:
             raise
         raise UserError(_text(died[0])) from None
     finally:
+        closing.set()
         closed.set()
 
 
@@ -49,10 +55,12 @@ def _text(name: str) -> str:
     )
 
 
-def _interrupt_if_dead(node: Any, died: list[str], closed: threading.Event) -> None:
-    while not closed.wait(_LOOK_EVERY_S):
+def _interrupt_if_dead(
+    node: Any, died: list[str], closing: threading.Event, closed: threading.Event
+) -> None:
+    while not closing.wait(_LOOK_EVERY_S):
         dead = [_NEEDED[kind] for kind, _ in node.dead_processes() if kind in _NEEDED]
-        if not dead:
+        if not dead or closing.is_set():
             continue
         died.append(dead[0])
         _thread.interrupt_main()

@@ -42,6 +42,9 @@ def test_a_dead_server_ends_the_block_with_what_to_do(kind, name):
 def test_other_processes_and_interrupts_are_left_alone():
     with watch_servers(Node("dashboard", "log_monitor")):
         wait(0.5)
+    with watch_servers(Node("raylet", "gcs_server")) as closing:
+        closing.set()  # from now on servers end because they are told to
+        wait(0.5)
     with pytest.raises(KeyboardInterrupt), watch_servers(Node()):
         raise KeyboardInterrupt
     with pytest.raises(ZeroDivisionError), watch_servers(Node()):
