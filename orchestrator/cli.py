@@ -14,8 +14,14 @@ import click
 
 from orchestrator import __version__
 from orchestrator.base.errors import INTERRUPTED, SpecError, UserError
+from orchestrator.base.wording import printable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print text that may hold names out of somebody's data."""
+    click.echo(printable(text), err=err, nl=nl)
 
 
 class Commands(click.Group):
@@ -27,11 +33,11 @@ class Commands(click.Group):
         except UserError as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            click.echo(str(error), err=True)
+            _echo(str(error), err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             text = "interrupted; to continue the run, submit the same spec or `resume latest`"
-            click.echo(text, err=True)
+            _echo(text, err=True)
             ctx.exit(INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
@@ -39,7 +45,7 @@ class Commands(click.Group):
             if ctx.params.get("debug"):
                 traceback.print_exc()
             hint = "run again with `python -m orchestrator --debug ...` for the traceback"
-            click.echo(f"{type(error).__name__}: {error}; {hint}", err=True)
+            _echo(f"{type(error).__name__}: {error}; {hint}", err=True)
             ctx.exit(1)
 
 
@@ -127,7 +133,7 @@ def output_format(*forms: str) -> Callable[[Command], Command]:
 
 
 def _print(form: str, value: Any, lines: list[str]) -> None:
-    click.echo(json.dumps(value, indent=1) if form == "json" else "\n".join(lines))
+    _echo(json.dumps(value, indent=1) if form == "json" else "\n".join(lines))
 
 
 def _store(folder: Path | None) -> Any:
@@ -172,9 +178,9 @@ def check(spec: Path, overrides: tuple[str, ...], *, offline: bool) -> None:
 
         lines = check_data(experiment, spec).text()
     names = ", ".join(experiment.arms)
-    click.echo(f"{spec}: valid; {len(experiment.arms)} variant(s): {names}", err=True)
+    _echo(f"{spec}: valid; {len(experiment.arms)} variant(s): {names}", err=True)
     for line in lines:
-        click.echo(f"  {line}", err=True)
+        _echo(f"  {line}", err=True)
 
 
 @main.command()
@@ -242,7 +248,7 @@ def submit(
     if detach:
         from orchestrator.run.driver import detach as start_detached  # noqa: PLC0415
 
-        click.echo(start_detached(experiment, _store(store), sys.argv[1:]))
+        _echo(start_detached(experiment, _store(store), sys.argv[1:]))
         return
     options = Options(
         address=address, insecure=insecure, smoke=smoke, allow_download=allow_download
@@ -278,10 +284,10 @@ def audit(
     experiment = _read(spec, overrides)
     paths = audits.run(experiment, _store(store), probe=probe, address=address, insecure=insecure)
     if form == "json":
-        click.echo(paths.audit.read_text(encoding="utf-8"))
+        _echo(paths.audit.read_text(encoding="utf-8"))
     else:
-        click.echo("\n".join(audits.lines(paths)))
-    click.echo(f"page: {paths.root / 'index.html'}", err=True)
+        _echo("\n".join(audits.lines(paths)))
+    _echo(f"page: {paths.root / 'index.html'}", err=True)
 
 
 @main.command()
@@ -309,7 +315,7 @@ def stop(run: str, trial: str, store: Path | None, *, server: str | None) -> Non
     from orchestrator.run.control import stop_trial  # noqa: PLC0415
 
     name = stop_trial(_find_run(store, run), trial)
-    click.echo(f"asked {name} to stop; it stops within about a second", err=True)
+    _echo(f"asked {name} to stop; it stops within about a second", err=True)
 
 
 @main.command()
@@ -335,7 +341,7 @@ def cancel(run: str, store: Path | None, *, server: str | None, timeout_s: float
             f"run {paths.run_id}: asked to end, still live after {timeout_s:g} s; "
             "check it again with `status`"
         )
-    click.echo(f"cancelled {paths.run_id}; continue with `resume {paths.run_id}`", err=True)
+    _echo(f"cancelled {paths.run_id}; continue with `resume {paths.run_id}`", err=True)
 
 
 @main.command()
@@ -348,7 +354,7 @@ def why(run: str, item: str | None, store: Path | None, *, server: str | None) -
     _run_there(server, run)
     from orchestrator.report.explain import why as explain  # noqa: PLC0415
 
-    click.echo("\n".join(explain(_find_run(store, run), item)))
+    _echo("\n".join(explain(_find_run(store, run), item)))
 
 
 @main.command()
@@ -367,7 +373,7 @@ def logs(
     paths = _find_run(store, run)
     try:
         for line in printed(paths, trial) if trial else story(paths, follow=follow):
-            click.echo(line)
+            _echo(line)
     except KeyboardInterrupt:
         raise click.exceptions.Exit(INTERRUPTED) from None  # the run continues
 
@@ -382,12 +388,12 @@ def gc(store: Path | None, *, dry_run: bool) -> None:
 
     unneeded = find_garbage(_store(store), STAGES)
     for item in unneeded.items:
-        click.echo(f"{item.size_bytes / 1e6:>10.1f} MB  {item.path}  ({item.why})")
+        _echo(f"{item.size_bytes / 1e6:>10.1f} MB  {item.path}  ({item.why})")
     if not dry_run:
         collect(unneeded)
     freed = "would be freed" if dry_run else "freed"
     size = f"{len(unneeded.items)} items, {unneeded.size_bytes / 1e6:.1f} MB {freed}"
-    click.echo(f"{size}; {unneeded.kept_bytes / 1e6:.1f} MB are needed", err=True)
+    _echo(f"{size}; {unneeded.kept_bytes / 1e6:.1f} MB are needed", err=True)
 
 
 @main.command()
@@ -402,9 +408,9 @@ def runs(store: Path | None, *, server: str | None) -> None:
     lines = run_lines(root)
     if not lines:
         text = f"no runs in {root}; submit a spec, or name another store with --store"
-        click.echo(text, err=True)
+        _echo(text, err=True)
     for line in lines:
-        click.echo(line)
+        _echo(line)
 
 
 @main.command()
@@ -419,7 +425,7 @@ def rm(run: str, store: Path | None, *, yes: bool) -> None:
     if not yes:
         click.confirm(f"delete run {paths.run_id} with its results and report?", abort=True)
     remove_run(paths)
-    click.echo(f"deleted run {paths.run_id}; `gc` deletes what only it needed", err=True)
+    _echo(f"deleted run {paths.run_id}; `gc` deletes what only it needed", err=True)
 
 
 @main.command()
@@ -448,7 +454,7 @@ def results(run: str, store: Path | None, form: str, *, server: str | None) -> N
     from orchestrator.report.result_tables import render_results  # noqa: PLC0415
 
     paths = _find_run(store, run, has="trials")
-    click.echo(render_results(paths.root, form), nl=False)
+    _echo(render_results(paths.root, form), nl=False)
 
 
 @main.command()
@@ -471,13 +477,13 @@ def report(names: tuple[str, ...], out: Path | None, store: Path | None) -> None
             raise SpecError("--out: several runs were required, found one; leave --out away")
         from orchestrator.report.page import build  # noqa: PLC0415
 
-        click.echo(build(runs[0].root))
+        _echo(str(build(runs[0].root)))
         return
     from orchestrator.report.summaries.comparison_page import build_together  # noqa: PLC0415
 
     others = "+".join(run.run_id for run in runs[1:])
     place = out or runs[0].root / "report" / f"with-{others[:180]}.html"
-    click.echo(build_together([run.root for run in runs], place))
+    _echo(str(build_together([run.root for run in runs], place)))
 
 
 @main.command()
@@ -485,7 +491,7 @@ def schema() -> None:
     """Print the JSON Schema of a spec, for editors."""
     from orchestrator.spec.models import schema as make  # noqa: PLC0415
 
-    click.echo(json.dumps(make(), indent=1))
+    _echo(json.dumps(make(), indent=1))
 
 
 @main.command()
@@ -502,12 +508,12 @@ def init(folder: Path, out: Path | None) -> None:
 
     text = starter_spec(folder, (out.resolve().parent if out else Path.cwd()))
     if out is None:
-        click.echo(text, nl=False)
+        _echo(text, nl=False)
         return
     if out.exists():
         raise SpecError(f"{out}: a new file was required, it exists; choose another name")
     out.write_text(text, encoding="utf-8")
-    click.echo(f"wrote {out}; next: python -m orchestrator check {out}", err=True)
+    _echo(f"wrote {out}; next: python -m orchestrator check {out}", err=True)
 
 
 @main.command()
@@ -529,7 +535,7 @@ def sample(folder: Path, people: int) -> None:
     except ValueError as error:
         raise SpecError(str(error).replace("--out ", "")) from None
     specs = write_examples(folder / "experiments")
-    click.echo(f"wrote {', '.join(map(str, specs))}; next: submit {specs[0]}", err=True)
+    _echo(f"wrote {', '.join(map(str, specs))}; next: submit {specs[0]}", err=True)
 
 
 @main.command()
@@ -576,13 +582,13 @@ def predict(
         counts = predict_photos(members, photos, out, **how)
     schema = Schema(dict(members.classes))
     names = [f"{code} {schema.class_name(code)}" for code in range(schema.n_classes)]
-    click.echo(f"ans: {', '.join(names)}", err=True)
+    _echo(f"ans: {', '.join(names)}", err=True)
     filled = ""
     if counts["quarantined"]:
         filled = ", without an answer (--fill majority gives them one)"
         if fill == "majority":
             filled = ", answered with the majority class"
-    click.echo(
+    _echo(
         f"wrote {out}: {counts['answered']} photos answered, {counts['quarantined']} quarantined"
         f"{filled}",
         err=True,
@@ -610,7 +616,7 @@ def bundle(run: str, out: Path, store: Path | None, *, with_onnx: bool) -> None:
 
     paths = _find_run(store, run, has="selection")
     facts = write_bundle(paths, _store(store), out, with_onnx=with_onnx)
-    click.echo(
+    _echo(
         f"wrote {out}: {facts['n_members']} members, {facts['n_checkpoints']} checkpoints, "
         f"{facts['size_bytes'] / 1e6:.1f} MB; sha256 of its manifest {facts['manifest_sha256']}",
         err=True,
@@ -657,14 +663,14 @@ def weights(names: tuple[str, ...], *, listing: bool, allow_download: bool) -> N
             facts = describe(name)
             size = f"{facts.size_bytes / 1e6:.1f} MB" if facts.size_bytes else "?"
             pin = "pinned" if facts.files else "unpinned"
-            click.echo(f"{name}\t{size}\t{facts.licence}\t{pin}\t{local(name) or 'not here'}")
+            _echo(f"{name}\t{size}\t{facts.licence}\t{pin}\t{local(name) or 'not here'}")
         return
     try:
         fetched = fetch_all(names or None, allow_unpinned=allow_download)
     except WeightsError as error:
         raise UserError(str(error)) from None
     for name, path in fetched.items():
-        click.echo(f"{name}\t{path}")
+        _echo(f"{name}\t{path}")
 
 
 @main.command()
@@ -673,7 +679,7 @@ def doctor() -> None:
     from orchestrator.run.doctor import examine  # noqa: PLC0415
 
     lines, healthy = examine()
-    click.echo("\n".join(lines))
+    _echo("\n".join(lines))
     sys.exit(0 if healthy else 1)
 
 

@@ -40,7 +40,7 @@ def test_the_quickstart_reads_what_guessing_does_not(place):
     )  # the true class shares give 0.06, the mask state alone 0.17
     assert test["macro_f1_mask"] > 0.85
     trials = json.loads((place.runs()[-1] / "summary.json").read_text())["trials"]
-    assert trials["complete"] + trials["pruned"] >= 8 + 9
+    assert trials["complete"] + trials["pruned"] >= 6 + 6
 
 
 def test_shuffled_labels_teach_nothing(place):
@@ -74,9 +74,7 @@ def test_shuffled_labels_teach_nothing(place):
             '{from: stem, classes: {wear: "mask*", incorrect: "incorrect_mask", not_wear: "normal"}}',
             "{from: column, column: mask, classes: [mask, incorrect_mask, normal]}",
         ),
-        ("trials: 4", "trials: 1"),
-        ("finalists: 3", "finalists: 2"),
-        ("members: 3", "members: 2"),
+        ("trials: 3", "trials: 1"),
         ("duration: 4 epochs", "duration: 3 epochs"),
         ("name: quickstart", "name: shuffled"),
     )

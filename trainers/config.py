@@ -20,6 +20,8 @@ from data_prep.section_base import (
 )
 from trainers.library_names import Operation, check_operation
 
+IS_LAST = "is_last"
+"""What the last report of a training has beside its metrics, as 1.0."""
 _DURATION = r"^[1-9][0-9]* (epochs?|steps?)$"
 DurationText = Annotated[str, StringConstraints(pattern=_DURATION)]
 

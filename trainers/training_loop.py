@@ -18,18 +18,15 @@ from torch import Tensor, nn
 from trainers import augmentation, checkpoint
 from trainers.augmentation import Augmentation
 from trainers.checkpoint import best_epoch
+from trainers.compiled_steps import Compiled, compiled, mode_of, recorded_or_plain
 from trainers.compute_settings import (
-    Compiled,
     autocast,
     choose_precision,
-    compiled,
     keep_freed_memory,
-    mode_of,
-    recorded_or_plain,
     scoring_precision,
     set_up_kernels,
 )
-from trainers.config import Duration, NoCutMix, NoMixUp, OfflineMixUp, Train
+from trainers.config import IS_LAST, Duration, NoCutMix, NoMixUp, OfflineMixUp, Train
 from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
 from trainers.feature_cache import PLAIN, FeatureCache, FeatureStore, View
 from trainers.heads import branch_labels
@@ -179,6 +176,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     step = 0
     writer = CheckpointWriter(work_dir, overlap)
     state = writer.load()
+    n_epochs = duration.epochs(steps_per_epoch)
     if state is not None:
         changing.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -188,11 +186,11 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         step = state["step"]
         micro = min(micro, state["micro_batch"])
         for epoch, metrics in enumerate(history, 1):
-            report(epoch, metrics)
+            is_last = epoch == n_epochs or _stops_early(config, history[:epoch])
+            report(epoch, {**metrics, IS_LAST: 1.0} if is_last else metrics)
     clock.add("start", time.perf_counter() - began)
     # -- epochs -----------------------------------------------------------------------------------
     with writer, _processes(config, task, n_loaders) or nullcontext() as processes:
-        n_epochs = duration.epochs(steps_per_epoch)
         for epoch in range(len(history) + 1, n_epochs + 1):
             if _stops_early(config, history):
                 break
@@ -270,7 +268,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
                 is_last = epoch == n_epochs or _stops_early(config, history)
                 writer.save(state, is_last=is_last)
             metrics |= clock.take()
-            report(epoch, metrics)
+            report(epoch, {**metrics, IS_LAST: 1.0} if is_last else metrics)
         best = best_epoch(history)
         writer.finish(best)
     return Result(len(history), best, history[best - 1], history, task.pairs, micro)

@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from orchestrator.base.wording import printable
+
 _LINE_EVERY_S = 10.0
 SYMBOLS = {
     "SUCCEEDED": "[green]✔[/]",
@@ -73,7 +75,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print one line; square brackets are markup of rich."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(printable(text), soft_wrap=True)
 
     def outcome(self, name: str, outcome: str, why: str, wall_s: float | None = None) -> None:
         """Print how a stage ended; `why` is plain text, without markup."""

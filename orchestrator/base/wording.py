@@ -1,6 +1,16 @@
-"""Numbers in sentences."""
+"""Numbers and names in sentences."""
 
 from __future__ import annotations
+
+_SHOWN_AS = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
+} | {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+"""What a terminal would obey (ECMA-48's control characters), and what turns the direction of writing."""
+
+
+def printable(text: str) -> str:
+    """Return a text for a terminal: control characters out of names are shown, not obeyed."""
+    return text.translate(_SHOWN_AS)
 
 
 def counted(n: int | None, noun: str, plural: str = "") -> str:

@@ -24,6 +24,7 @@ from data_prep.errors import MachineError
 from data_prep.files import write_json, write_text
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import INTERRUPTED, SpecError, UserError
+from orchestrator.base.wording import printable
 from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.planning.stage import Env, Output
 from orchestrator.run.control import Listener
@@ -36,7 +37,7 @@ from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.store.artifacts import Store, git_commit, packages
 from orchestrator.store.event_types import RunEnded, RunResumed, RunStarted, StageEnded
-from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read
+from orchestrator.store.ledger import LOCK, Ledger, LedgerLocked, is_live, read
 from orchestrator.store.run_dir import RunPaths
 from orchestrator.store.run_files.records import as_record
 from orchestrator.store.run_files.selection import Selection
@@ -80,7 +81,7 @@ def submit(experiment: Experiment, store: Store, options: Options) -> int:
         return 0
     if options.smoke and (code := _smoke(experiment, store, options, reporter)):
         return code
-    paths.root.mkdir(parents=True, exist_ok=True)
+    _make_folder(paths)
     try:
         with Ledger(paths.root) as ledger:
             return _drive(experiment, store, plan, paths, ledger, options, reporter)
@@ -130,9 +131,25 @@ def detach(experiment: Experiment, store: Store, arguments: list[str]) -> str:
     """
     plan = make_plan(experiment, store, STAGES)
     paths = RunPaths(store.root / "runs" / plan.run_id)
-    paths.root.mkdir(parents=True, exist_ok=True)
+    _make_folder(paths)
     start_driver(paths, [word for word in arguments if word != "--detach"])
     return plan.run_id
+
+
+def _make_folder(paths: RunPaths) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        UserError: the store cannot be written.
+    """
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        (paths.root / LOCK).open("ab").close()
+    except OSError as error:
+        raise UserError(
+            f"{paths.store}: a store that can be written was required, found: {error.strerror}; "
+            "name another folder with --store or ORCHESTRATOR_STORE, or mend its rights"
+        ) from None
 
 
 def start_driver(paths: RunPaths, arguments: list[str]) -> None:
@@ -481,7 +498,7 @@ def _say_results(paths: RunPaths, reporter: Reporter) -> None:
     )
 
     reporter.say("")
-    sys.stdout.write(render_results(paths.root, "table"))
+    sys.stdout.write(printable(render_results(paths.root, "table")))
     sys.stdout.flush()
     for line in [*ensemble_lines(paths.root), *audit_lines(paths.root)]:
         reporter.say(escape(line))

@@ -375,8 +375,17 @@ class TrialController:
         return PhaseSnapshot(self.n_ended, dict(self.counts), self.best, left_s, tuple(lines))
 
     # -- reports and ends --------------------------------------------------------------------------
-    def on_report(self, trial_id: str, epoch: int, metrics: Metrics) -> bool:
-        """Take in a report; return True if the trial stops here."""
+    def on_report(
+        self, trial_id: str, epoch: int, metrics: Metrics, *, is_last: bool = False
+    ) -> bool:
+        """Take in a report; return True if the trial stops here.
+
+        Args:
+            trial_id: of a trial that was handed out.
+            epoch: from 1.
+            metrics: of the epoch.
+            is_last: the training has reached its end; stopping it would only throw it away.
+        """
         trial = self.handed_out[trial_id]
         if trial.state is TrialState.ENDED:  # its reports are known
             return False
@@ -387,7 +396,7 @@ class TrialController:
             trial.times.on_report(metrics)
         why = self._take_report(record, epoch)
         # stopping what is finished saves nothing, and what was finished before shall be so again
-        if why is None or trial.stored is not None or trial.was_complete:
+        if why is None or trial.stored is not None or trial.was_complete or is_last:
             return False
         self._finish(trial, "PRUNED", why=why)
         return True

@@ -47,6 +47,7 @@ from orchestrator.search.trial_process import (
     reason_of,
 )
 from orchestrator.store.event_types import OBJECTIVE, objective
+from trainers.config import IS_LAST
 from trainers.overlap.clock import PARTS
 
 Result = dict[str, Any]
@@ -343,7 +344,9 @@ class Decisions(FIFOScheduler):
                 metrics[name] = float(value)
         if "card" in result:
             self.trial_controller.on_card_use(_name(trial), CardUse(**json.loads(result["card"])))
-        stops = self.trial_controller.on_report(_name(trial), int(result["epoch"]), metrics)
+        stops = self.trial_controller.on_report(
+            _name(trial), int(result["epoch"]), metrics, is_last=bool(result.get(IS_LAST))
+        )
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: Result) -> None:

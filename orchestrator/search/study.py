@@ -320,8 +320,7 @@ def search_controller(
 def _max_epochs(duration: str) -> int:
     """Return the epoch from which on no trial is stopped.
 
-    How many epochs a duration in steps has, only the worker knows; a trial may then be stopped at
-    its last epoch.
+    How many epochs a duration in steps has, only the worker knows; it marks its last report.
     """
     parsed = Duration.parse(duration)
     return parsed.n if parsed.unit == "epochs" else 10**9

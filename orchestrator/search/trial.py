@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,8 +16,13 @@ from orchestrator.base.errors import UserError
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, Store
 from orchestrator.store.features import FeatureStore, feature_store
+from trainers.config import IS_LAST
 from trainers.preflight.step_times import StepTimes
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+_WAIT_S = 0.2
 Report = Callable[[int, dict[str, float]], None]
 
 
@@ -68,8 +73,8 @@ def run_trial(spec: TrialSpec, report: Report) -> Artifact:
     """Train one trial, or find it finished in the store and report its epochs again.
 
     The held-out fold of a confirm trial is predicted once, at the end; its labels never reach the
-    training. If another run trains the same trial, this one waits for its artifact; the wait counts
-    as time without a report.
+    training. If another run trains the same trial, this one waits for its artifact. The wait is no
+    time without a report: whoever trains is watched by its own run. `wall_s` goes on.
 
     Raises:
         UserError: head frozen_deep has no source, or its source was trained on other data.
@@ -79,13 +84,32 @@ def run_trial(spec: TrialSpec, report: Report) -> Artifact:
     store = Store(Path(spec.store))
     artifact = store.find("trial", spec.key)
     if artifact is None:
-        with FileLock(store.work_dir("trial", spec.key).with_suffix(".lock")):
+        lock = FileLock(store.work_dir("trial", spec.key).with_suffix(".lock"))
+        _acquire(lock, getattr(report, "wait", None))
+        try:
             artifact = store.find("trial", spec.key)
             if artifact is None:
                 return _train(spec, store, report)
-    for epoch, metrics in enumerate(artifact.result["history"], 1):
-        report(epoch, metrics)
+        finally:
+            lock.release()
+    history = artifact.result["history"]
+    for epoch, metrics in enumerate(history, 1):
+        report(epoch, {**metrics, IS_LAST: 1.0} if epoch == len(history) else metrics)
     return artifact
+
+
+def _acquire(lock: FileLock, say_waits: Callable[[], None] | None) -> None:
+    """Acquire a lock that another run may hold for hours, and say now and then that this one waits."""
+    from filelock import Timeout  # noqa: PLC0415
+
+    while True:
+        try:
+            lock.acquire(timeout=_WAIT_S)
+        except Timeout:
+            if say_waits is not None:
+                say_waits()
+        else:
+            return
 
 
 def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:

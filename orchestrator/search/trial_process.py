@@ -80,6 +80,11 @@ class Reported:
 
 
 @dataclass(frozen=True)
+class _Waits:
+    """A trial waits for another run's training, which is no silence."""
+
+
+@dataclass(frozen=True)
 class Failed:
     """Why a trial failed or was stopped: the cause in one word, and a sentence."""
 
@@ -188,6 +193,12 @@ class Child:
 
     def next(self) -> Reported | Failed | None:
         """Let the trial go on and wait for its next report; None is its regular end."""
+        message: Reported | Failed | _Waits | None = _Waits()
+        while isinstance(message, _Waits):
+            message = self._next_message()
+        return message
+
+    def _next_message(self) -> Reported | Failed | _Waits | None:
         # a trial that reports all the time never waits below
         if self._is_busy and time.monotonic() - self._last_check > _POLL_S:
             reason = self._reason_to_end()
@@ -205,12 +216,12 @@ class Child:
                 self.kill()
                 return reason
         try:
-            message: Reported | _Ended = self._pipe.recv()
+            message: Reported | _Ended | _Waits = self._pipe.recv()
         except (EOFError, OSError):
             return self._reason_of_death()
-        if isinstance(message, Reported):
+        if isinstance(message, Reported | _Waits):
             self._last_report = time.monotonic()
-            self._must_answer = True
+            self._must_answer = isinstance(message, Reported)
             return message
         self._take_end(message)
         return message.failure
@@ -418,17 +429,7 @@ def _is_unchanged(state: ProcessState) -> bool:
 
 def _run_trial(body: Body, spec: Any, pipe: Any) -> Failed | None:
     """Run one trial; return its failure, or None if it ended or was stopped."""
-    must_wait = False
-
-    def report(epoch: int, metrics: dict[str, Any]) -> None:
-        nonlocal must_wait
-        values = check_metrics(epoch, metrics)
-        if must_wait and not pipe.recv():
-            raise _Stopped
-        # one report ahead at most: a trial that is to stop must not reach its end meanwhile
-        pipe.send(Reported(epoch, values))
-        must_wait = True
-
+    report = _Reports(pipe)
     failure = None
     try:
         body(spec, report)
@@ -437,9 +438,29 @@ def _run_trial(body: Body, spec: Any, pipe: Any) -> Failed | None:
     except BaseException as error:  # noqa: BLE001 - the parent learns of each error
         traceback.print_exc()
         failure = Failed(cause_of(error), reason_of(error, getattr(spec, "store", None)))
-    if must_wait and not pipe.recv():
+    if report.must_wait and not pipe.recv():
         return None
     return failure
+
+
+class _Reports:
+    """Sends a trial's reports to the worker."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.must_wait = False  # for the answer to the last report
+        self._pipe = pipe
+
+    def __call__(self, epoch: int, metrics: dict[str, Any]) -> None:
+        values = check_metrics(epoch, metrics)
+        if self.must_wait and not self._pipe.recv():
+            raise _Stopped
+        # one report ahead at most: a trial that is to stop must not reach its end meanwhile
+        self._pipe.send(Reported(epoch, values))
+        self.must_wait = True
+
+    def wait(self) -> None:
+        """Say that the trial waits for another run's training."""
+        self._pipe.send(_Waits())
 
 
 @contextlib.contextmanager

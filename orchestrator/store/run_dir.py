@@ -49,7 +49,7 @@ class RunPaths:
         """Return one of the JSON files, or None if it does not exist yet."""
         try:
             return json.loads(getattr(self, name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
 

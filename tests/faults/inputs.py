@@ -19,11 +19,12 @@ from hypothesis import seed as with_seed
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from data_prep.catalog.label_schema import Schema, read_codes, unlabelled
+from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.user_tables import open_table
 from data_prep.config import Label
 from data_prep.errors import DataError
 from data_prep.files import file_sha256
+from data_prep.label_codes import read_codes, unlabelled
 from data_prep.preparation.shards import ShardError, Shards, memory_map, write_index, write_shard
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.ensemble.bundle import open_bundle
@@ -389,7 +390,7 @@ def read_table_file(content, folder):
 @cache
 def bundle_files():
     """The files of a small bundle whose weights are none."""
-    from data_prep.config import Prep
+    from data_prep.prep_config import Prep
     from orchestrator.ensemble.members import Member
 
     prep = Prep.model_validate({"steps": ["center_crop", {"name": "resize", "size": 32}]})

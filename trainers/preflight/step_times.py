@@ -105,7 +105,7 @@ def _train(
 ) -> _Trained:
     import torch  # noqa: PLC0415 - seconds
 
-    from trainers.compute_settings import compiled_net, recorded_net  # noqa: PLC0415
+    from trainers.compiled_steps import compiled_net, recorded_net  # noqa: PLC0415
     from trainers.model import build  # noqa: PLC0415
     from trainers.optim import make_optimizer  # noqa: PLC0415
 

@@ -90,6 +90,49 @@ def test_killed_again_and_again_with_two_at_a_time_no_finished_trial_runs_twice_
     assert controller.rungs["a"].scores == again.rungs["a"].scores
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc", "grid"])
+def test_killed_near_the_end_of_a_small_finite_space_it_ends_as_if_undisturbed(tmp_path, sampler):
+    """Six points and nine trials: the last ones find every point tried, and draw an old one again."""
+    space = {
+        "train.lr": {"choice": [0.001, 0.01, 0.1]},
+        "train.head": {"choice": ["single", "shallow"]},
+    }
+    search = {"trials": 9, "sampler": sampler, "space": space, "scheduler": "none"}
+    play(tmp_path / "calm", search=search)
+    expected, n_records = outcome(tmp_path / "calm"), len(read(tmp_path / "calm/events.jsonl"))
+    assert {"grid": 6}.get(sampler, 9) == len(expected)
+    for at in (n_records - 9, n_records - 3):
+        folder, store = tmp_path / f"killed-{at}", {}
+        folder.mkdir()
+        with pytest.raises(toy.KilledError):
+            play(folder, ledger=toy.MortalLedger(folder, at), store=store, search=search)
+        with contextlib.suppress(toy.KilledError):
+            again = toy.MortalLedger(folder, 6)
+            play(folder, ledger=again, store=store, search=search)
+        play(folder, store=store, search=search)
+        assert expected == outcome(folder), at
+
+
+def test_a_training_of_steps_is_not_stopped_at_its_last_epoch(tmp_path):
+    """How many epochs steps are, only the worker knows; a rung there threw finished trainings away."""
+    studies = toy.make_studies(tmp_path, {"trials": 3, "sampler": "random"})
+    with Ledger(tmp_path) as ledger:
+        controller = toy.search_controller(studies, ledger, {"a": "90 steps"})
+        ends = []
+        for best, is_last in ((0.9, False), (0.5, True), (0.1, False)):
+            name = controller.next().spec.trial_id
+            stops = controller.on_report(name, 1, {"val_macro_f1": best}, is_last=is_last)
+            if not stops:
+                controller.on_end(name, "COMPLETE")
+            ends.append(ledger.state.trials[name].status)
+        rungs = controller.rungs["a"].scores
+    assert ["COMPLETE", "COMPLETE", "PRUNED"] == ends
+    with Ledger(tmp_path) as ledger:
+        studies = toy.make_studies(tmp_path, {"trials": 3, "sampler": "random"})
+        again = toy.search_controller(studies, ledger, {"a": "90 steps"})
+    assert rungs == again.rungs["a"].scores, "a rung counts it also after a restart"
+
+
 @pytest.mark.parametrize("n_before", [None, 5])
 def test_a_finished_training_that_the_store_has_lost_is_trained_again_to_its_end(
     tmp_path, n_before

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import threading
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -162,18 +163,24 @@ def test_gc_reads_what_a_frozen_backbone_left_behind(place):
 
 
 def test_two_runs_that_want_the_same_trial_at_once_train_it_once(place, monkeypatch):
-    trained, real = [], training_loop.train
+    trained, waits, real = [], [], training_loop.train
 
     def train(*given, **settings):
         trained.append(1)
+        while not waits:
+            time.sleep(0.01)
         return real(*given, **settings)
 
     monkeypatch.setattr(training_loop, "train", train)
     heard, answers = [], []
 
     def one(name):
+        def report(epoch, metrics):
+            heard.append((name, epoch, metrics["is_last"]))
+
+        report.wait = lambda: waits.append(name)
         own = dataclasses.replace(spec(place, "same"), trial_id=name)
-        answers.append(run_trial(own, lambda epoch, metrics: heard.append((name, epoch))).manifest)
+        answers.append(run_trial(own, report).manifest)
 
     threads = [threading.Thread(target=one, args=(name,)) for name in ("c-one", "c-two")]
     for thread in threads:
@@ -182,4 +189,5 @@ def test_two_runs_that_want_the_same_trial_at_once_train_it_once(place, monkeypa
         thread.join()
     assert ([1], 2) == (trained, len(answers))
     assert answers[0] == answers[1]
-    assert [("c-one", 1), ("c-two", 1)] == sorted(heard)
+    assert [("c-one", 1, 1.0), ("c-two", 1, 1.0)] == sorted(heard)
+    assert 1 == len(set(waits))

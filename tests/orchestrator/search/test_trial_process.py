@@ -303,6 +303,25 @@ def test_what_a_trial_freed_counts_against_no_later_one_that_has_a_limit(child_o
     assert (1, limited) == (child.n_forks, taken[1] - taken[0] < 150_000_000)
 
 
+def wait_first(spec, report):
+    until = time.monotonic() + spec.pause_s
+    while time.monotonic() < until:
+        report.wait()
+        time.sleep(0.05)
+    report_all(Spec(), report)
+
+
+def test_waiting_for_another_runs_training_is_no_silence_and_stays_within_wall_s(child_of):
+    child = child_of(wait_first, Watch(report_s=0.4))
+    child.start(Spec(pause_s=1.2), "t")
+    assert ([(1, 0.1), (2, 0.2), (3, 0.3)], None) == hear(child)
+    child = child_of(wait_first, Watch(report_s=0.4, wall_s=0.8))
+    child.start(Spec(pause_s=60), "t")
+    said, failure = hear(child)
+    assert ([], "hung") == (said, failure.cause)
+    assert "not done after 0.8 s (resources.per_trial.wall_s)" in failure.text
+
+
 def test_a_trial_is_not_hung_because_its_parent_was_busy(child_of):
     child = child_of(report_all, Watch(report_s=0.4))
     child.start(Spec(), "t")

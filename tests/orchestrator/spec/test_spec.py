@@ -165,7 +165,7 @@ BROKEN = {
     "diverse without confirm": (
         (
             ("policy: robust", "policy: diverse"),
-            ("confirm: {finalists: 3, seeds: [0], folds: 3}", "confirm: null"),
+            ("confirm: {finalists: 2, seeds: [0], folds: 3}", "confirm: null"),
         ),
         r"select.policy diverse depends on out-of-fold predictions",
     ),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainers import compute_settings
+from trainers import compiled_steps
 from trainers.config import Train
 from trainers.preflight import step_times
 from trainers.preflight.step_times import (
@@ -99,7 +99,7 @@ def test_a_graph_is_told_where_a_step_begins(compile_as, monkeypatch):
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
     compile_as(default=lambda network: network, reduce_overhead=lambda network: network)
     network = torch.nn.Linear(2, 2)
-    compute_settings.compiled_net(network, DEFAULT)(torch.ones(1, 2))
+    compiled_steps.compiled_net(network, DEFAULT)(torch.ones(1, 2))
     assert [] == marks
-    compute_settings.compiled_net(network, GRAPHS)(torch.ones(1, 2))
+    compiled_steps.compiled_net(network, GRAPHS)(torch.ones(1, 2))
     assert [1] == marks

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainers import compute_settings, training_loop
-from trainers.compute_settings import mode_of, recorded_net
+from trainers import compiled_steps, training_loop
+from trainers.compiled_steps import mode_of, recorded_net
 from trainers.config import Train
 from trainers.data import Task
 from trainers.model import build
@@ -213,6 +213,6 @@ def test_where_steps_were_timed_the_times_decide():
 def test_a_mode_of_torch_compile_shares_the_parameters():
     network = torch.nn.Linear(2, 2)
     for mode in (DEFAULT, GRAPHS):
-        made = compute_settings.compiled(network, mode, lambda: torch.ones(2, 2), "cpu", "fp32")
+        made = compiled_steps.compiled(network, mode, lambda: torch.ones(2, 2), "cpu", "fp32")
         assert (mode == GRAPHS) == made.is_graphed
         assert {id(p) for p in made.net.parameters()} == {id(p) for p in network.parameters()}
