@@ -77,6 +77,7 @@ def test_nothing_of_a_local_run_listens_on_another_interface_than_loopback(clust
         (None, "asks for a token, found none here; set RAY_AUTH_TOKEN_PATH to a file with"),
         (secrets.token_hex(32), "does not accept the token from RAY_AUTH_TOKEN; set"),
     ],
+    ids=["none", "wrong"],
 )
 def test_a_missing_and_a_wrong_token_are_one_sentence_each_at_once(
     gcs_address, tmp_path, token, text

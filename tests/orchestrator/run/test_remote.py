@@ -105,7 +105,8 @@ def test_a_run_is_sent_to_a_head_left_and_asked_for(head, workplace, tmp_path):
     assert 1 == followed.returncode
     assert "a verified file was required, found none" in followed.stdout
     status = run("status", "latest")
-    assert (0, True) == (status.returncode, status.stdout.startswith(f"run {run_id}  FAILED"))
+    assert 0 == status.returncode, status.stderr
+    assert status.stdout.startswith(f"run {run_id}  FAILED"), status.stdout
     headers = {"Authorization": f"Bearer {Path(environment['RAY_AUTH_TOKEN_PATH']).read_text()}"}
     jobs = requests.get(f"{address}/api/jobs/", headers=headers, timeout=10)
     (job,) = [job for job in jobs.json() if "run" in (job["metadata"] or {})]
