@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import secrets
 import shlex
 import time
@@ -19,7 +20,7 @@ from orchestrator.cluster.authentication import missing_token, wrong_token
 from orchestrator.cluster.connection import prepare_environment
 
 _POLL_S = 0.3
-_MARK = "----- output -----"  # what stands above it in a job's log is Ray's
+_PREAMBLE = re.compile(r"(Running entrypoint for job |\d{4}-\d\d-\d\d .*\bjob_manager)")
 _ENDS = {"SUCCEEDED", "FAILED", "STOPPED"}
 _TALKATIVE = (
     "ray.dashboard.modules.job.sdk",
@@ -50,6 +51,7 @@ class JobFacts:
     status: str
     metadata: Mapping[str, str]
     started: float  # its number is larger for a later job
+    message: str = ""  # what Ray says of its state
 
     @property
     def has_ended(self) -> bool:
@@ -115,8 +117,7 @@ class JobServer:
             False if there is a job of this name already.
         """
         quoted = [word if word == "$RAY_ADDRESS" else shlex.quote(word) for word in words]
-        # Ray logs the command itself, which must not hold the mark
-        command = f"echo '{_MARK[:5]}''{_MARK[5:]}'; exec python -m {' '.join(quoted)}"
+        command = f"exec python -m {' '.join(quoted)}"
         try:
             self._ask(
                 lambda: self._client.submit_job(
@@ -140,7 +141,9 @@ class JobServer:
             while not (facts := self.job(name)).has_ended:
                 time.sleep(_POLL_S)
             text = self._ask(lambda: self._client.get_job_logs(name))
-            return Answer(_of_command(text, facts.status), self.exit_code(name))
+            if facts.status == "FAILED" and _PREAMBLE.match(text) is None:
+                text += f"\nthe job failed before its command began: {facts.message}\n"
+            return Answer(_without_preamble(text), self.exit_code(name))
         finally:
             with suppress(UserError, RuntimeError):
                 self._client.stop_job(name)
@@ -168,16 +171,19 @@ class JobServer:
         """Write what a job prints until it ends; return its exit code."""
 
         async def tail() -> None:
-            text = ""
-            is_open = False
+            begin = ""
+            has_begun = False
             async for chunk in self._client.tail_job_logs(name):
-                if is_open:
+                if has_begun:
                     write(chunk)
                     continue
-                text += chunk
-                is_open = _MARK in text
-                if is_open:
-                    write(text.partition(_MARK)[2].lstrip("\n"))
+                begin += chunk
+                text = _without_preamble(begin)
+                has_begun = "\n" in text
+                if has_begun:
+                    write(text)
+            if not has_begun:
+                write(_without_preamble(begin))
 
         asyncio.run(tail())
         while not self.job(name).has_ended:
@@ -192,10 +198,13 @@ def _facts(details: Any) -> JobFacts:
         str(status),
         details.metadata or {},
         float(details.start_time or 0),
+        details.message or "",
     )
 
 
-def _of_command(log: str, status: str) -> str:
-    """Return what the command itself has printed; all of the log where it was not reached."""
-    _, mark, text = log.partition(f"{_MARK}\n")
-    return text if mark else f"{log}\nthe job ended as {status} before its command began\n"
+def _without_preamble(log: str) -> str:
+    """Return a job's log without the first lines, which Ray has written."""
+    lines = log.splitlines(keepends=True)
+    while lines and _PREAMBLE.match(lines[0]):
+        del lines[0]
+    return "".join(lines)
