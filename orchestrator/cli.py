@@ -105,6 +105,8 @@ def _run_there(server: str | None, run: str | None) -> None:
     """Run this command on a cluster and exit; return where no cluster is named."""
     if server is None:
         return
+    if not server.startswith(("http://", "https://")):
+        raise SpecError(f"--address {server}: http(s)://HEAD:8265 was required, the job server")
     from orchestrator.run import remote  # noqa: PLC0415
 
     words = sys.argv[1:]

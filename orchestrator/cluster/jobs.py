@@ -30,11 +30,6 @@ _TALKATIVE = (
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
-def is_job_server(address: str | None) -> bool:
-    """Return True if an address is one of a job server, http(s)://HOST:8265."""
-    return address is not None and address.startswith(("http://", "https://"))
-
-
 @dataclass(frozen=True)
 class Answer:
     """What a command on the cluster has printed, and its exit code."""
