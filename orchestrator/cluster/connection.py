@@ -79,7 +79,7 @@ def connect(
     Raises:
         UserError: nothing answers there, the token is wrong, or another machine needs one.
     """
-    _prepare_environment(address, insecure=insecure)
+    prepare_environment(address, insecure=insecure)
     _require_answer(address)
     import ray  # noqa: PLC0415 - a second, and the environment must stand before
 
@@ -182,7 +182,12 @@ def _require_answer(address: str | None) -> None:
         ) from None
 
 
-def _prepare_environment(address: str | None, *, insecure: bool) -> None:
+def prepare_environment(address: str | None, *, insecure: bool) -> None:
+    """Set what Ray reads when it is imported.
+
+    Raises:
+        SpecError: an address of another machine has no token.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

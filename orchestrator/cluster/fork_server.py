@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from multiprocessing import Pipe, reduction
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from data_prep.process_title import show_process_title
 
@@ -126,12 +126,16 @@ def fork(address: str, task: Task, child_end: Connection) -> Fork:
         child_end: of a pipe; close it afterwards.
 
     Raises:
-        ForkServerGone: there is none, or the task is no function of a module.
+        ForkServerGone: there is none, the task is no function of a module, or this process could
+            not see the child.
     """
     try:
         order = _Order(pickle.dumps(task), dict(os.environ), str(Path.cwd()))
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(f"\0{address}")
+            if _peer_of(client).pid == 0:
+                # a container with this machine's network: it would not see the child's pid either
+                raise ForkServerGone(f"{address} is in another space of process ids")
             control = Connection(client.detach())
     except (OSError, AttributeError, TypeError, pickle.PicklingError) as error:
         raise ForkServerGone(str(error)) from None
@@ -142,6 +146,20 @@ def fork(address: str, task: Task, child_end: Connection) -> Fork:
     except (EOFError, OSError) as error:
         control.close()
         raise ForkServerGone(str(error)) from None
+
+
+class _Peer(NamedTuple):
+    """The process at the other end of a socket."""
+
+    pid: int  # 0 where it is not to be seen from here
+    user: int
+
+
+def _peer_of(connected: socket.socket) -> _Peer:
+    form = "3i"
+    given = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(form))
+    pid, user, _ = struct.unpack(form, given)
+    return _Peer(pid, user)
 
 
 def call(address: str, function: Callable[[Any], Any], item: Any) -> Any:
@@ -258,9 +276,7 @@ class _Server:
 
     def _accept(self) -> None:
         client, _ = self._listener.accept()
-        asked = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        _, user, _ = struct.unpack("3i", asked)
-        if user != os.getuid():
+        if _peer_of(client).user != os.getuid():
             client.close()
             return
         control = Connection(client.detach())

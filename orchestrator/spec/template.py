@@ -22,7 +22,7 @@ from data_prep.catalog.photo_paths import resolve
 from data_prep.errors import DataError
 from orchestrator.base.errors import SpecError
 from orchestrator.base.wording import counted
-from orchestrator.spec import folder_survey
+from orchestrator.spec import column_meanings, folder_survey
 from orchestrator.spec.models import Spec
 from orchestrator.spec.yaml_source import lone_value
 
@@ -52,13 +52,13 @@ class _Draft:
     """The data section, and what a reader should know of it."""
 
     source: list[str]
-    labels: list[folder_survey.Labels]
+    labels: list[column_meanings.Labels]
     group: str  # as it stands in the spec
     tree: list[str]  # what was read, a line each
     test: str = "{hold_out: 0.15}"
     stem: str = ""  # a label of the file stems, a line of the spec
     leave_out: bool = False
-    doubtful: list[folder_survey.Labels] = field(default_factory=list)  # written as comments
+    doubtful: list[column_meanings.Labels] = field(default_factory=list)  # written as comments
     notes: list[str] = field(default_factory=list)
 
 
@@ -188,7 +188,7 @@ def _keep_comment(draft: _Draft) -> str:
     return f"; or `keep`: a photo without {name} still trains {others[0]}"
 
 
-def _label_line(label: folder_survey.Labels) -> str:
+def _label_line(label: column_meanings.Labels) -> str:
     rule = f"classes: [{', '.join(map(_class_text, label.classes))}]"
     if label.bins:
         rule = f"bins: [{', '.join(f'{cut:g}' for cut in label.bins)}]"
@@ -232,7 +232,7 @@ def _from_folders(folder: Path, root: str, tables: list[folder_survey.FoundTable
     for name, photos in tree.photos.items():
         paths += [f"{name}/{photo}" for photo in photos]
         labels += [name] * len(photos)
-    proposal = folder_survey.propose_group_of_names(paths, labels)
+    proposal = column_meanings.propose_group_of_names(paths, labels)
     test = "{hold_out: 0.15}"
     where = f"root: {_quote(root)}"
     lines = [f"{folder.name}/"]
@@ -250,7 +250,7 @@ def _from_folders(folder: Path, root: str, tables: list[folder_survey.FoundTable
         source.append(f"images: {_quote(tree.images)}")
     return _Draft(
         source,
-        [folder_survey.Labels("folder", classes=list(tree.photos))],
+        [column_meanings.Labels("folder", classes=list(tree.photos))],
         proposal.spec if proposal else "sample_id",
         lines,
         test=test,
@@ -279,8 +279,8 @@ def _nothing(folder: Path, tables: list[folder_survey.FoundTable]) -> str:
 def _from_table(
     folder: Path, root: str, tables: list[folder_survey.FoundTable], train: folder_survey.FoundTable
 ) -> _Draft:
-    group = folder_survey.propose_group_column(train)
-    labels = folder_survey.propose_labels(train, group)
+    group = column_meanings.propose_group_column(train)
+    labels = column_meanings.propose_labels(train, group)
     contest = folder_survey.choose_submission(tables, train)
     answers: list[str] = []
     if contest is not None:
@@ -295,14 +295,14 @@ def _from_table(
         stem = _stem_label([images / name for name in names])
     if not labels and not stem:
         raise SpecError(
-            f"{train.path}: a column of labels was required (2 to {folder_survey.MAX_CLASSES} values that "
+            f"{train.path}: a column of labels was required (2 to {column_meanings.MAX_CLASSES} values that "
             f"repeat, or numbers), found {', '.join(train.columns)}"
         )
     groups = _groups_of_rows(folder, train, labels, group)
     doubtful = []
     for label in labels:
         is_asked = label.column in answers
-        if not is_asked and folder_survey.is_doubtful(label, labels, train, groups.groups):
+        if not is_asked and column_meanings.is_doubtful(label, labels, train, groups.groups):
             doubtful.append(label)
     labels = [label for label in labels if label not in doubtful]
     source = [f"layout: {layout}", f"root: {_quote(root)}"]
@@ -330,7 +330,7 @@ def _contest_test(
     root: str,
     contest: folder_survey.FoundTable,
     answers: list[str],
-    labels: list[folder_survey.Labels],
+    labels: list[column_meanings.Labels],
 ) -> str:
     """Return a test section whose submission has the form of the sample."""
     parts = [f"root: {_quote(root)}"]
@@ -347,13 +347,13 @@ def _contest_test(
 def _groups_of_rows(
     folder: Path,
     train: folder_survey.FoundTable,
-    labels: list[folder_survey.Labels],
+    labels: list[column_meanings.Labels],
     column: str | None,
-) -> folder_survey.GroupProposal:
+) -> column_meanings.GroupProposal:
     """Return the groups of a column, else of the names; none where every photo is its own."""
-    own = folder_survey.GroupProposal("sample_id", [])
+    own = column_meanings.GroupProposal("sample_id", [])
     if column is not None:
-        return folder_survey.GroupProposal(_quote(column), train.columns[column].cells)
+        return column_meanings.GroupProposal(_quote(column), train.columns[column].cells)
     if train.are_folders:
         return own
     names = train.columns[train.photo_column].cells
@@ -362,7 +362,7 @@ def _groups_of_rows(
     texts = [""] * len(paths)
     if shown:
         texts = list(map("/".join, zip(*shown, strict=True)))
-    return folder_survey.propose_group_of_names(paths, texts) or own
+    return column_meanings.propose_group_of_names(paths, texts) or own
 
 
 def _tree(

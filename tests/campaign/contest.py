@@ -140,7 +140,9 @@ def run_job(job: Job, store: Path) -> Record:
     command = [sys.executable, "-m", "orchestrator", *job.command, "--store", str(store)]
     samples = run_sampled(command, cwd=ROOT, log=log)
     if samples.returncode:
-        sys.exit(f"{job.table} {job.label}: submit ended with {samples.returncode}; see {log}")
+        told = "\n".join(log.read_text(encoding="utf-8").splitlines()[-4:])
+        where = f"see {log}, and small.toml for the data"
+        sys.exit(f"{told}\n{job.table}: submit ended with {samples.returncode}; {where}")
     record = Record(
         job.table,
         job.label,

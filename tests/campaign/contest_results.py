@@ -250,7 +250,7 @@ def note_of(published: contest.Published, row: Hypothesis) -> str:
     if row.verdict == "undecided":
         texts.append(needs_text(row.facts))
         error = row.facts.get("standard_error")
-        if error:
+        if error and row.margin is None:
             seen = stats.norm.ppf(0.95) + stats.norm.ppf(0.80)
             texts.append(f"a difference of {seen * error:.3f} is seen in 80 %")
     if agrees(published, row) is False and published.why:

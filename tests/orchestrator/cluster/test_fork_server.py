@@ -71,6 +71,18 @@ def start(address, task=describe):
     return child, here
 
 
+def test_a_process_that_could_not_see_its_child_gets_none(address):
+    """As a container that shares this machine's network and nothing else."""
+    apart = ["unshare", "--pid", "--fork"]
+    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no right to make another space of process ids")
+    code = f"from orchestrator.cluster.fork_server import fork; fork({address!r}, print, None)"
+    command = [*apart, sys.executable, "-c", code]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "ForkServerGone" in refused.stderr
+    assert "another space of process ids" in refused.stderr
+
+
 def has_ended(pid):
     for _ in range(200):
         stat = Path(f"/proc/{pid}/stat")
