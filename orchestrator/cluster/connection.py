@@ -24,6 +24,7 @@ from orchestrator.cluster.authentication import (
     token_source,
     write_token,
 )
+from orchestrator.cluster.local_watch import watch_servers
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 _PORT = 10001  # of ray:// where none is named
@@ -112,16 +113,20 @@ def connect(
     if threading.current_thread() is threading.main_thread():
         # Ray's handler would end the driver with exit code 15
         signal.signal(signal.SIGTERM, on_terminate)
-    try:
-        url = f"http://{context.dashboard_url}" if context.dashboard_url else None
-        problem = None
-        if address is None and dashboard and url is None:
-            problem = _last_line_of_dashboard()
-        page = f"{url}/#/jobs/{ray.get_runtime_context().get_job_id()}" if url else None
-        resources = ray.cluster_resources()
-        yield Cluster(url, problem, resources, local=address is None, job_page=page)
-    finally:
-        ray.shutdown()
+    node = ray._private.worker._global_node  # noqa: SLF001 - there is no public way
+    watch = watch_servers(node) if address is None else nullcontext(threading.Event())
+    with watch as closing:
+        try:
+            url = f"http://{context.dashboard_url}" if context.dashboard_url else None
+            problem = None
+            if address is None and dashboard and url is None:
+                problem = _last_line_of_dashboard()
+            page = f"{url}/#/jobs/{ray.get_runtime_context().get_job_id()}" if url else None
+            resources = ray.cluster_resources()
+            yield Cluster(url, problem, resources, local=address is None, job_page=page)
+        finally:
+            closing.set()
+            ray.shutdown()
 
 
 @contextmanager
