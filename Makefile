@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := data/sample
 .DEFAULT_GOAL := help
-.PHONY: help setup dev weights quickstart smoke check test fast references docs bench gpu-check campaign contest clean
+.PHONY: help setup dev weights quickstart smoke check test fast references docs bench gpu-check faults campaign contest clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -50,7 +50,7 @@ check: dev  ## lint, types, import rules, fast tests
 fast: dev  ## fast tests alone
 	$(BIN)/python -m pytest -q -m "not ray and not models and not slow and not gpu"
 
-TESTS ?= not gpu
+TESTS ?= not gpu and not faults
 test: dev weights  ## every test tier that a CPU can run; TESTS=markers runs some
 	$(BIN)/python -m pytest -q -m "$(TESTS)" --durations=15
 
@@ -68,6 +68,9 @@ bench: dev weights  ## measure against what a user would do instead; ONLY=name r
 gpu-check: dev  ## what only a GPU can show, in one table and gpu.json; ONLY=name runs one row
 	$(BIN)/python -m tests.gpu $(if $(ONLY),--only $(ONLY))
 
+faults: dev weights  ## kill processes of a real run, and fuzz every reader; about six minutes
+	$(BIN)/python -m pytest -q tests/faults
+
 campaign: dev weights  ## the long forms of studies and fault campaigns; each has a short form in `make test`
 	$(BIN)/python -m tests.campaign.preparation
 	$(BIN)/python -m tests.campaign.verdicts
@@ -75,6 +78,8 @@ campaign: dev weights  ## the long forms of studies and fault campaigns; each ha
 	$(BIN)/python -m tests.campaign.selection_bias
 	$(BIN)/python -m tests.campaign.checkpoints
 	$(BIN)/python -m tests.campaign.kills
+	$(BIN)/python -m tests.campaign.faults
+	$(BIN)/python -m tests.campaign.faults --inputs 60
 
 contest: dev weights  ## the contest's tables, run again on real portraits, and RESULTS.md; ONLY=table runs one
 	$(BIN)/python -m orchestrator weights tf_efficientnet_lite1 tf_efficientnet_lite2

@@ -84,11 +84,42 @@ ADDRESS = click.option(
     "--address",
     default=None,
     envvar="RAY_ADDRESS",
-    help="Ray cluster to connect to; without it a local one is started.",
+    help="Ray cluster to connect to (HOST:6379); without it a local one is started.",
 )
 INSECURE = click.option(
     "--insecure", is_flag=True, help="Connect to another machine's cluster without a token."
 )
+
+
+JOB_SERVER = click.option(
+    "--address",
+    "server",
+    default=None,
+    envvar="RAY_API_SERVER_ADDRESS",
+    metavar="http(s)://HEAD:8265",
+    help="Run the command on this cluster, where the store is.",
+)
+
+
+def _run_there(server: str | None, run: str | None) -> None:
+    """Run this command on a cluster and exit; return where no cluster is named."""
+    if server is None:
+        return
+    if not server.startswith(("http://", "https://")):
+        raise SpecError(f"--address {server}: http(s)://HEAD:8265 was required, the job server")
+    from orchestrator.run import remote  # noqa: PLC0415
+
+    words = sys.argv[1:]
+    for place, word in enumerate(words):
+        if word == "--address":
+            del words[place : place + 2]
+            break
+        if word.startswith("--address="):
+            del words[place]
+            break
+    if words[0] == "logs" and run is not None:
+        sys.exit(remote.logs(server, words, run))
+    sys.exit(remote.call(server, words, run))
 
 
 def output_format(*forms: str) -> Callable[[Command], Command]:
@@ -173,7 +204,13 @@ def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) 
 @SPEC
 @SET
 @STORE
-@ADDRESS
+@click.option(
+    "--address",
+    default=None,
+    envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"],
+    help="Ray cluster: HOST:6379 to drive the run from here, http(s)://HOST:8265 to send it there "
+    "as a job. Without it a local one is started.",
+)
 @INSECURE
 @click.option("--detach", is_flag=True, help="Run in the background and print the run's id.")
 @click.option(
@@ -182,7 +219,7 @@ def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) 
 @click.option("--allow-download", is_flag=True, help="Allow downloads of missing model weights.")
 @click.option(
     "--base",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=click.Path(path_type=Path, file_okay=False),
     default=None,
     help="Folder that relative paths of the spec start from.  [default: the spec's own]",
 )
@@ -199,6 +236,13 @@ def submit(
     base: Path | None,
 ) -> None:
     """Check, plan, run and report an experiment; continue it if it was interrupted."""
+    if address is not None and address.startswith(("http://", "https://")):
+        from orchestrator.run import remote  # noqa: PLC0415
+
+        order = remote.Order(spec, overrides, base, store, insecure, detach, smoke, allow_download)
+        sys.exit(remote.submit(address, order))
+    if base is not None and not base.is_dir():
+        raise SpecError(f"--base {base}: a folder was required, found none")
     from orchestrator.run.driver import Options  # noqa: PLC0415
     from orchestrator.run.driver import submit as execute  # noqa: PLC0415
 
@@ -266,8 +310,10 @@ def resume(run: str, store: Path | None, *, address: str | None, insecure: bool)
 @RUN
 @click.argument("trial")
 @STORE
-def stop(run: str, trial: str, store: Path | None) -> None:
+@JOB_SERVER
+def stop(run: str, trial: str, store: Path | None, *, server: str | None) -> None:
     """Stop one running trial; its epochs count, and the run continues."""
+    _run_there(server, run)
     from orchestrator.run.control import stop_trial  # noqa: PLC0415
 
     name = stop_trial(_find_run(store, run), trial)
@@ -277,6 +323,7 @@ def stop(run: str, trial: str, store: Path | None) -> None:
 @main.command()
 @RUN
 @STORE
+@JOB_SERVER
 @click.option(
     "--timeout",
     "timeout_s",
@@ -285,8 +332,9 @@ def stop(run: str, trial: str, store: Path | None) -> None:
     show_default=True,
     help="Seconds to wait until the run ends.",
 )
-def cancel(run: str, store: Path | None, *, timeout_s: float) -> None:
+def cancel(run: str, store: Path | None, *, server: str | None, timeout_s: float) -> None:
     """End a live run; `resume` or the same `submit` continues it."""
+    _run_there(server, run)
     from orchestrator.run.control import cancel as ask  # noqa: PLC0415
 
     paths = _find_run(store, run)
@@ -302,8 +350,10 @@ def cancel(run: str, store: Path | None, *, timeout_s: float) -> None:
 @RUN
 @click.argument("item", required=False)
 @STORE
-def why(run: str, item: str | None, store: Path | None) -> None:
+@JOB_SERVER
+def why(run: str, item: str | None, store: Path | None, *, server: str | None) -> None:
     """Explain the state of a run, or of ITEM: a stage, a trial or a setting."""
+    _run_there(server, run)
     from orchestrator.report.explain import why as explain  # noqa: PLC0415
 
     _echo("\n".join(explain(_find_run(store, run), item)))
@@ -313,9 +363,13 @@ def why(run: str, item: str | None, store: Path | None) -> None:
 @RUN
 @click.argument("trial", required=False)
 @STORE
+@JOB_SERVER
 @click.option("--follow", "-f", is_flag=True, help="Follow until the run ends.")
-def logs(run: str, trial: str | None, store: Path | None, *, follow: bool) -> None:
+def logs(
+    run: str, trial: str | None, store: Path | None, *, server: str | None, follow: bool
+) -> None:
     """Print the events of a run, or the output of one TRIAL."""
+    _run_there(server, run)
     from orchestrator.report.explain import printed, story  # noqa: PLC0415
 
     paths = _find_run(store, run)
@@ -346,8 +400,10 @@ def gc(store: Path | None, *, dry_run: bool) -> None:
 
 @main.command()
 @STORE
-def runs(store: Path | None) -> None:
+@JOB_SERVER
+def runs(store: Path | None, *, server: str | None) -> None:
     """List the runs of a store with state, age, wall time and size, the latest first."""
+    _run_there(server, None)
     from orchestrator.report.command_output import run_lines  # noqa: PLC0415
 
     root = _store(store).root
@@ -377,9 +433,11 @@ def rm(run: str, store: Path | None, *, yes: bool) -> None:
 @main.command()
 @RUN
 @STORE
+@JOB_SERVER
 @output_format("table", "json")
-def status(run: str, store: Path | None, form: str) -> None:
+def status(run: str, store: Path | None, form: str, *, server: str | None) -> None:
     """Show stages, trials and the best score of a run, live or finished."""
+    _run_there(server, run)
     from orchestrator.report.command_output import status_lines  # noqa: PLC0415
     from orchestrator.report.result_tables import status_view  # noqa: PLC0415
 
@@ -390,9 +448,11 @@ def status(run: str, store: Path | None, form: str) -> None:
 @main.command()
 @RUN
 @STORE
+@JOB_SERVER
 @output_format("table", "csv", "json")
-def results(run: str, store: Path | None, form: str) -> None:
+def results(run: str, store: Path | None, form: str, *, server: str | None) -> None:
     """Print the trials and the ensemble of a run."""
+    _run_there(server, run)
     from orchestrator.report.result_tables import render_results  # noqa: PLC0415
 
     paths = _find_run(store, run, has="trials")

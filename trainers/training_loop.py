@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from trainers import augmentation, checkpoint
 from trainers.augmentation import Augmentation
 from trainers.checkpoint import best_epoch
-from trainers.compiled_steps import Compiled, compiled, mode_of, recorded_or_plain
 from trainers.compute_settings import (
     autocast,
     choose_precision,
@@ -38,6 +37,7 @@ from trainers.model import Classifier, build
 from trainers.optim import Plateau, lr_at, make_optimizer
 from trainers.overlap.checkpoint_writer import CheckpointWriter
 from trainers.overlap.clock import Clock
+from trainers.overlap.compiled_steps import Compiled, compiled, mode_of, recorded_or_plain
 from trainers.overlap.device_copies import Copies
 from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.loader_processes import LoaderProcesses, Work

@@ -60,6 +60,8 @@ def open_table(path: Path, where: str, keep: Sequence[str] | None = None) -> Use
         raise DataError(where, f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise DataError(where, _encoding_advice(path, error)) from None
+    except csv.Error as error:  # of the rows that the separator was looked for in
+        raise DataError(where, f"{path}: {error}") from None
 
 
 def _encoding_advice(path: Path, error: UnicodeDecodeError) -> str:

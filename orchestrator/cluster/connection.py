@@ -24,6 +24,7 @@ from orchestrator.cluster.authentication import (
     token_source,
     write_token,
 )
+from orchestrator.cluster.local_watch import watch_servers
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 _PORT = 10001  # of ray:// where none is named
@@ -78,7 +79,7 @@ def connect(
     Raises:
         UserError: nothing answers there, the token is wrong, or another machine needs one.
     """
-    _prepare_environment(address, insecure=insecure)
+    prepare_environment(address, insecure=insecure)
     _require_answer(address)
     import ray  # noqa: PLC0415 - a second, and the environment must stand before
 
@@ -112,16 +113,20 @@ def connect(
     if threading.current_thread() is threading.main_thread():
         # Ray's handler would end the driver with exit code 15
         signal.signal(signal.SIGTERM, on_terminate)
-    try:
-        url = f"http://{context.dashboard_url}" if context.dashboard_url else None
-        problem = None
-        if address is None and dashboard and url is None:
-            problem = _last_line_of_dashboard()
-        page = f"{url}/#/jobs/{ray.get_runtime_context().get_job_id()}" if url else None
-        resources = ray.cluster_resources()
-        yield Cluster(url, problem, resources, local=address is None, job_page=page)
-    finally:
-        ray.shutdown()
+    node = ray._private.worker._global_node  # noqa: SLF001 - there is no public way
+    watch = watch_servers(node) if address is None else nullcontext(threading.Event())
+    with watch as closing:
+        try:
+            url = f"http://{context.dashboard_url}" if context.dashboard_url else None
+            problem = None
+            if address is None and dashboard and url is None:
+                problem = _last_line_of_dashboard()
+            page = f"{url}/#/jobs/{ray.get_runtime_context().get_job_id()}" if url else None
+            resources = ray.cluster_resources()
+            yield Cluster(url, problem, resources, local=address is None, job_page=page)
+        finally:
+            closing.set()
+            ray.shutdown()
 
 
 @contextmanager
@@ -177,7 +182,12 @@ def _require_answer(address: str | None) -> None:
         ) from None
 
 
-def _prepare_environment(address: str | None, *, insecure: bool) -> None:
+def prepare_environment(address: str | None, *, insecure: bool) -> None:
+    """Set what Ray reads when it is imported.
+
+    Raises:
+        SpecError: an address of another machine has no token.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -373,6 +373,9 @@ class _Form:
             if not isinstance(value, allowed):
                 wanted = " or ".join(each.__name__ for each in allowed)
                 raise RecordInvalid(f"{kind}: {name} was required as {wanted}, found {value!r:.60}")
+        metrics = given.get("metrics") or {}
+        if (metrics or "metrics" in self.needed) and OBJECTIVE not in metrics:
+            raise RecordInvalid(f"{kind}: {OBJECTIVE} was required in metrics, found none")
         for name in self.metrics:
             for value in (given.get(name) or {}).values():
                 if not isinstance(value, int | float) or not math.isfinite(value):

@@ -78,6 +78,7 @@ BENCHMARKS = {
     "trial_fixed_cost": search.trial_fixed_cost,
     "trial_wall_vs_bare": search.trial_wall_vs_bare,
     "board": board.board_50k,
+    "tune_1s": search.tune_1s,
     "driver_10k": search.driver_10k,
     "search_vs_stock": search.search_vs_stock,
 }

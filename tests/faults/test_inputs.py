@@ -53,6 +53,7 @@ def test_an_index_that_lies_is_refused_before_anything_is_allocated(tmp_path, ch
         (1, {"trial_id": 7}, "trial_id was required as str, found 7"),
         (2, {"metrics": {"val_macro_f1": "0.5"}}, "numbers were required in metrics, found '0.5'"),
         (5, {"metrics": {"val_macro_f1": float("nan")}}, "found nan"),
+        (2, {"metrics": {"val_loss": 1.0}}, "report: val_macro_f1 was required in metrics"),
         (6, {"wall_s": "long"}, "wall_s was required as float or int or NoneType, found 'long'"),
     ],
 )

@@ -197,6 +197,7 @@ REFUSED = {
     "half a character": "id,name\n1,ë".encode()[:-1],
     "UTF-16 without mark": "id,age\n1,2\n".encode("utf-16-le"),
     "UTF-16 cut": "id,age\n1,2\n".encode("utf-16")[:-1],
+    "such a cell where two separators fit": b"a;b,c\n" + b"9" * 200_000 + b";1,2\n",
     "a cell beyond the limit": b"id,age\n1," + b"9" * 200_000 + b"\n",
 }
 

@@ -19,7 +19,7 @@ from data_prep.prep_config import Prep
 from data_prep.preparation.photo_steps import Prepared
 from data_prep.preparation.pool import ShardTask, prepare_shards
 from data_prep.preparation.shards import read_shard
-from orchestrator.cluster.connection import _prepare_environment, connect
+from orchestrator.cluster.connection import connect, prepare_environment
 from orchestrator.cluster.open_ports import OpenPort, open_ports
 from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.run import doctor
@@ -36,7 +36,7 @@ from orchestrator.store.event_types import (
 from orchestrator.store.ledger import Ledger
 from tests.orchestrator.search import toy
 
-_prepare_environment(None, insecure=False)  # Ray reads it when it is imported
+prepare_environment(None, insecure=False)  # Ray reads it when it is imported
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
@@ -77,6 +77,7 @@ def test_nothing_of_a_local_run_listens_on_another_interface_than_loopback(clust
         (None, "asks for a token, found none here; set RAY_AUTH_TOKEN_PATH to a file with"),
         (secrets.token_hex(32), "does not accept the token from RAY_AUTH_TOKEN; set"),
     ],
+    ids=["none", "wrong"],
 )
 def test_a_missing_and_a_wrong_token_are_one_sentence_each_at_once(
     gcs_address, tmp_path, token, text

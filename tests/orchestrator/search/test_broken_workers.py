@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from orchestrator.base.errors import UserError
-from orchestrator.cluster.connection import _prepare_environment, connect
+from orchestrator.cluster.connection import connect, prepare_environment
 from orchestrator.report.explain import why
 from orchestrator.search.controller import TrialController
 from orchestrator.search.trial_process import Watch
@@ -15,7 +15,7 @@ from orchestrator.store.ledger import Ledger, read
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.search import toy
 
-_prepare_environment(None, insecure=False)  # before anything in this process imports Ray
+prepare_environment(None, insecure=False)  # before anything in this process imports Ray
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.connection import _prepare_environment
+from orchestrator.cluster.connection import prepare_environment
 from orchestrator.report.explain import why
 from orchestrator.search.card_sharing.shares import FixedShare
 from orchestrator.search.controller import TrialController
@@ -22,7 +22,7 @@ from tests.orchestrator.search import toy
 from tests.orchestrator.search.test_controller import outcome
 from tests.orchestrator.search.test_trial_process import Spec, misbehave
 
-_prepare_environment(
+prepare_environment(
     None, insecure=False
 )  # before anything in this process imports Ray, which reads it then
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from trainers import compiled_steps
 from trainers.config import Train
+from trainers.overlap import compiled_steps
 from trainers.preflight import step_times
 from trainers.preflight.step_times import (
     DEFAULT,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.connection import _prepare_environment, connect
+from orchestrator.cluster.connection import connect, prepare_environment
 from orchestrator.search.card_sharing.capacity import TrialSize
 from orchestrator.search.card_sharing.shares import MeasuredShares
 from orchestrator.search.controller import TrialController
@@ -15,7 +15,7 @@ from orchestrator.store.ledger import Ledger
 from tests.orchestrator.search import toy
 from tests.orchestrator.search.card_sharing.fixed_card import GB, FixedCard
 
-_prepare_environment(None, insecure=False)  # before anything in this process imports Ray
+prepare_environment(None, insecure=False)  # before anything in this process imports Ray
 
 
 @pytest.mark.ray

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from data_prep.section_base import identity
-from trainers.compiled_steps import Compiled
 from trainers.config import Train
 from trainers.data import Task
+from trainers.overlap.compiled_steps import Compiled
 from trainers.training_loop import train
 
 
@@ -73,7 +73,7 @@ def test_whole_micro_batches_are_compiled_and_a_smaller_one_is_not(task, tmp_pat
 CACHE_HITS = """
 import torch
 from torch._dynamo.utils import counters
-from trainers.compiled_steps import compiled_net
+from trainers.overlap.compiled_steps import compiled_net
 torch.manual_seed(0)
 network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
 compiled_net(network, "default")(torch.ones(2, 4)).sum().backward()

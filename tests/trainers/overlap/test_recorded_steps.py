@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from trainers import compiled_steps, training_loop
-from trainers.compiled_steps import mode_of, recorded_net
+from trainers import training_loop
 from trainers.config import Train
 from trainers.data import Task
 from trainers.model import build
+from trainers.overlap import compiled_steps
+from trainers.overlap.compiled_steps import mode_of, recorded_net
 from trainers.preflight.step_times import DEFAULT, GRAPHS, RECORDED, ModeTimes, StepTimes
 from trainers.training_loop import train
 

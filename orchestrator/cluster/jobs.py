@@ -1,0 +1,205 @@
+"""The job server of a Ray cluster: sends jobs, follows them, and calls commands where the store is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import secrets
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.base.errors import UserError
+from orchestrator.cluster.authentication import missing_token, wrong_token
+from orchestrator.cluster.connection import prepare_environment
+
+_POLL_S = 0.3
+_PREAMBLE = re.compile(r"(Running entrypoint for job |\d{4}-\d\d-\d\d .*\bjob_manager)")
+_ENDS = {"SUCCEEDED", "FAILED", "STOPPED"}
+_TALKATIVE = (
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
+_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command on the cluster has printed, and its exit code."""
+
+    text: str
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """A job of a run."""
+
+    submission_id: str
+    status: str
+    metadata: Mapping[str, str]
+    started: float  # its number is larger for a later job
+    message: str = ""  # what Ray says of its state
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in _ENDS
+
+
+class JobServer:
+    """The job server at an address."""
+
+    def __init__(self, address: str, *, insecure: bool = False) -> None:
+        """Connect to it.
+
+        Raises:
+            UserError: nothing answers there, the token is refused, or its Ray is another version.
+        """
+        prepare_environment(address, insecure=insecure)
+        import ray  # noqa: PLC0415 - a second, and the environment must stand before
+        from ray.job_submission import JobSubmissionClient  # noqa: PLC0415
+
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self.address = address
+        # Ray prefers the variables to the argument
+        hidden = {name: os.environ.pop(name) for name in _ADDRESSES if name in os.environ}
+        try:
+            self._client = self._ask(lambda: JobSubmissionClient(address))
+        finally:
+            os.environ.update(hidden)
+        version = self._client._server_ray_version  # noqa: SLF001 - it was asked for already
+        if version != ray.__version__:
+            raise UserError(
+                f"Ray {ray.__version__} was required at {address}, as it is here, found {version}; "
+                "install one of them on both sides"
+            )
+
+    def _ask(self, request: Callable[[], Any]) -> Any:
+        """Make a request; turn what may go wrong on the way into one sentence."""
+        from ray.exceptions import AuthenticationError  # noqa: PLC0415
+
+        try:
+            return request()
+        except AuthenticationError as error:
+            has_token = not error.message.startswith("Authentication required")
+            raise (wrong_token if has_token else missing_token)(self.address) from None
+        except OSError as error:  # the errors of requests are such
+            raise UserError(
+                f"a Ray job server was required at {self.address}, nothing answers there: "
+                f"{type(error).__name__}; start the cluster, or correct --address"
+            ) from None
+
+    def submit(
+        self, words: Sequence[str], folder: Path, name: str, metadata: Mapping[str, str]
+    ) -> bool:
+        """Send a job that runs a command of this package.
+
+        Args:
+            words: of a command line after `python -m`; $RAY_ADDRESS is filled in over there.
+            folder: what travels with it; the command runs in a copy of it.
+            name: submission id.
+            metadata: shown on the dashboard.
+
+        Returns:
+            False if there is a job of this name already.
+        """
+        quoted = [word if word == "$RAY_ADDRESS" else shlex.quote(word) for word in words]
+        command = f"exec python -m {' '.join(quoted)}"
+        try:
+            self._ask(
+                lambda: self._client.submit_job(
+                    entrypoint=command,
+                    submission_id=name,
+                    runtime_env={"working_dir": str(folder)},
+                    metadata=dict(metadata),
+                )
+            )
+        except RuntimeError as error:
+            if "already" in str(error):
+                return False
+            raise UserError(f"the job {name} was not accepted: {str(error)[:300]}") from None
+        return True
+
+    def call(self, words: Sequence[str], folder: Path) -> Answer:
+        """Run a short command on the cluster and wait for its answer; nothing is left of the job."""
+        name = f"call-{secrets.token_hex(6)}"
+        self.submit(words, folder, name, {"call": words[1] if len(words) > 1 else words[0]})
+        try:
+            while not (facts := self.job(name)).has_ended:
+                time.sleep(_POLL_S)
+            text = self._ask(lambda: self._client.get_job_logs(name))
+            if facts.status == "FAILED" and _PREAMBLE.match(text) is None:
+                text += f"\nthe job failed before its command began: {facts.message}\n"
+            return Answer(_without_preamble(text), self.exit_code(name))
+        finally:
+            with suppress(UserError, RuntimeError):
+                self._client.stop_job(name)
+                self._client.delete_job(name)
+
+    def job(self, name: str) -> JobFacts:
+        """Return the state of a job."""
+        return _facts(self._ask(lambda: self._client.get_job_info(name)))
+
+    def jobs_of_runs(self) -> list[JobFacts]:
+        """Return the jobs that drive runs, the latest first."""
+        details = self._ask(self._client.list_jobs)
+        facts = [_facts(each) for each in details if "run" in (each.metadata or {})]
+        return sorted(facts, key=lambda each: each.started, reverse=True)
+
+    def exit_code(self, name: str) -> int:
+        """Return the exit code of a job that has ended."""
+        details = self._ask(lambda: self._client.get_job_info(name))
+        code = details.driver_exit_code
+        if code is not None:
+            return int(code)
+        return 0 if _facts(details).status == "SUCCEEDED" else 1
+
+    def follow(self, name: str, write: Callable[[str], object]) -> int:
+        """Write what a job prints until it ends; return its exit code."""
+
+        async def tail() -> None:
+            begin = ""
+            has_begun = False
+            async for chunk in self._client.tail_job_logs(name):
+                if has_begun:
+                    write(chunk)
+                    continue
+                begin += chunk
+                text = _without_preamble(begin)
+                has_begun = "\n" in text
+                if has_begun:
+                    write(text)
+            if not has_begun:
+                write(_without_preamble(begin))
+
+        asyncio.run(tail())
+        while not self.job(name).has_ended:
+            time.sleep(_POLL_S)
+        return self.exit_code(name)
+
+
+def _facts(details: Any) -> JobFacts:
+    status = getattr(details.status, "value", details.status)
+    return JobFacts(
+        details.submission_id or "",
+        str(status),
+        details.metadata or {},
+        float(details.start_time or 0),
+        details.message or "",
+    )
+
+
+def _without_preamble(log: str) -> str:
+    """Return a job's log without the first lines, which Ray has written."""
+    lines = log.splitlines(keepends=True)
+    while lines and _PREAMBLE.match(lines[0]):
+        del lines[0]
+    return "".join(lines)

@@ -1,0 +1,126 @@
+"""Inject faults into real runs, and print and write what held.
+
+    python -m tests.campaign.faults [--scale 1.0] [--only WORD ...] [--out FOLDER]   # part of `make campaign`
+    python -m tests.campaign.faults --inputs 10                                      # fuzz for ten minutes
+
+Each fault is injected at random moments of a small but real submit: catalog, preparation with a
+face detector, search, confirm, vote, report on a local Ray cluster. About twenty injections hit one
+run; where its driver ends, the spec is submitted again. At the end its tables must equal, by
+content, those of a run that nobody disturbed; nothing finished may be done again, and no process
+may be left. Exits 1 if something does not hold.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+from tests.faults import inputs, processes
+from tests.faults.rig import Rig, git_hash, ray_folder
+
+NUMBERS = {
+    "driver, kill -9": 30,
+    "driver, SIGTERM": 8,
+    "driver, Ctrl-C": 8,
+    "driver, Ctrl-C twice": 6,
+    "raylet, kill -9": 6,
+    "GCS, kill -9": 6,
+    "preparation worker, kill -9": 10,
+    "trial worker, kill -9": 12,
+    "child of a trial worker, kill -9": 12,
+    "segmentation fault in a trial": 6,
+    "trial worker, SIGSTOP, then SIGCONT": 2,
+    "vote task, kill -9": 6,
+    "dashboard, kill -9": 3,
+    "tracking process, kill -9": 3,
+    "fork server, kill -9": 3,
+}
+"""How often each is injected in the long form."""
+
+
+def markdown(rows, facts):
+    lines = ["| fault | injected | expected | held | lost |", "|---|---|---|---|---|"]
+    for row in rows:
+        lines.append(f"| {row.fault} | {row.injected} | {row.expected} | {row.held} | {row.lost} |")
+    totals = [sum(getattr(row, name) for row in rows) for name in ("injected", "held", "lost")]
+    lines.append(f"| all | {totals[0]} | | {totals[1]} | {totals[2]} |")
+    return "\n".join([*lines, "", ", ".join(f"{name} {value}" for name, value in facts.items())])
+
+
+def write(rows, out, facts):
+    """Write the table as JSON and Markdown."""
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**facts, "rows": processes.to_json(rows)}, indent=1)
+    (out / "faults.json").write_text(text + "\n")
+    (out / "faults.md").write_text(markdown(rows, facts) + "\n")
+
+
+def fuzz(minutes):
+    """Fuzz every reader in turns until the time is over."""
+    began, n_inputs = time.monotonic(), {}
+    seed = 0
+    while time.monotonic() - began < 60 * minutes:
+        for reader in inputs.readers():
+            inputs.fuzz(reader, 500, seed=seed)
+            n_inputs[reader.name] = n_inputs.get(reader.name, 0) + 500
+        seed += 1
+        print(f"{time.monotonic() - began:.0f} s: {n_inputs}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="of the number of injections")
+    parser.add_argument("--only", nargs="*", default=[], help="faults whose names contain a word")
+    parser.add_argument("--per-run", type=int, default=16, help="injections into one run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pause-s", type=float, default=60.0, help="of SIGSTOP")
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help="inject nothing later")
+    parser.add_argument("--inputs", type=float, help="minutes; fuzz the readers instead")
+    parser.add_argument("--out", type=Path, default=Path("build/faults"))
+    args = parser.parse_args()
+    if args.inputs:
+        fuzz(args.inputs)
+        return
+    began = time.monotonic()
+    wanted = []
+    for fault in processes.faults(args.pause_s):
+        if not args.only or any(word in fault.name for word in args.only):
+            wanted.append((fault, max(1, round(NUMBERS[fault.name] * args.scale))))
+    place = Path(tempfile.mkdtemp(prefix="faults-"))
+    rig = Rig(place / "rig")
+    say = partial(print, flush=True)
+    facts = {"seed": args.seed, "commit": git_hash()}
+    try:
+        calm = processes.undisturbed(rig)
+        say(f"undisturbed: {time.monotonic() - began:.0f} s")
+        rows = processes.inject_all(
+            rig,
+            calm,
+            wanted,
+            random.Random(args.seed),
+            per_run=args.per_run,
+            until=began + args.limit_s,
+            say=say,
+            save=lambda rows: write(rows, args.out, facts),
+        )
+    finally:
+        shutil.rmtree(ray_folder(rig), ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+    facts["wall_s"] = round(time.monotonic() - began)
+    write(rows, args.out, facts)
+    print(markdown(rows, facts))
+    for row in rows:
+        for note in row.notes:
+            print(f"{row.fault}: {note}")
+    sys.exit(0 if all(row.held == row.injected and not row.lost for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()
