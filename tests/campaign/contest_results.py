@@ -457,8 +457,8 @@ def full_section() -> str:
     """Return what profile full would cost on a card, as `plan` reckons it."""
     lines = [
         "## Profile full\n",
-        "The team's settings on 18,900 photos of 380 px, efficientnet_b4: what `plan` says, from 256",
-        "samples a second that were measured on an NVIDIA H200. Frozen backbones take less.\n",
+        "The team's settings on 18,900 photos of 380 px, efficientnet_b4: what `plan` says, from what was",
+        "measured on an NVIDIA H200. Frozen backbones take less.\n",
         *head_of("table, trainings, epochs of one, GPU hours at most"),
     ]
     for table in contest.TABLES:
