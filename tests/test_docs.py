@@ -122,6 +122,12 @@ def test_every_page_is_in_the_sites_navigation_and_reached_from_the_first_one():
     assert names == linked | {"index.md"}
 
 
+def test_every_decision_has_a_number_of_its_own():
+    text = (documents.ROOT / "DESIGN.md").read_text()
+    numbers = re.findall(r"^\*\*(\d+)\. ", text, re.MULTILINE)
+    assert sorted(map(int, numbers)) == sorted(set(map(int, numbers)))
+
+
 def test_readme_is_short():
     assert len(documents.README.read_text().splitlines()) <= 70
 
