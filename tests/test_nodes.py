@@ -83,7 +83,7 @@ def test_the_smoke_experiment_runs_on_two_nodes_and_a_wrong_token_is_refused(
         check=False,
     )
     assert 1 == refused.returncode
-    assert "could not be reached" in refused.stderr
+    assert "does not accept the token" in refused.stderr
     assert secret not in refused.stderr
     done = subprocess.run(
         command,
