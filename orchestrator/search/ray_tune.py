@@ -25,6 +25,7 @@ from ray import tune
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
 from ray.train._internal.session import _TrainingResult
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.result import RESULT_DUPLICATE, TRAINING_ITERATION
@@ -230,6 +231,21 @@ def memory_kills_are_deaths() -> Iterator[None]:
         yield
     finally:
         RayActorManager._actor_task_failed = original  # noqa: SLF001
+
+
+@contextlib.contextmanager
+def keys_stay_in_the_environment() -> Iterator[None]:
+    """Keep Tune from writing keys of buckets into its workers' settings, which Ray logs.
+
+    A worker has the environment of its node.
+    """
+    propagated = class_cache.ENV_VARS_TO_PROPAGATE
+    keys = {name for name in propagated if name.startswith("AWS_")}
+    propagated.difference_update(keys)
+    try:
+        yield
+    finally:
+        propagated.update(keys)
 
 
 class Proposals(SearchAlgorithm):
@@ -490,7 +506,7 @@ def run(
     }
     worker = type("Trial", (Warm,), shared | {"__qualname__": _WORKER_NAME})
     decisions = Decisions(trial_controller)
-    with warnings.catch_warnings(), memory_kills_are_deaths():
+    with warnings.catch_warnings(), memory_kills_are_deaths(), keys_stay_in_the_environment():
         warnings.simplefilter("ignore")
         tune.Tuner(
             worker,
