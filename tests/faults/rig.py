@@ -19,7 +19,7 @@ from orchestrator.store.ledger import read
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "FAULTS_MARK"  # in the environment of every process of a run
-LEAVE_S = 60.0  # until no process of an ended driver is left
+LEAVE_S = 20.0  # until no process of an ended driver is left
 END_S = 240.0  # until an undisturbed submit has ended
 SPEC = """\
 name: faults
@@ -45,7 +45,6 @@ select: {policy: robust, members: 2}
 track: {wandb: null, tensorboard: false}
 """
 _VOLATILE = {"checkpoint", "wall_s", "epochs"}  # beside columns of times; kept apart in `tables`
-_LEFT_BY_RAY = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # docs/faults.md says so
 _KINDS = {
     "trial worker": "ray::TrialWorker",
     "preparation worker": "ray::PrepWorker",
@@ -236,10 +235,8 @@ def kind_of(text):
 
 
 def is_alive(process):
-    """Return False for what has ended, and for the agents that Ray 2.60 leaves after a killed driver."""
+    """Return False for what has ended."""
     try:
-        if " ".join(process.cmdline()).startswith(_LEFT_BY_RAY):
-            return False
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
