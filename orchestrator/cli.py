@@ -523,7 +523,7 @@ def init(folder: Path, out: Path | None) -> None:
 @click.option(
     "--people",
     type=click.IntRange(36, 10_000),
-    default=45,
+    default=40,
     show_default=True,
     help="Drawn people, in train and test together.",
 )
