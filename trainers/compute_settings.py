@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainers.config import Model
 from trainers.model import build
+from trainers.settings.model import Model
 
 _BF16_CAPABILITY = 8  # Ampere and later
 _M_TRIM_THRESHOLD = -1  # malloc.h

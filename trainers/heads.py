@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainers.config import DeepHead, FrozenDeepHead, Head, ShallowHead, SingleHead
+from trainers.settings.model import DeepHead, FrozenDeepHead, Head, ShallowHead, SingleHead
 
 
 class Branches(nn.Module):

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from trainers import checkpoint
 from trainers.compute_settings import autocast, scoring_precision
-from trainers.config import Model
 from trainers.data import Ints, gather
 from trainers.model import Classifier, build
 from trainers.overlap.device_copies import Copies, read
 from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.options import Overlap, overlap_on
+from trainers.settings.model import Model
 
 
 def load(folder: Path) -> Classifier:

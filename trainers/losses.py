@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainers.config import CrossEntropy, Focal, LabelSmoothing, Loss, SoftF1
+from trainers.settings.loss import CrossEntropy, Focal, LabelSmoothing, Loss, SoftF1
 
 _LEAST_WEIGHT = 1e-6
 

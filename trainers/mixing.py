@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainers.config import Augment, HalfCutMix, OfflineMixUp, OnlineMixUp, RandomCutMix
 from trainers.data import Ints, Mixable, seed_of
+from trainers.settings.augment import Augment, HalfCutMix, OfflineMixUp, OnlineMixUp, RandomCutMix
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from data_prep.weights import hub
 from data_prep.weights.cache import require
 from data_prep.weights.registry import WeightsError, known
-from trainers.config import Model
 from trainers.heads import HEADS, Branches
 from trainers.library_names import known_backbones
+from trainers.settings.model import Model
 
 
 class WeightsUnavailable(RuntimeError):  # noqa: N818 - says what is the case

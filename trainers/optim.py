@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from trainers.config import (
+from trainers.settings.duration import Duration
+from trainers.settings.optimization import (
     SGD,
     AdamW,
     Cosine,
-    Duration,
     Optimizer,
     ReduceOnPlateau,
     Schedule,

@@ -25,7 +25,7 @@ from trainers.compute_settings import (
     scoring_precision,
     set_up_kernels,
 )
-from trainers.config import IS_LAST, Duration, NoCutMix, NoMixUp, OfflineMixUp, Train
+from trainers.config import IS_LAST, Train
 from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
 from trainers.feature_cache import PLAIN, FeatureCache, FeatureStore, View
 from trainers.heads import branch_labels
@@ -44,6 +44,8 @@ from trainers.overlap.loader_processes import LoaderProcesses, Work
 from trainers.overlap.loss_watch import LossWatch, TrainingDiverged
 from trainers.overlap.options import Overlap, overlap_on
 from trainers.preflight.step_times import StepTimes
+from trainers.settings.augment import NoCutMix, NoMixUp, OfflineMixUp
+from trainers.settings.duration import Duration
 
 __all__ = ["OutOfMemory", "Result", "TrainingDiverged", "best_epoch", "evaluate", "train"]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.spec.models import Experiment
 from orchestrator.store.artifacts import Store
-from trainers.config import Duration
+from trainers.settings.duration import Duration
 
 _CARD = "an NVIDIA H200"
 _CARD_RATES = {("efficientnet_b4", 380): 632.0, ("tf_efficientnet_lite0", 224): 3962.0}

@@ -14,7 +14,7 @@ from orchestrator.base.stage_versions import QUICK_BACKBONE, VERSIONS
 from orchestrator.planning.stage import Scope
 from orchestrator.spec.models import Arm, Experiment, known_to_training
 from orchestrator.spec.score import DEFAULT
-from trainers.config import FrozenDeepHead
+from trainers.settings.model import FrozenDeepHead
 
 
 def run_key(scope: Scope) -> str:

@@ -9,8 +9,9 @@ from orchestrator.search.card_sharing.capacity import TrialSize, size_of
 from orchestrator.spec.models import Arm, TrialShare
 from orchestrator.store.event_types import StepsTimed
 from orchestrator.store.ledger import Ledger
-from trainers.config import Duration, Train
+from trainers.config import Train
 from trainers.preflight.step_times import ModeTimes, StepTimes
+from trainers.settings.duration import Duration
 
 _WORTH_A_PROBE = 10_000  # steps; compiling takes minutes, and saves a hundredth of a second each
 

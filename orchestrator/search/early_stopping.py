@@ -7,7 +7,7 @@ from bisect import insort
 from dataclasses import dataclass, field
 
 from orchestrator.spec.search_space import Asha, Median, NoScheduler
-from trainers.config import Duration
+from trainers.settings.duration import Duration
 
 
 @dataclass

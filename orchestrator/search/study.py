@@ -17,7 +17,7 @@ from orchestrator.search.trial import TrialSpec
 from orchestrator.spec.search_space import Choice, Entry, Point, Search, grid, suggest
 from orchestrator.store.event_types import objective
 from orchestrator.store.ledger import Ledger, TrialRecord
-from trainers.config import Duration
+from trainers.settings.duration import Duration
 
 MakeSpec = Callable[[str, str, Point], TrialSpec]
 """Takes a trial's id, variant and point; returns the trial to run."""

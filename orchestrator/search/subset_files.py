@@ -17,7 +17,8 @@ from data_prep.split import Ints, inner_part, may_learn, rows_of_seed
 from orchestrator.base.keys import digest
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact
-from trainers.config import NoMixUp, OfflineMixUp, OnlineMixUp, Train
+from trainers.config import Train
+from trainers.settings.augment import NoMixUp, OfflineMixUp, OnlineMixUp
 
 _LEARNED = ("train", "val")
 

@@ -28,10 +28,10 @@ from orchestrator.spec.search_space import (
     grid_size,
 )
 from orchestrator.spec.yaml_source import Document, KeyPath, Place, Problem
-from trainers.config import FrozenDeepHead, SingleHead
 from trainers.library_names import known_backbones
 from trainers.preflight import backbones as backbone_checks
 from trainers.preflight.augmentation_policies import Job, policy_problems
+from trainers.settings.model import FrozenDeepHead, SingleHead
 
 _MAX_ASSIGNMENTS = 256
 _MAX_GRID = 1_000_000  # points, which a study keeps in memory

@@ -21,7 +21,7 @@ from data_prep.catalog.test_table import placeholder
 from data_prep.errors import DataError, nearest
 from orchestrator.spec.models import Experiment
 from orchestrator.spec.yaml_source import DocumentError, Problem, load
-from trainers.config import SingleHead
+from trainers.settings.model import SingleHead
 
 
 @dataclass(frozen=True)

@@ -138,8 +138,8 @@ def _embed(job: tuple[list[tuple[str, str]], str]) -> Floats:
 def _backbone() -> Classifier:
     import torch  # noqa: PLC0415
 
-    from trainers.config import Model  # noqa: PLC0415
     from trainers.model import build  # noqa: PLC0415
+    from trainers.settings.model import Model  # noqa: PLC0415
 
     return (
         build(Model(backbone=QUICK_BACKBONE), {"unused": 2})

@@ -44,8 +44,9 @@ from orchestrator.store.event_types import (
     TrialStarted,
 )
 from orchestrator.store.ledger import TrialRecord, read
-from trainers.config import FrozenDeepHead, Train
+from trainers.config import Train
 from trainers.preflight.step_times import StepTimes
+from trainers.settings.model import FrozenDeepHead
 
 _STATUSES = ("COMPLETE", "PRUNED", "FAILED")
 

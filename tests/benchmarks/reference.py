@@ -29,9 +29,9 @@ from orchestrator.evaluation.intervals import interval
 from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.store import tables
-from trainers.config import Model
 from trainers.inference import as_tensor
 from trainers.model import build
+from trainers.settings.model import Model
 
 SIZES = (3, 2, 3)
 SCALES = {"plain features": None, "standardized features": StandardScaler()}

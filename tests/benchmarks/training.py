@@ -181,10 +181,10 @@ def _reader_vs_imagefolder(size_of_photos, note):
     from torchvision.transforms import v2
 
     from trainers import augmentation
-    from trainers.config import Model
     from trainers.data import Task
     from trainers.inference import as_tensor
     from trainers.model import build
+    from trainers.settings.model import Model
 
     torch.set_num_threads(1)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -307,7 +307,7 @@ def bank_vs_backbone():
     import torch
 
     from trainers import training_loop
-    from trainers.config import NoMixUp
+    from trainers.settings.augment import NoMixUp
 
     torch.set_num_threads(1)
     size, n = 160, 2000

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainers.compute_settings import choose_precision, choose_precision_for
-from trainers.config import Model
+from trainers.settings.model import Model
 
 SIZES = {"mask": 3, "gender": 2}
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from trainers.config import Model
 from trainers.heads import HEADS
 from trainers.model import build
+from trainers.settings.model import Model
 
 SIZES = {"mask": 3, "gender": 2, "age": 3}
 FEATURES = {

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from trainers.checkpoint import load_weights
-from trainers.config import Model, Train
+from trainers.config import Train
 from trainers.data import Task
 from trainers.feature_cache import PLAIN, FeatureCache, View
 from trainers.inference import predict
 from trainers.model import build
+from trainers.settings.model import Model
 from trainers.training_loop import train
 
 SIZES = {"color": 2, "light": 2}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from trainers.config import Model
 from trainers.heads import HEADS, joint_log_probs
+from trainers.settings.model import Model
 
 SIZES = {"mask": 3, "gender": 2, "age": 3}
 SETTINGS = {

@@ -7,8 +7,9 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from trainers.config import CrossEntropy, Focal, LabelSmoothing, SoftF1, Train
+from trainers.config import Train
 from trainers.losses import Targets, alpha_of, branch_loss, total_loss
+from trainers.settings.loss import CrossEntropy, Focal, LabelSmoothing, SoftF1
 
 LOSSES = [Focal(), Focal(gamma=0.0), Focal(gamma=0.5), CrossEntropy(), LabelSmoothing(), SoftF1()]
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-1.0, 0.0, 3.0]])

@@ -6,10 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.config import CrossEntropy, OfflineMixUp, OnlineMixUp, Train
+from trainers.config import Train
 from trainers.data import Mixable, Task
 from trainers.losses import branch_loss
 from trainers.mixing import half_cutmix, mix, mixup, offline_pairs, random_cutmix
+from trainers.settings.augment import OfflineMixUp, OnlineMixUp
+from trainers.settings.loss import CrossEntropy
 
 SIZES = {"mask": 3, "gender": 2, "age": 3}
 

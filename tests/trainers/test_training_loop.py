@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trainers import checkpoint, training_loop
-from trainers.config import Focal, SoftF1, Train
+from trainers.config import Train
 from trainers.data import Mixable, Task, epoch_order
 from trainers.heads import Branches
 from trainers.inference import load, predict
@@ -15,6 +15,7 @@ from trainers.losses import Targets, branch_loss
 from trainers.metrics import Objective
 from trainers.model import Classifier
 from trainers.overlap.feeder import Batch
+from trainers.settings.loss import Focal, SoftF1
 from trainers.training_loop import OutOfMemory, TrainingDiverged, _Backward, train
 
 GOLDEN = 0.4149935579  # in float64; kernels of CPUs differ by 4e-8 of it, in float32 by 6e-3

@@ -42,8 +42,8 @@ def try_backbone(backbone: str, size: int) -> str | None:
     """Build a backbone and show it two photos."""
     import torch  # noqa: PLC0415 - seconds
 
-    from trainers.config import Model  # noqa: PLC0415
     from trainers.model import build  # noqa: PLC0415
+    from trainers.settings.model import Model  # noqa: PLC0415
 
     model = Model(backbone=backbone, pretrained=False)
     # on the device meta nothing is computed; what fails there is tried with numbers

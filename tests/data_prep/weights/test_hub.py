@@ -13,8 +13,8 @@ from orchestrator.base.errors import UserError
 from orchestrator.planning import stage_keys
 from orchestrator.run.driver import _require_weights
 from orchestrator.spec.load import read
-from trainers.config import Model
 from trainers.model import WeightsUnavailable, build
+from trainers.settings.model import Model
 
 BACKBONE = "test_efficientnet"
 MODEL = Model.model_validate({"backbone": BACKBONE})

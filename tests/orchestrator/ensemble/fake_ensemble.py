@@ -20,8 +20,8 @@ def write_ensemble_run(root):
     import torch
 
     from trainers.checkpoint import save_weights
-    from trainers.config import Model
     from trainers.model import build
+    from trainers.settings.model import Model
 
     store, paths = Store(root / "store"), RunPaths(root / "store/runs/made-00000000")
     paths.root.mkdir(parents=True)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from trainers.augmentation import build
-from trainers.config import Augment
 from trainers.preflight.augmentation_policies import policy_problems, try_policy
+from trainers.settings.augment import Augment
 
 RUINED = [
     ({"name": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}, "Normalize returns float32"),
