@@ -32,6 +32,8 @@ class Train(Section):
     """What happens to training samples."""
     balance: Literal["none", "weighted_sampler", "class_weights"] = "none"
     """Against rare classes: draw them more often, or weigh their loss; `none` for neither."""
+    group_photos: Count | None = since(None)
+    """Photos of each group in an epoch, drawn anew for every epoch; null takes all of them."""
     duration: DurationText = "10 epochs"
     """Length of a training: `10 epochs` or `500 steps`."""
     batch_size: Annotated[int, Field(ge=2, le=65536)] = 32
@@ -95,7 +97,8 @@ def remarks(train: Train) -> list[str]:
     augment = train.augment
     cuts = not isinstance(augment.cutmix, NoCutMix)
     blends = not isinstance(augment.mixup, NoMixUp)
-    if isinstance(augment.mixup, OfflineMixUp) and (cuts or augment.policy not in ("none", [])):
+    changes = augment.policy not in ("none", []) or augment.erasing is not None
+    if isinstance(augment.mixup, OfflineMixUp) and (cuts or changes):
         findings.append(
             "offline mixup is combined with other augmentation; a blend of two people that is cut "
             "or bent again resembles neither, and the effect of the extra samples cannot be told "

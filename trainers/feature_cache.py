@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainers.augmentation import Augmentation, sample_seeds
+from trainers.photos.augmentation import Augmentation, sample_seeds
 from trainers.compute_settings import autocast, scoring_precision
 from trainers.data import Ints, Task
 from trainers.inference import as_tensor, gathered

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainers import augmentation, checkpoint
-from trainers.augmentation import Augmentation
+from trainers import checkpoint
+from trainers.photos import augmentation
+from trainers.photos.augmentation import Augmentation
 from trainers.checkpoint import best_epoch
 from trainers.compute_settings import (
     autocast,
@@ -26,13 +27,13 @@ from trainers.compute_settings import (
     set_up_kernels,
 )
 from trainers.config import IS_LAST, Train
-from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
+from trainers.data import Ints, Task, ahead, batches, epoch_order, epoch_size, seed_of
 from trainers.feature_cache import PLAIN, FeatureCache, FeatureStore, View
 from trainers.heads import branch_labels
 from trainers.inference import as_tensor, gathered
 from trainers.losses import BranchLoss, alpha_of, branch_loss, total_loss
 from trainers.metrics import Objective, accuracy, macro_f1, split_class
-from trainers.mixing import mix, offline_pairs
+from trainers.photos.mixing import mix, offline_pairs
 from trainers.model import Classifier, build
 from trainers.optim import Plateau, lr_at, make_optimizer
 from trainers.overlap.checkpoint_writer import CheckpointWriter
@@ -132,7 +133,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         if task.mixable is None:
             raise ValueError("offline mixup: task.mixable was required, found none")
         task = task.with_pairs(offline_pairs(mixup, task.train, task.mixable, seed=seed))
-    augment = augmentation.build(config.augment.policy)
+    augment = augmentation.build(config.augment.policy, config.augment.erasing)
     # -- model ------------------------------------------------------------------------------------
     torch.manual_seed(seed_of(seed, "init"))
     model = _model(config, task, source).to(device).to(memory_format=torch.channels_last)
@@ -163,7 +164,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     if device != "cpu" and features is None:
         n_loaders = max(1, (threads or 2) - 1)
     # -- length -----------------------------------------------------------------------------------
-    steps_per_epoch = len(list(batches(task.train, config.batch_size, drop_single=True)))
+    in_epoch = np.arange(epoch_size(task, config.group_photos))
+    steps_per_epoch = len(list(batches(in_epoch, config.batch_size, drop_single=True)))
     duration = Duration.parse(config.duration)
     n_steps = duration.steps(steps_per_epoch)
     is_split = micro < config.batch_size
@@ -201,7 +203,13 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
             model.train()
             # all randomness of an epoch is set here, so that a restart needs no generator's state
             torch.manual_seed(seed_of(seed, "epoch", epoch))
-            order = epoch_order(task, seed=seed, epoch=epoch, balance=config.balance)
+            order = epoch_order(
+                task,
+                seed=seed,
+                epoch=epoch,
+                balance=config.balance,
+                group_photos=config.group_photos,
+            )
             all_rows = list(batches(order, config.batch_size, drop_single=True))[: n_steps - step]
             photos = _loaded(inputs, all_rows, epoch, n_loaders, processes)
             on_host = _training_batches(inputs, codes, all_rows, epoch, photos)
@@ -373,7 +381,7 @@ class _Inputs:
             view = PLAIN
             if augment is not None and epoch:
                 number = (epoch - 1) % self.config.model.freeze.views
-                view = View(number, self.seed, self.config.augment.policy)
+                view = View(number, self.seed, self.config.augment.of_one_photo)
             return self.features(rows, view)
         if not epoch:
             return gathered(self.task.photos, rows, self.task.images.shape[1:], self.copies)
@@ -432,11 +440,15 @@ def _passes(
 def _processes(config: Train, task: Task, n_loaders: int) -> LoaderProcesses | None:
     """Return processes that augment, where threads would take the interpreter from the loop."""
     policy = config.augment.policy
+    erasing = config.augment.erasing
     images = task.images
-    is_wanted = n_loaders > 0 and augmentation.is_composed(policy) and not len(task.pairs)
+    is_composed = augmentation.is_composed(policy, erasing)
+    is_wanted = n_loaders > 0 and is_composed and not len(task.pairs)
     if not is_wanted or not isinstance(images, np.memmap):
         return None
-    return LoaderProcesses(images, policy, n_processes=n_loaders, batch_size=config.batch_size)
+    return LoaderProcesses(
+        images, policy, erasing, n_processes=n_loaders, batch_size=config.batch_size
+    )
 
 
 def _loaded(

@@ -135,6 +135,26 @@ def mixable_file(
     return path
 
 
+def groups_file(folder: Path, train: Train, catalog: pa.Table, catalog_key: str) -> Path | None:
+    """Write the number of each sample's group; None where a training does not ask for it.
+
+    A sample without a group is alone in one.
+    """
+    if train.group_photos is None:
+        return None
+    path = folder / f"groups-{catalog_key[:12]}.parquet"
+    if path.is_file():
+        return path
+    encoded = catalog["group"].combine_chunks().dictionary_encode()
+    numbers = encoded.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False).copy()
+    is_alone = numbers < 0
+    numbers[is_alone] = len(encoded.dictionary) + np.arange(is_alone.sum())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {"sample_id": catalog["sample_id"], "group": pa.array(numbers)}
+    tables.write(pa.table(columns), path)
+    return path
+
+
 def _moved_codes(data: Data, catalog: pa.Table) -> dict[str, dict[str, int]]:
     """Return label -> sample -> its code under `train_bins`."""
     samples = catalog["sample_id"].to_pylist()

@@ -50,14 +50,16 @@ class TrialSpec:
     source: str | None = None  # key of the trial whose weights head frozen_deep takes
     micro_batch: int | None = None  # set after a worker ran out of memory; part of no key
     score: dict[str, Any] | None = None  # metric and labels that it maximizes; None: macro F1
+    groups: str | None = None  # Parquet: sample_id, group; None where no training draws by group
     step_times: StepTimes | None = None  # for `compile: auto`; the ledger has them once
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; it shares the containers."""
         facts = dict(vars(self))
         del facts["step_times"]
-        if self.score is None:
-            del facts["score"]
+        for name in ("score", "groups"):
+            if facts[name] is None:
+                del facts[name]
         return facts
 
 
@@ -133,6 +135,7 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
         parts["train"].rows,
         parts["val"].rows,
         mixable=_read_mixable(spec, photos.index),
+        groups=_read_groups(spec, photos.index),
     )
     work = store.work_dir("trial", spec.key)
     features = feature_store(store, spec.inputs.get("prepare", spec.rows))
@@ -230,6 +233,18 @@ def _read_mixable(spec: TrialSpec, index: Mapping[str, int]) -> Any:
             within[place] = row["within"]
             group[place] = row["group"]
     return Mixable(fits, within, group)
+
+
+def _read_groups(spec: TrialSpec, index: Mapping[str, int]) -> Any:
+    """Return the group of each photo, (N,); None where the training does not draw by group."""
+    if spec.groups is None:
+        return None
+    groups = np.zeros(len(index), np.int64)
+    for row in tables.read(Path(spec.groups)).to_pylist():
+        place = index.get(row["sample_id"])
+        if place is not None:
+            groups[place] = row["group"]
+    return groups
 
 
 def _mixed(sample_ids: Sequence[str], pairs: Any) -> Any:

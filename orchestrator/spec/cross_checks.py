@@ -83,6 +83,7 @@ def check_references(draft: Draft) -> None:
     _check_score(draft)
     _check_members(draft)
     _check_labels(draft)
+    _check_groups(draft)
     _check_frozen(draft)
     _check_grid(draft)
     _check_space(draft)
@@ -235,6 +236,21 @@ def _check_labels(draft: Draft) -> None:
                 if name not in labels:
                     known = f"labels are {', '.join(labels)}{nearest(name, labels)}"
                     draft.refuse(where, f"{'.'.join(where)}: no label {name!r}; {known}")
+
+
+def _check_groups(draft: Draft) -> None:
+    """Check that photos have groups where a setting is about groups."""
+    is_alone = draft.spec.data.group == "sample_id"
+    for name, arm in draft.arms.items():
+        if arm.train.group_photos and is_alone:
+            place: KeyPath = ("train", "group_photos")
+            if "group_photos" not in draft.document.data.get("train", {}):
+                place = ("variants", name)
+            text = (
+                "train.group_photos: groups of several photos were required, found data.group "
+                "sample_id, where every photo is alone; name a group or remove group_photos"
+            )
+            draft.refuse(place, text)
 
 
 def _check_frozen(draft: Draft) -> None:

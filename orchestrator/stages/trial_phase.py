@@ -26,7 +26,7 @@ from orchestrator.search.card_sharing.shares import FixedShare, MeasuredShares, 
 from orchestrator.search.compile_probe import known_times, time_steps
 from orchestrator.search.controller import TrialController
 from orchestrator.search.numeric_precision import choose_precision
-from orchestrator.search.subset_files import mixable_file, subset_file
+from orchestrator.search.subset_files import groups_file, mixable_file, subset_file
 from orchestrator.search.trial import TrialSpec
 from orchestrator.search.trial_process import Watch
 from orchestrator.spec.models import Arm, Experiment, Spec
@@ -101,7 +101,12 @@ class Trainings:
             fold,
         )
         mixable = self._mixable_file(arm)
+        groups = groups_file(
+            env.paths.parts, arm.train, self.catalog.table, self.catalog.artifact.key
+        )
         inputs = self._inputs(variant, arm, subset, mixable, source)
+        if groups:
+            inputs["groups"] = file_sha256(groups)
         share = env.trial_share
         precision = choose_precision(arm, env.schema, share, env.ledger)
         trained_as = identity(arm.train)
@@ -132,6 +137,7 @@ class Trainings:
             mixable=str(mixable) if mixable else None,
             source=source,
             score=score,
+            groups=str(groups) if groups else None,
             step_times=self._step_times(arm, precision),
         )
 

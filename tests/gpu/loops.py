@@ -235,7 +235,7 @@ def watched_training(setting, backbone, size, precision, policy, mode=None):
 
 def augment_rate(setting, size, policy, n_threads):
     """Gather and augment batches on threads, as the loop's loaders do."""
-    from trainers import augmentation
+    from trainers.photos import augmentation
     from trainers.data import ahead
 
     images = photos(256, size)
