@@ -91,6 +91,11 @@ INSECURE = click.option(
 )
 
 
+ALLOW_CODE = click.option(
+    "--allow-code",
+    is_flag=True,
+    help="Allow code that the spec or the ensemble names to run, with your rights.",
+)
 JOB_SERVER = click.option(
     "--address",
     "server",
@@ -157,10 +162,17 @@ def _read(
     base: Path | None = None,
     *,
     try_components: bool = False,
+    allow_code: bool | None = None,
 ) -> Any:
     from orchestrator.spec.load import read  # noqa: PLC0415
 
-    return read(spec, list(overrides), base=base, try_components=try_components)
+    return read(
+        spec,
+        list(overrides),
+        base=base,
+        try_components=try_components,
+        allow_code=allow_code,
+    )
 
 
 @main.command()
@@ -169,11 +181,18 @@ def _read(
 @click.option(
     "--offline", is_flag=True, help="Do not read the data; they may be on another machine."
 )
-def check(spec: Path, overrides: tuple[str, ...], *, offline: bool) -> None:
+@ALLOW_CODE
+def check(spec: Path, overrides: tuple[str, ...], *, offline: bool, allow_code: bool) -> None:
     """Check a spec and its tables, and list all problems with line and column."""
     from orchestrator.spec.load import read  # noqa: PLC0415
 
-    experiment = read(spec, list(overrides), need_data=not offline, try_components=True)
+    experiment = read(
+        spec,
+        list(overrides),
+        need_data=not offline,
+        try_components=True,
+        allow_code=allow_code,
+    )
     lines = []
     if not offline:
         from orchestrator.spec.data_checks import check_data  # noqa: PLC0415
@@ -217,6 +236,7 @@ def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) 
     "--smoke", is_flag=True, help="First run one training step of each variant through all stages."
 )
 @click.option("--allow-download", is_flag=True, help="Allow downloads of missing model weights.")
+@ALLOW_CODE
 @click.option(
     "--base",
     type=click.Path(path_type=Path, file_okay=False),
@@ -233,27 +253,34 @@ def submit(
     detach: bool,
     smoke: bool,
     allow_download: bool,
+    allow_code: bool,
     base: Path | None,
 ) -> None:
     """Check, plan, run and report an experiment; continue it if it was interrupted."""
     if address is not None and address.startswith(("http://", "https://")):
         from orchestrator.run import remote  # noqa: PLC0415
 
-        order = remote.Order(spec, overrides, base, store, insecure, detach, smoke, allow_download)
+        order = remote.Order(
+            spec, overrides, base, store, insecure, detach, smoke, allow_download, allow_code
+        )
         sys.exit(remote.submit(address, order))
     if base is not None and not base.is_dir():
         raise SpecError(f"--base {base}: a folder was required, found none")
     from orchestrator.run.driver import Options  # noqa: PLC0415
     from orchestrator.run.driver import submit as execute  # noqa: PLC0415
 
-    experiment = _read(spec, overrides, base, try_components=True)
+    experiment = _read(spec, overrides, base, try_components=True, allow_code=allow_code)
     if detach:
         from orchestrator.run.driver import detach as start_detached  # noqa: PLC0415
 
         _echo(start_detached(experiment, _store(store), sys.argv[1:]))
         return
     options = Options(
-        address=address, insecure=insecure, smoke=smoke, allow_download=allow_download
+        address=address,
+        insecure=insecure,
+        smoke=smoke,
+        allow_download=allow_download,
+        allow_code=allow_code,
     )
     sys.exit(execute(experiment, _store(store), options))
 
@@ -297,12 +324,15 @@ def audit(
 @STORE
 @ADDRESS
 @INSECURE
-def resume(run: str, store: Path | None, *, address: str | None, insecure: bool) -> None:
+@ALLOW_CODE
+def resume(
+    run: str, store: Path | None, *, address: str | None, insecure: bool, allow_code: bool
+) -> None:
     """Continue an interrupted run with its recorded spec, even if the spec file has changed."""
     from orchestrator.run.driver import Options  # noqa: PLC0415
     from orchestrator.run.driver import resume as execute  # noqa: PLC0415
 
-    options = Options(address=address, insecure=insecure)
+    options = Options(address=address, insecure=insecure, allow_code=allow_code)
     sys.exit(execute(_find_run(store, run), _store(store), options))
 
 
@@ -558,9 +588,17 @@ def sample(folder: Path, people: int) -> None:
     show_default=True,
     help="The answer of photos that cannot be read.",
 )
+@ALLOW_CODE
 @STORE
 def predict(
-    run: str, photos: Path, out: Path, store: Path | None, *, probabilities: bool, fill: str
+    run: str,
+    photos: Path,
+    out: Path,
+    store: Path | None,
+    *,
+    probabilities: bool,
+    fill: str,
+    allow_code: bool,
 ) -> None:
     """Classify PHOTOS with the ensemble of a run or of a bundle.
 
@@ -578,9 +616,11 @@ def predict(
     how = {"with_probabilities": probabilities, "fill": fill == "majority"}
     if bundle.is_bundle(Path(run)):
         with bundle.open_bundle(Path(run)) as members:
+            members.allow_code(allowed=allow_code)
             counts = predict_photos(members, photos, out, **how)
     else:
         members = ensemble.of_run(_find_run(store, run, has="selection"), _store(store))
+        members.allow_code(allowed=allow_code)
         counts = predict_photos(members, photos, out, **how)
     schema = Schema(dict(members.classes))
     names = [f"{code} {schema.class_name(code)}" for code in range(schema.n_classes)]
@@ -611,13 +651,18 @@ def predict(
     is_flag=True,
     help="Add the members as ONNX, and a script that answers with onnxruntime alone.",
 )
+@ALLOW_CODE
 @STORE
-def bundle(run: str, out: Path, store: Path | None, *, with_onnx: bool) -> None:
+def bundle(
+    run: str, out: Path, store: Path | None, *, with_onnx: bool, allow_code: bool
+) -> None:
     """Write a run's ensemble as one folder or zip, for `predict` on any machine."""
     from orchestrator.ensemble.bundle import write_bundle  # noqa: PLC0415
 
     paths = _find_run(store, run, has="selection")
-    facts = write_bundle(paths, _store(store), out, with_onnx=with_onnx)
+    facts = write_bundle(
+        paths, _store(store), out, with_onnx=with_onnx, allow_code=allow_code
+    )
     _echo(
         f"wrote {out}: {facts['n_members']} members, {facts['n_checkpoints']} checkpoints, "
         f"{facts['size_bytes'] / 1e6:.1f} MB; sha256 of its manifest {facts['manifest_sha256']}",

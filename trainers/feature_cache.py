@@ -221,7 +221,7 @@ def _blocks(task: Task) -> list[Ints]:
 
 def weights_sha256(model: Classifier) -> str:
     """Return the sha256 of a backbone's parameters and buffers, 64 hex digits."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(model.code.encode())
     for name, value in sorted(model.backbone.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -47,6 +47,7 @@ from trainers.overlap.options import Overlap, overlap_on
 from trainers.preflight.step_times import StepTimes
 from trainers.settings.augment import NoCutMix, NoMixUp, OfflineMixUp
 from trainers.settings.duration import Duration
+from trainers.settings.own_parts import OwnPart
 
 __all__ = ["OutOfMemory", "Result", "TrainingDiverged", "best_epoch", "evaluate", "train"]
 
@@ -444,7 +445,8 @@ def _processes(config: Train, task: Task, n_loaders: int) -> LoaderProcesses | N
     images = task.images
     is_composed = augmentation.is_composed(policy, erasing)
     is_wanted = n_loaders > 0 and is_composed and not len(task.pairs)
-    if not is_wanted or not isinstance(images, np.memmap):
+    is_own = isinstance(policy, OwnPart)  # its file may import torch, which those processes lack
+    if is_own or not is_wanted or not isinstance(images, np.memmap):
         return None
     return LoaderProcesses(
         images, policy, erasing, n_processes=n_loaders, batch_size=config.batch_size

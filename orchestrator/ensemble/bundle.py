@@ -21,6 +21,7 @@ from orchestrator.ensemble import onnx_export
 from orchestrator.ensemble.members import Ensemble, Member, of_run
 from orchestrator.store.artifacts import MANIFEST, Store, git_commit, packages
 from orchestrator.store.run_dir import RunPaths
+from trainers.settings.own_parts import CODE_FOLDER
 
 FORMAT_VERSION = 1
 ENSEMBLE = "ensemble.json"
@@ -41,7 +42,12 @@ how that is known.
 
 
 def write_bundle(
-    paths: RunPaths, store: Store, out: Path, *, with_onnx: bool = False
+    paths: RunPaths,
+    store: Store,
+    out: Path,
+    *,
+    with_onnx: bool = False,
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """Write a run's ensemble to a new folder, or to a zip where `out` ends in .zip.
 
@@ -50,6 +56,7 @@ def write_bundle(
         store: with its checkpoints.
         out: the folder or zip.
         with_onnx: add the members as ONNX, and a script that answers with them.
+        allow_code: whether code that the models need may run; ONNX needs to.
 
     Returns:
         n_members, n_checkpoints, size_bytes, and manifest_sha256, which identifies the bundle.
@@ -61,6 +68,8 @@ def write_bundle(
     if out.exists():
         raise UserError(f"{out}: a new folder or zip was required, it exists; choose another name")
     ensemble = of_run(paths, store)
+    if with_onnx:
+        ensemble.allow_code(allowed=allow_code)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     beside.chmod(0o755)
@@ -113,6 +122,8 @@ def _fill(ensemble: Ensemble, paths: RunPaths, folder: Path) -> None:
     }
     if ensemble.temperatures:
         described["temperatures"] = dict(ensemble.temperatures)
+    if ensemble.code is not None:
+        shutil.copytree(ensemble.code, folder / CODE_FOLDER)
     write_json(folder / ENSEMBLE, described)
     n_classes = 1
     for names in ensemble.classes.values():
@@ -262,6 +273,7 @@ def _read(folder: Path) -> Ensemble:
         described.majority_class,
         described.classes,
         described.temperatures,
+        folder / CODE_FOLDER if (folder / CODE_FOLDER).is_dir() else None,
     )
 
 

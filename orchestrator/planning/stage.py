@@ -58,6 +58,11 @@ class Env(Scope):
         return self.experiment.spec.resources.per_trial.on(self.gpus)
 
     @property
+    def code(self) -> str | None:
+        """The folder of the user's own parts, which workers may run; None where there are none."""
+        return str(self.paths.code) if self.experiment.code else None
+
+    @property
     def photos_since(self) -> float:
         """The time, in seconds since the epoch, from which this run takes photos as they are.
 

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.base.errors import SpecError
 from orchestrator.spec.cross_checks import (
     Draft,
+    check_code,
     check_components,
     check_data_roots,
     check_references,
@@ -25,6 +26,7 @@ from orchestrator.spec.yaml_source import (
     load,
     lone_value,
 )
+from trainers.settings.own_parts import CODE_FOLDER, pin
 
 VARIANT_PATHS = ("data.exclude", "data.split", "data.labels.<label>.train_bins", "prep", "train")
 _ALLOWED = re.compile(r"(data\.(exclude|split|labels\.\w+\.train_bins)|prep|train)(\.|$)")
@@ -38,6 +40,7 @@ def read(
     need_data: bool = True,
     try_components: bool = False,
     base: Path | None = None,
+    allow_code: bool | None = None,
 ) -> Experiment:
     """Read, override and check a spec file.
 
@@ -49,6 +52,8 @@ def read(
         need_data: False to leave only the data out of that.
         try_components: also try operations and backbones on photos, which takes seconds.
         base: the folder that relative paths of the spec start from, its own by default.
+        allow_code: whether code of the user may run; False refuses a spec that names some. None
+            where none of it is run.
 
     Raises:
         DocumentError: the spec has problems; each is listed with line and column.
@@ -57,23 +62,28 @@ def read(
     changes = dict(_parse_set(text) for text in overrides or [])
     data = apply(document.data, changes) if changes else document.data
     base = (base or path.parent).resolve()
+    # a run keeps copies beside its resolved spec
+    pinned = pin(data, [path.resolve().parent / CODE_FOLDER, path.resolve().parent, base])
+    data = pinned.data
     problems: list[Problem] = []
     arms: dict[str, Arm] = {}
     spec = validate(Spec, data, document, problems)
     if spec is not None:
         arms = _arms(spec, document, problems)
         draft = Draft(spec, arms, document, problems)
+        check_code(draft, pinned, allow_code=allow_code)
         check_references(draft)
         if check_roots:
             if not problems:
                 check_twins(draft)
             if try_components and not problems:
-                check_components(draft)
+                check_components(draft, pinned.files)
             if need_data:
                 check_data_roots(draft, base)
     if problems or spec is None:
         raise DocumentError(path, problems, document.lines)
-    return Experiment(spec, arms, base, changes, "\n".join(document.lines) + "\n")
+    text = "\n".join(document.lines) + "\n"
+    return Experiment(spec, arms, base, changes, text, pinned.files, tuple(pinned.lost))
 
 
 def _parse_set(text: str) -> tuple[str, Any]:

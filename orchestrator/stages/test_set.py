@@ -159,6 +159,7 @@ class PredictionJob(NamedTuple):
     photos: str  # key of the preparation
     numbers: list[int]  # rows to predict
     device: str
+    code: str | None  # folder of the user's own parts
 
 
 def _predict_checkpoint(job: PredictionJob) -> Any:
@@ -166,7 +167,9 @@ def _predict_checkpoint(job: PredictionJob) -> Any:
     from data_prep.preparation.shards import open_rows  # noqa: PLC0415
     from trainers.feature_cache import kept_features  # noqa: PLC0415
     from trainers.inference import load, predict  # noqa: PLC0415
+    from trainers.own_parts import allow  # noqa: PLC0415
 
+    allow(job.code)
     model = load(Path(job.checkpoint)).to(job.device)
     rows = open_rows(Path(job.rows))
     features = kept_features(
@@ -207,6 +210,7 @@ def predict_trials(
                 prepare.shards[trial.variant].key,
                 [index[sample] for sample in samples],
                 share.device,
+                env.code,
             )
         )
     if not samples:

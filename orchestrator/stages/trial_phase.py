@@ -138,6 +138,7 @@ class Trainings:
             source=source,
             score=score,
             groups=str(groups) if groups else None,
+            code=env.code,
             step_times=self._step_times(arm, precision),
         )
 
@@ -158,7 +159,7 @@ class Trainings:
         if source:
             inputs["source"] = source
         model = arm.train.model
-        if model.pretrained and (weights := recorded(model.backbone)):
+        if model.pretrained and model.timm_name and (weights := recorded(model.timm_name)):
             inputs["weights"] = next(iter(weights.values()))
         return inputs
 

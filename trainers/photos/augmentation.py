@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainers.library_names import Operation
+from trainers.own_parts import function_of, naming_lines
 from trainers.preflight.augmentation_policies import build_operation, fault_of
 from trainers.settings.augment import Policy
+from trainers.settings.own_parts import OwnPart
 from trainers.settings.policies import Erasing, NamedPolicy
 
 # read when albumentations is imported, by whomever: it would ask the internet for its version
@@ -105,6 +107,8 @@ def _operations(policy: str | list[Operation]) -> list[Operation]:
 
 def _policy(policy: Policy) -> Augmentation | None:
     """Return what a policy does to photos, None for nothing."""
+    if isinstance(policy, OwnPart):
+        return _photo_by_photo(_own(policy))
     if not isinstance(policy, str | list):
         return _photo_by_photo(_named(policy))
     operations = _operations(policy)
@@ -141,6 +145,22 @@ def _named(settings: NamedPolicy) -> Callable[[NDArray[np.uint8], int], NDArray[
 
     def changed(photo: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         return change(photo, random.Random(seed))  # noqa: S311 - no secret
+
+    return changed
+
+
+def _own(part: OwnPart) -> Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]:
+    """Return what a user's function does to a photo; it gets a generator of the photo's seed."""
+    function = function_of(part)  # an error comes here and not in a thread
+
+    def changed(photo: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+        with naming_lines():
+            rng = np.random.default_rng(seed)
+            result = np.asarray(function(photo.copy(), rng, **part.settings))
+        fault = fault_of(result, photo)
+        if fault is not None:
+            raise ValueError(f"train.augment.policy: {part.use} {fault}")
+        return result
 
     return changed
 

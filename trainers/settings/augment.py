@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, field_validator
 
 from data_prep.section_base import BARE_NAME, Positive, Probability, Section, check_rule, since
 from trainers.library_names import Operation, check_operation
+from trainers.settings.own_parts import OwnPart
 from trainers.settings.policies import AugMix, Erasing, NamedPolicy, RandAugment, TrivialAugment
 
 
@@ -104,7 +105,8 @@ _NAMED: TypeAdapter[RandAugment | TrivialAugment | AugMix] = TypeAdapter(NamedPo
 def _policy(value: Any) -> Any:
     """Choose by the form, so that a message is about one form and not about all."""
     if isinstance(value, dict):
-        return _NAMED.validate_python(value)
+        is_own = "use" in value
+        return OwnPart.model_validate(value) if is_own else _NAMED.validate_python(value)
     if isinstance(value, str):
         if value in _WITH_SETTINGS:
             return _NAMED.validate_python({"name": value})
@@ -118,7 +120,8 @@ def _policy(value: Any) -> Any:
 
 
 Policy = Annotated[
-    PolicyName | RandAugment | TrivialAugment | AugMix | list[Operation], BeforeValidator(_policy)
+    PolicyName | OwnPart | RandAugment | TrivialAugment | AugMix | list[Operation],
+    BeforeValidator(_policy),
 ]
 
 
@@ -127,7 +130,8 @@ class Augment(Section):
 
     policy: Policy = "basic"
     """`none`, `basic`, `strong`, `contest`, a policy of a paper (`rand_augment`, `trivial_augment`,
-    `aug_mix`; as a map it has settings), or a list of albumentations' operations."""
+    `aug_mix`; as a map it has settings), a list of albumentations' operations, or code of one's
+    own: `{use: "my_parts.py:function"}`."""
     erasing: Annotated[Erasing, BARE_NAME] | None = since(None)
     """A random box of each photo that is painted over after the policy; null for none."""
     cutmix: CutMix = NoCutMix()

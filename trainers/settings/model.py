@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from data_prep.section_base import BARE_NAME, Section
+from trainers.settings.own_parts import OwnPart, own_or
 
 
 class SingleHead(Section):
@@ -61,10 +62,12 @@ class FrozenDeepHead(_Branches):
     """Share of the hidden values that are dropped in training."""
 
 
-Head = Annotated[
+_NamedHead = Annotated[
     Annotated[SingleHead | ShallowHead | DeepHead | FrozenDeepHead, Field(discriminator="name")],
     BARE_NAME,
 ]
+Head = Annotated[OwnPart | _NamedHead, own_or(TypeAdapter(_NamedHead))]
+Backbone = Annotated[str | OwnPart, own_or(TypeAdapter(str))]
 
 
 class Frozen(Section):
@@ -77,14 +80,24 @@ class Frozen(Section):
 class Model(Section):
     """A timm backbone and a head."""
 
-    backbone: str = "tf_efficientnet_lite0"
-    """Name of a model of timm."""
+    backbone: Backbone = "tf_efficientnet_lite0"
+    """Name of a model of timm, or code of one's own: `{use: "my_parts.py:function"}`."""
     pretrained: bool = True
     """Begin with ImageNet weights; false begins with random ones."""
     head: Head = SingleHead()
     """What turns features into classes."""
     frozen: Frozen | None = None
     """Leave the backbone as it is and keep its features; null trains all of it."""
+
+    @property
+    def timm_name(self) -> str | None:
+        """The model of timm; None where the backbone is code of the user."""
+        return self.backbone if isinstance(self.backbone, str) else None
+
+    @property
+    def backbone_text(self) -> str:
+        """The backbone as a reader calls it."""
+        return self.backbone if isinstance(self.backbone, str) else self.backbone.use
 
     @property
     def freeze(self) -> Frozen | None:
