@@ -15,6 +15,7 @@ from data_prep.weights.registry import WeightsError, known
 from trainers.heads import Branches, build_head
 from trainers.library_names import known_backbones
 from trainers.own_parts import OwnPartFailed, call
+from trainers.photos.views import PLAIN_VIEW, TestView, views_of
 from trainers.settings.model import Model
 from trainers.settings.own_parts import OwnPart
 
@@ -34,6 +35,7 @@ class Classifier(nn.Module):
     shift: Tensor
     head: Branches
     precision: str = "fp32"  # of its training
+    views: tuple[TestView, ...] = (PLAIN_VIEW,)  # whose mean probability is the answer
     code: str = ""  # of a user's backbone: what decides its features besides its weights
 
     def __init__(
@@ -120,6 +122,7 @@ def build(
     classifier = Classifier(
         backbone, head, tuple(mean), tuple(std), frozen=model.freeze is not None
     )
+    classifier.views = views_of(model.views)
     if isinstance(model.backbone, OwnPart):
         classifier.code = model.backbone.model_dump_json()
     return classifier

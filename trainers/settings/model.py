@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from data_prep.section_base import BARE_NAME, Section
+from data_prep.section_base import BARE_NAME, Section, since
 from trainers.settings.own_parts import OwnPart, own_or
 
 
@@ -77,6 +77,15 @@ class Frozen(Section):
     """Number of augmented versions of a training photo; epoch e sees version (e - 1) mod views."""
 
 
+class Views(Section):
+    """Views of a photo that are answered besides the photo itself; the answer is their mean."""
+
+    flip: bool = True
+    """Answer each view mirrored, too."""
+    margins: list[Annotated[float, Field(gt=0, le=0.3)]] = []
+    """Answer the photo without its margin, too: a share of each side, cut off at both ends."""
+
+
 class Model(Section):
     """A timm backbone and a head."""
 
@@ -88,6 +97,10 @@ class Model(Section):
     """What turns features into classes."""
     frozen: Frozen | None = None
     """Leave the backbone as it is and keep its features; null trains all of it."""
+
+    views: Views | None = since(None)
+    """Views of a photo that a finished training answers, held-out and test photos alike; null
+    answers the photo alone."""
 
     @property
     def timm_name(self) -> str | None:
