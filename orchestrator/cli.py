@@ -588,6 +588,12 @@ def sample(folder: Path, people: int) -> None:
     show_default=True,
     help="The answer of photos that cannot be read.",
 )
+@click.option(
+    "--folders-are-groups",
+    "by_folder",
+    is_flag=True,
+    help="The photos of a folder are one group, over which vote.group_mean averages.",
+)
 @ALLOW_CODE
 @STORE
 def predict(
@@ -598,6 +604,7 @@ def predict(
     *,
     probabilities: bool,
     fill: str,
+    by_folder: bool,
     allow_code: bool,
 ) -> None:
     """Classify PHOTOS with the ensemble of a run or of a bundle.
@@ -613,7 +620,11 @@ def predict(
     from orchestrator.ensemble import members as ensemble  # noqa: PLC0415
     from orchestrator.ensemble.predict import predict_photos  # noqa: PLC0415
 
-    how = {"with_probabilities": probabilities, "fill": fill == "majority"}
+    how = {
+        "with_probabilities": probabilities,
+        "fill": fill == "majority",
+        "by_folder": by_folder,
+    }
     if bundle.is_bundle(Path(run)):
         with bundle.open_bundle(Path(run)) as members:
             members.allow_code(allowed=allow_code)

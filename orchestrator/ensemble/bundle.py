@@ -122,6 +122,8 @@ def _fill(ensemble: Ensemble, paths: RunPaths, folder: Path) -> None:
     }
     if ensemble.temperatures:
         described["temperatures"] = dict(ensemble.temperatures)
+    if ensemble.group_mean:
+        described["group_mean"] = list(ensemble.group_mean)
     if ensemble.code is not None:
         shutil.copytree(ensemble.code, folder / CODE_FOLDER)
     write_json(folder / ENSEMBLE, described)
@@ -251,6 +253,7 @@ class _Described(Section):
     classes: dict[str, list[str]]
     members: Annotated[list[_Voter], Field(min_length=1)]
     temperatures: dict[str, Positive] = {}
+    group_mean: list[str] = []
 
 
 def _read(folder: Path) -> Ensemble:
@@ -273,6 +276,7 @@ def _read(folder: Path) -> Ensemble:
         described.majority_class,
         described.classes,
         described.temperatures,
+        tuple(described.group_mean),
         folder / CODE_FOLDER if (folder / CODE_FOLDER).is_dir() else None,
     )
 

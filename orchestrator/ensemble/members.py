@@ -50,6 +50,8 @@ class Ensemble:
     classes: Mapping[str, list[str]]  # label -> class names; their order gives the code
     temperatures: Mapping[str, float] = field(default_factory=dict)
     """Label -> the temperature of its stated confidences; empty where they stay as they are."""
+    group_mean: tuple[str, ...] = ()
+    """Labels whose probabilities are averaged over the photos of a group."""
     code: Path | None = None
     """The folder of code that its models need; None where they need none."""
 
@@ -141,6 +143,7 @@ def of_run(paths: RunPaths, store: Store) -> Ensemble:
         _majority(paths),
         classes,
         selection.vote.temperatures,
+        tuple(experiment.spec.vote.group_mean),
         paths.code if any(needs_code(member) for member in members) else None,
     )
 

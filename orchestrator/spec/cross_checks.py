@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.photo_listing import require_images, sides, table_of
+from data_prep.config import TestTable
 from data_prep.errors import DataError
 from data_prep.section_base import identity
 from orchestrator.base.keys import digest
@@ -258,6 +259,27 @@ def _check_groups(draft: Draft) -> None:
                 "sample_id, where every photo is alone; name a group or remove group_photos"
             )
             draft.refuse(place, text)
+    _check_group_mean(draft)
+
+
+def _check_group_mean(draft: Draft) -> None:
+    """Check that the mean over groups is the same out of fold and on the test set."""
+    named = draft.spec.vote.group_mean
+    if not named:
+        return
+    data = draft.spec.data
+    labels = list(data.labels)
+    where: KeyPath = ("vote", "group_mean")
+    for name in named:
+        if name not in labels:
+            known = f"labels are {', '.join(labels)}{nearest(name, labels)}"
+            draft.refuse(where, f"vote.group_mean: no label {name!r}; {known}")
+    if isinstance(data.test, TestTable) and data.test.group is None:
+        text = "the groups of the test photos were required, found none; name their column in"
+        draft.refuse(where, f"vote.group_mean: {text} data.test.group, or remove group_mean")
+    if data.group == "sample_id" or any(_may_leak(name, draft) for name in draft.arms):
+        text = "groups that are kept together were required, found data.group sample_id or"
+        draft.refuse(where, f"vote.group_mean: {text} data.split.strategy random")
 
 
 def _check_frozen(draft: Draft) -> None:

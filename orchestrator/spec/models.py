@@ -50,6 +50,9 @@ class Vote(Section):
 
     rule: Literal["hard", "soft"] = "hard"
     """`hard` counts votes, `soft` adds probabilities."""
+    group_mean: list[str] = since([])
+    """Labels whose probabilities are the mean over the photos of a group, in every training's answers:
+    out of fold, and on the test set, whose groups must be known."""
     calibrate: bool = since(default=False)
     """State confidences at a temperature per label, fitted out of fold. No answer changes by it."""
 

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from orchestrator.base.errors import UserError
 from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.evaluation import metrics
-from orchestrator.evaluation.predictions import Ints, Predictions
+from orchestrator.evaluation.predictions import GroupMean, Ints, Predictions, group_mean_of
 from orchestrator.evaluation.scores_with_intervals import scorer_of
 from orchestrator.evaluation.sequential_testing import labels_key, predictions_key
 from orchestrator.planning.stage import Env
@@ -232,6 +233,32 @@ def predict_trials(
     return predicted
 
 
+def group_mean(env: Env) -> GroupMean | None:
+    """Return what the spec averages over the photos of a group; None for nothing."""
+    sizes = dict(zip(env.schema.names, env.schema.sizes, strict=True))
+    return group_mean_of(env.experiment.spec.vote.group_mean, sizes)
+
+
+def average_groups(
+    env: Env, photos: TestPhotos, predicted: Sequence[TrialProbs], samples: list[str]
+) -> list[TrialProbs]:
+    """Average every checkpoint's answers over groups, where the spec says so.
+
+    Raises:
+        UserError: a group of a test photo is not known.
+    """
+    mean = group_mean(env)
+    if mean is None:
+        return list(predicted)
+    if photos.groups is None:
+        raise UserError(
+            "vote.group_mean: the group of every test photo was required, found some without one; "
+            "fill the column data.test.group, or remove vote.group_mean"
+        )
+    groups = [photos.groups[sample] for sample in samples]
+    return [TrialProbs(trial, mean.over(groups, probs)) for trial, probs in predicted]
+
+
 def join_members(predicted: Sequence[TrialProbs], samples: list[str]) -> Members:
     """Return the mean probabilities of each setting, in the order of their first trial."""
     by_setting: dict[str, list[Any]] = {}
@@ -303,7 +330,8 @@ def answer_public_half(
     """
     ids = [sample for sample, _ in photos.part("public")]
     readable = [sample for sample in ids if sample not in photos.lost]
-    members = join_members(predict_trials(env, prepare, trials, readable), readable)
+    predicted = predict_trials(env, prepare, trials, readable)
+    members = join_members(average_groups(env, photos, predicted, readable), readable)
     labels = open_labels(env, catalog, photos, "public", by="select") or {}
     is_readable = np.array([sample not in photos.lost for sample in ids], bool)
     answers = {}

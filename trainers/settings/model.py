@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from data_prep.section_base import BARE_NAME, Section, since
-from trainers.settings.own_parts import OwnPart, own_or
+from trainers.settings.own_parts import OwnOr, OwnPart
 
 
 class SingleHead(Section):
@@ -66,8 +66,8 @@ _NamedHead = Annotated[
     Annotated[SingleHead | ShallowHead | DeepHead | FrozenDeepHead, Field(discriminator="name")],
     BARE_NAME,
 ]
-Head = Annotated[OwnPart | _NamedHead, own_or(TypeAdapter(_NamedHead))]
-Backbone = Annotated[str | OwnPart, own_or(TypeAdapter(str))]
+Head = Annotated[OwnPart | _NamedHead, OwnOr(_NamedHead)]
+Backbone = Annotated[str | OwnPart, OwnOr(str)]
 
 
 class Frozen(Section):

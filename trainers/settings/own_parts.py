@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, StringConstraints, TypeAdapter
+from pydantic import (
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    TypeAdapter,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 from data_prep.section_base import Section, since
 
@@ -54,20 +62,36 @@ class OwnPart(Section):
         return dict(self.model_extra or {})
 
 
-def own_or(named: TypeAdapter[Any]) -> BeforeValidator:
-    """Return what reads a component as code of the user, or else by its name.
+class OwnOr:
+    """Lets a component be code of the user instead of a named one.
 
     The form is chosen first, so that a message is about one form and not about both.
     """
 
-    def read(value: Any) -> Any:
+    def __init__(self, named: Any) -> None:
+        """Hold what reads the component by its name: a type."""
+        self._named: TypeAdapter[Any] = TypeAdapter(named)
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._read, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        inner = handler(schema["schema"])
+        options: list[JsonSchemaValue] = []
+        for option in inner.get("anyOf", []):
+            options += option.get("anyOf", [option])
+        return {**inner, "anyOf": options} if options else inner
+
+    def _read(self, value: Any) -> Any:
         if isinstance(value, dict) and "use" in value:
             return OwnPart.model_validate(value)
         if isinstance(value, dict | str):
-            return named.validate_python(value)
+            return self._named.validate_python(value)
         return value
-
-    return BeforeValidator(read)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from ruamel.yaml import YAML
 
 from data_prep.files import file_sha256
 from orchestrator.base.console import Reporter
@@ -445,3 +447,35 @@ def test_an_onnx_file_that_answers_otherwise_makes_no_bundle(run, tmp_path, monk
     with pytest.raises(UserError, match=r"member bbbb0000 \(b\): the ONNX file of bbbb00000 gives"):
         write_bundle(run[0], run[1], tmp_path / "bundle", with_onnx=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_photos_of_a_folder_agree_where_the_spec_averages_over_groups(run, tmp_path):
+    paths, store, photos = run
+    plain = of_run(paths, store)
+    averaging = replace(plain, group_mean=("gender", "age"))
+    with pytest.raises(SpecError, match=r"vote\.group_mean was required"):
+        predict_photos(plain, photos, tmp_path / "out.csv", by_folder=True)
+    names = [(path.name, path) for path in sorted((photos / "sub").glob("*"))[:4]]
+    alone = answer_fully(plain, names, Reporter(quiet=True))
+    same = answer_fully(averaging, names, Reporter(quiet=True), list("abcd"))
+    np.testing.assert_allclose(alone.probabilities, same.probabilities, rtol=1e-5)
+    answers = answer_fully(averaging, names, Reporter(quiet=True), list("aabb"))
+    by_label = answers.probabilities.reshape(4, 3, 2, 3).sum(1)
+    np.testing.assert_allclose(by_label[[0, 2]], by_label[[1, 3]], rtol=1e-5)
+    assert np.abs(answers.probabilities - alone.probabilities).max() > 1e-4
+    whole = alone.probabilities.reshape(4, 3, 2, 3).sum(1)
+    np.testing.assert_allclose(whole[:2].mean(0), by_label[0], atol=1e-4)
+
+
+def test_a_bundle_says_what_is_averaged_over_groups(run, tmp_path):
+    paths, store, _ = run
+    text = paths.resolved.read_text()
+    changed = shutil.copytree(store.root, tmp_path / "store")
+    copied = RunPaths(changed / "runs" / paths.run_id)
+    yaml = YAML(typ="safe").load(text)
+    yaml["vote"] = {"group_mean": ["gender"]}
+    yaml["data"]["test"] = {"hold_out": 0.5}
+    copied.resolved.write_text(json.dumps(yaml))
+    write_bundle(copied, Store(changed), tmp_path / "bundle")
+    with open_bundle(tmp_path / "bundle") as opened:
+        assert ("gender",) == opened.group_mean
