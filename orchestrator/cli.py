@@ -664,16 +664,12 @@ def predict(
 )
 @ALLOW_CODE
 @STORE
-def bundle(
-    run: str, out: Path, store: Path | None, *, with_onnx: bool, allow_code: bool
-) -> None:
+def bundle(run: str, out: Path, store: Path | None, *, with_onnx: bool, allow_code: bool) -> None:
     """Write a run's ensemble as one folder or zip, for `predict` on any machine."""
     from orchestrator.ensemble.bundle import write_bundle  # noqa: PLC0415
 
     paths = _find_run(store, run, has="selection")
-    facts = write_bundle(
-        paths, _store(store), out, with_onnx=with_onnx, allow_code=allow_code
-    )
+    facts = write_bundle(paths, _store(store), out, with_onnx=with_onnx, allow_code=allow_code)
     _echo(
         f"wrote {out}: {facts['n_members']} members, {facts['n_checkpoints']} checkpoints, "
         f"{facts['size_bytes'] / 1e6:.1f} MB; sha256 of its manifest {facts['manifest_sha256']}",

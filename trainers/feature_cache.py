@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainers.photos.augmentation import Augmentation, sample_seeds
-from trainers.photos.views import PLAIN_VIEW, TestView, seen
 from trainers.compute_settings import autocast, scoring_precision
 from trainers.data import Ints, Task
 from trainers.inference import KeptFeatures, as_tensor, gathered
@@ -20,6 +18,8 @@ from trainers.model import Classifier
 from trainers.overlap.device_copies import Copies, read
 from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.options import Overlap, overlap_on
+from trainers.photos.augmentation import Augmentation, sample_seeds
+from trainers.photos.views import PLAIN_VIEW, TestView, seen
 
 Features = NDArray[np.float32]  # (n, F)
 _BATCH = 128

@@ -19,7 +19,6 @@ from trainers.photos.views import PLAIN_VIEW, TestView, views_of
 from trainers.settings.model import Model
 from trainers.settings.own_parts import OwnPart
 
-
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainers import checkpoint
-from trainers.photos import augmentation
-from trainers.photos.augmentation import Augmentation
 from trainers.checkpoint import best_epoch
 from trainers.compute_settings import (
     autocast,
@@ -33,7 +31,6 @@ from trainers.heads import branch_labels
 from trainers.inference import as_tensor, gathered
 from trainers.losses import BranchLoss, alpha_of, branch_loss, total_loss
 from trainers.metrics import Objective, accuracy, macro_f1, split_class
-from trainers.photos.mixing import mix, offline_pairs
 from trainers.model import Classifier, build
 from trainers.optim import Plateau, lr_at, make_optimizer
 from trainers.overlap.checkpoint_writer import CheckpointWriter
@@ -44,6 +41,9 @@ from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.loader_processes import LoaderProcesses, Work
 from trainers.overlap.loss_watch import LossWatch, TrainingDiverged
 from trainers.overlap.options import Overlap, overlap_on
+from trainers.photos import augmentation
+from trainers.photos.augmentation import Augmentation
+from trainers.photos.mixing import mix, offline_pairs
 from trainers.preflight.step_times import StepTimes
 from trainers.settings.augment import NoCutMix, NoMixUp, OfflineMixUp
 from trainers.settings.duration import Duration

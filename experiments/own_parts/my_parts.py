@@ -44,7 +44,11 @@ def small_network(*, size, pretrained, width=16):
     layers = []
     channels = 3
     for wide in (width, 2 * width, 4 * width):
-        layers += [nn.Conv2d(channels, wide, 3, stride=2, padding=1), nn.BatchNorm2d(wide), nn.ReLU()]
+        layers += [
+            nn.Conv2d(channels, wide, 3, stride=2, padding=1),
+            nn.BatchNorm2d(wide),
+            nn.ReLU(),
+        ]
         channels = wide
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     network.num_features = channels

@@ -151,9 +151,7 @@ class OpenRun:
         view = draw_section(run, "hypotheses", text or "no verdicts")
         return Drawn(verdicts, view)
 
-    def predict(
-        self, images: Photo | Iterable[Photo], *, allow_code: bool = False
-    ) -> pd.DataFrame:
+    def predict(self, images: Photo | Iterable[Photo], *, allow_code: bool = False) -> pd.DataFrame:
         """Classify photos with the run's ensemble, prepared as for training.
 
         Args:

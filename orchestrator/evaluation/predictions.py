@@ -308,7 +308,9 @@ def _answering(part: pa.Table, probs: Probs) -> pa.Table:
     columns = {"pred": pa.array(probs.argmax(1)), "probs": pa.array(list(probs))}
     for name, column in columns.items():
         place = part.schema.get_field_index(name)
-        part = part.set_column(place, part.schema.field(name), column.cast(part.schema.field(name).type))
+        part = part.set_column(
+            place, part.schema.field(name), column.cast(part.schema.field(name).type)
+        )
     return part
 
 

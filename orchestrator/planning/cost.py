@@ -82,7 +82,10 @@ def gpu_hours(experiment: Experiment, n_trials: int, n_photos: int | None) -> st
     hours = n_trials * statistics.mean(seconds) * (n_photos or 1000) / 3600
     photos = "a thousand photos" if n_photos is None else f"{n_photos} photos"
     rates = sorted(
-        {_CARD_RATES[arm.train.model.backbone_text, arm.prep.size] for arm in experiment.arms.values()}
+        {
+            _CARD_RATES[arm.train.model.backbone_text, arm.prep.size]
+            for arm in experiment.arms.values()
+        }
     )
     measured = " and ".join(f"{rate:g}" for rate in rates)
     return (

@@ -115,7 +115,8 @@ def resume(paths: RunPaths, store: Store, options: Options) -> int:
             f"run {paths.run_id}: {paths.resolved} was required, found none; submit the spec again"
         )
     experiment = dataclasses.replace(
-        read_spec(paths.resolved, allow_code=options.allow_code), text=paths.spec.read_text(encoding="utf-8")
+        read_spec(paths.resolved, allow_code=options.allow_code),
+        text=paths.spec.read_text(encoding="utf-8"),
     )
     plan = make_plan(experiment, store, STAGES)
     if plan.run_id != paths.run_id:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,10 +31,8 @@ from orchestrator.spec.search_space import (
 from orchestrator.spec.yaml_source import Document, KeyPath, Place, Problem
 from trainers.library_names import known_backbones
 from trainers.preflight import backbones as backbone_checks
-from trainers.preflight import own_parts as own_checks
 from trainers.preflight.augmentation_policies import Job, policy_problems
 from trainers.settings.model import FrozenDeepHead, SingleHead
-from trainers.settings.own_parts import OwnPart, Pinned
 
 _MAX_ASSIGNMENTS = 256
 _MAX_GRID = 1_000_000  # points, which a study keeps in memory
@@ -94,32 +91,36 @@ def check_references(draft: Draft) -> None:
 
 
 def _check_backbones(draft: Draft) -> None:
-    spec = draft.spec
-    places: dict[str, KeyPath] = {}
-    if spec.train.model.timm_name is not None:
-        places[spec.train.model.timm_name] = ("train", "model", "backbone")
-    for name, changes in spec.variants.items():
-        if name in draft.arms:
-            backbone_name = draft.arms[name].train.model.timm_name
-            for path in changes:
-                if backbone_name is not None:
-                    places.setdefault(backbone_name, ("variants", name, path))
-    names = (arm.train.model.timm_name for arm in draft.arms.values())
-    wanted = {name for name in names if name is not None}
-    for where, space in draft.spaces():
-        entry = space.get(_BACKBONE)
-        if isinstance(entry, Choice):
-            for choice in entry.choice:
-                if not isinstance(choice, dict):
-                    wanted.add(str(choice))
-                    places.setdefault(str(choice), (*where, _BACKBONE, "choice"))
+    places = _named_backbones(draft)
     known = set(known_backbones())
-    for backbone in sorted(wanted):
+    for backbone in sorted(places):
         if known and backbone.split(".")[0] not in known:
             close = difflib.get_close_matches(backbone, known, n=3, cutoff=0.5)
             near = f"; nearest: {', '.join(close)}" if close else ""
             text = f"train.model.backbone: timm has no model {backbone!r}{near}"
-            draft.refuse(places.get(backbone, ("train",)), text)
+            draft.refuse(places[backbone], text)
+
+
+def _named_backbones(draft: Draft) -> dict[str, KeyPath]:
+    """Return the models of timm that variants and spaces name, and where."""
+    shared = draft.spec.train.model.timm_name
+    places: dict[str, KeyPath] = {}
+    for name, arm in draft.arms.items():
+        backbone = arm.train.model.timm_name
+        changes = list(draft.spec.variants[name])
+        if backbone is None:
+            continue
+        if backbone == shared or not changes:
+            places[backbone] = ("train", "model", "backbone")
+        else:
+            places.setdefault(backbone, ("variants", name, changes[0]))
+    for where, space in draft.spaces():
+        entry = space.get(_BACKBONE)
+        choices = entry.choice if isinstance(entry, Choice) else []
+        for choice in choices:
+            if not isinstance(choice, dict):
+                places.setdefault(str(choice), (*where, _BACKBONE, "choice"))
+    return places
 
 
 def _check_claims(draft: Draft) -> None:
@@ -439,35 +440,21 @@ def _settings(arm: Arm, point: Point) -> Point:
     return identity(Arm.model_validate_json(json.dumps(data)))
 
 
-def check_components(draft: Draft, code: Mapping[str, Path]) -> None:
-    """Try lists of operations, backbones that may not take every size, and code of the user.
-
-    Args:
-        draft: the spec.
-        code: name -> file of the user; each was allowed.
-    """
-    own: list[tuple[own_checks.Job, KeyPath]] = []
+def check_components(draft: Draft) -> None:
+    """Try lists of operations, and backbones that may not take every size, on photos."""
     policies: list[tuple[Job, KeyPath]] = []
     backbones: list[tuple[backbone_checks.Job, KeyPath]] = []
     for name, arm in draft.arms.items():
         size = arm.prep.size
-        for value, place in _values(draft, name, _POLICY, arm.train.augment.policy):
-            own += _own_jobs(value, "policy", size, place, code)
+        for value, place in values_of(draft, name, _POLICY, arm.train.augment.policy):
             if isinstance(value, list) and value:
                 policies.append((Job(operations=value, size=size), place))
-        for value, place in _values(draft, name, _BACKBONE, arm.train.model.backbone):
-            own += _own_jobs(value, "backbone", size, place, code)
-            if isinstance(value, str):
-                job = backbone_checks.Job(backbone=value, size=size)
-                if backbone_checks.needs_try(job):
-                    backbones.append((job, place))
-        for value, place in _values(draft, name, _HEAD, arm.train.model.head):
-            own += _own_jobs(value, "head", size, place, code)
-    if own:
-        problems = own_checks.own_part_problems([job for job, _ in own])
-        for (job, place), problem in zip(own, problems, strict=True):
-            if problem is not None:
-                draft.refuse(place, f"{job['kind']}: {problem}")
+        for value, place in values_of(draft, name, _BACKBONE, arm.train.model.backbone):
+            if not isinstance(value, str):
+                continue
+            job = backbone_checks.Job(backbone=value, size=size)
+            if backbone_checks.needs_try(job):
+                backbones.append((job, place))
     if policies:
         problems = policy_problems([job for job, _ in policies])
         _refuse_all(draft, _POLICY, problems, [place for _, place in policies])
@@ -476,59 +463,13 @@ def check_components(draft: Draft, code: Mapping[str, Path]) -> None:
         _refuse_all(draft, _BACKBONE, problems, [place for _, place in backbones])
 
 
-def _own_jobs(
-    value: Any, kind: str, size: int, place: KeyPath, code: Mapping[str, Path]
-) -> list[tuple[own_checks.Job, KeyPath]]:
-    """Return the try of a component that is code of the user; none where it is not."""
-    if isinstance(value, dict) and "use" in value:
-        value = OwnPart.model_validate(value)
-    if not isinstance(value, OwnPart) or value.file not in code:
-        return []
-    part = value.model_dump(mode="json")
-    return [(own_checks.Job(part=part, folder=str(code[value.file].parent), kind=kind, size=size), place)]
-
-
-def check_code(draft: Draft, pinned: Pinned, *, allow_code: bool | None) -> None:
-    """Check that the user's code is there, and that the command may run it."""
-    for place, text in pinned.missing.items():
-        draft.refuse(place, f"{'.'.join(map(str, place))}: {text}")
-    if allow_code is False and pinned.places:
-        place = pinned.places[0]
-        names = ", ".join(sorted({part.file for part in _own_parts(draft)}))
-        text = f"{names} is code that runs with your rights: read it, then give --allow-code"
-        draft.refuse(place, f"{'.'.join(map(str, place))}: {text}")
-    hashes = {}
-    for part in _own_parts(draft):
-        if hashes.setdefault(part.file, part.sha256) != part.sha256:
-            text = f"{part.use}: one version of {part.file} was required; write the whole part anew"
-            draft.refuse(("train",), text)
-    for arm in draft.arms.values():
-        model = arm.train.model
-        is_own = isinstance(model.backbone, OwnPart) or isinstance(model.head, OwnPart)
-        for key in ("precision", "compile"):
-            if is_own and getattr(arm.train, key) == "auto":
-                text = f"train.{key}: auto is not tried on code of one's own; name one"
-                draft.refuse(("train", key), text)
-
-
-def _own_parts(draft: Draft) -> list[OwnPart]:
-    """Return the parts of all variants that are code of the user."""
-    parts = []
-    for arm in draft.arms.values():
-        train = arm.train
-        for part in (train.model.backbone, train.model.head, train.augment.policy, train.loss):
-            if isinstance(part, OwnPart):
-                parts.append(part)
-    return parts
-
-
 def _refuse_all(draft: Draft, path: str, problems: list[str | None], places: list[KeyPath]) -> None:
     for problem, place in zip(problems, places, strict=True):
         if problem is not None:
             draft.refuse(place, f"{path}: {problem}")
 
 
-def _values(draft: Draft, name: str, path: str, value: Any) -> list[tuple[Any, KeyPath]]:
+def values_of(draft: Draft, name: str, path: str, value: Any) -> list[tuple[Any, KeyPath]]:
     """Return what a variant may set a path to, and where the spec says so."""
     changes = [key for key in draft.spec.variants[name] if path.startswith(key)]
     place: KeyPath = tuple(path.split("."))

@@ -9,7 +9,6 @@ from typing import Any
 from orchestrator.base.errors import SpecError
 from orchestrator.spec.cross_checks import (
     Draft,
-    check_code,
     check_components,
     check_data_roots,
     check_references,
@@ -17,6 +16,7 @@ from orchestrator.spec.cross_checks import (
 )
 from orchestrator.spec.messages import validate
 from orchestrator.spec.models import Arm, Experiment, Spec
+from orchestrator.spec.own_code.checks import check_code, try_code
 from orchestrator.spec.search_space import apply
 from orchestrator.spec.yaml_source import (
     Document,
@@ -77,7 +77,9 @@ def read(
             if not problems:
                 check_twins(draft)
             if try_components and not problems:
-                check_components(draft, pinned.files)
+                check_components(draft)
+                if allow_code:
+                    try_code(draft, pinned.files)
             if need_data:
                 check_data_roots(draft, base)
     if problems or spec is None:

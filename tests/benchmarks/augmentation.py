@@ -203,8 +203,8 @@ def _from_threads(n_threads):
 
 def _from_processes(folder):
     """Make the same in a process, as trainings on a card do."""
-    from trainers.photos.augmentation import sample_seeds
     from trainers.overlap.loader_processes import LoaderProcesses, Work
+    from trainers.photos.augmentation import sample_seeds
 
     path = Path(folder) / "rows.npy"
     np.save(path, _photos())

@@ -180,10 +180,10 @@ def _reader_vs_imagefolder(size_of_photos, note):
     from torchvision import datasets
     from torchvision.transforms import v2
 
-    from trainers.photos import augmentation
     from trainers.data import Task
     from trainers.inference import as_tensor
     from trainers.model import build
+    from trainers.photos import augmentation
     from trainers.settings.model import Model
 
     torch.set_num_threads(1)

@@ -196,13 +196,20 @@ def test_parts_are_tried_in_a_process_of_their_own(tmp_path):
         jobs.append(Job(part=part, folder=str(tmp_path), kind=kind, size=32))
     problems = own_part_problems(jobs)
     assert [None] * 3 == problems[:3]
-    expected = ["draw from the generator alone", "num_features", r"(2, 3) were required, found (2, 4)"]
+    expected = [
+        "draw from the generator alone",
+        "num_features",
+        r"(2, 3) were required, found (2, 4)",
+    ]
     for text, problem in zip(expected, problems[3:], strict=True):
         assert text in problem
 
 
 def test_a_key_holds_the_code_and_a_missing_file_is_named(tmp_path):
-    spec = {"train": {"model": {"head": {"use": "mine.py:part", "x": 1}}}, "data": {"use": "a.py:b"}}
+    spec = {
+        "train": {"model": {"head": {"use": "mine.py:part", "x": 1}}},
+        "data": {"use": "a.py:b"},
+    }
     pinned = pin(spec, [tmp_path])
     assert {("train", "model", "head")} == set(pinned.missing) == set(pinned.places)
     (tmp_path / "mine.py").write_text("one = 1\n")

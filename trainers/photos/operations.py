@@ -96,7 +96,7 @@ def posterize(photo: Photo, strength: float, fill: Fill) -> Photo:
 def solarize(photo: Photo, strength: float, fill: Fill) -> Photo:
     """Invert the values from `strength` on."""
     del fill
-    return _looked_up(photo, np.where(_LEVELS < strength, _LEVELS, 255 - _LEVELS))
+    return _looked_up(photo, np.where(strength > _LEVELS, _LEVELS, 255 - _LEVELS))
 
 
 def auto_contrast(photo: Photo, strength: float, fill: Fill) -> Photo:

@@ -32,9 +32,16 @@ from orchestrator.ensemble.predict import (
 )
 from orchestrator.spec.models import TrialShare
 from orchestrator.stages.certificate import TOLERANCE, _Job, compare_answers
+from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.ensemble.fake_ensemble import SIZES, write_ensemble_run
+from trainers import own_parts
+from trainers.checkpoint import save_weights
+from trainers.model import build
+from trainers.own_parts import CodeNotAllowed
+from trainers.settings.model import Model
+from trainers.settings.own_parts import pin
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -479,3 +486,58 @@ def test_a_bundle_says_what_is_averaged_over_groups(run, tmp_path):
     write_bundle(copied, Store(changed), tmp_path / "bundle")
     with open_bundle(tmp_path / "bundle") as opened:
         assert ("gender",) == opened.group_mean
+
+
+def test_a_bundle_with_code_of_its_author_is_refused_without_the_flag(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(own_parts, "_allowed", {})
+    paths, store, photos = run
+    changed = Store(shutil.copytree(store.root, tmp_path / "store"))
+    copied = RunPaths(changed.root / "runs" / paths.run_id)
+    copied.code.mkdir()
+    (copied.code / "mine.py").write_text(
+        "from torch import nn\n"
+        "def part(n_features, n_classes):\n"
+        "    return nn.Linear(n_features, n_classes)\n"
+    )
+    head = pin({"train": [{"use": "mine.py:part"}]}, [copied.code]).data["train"][0]
+    settings = {"backbone": "test_efficientnet", "pretrained": False, "head": head}
+    own_parts.allow(copied.code)
+    model = Model.model_validate(settings)
+    description = {"model": settings, "label_sizes": SIZES, "size": 32, "precision": "fp32", "n_params": 1}  # fmt: skip
+    key = "own0"
+    with changed.draft("trial", key, params={}, inputs={}) as draft:
+        save_weights(draft.path, build(model, SIZES, pretrained=False).state_dict(), description)
+    own_parts._allowed.clear()
+    trials = tables.read(copied.trials).to_pylist()
+    for trial in trials:
+        trial["checkpoint"] = f"trial/{key}"
+    tables.write(tables.from_rows(trials, tables.trials_schema(SIZES)), copied.trials)
+
+    ensemble = of_run(copied, changed)
+    with pytest.raises(UserError, match=r"its models run mine\.py .* give --allow-code"):
+        ensemble.allow_code(allowed=False)
+    with pytest.raises(UserError, match="give --allow-code"):
+        write_bundle(copied, changed, tmp_path / "onnx", with_onnx=True)
+    write_bundle(copied, changed, tmp_path / "bundle.zip")
+    with open_bundle(tmp_path / "bundle.zip") as opened:
+        with pytest.raises(CodeNotAllowed):
+            predict_photos(opened, sorted(photos.glob("*.png"))[0], tmp_path / "out.csv")
+        with pytest.raises(UserError, match=r"its models run mine\.py"):
+            opened.allow_code(allowed=False)
+        opened.allow_code(allowed=True)
+        name = sorted(photos.glob("*.png"))[0]
+        counts = predict_photos(opened, name, tmp_path / "out.csv")
+    assert {"answered": 1, "quarantined": 0} == counts
+    shutil.unpack_archive(tmp_path / "bundle.zip", tmp_path / "bundle")
+    (tmp_path / "bundle/code/mine.py").write_text("import os\n")
+    changed_code = open_bundle(tmp_path / "bundle")
+    with pytest.raises(UserError, match=r"mine\.py: sha256 .* was required by manifest"):
+        changed_code.__enter__()
+    own_parts._allowed.clear()
+
+
+def test_an_ensemble_without_code_asks_for_no_flag(run, tmp_path):
+    paths, store, _ = run
+    of_run(paths, store).allow_code(allowed=False)
+    write_bundle(paths, store, tmp_path / "bundle")
+    assert not (tmp_path / "bundle/code").exists()

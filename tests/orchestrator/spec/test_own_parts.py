@@ -92,7 +92,9 @@ def test_a_driver_runs_no_code_without_the_option(spec, tmp_path):
 
 def test_specs_without_code_know_nothing_of_it():
     dumped = Spec.model_json_schema()
-    assert "sha256" not in json.dumps(read(ROOT / "experiments/smoke.yaml", check_roots=False).resolved())
+    assert "sha256" not in json.dumps(
+        read(ROOT / "experiments/smoke.yaml", check_roots=False).resolved()
+    )
     assert "allow_code" not in json.dumps(dumped)
 
 

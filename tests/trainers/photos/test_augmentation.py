@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from trainers.photos import augmentation
-from trainers.settings.policies import AugMix, Erasing, RandAugment, TrivialAugment
 from trainers.config import Train
 from trainers.data import ahead
 from trainers.library_names import settings_of
+from trainers.photos import augmentation
+from trainers.settings.policies import AugMix, Erasing, RandAugment, TrivialAugment
 
 FLIP = [{"name": "HorizontalFlip", "p": 0.5}]
 NAMED = [RandAugment(), TrivialAugment(), AugMix(), AugMix(all_operations=True)]

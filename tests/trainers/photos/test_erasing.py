@@ -39,7 +39,8 @@ def test_a_photo_is_erased_as_often_as_p_says_and_only_in_one_box():
 
 
 @pytest.mark.parametrize(
-    ("fill", "expected"), [("black", (0, 0, 0)), ("white", (255, 255, 255)), ("mean", (124, 116, 104))]
+    ("fill", "expected"),
+    [("black", (0, 0, 0)), ("white", (255, 255, 255)), ("mean", (124, 116, 104))],
 )
 def test_the_box_has_one_color(fill, expected):
     photo = np.full((20, 20, 3), 99, np.uint8)
