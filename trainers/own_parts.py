@@ -42,22 +42,17 @@ def call(part: OwnPart, *arguments: Any, **settings: Any) -> Any:
         CodeNotAllowed: the file was not allowed here.
         OwnPartFailed: it has no such function, or the function does not take the settings or raises.
     """
-    function = function_of(part)
-    try:
-        signature = inspect.signature(function)
-        signature.bind(*arguments, **part.settings | settings)
-    except TypeError as error:
-        raise OwnPartFailed(f"{part.use}{signature} cannot be called: {error}") from None
+    function = function_of(part, *arguments, **settings)
     with naming_lines():
         return function(*arguments, **part.settings | settings)
 
 
-def function_of(part: OwnPart) -> Callable[..., Any]:
-    """Return the function of a part.
+def function_of(part: OwnPart, *arguments: Any, **settings: Any) -> Callable[..., Any]:
+    """Return the function of a part, which takes these arguments and the part's settings.
 
     Raises:
         CodeNotAllowed: the file was not allowed here.
-        OwnPartFailed: it cannot be imported, or has no such function.
+        OwnPartFailed: it cannot be imported, or has no such function that takes them.
     """
     path = _allowed.get(part.sha256 or "")
     if path is None:
@@ -69,7 +64,12 @@ def function_of(part: OwnPart) -> Callable[..., Any]:
     function = getattr(module, part.function, None)
     if not callable(function):
         raise OwnPartFailed(f"{part.file}: a function {part.function} was required, found none")
-    return function  # type: ignore[no-any-return]
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*arguments, **part.settings | settings)
+    except TypeError as error:
+        raise OwnPartFailed(f"{part.use}{signature} cannot be called: {error}") from None
+    return function
 
 
 @cache

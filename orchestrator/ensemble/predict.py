@@ -297,11 +297,11 @@ def answer_fully(
     for member in ensemble.members:
         by_prep.setdefault(member.prep.model_dump_json(), []).append(member)
     group_of: dict[str, str] = {}
-    mean = None
+    averaging = None
     if groups is not None:
         group_of = {name: group for (name, _), group in zip(photos, groups, strict=True)}
         sizes = {name: len(classes) for name, classes in ensemble.classes.items()}
-        mean = group_mean_of(ensemble.group_mean, sizes)
+        averaging = group_mean_of(ensemble.group_mean, sizes)
     for members in by_prep.values():
         ids: list[str] = []
         parts: dict[str, list[Any]] = {member.setting: [] for member in members}
@@ -309,13 +309,15 @@ def answer_fully(
             ids += names
             for member in members:
                 each = [probabilities(folder, images, device) for folder in member.checkpoints]
-                parts[member.setting].append(np.stack(each) if mean else np.mean(each, axis=0))
+                parts[member.setting].append(np.stack(each) if averaging else np.mean(each, axis=0))
         for setting, chunks in parts.items():
-            if mean is None:
+            if averaging is None:
                 answered[setting] = (ids, np.concatenate(chunks))
                 continue
             owners = [group_of[name] for name in ids]
-            by_checkpoint = [mean.over(owners, probs) for probs in np.concatenate(chunks, axis=1)]
+            by_checkpoint = [
+                averaging.over(owners, probs) for probs in np.concatenate(chunks, axis=1)
+            ]
             answered[setting] = (ids, np.mean(by_checkpoint, axis=0))
     kept = {}
     for member in ensemble.members:

@@ -392,7 +392,7 @@ class _Job(NamedTuple):
     photos: list[tuple[str, str]]  # sample id and path
     probs: list[list[float]]
     share: TrialShare
-    code: str | None  # folder of the user's own parts
+    code: str | None = None  # folder of the user's own parts
 
 
 class _Difference(NamedTuple):

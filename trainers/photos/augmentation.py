@@ -151,7 +151,7 @@ def _named(settings: NamedPolicy) -> Callable[[NDArray[np.uint8], int], NDArray[
 
 def _own(part: OwnPart) -> Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]:
     """Return what a user's function does to a photo; it gets a generator of the photo's seed."""
-    function = function_of(part)  # an error comes here and not in a thread
+    function = function_of(part, None, None)  # an error comes here and not in a thread
 
     def changed(photo: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         with naming_lines():

@@ -35,7 +35,8 @@ def views_of(settings: Views | None) -> tuple[TestView, ...]:
 
 def seen(photos: Tensor, view: TestView) -> Tensor:
     """Return photos (B, 3, H, W), 0 to 255 in any dtype, in a view of the same size."""
-    height, width = photos.shape[2:]
+    height = int(photos.shape[2])
+    width = int(photos.shape[3])
     top = round(view.margin * height)
     left = round(view.margin * width)
     if top or left:

@@ -74,7 +74,7 @@ def _try_backbone(part: Any, size: int) -> str | None:
     model = build(Model(backbone=part), {"label": 2}, size=size, pretrained=False).eval()
     photos = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     shape = tuple(model.features(photos).shape)
-    required = (2, model.backbone.num_features)
+    required = (2, int(getattr(model.backbone, "num_features", 0)))
     if shape != required:
         return f"{part.use}: features of shape {required} were required, found {shape}"
     return None
