@@ -132,7 +132,7 @@ class Augment(Section):
     """`none`, `basic`, `strong`, `contest`, a policy of a paper (`rand_augment`, `trivial_augment`,
     `aug_mix`; as a map it has settings), a list of albumentations' operations, or code of one's
     own: `{use: "my_parts.py:function"}`."""
-    erasing: Annotated[Erasing, BARE_NAME] | None = since(None)
+    erasing: Erasing | None = since(None)
     """A random box of each photo that is painted over after the policy; null for none."""
     cutmix: CutMix = NoCutMix()
     """How parts of two samples are joined."""

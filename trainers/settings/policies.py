@@ -62,7 +62,6 @@ Range = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 class Erasing(Section):
     """Random erasing (Zhong et al. 2020, algorithm 1): a box of a photo is painted over."""
 
-    name: Literal["random"] = "random"
     p: Probability = 0.5
     """Probability that a photo has a box."""
     area: Range = [0.02, 0.4]

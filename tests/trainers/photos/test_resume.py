@@ -42,14 +42,14 @@ def run(config, task, folder, stop_after=None):
 
 
 SETTINGS = {
-    "rand_augment": {"augment": {"policy": "rand_augment", "erasing": "random"}},
+    "rand_augment": {"augment": {"policy": "rand_augment", "erasing": {}}},
     "trivial_augment": {"augment": {"policy": "trivial_augment", "cutmix": "half"}},
     "aug_mix": {"augment": {"policy": "aug_mix", "mixup": "online"}},
     "groups": {"group_photos": 1, "balance": "weighted_sampler"},
     "groups, blends": {"group_photos": 2, "augment": {"policy": "basic", "mixup": "offline"}},
     "frozen views": {
         "group_photos": 1,
-        "augment": {"policy": "rand_augment", "erasing": "random"},
+        "augment": {"policy": "rand_augment", "erasing": {}},
         "model": {"frozen": {"views": 2}},
     },
 }
