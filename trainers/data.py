@@ -13,11 +13,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainers.losses import Targets
 from trainers.metrics import Ints, joint_class
+from trainers.objectives.losses import Targets
 from trainers.photos.group_draws import draw_per_group, n_drawn
 
-__all__ = ["Ints", "Mixable", "Task", "ahead", "batches", "epoch_order", "gather", "seed_of"]
+__all__ = [
+    "Ints",
+    "Mixable",
+    "Numbers",
+    "Task",
+    "ahead",
+    "batches",
+    "epoch_order",
+    "gather",
+    "seed_of",
+]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -37,6 +47,14 @@ def _no_pairs() -> Ints:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """The numbers that a label's classes are bins of."""
+
+    values: NDArray[np.float64]  # (N,), NaN where a row has none
+    borders: tuple[float, ...]  # (k - 1,) ascending; a class begins with its border
+
+
+@dataclass(frozen=True)
 class Task:
     """A training problem. Rows outside `train` and `val` are never read by the trainer."""
 
@@ -48,7 +66,8 @@ class Task:
     val: Ints
     mixable: Mixable | None = None
     pairs: Ints = field(default_factory=_no_pairs)  # (M, 2) parents of row N + m, half and half
-    groups: Ints | None = None  # (N,) where `group_photos` is set; equal for photos of one group
+    groups: Ints | None = None  # (N,) whose photo a row is; None where no loss counts groups
+    numbers: Mapping[str, Numbers] = field(default_factory=dict)  # of the labels that need them
 
     @property
     def n_classes(self) -> int:
@@ -169,7 +188,7 @@ def epoch_size(task: Task, group_photos: int | None = None) -> int:
 
 
 def epoch_order(
-    task: Task, *, seed: int, epoch: int, balance: str, group_photos: int | None = None
+    task: Task, *, seed: int, epoch: int, balance: object, group_photos: int | None = None
 ) -> Ints:
     """Return the rows of one epoch in order: a pure function of (task, seed, epoch).
 

@@ -19,6 +19,7 @@ from data_prep.section_base import Positive, Section
 from orchestrator.base.errors import UserError
 from orchestrator.ensemble import onnx_export
 from orchestrator.ensemble.members import Ensemble, Member, of_run
+from orchestrator.evaluation.probabilities.adjustment import AdjustedLabel
 from orchestrator.store.artifacts import MANIFEST, Store, git_commit, packages
 from orchestrator.store.run_dir import RunPaths
 from trainers.settings.own_parts import CODE_FOLDER
@@ -99,19 +100,28 @@ def write_bundle(
     return facts
 
 
+def _copy_member(member: Member, folder: Path) -> dict[str, Any]:
+    """Copy the checkpoints of a member, and return what ensemble.json says of it."""
+    names = []
+    for number, checkpoint in enumerate(member.checkpoints):
+        name = f"members/{member.setting}/{number:03}"
+        names.append(name)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for file in _WEIGHTS:
+            shutil.copyfile(checkpoint / file, folder / name / file)
+    facts: dict[str, Any] = {
+        "setting": member.setting,
+        "variant": member.variant,
+        "votes": member.votes,
+    }
+    if member.adjustment:
+        facts["adjustment"] = [label.to_json() for label in member.adjustment]
+    prep = member.prep.model_dump(mode="json", by_alias=True)
+    return {**facts, "prep": prep, "steps": member.steps, "checkpoints": names}
+
+
 def _fill(ensemble: Ensemble, paths: RunPaths, folder: Path) -> None:
-    members = []
-    for member in ensemble.members:
-        names = []
-        for number, checkpoint in enumerate(member.checkpoints):
-            name = f"members/{member.setting}/{number:03}"
-            names.append(name)
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            for file in _WEIGHTS:
-                shutil.copyfile(checkpoint / file, folder / name / file)
-        prep = member.prep.model_dump(mode="json", by_alias=True)
-        facts = {"setting": member.setting, "variant": member.variant, "votes": member.votes}
-        members.append({**facts, "prep": prep, "steps": member.steps, "checkpoints": names})
+    members = [_copy_member(member, folder) for member in ensemble.members]
     described = {
         "format_version": FORMAT_VERSION,
         "name": ensemble.name,
@@ -232,6 +242,14 @@ def _inside(place: Path, name: str) -> str:
     return name
 
 
+class _Label(Section):
+    """How the probabilities of one label are adjusted."""
+
+    label: str
+    temperature: Positive
+    shift: Annotated[list[float], Field(min_length=2)]
+
+
 class _Voter(Section):
     """A member, as ensemble.json describes it."""
 
@@ -241,6 +259,7 @@ class _Voter(Section):
     prep: Prep
     steps: list[Any]
     checkpoints: Annotated[list[str], Field(min_length=1)]
+    adjustment: list[_Label] = []
 
 
 class _Described(Section):
@@ -325,6 +344,9 @@ def _member(folder: Path, voter: _Voter, files: set[str]) -> Member:
         voter.votes,
         voter.prep,
         tuple(folder / name for name in voter.checkpoints),
+        tuple(
+            AdjustedLabel(row.label, row.temperature, tuple(row.shift)) for row in voter.adjustment
+        ),
     )
     if member.steps != voter.steps:
         raise UserError(

@@ -14,6 +14,7 @@ import numpy as np
 from data_prep.prep_config import Prep
 from data_prep.preparation.step_identity import steps_identity
 from orchestrator.base.errors import UserError
+from orchestrator.evaluation.probabilities.adjustment import AdjustedLabel
 from orchestrator.spec.load import read
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, Store
@@ -32,6 +33,7 @@ class Member:
     votes: int
     prep: Prep
     checkpoints: tuple[Path, ...]  # folders with weights and model.json, their hashes checked
+    adjustment: tuple[AdjustedLabel, ...] = ()  # of each checkpoint's answers; empty for none
 
     @property
     def steps(self) -> list[Any]:
@@ -131,7 +133,8 @@ def of_run(paths: RunPaths, store: Store) -> Ensemble:
         variant = trials[0].variant
         checkpoints = [checkpoint(store, Path(trial.checkpoint).name).path for trial in trials]
         prep = experiment.arms[variant].prep
-        member = Member(setting, variant, votes, prep, tuple(checkpoints))
+        adjustment = _adjustment(selection, setting)
+        member = Member(setting, variant, votes, prep, tuple(checkpoints), adjustment)
         _require_same_steps(paths, member)
         members.append(member)
     classes = Schema.of(experiment.spec.data.labels).classes
@@ -156,6 +159,13 @@ def needs_code(member: Member) -> bool:
         if any(isinstance(part, dict) and "use" in part for part in parts):
             return True
     return False
+
+
+def _adjustment(selection: Selection, setting: str) -> tuple[AdjustedLabel, ...]:
+    """Return how a member's answers are moved; empty where they are not."""
+    adjusted = selection.vote.adjusted
+    labels = adjusted.members.get(setting, ()) if adjusted else ()
+    return tuple(AdjustedLabel(row.label, row.temperature, row.shift) for row in labels)
 
 
 def _require_same_steps(paths: RunPaths, member: Member) -> None:

@@ -25,8 +25,9 @@ from orchestrator.base.console import Reporter
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.ensemble.members import Ensemble, Member
 from orchestrator.evaluation import vote as voting
-from orchestrator.evaluation.calibration import ALL_LABELS, scale
 from orchestrator.evaluation.predictions import group_mean_of
+from orchestrator.evaluation.probabilities.adjustment import adjusted
+from orchestrator.evaluation.probabilities.calibration import ALL_LABELS, scale
 
 # Chunks that are multiples of the batch give the same answers as one large array.
 _BATCH = 128
@@ -309,16 +310,18 @@ def answer_fully(
             ids += names
             for member in members:
                 each = [probabilities(folder, images, device) for folder in member.checkpoints]
-                parts[member.setting].append(np.stack(each) if averaging else np.mean(each, axis=0))
-        for setting, chunks in parts.items():
-            if averaging is None:
-                answered[setting] = (ids, np.concatenate(chunks))
-                continue
-            owners = [group_of[name] for name in ids]
-            by_checkpoint = [
-                averaging.over(owners, probs) for probs in np.concatenate(chunks, axis=1)
-            ]
-            answered[setting] = (ids, np.mean(by_checkpoint, axis=0))
+                if averaging is None:
+                    moved = [adjusted(probs, member.adjustment) for probs in each]
+                    parts[member.setting].append(np.mean(moved, axis=0))
+                else:
+                    parts[member.setting].append(np.stack(each))
+        for member in members:
+            whole = np.concatenate(parts[member.setting], axis=-2)
+            if averaging is not None:
+                owners = [group_of[name] for name in ids]
+                agreeing = [averaging.over(owners, probs) for probs in whole]
+                whole = np.mean([adjusted(p, member.adjustment) for p in agreeing], axis=0)
+            answered[member.setting] = (ids, whole)
     kept = {}
     for member in ensemble.members:
         ids, probs = answered[member.setting]

@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep.files import file_sha256
 from orchestrator.base.errors import UserError
 from orchestrator.search.trial import TrialSpec, run_trial
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from trainers import own_parts, training_loop
 from trainers.config import Train
+from trainers.inference import load, predict
 from trainers.settings.own_parts import pin
 
 SIZES = {"color": 2, "light": 2}
@@ -198,7 +200,7 @@ def test_two_runs_that_want_the_same_trial_at_once_train_it_once(place, monkeypa
 def test_a_trial_reads_groups_and_draws_one_photo_of_each(place, monkeypatch):
     ids = json.loads((place / "rows/rows.json").read_text())
     groups = {"sample_id": ids[::-1], "group": np.arange(N)[::-1] // 2}
-    tables.write(tables.pa.table(groups), place / "groups.parquet")
+    tables.write(tables.pa.table(groups), place / "facts.parquet")
     drawn = []
     original = training_loop.epoch_order
 
@@ -207,14 +209,13 @@ def test_a_trial_reads_groups_and_draws_one_photo_of_each(place, monkeypatch):
         return drawn[-1][1]
 
     monkeypatch.setattr(training_loop, "epoch_order", spy)
-    described = spec(place, "g", train={"group_photos": 1}, groups=str(place / "groups.parquet"))
-    assert str(place / "groups.parquet") == described.to_json()["groups"]
+    described = spec(place, "g", train={"group_photos": 1}, facts=str(place / "facts.parquet"))
     run_trial(described, quiet)
     ((of_rows, order),) = drawn
     np.testing.assert_array_equal(np.arange(N) // 2, of_rows)
     assert len(order) == len(set(of_rows[order])) == 8
     without = spec(place, "h").to_json()
-    assert not {"groups", "code"} & without.keys()
+    assert not {"facts", "code"} & without.keys()
 
 
 def test_a_trial_runs_code_of_the_folder_that_it_was_given_and_of_no_other(place, monkeypatch):
@@ -237,3 +238,35 @@ def test_a_trial_runs_code_of_the_folder_that_it_was_given_and_of_no_other(place
     broken = {"use": "mine.py:broken", "sha256": head["sha256"]}
     with pytest.raises(own_parts.OwnPartFailed, match=r"mine\.py, line 5, in broken: ZeroDiv"):
         run_trial(spec(place, "c", broken, code=str(code)), quiet)
+
+
+def test_own_weights_and_averages_leave_one_model_that_predicts_as_it_was_scored(place, tmp_path):
+    source = run_trial(spec(place, "first"), lambda *_: None)
+    file = source.path / "weights.safetensors"
+    plain = spec(place, "second", fold=0)
+    train = Train.model_validate(
+        {
+            **plain.train,
+            "model": {
+                "backbone": "test_efficientnet",
+                "weights": str(file),
+                "weights_sha256": file_sha256(file),
+            },
+            "duration": "3 epochs",
+            "ema": {"decay": 0.5},
+            "soup": {"epochs": 2},
+        }
+    )
+    tuned = dataclasses.replace(plain, train=train.model_dump(mode="json", by_alias=True))
+    artifact = run_trial(tuned, lambda *_: None)
+    assert 1 <= len(artifact.result["soup"]) <= 2
+    assert "weights.safetensors" not in (artifact.path / "model.json").read_text()
+    stored = tables.read(artifact.path / "predictions.parquet")
+    rows = [
+        int(name[7:].split("/")[0]) * 2 + int(name[-5]) for name in stored["sample_id"].to_pylist()
+    ]
+    probs = predict(load(artifact.path), np.load(place / "rows/rows.npy"), np.array(rows))
+    np.testing.assert_array_equal(probs, np.array(stored["probs"].to_pylist(), np.float32))
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(ValueError, match=r"train\.model\.weights: .* the file was changed after"):
+        run_trial(dataclasses.replace(tuned, key="third"), lambda *_: None)
