@@ -184,6 +184,9 @@ def faults(pause_s=5.0):
         inside("child of a trial worker, kill -9", again, _signal_training("child", kill), "confirm"),
         inside("segmentation fault in a trial", again,
                _signal_training("child", signal.SIGSEGV), "confirm"),
+        inside("os._exit in a trial", again, _signal_training("child", signal.SIGUSR1), "confirm"),
+        inside("a trial dies and leaves a process", f"{again}, the process ends with the run",
+               _signal_training("child", signal.SIGUSR2), "confirm"),
         inside("trial worker, SIGSTOP, then SIGCONT", "the run goes on",
                _pause("trial worker", pause_s, "confirm"), "confirm"),
         inside("vote task, kill -9", "Ray tries it again", _signal_process("vote task", kill, 0.3)),
@@ -341,9 +344,9 @@ def inject_all(rig, calm, wanted, rng, *, per_run=20, until=float("inf"), say=pr
         per_run: injections of one run.
         until: of `time.monotonic`; no injection later.
         say: gets progress.
-        save: gets the rows after each run.
+        save: gets the rows of each run when it has ended.
     """
-    rows = {fault.name: Row(fault.name, fault.expected) for fault, _ in wanted}
+    total = new_rows(fault for fault, _ in wanted)
     left = schedule(wanted, rng)
     n_without = 0
     while left and n_without < _MAX_IDLE and time.monotonic() < until:
@@ -352,12 +355,29 @@ def inject_all(rig, calm, wanted, rng, *, per_run=20, until=float("inf"), say=pr
         rest = list(left)
         for fault in chosen:
             rest.remove(fault)
+        rows = new_rows(fault for fault, _ in wanted)
         chain = Chain(rig, calm, rows, rng, say)
         left = schedule_again(chain.run(chosen, until) + rest, rng)
         n_without = 0 if chain.injected else n_without + 1
+        add(total, rows.values())
         if save:
             save(list(rows.values()))
-    return list(rows.values())
+    return list(total.values())
+
+
+def new_rows(chosen):
+    """Return name -> empty row, for some faults."""
+    return {fault.name: Row(fault.name, fault.expected) for fault in chosen}
+
+
+def add(total, rows):
+    """Add rows to those of a table, which has all of their faults."""
+    for row in rows:
+        into = total[row.fault]
+        into.injected += row.injected
+        into.held += row.held
+        into.lost += row.lost
+        into.notes += row.notes
 
 
 def schedule_again(left, rng):

@@ -44,6 +44,23 @@ confirm: {finalists: 2, seeds: [0], folds: 2}
 select: {policy: robust, members: 2}
 track: {wandb: null, tensorboard: false}
 """
+INSIDE = """\
+import os, signal, subprocess
+
+
+def leave(number, frame):
+    os._exit(7)
+
+
+def leave_a_child(number, frame):
+    subprocess.Popen(["sleep", "900"], start_new_session=True)
+    os._exit(8)
+
+
+signal.signal(signal.SIGUSR1, leave)
+signal.signal(signal.SIGUSR2, leave_a_child)
+"""
+"""Is imported by each process of a run when it starts: the two signals run Python code inside a training."""
 _VOLATILE = {"checkpoint", "wall_s", "epochs"}  # beside columns of times; kept apart in `tables`
 _KINDS = {
     "trial worker": "ray::TrialWorker",
@@ -68,6 +85,8 @@ class Rig:
         build(self.root / "data/sample", self.n_people, size=self.size, jobs=2)
         (self.root / "experiments").mkdir()
         self.spec.write_text(SPEC)
+        (self.root / "inside").mkdir()
+        (self.root / "inside/sitecustomize.py").write_text(INSIDE)
 
     @property
     def spec(self):
@@ -121,7 +140,7 @@ class Submit:
             cwd=rig.root,
             env={
                 **os.environ,
-                "PYTHONPATH": str(ROOT),
+                "PYTHONPATH": f"{rig.root / 'inside'}{os.pathsep}{ROOT}",
                 "ORCHESTRATOR_STORE": str(rig.store),
                 "RAY_TMPDIR": ray_folder(rig),
                 MARK: rig.mark,
