@@ -19,10 +19,11 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from tests.faults import inputs, processes
+from tests.faults import inputs, processes, surroundings
 from tests.faults.rig import Rig, git_hash, ray_folder
 
 NUMBERS = {
@@ -43,6 +44,17 @@ NUMBERS = {
     "dashboard, kill -9": 3,
     "tracking process, kill -9": 3,
     "fork server, kill -9": 3,
+    "disk full in prepare": 2,
+    "disk full in search": 2,
+    "disk full in confirm": 2,
+    "disk full in vote": 1,
+    "disk full in report": 1,
+    "store read-only in search": 1,
+    "memory limit of a preparation worker": 2,
+    "memory limit of a trial": 2,
+    "memory limit of the vote": 1,
+    "too many open files of a trial": 2,
+    "too many open files of the driver": 1,
 }
 """How often each is injected in the long form."""
 
@@ -75,7 +87,7 @@ class Notes:
         """Return the rows of all runs, and facts of them."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         runs = [json.loads(line) for line in lines]
-        total = processes.new_rows(processes.faults())
+        total = processes.new_rows([*processes.faults(), *surroundings.faults()])
         for run in runs:
             processes.add(total, [processes.Row(**row) for row in run["rows"]])
         facts = {
@@ -109,6 +121,9 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pause-s", type=float, default=60.0, help="of SIGSTOP")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="inject nothing later")
+    parser.add_argument(
+        "--surroundings", action="store_true", help="disk, memory and descriptors, not processes"
+    )
     parser.add_argument("--table", action="store_true", help="inject nothing, print the table")
     parser.add_argument("--inputs", type=float, help="minutes; fuzz the readers instead")
     parser.add_argument("--out", type=Path, default=Path("build/faults"))
@@ -128,31 +143,39 @@ def main():
     sys.exit(0 if all(row.held == row.injected and not row.lost for row in rows) else 1)
 
 
+@contextmanager
+def large_store(root):
+    """Yield a rig whose store is an ordinary folder."""
+    yield Rig(root)
+
+
 def inject(args, notes, began):
     """Inject faults into fresh runs until all that are wanted were injected, or the time is over."""
     wanted = []
-    for fault in processes.faults(args.pause_s):
+    kinds = surroundings.faults() if args.surroundings else processes.faults(args.pause_s)
+    for fault in kinds:
         if not args.only or any(word in fault.name for word in args.only):
             wanted.append((fault, max(1, round(NUMBERS[fault.name] * args.scale))))
     place = Path(tempfile.mkdtemp(prefix="faults-"))
-    rig = Rig(place / "rig")
+    make = surroundings.small_store if args.surroundings else large_store
     say = partial(print, flush=True)
-    try:
-        calm = processes.undisturbed(rig)
-        say(f"undisturbed: {time.monotonic() - began:.0f} s")
-        processes.inject_all(
-            rig,
-            calm,
-            wanted,
-            random.Random(args.seed),
-            per_run=args.per_run,
-            until=began + args.limit_s,
-            say=say,
-            save=notes.append,
-        )
-    finally:
-        shutil.rmtree(ray_folder(rig), ignore_errors=True)
-        shutil.rmtree(place, ignore_errors=True)
+    with make(place / "rig") as rig:
+        try:
+            calm = processes.undisturbed(rig)
+            say(f"undisturbed: {time.monotonic() - began:.0f} s")
+            processes.inject_all(
+                rig,
+                calm,
+                wanted,
+                random.Random(args.seed),
+                per_run=args.per_run,
+                until=began + args.limit_s,
+                say=say,
+                save=notes.append,
+            )
+        finally:
+            shutil.rmtree(ray_folder(rig), ignore_errors=True)
+    shutil.rmtree(place, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class Fault:
     ends_driver: bool = True
     codes: tuple[int, ...] = ()  # of the driver; empty: any but 0
     over_after: str | None = None  # the stage after which there is nothing to inject into
+    order: float = 0.0  # among the faults of a run: -1 for the beginning, 1 for the end
 
 
 @dataclass
@@ -167,8 +168,8 @@ def running_trials(rig):
 def faults(pause_s=5.0):
     kill, goes_on, again = signal.SIGKILL, "the next submit goes on", "the trial is tried again"
 
-    def inside(name, expected, inject, over_after=None):
-        return Fault(name, expected, inject, ends_driver=False, over_after=over_after)
+    def inside(name, expected, inject, over_after=None, order=0.0):
+        return Fault(name, expected, inject, False, (), over_after, order)
 
     return [
         Fault("driver, kill -9", goes_on, _signal_driver(kill), codes=(-9,)),
@@ -178,7 +179,7 @@ def faults(pause_s=5.0):
         Fault("raylet, kill -9", f"it ends, {goes_on}", _signal_process("raylet", kill, 6)),
         Fault("GCS, kill -9", f"it ends, {goes_on}", _signal_process("GCS", kill, 6)),
         inside("preparation worker, kill -9", "its photos go to another one",
-               _signal_process("preparation worker", kill, 2, "prepare"), "prepare"),
+               _signal_process("preparation worker", kill, 2, "prepare"), "prepare", -1),
         inside("trial worker, kill -9", f"{again}, its child goes too",
                _signal_training("trial worker", kill), "confirm"),
         inside("child of a trial worker, kill -9", again, _signal_training("child", kill), "confirm"),
@@ -189,7 +190,8 @@ def faults(pause_s=5.0):
                _signal_training("child", signal.SIGUSR2), "confirm"),
         inside("trial worker, SIGSTOP, then SIGCONT", "the run goes on",
                _pause("trial worker", pause_s, "confirm"), "confirm"),
-        inside("vote task, kill -9", "Ray tries it again", _signal_process("vote task", kill, 0.3)),
+        inside("vote task, kill -9", "Ray tries it again",
+               _signal_process("vote task", kill, 0.3), order=1),
         inside("dashboard, kill -9", "the run goes on", _signal_process("dashboard", kill, 5)),
         inside("tracking process, kill -9", "the run goes on",
                _signal_process("tracking process", kill, 5)),
@@ -216,12 +218,7 @@ def schedule(wanted, rng):
     drawn = []
     for fault, n in wanted:
         for _ in range(n):
-            place = rng.random()
-            if fault.over_after == "prepare":
-                place -= 1
-            elif fault.name.startswith("vote"):
-                place += 1
-            drawn.append((place, fault))
+            drawn.append((fault.order + rng.random(), fault))
     return [fault for _, fault in sorted(drawn, key=lambda entry: entry[0])]
 
 

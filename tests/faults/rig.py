@@ -14,7 +14,13 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
-from orchestrator.store.event_types import EpochReported, ShardWritten, TrialEnded
+from orchestrator.store.event_types import (
+    DriverStarted,
+    EpochReported,
+    ShardWritten,
+    StageEnded,
+    TrialEnded,
+)
 from orchestrator.store.ledger import read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +83,9 @@ class Rig:
     n_people: int = 36
     size: tuple[int, int] = (64, 80)
     mark: str = field(default_factory=lambda: os.urandom(8).hex())
+    before: tuple[
+        str, ...
+    ] = ()  # words before the command, such as those that change its surroundings
 
     def __post_init__(self):
         from data_prep.sample.portrait_data_set import build
@@ -114,7 +123,7 @@ class Rig:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def command(self):
-        return [sys.executable, "-m", "orchestrator", "submit", str(self.spec)]
+        return [*self.before, sys.executable, "-m", "orchestrator", "submit", str(self.spec)]
 
     def start(self):
         return Submit(self)
@@ -150,11 +159,23 @@ class Submit:
             start_new_session=True,
         )
         self.began = time.monotonic()
+        self.n_drivers_before = len(rig.events(DriverStarted))
         self.seen = {}  # pid -> process
 
     @property
     def has_ended(self):
         return self.driver.poll() is not None
+
+    def stages(self):
+        """Return the stages that this driver has ended, in their order."""
+        n_drivers = 0
+        names = []
+        for event in self.rig.events(DriverStarted, StageEnded):
+            if isinstance(event, DriverStarted):
+                n_drivers += 1
+            elif n_drivers > self.n_drivers_before:
+                names.append(event.stage)
+        return names
 
     def look(self):
         """Return kind -> processes, and remember them."""
