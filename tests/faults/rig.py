@@ -51,7 +51,11 @@ select: {policy: robust, members: 2}
 track: {wandb: null, tensorboard: false}
 """
 INSIDE = """\
-import os, signal, subprocess
+import os, signal, subprocess, time
+
+if "FAULTS_CLOCK_S" in os.environ:
+    real, ahead_s = time.time, float(os.environ["FAULTS_CLOCK_S"])
+    time.time = lambda: real() + ahead_s
 
 
 def leave(number, frame):
@@ -66,7 +70,7 @@ def leave_a_child(number, frame):
 signal.signal(signal.SIGUSR1, leave)
 signal.signal(signal.SIGUSR2, leave_a_child)
 """
-"""Is imported by each process of a run when it starts: the two signals run Python code inside a training."""
+"""Is imported by each process of a run when it starts: two signals run code inside a training, the clock is wrong."""
 _VOLATILE = {"checkpoint", "wall_s", "epochs"}  # beside columns of times; kept apart in `tables`
 _KINDS = {
     "trial worker": "ray::TrialWorker",
@@ -103,7 +107,7 @@ class Rig:
 
     @property
     def store(self):
-        return self.root / "store"
+        return self.root / self.store_name
 
     @property
     def run(self):
@@ -153,6 +157,7 @@ class Submit:
                 "ORCHESTRATOR_STORE": str(rig.store),
                 "RAY_TMPDIR": ray_folder(rig),
                 MARK: rig.mark,
+                **rig.environment,
             },
             stdout=self.log,
             stderr=self.log,
