@@ -1,13 +1,14 @@
 """Run real submits beside each other and in odd places, and compare their tables with an undisturbed run's.
 
-    python -m tests.campaign.together [--only WORD ...]   # part of `make campaign`, about six minutes
+    python -m tests.campaign.together [--only WORD ...]   # part of `make campaign`, about ten minutes
 
 Two drivers on one run, eight submits at once, two runs in one store, shared memory of 24 MB, a store
-that was moved after a kill, a clock that was set back by a day after a kill. Exits 1 if something
-does not hold.
+that was moved after a kill, a clock that was set back by a day after a kill, and a damaged file in
+an artifact of each kind of a finished store. Exits 1 if something does not hold.
 """
 
 import argparse
+import re
 import shutil
 import sys
 import tempfile
@@ -105,6 +106,74 @@ def clock_set_back(rig, calm):
     return wrong + [f"exit codes {codes}"] * (codes != [0]) + compare(rig, calm, n_left)
 
 
+DAMAGES = {
+    "cut": lambda path, other: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "flipped": lambda path, other: flip(path),
+    "swapped": lambda path, other: shutil.copyfile(other, path),
+    "missing": lambda path, other: path.unlink(),
+}
+_TO_DELETE = re.compile(rb"delete (\S+) and submit again")
+
+
+def flip(path):
+    """Change a byte in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x55
+    path.write_bytes(content)
+
+
+def damaged_artifacts(rig, calm):
+    """Damage a file of an artifact of each kind, submit, and do what the message says."""
+    rig.clear()
+    codes, _ = end_all([rig.start()])
+    wrong = [f"exit codes {codes}"] * (codes != [0])
+    kinds = sorted({path.parent.parent.name for path in rig.store.glob("*/*/manifest.json")})
+    for number, kind in enumerate(kinds):
+        # each kind meets two of the four damages, and its manifest the other two
+        names = list(DAMAGES)
+        for shift in range(4):
+            damage = names[(number + shift) % 4]
+            wrong += damaged(rig, calm, kind, damage, is_manifest=shift > 1)
+    return wrong
+
+
+def damaged(rig, calm, kind, damage, *, is_manifest):
+    """Damage one file; return what does not hold."""
+    artifacts = sorted(path.parent for path in rig.store.glob(f"{kind}/*/manifest.json"))
+    artifact = artifacts[0]
+    files = [
+        path for path in artifact.rglob("*") if path.is_file() and path.name != "manifest.json"
+    ]
+    chosen = artifact / "manifest.json"
+    if files and not is_manifest:
+        chosen = max(files, key=lambda path: path.stat().st_size)
+    others = [path for path in rig.store.glob(f"*/*/{chosen.name}") if path.parent != artifact]
+    other = others[-1] if others else rig.spec
+    DAMAGES[damage](chosen, other)
+    what = f"{kind}/{chosen.name} {damage}"
+    shutil.rmtree(rig.store / "runs")  # so that every stage asks the store
+    outcomes = []
+    for _ in range(3):
+        begin = (rig.root / "driver.err").stat().st_size
+        codes, n_left = end_all([rig.start()])
+        with (rig.root / "driver.err").open("rb") as file:
+            file.seek(begin)
+            said = file.read()
+        if codes == [0]:
+            outcomes.append("made again or not read")
+            break
+        named = _TO_DELETE.search(said.replace(b"\n", b" "))
+        if named is None:
+            last = said.decode(errors="replace").strip().splitlines()[-1:]
+            outcomes.append(f"exit code {codes[0]}: {last}")
+            continue
+        shutil.rmtree(named[1].decode(), ignore_errors=True)
+        outcomes.append("refused with the folder to delete")
+    print(f"  {what}: {', then '.join(outcomes)}", flush=True)
+    differing = compare(rig, calm, n_left) if codes == [0] else [f"exit code {codes[0]}"]
+    return [f"{what}: {problem}" for problem in differing if not problem.startswith("twice")]
+
+
 def compare(rig, calm, n_left):
     """Return what differs from an undisturbed run."""
     wrong = [f"{n_left} processes left"] if n_left else []
@@ -121,6 +190,7 @@ CASES = {
     "shared memory of 24 MB": small_shared_memory,
     "store moved": store_moved,
     "clock set back by a day": clock_set_back,
+    "damaged artifacts": damaged_artifacts,
 }
 
 
