@@ -26,7 +26,7 @@ from orchestrator.cluster.authentication import (
     write_token,
 )
 from orchestrator.cluster.local_guard import guard_cluster, marking
-from orchestrator.cluster.local_watch import watch_servers
+from orchestrator.cluster.local_watch import watch_servers, watch_start
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 _PORT = 10001  # of ray:// where none is named
@@ -100,7 +100,7 @@ def connect(
                 with _loopback_only() if _is_loopback(address) else nullcontext():
                     context = ray.init(address=address, **_QUIET)
             else:
-                with _loopback_only(), marking(mark):
+                with _loopback_only(), marking(mark), watch_start():
                     context = ray.init(
                         address="local",
                         num_cpus=num_cpus,
@@ -111,6 +111,8 @@ def connect(
                         object_store_memory=_OBJECT_STORE_BYTES,
                         **_QUIET,
                     )
+        except UserError:
+            raise
         except Exception as error:  # noqa: BLE001 - Ray raises many kinds; all mean: no cluster
             raise _unreachable(address, error) from None
         if threading.current_thread() is threading.main_thread():
