@@ -50,18 +50,17 @@ def watch_start() -> Iterator[None]:
     Raises:
         UserError: a server died.
     """
-    began: dict[int, str] = {}  # pid -> kind
+    began: dict[int, str] = {}  # pid -> server
 
     def find_dead() -> list[str]:
         running = set()
         for child in psutil.Process().children():
             with suppress(psutil.Error):
-                kind = began.setdefault(child.pid, child.name())
-                if kind in _NEEDED and child.status() != psutil.STATUS_ZOMBIE:
+                name = _NEEDED.get(child.name())
+                if name is not None and child.status() != psutil.STATUS_ZOMBIE:
+                    began[child.pid] = name
                     running.add(child.pid)
-        return [
-            _NEEDED[kind] for pid, kind in began.items() if kind in _NEEDED and pid not in running
-        ]
+        return [name for pid, name in began.items() if pid not in running]
 
     with _watch(find_dead, _LEAVE_START_S):
         yield
