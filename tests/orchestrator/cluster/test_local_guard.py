@@ -22,9 +22,11 @@ with guard_cluster() as mark:
     with marking(mark):
         pids = [start()]
     pids.append(start())
-    print(*pids, flush=True)
     if sys.argv[1] == "hold":
-        os.fork()  # keeps the pipe to the guard open
+        pids.append(os.fork())  # keeps the pipe to the guard open
+        if not pids[-1]:
+            time.sleep(60)
+    print(*pids, flush=True)
     time.sleep(0 if sys.argv[1] == "end" else 60)
 """
 
@@ -38,18 +40,10 @@ def test_what_a_driver_leaves_is_ended_and_other_processes_are_not(how):
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, how], stdout=subprocess.PIPE, text=True
     )
-    left, other = map(psutil.Process, map(int, driver.stdout.readline().split()))
-    forks = []
+    pids = map(int, driver.stdout.readline().split())
+    left, other, *forks = map(psutil.Process, pids)
     try:
         if how != "end":
-            while how == "hold" and not forks:
-                forks = [
-                    p
-                    for p in psutil.Process(driver.pid).children()
-                    if p.name()
-                    and p not in (left, other)
-                    and "local_guard" not in " ".join(p.cmdline())
-                ]
             driver.kill()
         driver.wait(30)
         until = time.monotonic() + 30
