@@ -45,7 +45,9 @@ def sleep_and_report(spec, report, *, seconds):
 
 def drive(folder, n_trials, trial_s, at_once):
     """Run the study in a local cluster of its own, with a mirror."""
-    from orchestrator.cluster.connection import connect
+    from orchestrator.cluster.connection import connect, prepare_environment
+
+    prepare_environment(None, insecure=False)  # Ray reads it when it is imported
     from orchestrator.cluster.fork_server import start_fork_server
     from orchestrator.run import tracking
     from orchestrator.search.ray_tune import run

@@ -87,9 +87,9 @@ class Rig:
     n_people: int = 36
     size: tuple[int, int] = (64, 80)
     mark: str = field(default_factory=lambda: os.urandom(8).hex())
-    before: tuple[
-        str, ...
-    ] = ()  # words before the command, such as those that change its surroundings
+    before: tuple[str, ...] = ()  # words before the command
+    environment: dict[str, str] = field(default_factory=dict)  # of the next drivers
+    store_name: str = "store"
 
     def __post_init__(self):
         from data_prep.sample.portrait_data_set import build
