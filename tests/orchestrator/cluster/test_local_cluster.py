@@ -113,7 +113,7 @@ def answered(port):
             except httpx2.HTTPError:
                 break  # it does not speak HTTP
             if answer.is_success and path not in OPEN_PAGES:
-                answers.append(f"{port.process}: {method} {path}")
+                answers.append(f"{port.process}: {method} {path}: {answer.text[:60]!r}")
     with grpc.insecure_channel(f"127.0.0.1:{port.port}") as channel:
         for call in CALLS:
             try:
