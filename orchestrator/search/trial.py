@@ -166,6 +166,8 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
             "best_epoch": result.best_epoch,
             "micro_batch": result.micro_batch,
         }
+        if result.soup:
+            draft.result["soup"] = list(result.soup)
     return store.get("trial", spec.key)
 
 

@@ -38,6 +38,12 @@ _MAX_GRID = 1_000_000  # points, which a study keeps in memory
 _HEAD = "train.model.head"
 _BACKBONE = "train.model.backbone"
 _POLICY = "train.augment.policy"
+_FOR_VARIANTS = {
+    "train.recipe": "write a variant per recipe, or begin with search.start: [{train.recipe: NAME}]",
+    "train.model.weights": "write a variant per file",
+    "train.model.weights_sha256": "write a variant per file",
+}
+"""Settings that stand for others, or for a file -> what to do in place of searching them."""
 
 
 class PlacedSpace(NamedTuple):
@@ -303,9 +309,13 @@ def _check_space(draft: Draft) -> None:
     """Try the corners of the space on every variant: paths must exist, values must be valid."""
     for where, space in draft.spaces():
         for path in space:
+            text = None
             if not path.startswith("train."):
-                text = f"{'.'.join(where)}: paths begin with train., found {path!r}"
-                draft.refuse((*where, path), text, key=True)
+                text = f"paths begin with train., found {path!r}"
+            if path in _FOR_VARIANTS:
+                text = f"{path} is set in a variant, never in the space; {_FOR_VARIANTS[path]}"
+            if text is not None:
+                draft.refuse((*where, path), f"{'.'.join(where)}: {text}", key=True)
                 return
     reported = set[str]()
     for name, arm in draft.arms.items():
@@ -405,6 +415,8 @@ def check_components(draft: Draft) -> None:
                 policies.append((Job(operations=value, size=size), place))
         for value, place in _values(draft, name, _BACKBONE, arm.train.model.backbone):
             job = backbone_checks.Job(backbone=str(value), size=size)
+            if arm.train.model.weights is not None:
+                job["weights"] = arm.train.model.weights
             if backbone_checks.needs_try(job):
                 backbones.append((job, place))
     if policies:

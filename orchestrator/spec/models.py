@@ -280,8 +280,11 @@ class Experiment:
         return dumped
 
     def identity(self) -> Plain:
-        """Return what decides the run's result."""
-        return identity(self.spec)
+        """Return what decides the run's result; files of weights are known by their sha256."""
+        facts = identity(self.spec)
+        for changes in facts["variants"].values():
+            changes.pop("train.model.weights", None)
+        return facts
 
     def backbones(self) -> list[str]:
         """Return the backbones that some trial may load pretrained, in or out of a search space."""
@@ -290,7 +293,7 @@ class Experiment:
             model = arm.train.model
             space = self.spec.search.space_of(variant) if self.spec.search else {}
             pretrained = [model.pretrained, *_corners(space, "train.model.pretrained")]
-            if any(pretrained):
+            if any(pretrained) and model.weights is None:
                 names |= set(_corners(space, "train.model.backbone") or [model.backbone])
         return sorted(names)
 

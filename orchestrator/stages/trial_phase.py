@@ -152,7 +152,9 @@ class Trainings:
         if source:
             inputs["source"] = source
         model = arm.train.model
-        if model.pretrained and (weights := recorded(model.backbone)):
+        if model.weights_sha256:
+            inputs["weights"] = model.weights_sha256
+        elif model.pretrained and (weights := recorded(model.backbone)):
             inputs["weights"] = next(iter(weights.values()))
         return inputs
 
