@@ -11,8 +11,8 @@ from trainers.finetuning.recipes import RecipeName, with_recipe
 from trainers.settings.augment import Augment, NoCutMix, NoMixUp, OfflineMixUp
 from trainers.settings.duration import Duration, DurationText
 from trainers.settings.finetuning import Ema, Gradual, HeadFirst, Soup, Unfreeze
-from trainers.settings.loss import Focal, Loss, SoftF1
-from trainers.settings.model import Model
+from trainers.settings.loss import EffectiveNumber, Focal, Loss, SoftF1, plain_losses
+from trainers.settings.model import Distribution, Model
 from trainers.settings.optimization import Adam, Optimizer, ReduceOnPlateau, Schedule
 
 IS_LAST = "is_last"
@@ -35,8 +35,12 @@ class Train(Section):
     """How the learning rate changes."""
     augment: Augment = Augment()
     """What happens to training samples."""
-    balance: Literal["none", "weighted_sampler", "class_weights"] = "none"
-    """Against rare classes: draw them more often, or weigh their loss; `none` for neither."""
+    balance: (
+        Literal["none", "weighted_sampler", "class_weights", "effective_number"] | EffectiveNumber
+    ) = "none"
+    """Against rare classes: draw them more often, weigh their loss by 1 / size, or by their effective
+    number; `none` for neither.
+    """
     duration: DurationText = "10 epochs"
     """Length of a training: `10 epochs` or `500 steps`."""
     batch_size: Annotated[int, Field(ge=2, le=65536)] = 32
@@ -105,9 +109,11 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _class_weights_need_samples(self) -> Self:
-        if self.balance == "class_weights" and isinstance(self.loss, SoftF1):
+        weighs = self.balance == "class_weights" or self.effective_number is not None
+        if weighs and not self.can_split_batches:
+            name = "class_weights" if self.effective_number is None else "effective_number"
             raise ValueError(
-                "balance class_weights weighs the loss of each sample; loss 'f1' has none and "
+                f"balance {name} weighs the loss of each sample; loss 'f1' has none and "
                 "counts every class alike; set balance: none or weighted_sampler, or use loss "
                 "'focal', 'cross_entropy' or 'label_smoothing'"
             )
@@ -132,7 +138,28 @@ class Train(Section):
     @property
     def can_split_batches(self) -> bool:
         """Return True if micro-batches add up to the gradient of the whole batch."""
-        return not isinstance(self.loss, SoftF1)
+        return not any(isinstance(loss, SoftF1) for loss in plain_losses(self.loss))
+
+    @property
+    def effective_number(self) -> EffectiveNumber | None:
+        """How classes are weighed by their effective number; None where they are not."""
+        if self.balance == "effective_number":
+            return EffectiveNumber()
+        return self.balance if isinstance(self.balance, EffectiveNumber) else None
+
+    @property
+    def numbered_labels(self) -> list[str]:
+        """The labels whose numbers are learned, and not only their classes."""
+        ordered = getattr(self.model.head, "ordered", {})
+        return [name for name, kind in ordered.items() if isinstance(kind, Distribution)]
+
+    @property
+    def counts_groups(self) -> bool:
+        """Return True if the sizes of classes are counted over groups."""
+        counts = [getattr(loss, "count", None) for loss in plain_losses(self.loss)]
+        if self.effective_number is not None:
+            counts.append(self.effective_number.count)
+        return "groups" in counts
 
 
 def remarks(train: Train) -> list[str]:

@@ -34,10 +34,11 @@ from trainers.finetuning.soup import greedy_soup
 from trainers.finetuning.unfreezing import Unfreezing
 from trainers.heads import branch_labels
 from trainers.inference import as_tensor, gathered
-from trainers.losses import BranchLoss, alpha_of, branch_loss, total_loss
 from trainers.metrics import Objective, accuracy, macro_f1, split_class
 from trainers.mixing import mix, offline_pairs
 from trainers.model import Classifier, build
+from trainers.objectives.branches import objective_of, place_cells
+from trainers.objectives.losses import BranchLoss, total_loss
 from trainers.overlap.checkpoint_writer import CheckpointWriter
 from trainers.overlap.clock import Clock
 from trainers.overlap.compiled_steps import Compiled, compiled, mode_of, recorded_or_plain
@@ -145,8 +146,9 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     codes = {}  # branch -> (N,) its joint class for every row
     losses = {}
     for name, labels in model.head.branches.items():
-        codes[name] = task.codes_of(labels)
-        losses[name] = branch_loss(config.loss, _class_weights(config, task, labels, device))
+        branch = objective_of(config, task, model.head, labels, device)
+        codes[name] = branch.codes
+        losses[name] = branch.loss
     precision = _precision(config, model, device)
     scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
     micro = min(n for n in (config.batch_size, config.micro_batch, micro_batch) if n)
@@ -340,6 +342,7 @@ def _model(config: Train, task: Task, source: Mapping[str, Tensor] | None) -> Cl
         classes = task.train_codes(tuple(task.label_sizes))
         counts = np.bincount(classes[classes >= 0], minlength=task.n_classes)
         model.head.exists[:] = torch.from_numpy(counts > 0)
+    place_cells(model.head, task)
     return model
 
 
@@ -361,23 +364,6 @@ def _load_backbone(model: Classifier, source: Mapping[str, Tensor] | None) -> No
         raise ValueError(
             f"head frozen_deep: the source's backbone must be the same: {error}"
         ) from None
-
-
-def _class_weights(
-    config: Train, task: Task, labels: tuple[str, ...], device: str
-) -> Tensor | None:
-    """Return the weight of each class in a branch, (k,): the balance times the loss's alpha."""
-    weights = alpha_of(config.loss, labels, task.label_sizes)
-    if config.balance == "class_weights":
-        codes = task.train_codes(labels)
-        codes = codes[codes >= 0]
-        n_classes = int(np.prod([task.label_sizes[name] for name in labels]))
-        counts = np.bincount(codes, minlength=n_classes).astype(float)
-        n_present = np.count_nonzero(counts)
-        balance = np.where(counts > 0, len(codes) / (n_present * np.maximum(counts, 1)), 0.0)
-        balance_weights = torch.tensor(balance, dtype=torch.float32)
-        weights = balance_weights if weights is None else weights * balance_weights
-    return None if weights is None else weights.to(device)
 
 
 def _precision(config: Train, model: Classifier, device: str) -> str:

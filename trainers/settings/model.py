@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from data_prep.section_base import BARE_NAME, Section, how, since
+from data_prep.section_base import BARE_NAME, Positive, Section, how, since
 
 
 class SingleHead(Section):
@@ -22,9 +22,46 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 Activation = Literal["relu", "leaky_relu", "gelu", "silu"]
 
 
+class _Ordered(Section):
+    decode: Literal["mode", "median", "expectation"] = "mode"
+    """The answer: the likeliest class, or the one that holds the median or the expected value."""
+
+
+class Corn(_Ordered):
+    """Per border, whether the label lies above it, given that it lies above the one before.
+
+    CORN (Shi et al. 2021): a class is never likelier above a higher border than above a lower one.
+    """
+
+    name: Literal["corn"] = "corn"
+
+
+class Distribution(_Ordered):
+    """A Gaussian over the label's number is learned, on cells between the borders (Gao et al. 2017)."""
+
+    name: Literal["distribution"] = "distribution"
+    sigma: Positive = 3.0
+    """Standard deviation of the Gaussian, in the unit of the number."""
+    cells: Annotated[int, Field(ge=1, le=256)] = 16
+    """Cells of each class; its probability is their sum."""
+
+
+class Softmax(_Ordered):
+    """The branch and its loss as without an order; only `decode` uses it."""
+
+    name: Literal["softmax"] = "softmax"
+
+
+Ordered = Corn | Distribution | Softmax
+
+
 class _Branches(Section):
     joint: Literal["free", "existing"] = "free"
     """The joint classes: any combination of labels, or only those that the training part has."""
+    ordered: dict[str, Annotated[Annotated[Ordered, Field(discriminator="name")], BARE_NAME]] = (
+        since({})
+    )
+    """Label with `bins` -> how its order is learned: `corn`, `distribution` or `softmax`."""
 
 
 class ShallowHead(_Branches):
