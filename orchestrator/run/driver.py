@@ -38,7 +38,7 @@ from orchestrator.stages.prepare import Prepared
 from orchestrator.store.artifacts import Store, git_commit, packages
 from orchestrator.store.event_types import RunEnded, RunResumed, RunStarted, StageEnded
 from orchestrator.store.ledger import LOCK, Ledger, LedgerLocked, is_live, read
-from orchestrator.store.run_dir import RunPaths
+from orchestrator.store.run_dir import RunPaths, with_files
 from orchestrator.store.run_files.records import as_record
 from orchestrator.store.run_files.selection import Selection
 
@@ -77,13 +77,14 @@ def submit(experiment: Experiment, store: Store, options: Options) -> int:
     if (paths.read_json("summary") or {}).get("state") == "SUCCEEDED":
         for stage in plan.stages:
             reporter.outcome(stage.name, "CACHED", stage.why)
-        _say_results(paths, reporter)
+        _say_results(with_files(paths), reporter)
         return 0
     if options.smoke and (code := _smoke(experiment, store, options, reporter)):
         return code
     _make_folder(paths)
     try:
-        with Ledger(paths.root) as ledger:
+        with store.driving(paths.root) as on_commit, Ledger(paths.root) as ledger:
+            ledger.on_commit = on_commit
             return _drive(experiment, store, plan, paths, ledger, options, reporter)
     except LedgerLocked:
         try:
@@ -257,7 +258,7 @@ def _drive(
     listener = Listener(paths)
     spent_s = float((paths.read_json("summary") or {}).get("wall_s", 0.0))
     _begin(experiment, plan, paths, ledger)
-    reporter.say(f"run [bold]{plan.run_id}[/]  in {escape(str(paths.root))}")
+    reporter.say(f"run [bold]{plan.run_id}[/]  in {escape(store.name)}/runs/{plan.run_id}")
     tracker = tracking.start(paths.root)
     progress = _Progress()
     state = "FAILED"

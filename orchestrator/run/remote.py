@@ -32,7 +32,7 @@ class Order:
     spec: Path
     overrides: tuple[str, ...]
     base: Path | None
-    store: Path | None
+    store: str | Path | None
     insecure: bool = False
     detach: bool = False
     smoke: bool = False
@@ -203,7 +203,7 @@ def _store_of(server: JobServer, run: str | None) -> str | None:
     return None
 
 
-def default_store_of_cluster() -> Path:
+def default_store_of_cluster() -> str:
     """Return the store that the cluster's environment names.
 
     Raises:
@@ -215,4 +215,4 @@ def default_store_of_cluster() -> Path:
             "a store of the cluster was required, found none; name one with --store FOLDER, or set "
             "ORCHESTRATOR_STORE where the cluster is started"
         )
-    return Path(name)
+    return name

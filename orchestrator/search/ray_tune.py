@@ -48,6 +48,7 @@ from orchestrator.search.trial_process import (
     reason_of,
 )
 from orchestrator.store.event_types import OBJECTIVE, objective
+from orchestrator.store.places import open_store
 from trainers.config import IS_LAST
 from trainers.overlap.clock import PARTS
 
@@ -389,7 +390,8 @@ class Decisions(FIFOScheduler):
         metrics = dict(record.ended.metrics or {})
         best_epoch = max(record.reports, key=lambda epoch: objective(record.reports[epoch]))
         metrics[TRAINING_ITERATION] = best_epoch
-        folder = Path(trial.config.order.spec.store).resolve() / record.ended.checkpoint
+        store = open_store(trial.config.order.spec.store)
+        folder = store.root.resolve() / record.ended.checkpoint
         checkpoint = tune.Checkpoint(str(folder), filesystem=_LOCAL_FILES)
         trial.run_metadata.checkpoint_manager.register_checkpoint(
             _TrainingResult(checkpoint, metrics)

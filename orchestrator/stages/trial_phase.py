@@ -28,7 +28,7 @@ from orchestrator.search.controller import TrialController
 from orchestrator.search.numeric_precision import choose_precision
 from orchestrator.search.subset_files import mixable_file, subset_file
 from orchestrator.search.trial import TrialSpec
-from orchestrator.search.trial_process import Watch
+from orchestrator.search.trial_process import Watch, stop_file
 from orchestrator.spec.models import Arm, Experiment, Spec
 from orchestrator.spec.score import DEFAULT, MACRO_F1, Score
 from orchestrator.stages.catalog import Catalog
@@ -101,6 +101,9 @@ class Trainings:
             fold,
         )
         mixable = self._mixable_file(arm)
+        for file in (subset, mixable):
+            if file is not None:
+                env.store.share(file)
         inputs = self._inputs(variant, arm, subset, mixable, source)
         share = env.trial_share
         precision = choose_precision(arm, env.schema, share, env.ledger)
@@ -122,7 +125,7 @@ class Trainings:
             point,
             arm.train.model_dump(mode="json", by_alias=True) | {"precision": precision},
             stage_key("trial", VERSIONS["trial"], params, inputs),
-            str(env.store.root),
+            env.store.name,
             str(self.prepare.rows[variant].path),
             str(subset),
             sizes,
@@ -236,7 +239,9 @@ def train_all(env: Env, controller: TrialController, phase: str, n_trials: int) 
         share.memory_gb,
         str(env.paths.control),
         str(env.paths.logs),
+        None if env.store.name == str(env.store.root) else env.store.name,
     )
+    controller.must_stop = lambda trial_id: stop_file(env.paths.control, trial_id).exists()
     with env.console.trials(phase, n_trials, lambda: controller.snapshot(n_trials)) as tick:
         run(
             controller,

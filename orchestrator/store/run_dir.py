@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.base.errors import SpecError
-
-STORE_VARIABLE = "ORCHESTRATOR_STORE"
-
-
-def default_store() -> Path:
-    """Return the store that a command uses when none is named."""
-    return Path(os.environ.get(STORE_VARIABLE) or "runs-store")
 
 
 @dataclass(frozen=True)
@@ -116,7 +108,7 @@ def find_run(store: Path, name: str, has: str | None = None) -> RunPaths:
             "name another with --store, or submit a spec"
         )
     if name == "latest":
-        return _latest(runs, has)
+        return with_files(_latest(runs, has))
     fits = [run for run in runs if run.run_id == name]
     if not fits:
         fits = [run for run in runs if run.run_id.startswith(name)]
@@ -125,7 +117,17 @@ def find_run(store: Path, name: str, has: str | None = None) -> RunPaths:
         number = "several:" if fits else "none; there are:"
         text = f"one run id or a unique prefix was required, found {number} {shown}"
         raise SpecError(f"RUN {name}: {text}")
-    return fits[0]
+    return with_files(fits[0])
+
+
+def with_files(run: RunPaths) -> RunPaths:
+    """Bring all files of a run where its store is a bucket."""
+    from orchestrator.store.places import bucket_store  # noqa: PLC0415 - it may import a client
+
+    store = bucket_store(run.root)
+    if store is not None:
+        store.runs.pull(run.root)
+    return run
 
 
 def _latest(runs: list[RunPaths], has: str | None) -> RunPaths:
