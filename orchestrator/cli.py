@@ -107,6 +107,14 @@ INSECURE = click.option(
 )
 
 
+MAX_RUNS = click.option(
+    "--max-runs",
+    type=click.IntRange(min=1),
+    default=None,
+    envvar="ORCHESTRATOR_MAX_RUNS",
+    help="Runs that train at a time on the cluster, others wait for their turn; the smallest number that "
+    "a live run names counts.  [default: all]",
+)
 JOB_SERVER = click.option(
     "--address",
     "server",
@@ -233,6 +241,7 @@ def plan(spec: Path, overrides: tuple[str, ...], store: str | Path | None, form:
     "--smoke", is_flag=True, help="First run one training step of each variant through all stages."
 )
 @click.option("--allow-download", is_flag=True, help="Allow downloads of missing model weights.")
+@MAX_RUNS
 @click.option(
     "--base",
     type=click.Path(path_type=Path, file_okay=False),
@@ -249,13 +258,16 @@ def submit(
     detach: bool,
     smoke: bool,
     allow_download: bool,
+    max_runs: int | None,
     base: Path | None,
 ) -> None:
     """Check, plan, run and report an experiment; continue it if it was interrupted."""
     if address is not None and address.startswith(("http://", "https://")):
         from orchestrator.run import remote  # noqa: PLC0415
 
-        order = remote.Order(spec, overrides, base, store, insecure, detach, smoke, allow_download)
+        order = remote.Order(
+            spec, overrides, base, store, insecure, detach, smoke, allow_download, max_runs
+        )
         sys.exit(remote.submit(address, order))
     if base is not None and not base.is_dir():
         raise SpecError(f"--base {base}: a folder was required, found none")
@@ -269,7 +281,11 @@ def submit(
         _echo(start_detached(experiment, _store(store), sys.argv[1:]))
         return
     options = Options(
-        address=address, insecure=insecure, smoke=smoke, allow_download=allow_download
+        address=address,
+        insecure=insecure,
+        smoke=smoke,
+        allow_download=allow_download,
+        max_runs=max_runs,
     )
     sys.exit(execute(experiment, _store(store), options))
 
@@ -313,12 +329,20 @@ def audit(
 @STORE
 @ADDRESS
 @INSECURE
-def resume(run: str, store: str | Path | None, *, address: str | None, insecure: bool) -> None:
+@MAX_RUNS
+def resume(
+    run: str,
+    store: str | Path | None,
+    *,
+    address: str | None,
+    insecure: bool,
+    max_runs: int | None,
+) -> None:
     """Continue an interrupted run with its recorded spec, even if the spec file has changed."""
     from orchestrator.run.driver import Options  # noqa: PLC0415
     from orchestrator.run.driver import resume as execute  # noqa: PLC0415
 
-    options = Options(address=address, insecure=insecure)
+    options = Options(address=address, insecure=insecure, max_runs=max_runs)
     sys.exit(execute(_find_run(store, run), _store(store), options))
 
 

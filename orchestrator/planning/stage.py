@@ -51,6 +51,7 @@ class Env(Scope):
     cpus: float
     gpus: float
     fork_server: str | None = None  # address of the process that trainings are forked from
+    must_yield: Callable[[], bool] = lambda: False  # to a run that goes first on this cluster
 
     @property
     def trial_share(self) -> TrialShare:

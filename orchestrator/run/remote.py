@@ -37,6 +37,7 @@ class Order:
     detach: bool = False
     smoke: bool = False
     allow_download: bool = False
+    max_runs: int | None = None
 
 
 @contextmanager
@@ -87,6 +88,8 @@ def submit(address: str, order: Order) -> int:
         for name in ("insecure", "smoke", "allow_download"):
             if getattr(order, name):
                 words.append(f"--{name.replace('_', '-')}")
+        if order.max_runs is not None:
+            words += ["--max-runs", str(order.max_runs)]
         about = {
             "run": facts.run_id,
             "spec": experiment.spec.name,

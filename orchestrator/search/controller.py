@@ -144,6 +144,8 @@ class TrialController:
         self.budget = budget or Budget()
         self.shares = shares
         self.is_lost = is_lost
+        self.must_yield: Callable[[], bool] = lambda: False  # to a run of a higher priority
+        self.has_yielded = False
         self.must_stop: Callable[[str], bool] = lambda _: False  # somebody has asked for its end
         self.records: dict[str, TrialRecord] = {}  # the ledger's, of this phase, by start
         self.queue: deque[Trial] = deque()  # to be handed out
@@ -226,6 +228,9 @@ class TrialController:
         """Return the next trial, or whether there may be one later."""
         if self.has_broken_workers:
             return Waiting() if self.handed_out else Finished()
+        if self.must_yield():
+            self.has_yielded = not self.handed_out
+            return Finished() if self.has_yielded else Waiting()
         if all(trial.state is TrialState.PROPOSED for trial in self.queue):
             if self.is_exhausted():
                 self.queue.clear()  # running trials go on to their end

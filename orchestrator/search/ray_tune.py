@@ -137,8 +137,8 @@ class Warm(tune.Trainable):
             try:
                 importlib.import_module(name)
             except Exception as error:  # noqa: BLE001 - a foreign module may raise anything
-                if self.watch.logs is not None:
-                    log = Path(self.watch.logs) / f"{trial_id}.log"
+                log = self.watch.log_of(trial_id)
+                if log is not None:
                     log.parent.mkdir(parents=True, exist_ok=True)
                     with log.open("a", encoding="utf-8") as file:
                         traceback.print_exc(file=file)

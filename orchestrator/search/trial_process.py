@@ -75,6 +75,13 @@ class Watch:
     logs: str | None = None  # folder for the output of trials
     store: str | None = None  # where the output goes from there; None: the folder is shared
 
+    def log_of(self, trial_id: str) -> Path | None:
+        """Return the file for the output of a trial on this machine."""
+        if self.logs is None:
+            return None
+        logs = Path(self.logs) if self.store is None else open_store(self.store).place_of(self.logs)
+        return logs / f"{trial_id}.log"
+
 
 @dataclass(frozen=True)
 class Reported:
@@ -183,7 +190,7 @@ class Child:
             self.kill()
         self._is_stopping = False
         self.trial_id = trial_id
-        log = Path(self.watch.logs) / f"{trial_id}.log" if self.watch.logs else None
+        log = self.watch.log_of(trial_id)
         order = _Order(spec, trial_id, seed, threads, device, log, self.watch.store)
         if not self.pid:
             self._fork()

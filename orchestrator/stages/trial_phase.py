@@ -16,6 +16,7 @@ from data_prep.section_base import identity
 from data_prep.weights.cache import recorded
 from orchestrator.base.keys import stage_key
 from orchestrator.base.stage_versions import VERSIONS
+from orchestrator.cluster.queue import Yielded
 from orchestrator.evaluation import common_samples
 from orchestrator.evaluation.metrics import Scorer
 from orchestrator.evaluation.scores_with_intervals import scorer_of
@@ -223,7 +224,11 @@ def card_shares(env: Env) -> Shares:
 
 
 def train_all(env: Env, controller: TrialController, phase: str, n_trials: int) -> None:
-    """Train the trials of one phase."""
+    """Train the trials of one phase.
+
+    Raises:
+        Yielded: another run goes first; the stage goes on from the ledger when it is run again.
+    """
     from orchestrator.search.ray_tune import run  # noqa: PLC0415
 
     resources = env.experiment.spec.resources
@@ -241,6 +246,7 @@ def train_all(env: Env, controller: TrialController, phase: str, n_trials: int) 
         str(env.paths.logs),
         None if env.store.name == str(env.store.root) else env.store.name,
     )
+    controller.must_yield = env.must_yield
     controller.must_stop = lambda trial_id: stop_file(env.paths.control, trial_id).exists()
     with env.console.trials(phase, n_trials, lambda: controller.snapshot(n_trials)) as tick:
         run(
@@ -252,6 +258,8 @@ def train_all(env: Env, controller: TrialController, phase: str, n_trials: int) 
             watch=watch,
             tick=tick,
         )
+    if controller.has_yielded:
+        raise Yielded
 
 
 def phase_trials(env: Env, phase: str) -> list[TrialRecord]:

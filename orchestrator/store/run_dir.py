@@ -37,6 +37,12 @@ class RunPaths:
         path: Path = self.dashboard
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
+    @property
+    def pending_text(self) -> str | None:
+        """How many runs the cluster lets go before this one; None where it does not wait."""
+        path: Path = self.pending
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
     def read_json(self, name: str) -> Any:
         """Return one of the JSON files, or None if it does not exist yet."""
         try:
@@ -75,6 +81,7 @@ _FILES = {
     "driver_log": "driver.log",
     "control": "control",
     "dashboard": "control/dashboard",
+    "pending": "control/pending",
     "logs": "logs",
 }
 
@@ -118,6 +125,17 @@ def find_run(store: Path, name: str, has: str | None = None) -> RunPaths:
         text = f"one run id or a unique prefix was required, found {number} {shown}"
         raise SpecError(f"RUN {name}: {text}")
     return with_files(fits[0])
+
+
+def size_bytes(run: RunPaths) -> int:
+    """Return what a run takes in its store."""
+    from orchestrator.store.places import bucket_store  # noqa: PLC0415 - it may import a client
+
+    store = bucket_store(run.root)
+    n_bytes = None if store is None else store.runs.size_bytes(run.root)
+    if n_bytes is not None:
+        return n_bytes
+    return sum(path.stat().st_size for path in run.root.rglob("*") if path.is_file())
 
 
 def with_files(run: RunPaths) -> RunPaths:

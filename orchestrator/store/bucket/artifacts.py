@@ -48,7 +48,7 @@ class BucketStore(Store):
         self.url = url
         self._known: dict[tuple[str, str], Artifact] = {}  # whose manifests this process has read
         self._trimmed = time.monotonic()
-        self._shared: set[Path] = set()
+        self._shared: set[tuple[Path, int, int]] = set()
 
     @cached_property
     def bucket(self) -> Bucket:
@@ -202,30 +202,34 @@ class BucketStore(Store):
     def lock(self, kind: str, name: str) -> Lock:
         return Lease(self._hurried, f"{_LOCKS}/{kind}/{name.strip('.')}")
 
-    def here(self, path: str) -> Path:
-        """Return the place on this machine of a path in another one's cache, with its content."""
+    def place_of(self, path: str) -> Path:
         from orchestrator.store.places import CACHES  # noqa: PLC0415
 
         parts = Path(path).parts
-        start = len(parts) - parts[::-1].index(CACHES) + 1
-        inside = parts[start:]
-        if inside[0] not in _RUN_FOLDERS:
-            kind, key = inside[:2]
+        start = len(parts) - parts[::-1].index(CACHES) + 1  # after the name of that cache
+        return self.root.joinpath(*parts[start:])
+
+    def here(self, path: str) -> Path:
+        place = self.place_of(path)
+        inside = place.relative_to(self.root)
+        if inside.parts[0] not in _RUN_FOLDERS:
+            kind, key = inside.parts[:2]
             return self.get(kind, key).path
-        place = self.root.joinpath(*inside)
         if not place.is_file():
             try:
-                self.bucket.download("/".join(inside), place)
+                self.bucket.download(inside.as_posix(), place)
             except FileNotFoundError:
                 raise UserError(
-                    f"{self.url}/{'/'.join(inside)}: a file of the run was required, found none"
+                    f"{self.url}/{inside}: a file of the run was required, found none"
                 ) from None
         return place
 
     def share(self, path: Path) -> None:
-        if path not in self._shared:
+        facts = path.stat()
+        mark = (path, facts.st_mtime_ns, facts.st_size)
+        if mark not in self._shared:
             self.bucket.upload(path, path.relative_to(self.root).as_posix())
-            self._shared.add(path)
+            self._shared.add(mark)
 
     def driving(self, run: Path) -> AbstractContextManager[Callable[[], None]]:
         return RunMirror(self.runs, run, Lease(self._hurried, self.runs.lease_of(run)))

@@ -37,7 +37,7 @@ _SMALL = {
 }
 """What `runs`, `plan` and a later search read of all runs."""
 _LEFT_OUT = {"control", "tune"}  # folders that stay where the driver is
-_DASHBOARD = "control/dashboard"
+_SHOWN = {"control/dashboard", "control/pending"}
 _LOOK_EVERY_S = 2.0
 _SEND_EVERY_S = 1.0
 _FILES_EVERY_S = 10.0
@@ -104,6 +104,7 @@ class Runs:
         for name in index.versions.keys() - names.keys():
             (run / name).unlink(missing_ok=True)
             del index.versions[name]
+        index.n_bytes = sum(stored.size_bytes for stored in objects)
         index.write()
 
     def _pull_events(self, run: Path, index: Index, events: dict[str, Stored]) -> None:
@@ -152,9 +153,13 @@ class Runs:
         if time.monotonic() - asked < _LOOK_EVERY_S:
             return was_live
         is_live = is_held(self.bucket, self.lease_of(run), _LIVE_S)
-        self.pull(run)
+        self._pull(run, self.bucket.list(self.prefix_of(run)), only_small=True)
         self._looked[run] = (time.monotonic(), is_live)
         return is_live
+
+    def size_bytes(self, run: Path) -> int | None:
+        """Return what the bucket had of a run when it was looked at last; None before."""
+        return Index(run).n_bytes
 
     def remove(self, run: Path) -> None:
         """Delete a run's folder in the bucket."""
@@ -172,14 +177,17 @@ class Index:
         self._place = run / _INDEX
         self.versions: dict[str, str] = {}
         self.n_event_bytes = 0  # of the local ledger that the bucket has
+        self.n_bytes: int | None = None  # of the run in the bucket
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             facts = json.loads(self._place.read_bytes())
             self.n_event_bytes = int(facts["event_bytes"])
+            self.n_bytes = facts["bytes"]
             self.versions = dict(facts["versions"])
 
     def write(self) -> None:
         """Write the file."""
-        write_json(self._place, {"event_bytes": self.n_event_bytes, "versions": self.versions})
+        facts = {"event_bytes": self.n_event_bytes, "bytes": self.n_bytes}
+        write_json(self._place, {**facts, "versions": self.versions})
 
 
 class RunMirror:
@@ -277,7 +285,7 @@ class RunMirror:
             with contextlib.suppress(BucketError):
                 for stored in self._requests.list(folder):
                     place = self.run / "control" / stored.name.rpartition("/")[2]
-                    if place.name != "dashboard" and place.parent.is_dir():
+                    if f"control/{place.name}" not in _SHOWN and place.parent.is_dir():
                         place.touch()
 
     def _send_events(self) -> None:
@@ -342,7 +350,7 @@ class RunMirror:
 def _is_mirrored(name: str) -> bool:
     """Return True for a file of a run that belongs into the bucket."""
     parts = name.split("/")
-    if name == _DASHBOARD:
+    if name in _SHOWN:
         return True
     is_hidden = any(part.startswith(".") for part in parts)
     return not is_hidden and parts[0] not in _LEFT_OUT and name not in {LOCK, LEASE}
