@@ -177,7 +177,7 @@ class BucketStore(Store):
         self._known.pop((kind, name), None)
         folder = f"{kind}/{name.removeprefix(DRAFT)}"
         self.bucket.delete([f"{folder}/{MANIFEST}"])
-        self.bucket.delete(each.name for each in self.bucket.list(folder))
+        self.bucket.delete(each.name for each in self.bucket.objects(folder))
         super().remove(kind, name)
 
     def sizes(self, kind: str) -> dict[str, int]:
@@ -186,7 +186,7 @@ class BucketStore(Store):
         finished: dict[str, str | None] = {}  # key -> folder of its files
         for artifact in self.all(kind):
             finished[artifact.key] = artifact.manifest.get("folder")
-        for stored in self.bucket.list(kind):
+        for stored in self.bucket.objects(kind):
             parts = stored.name.split("/")
             key = parts[1]
             folder = parts[2] if len(parts) > 3 else None

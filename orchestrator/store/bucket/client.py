@@ -117,7 +117,7 @@ class Bucket:
         def request() -> Content:
             answer = obstore.get(self._client, name)
             meta = answer.meta
-            version = {key: meta[key] for key in ("e_tag", "version") if meta.get(key)}
+            version = _plain({"e_tag": meta["e_tag"], "version": meta["version"]})
             return Content(bytes(answer.bytes()), meta["last_modified"].timestamp(), version)
 
         try:
@@ -213,7 +213,7 @@ class Bucket:
             except FileNotFoundError:
                 continue
 
-    def list(self, folder: str) -> list[Stored]:
+    def objects(self, folder: str) -> list[Stored]:
         """Return all objects below a folder, in the order of their names."""
         import obstore  # noqa: PLC0415
 

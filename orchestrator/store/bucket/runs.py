@@ -63,7 +63,7 @@ class Runs:
     def pull_all(self) -> None:
         """Bring what lists and plans read of all runs."""
         by_run: dict[Path, list[Stored]] = {}
-        for stored in self.bucket.list("runs"):
+        for stored in self.bucket.objects("runs"):
             parts = stored.name.split("/")
             run = self.root / parts[0] / parts[1]
             by_run.setdefault(run, []).append(stored)
@@ -76,7 +76,7 @@ class Runs:
 
     def pull(self, run: Path) -> None:
         """Bring what the bucket has of one run."""
-        self._pull(run, self.bucket.list(self.prefix_of(run)), only_small=False)
+        self._pull(run, self.bucket.objects(self.prefix_of(run)), only_small=False)
 
     def _pull(self, run: Path, objects: list[Stored], *, only_small: bool) -> None:
         if is_driven_here(run) or not objects:
@@ -153,7 +153,7 @@ class Runs:
         if time.monotonic() - asked < _LOOK_EVERY_S:
             return was_live
         is_live = is_held(self.bucket, self.lease_of(run), _LIVE_S)
-        self._pull(run, self.bucket.list(self.prefix_of(run)), only_small=True)
+        self._pull(run, self.bucket.objects(self.prefix_of(run)), only_small=True)
         self._looked[run] = (time.monotonic(), is_live)
         return is_live
 
@@ -163,7 +163,7 @@ class Runs:
 
     def remove(self, run: Path) -> None:
         """Delete a run's folder in the bucket."""
-        self.bucket.delete(stored.name for stored in self.bucket.list(self.prefix_of(run)))
+        self.bucket.delete(stored.name for stored in self.bucket.objects(self.prefix_of(run)))
 
     def request(self, run: Path, name: str) -> None:
         """Leave a request to the driver of a run."""
@@ -224,7 +224,7 @@ class RunMirror:
         try:
             self.runs.pull(self.run)
             self.index = Index(self.run)
-            requests = self._bucket.list(f"{self.prefix}/control")
+            requests = self._bucket.objects(f"{self.prefix}/control")
             old = [stored.name for stored in requests]  # to an earlier driver
             self._bucket.delete([*old, f"{self.prefix}/summary.json"])
         except BaseException:
@@ -283,7 +283,7 @@ class RunMirror:
         folder = f"{self.prefix}/control"
         while not self._closed.wait(_LOOK_EVERY_S):
             with contextlib.suppress(BucketError):
-                for stored in self._requests.list(folder):
+                for stored in self._requests.objects(folder):
                     place = self.run / "control" / stored.name.rpartition("/")[2]
                     if f"control/{place.name}" not in _SHOWN and place.parent.is_dir():
                         place.touch()
@@ -343,7 +343,7 @@ class RunMirror:
         self._bucket.upload(place, f"{self.prefix}/{EVENTS}")
         self.index.n_event_bytes = place.stat().st_size
         self.index.write()
-        segments = self._bucket.list(f"{self.prefix}/{SEGMENTS}")
+        segments = self._bucket.objects(f"{self.prefix}/{SEGMENTS}")
         self._bucket.delete(stored.name for stored in segments)
 
 

@@ -62,7 +62,7 @@ def make(store, text="x", kind="thing", key=KEY, name="file.txt"):
 
 
 def names(store):
-    return [stored.name for stored in store.bucket.list("thing")]
+    return [stored.name for stored in store.bucket.objects("thing")]
 
 
 def test_what_one_machine_makes_another_one_has(machine):
@@ -93,7 +93,7 @@ def test_a_store_in_a_folder_is_copied_to_a_bucket_and_back(machine, tmp_path):
     assert "x" == on_bucket.get("thing", KEY).file("file.txt").read_text()
     make(on_bucket, "second", key="s" * 64)
     back = places.open_store(tmp_path / "back")
-    for stored in on_bucket.bucket.list("thing"):
+    for stored in on_bucket.bucket.objects("thing"):
         on_bucket.bucket.download(stored.name, back.root / stored.name)
     assert "second" == back.get("thing", "s" * 64).file("file.txt").read_text()
 
@@ -178,7 +178,7 @@ def test_a_lease_is_held_by_one_renewed_and_free_again(machine):
     first.release()
     second.acquire(timeout=0)
     second.release()
-    assert [] == bucket.list("locks")
+    assert [] == bucket.objects("locks")
 
 
 def forget_process(lease):
@@ -239,7 +239,7 @@ def test_a_ledger_goes_up_at_commits_and_a_second_driver_is_refused(machine):
         ledger.on_commit = on_commit
         ledger.append(RunStarted(run_id=run.name), commit=True)
         deadline = time.monotonic() + 20
-        while not here.bucket.list("runs/smoke-12345678/events"):
+        while not here.bucket.objects("runs/smoke-12345678/events"):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         there = machine("b")
@@ -252,7 +252,9 @@ def test_a_ledger_goes_up_at_commits_and_a_second_driver_is_refused(machine):
         machine("a")
         ledger.append(RunEnded(state="SUCCEEDED"), commit=True)
         (run / "summary.json").write_text('{"state": "SUCCEEDED"}')
-    stored = {each.name.removeprefix("runs/smoke-12345678/") for each in here.bucket.list("runs")}
+    stored = {
+        each.name.removeprefix("runs/smoke-12345678/") for each in here.bucket.objects("runs")
+    }
     assert {"events.jsonl", "resolved.yaml", "summary.json"} == stored
     there = machine("b")
     there.runs.pull(seen.root)
@@ -271,7 +273,7 @@ def test_a_driver_that_was_taken_over_cannot_write_and_its_successor_goes_on(mac
     ledger.append(RunStarted(run_id=run.name), commit=True)
     on_commit()
     deadline = time.monotonic() + 20
-    while not here.bucket.list("runs/smoke-12345678/events"):
+    while not here.bucket.objects("runs/smoke-12345678/events"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     forget_process(first.lease)
@@ -303,7 +305,7 @@ DRIVER = """
     with store.driving(run) as on_commit, Ledger(run) as ledger:
         ledger.on_commit = on_commit
         ledger.append(RunStarted(run_id=run.name), commit=True)
-        while not store.bucket.list("runs/smoke-12345678/events"):
+        while not store.bucket.objects("runs/smoke-12345678/events"):
             time.sleep(0.05)
         print("drives", flush=True)
         time.sleep(60)
