@@ -101,8 +101,6 @@ def test_a_driver_that_is_silent_for_long_is_forgotten():
 
 @pytest.mark.ray
 def test_a_killed_actor_comes_back_and_nothing_starts_twice():
-    import ray
-
     from orchestrator.cluster.connection import connect
 
     heard = []
@@ -116,6 +114,8 @@ def test_a_killed_actor_comes_back_and_nothing_starts_twice():
         return lambda answer: heard.append((name, answer.word))
 
     with connect(None, num_cpus=1, dashboard=False):
+        import ray  # the environment stands now
+
         first = Turn(place("first"), hear("first")).__enter__()
         second = Turn(place("second", since=1), hear("second"))
         waits = enter(second)
