@@ -47,7 +47,12 @@ Report = Callable[[int, dict[str, float]], None]
 Body = Callable[[Any, Report], Any]
 """Trains as a spec says, and reports after each epoch."""
 
-TRAINING_MODULES = ("trainers.training_loop", "trainers.inference", "albumentations", "timm")
+TRAINING_MODULES = (
+    "trainers.training_loop",
+    "trainers.inference",
+    "albumentations",
+    "data_prep.weights.timm_import",
+)
 """What a training imports. Imported by a child, it would look like something left behind."""
 
 STOPPED_BY_HAND = "stopped by hand"

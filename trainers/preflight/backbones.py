@@ -65,7 +65,7 @@ def try_backbone(backbone: str, size: int) -> str | None:
 
 
 def _own_size(backbone: str) -> int | None:
-    import timm  # noqa: PLC0415
+    from data_prep.weights.timm_import import timm  # noqa: PLC0415
 
     config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
     return int(config.input_size[-1]) if config is not None else None
