@@ -32,6 +32,8 @@ _SMALL = {
     "summary.json",
     "plan.json",
     "families.json",
+    "selection.json",
+    "trials.parquet",
     "error.txt",
     EVENTS,
 }
