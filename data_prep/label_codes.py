@@ -63,6 +63,15 @@ def _number(text: str) -> float | None:
     return float(text) if _NUMBER.fullmatch(text) else None
 
 
+def number_of(value: Any) -> float | None:
+    """Return the number that a value of a column is, None where it is none or not finite."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _bin_of(borders: Sequence[float], value: Any) -> int | str:
     try:
         number = float(value)

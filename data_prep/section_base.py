@@ -45,7 +45,7 @@ def identity(section: BaseModel) -> dict[str, Any]:
             dumped.pop(alias, None)
             continue
         value = getattr(section, name)
-        if isinstance(value, BaseModel):
+        if isinstance(value, BaseModel) and alias in dumped:
             dumped[alias] = identity(value)
     return dumped
 

@@ -7,8 +7,9 @@ import io
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -34,6 +35,7 @@ class State(TypedDict):
     history: list[dict[str, float]]
     step: int
     micro_batch: int
+    average: NotRequired[dict[str, Tensor]]  # of the same tensors as `model`
 
 
 class Description(TypedDict):
@@ -77,16 +79,23 @@ def load_state(folder: Path) -> State | None:
     return state
 
 
-def load_state_with_weights(folder: Path) -> State | None:
-    """Return the resumable state; one without the weights of its best epoch counts as damaged."""
+def load_state_with_weights(folder: Path, n_best: int = 1) -> State | None:
+    """Return the resumable state; one without the weights of its best epochs counts as damaged.
+
+    Args:
+        folder: of the training.
+        n_best: of how many epochs weights are kept.
+    """
     state = load_state(folder)
     if state is None:
         return None
-    name = _weights_of(best_epoch(state["history"]))
-    if (folder / name).exists() or (folder / WEIGHTS).exists():
-        return state
-    _tell_damage(folder / STATE, f"{name} is missing beside it")
-    return None
+    for epoch in best_epochs(state["history"], n_best):
+        name = _weights_of(epoch)
+        is_renamed = n_best == 1 and (folder / WEIGHTS).exists()
+        if not (folder / name).exists() and not is_renamed:
+            _tell_damage(folder / STATE, f"{name} is missing beside it")
+            return None
+    return state
 
 
 def _tell_damage(path: Path, damage: str) -> None:
@@ -106,6 +115,13 @@ def best_epoch(history: list[dict[str, float]]) -> int:
     return scores.index(max(scores)) + 1
 
 
+def best_epochs(history: list[dict[str, float]], n: int) -> list[int]:
+    """Return at most `n` epochs (from 1) with the best scores, the best first, of equals the first."""
+    scores = [score_of(metrics) for metrics in history]
+    order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
+    return [index + 1 for index in order[:n]]
+
+
 def save_weights(
     folder: Path, weights: dict[str, Tensor], description: Description, *, epoch: int | None = None
 ) -> None:
@@ -123,11 +139,18 @@ def save_weights(
     write_json(folder / MODEL, description)
 
 
-def remove_weights(folder: Path, *, except_epoch: int) -> None:
-    """Remove the weights of all epochs but one."""
+def remove_weights(folder: Path, *, except_epochs: Iterable[int]) -> None:
+    """Remove the weights of all epochs but some."""
+    kept = {_weights_of(epoch) for epoch in except_epochs}
     for path in folder.iterdir():
-        if re.fullmatch(_EPOCH_WEIGHTS, path.name) and path.name != _weights_of(except_epoch):
+        if re.fullmatch(_EPOCH_WEIGHTS, path.name) and path.name not in kept:
             path.unlink()
+
+
+def epoch_weights(folder: Path, epoch: int) -> dict[str, Tensor]:
+    """Read the weights of an epoch that are kept under its number."""
+    weights: dict[str, Tensor] = load_file(folder / _weights_of(epoch))
+    return weights
 
 
 def rename_best(folder: Path, epoch: int) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from data_prep.section_base import Count, Positive, Section, since
+from data_prep.section_base import Count, Positive, Section, how, since
+from trainers.finetuning.recipes import RecipeName, with_recipe
 from trainers.settings.augment import Augment, NoCutMix, NoMixUp, OfflineMixUp
-from trainers.settings.duration import DurationText
-from trainers.settings.loss import Focal, Loss, SoftF1
-from trainers.settings.model import Model
+from trainers.settings.duration import Duration, DurationText
+from trainers.settings.finetuning import Ema, Gradual, HeadFirst, Soup, Unfreeze
+from trainers.settings.loss import EffectiveNumber, Focal, Loss, SoftF1, plain_losses
+from trainers.settings.model import Distribution, Model
 from trainers.settings.optimization import Adam, Optimizer, ReduceOnPlateau, Schedule
 
 IS_LAST = "is_last"
@@ -20,6 +22,9 @@ IS_LAST = "is_last"
 class Train(Section):
     """One training, from ImageNet weights to the best epoch."""
 
+    recipe: RecipeName | None = how(None, exclude_if=lambda _: True)
+    """A named set of settings, which others of this section override. It stands for plain settings:
+    those are what resolved.yaml shows and what keys are made of."""
     model: Model = Model()
     """Backbone and head."""
     loss: Loss = Focal()
@@ -30,8 +35,12 @@ class Train(Section):
     """How the learning rate changes."""
     augment: Augment = Augment()
     """What happens to training samples."""
-    balance: Literal["none", "weighted_sampler", "class_weights"] = "none"
-    """Against rare classes: draw them more often, or weigh their loss; `none` for neither."""
+    balance: (
+        Literal["none", "weighted_sampler", "class_weights", "effective_number"] | EffectiveNumber
+    ) = "none"
+    """Against rare classes: draw them more often, weigh their loss by 1 / size, or by their effective
+    number; `none` for neither.
+    """
     duration: DurationText = "10 epochs"
     """Length of a training: `10 epochs` or `500 steps`."""
     batch_size: Annotated[int, Field(ge=2, le=65536)] = 32
@@ -40,6 +49,12 @@ class Train(Section):
     """Photos in the model at once; gradients add up to a batch. BatchNorm sees the micro-batch."""
     clip_norm: Positive | None = None
     """Largest norm of the gradient of all parameters (Pascanu et al. 2013)."""
+    unfreeze: Unfreeze | None = since(None)
+    """What trains from which epoch on: the head alone at first; null trains everything from the start."""
+    ema: Ema | None = since(None)
+    """Score and save a moving average of the weights; null for the weights themselves."""
+    soup: Soup | None = since(None)
+    """Save the mean of the weights of good epochs; null for the weights of the best one."""
     early_stop: Count | None = None
     """Number of epochs without a better val macro F1 after which a training ends."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
@@ -47,6 +62,41 @@ class Train(Section):
     compile: Literal["off", "on", "auto"] = since("off")
     """Let torch compile the training steps; `auto` does on a GPU where timed steps say that it repays.
     `off` leaves them as they are; a GPU then replays them as CUDA graphs, with the same results."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe_is_plain_settings(cls, data: Any) -> Any:
+        return with_recipe(data) if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _finetuning_needs_a_backbone_that_trains(self) -> Self:
+        settings = []
+        if self.optimizer.layer_decay < 1:
+            settings.append("optimizer.layer_decay")
+        if self.unfreeze is not None:
+            settings.append("unfreeze")
+        if settings and self.model.freeze is not None:
+            raise ValueError(
+                f"{' and '.join(settings)}: a backbone that trains was required, found a frozen one "
+                f"(model.frozen, or head frozen_deep); remove {' and '.join(settings)}, or train it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _more_than_the_head_trains(self) -> Self:
+        n_epochs = 0
+        if isinstance(self.unfreeze, HeadFirst):
+            n_epochs = self.unfreeze.epochs
+        if isinstance(self.unfreeze, Gradual):
+            n_epochs = self.unfreeze.every
+        duration = Duration.parse(self.duration)
+        if duration.unit == "epochs" and n_epochs >= duration.n:
+            raise ValueError(
+                f"unfreeze: more than {n_epochs} epochs of training were required, because the head "
+                f"trains alone for so many; found duration {self.duration!r}; lengthen it, or use "
+                "model.frozen, which keeps the features"
+            )
+        return self
 
     @model_validator(mode="after")
     def _weights_need_branches(self) -> Self:
@@ -59,9 +109,11 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _class_weights_need_samples(self) -> Self:
-        if self.balance == "class_weights" and isinstance(self.loss, SoftF1):
+        weighs = self.balance == "class_weights" or self.effective_number is not None
+        if weighs and not self.can_split_batches:
+            name = "class_weights" if self.effective_number is None else "effective_number"
             raise ValueError(
-                "balance class_weights weighs the loss of each sample; loss 'f1' has none and "
+                f"balance {name} weighs the loss of each sample; loss 'f1' has none and "
                 "counts every class alike; set balance: none or weighted_sampler, or use loss "
                 "'focal', 'cross_entropy' or 'label_smoothing'"
             )
@@ -86,7 +138,28 @@ class Train(Section):
     @property
     def can_split_batches(self) -> bool:
         """Return True if micro-batches add up to the gradient of the whole batch."""
-        return not isinstance(self.loss, SoftF1)
+        return not any(isinstance(loss, SoftF1) for loss in plain_losses(self.loss))
+
+    @property
+    def effective_number(self) -> EffectiveNumber | None:
+        """How classes are weighed by their effective number; None where they are not."""
+        if self.balance == "effective_number":
+            return EffectiveNumber()
+        return self.balance if isinstance(self.balance, EffectiveNumber) else None
+
+    @property
+    def numbered_labels(self) -> list[str]:
+        """The labels whose numbers are learned, and not only their classes."""
+        ordered = getattr(self.model.head, "ordered", {})
+        return [name for name, kind in ordered.items() if isinstance(kind, Distribution)]
+
+    @property
+    def counts_groups(self) -> bool:
+        """Return True if the sizes of classes are counted over groups."""
+        counts = [getattr(loss, "count", None) for loss in plain_losses(self.loss)]
+        if self.effective_number is not None:
+            counts.append(self.effective_number.count)
+        return "groups" in counts
 
 
 def remarks(train: Train) -> list[str]:

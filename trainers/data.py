@@ -13,10 +13,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainers.losses import Targets
 from trainers.metrics import Ints, joint_class
+from trainers.objectives.losses import Targets
 
-__all__ = ["Ints", "Mixable", "Task", "ahead", "batches", "epoch_order", "gather", "seed_of"]
+__all__ = [
+    "Ints",
+    "Mixable",
+    "Numbers",
+    "Task",
+    "ahead",
+    "batches",
+    "epoch_order",
+    "gather",
+    "seed_of",
+]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -36,6 +46,14 @@ def _no_pairs() -> Ints:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """The numbers that a label's classes are bins of."""
+
+    values: NDArray[np.float64]  # (N,), NaN where a row has none
+    borders: tuple[float, ...]  # (k - 1,) ascending; a class begins with its border
+
+
+@dataclass(frozen=True)
 class Task:
     """A training problem. Rows outside `train` and `val` are never read by the trainer."""
 
@@ -47,6 +65,8 @@ class Task:
     val: Ints
     mixable: Mixable | None = None
     pairs: Ints = field(default_factory=_no_pairs)  # (M, 2) parents of row N + m, half and half
+    groups: Ints | None = None  # (N,) whose photo a row is; None where no loss counts groups
+    numbers: Mapping[str, Numbers] = field(default_factory=dict)  # of the labels that need them
 
     @property
     def n_classes(self) -> int:
@@ -148,7 +168,7 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
-def epoch_order(task: Task, *, seed: int, epoch: int, balance: str) -> Ints:
+def epoch_order(task: Task, *, seed: int, epoch: int, balance: object) -> Ints:
     """Return the rows of one epoch in order: a pure function of (task, seed, epoch).
 
     With `weighted_sampler`, rows are drawn with replacement, every joint class equally often on

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainers.objectives.ordered import OrderedClasses, n_outputs
 from trainers.settings.model import DeepHead, FrozenDeepHead, Head, ShallowHead, SingleHead
 
 
@@ -19,6 +20,7 @@ class Branches(nn.Module):
     """
 
     branches: dict[str, tuple[str, ...]]
+    ordered: nn.ModuleDict  # branch -> OrderedClasses
     exists: Tensor | None
 
     def __init__(
@@ -28,6 +30,7 @@ class Branches(nn.Module):
         *,
         trunk: nn.Module | None = None,
         n_existing: int | None = None,
+        ordered: Mapping[str, OrderedClasses] | None = None,
     ) -> None:
         """Hold the layers.
 
@@ -36,11 +39,13 @@ class Branches(nn.Module):
             layers: name -> what maps features to the branch's logits.
             trunk: what features pass before the branches.
             n_existing: the number of joint classes, if the joint is restricted to existing ones.
+            ordered: name -> what makes classes of the outputs of an ordered branch.
         """
         super().__init__()
         self.branches = dict(branches)
         self.trunk = trunk or nn.Identity()
         self.layers = nn.ModuleDict(layers)
+        self.ordered = nn.ModuleDict(ordered or {})
         exists = torch.ones(n_existing, dtype=torch.bool) if n_existing else None
         self.register_buffer("exists", exists)  # a buffer travels with the weights
 
@@ -49,9 +54,17 @@ class Branches(nn.Module):
         shared = self.trunk(features)
         return {name: layer(shared) for name, layer in self.layers.items()}
 
+    def ordered_branch(self, name: str) -> OrderedClasses | None:
+        """Return what makes classes of an ordered branch's outputs; None where it has no order."""
+        classes = dict(self.ordered.items()).get(name)
+        return classes if isinstance(classes, OrderedClasses) else None
+
     def log_probs(self, logits: Mapping[str, Tensor]) -> Tensor:
         """Join branches into log probabilities over the joint class, (B, n_classes)."""
-        return joint_log_probs(logits, self.branches, self.exists)
+        of_classes = dict(logits)
+        for name, classes in self.ordered.items():
+            of_classes[name] = classes(logits[name])
+        return joint_log_probs(of_classes, self.branches, self.exists)
 
 
 def branch_labels(head: Head, sizes: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -95,9 +108,18 @@ def _per_label(
     trunk: nn.Module | None = None,
 ) -> Branches:
     n_existing = math.prod(sizes.values()) if head.joint == "existing" else None
-    layers = {name: layer(k) for name, k in sizes.items()}
+    widths = dict(sizes)
+    ordered = {}
+    for name, settings in head.ordered.items():
+        if name not in sizes:
+            raise ValueError(
+                f"head.ordered: one of the labels {', '.join(sizes)} was required, found {name!r}"
+            )
+        widths[name] = n_outputs(settings, sizes[name])
+        ordered[name] = OrderedClasses(settings, sizes[name])
+    layers = {name: layer(width) for name, width in widths.items()}
     branches = branch_labels(head, sizes)
-    return Branches(branches, layers, trunk=trunk, n_existing=n_existing)
+    return Branches(branches, layers, trunk=trunk, n_existing=n_existing, ordered=ordered)
 
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from data_prep.weights import hub
 from data_prep.weights.cache import require
 from data_prep.weights.registry import WeightsError, known
+from trainers.finetuning.own_weights import load_own_weights
 from trainers.heads import HEADS, Branches
 from trainers.library_names import known_backbones
 from trainers.settings.model import Model
@@ -28,6 +29,7 @@ class Classifier(nn.Module):
     shift: Tensor
     head: Branches
     precision: str = "fp32"  # of its training
+    resting: Sequence[nn.Module] = ()  # parts of the backbone that do not train yet
 
     def __init__(
         self,
@@ -60,10 +62,12 @@ class Classifier(nn.Module):
         return features
 
     def train(self, mode: bool = True) -> Classifier:
-        """Switch the mode; a frozen backbone stays in eval mode, its BatchNorm statistics too."""
+        """Switch the mode; what does not train stays in eval mode, its BatchNorm statistics too."""
         super().train(mode)
         if self.frozen:
             self.backbone.eval()
+        for module in self.resting:
+            module.training = False
         return self
 
     def _normalized(self, x: Tensor) -> Tensor:
@@ -92,7 +96,8 @@ def build(
 
     Raises:
         WeightsUnavailable: pretrained weights are not on this machine; none are downloaded here.
-        ValueError: timm has no such model, or it cannot be built for this size.
+        ValueError: timm has no such model, it cannot be built for this size, or weights of the user's
+            own do not fit it.
     """
     if model.backbone.split(".")[0] not in known_backbones():
         # timm would take hf-hub:NAME from the net and local-dir:PATH from anywhere on this disk
@@ -100,7 +105,14 @@ def build(
             f"train.model.backbone: a model of timm was required, found {model.backbone!r}"
         )
     wants_weights = model.pretrained if pretrained is None else pretrained
-    backbone = _backbone(model.backbone, size=size, wants_weights=wants_weights)
+    own_weights = model.weights if pretrained is None else None
+    is_from_hub = wants_weights and own_weights is None
+    backbone = _backbone(model.backbone, size=size, wants_weights=is_from_hub)
+    if own_weights is not None:
+        try:
+            load_own_weights(backbone, Path(own_weights), model.weights_sha256)
+        except ValueError as error:
+            raise ValueError(f"train.model.weights: {error}") from None
     config: Any = backbone.pretrained_cfg
     n_features = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
     head = HEADS[model.head.name](model.head, n_features, label_sizes)

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trainers import augmentation, checkpoint
 from trainers.augmentation import Augmentation
-from trainers.checkpoint import best_epoch
+from trainers.checkpoint import best_epoch, best_epochs
 from trainers.compute_settings import (
     autocast,
     choose_precision,
@@ -28,13 +28,17 @@ from trainers.compute_settings import (
 from trainers.config import IS_LAST, Train
 from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
 from trainers.feature_cache import PLAIN, FeatureCache, FeatureStore, View
+from trainers.finetuning.moving_average import MovingAverage
+from trainers.finetuning.optim import Plateau, lr_at, make_optimizer, set_lr, trained_parameters
+from trainers.finetuning.soup import greedy_soup
+from trainers.finetuning.unfreezing import Unfreezing
 from trainers.heads import branch_labels
 from trainers.inference import as_tensor, gathered
-from trainers.losses import BranchLoss, alpha_of, branch_loss, total_loss
 from trainers.metrics import Objective, accuracy, macro_f1, split_class
 from trainers.mixing import mix, offline_pairs
 from trainers.model import Classifier, build
-from trainers.optim import Plateau, lr_at, make_optimizer
+from trainers.objectives.branches import objective_of, place_cells
+from trainers.objectives.losses import BranchLoss, total_loss
 from trainers.overlap.checkpoint_writer import CheckpointWriter
 from trainers.overlap.clock import Clock
 from trainers.overlap.compiled_steps import Compiled, compiled, mode_of, recorded_or_plain
@@ -64,10 +68,11 @@ class Result:
 
     epochs: int
     best_epoch: int
-    metrics: dict[str, float]  # of the best epoch
+    metrics: dict[str, float]  # of the best epoch, or of the soup
     history: list[dict[str, float]]
     pairs: Ints  # (M, 2) rows of the parents of offline MixUp's extra samples
     micro_batch: int  # smaller than the batch if the spec says so, or if memory ran out
+    soup: tuple[int, ...] = ()  # epochs whose weights were averaged, the best first
 
 
 def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bottom
@@ -87,7 +92,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     objective: Objective | None = None,
     step_times: StepTimes | None = None,
 ) -> Result:
-    """Train one classifier and leave the weights of its best epoch in `work_dir`.
+    """Train one classifier and leave the weights of its best epoch, or its soup, in `work_dir`.
 
     Started again over the same `work_dir` it goes on after the last finished epoch. On a CPU it
     then ends with the same bits as a training that was not stopped. On a GPU a checkpoint is
@@ -136,13 +141,14 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     # -- model ------------------------------------------------------------------------------------
     torch.manual_seed(seed_of(seed, "init"))
     model = _model(config, task, source).to(device).to(memory_format=torch.channels_last)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(config.optimizer, trained)
+    optimizer = make_optimizer(config.optimizer, trained_parameters(config.optimizer, model))
+    unfreezing = Unfreezing(config.unfreeze, model)
     codes = {}  # branch -> (N,) its joint class for every row
     losses = {}
     for name, labels in model.head.branches.items():
-        codes[name] = task.codes_of(labels)
-        losses[name] = branch_loss(config.loss, _class_weights(config, task, labels, device))
+        branch = objective_of(config, task, model.head, labels, device)
+        codes[name] = branch.codes
+        losses[name] = branch.loss
     precision = _precision(config, model, device)
     scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
     micro = min(n for n in (config.batch_size, config.micro_batch, micro_batch) if n)
@@ -159,6 +165,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     inputs = _Inputs(config, task, seed, augment, features, overlap.copies)
     net: nn.Module = model.head if features else model
     changing: nn.Module = model.head if freeze else model  # what a checkpoint holds
+    average = MovingAverage(config.ema, changing)
     n_loaders = 0
     if device != "cpu" and features is None:
         n_loaders = max(1, (threads or 2) - 1)
@@ -168,21 +175,19 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     n_steps = duration.steps(steps_per_epoch)
     is_split = micro < config.batch_size
     mode = mode_of(config.compile, device, n_steps, step_times, is_split=is_split)
-    passes = _passes(model, net, inputs, device, precision, mode, n_photos=micro)
-    backward = _Backward(
-        net, losses, config.loss.weights, device, precision, scaler, passes.compiled
-    )
     # -- resume -----------------------------------------------------------------------------------
     plateau = Plateau()
     history: list[dict[str, float]] = []
     step = 0
-    writer = CheckpointWriter(work_dir, overlap)
+    n_best = config.soup.epochs if config.soup else 1  # epochs whose weights are kept
+    writer = CheckpointWriter(work_dir, overlap, n_best)
     state = writer.load()
     n_epochs = duration.epochs(steps_per_epoch)
     if state is not None:
         changing.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
+        average.load(state.get("average", {}))
         plateau.best, plateau.waited, plateau.cuts = state["plateau"]
         history = state["history"]
         step = state["step"]
@@ -190,6 +195,30 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         for epoch, metrics in enumerate(history, 1):
             is_last = epoch == n_epochs or _stops_early(config, history[:epoch])
             report(epoch, {**metrics, IS_LAST: 1.0} if is_last else metrics)
+
+    def validate(scored: nn.Module, *, step: int, lr: float) -> dict[str, float]:
+        """Score the val part through a network that has the model's weights."""
+        watch = LossWatch("val loss", task.name, overlap.copies, overlap.loss_lag)
+        with autocast(device, scoring_precision(device, precision)):
+            return evaluate(
+                model,
+                scored,
+                inputs,
+                codes,
+                losses,
+                watch,
+                overlap,
+                step=step,
+                lr=lr,
+                objective=objective,
+            )
+
+    # -- steps, recorded or compiled for the layers that train ------------------------------------
+    unfreezing.enter(len(history) + 1)
+    passes = _passes(model, net, inputs, device, precision, mode, n_photos=micro)
+    backward = _Backward(
+        net, losses, config.loss.weights, device, precision, scaler, passes.compiled
+    )
     clock.add("start", time.perf_counter() - began)
     # -- epochs -----------------------------------------------------------------------------------
     with writer, _processes(config, task, n_loaders) or nullcontext() as processes:
@@ -198,6 +227,11 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
                 break
             began = time.perf_counter()
             lr = 0.0
+            if unfreezing.enter(epoch):
+                passes = _Passes(None, net)  # frees the recording of fewer layers before the next
+                backward = replace(backward, compiled=None)
+                passes = _passes(model, net, inputs, device, precision, mode, n_photos=micro)
+                backward = replace(backward, compiled=passes.compiled)
             model.train()
             # all randomness of an epoch is set here, so that a restart needs no generator's state
             torch.manual_seed(seed_of(seed, "epoch", epoch))
@@ -215,8 +249,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
                     n_steps=n_steps,
                     cuts=plateau.cuts,
                 )
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
+                set_lr(optimizer, lr)
                 loss = None
                 while loss is None:
                     optimizer.zero_grad(set_to_none=True)
@@ -231,32 +264,21 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
                 scaler.step(optimizer)
                 scaler.update()
                 step += 1
+                average.update(step)
             metrics = {"train_loss": watch.mean(), "lr": lr}
             clock.add("steps", time.perf_counter() - began - clock.seconds("data"))
             if micro < config.batch_size:
                 metrics["train_micro_batch"] = micro
-            with clock.timing("evaluation"), autocast(device, scoring_precision(device, precision)):
-                watch = LossWatch("val loss", task.name, overlap.copies, overlap.loss_lag)
-                metrics |= evaluate(
-                    model,
-                    passes.scored,
-                    inputs,
-                    codes,
-                    losses,
-                    watch,
-                    overlap,
-                    step=step,
-                    lr=lr,
-                    objective=objective,
-                )
+            with clock.timing("evaluation"), average.in_place():
+                metrics |= validate(passes.scored, step=step, lr=lr)
             metrics["epoch_s"] = time.perf_counter() - began
             metrics |= clock.take()
             plateau.update(checkpoint.score_of(metrics), getattr(config.schedule, "patience", 0))
             history.append(metrics)
             with clock.timing("checkpoint"):
-                if best_epoch(history) == epoch:
+                if epoch in best_epochs(history, n_best):
                     description = describe(config, task, model, precision)
-                    writer.keep_best(epoch, model.state_dict(), description)
+                    writer.keep_best(epoch, average.weights(model), description)
                 # where nothing runs beside, the state is on the disk before the epoch is reported
                 state = checkpoint.State(
                     model=changing.state_dict(),
@@ -267,13 +289,27 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
                     step=step,
                     micro_batch=micro,
                 )
+                if config.ema:
+                    state["average"] = average.state()
                 is_last = epoch == n_epochs or _stops_early(config, history)
                 writer.save(state, is_last=is_last)
             metrics |= clock.take()
             report(epoch, {**metrics, IS_LAST: 1.0} if is_last else metrics)
         best = best_epoch(history)
-        writer.finish(best)
-    return Result(len(history), best, history[best - 1], history, task.pairs, micro)
+        result = Result(len(history), best, history[best - 1], history, task.pairs, micro)
+        if config.soup is None:
+            writer.finish(best)
+            return result
+        # -- the mean of good epochs, none of which is removed: a restart stirs the same again ----
+
+        def score(weights: dict[str, Tensor]) -> dict[str, float]:
+            model.load_state_dict(weights)
+            return validate(passes.scored, step=step, lr=0.0)
+
+        soup = greedy_soup(best_epochs(history, n_best), writer.epoch_weights, score)
+        checkpoint.save_weights(work_dir, soup.weights, describe(config, task, model, precision))
+        sys.stderr.write(soup.sentence(history) + "\n")
+        return replace(result, metrics=soup.metrics, soup=soup.epochs)
 
 
 def _stops_early(config: Train, history: list[dict[str, float]]) -> bool:
@@ -306,6 +342,7 @@ def _model(config: Train, task: Task, source: Mapping[str, Tensor] | None) -> Cl
         classes = task.train_codes(tuple(task.label_sizes))
         counts = np.bincount(classes[classes >= 0], minlength=task.n_classes)
         model.head.exists[:] = torch.from_numpy(counts > 0)
+    place_cells(model.head, task)
     return model
 
 
@@ -327,23 +364,6 @@ def _load_backbone(model: Classifier, source: Mapping[str, Tensor] | None) -> No
         raise ValueError(
             f"head frozen_deep: the source's backbone must be the same: {error}"
         ) from None
-
-
-def _class_weights(
-    config: Train, task: Task, labels: tuple[str, ...], device: str
-) -> Tensor | None:
-    """Return the weight of each class in a branch, (k,): the balance times the loss's alpha."""
-    weights = alpha_of(config.loss, labels, task.label_sizes)
-    if config.balance == "class_weights":
-        codes = task.train_codes(labels)
-        codes = codes[codes >= 0]
-        n_classes = int(np.prod([task.label_sizes[name] for name in labels]))
-        counts = np.bincount(codes, minlength=n_classes).astype(float)
-        n_present = np.count_nonzero(counts)
-        balance = np.where(counts > 0, len(codes) / (n_present * np.maximum(counts, 1)), 0.0)
-        balance_weights = torch.tensor(balance, dtype=torch.float32)
-        weights = balance_weights if weights is None else weights * balance_weights
-    return None if weights is None else weights.to(device)
 
 
 def _precision(config: Train, model: Classifier, device: str) -> str:
@@ -626,7 +646,7 @@ def describe(
     """Return what rebuilds a model from its weights alone."""
     return {
         "format_version": 1,
-        "model": config.model.model_dump(mode="json", by_alias=True),
+        "model": config.model.model_dump(mode="json", by_alias=True, exclude={"weights"}),
         "label_sizes": dict(task.label_sizes),
         "branches": {name: list(labels) for name, labels in model.head.branches.items()},
         "size": int(task.images.shape[1]),

@@ -45,6 +45,7 @@ def audit(
     gaps: Mapping[str, Mapping[str, Any]] | None = None,
     probe: Mapping[str, Any] | None = None,
     score: ScoreWords = ScoreWords(),  # noqa: B008 - frozen
+    file_bytes: Mapping[str, int] | None = None,
 ) -> AuditFacts:
     """Examine a catalog and its splits.
 
@@ -57,6 +58,7 @@ def audit(
         gaps: per variant the scores of a quick model under its split and a disjoint one.
         probe: the scores of quick models of each label.
         score: what `gaps` and `probe` are measured by.
+        file_bytes: sample id -> size of its file.
 
     Returns:
         All facts, with the findings that follow from them.
@@ -89,7 +91,9 @@ def audit(
         group_strata=_strata_sizes(of_groups.codes),
         joint=descriptive_statistics.joint_tables(codes, schema),
         histograms=descriptive_statistics.histograms(labelled, labels or {}),
-        tells=descriptive_statistics.columns_that_tell(labelled, codes, schema, labels or {}),
+        tells=descriptive_statistics.columns_that_tell(
+            labelled, codes, schema, labels or {}, file_bytes
+        ),
         sizes=photo_sizes.frequent,
         photo_sizes=photo_sizes,
         quarantined=quarantined,

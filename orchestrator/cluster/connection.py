@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from orchestrator.base.errors import SpecError, UserError
@@ -24,12 +25,18 @@ from orchestrator.cluster.authentication import (
     token_source,
     write_token,
 )
-from orchestrator.cluster.local_watch import watch_servers
+from orchestrator.cluster.local_guard import guard_cluster, marking
+from orchestrator.cluster.local_watch import watch_servers, watch_start
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 _PORT = 10001  # of ray:// where none is named
 _ANSWER_S = 10.0
 _LOCAL_NAMES = {"localhost", "auto", "local"}
+_QUIET: Final = {
+    "log_to_driver": False,
+    "logging_level": logging.ERROR,
+    "configure_logging": True,
+}
 
 
 @dataclass(frozen=True)
@@ -83,50 +90,62 @@ def connect(
     _require_answer(address)
     import ray  # noqa: PLC0415 - a second, and the environment must stand before
 
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    on_terminate = signal.getsignal(signal.SIGTERM)
     if address and "://" not in address and address not in _LOCAL_NAMES:
         require_accepted_token(address)
-    try:
-        if address:
-            # Ray would look for 127.0.0.1 at the machine's own address
-            with _loopback_only() if _is_loopback(address) else nullcontext():
-                context = ray.init(address=address, **quiet)
-        else:
-            with _loopback_only():
-                context = ray.init(
-                    address="local",
-                    num_cpus=num_cpus,
-                    num_gpus=num_gpus,
-                    # True would end the run where it does not come up
-                    include_dashboard=None if dashboard else False,
-                    dashboard_host="127.0.0.1",
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    **quiet,
-                )
-    except Exception as error:  # noqa: BLE001 - Ray raises many kinds; all mean: no cluster
-        where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
-        raise UserError(
-            f"{where} was required and could not be reached: {_brief(error)}; "
-            "check the address, that Ray's versions are equal, and the token (RAY_AUTH_TOKEN_PATH)"
-        ) from None
-    if threading.current_thread() is threading.main_thread():
-        # Ray's handler would end the driver with exit code 15
-        signal.signal(signal.SIGTERM, on_terminate)
-    node = ray._private.worker._global_node  # noqa: SLF001 - there is no public way
-    watch = watch_servers(node) if address is None else nullcontext(threading.Event())
-    with watch as closing:
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    with guard_cluster() if address is None else nullcontext("") as mark:
         try:
-            url = f"http://{context.dashboard_url}" if context.dashboard_url else None
-            problem = None
-            if address is None and dashboard and url is None:
-                problem = _last_line_of_dashboard()
-            page = f"{url}/#/jobs/{ray.get_runtime_context().get_job_id()}" if url else None
-            resources = ray.cluster_resources()
-            yield Cluster(url, problem, resources, local=address is None, job_page=page)
-        finally:
-            closing.set()
-            ray.shutdown()
+            if address:
+                # Ray would look for 127.0.0.1 at the machine's own address
+                with _loopback_only() if _is_loopback(address) else nullcontext():
+                    context = ray.init(address=address, **_QUIET)
+            else:
+                with _loopback_only(), marking(mark), watch_start():
+                    context = ray.init(
+                        address="local",
+                        num_cpus=num_cpus,
+                        num_gpus=num_gpus,
+                        # True would end the run where it does not come up
+                        include_dashboard=None if dashboard else False,
+                        dashboard_host="127.0.0.1",
+                        object_store_memory=_OBJECT_STORE_BYTES,
+                        **_QUIET,
+                    )
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - Ray raises many kinds; all mean: no cluster
+            raise _unreachable(address, error) from None
+        if threading.current_thread() is threading.main_thread():
+            # Ray's handler would end the driver with exit code 15
+            signal.signal(signal.SIGTERM, on_terminate)
+        node = ray._private.worker._global_node  # noqa: SLF001 - there is no public way
+        watch = watch_servers(node) if address is None else nullcontext(threading.Event())
+        with watch as closing:
+            try:
+                yield _describe(context, local=address is None, dashboard=dashboard)
+            finally:
+                closing.set()
+                ray.shutdown()
+
+
+def _describe(context: Any, *, local: bool, dashboard: bool) -> Cluster:
+    """Return the cluster that Ray is connected to."""
+    import ray  # noqa: PLC0415
+
+    url = f"http://{context.dashboard_url}" if context.dashboard_url else None
+    problem = None
+    if local and dashboard and url is None:
+        problem = _last_line_of_dashboard()
+    page = f"{url}/#/jobs/{ray.get_runtime_context().get_job_id()}" if url else None
+    return Cluster(url, problem, ray.cluster_resources(), local=local, job_page=page)
+
+
+def _unreachable(address: str | None, error: Exception) -> UserError:
+    where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
+    return UserError(
+        f"{where} was required and could not be reached: {_brief(error)}; "
+        "check the address, that Ray's versions are equal, and the token (RAY_AUTH_TOKEN_PATH)"
+    )
 
 
 @contextmanager

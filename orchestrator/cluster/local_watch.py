@@ -6,14 +6,17 @@ import _thread
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
+
+import psutil
 
 from orchestrator.base.errors import UserError
 
 _LOOK_EVERY_S = 1.0
 _LEAVE_S = 30.0  # for the main thread, once it is interrupted
+_LEAVE_START_S = 3.0  # the same while there is nothing yet to be written down
 _NEEDED = {"gcs_server": "GCS", "raylet": "raylet"}
 
 
@@ -32,11 +35,44 @@ def watch_servers(node: Any) -> Iterator[threading.Event]:
     Raises:
         UserError: a server died.
     """
+
+    def find_dead() -> list[str]:
+        return [_NEEDED[kind] for kind, _ in node.dead_processes() if kind in _NEEDED]
+
+    with _watch(find_dead, _LEAVE_S) as closing:
+        yield closing
+
+
+@contextmanager
+def watch_start() -> Iterator[None]:
+    """End the block, in which a local cluster starts, where one of its servers dies; Ray would wait for a minute.
+
+    Raises:
+        UserError: a server died.
+    """
+    began: dict[int, str] = {}  # pid -> server
+
+    def find_dead() -> list[str]:
+        running = set()
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                name = _NEEDED.get(child.name())
+                if name is not None and child.status() != psutil.STATUS_ZOMBIE:
+                    began[child.pid] = name
+                    running.add(child.pid)
+        return [name for pid, name in began.items() if pid not in running]
+
+    with _watch(find_dead, _LEAVE_START_S):
+        yield
+
+
+@contextmanager
+def _watch(find_dead: Callable[[], list[str]], leave_s: float) -> Iterator[threading.Event]:
     died: list[str] = []
     closing = threading.Event()
     closed = threading.Event()
-    events = (closing, closed)
-    threading.Thread(target=_interrupt_if_dead, args=(node, died, *events), daemon=True).start()
+    arguments = (find_dead, died, closing, closed, leave_s)
+    threading.Thread(target=_interrupt_if_dead, args=arguments, daemon=True).start()
     try:
         yield closing
     except KeyboardInterrupt:
@@ -56,15 +92,19 @@ def _text(name: str) -> str:
 
 
 def _interrupt_if_dead(
-    node: Any, died: list[str], closing: threading.Event, closed: threading.Event
+    find_dead: Callable[[], list[str]],
+    died: list[str],
+    closing: threading.Event,
+    closed: threading.Event,
+    leave_s: float,
 ) -> None:
     while not closing.wait(_LOOK_EVERY_S):
-        dead = [_NEEDED[kind] for kind, _ in node.dead_processes() if kind in _NEEDED]
+        dead = find_dead()
         if not dead or closing.is_set():
             continue
         died.append(dead[0])
         _thread.interrupt_main()
-        if not closed.wait(_LEAVE_S):  # it waits inside of Ray, where no interrupt arrives
+        if not closed.wait(leave_s):  # it waits inside of Ray, where no interrupt arrives
             sys.stderr.write(_text(dead[0]) + "\n")
             sys.stderr.flush()
             os._exit(1)

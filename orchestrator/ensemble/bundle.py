@@ -19,6 +19,7 @@ from data_prep.section_base import Positive, Section
 from orchestrator.base.errors import UserError
 from orchestrator.ensemble import onnx_export
 from orchestrator.ensemble.members import Ensemble, Member, of_run
+from orchestrator.evaluation.probabilities.adjustment import AdjustedLabel
 from orchestrator.store.artifacts import MANIFEST, Store, git_commit, packages
 from orchestrator.store.run_dir import RunPaths
 
@@ -101,7 +102,13 @@ def _fill(ensemble: Ensemble, paths: RunPaths, folder: Path) -> None:
             for file in _WEIGHTS:
                 shutil.copyfile(checkpoint / file, folder / name / file)
         prep = member.prep.model_dump(mode="json", by_alias=True)
-        facts = {"setting": member.setting, "variant": member.variant, "votes": member.votes}
+        facts: dict[str, Any] = {
+            "setting": member.setting,
+            "variant": member.variant,
+            "votes": member.votes,
+        }
+        if member.adjustment:
+            facts["adjustment"] = [label.to_json() for label in member.adjustment]
         members.append({**facts, "prep": prep, "steps": member.steps, "checkpoints": names})
     described = {
         "format_version": FORMAT_VERSION,
@@ -219,6 +226,14 @@ def _inside(place: Path, name: str) -> str:
     return name
 
 
+class _Label(Section):
+    """How the probabilities of one label are adjusted."""
+
+    label: str
+    temperature: Positive
+    shift: Annotated[list[float], Field(min_length=2)]
+
+
 class _Voter(Section):
     """A member, as ensemble.json describes it."""
 
@@ -228,6 +243,7 @@ class _Voter(Section):
     prep: Prep
     steps: list[Any]
     checkpoints: Annotated[list[str], Field(min_length=1)]
+    adjustment: list[_Label] = []
 
 
 class _Described(Section):
@@ -309,6 +325,9 @@ def _member(folder: Path, voter: _Voter, files: set[str]) -> Member:
         voter.votes,
         voter.prep,
         tuple(folder / name for name in voter.checkpoints),
+        tuple(
+            AdjustedLabel(row.label, row.temperature, tuple(row.shift)) for row in voter.adjustment
+        ),
     )
     if member.steps != voter.steps:
         raise UserError(

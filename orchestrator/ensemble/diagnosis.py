@@ -16,10 +16,15 @@ import numpy as np
 from data_prep.catalog.label_schema import Schema
 from orchestrator.ensemble.label_noise import LabelAnswers, Suspect, find_suspects, ranked, without
 from orchestrator.ensemble.subgroups import Subgroup, subgroup_intervals
-from orchestrator.evaluation.calibration import ALL_LABELS, Calibration, calibrate, label_probs
 from orchestrator.evaluation.intervals import Interval, interval
 from orchestrator.evaluation.metrics import Floats, Metric, owners_of
 from orchestrator.evaluation.predictions import Predictions
+from orchestrator.evaluation.probabilities.calibration import (
+    ALL_LABELS,
+    Calibration,
+    calibrate,
+    label_probs,
+)
 from orchestrator.evaluation.scores_with_intervals import other_score
 
 N_SUSPECTS = 100

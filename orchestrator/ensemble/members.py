@@ -13,6 +13,7 @@ import numpy as np
 from data_prep.prep_config import Prep
 from data_prep.preparation.step_identity import steps_identity
 from orchestrator.base.errors import UserError
+from orchestrator.evaluation.probabilities.adjustment import AdjustedLabel
 from orchestrator.spec.load import read
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact, Store
@@ -31,6 +32,7 @@ class Member:
     votes: int
     prep: Prep
     checkpoints: tuple[Path, ...]  # folders with weights and model.json, their hashes checked
+    adjustment: tuple[AdjustedLabel, ...] = ()  # of each checkpoint's answers; empty for none
 
     @property
     def steps(self) -> list[Any]:
@@ -108,13 +110,21 @@ def of_run(paths: RunPaths, store: Store) -> Ensemble:
         variant = trials[0].variant
         checkpoints = [checkpoint(store, Path(trial.checkpoint).name).path for trial in trials]
         prep = experiment.arms[variant].prep
-        member = Member(setting, variant, votes, prep, tuple(checkpoints))
+        adjustment = _adjustment(selection, setting)
+        member = Member(setting, variant, votes, prep, tuple(checkpoints), adjustment)
         _require_same_steps(paths, member)
         members.append(member)
     classes = Schema.of(experiment.spec.data.labels).classes
     rule = selection.vote.rule or "hard"
     temperatures = selection.vote.temperatures
     return Ensemble(paths.run_id, tuple(members), rule, _majority(paths), classes, temperatures)
+
+
+def _adjustment(selection: Selection, setting: str) -> tuple[AdjustedLabel, ...]:
+    """Return how a member's answers are moved; empty where they are not."""
+    adjusted = selection.vote.adjusted
+    labels = adjusted.members.get(setting, ()) if adjusted else ()
+    return tuple(AdjustedLabel(row.label, row.temperature, row.shift) for row in labels)
 
 
 def _require_same_steps(paths: RunPaths, member: Member) -> None:

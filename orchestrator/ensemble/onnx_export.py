@@ -60,7 +60,9 @@ def write_onnx(ensemble: Ensemble, folder: Path) -> None:
             (folder / name).parent.mkdir(parents=True)
             differences.append(_export(checkpoint, folder / name, photos, member))
             names.append(name)
-        facts = {"setting": member.setting, "votes": member.votes, "files": names}
+        facts: dict[str, Any] = {"setting": member.setting, "votes": member.votes, "files": names}
+        if member.adjustment:
+            facts["adjustment"] = [label.to_json() for label in member.adjustment]
         parity = {
             "photos": photos.kind,
             "n_photos": len(photos.images),

@@ -25,7 +25,8 @@ from orchestrator.base.console import Reporter
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.ensemble.members import Ensemble, Member
 from orchestrator.evaluation import vote as voting
-from orchestrator.evaluation.calibration import ALL_LABELS, scale
+from orchestrator.evaluation.probabilities.adjustment import adjusted
+from orchestrator.evaluation.probabilities.calibration import ALL_LABELS, scale
 
 # Chunks that are multiples of the batch give the same answers as one large array.
 _BATCH = 128
@@ -268,7 +269,10 @@ def answer_fully(ensemble: Ensemble, photos: Photos, reporter: Reporter) -> Answ
         for names, images in _prepared(members[0].prep, photos, quarantined, reporter):
             ids += names
             for member in members:
-                each = [probabilities(folder, images, device) for folder in member.checkpoints]
+                each = []
+                for folder in member.checkpoints:
+                    probs = probabilities(folder, images, device)
+                    each.append(adjusted(probs, member.adjustment))
                 parts[member.setting].append(np.mean(each, axis=0))
         for setting, chunks in parts.items():
             answered[setting] = (ids, np.concatenate(chunks))

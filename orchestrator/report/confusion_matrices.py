@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.evaluation import vote as voting
-from orchestrator.evaluation.predictions import align, by_setting
+from orchestrator.evaluation.predictions import Predictions, align, by_setting
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -63,6 +64,7 @@ def oof_answers(
     rule: str,
     n_classes: int,
     weights: list[int] | None = None,
+    adjust: Callable[[Predictions], Predictions] | None = None,
 ) -> Answers | None:
     """Vote on out-of-fold predictions.
 
@@ -76,6 +78,7 @@ def oof_answers(
         rule: hard or soft.
         n_classes: length of a probability vector.
         weights: votes of every member, one each by default.
+        adjust: moves the answers of a member as the selection did; None where it did not.
 
     Returns:
         The answers, or None where there are no rows or the members answer other classes.
@@ -86,6 +89,8 @@ def oof_answers(
     together = list(align({member: arms[member] for member in members}).values())
     if not together[0].sample_ids:
         return None
+    if adjust is not None:
+        together = [adjust(arm) for arm in together]
     member_preds = np.stack([arm.votes for arm in together])
     member_probs = [arm.mean_probs for arm in together]
     cast = voting.cast(member_preds, member_probs, rule, weights)

@@ -6,15 +6,19 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+from pydantic import ValidationError
 
 from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.photo_groups import GroupWords, group_words
+from orchestrator.evaluation.predictions import Predictions
+from orchestrator.evaluation.probabilities.adjustment import cross_fitted
 from orchestrator.report import confusion_matrices
+from orchestrator.spec.models import Select
 from orchestrator.spec.score import score_title
 from orchestrator.store import tables
 from orchestrator.store.event_types import DriverStarted, Event, RunStarted, StageEnded, from_json
@@ -116,10 +120,32 @@ class Run:
                 self.rule,
                 self.schema.n_classes,
                 self.weights,
+                self._adjust(),
             )
         if self.votes is not None and self.test_labels is not None:
             answers["test"] = confusion_matrices.labelled_answers(self.votes, self.test_labels)
         return {name: answer for name, answer in answers.items() if answer is not None}
+
+    def _adjust(self) -> Callable[[Predictions], Predictions] | None:
+        """Return what moves a member's answers as the selection did; None where it did not."""
+        adjusted = self.selection.vote.adjusted
+        schema = self.schema
+        if adjusted is None or schema is None or self.folds is None:
+            return None
+        try:
+            settings = Select.model_validate_json(json.dumps({"adjust": adjusted.by})).adjust
+        except ValidationError:  # of another version
+            return None
+        folds = self.folds
+        group_of = dict(
+            zip(folds["sample_id"].to_pylist(), folds["group"].to_pylist(), strict=True)
+        )
+
+        def adjust(arm: Predictions) -> Predictions:
+            groups = [group_of.get(sample) or sample for sample in arm.sample_ids]
+            return cross_fitted(replace(arm, groups=groups), settings, schema, seed=adjusted.seed)
+
+        return adjust
 
     def started(self) -> DriverStarted:
         """Return the latest start: git commit, packages, overrides."""

@@ -64,7 +64,7 @@ def start(run: Path) -> Tracker:
     """Start the mirror of a run; it reads resolved.yaml itself."""
     with (run / "track.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.run.tracking", str(run)],
+            [sys.executable, "-m", "orchestrator.run.tracking", str(run), str(os.getpid())],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
@@ -181,4 +181,5 @@ def _follow(run: Path, line: _Line, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), os.getppid()))
+    # told by the driver, which may have ended before the imports above had
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

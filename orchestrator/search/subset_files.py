@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.catalog.label_schema import MISSING, Schema
-from data_prep.config import Data
+from data_prep.config import Data, StemLabel
 from data_prep.exclusions import cells, excluded
-from data_prep.label_codes import train_borders, train_codes
+from data_prep.label_codes import number_of, train_borders, train_codes, values_in
 from data_prep.split import Ints, inner_part, may_learn, rows_of_seed
 from orchestrator.base.keys import digest
 from orchestrator.store import tables
@@ -21,6 +22,8 @@ from trainers.config import Train
 from trainers.settings.augment import NoMixUp, OfflineMixUp, OnlineMixUp
 
 _LEARNED = ("train", "val")
+BORDERS = "borders"
+"""The metadata of a facts file that has the borders of its labels, as JSON."""
 
 
 def subset_file(
@@ -132,6 +135,39 @@ def mixable_file(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     tables.write(pa.table(columns), path)
+    return path
+
+
+def facts_file(
+    folder: Path, train: Train, data: Data, catalog: pa.Table, catalog_key: str
+) -> Path | None:
+    """Write what losses need to know of samples beside their classes; None where they need nothing.
+
+    Columns: sample_id; where groups are counted, group as a number; number_<label> of the labels
+    whose numbers are learned, null where a sample has none. The table's metadata has their borders.
+    """
+    labels = {name: data.labels[name] for name in train.numbered_labels}
+    if not train.counts_groups and not labels:
+        return None
+    rules = {name: label.model_dump(mode="json") for name, label in labels.items()}
+    path = folder / f"facts-{digest([catalog_key, train.counts_groups, rules])[:12]}.parquet"
+    if path.is_file():
+        return path
+    table = catalog.filter(pc.starts_with(catalog["sample_id"], "train/"))
+    columns: dict[str, Any] = {"sample_id": table["sample_id"]}
+    if train.counts_groups:
+        groups = table["group"].combine_chunks().dictionary_encode().indices
+        columns["group"] = groups.cast(pa.int64()).fill_null(-1)
+    borders = {}
+    for name, label in labels.items():
+        if isinstance(label, StemLabel):
+            continue  # it has no numbers, and the checks of a spec refuse it
+        numbers = [number_of(value) for value in values_in(label, table)]
+        columns[f"number_{name}"] = pa.array(numbers, pa.float64())
+        borders[name] = label.bins
+    facts = pa.table(columns).replace_schema_metadata({BORDERS: json.dumps(borders)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tables.write(facts, path)
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 from data_prep.catalog.label_schema import MISSING
 from data_prep.files import write_json
 from orchestrator.base.errors import UserError
+from orchestrator.search.subset_files import BORDERS
 from orchestrator.store import tables
 from orchestrator.store.artifacts import WORK, Artifact, Lock, Store
 from orchestrator.store.features import FeatureStore, feature_store
@@ -45,6 +47,7 @@ class TrialSpec:
     device: str = "cpu"
     inputs: dict[str, str] = field(default_factory=dict)  # name -> key or sha256
     mixable: str | None = None  # Parquet: sample_id, fits, within, group; None: MixUp mixes all
+    facts: str | None = None  # Parquet: of `facts_file`; None where no loss needs it
     source: str | None = None  # key of the trial whose weights head frozen_deep takes
     micro_batch: int | None = None  # set after a worker ran out of memory; part of no key
     score: dict[str, Any] | None = None  # metric and labels that it maximizes; None: macro F1
@@ -54,8 +57,9 @@ class TrialSpec:
         """Return plain data; it shares the containers."""
         facts = dict(vars(self))
         del facts["step_times"]
-        if self.score is None:
-            del facts["score"]
+        for name in ("facts", "score"):
+            if facts[name] is None:
+                del facts[name]
         return facts
 
 
@@ -129,6 +133,7 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
         parts["train"].rows,
         parts["val"].rows,
         mixable=_read_mixable(spec, store, photos.index),
+        **_read_facts(spec, store, photos.index, parts),
     )
     work = store.work_dir("trial", spec.key)
     features = feature_store(store, spec.inputs.get("prepare", spec.rows))
@@ -162,6 +167,8 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
             "best_epoch": result.best_epoch,
             "micro_batch": result.micro_batch,
         }
+        if result.soup:
+            draft.result["soup"] = list(result.soup)
     return store.get("trial", spec.key)
 
 
@@ -226,6 +233,39 @@ def _read_mixable(spec: TrialSpec, store: Store, index: Mapping[str, int]) -> An
             within[place] = row["within"]
             group[place] = row["group"]
     return Mixable(fits, within, group)
+
+
+def _read_facts(
+    spec: TrialSpec, store: Store, index: Mapping[str, int], parts: Mapping[str, Part]
+) -> dict[str, Any]:
+    """Return the task's groups and numbers, where a loss needs them.
+
+    Numbers of photos that are held out stay unknown to the training.
+    """
+    if spec.facts is None:
+        return {}
+    from trainers.data import Numbers  # noqa: PLC0415
+
+    table = tables.read(store.here(spec.facts))
+    rows = np.array([index.get(name, -1) for name in table["sample_id"].to_pylist()], np.int64)
+    is_prepared = rows >= 0
+    facts: dict[str, Any] = {}
+    if "group" in table.column_names:
+        groups = np.full(len(index), -1, np.int64)
+        groups[rows[is_prepared]] = table["group"].to_numpy()[is_prepared]
+        facts["groups"] = groups
+    borders = json.loads((table.schema.metadata or {}).get(BORDERS.encode(), b"{}"))
+    learned = np.concatenate([parts["train"].rows, parts["val"].rows])
+    numbers = {}
+    for name, of_label in borders.items():
+        known = np.full(len(index), np.nan)
+        known[rows[is_prepared]] = table[f"number_{name}"].to_numpy()[is_prepared]
+        values = np.full(len(index), np.nan)
+        values[learned] = known[learned]
+        numbers[name] = Numbers(values, tuple(of_label))
+    if numbers:
+        facts["numbers"] = numbers
+    return facts
 
 
 def _mixed(sample_ids: Sequence[str], pairs: Any) -> Any:

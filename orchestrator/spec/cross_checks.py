@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.photo_listing import require_images, sides, table_of
+from data_prep.config import StemLabel
 from data_prep.errors import DataError
 from data_prep.section_base import identity
 from orchestrator.base.keys import digest
@@ -31,13 +33,20 @@ from orchestrator.spec.yaml_source import Document, KeyPath, Place, Problem
 from trainers.library_names import known_backbones
 from trainers.preflight import backbones as backbone_checks
 from trainers.preflight.augmentation_policies import Job, policy_problems
-from trainers.settings.model import FrozenDeepHead, SingleHead
+from trainers.settings.loss import plain_losses
+from trainers.settings.model import Distribution, FrozenDeepHead, Ordered, SingleHead, Softmax
 
 _MAX_ASSIGNMENTS = 256
 _MAX_GRID = 1_000_000  # points, which a study keeps in memory
 _HEAD = "train.model.head"
 _BACKBONE = "train.model.backbone"
 _POLICY = "train.augment.policy"
+_FOR_VARIANTS = {
+    "train.recipe": "write a variant per recipe, or begin with search.start: [{train.recipe: NAME}]",
+    "train.model.weights": "write a variant per file",
+    "train.model.weights_sha256": "write a variant per file",
+}
+"""Settings that stand for others, or for a file -> what to do in place of searching them."""
 
 
 class PlacedSpace(NamedTuple):
@@ -216,8 +225,10 @@ def _check_labels(draft: Draft) -> None:
     sizes = Schema.of(draft.spec.data.labels).sizes
     n_classes = dict(zip(labels, sizes, strict=True))
     for arm in draft.arms.values():
-        alpha = getattr(arm.train.loss, "alpha", None)
-        alphas: dict[str, list[float]] = alpha if isinstance(alpha, dict) else {}
+        alphas: dict[str, list[float]] = {}
+        for loss in plain_losses(arm.train.loss):
+            alpha = getattr(loss, "alpha", None)
+            alphas |= alpha if isinstance(alpha, dict) else {}
         for name, numbers in alphas.items():
             if name in n_classes and len(numbers) != n_classes[name]:
                 required = f"{n_classes[name]} numbers were required, one per class"
@@ -230,11 +241,42 @@ def _check_labels(draft: Draft) -> None:
         }
         if isinstance(head, SingleHead):
             named["train", "model", "head"] = head.labels or []
+        else:
+            named["train", "model", "head", "ordered"] = list(head.ordered)
+            _check_ordered(head.ordered, list(alphas), draft)
         for where, names in named.items():
             for name in names:
                 if name not in labels:
                     known = f"labels are {', '.join(labels)}{nearest(name, labels)}"
                     draft.refuse(where, f"{'.'.join(where)}: no label {name!r}; {known}")
+
+
+def _check_ordered(ordered: Mapping[str, Ordered], with_alpha: list[str], draft: Draft) -> None:
+    """Check that labels whose order a head learns have one, and that nothing else contradicts it."""
+    for name, kind in ordered.items():
+        label = draft.spec.data.labels.get(name)
+        if label is None:
+            continue  # reported with the other names
+        where = ("train", "model", "head", "ordered", name)
+        dotted = ".".join(where)
+        if isinstance(label, StemLabel) or label.bins is None:
+            text = (
+                f"{dotted}: a label with `bins` of a number was required, {name!r} lists classes, "
+                "which have no order; remove it, or give the label a column of numbers and bins"
+            )
+            draft.refuse(where, text)
+        elif isinstance(kind, Distribution) and label.train_bins is not None:
+            text = (
+                f"{dotted}: 'distribution' learns the number itself, so train_bins would move "
+                "nothing; remove train_bins, or use corn"
+            )
+            draft.refuse(where, text)
+        if name in with_alpha and not isinstance(kind, Softmax):
+            text = (
+                f"train.loss.alpha.{name}: weighs classes of focal loss, the branch {name!r} learns "
+                f"by {kind.name!r}; remove it, or use balance: class_weights"
+            )
+            draft.refuse(("train", "loss", "alpha", name), text)
 
 
 def _check_frozen(draft: Draft) -> None:
@@ -303,9 +345,13 @@ def _check_space(draft: Draft) -> None:
     """Try the corners of the space on every variant: paths must exist, values must be valid."""
     for where, space in draft.spaces():
         for path in space:
+            text = None
             if not path.startswith("train."):
-                text = f"{'.'.join(where)}: paths begin with train., found {path!r}"
-                draft.refuse((*where, path), text, key=True)
+                text = f"paths begin with train., found {path!r}"
+            if path in _FOR_VARIANTS:
+                text = f"{path} is set in a variant, never in the space; {_FOR_VARIANTS[path]}"
+            if text is not None:
+                draft.refuse((*where, path), f"{'.'.join(where)}: {text}", key=True)
                 return
     reported = set[str]()
     for name, arm in draft.arms.items():
@@ -405,6 +451,8 @@ def check_components(draft: Draft) -> None:
                 policies.append((Job(operations=value, size=size), place))
         for value, place in _values(draft, name, _BACKBONE, arm.train.model.backbone):
             job = backbone_checks.Job(backbone=str(value), size=size)
+            if arm.train.model.weights is not None:
+                job["weights"] = arm.train.model.weights
             if backbone_checks.needs_try(job):
                 backbones.append((job, place))
     if policies:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from data_prep.files import file_sha256
 from orchestrator.base.errors import SpecError
 from orchestrator.spec.cross_checks import (
     Draft,
@@ -25,7 +27,10 @@ from orchestrator.spec.yaml_source import (
     load,
     lone_value,
 )
+from trainers.finetuning.own_weights import shapes_of
+from trainers.finetuning.recipes import recipe_changes
 
+_WEIGHTS = "train.model.weights"
 VARIANT_PATHS = ("data.exclude", "data.split", "data.labels.<label>.train_bins", "prep", "train")
 _ALLOWED = re.compile(r"(data\.(exclude|split|labels\.\w+\.train_bins)|prep|train)(\.|$)")
 
@@ -59,6 +64,9 @@ def read(
     base = (base or path.parent).resolve()
     problems: list[Problem] = []
     arms: dict[str, Arm] = {}
+    data = _with_recipes(data)
+    for place in _weights_places(data):
+        _identify(place, base, document, problems, is_required=check_roots and need_data)
     spec = validate(Spec, data, document, problems)
     if spec is not None:
         arms = _arms(spec, document, problems)
@@ -86,6 +94,80 @@ def _parse_set(text: str) -> tuple[str, Any]:
     except DocumentError as error:
         texts = "; ".join(problem.text for problem in error.problems)
         raise SpecError(f"--set {path}: {texts}") from None
+
+
+def _with_recipes(data: Any) -> Any:
+    """Return a copy of a spec's data in which the variants' recipes are written out."""
+    copied = copy.deepcopy(data)
+    variants = copied.get("variants")
+    for name, changes in variants.items() if isinstance(variants, dict) else ():
+        if isinstance(changes, dict):
+            variants[name] = recipe_changes(changes)
+    return copied
+
+
+class _WeightsPlace(NamedTuple):
+    """Where a spec names a file of weights."""
+
+    holder: dict[str, Any]  # the mapping
+    key: str  # in it; that of the sha256 has an ending
+    path: KeyPath  # of the mapping
+
+
+def _weights_places(data: Any) -> list[_WeightsPlace]:
+    """Return where a spec's data name a file of weights, or null in the place of one."""
+    sections: list[tuple[Any, KeyPath]] = [(data.get("train"), ("train",))]
+    places = []
+    variants = data.get("variants")
+    for name, changes in variants.items() if isinstance(variants, dict) else ():
+        path: KeyPath = ("variants", name)
+        if isinstance(changes, dict):
+            sections.append((changes.get("train"), (*path, "train")))
+            sections.append(({"model": changes.get("train.model")}, (*path, "train.model")))
+            places.append(_WeightsPlace(changes, _WEIGHTS, path))
+    for train, path in sections:
+        model = train.get("model") if isinstance(train, dict) else None
+        if isinstance(model, dict):
+            places.append(_WeightsPlace(model, "weights", (*path, "model")))
+    return [place for place in places if place.key in place.holder]
+
+
+def _identify(
+    place: _WeightsPlace,
+    base: Path,
+    document: Document,
+    problems: list[Problem],
+    *,
+    is_required: bool,
+) -> None:
+    """Write the absolute path and the sha256 of a file of weights into a spec's data."""
+    text = place.holder[place.key]
+    known = place.holder.get(f"{place.key}_sha256")
+    if text is None:
+        place.holder[f"{place.key}_sha256"] = None
+    if not isinstance(text, str) or not text.endswith(".safetensors"):
+        return  # the model of the section says what is required
+    file = (base / text).resolve()
+    place.holder[place.key] = str(file)
+    if not file.is_file() and not is_required:
+        return
+    fault = None
+    if not file.is_file():
+        fault = f"a file was required, found none at {file}"
+    else:
+        try:
+            shapes_of(file)
+            actual = file_sha256(file)
+            place.holder[f"{place.key}_sha256"] = known or actual
+            if known not in {None, actual}:
+                fault = (
+                    f"sha256 {known} was required, found {actual} at {file}; take the right file"
+                )
+        except (ValueError, OSError) as error:
+            fault = str(error)
+    if fault is not None:
+        where = document.where((*place.path, place.key))
+        problems.append(Problem(*where, f"{_WEIGHTS}: {fault}"))
 
 
 def _arms(spec: Spec, document: Document, problems: list[Problem]) -> dict[str, Arm]:

@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from data_prep.config import Data, TestTable
 from data_prep.prep_config import Prep
-from data_prep.section_base import Positive, Section, Seed, how, identity, since
+from data_prep.section_base import BARE_NAME, Positive, Section, Seed, how, identity, since
 from orchestrator.base.keys import setting_id
 from orchestrator.spec.score import DEFAULT, Score, ScoreText, parse_score
 from orchestrator.spec.search_space import Confirm, Plain, Point, Search, Space, apply
@@ -20,6 +20,34 @@ from trainers.config import Train
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 VariantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+.-]{0,62}$")]
+
+
+class NoAdjustment(Section):
+    """Members answer as they were trained."""
+
+    name: Literal["none"] = "none"
+
+
+class PriorAdjustment(Section):
+    """Divide probabilities by (share of the class)^tau (Menon et al. 2021, section 4.1).
+
+    Shares are counted per label over groups, each once.
+    """
+
+    name: Literal["logit_adjustment"] = "logit_adjustment"
+    tau: Positive = 1.0
+    """Strength: 1 answers as if classes were alike, less goes part of the way."""
+
+
+class FittedAdjustment(Section):
+    """A temperature per label and a shift per class, by the least out-of-fold log loss."""
+
+    name: Literal["fitted"] = "fitted"
+    classes: Literal["alike", "as_found"] = "alike"
+    """What the fit aims at: classes that count alike, as macro F1 counts them, or as often as found."""
+
+
+Adjust = NoAdjustment | PriorAdjustment | FittedAdjustment
 
 
 class Select(Section):
@@ -33,6 +61,10 @@ class Select(Section):
     """Votes of the ensemble; policy diverse may give one member several."""
     scores: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = None
     """Scores of a leaderboard, typed in by hand."""
+    adjust: Annotated[Annotated[Adjust, Field(discriminator="name")], BARE_NAME] = since(
+        NoAdjustment()
+    )
+    """Move the answers of every candidate, fitted on out-of-fold answers of other groups."""
 
     @model_validator(mode="after")
     def _scores_fit_the_policy(self) -> Self:
@@ -282,8 +314,11 @@ class Experiment:
         return dumped
 
     def identity(self) -> Plain:
-        """Return what decides the run's result."""
-        return identity(self.spec)
+        """Return what decides the run's result; files of weights are known by their sha256."""
+        facts = identity(self.spec)
+        for changes in facts["variants"].values():
+            changes.pop("train.model.weights", None)
+        return facts
 
     def backbones(self) -> list[str]:
         """Return the backbones that some trial may load pretrained, in or out of a search space."""
@@ -292,7 +327,7 @@ class Experiment:
             model = arm.train.model
             space = self.spec.search.space_of(variant) if self.spec.search else {}
             pretrained = [model.pretrained, *_corners(space, "train.model.pretrained")]
-            if any(pretrained):
+            if any(pretrained) and model.weights is None:
                 names |= set(_corners(space, "train.model.backbone") or [model.backbone])
         return sorted(names)
 

@@ -12,10 +12,18 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from data_prep.section_base import BARE_NAME, Count, Section, Seed, since
 from orchestrator.spec.search_limits import Limits
+from trainers.finetuning.recipes import RECIPES, recipe_value
 
 Point = dict[str, Any]
 """Dotted path of a setting -> its value."""
@@ -167,9 +175,21 @@ class Search(Section):
     variant_spaces: dict[str, dict[str, SpaceEntry | None]] = {}
     """Entries that a variant adds to `space` or replaces; null removes one."""
     start: list[Point] = []
-    """Good points to try first; settings that they leave out are sampled."""
+    """Good points to try first; settings that they leave out are sampled. `{train.recipe: NAME}`
+    stands for those of a recipe's settings that lie in the space.
+    """
     limits: Limits | None = None
     """What the search may cost; null for no limit."""
+
+    @field_validator("start", mode="after")
+    @classmethod
+    def _recipes_are_points(cls, start: list[Point], info: ValidationInfo) -> list[Point]:
+        if "space" not in info.data:  # its own problem is reported
+            return start
+        space: Space = dict(info.data["space"])
+        for entries in info.data.get("variant_spaces", {}).values():
+            space |= {path: entry for path, entry in entries.items() if entry is not None}
+        return [_with_recipe(point, space) for point in start]
 
     @model_validator(mode="after")
     def _conditions_resolve(self) -> Self:
@@ -210,6 +230,33 @@ class Confirm(Section):
     """Folds per seed; every photo is predicted by trainings that did not see it."""
     race: bool = since(default=False)
     """After each seed, stop finalists that can hardly be among the best any more."""
+
+
+def _with_recipe(point: Point, space: Space) -> Point:
+    """Return a start point with its recipe written out: what lies in the space, conditions first.
+
+    Raises:
+        ValueError: there is no such recipe, or nothing of it lies in the space.
+    """
+    name = point.get("train.recipe")
+    if "train.recipe" not in point:
+        return point
+    if name not in RECIPES:
+        known = ", ".join(RECIPES)
+        raise ValueError(f"train.recipe: one of {known} was required, found {name!r}")
+    beside = {path: value for path, value in point.items() if path != "train.recipe"}
+    written = dict(beside)
+    for path in order(space):
+        entry = space[path]
+        value = recipe_value(name, path)
+        if path not in written and holds(entry.when, written) and contains(entry, value):
+            written[path] = value
+    if written == beside:
+        raise ValueError(
+            f"no setting of recipe {name} lies in the space, which has {', '.join(space) or 'nothing'}; "
+            "widen the space, or remove this point"
+        )
+    return written
 
 
 def order(space: Space) -> list[str]:

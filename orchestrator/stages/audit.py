@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from data_prep.files import atomic_path, write_json
@@ -76,7 +77,23 @@ def _examine(env: Env, catalog: Catalog, split: Split, key: str, *, probe: bool)
             gaps={name: asdict(gap) for name, gap in gaps.items()},
             probe=probe_labels(env, catalog.table) if probe else None,
             score=ScoreWords(score.text, score.title, Score(score.metric).title),
+            file_bytes=_file_bytes(env, catalog),
         )
         write_json(draft.path / "audit.json", facts.to_json())
         draft.result["n_warnings"] = len(facts.warnings)
     return env.store.get("audit", key)
+
+
+def _file_bytes(env: Env, catalog: Catalog) -> dict[str, int]:
+    """Return sample id -> bytes of its file; a file that has gone since has none."""
+    from data_prep.catalog.photo_paths import photo_path  # noqa: PLC0415
+
+    ids = catalog.table["sample_id"].to_pylist()
+    sizes = {}
+    for sample, status in zip(ids, catalog.table["status"].to_pylist(), strict=True):
+        if status != "ok":  # it may lead out of the data root
+            continue
+        path = photo_path(env.experiment.spec.data, env.experiment.base, sample)
+        with suppress(OSError):
+            sizes[sample] = path.stat().st_size
+    return sizes

@@ -32,7 +32,7 @@ from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.confirm import Confirmed, predictions_by_setting
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.search import Searched
-from orchestrator.stages.select import CHOSEN_BY, Selected
+from orchestrator.stages.select import CHOSEN_BY, Selected, adjusted_arms
 from orchestrator.stages.split import Split
 from orchestrator.stages.test_set import read_test_photos
 from orchestrator.stages.vote import Voted
@@ -101,7 +101,7 @@ def certify(
         "data": _data(env, catalog, prepare, confirm, select).model_dump(),
         "splits": _splits(split),
         "members": [member.model_dump() for member in _members(env, select, lineage)],
-        "vote": {"rule": select.rule, "tie": voting.TIE_RULE},
+        "vote": _vote_rule(select),
         "policy": select.selection.policy,
         "estimate": {
             "on": "out-of-fold predictions" if env.experiment.spec.confirm else "role val",
@@ -127,6 +127,13 @@ def certify(
     facts["statement"] = statement(as_record(Certificate, facts), words)
     write_json(env.paths.certificate, facts)
     return as_record(Certificate, facts)
+
+
+def _vote_rule(select: Selected) -> dict[str, Any]:
+    rule: dict[str, Any] = {"rule": select.rule, "tie": voting.TIE_RULE}
+    if select.adjusted:
+        rule["adjusted"] = select.adjusted.to_json(select.members)
+    return rule
 
 
 def _whom(env: Env, select: Selected, confirm: Confirmed, *, leaking: bool) -> str:
@@ -288,7 +295,8 @@ def _expected(select: Selected) -> Estimate:
 def _worst(env: Env, catalog: Catalog, confirm: Confirmed, select: Selected) -> dict[str, Any]:
     """Return the classes and the groups that the vote reads worst, out of fold."""
     predictions = predictions_by_setting(env, catalog, confirm)
-    arms = list(align({setting: predictions[setting] for setting in select.members}).values())
+    members = align({setting: predictions[setting] for setting in select.members})
+    arms = list(adjusted_arms(env, members).values())
     preds = voting.cast(
         [arm.votes for arm in arms],
         [arm.mean_probs for arm in arms],
@@ -356,6 +364,9 @@ def _data_uses(
         n_candidates,
         f"scored {candidates} (policy {policy}) and {claims}",
     )
+    if select.adjusted:
+        reason = "fitted temperatures and shifts of classes; each photo's by other people's labels"
+        add("out-of-fold labels, to adjust answers", n_candidates, reason)
     if race := confirm.race:
         reason = f"raced {counted(race.n_finalists, 'finalist')}; stopped {len(race.stopped)}"
         add("out-of-fold labels, in the race", race.n_looks_taken, reason)

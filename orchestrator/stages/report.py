@@ -21,7 +21,7 @@ from orchestrator.stages.certificate import certify
 from orchestrator.stages.confirm import Confirmed, held_out_predictions
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.search import Searched
-from orchestrator.stages.select import Selected
+from orchestrator.stages.select import Selected, adjusted_arms
 from orchestrator.stages.split import Split
 from orchestrator.stages.vote import Voted
 from orchestrator.store import tables
@@ -148,7 +148,8 @@ def _write_gallery(
     if not env.experiment.spec.report.photos or not select.members:
         return
     arms = held_out_predictions(env, catalog, split, confirm)
-    members = align({setting: arms[setting] for setting in select.members})
+    together = align({setting: arms[setting] for setting in select.members})
+    members = adjusted_arms(env, together)
     diagnosis = select.ensemble.diagnosis
     suspects = diagnosis.label_noise.suspects if diagnosis else []
     picked = pick_photos(members, select.weights, select.rule, suspects)

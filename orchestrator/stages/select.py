@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from data_prep.catalog.label_schema import name_in_catalog
+from data_prep.section_base import identity
 from orchestrator.base.errors import UserError
-from orchestrator.base.wording import counted
+from orchestrator.base.wording import counted, signed
 from orchestrator.ensemble.diagnosis import (
     Diagnosis,
     LostPhoto,
@@ -25,10 +26,17 @@ from orchestrator.evaluation import vote as voting
 from orchestrator.evaluation.checkpoint_count_curve import CheckpointCurve, checkpoint_curve
 from orchestrator.evaluation.paired_test import PairedTest, paired_difference
 from orchestrator.evaluation.predictions import Predictions
+from orchestrator.evaluation.probabilities.adjustment import (
+    AdjustedLabel,
+    Adjustment,
+    cross_fitted,
+    fit,
+)
 from orchestrator.evaluation.scores_with_intervals import Scores, score_answers, scorer_of
 from orchestrator.evaluation.selection import Candidate, Selection
 from orchestrator.evaluation.selection_bias import Corrected
 from orchestrator.planning.stage import SUCCEEDED, Env
+from orchestrator.spec.models import NoAdjustment
 from orchestrator.spec.score import DEFAULT
 from orchestrator.stages import test_set
 from orchestrator.stages.catalog import Catalog
@@ -130,6 +138,28 @@ class EnsembleScores:
 
 
 @dataclass(frozen=True)
+class Adjusted:
+    """How the members' answers are moved, and what that is worth."""
+
+    by: Mapping[str, Any]  # select.adjust of the spec
+    seed: int  # of the parts of the people
+    labels: Mapping[str, tuple[AdjustedLabel, ...]]  # by setting, of every candidate
+    change: PairedTest  # the vote minus that of the members as they were trained
+
+    def to_json(self, members: list[str]) -> dict[str, Any]:
+        """Return plain data of the members."""
+        by_member = {}
+        for setting in members:
+            by_member[setting] = [label.to_json() for label in self.labels[setting]]
+        return {
+            "by": dict(self.by),
+            "seed": self.seed,
+            "change": self.change.to_json(),
+            "members": by_member,
+        }
+
+
+@dataclass(frozen=True)
 class Selected:
     """The members of the ensemble, and what their vote is worth."""
 
@@ -144,6 +174,12 @@ class Selected:
     rule: str  # of the vote
     calibrate: bool = False  # confidences are stated at the temperatures of the diagnosis
     score: str = DEFAULT  # of the spec
+    adjusted: Adjusted | None = None  # None where members answer as they were trained
+
+    @property
+    def adjustments(self) -> Mapping[str, Adjustment]:
+        """How each setting's answers are moved; empty where none are."""
+        return self.adjusted.labels if self.adjusted else {}
 
     @property
     def members(self) -> list[str]:
@@ -163,6 +199,8 @@ class Selected:
         vote: dict[str, Any] = {"rule": self.rule, "tie": voting.TIE_RULE}
         if self.calibrate and ensemble.diagnosis:
             vote["temperatures"] = ensemble.diagnosis.temperatures
+        if self.adjusted:
+            vote["adjusted"] = self.adjusted.to_json(self.members)
         named = {} if self.score == DEFAULT else {"score": self.score}
         return {
             **named,
@@ -205,7 +243,8 @@ def run(
             "select: finalists with out-of-fold predictions over all labels were required, "
             "found none"
         )
-    arms = common_samples.on_common_samples(predictions)
+    as_trained = common_samples.on_common_samples(predictions)
+    arms = adjusted_arms(env, as_trained)
     n_common = len(next(iter(arms.values())).sample_ids)
     sizes = {setting: len(arm.sample_ids) for setting, arm in predictions.items()}
     candidates = []
@@ -224,7 +263,8 @@ def run(
         candidates.append(replace(entry, stopped_after=stopped.get(setting)))
     peeks = None
     if spec.select.policy == "leaderboard":
-        candidates, peeks = _with_board_scores(env, catalog, prepare, confirm, candidates)
+        fits = _fits(env, as_trained)
+        candidates, peeks = _with_board_scores(env, catalog, prepare, confirm, candidates, fits)
     ranked = selection.rank(candidates, "robust")
     order = [entry.setting for entry in ranked]
     pool = selection_bias.Pool(
@@ -240,12 +280,13 @@ def run(
         peeks = replace(peeks, corrected=corrected)
     ensemble = _score_ensemble(env, confirm, pool, order, chosen)
     members = {setting: pool.candidates[order.index(setting)] for setting in chosen.members}
+    adjusted = _adjusted(env, as_trained, members, chosen)
     diagnosis = _diagnose(env, catalog, split, prepare, confirm, members, chosen.weights)
     (winner,) = selection_bias.best_alone(pool, pool.everybody, 1)[0]
     finding = common_samples.little_in_common(list(sizes.values()), n_common)
     return Selected(
         SUCCEEDED,
-        _note(ensemble, len(chosen.members), spec.parsed_score.title),
+        _note(ensemble, len(chosen.members), spec.parsed_score.title) + _change_note(adjusted),
         chosen,
         replace(ensemble, diagnosis=diagnosis),
         selection_bias.corrected(pool, selection_bias.best_alone, 1, seed=spec.seed, alone=True),
@@ -255,7 +296,55 @@ def run(
         spec.vote.rule,
         spec.vote.calibrate,
         spec.score,
+        adjusted,
     )
+
+
+def adjusted_arms(env: Env, arms: Mapping[str, Predictions]) -> dict[str, Predictions]:
+    """Return arms whose answers are adjusted as the spec says, by fits on other people."""
+    spec = env.experiment.spec
+    adjust = spec.select.adjust
+    if isinstance(adjust, NoAdjustment):
+        return dict(arms)
+    adjusted = {}
+    for setting, arm in arms.items():
+        adjusted[setting] = cross_fitted(arm, adjust, env.schema, seed=spec.seed)
+    return adjusted
+
+
+def _fits(env: Env, as_trained: Mapping[str, Predictions]) -> dict[str, tuple[AdjustedLabel, ...]]:
+    """Return how the answers of each setting on new photos are moved, fitted on all people."""
+    adjust = env.experiment.spec.select.adjust
+    if isinstance(adjust, NoAdjustment):
+        return {}
+    return {setting: fit(arm, adjust, env.schema) for setting, arm in as_trained.items()}
+
+
+def _adjusted(
+    env: Env,
+    as_trained: Mapping[str, Predictions],
+    members: Mapping[str, Predictions],
+    chosen: Selection,
+) -> Adjusted | None:
+    """Return how the members' answers are moved, and what the vote gains by it."""
+    spec = env.experiment.spec
+    if isinstance(spec.select.adjust, NoAdjustment):
+        return None
+    before = {setting: as_trained[setting] for setting in members}
+    weights = dict(zip(chosen.members, chosen.weights, strict=True))
+    votes = [_like(arms, _cast(env, arms, weights).pred) for arms in (members, before)]
+    change = paired_difference(*votes, metric=_scorer(env))
+    return Adjusted(identity(spec.select.adjust), spec.seed, _fits(env, before), change)
+
+
+def _change_note(adjusted: Adjusted | None) -> str:
+    if adjusted is None:
+        return ""
+    change = adjusted.change
+    text = f", adjusted {signed(change.difference)}"
+    if change.low is None or change.high is None:
+        return text
+    return f"{text} ({signed(change.low)} to {signed(change.high)})"
 
 
 def _scorer(env: Env) -> metrics.Scorer:
@@ -274,6 +363,7 @@ def _with_board_scores(
     prepare: Prepared,
     confirm: Confirmed,
     candidates: list[Candidate],
+    fits: Mapping[str, Adjustment],
 ) -> tuple[list[Candidate], Peeks]:
     """Add a leaderboard's scores: typed in by hand, or seen on the public half."""
     typed = env.experiment.spec.select.scores
@@ -285,7 +375,7 @@ def _with_board_scores(
     trials: list[TrialRecord] = []
     for candidate in candidates:
         trials += confirm.checkpoints[candidate.setting]
-    answers = test_set.answer_public_half(env, catalog, prepare, photos, trials)
+    answers = test_set.answer_public_half(env, catalog, prepare, photos, trials, fits)
     test_set.count_look_at_labels(env, list(answers.values()))
     scored = []
     for candidate in candidates:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ import pyarrow as pa
 from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.evaluation import metrics
 from orchestrator.evaluation.predictions import Ints, Predictions
+from orchestrator.evaluation.probabilities.adjustment import Adjustment, adjusted
 from orchestrator.evaluation.scores_with_intervals import scorer_of
 from orchestrator.evaluation.sequential_testing import labels_key, predictions_key
 from orchestrator.planning.stage import Env
@@ -227,11 +228,22 @@ def predict_trials(
     return predicted
 
 
-def join_members(predicted: Sequence[TrialProbs], samples: list[str]) -> Members:
-    """Return the mean probabilities of each setting, in the order of their first trial."""
+def join_members(
+    predicted: Sequence[TrialProbs],
+    samples: list[str],
+    adjustments: Mapping[str, Adjustment] | None = None,
+) -> Members:
+    """Return the mean probabilities of each setting, in the order of their first trial.
+
+    Args:
+        predicted: every checkpoint's answers.
+        samples: that it answered.
+        adjustments: setting -> how the answers of each of its checkpoints are moved.
+    """
     by_setting: dict[str, list[Any]] = {}
     for trial, probs in predicted:
-        by_setting.setdefault(trial.setting, []).append(probs)
+        moved = adjusted(probs, (adjustments or {}).get(trial.setting, ()))
+        by_setting.setdefault(trial.setting, []).append(moved)
     return {setting: (samples, np.mean(each, axis=0)) for setting, each in by_setting.items()}
 
 
@@ -291,6 +303,7 @@ def answer_public_half(
     prepare: Prepared,
     photos: TestPhotos,
     trials: Sequence[TrialRecord],
+    adjustments: Mapping[str, Adjustment] | None = None,
 ) -> dict[str, Predictions]:
     """Return every setting's answers on the public half beside its labels: what a board scores.
 
@@ -298,7 +311,8 @@ def answer_public_half(
     """
     ids = [sample for sample, _ in photos.part("public")]
     readable = [sample for sample in ids if sample not in photos.lost]
-    members = join_members(predict_trials(env, prepare, trials, readable), readable)
+    predicted = predict_trials(env, prepare, trials, readable)
+    members = join_members(predicted, readable, adjustments)
     labels = open_labels(env, catalog, photos, "public", by="select") or {}
     is_readable = np.array([sample not in photos.lost for sample in ids], bool)
     answers = {}

@@ -27,7 +27,7 @@ from orchestrator.search.card_sharing.shares import FixedShare, MeasuredShares, 
 from orchestrator.search.compile_probe import known_times, time_steps
 from orchestrator.search.controller import TrialController
 from orchestrator.search.numeric_precision import choose_precision
-from orchestrator.search.subset_files import mixable_file, subset_file
+from orchestrator.search.subset_files import facts_file, mixable_file, subset_file
 from orchestrator.search.trial import TrialSpec
 from orchestrator.search.trial_process import Watch, stop_file
 from orchestrator.spec.models import Arm, Experiment, Spec
@@ -102,10 +102,13 @@ class Trainings:
             fold,
         )
         mixable = self._mixable_file(arm)
-        for file in (subset, mixable):
+        facts = self._facts_file(arm)
+        for file in (subset, mixable, facts):
             if file is not None:
                 env.store.share(file)
         inputs = self._inputs(variant, arm, subset, mixable, source)
+        if facts:
+            inputs["facts"] = file_sha256(facts)
         share = env.trial_share
         precision = choose_precision(arm, env.schema, share, env.ledger)
         trained_as = identity(arm.train)
@@ -134,6 +137,7 @@ class Trainings:
             device=share.device,
             inputs=inputs,
             mixable=str(mixable) if mixable else None,
+            facts=str(facts) if facts else None,
             source=source,
             score=score,
             step_times=self._step_times(arm, precision),
@@ -156,7 +160,9 @@ class Trainings:
         if source:
             inputs["source"] = source
         model = arm.train.model
-        if model.pretrained and (weights := recorded(model.backbone)):
+        if model.weights_sha256:
+            inputs["weights"] = model.weights_sha256
+        elif model.pretrained and (weights := recorded(model.backbone)):
             inputs["weights"] = next(iter(weights.values()))
         return inputs
 
@@ -197,6 +203,11 @@ class Trainings:
         catalog = self.catalog
         folder = self.env.paths.parts
         return mixable_file(folder, arm.train, catalog.table, catalog.artifact.key, self.env.schema)
+
+    def _facts_file(self, arm: Arm) -> Path | None:
+        catalog = self.catalog
+        folder = self.env.paths.parts
+        return facts_file(folder, arm.train, arm.data, catalog.table, catalog.artifact.key)
 
 
 def feature_sources(experiment: Experiment) -> dict[str, str]:

@@ -222,7 +222,7 @@ class TrialStarted(TrialEvent):
     """A trial was proposed: what its worker needs, and its number within its variant."""
 
     record_kind = "trial_started"
-    left_out = frozenset({"score"})
+    left_out = frozenset({"facts", "score"})
 
     setting: str
     variant: str
@@ -240,6 +240,7 @@ class TrialStarted(TrialEvent):
     device: str = "cpu"
     inputs: dict[str, str] = field(default_factory=dict)
     mixable: str | None = None
+    facts: str | None = None
     source: str | None = None
     micro_batch: int | None = None
     score: dict[str, object] | None = None  # that it maximizes; None: macro F1

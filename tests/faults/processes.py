@@ -31,6 +31,7 @@ class Fault:
     ends_driver: bool = True
     codes: tuple[int, ...] = ()  # of the driver; empty: any but 0
     over_after: str | None = None  # the stage after which there is nothing to inject into
+    order: float = 0.0  # among the faults of a run: -1 for the beginning, 1 for the end
 
 
 @dataclass
@@ -167,8 +168,8 @@ def running_trials(rig):
 def faults(pause_s=5.0):
     kill, goes_on, again = signal.SIGKILL, "the next submit goes on", "the trial is tried again"
 
-    def inside(name, expected, inject, over_after=None):
-        return Fault(name, expected, inject, ends_driver=False, over_after=over_after)
+    def inside(name, expected, inject, over_after=None, order=0.0):
+        return Fault(name, expected, inject, False, (), over_after, order)
 
     return [
         Fault("driver, kill -9", goes_on, _signal_driver(kill), codes=(-9,)),
@@ -178,15 +179,19 @@ def faults(pause_s=5.0):
         Fault("raylet, kill -9", f"it ends, {goes_on}", _signal_process("raylet", kill, 6)),
         Fault("GCS, kill -9", f"it ends, {goes_on}", _signal_process("GCS", kill, 6)),
         inside("preparation worker, kill -9", "its photos go to another one",
-               _signal_process("preparation worker", kill, 2, "prepare"), "prepare"),
+               _signal_process("preparation worker", kill, 2, "prepare"), "prepare", -1),
         inside("trial worker, kill -9", f"{again}, its child goes too",
                _signal_training("trial worker", kill), "confirm"),
         inside("child of a trial worker, kill -9", again, _signal_training("child", kill), "confirm"),
         inside("segmentation fault in a trial", again,
                _signal_training("child", signal.SIGSEGV), "confirm"),
+        inside("os._exit in a trial", again, _signal_training("child", signal.SIGUSR1), "confirm"),
+        inside("a trial dies and leaves a process", f"{again}, the process ends with the run",
+               _signal_training("child", signal.SIGUSR2), "confirm"),
         inside("trial worker, SIGSTOP, then SIGCONT", "the run goes on",
                _pause("trial worker", pause_s, "confirm"), "confirm"),
-        inside("vote task, kill -9", "Ray tries it again", _signal_process("vote task", kill, 0.3)),
+        inside("vote task, kill -9", "Ray tries it again",
+               _signal_process("vote task", kill, 0.3), order=1),
         inside("dashboard, kill -9", "the run goes on", _signal_process("dashboard", kill, 5)),
         inside("tracking process, kill -9", "the run goes on",
                _signal_process("tracking process", kill, 5)),
@@ -213,12 +218,7 @@ def schedule(wanted, rng):
     drawn = []
     for fault, n in wanted:
         for _ in range(n):
-            place = rng.random()
-            if fault.over_after == "prepare":
-                place -= 1
-            elif fault.name.startswith("vote"):
-                place += 1
-            drawn.append((place, fault))
+            drawn.append((fault.order + rng.random(), fault))
     return [fault for _, fault in sorted(drawn, key=lambda entry: entry[0])]
 
 
@@ -341,9 +341,9 @@ def inject_all(rig, calm, wanted, rng, *, per_run=20, until=float("inf"), say=pr
         per_run: injections of one run.
         until: of `time.monotonic`; no injection later.
         say: gets progress.
-        save: gets the rows after each run.
+        save: gets the rows of each run when it has ended.
     """
-    rows = {fault.name: Row(fault.name, fault.expected) for fault, _ in wanted}
+    total = new_rows(fault for fault, _ in wanted)
     left = schedule(wanted, rng)
     n_without = 0
     while left and n_without < _MAX_IDLE and time.monotonic() < until:
@@ -352,12 +352,29 @@ def inject_all(rig, calm, wanted, rng, *, per_run=20, until=float("inf"), say=pr
         rest = list(left)
         for fault in chosen:
             rest.remove(fault)
+        rows = new_rows(fault for fault, _ in wanted)
         chain = Chain(rig, calm, rows, rng, say)
         left = schedule_again(chain.run(chosen, until) + rest, rng)
         n_without = 0 if chain.injected else n_without + 1
+        add(total, rows.values())
         if save:
             save(list(rows.values()))
-    return list(rows.values())
+    return list(total.values())
+
+
+def new_rows(chosen):
+    """Return name -> empty row, for some faults."""
+    return {fault.name: Row(fault.name, fault.expected) for fault in chosen}
+
+
+def add(total, rows):
+    """Add rows to those of a table, which has all of their faults."""
+    for row in rows:
+        into = total[row.fault]
+        into.injected += row.injected
+        into.held += row.held
+        into.lost += row.lost
+        into.notes += row.notes
 
 
 def schedule_again(left, rng):

@@ -14,7 +14,13 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
-from orchestrator.store.event_types import EpochReported, ShardWritten, TrialEnded
+from orchestrator.store.event_types import (
+    DriverStarted,
+    EpochReported,
+    ShardWritten,
+    StageEnded,
+    TrialEnded,
+)
 from orchestrator.store.ledger import read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +50,27 @@ confirm: {finalists: 2, seeds: [0], folds: 2}
 select: {policy: robust, members: 2}
 track: {wandb: null, tensorboard: false}
 """
+INSIDE = """\
+import os, signal, subprocess, time
+
+if "FAULTS_CLOCK_S" in os.environ:
+    real, ahead_s = time.time, float(os.environ["FAULTS_CLOCK_S"])
+    time.time = lambda: real() + ahead_s
+
+
+def leave(number, frame):
+    os._exit(7)
+
+
+def leave_a_child(number, frame):
+    subprocess.Popen(["sleep", "900"], start_new_session=True)
+    os._exit(8)
+
+
+signal.signal(signal.SIGUSR1, leave)
+signal.signal(signal.SIGUSR2, leave_a_child)
+"""
+"""Is imported by each process of a run when it starts: two signals run code inside a training, the clock is wrong."""
 _VOLATILE = {"checkpoint", "wall_s", "epochs"}  # beside columns of times; kept apart in `tables`
 _KINDS = {
     "trial worker": "ray::TrialWorker",
@@ -60,6 +87,9 @@ class Rig:
     n_people: int = 36
     size: tuple[int, int] = (64, 80)
     mark: str = field(default_factory=lambda: os.urandom(8).hex())
+    before: tuple[str, ...] = ()  # words before the command
+    environment: dict[str, str] = field(default_factory=dict)  # of the next drivers
+    store_name: str = "store"
 
     def __post_init__(self):
         from data_prep.sample.portrait_data_set import build
@@ -68,6 +98,8 @@ class Rig:
         build(self.root / "data/sample", self.n_people, size=self.size, jobs=2)
         (self.root / "experiments").mkdir()
         self.spec.write_text(SPEC)
+        (self.root / "inside").mkdir()
+        (self.root / "inside/sitecustomize.py").write_text(INSIDE)
 
     @property
     def spec(self):
@@ -75,7 +107,7 @@ class Rig:
 
     @property
     def store(self):
-        return self.root / "store"
+        return self.root / self.store_name
 
     @property
     def run(self):
@@ -95,7 +127,7 @@ class Rig:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def command(self):
-        return [sys.executable, "-m", "orchestrator", "submit", str(self.spec)]
+        return [*self.before, sys.executable, "-m", "orchestrator", "submit", str(self.spec)]
 
     def start(self):
         return Submit(self)
@@ -121,21 +153,34 @@ class Submit:
             cwd=rig.root,
             env={
                 **os.environ,
-                "PYTHONPATH": str(ROOT),
+                "PYTHONPATH": f"{rig.root / 'inside'}{os.pathsep}{ROOT}",
                 "ORCHESTRATOR_STORE": str(rig.store),
                 "RAY_TMPDIR": ray_folder(rig),
                 MARK: rig.mark,
+                **rig.environment,
             },
             stdout=self.log,
             stderr=self.log,
             start_new_session=True,
         )
         self.began = time.monotonic()
+        self.n_drivers_before = len(rig.events(DriverStarted))
         self.seen = {}  # pid -> process
 
     @property
     def has_ended(self):
         return self.driver.poll() is not None
+
+    def stages(self):
+        """Return the stages that this driver has ended, in their order."""
+        n_drivers = 0
+        names = []
+        for event in self.rig.events(DriverStarted, StageEnded):
+            if isinstance(event, DriverStarted):
+                n_drivers += 1
+            elif n_drivers > self.n_drivers_before:
+                names.append(event.stage)
+        return names
 
     def look(self):
         """Return kind -> processes, and remember them."""

@@ -8,9 +8,9 @@ import pytest
 
 from trainers.config import Train
 from trainers.data import Task, batches, epoch_order
+from trainers.finetuning.optim import Plateau, lr_at
 from trainers.library_names import known_backbones
 from trainers.metrics import joint_class, macro_f1, split_class
-from trainers.optim import Plateau, lr_at
 
 SIZES = {"mask": 3, "gender": 2, "age": 3}
 

@@ -11,9 +11,9 @@ from trainers.config import Train
 from trainers.data import Mixable, Task, epoch_order
 from trainers.heads import Branches
 from trainers.inference import load, predict
-from trainers.losses import Targets, branch_loss
 from trainers.metrics import Objective
 from trainers.model import Classifier
+from trainers.objectives.losses import Targets, branch_loss
 from trainers.overlap.feeder import Batch
 from trainers.settings.loss import Focal, SoftF1
 from trainers.training_loop import OutOfMemory, TrainingDiverged, _Backward, train

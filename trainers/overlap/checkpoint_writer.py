@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -16,22 +16,24 @@ from trainers.checkpoint import Description, State
 from trainers.overlap.device_copies import read_all
 from trainers.overlap.options import Overlap
 
+_ReadWeights = Callable[[], tuple[dict[str, Tensor], Description]]
+
 
 class CheckpointWriter:
-    """Keeps the resumable state and the best weights of one folder.
+    """Keeps the resumable state and the weights of the best epochs of one folder.
 
     The weights of an epoch are written under a name with its number, then the state that counts on
     them. So a state that is found always finds its weights, wherever the process was killed.
     """
 
-    def __init__(self, folder: Path, overlap: Overlap) -> None:
+    def __init__(self, folder: Path, overlap: Overlap, n_best: int = 1) -> None:
         self._folder = folder
         self._overlap = overlap
+        self._n_best = n_best
         self._pool: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
         self._began = -float("inf")
-        self._best_epoch = 0
-        self._best: Callable[[], tuple[dict[str, Tensor], Description]] | None = None  # not written
+        self._best: dict[int, _ReadWeights] = {}  # epoch -> weights that are not written yet
 
     def __enter__(self) -> Self:
         return self
@@ -44,16 +46,11 @@ class CheckpointWriter:
 
     def load(self) -> State | None:
         """Return the state that a training goes on from, None where it starts from the beginning."""
-        state = checkpoint.load_state_with_weights(self._folder)
-        if state is not None:
-            self._best_epoch = checkpoint.best_epoch(state["history"])
-        return state
+        return checkpoint.load_state_with_weights(self._folder, self._n_best)
 
     def keep_best(self, epoch: int, weights: dict[str, Tensor], description: Description) -> None:
-        """Take in the weights of the best epoch so far; they are written with its state."""
-        read = self._reader((weights, description))
-        self._best_epoch = epoch
-        self._best = read
+        """Take in the weights of one of the best epochs so far; they are written with its state."""
+        self._best[epoch] = self._reader((weights, description))
 
     def save(self, state: State, *, is_last: bool) -> None:
         """Write a state; it may be left out if the last one is young and this is not the last.
@@ -64,22 +61,24 @@ class CheckpointWriter:
         Raises:
             OSError: this state or one before it could not be written.
         """
+        best = {}
+        for epoch in checkpoint.best_epochs(state["history"], self._n_best):
+            best[epoch] = self._best.get(epoch)
+        self._best = {epoch: read for epoch, read in best.items() if read is not None}
         is_young = time.monotonic() - self._began < self._overlap.write_every_s
         is_busy = self._writing is not None and not self._writing.done()
         if not is_last and (is_young or is_busy):
             return
         self._wait()
         self._began = time.monotonic()
-        read_best = self._best
         read_state = self._reader(state)
-        best_epoch = self._best_epoch
-        self._best = None
+        self._best = {}
         if not self._overlap.writes_beside:
-            self._write(read_state, read_best, best_epoch)
+            self._write(read_state, best)
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing = self._pool.submit(self._write, read_state, read_best, best_epoch)
+        self._writing = self._pool.submit(self._write, read_state, best)
 
     def finish(self, best_epoch: int) -> None:
         """Wait for what is being written and give the best weights their final name.
@@ -89,6 +88,15 @@ class CheckpointWriter:
         """
         self._wait()
         checkpoint.rename_best(self._folder, best_epoch)
+
+    def epoch_weights(self, epoch: int) -> dict[str, Tensor]:
+        """Wait for what is being written and return the weights of one of the best epochs.
+
+        Raises:
+            OSError: a state could not be written.
+        """
+        self._wait()
+        return checkpoint.epoch_weights(self._folder, epoch)
 
     def _reader(self, tree: Any) -> Callable[[], Any]:
         if not self._overlap.writes_beside:
@@ -101,10 +109,11 @@ class CheckpointWriter:
             self._writing = None
 
     def _write(
-        self, read_state: Callable[[], Any], read_best: Callable[[], Any] | None, best_epoch: int
+        self, read_state: Callable[[], Any], best: Mapping[int, _ReadWeights | None]
     ) -> None:
-        if read_best is not None:
-            weights, description = read_best()
-            checkpoint.save_weights(self._folder, weights, description, epoch=best_epoch)
+        for epoch, read_best in best.items():
+            if read_best is not None:  # else it is written
+                weights, description = read_best()
+                checkpoint.save_weights(self._folder, weights, description, epoch=epoch)
         checkpoint.save_state(self._folder, read_state())
-        checkpoint.remove_weights(self._folder, except_epoch=best_epoch)
+        checkpoint.remove_weights(self._folder, except_epochs=best)

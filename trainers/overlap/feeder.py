@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from trainers.data import Ints
-from trainers.losses import Targets
+from trainers.objectives.losses import Targets
 from trainers.overlap.device_copies import Arrival, Copies
 
 _DEPTH = 2  # batches on their way

@@ -10,9 +10,13 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from typing import TypedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from trainers.preflight.subprocess_runner import run_apart
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _TIMEOUT_S = 300.0
 _ANY_SIZE = re.compile(
@@ -22,15 +26,16 @@ _SMALLEST = 32  # five halvings leave one pixel
 
 
 class Job(TypedDict):
-    """A backbone of timm and the side of its photos in pixels."""
+    """A backbone of timm, the side of its photos in pixels, and a file of weights for it."""
 
     backbone: str
     size: int
+    weights: NotRequired[str]
 
 
 def needs_try(job: Job) -> bool:
-    """Return False for networks that take any size."""
-    return job["size"] < _SMALLEST or _ANY_SIZE.match(job["backbone"]) is None
+    """Return False for networks that take any size, and get no weights of the user's own."""
+    return "weights" in job or job["size"] < _SMALLEST or _ANY_SIZE.match(job["backbone"]) is None
 
 
 def backbone_problems(jobs: Sequence[Job]) -> list[str | None]:
@@ -38,8 +43,8 @@ def backbone_problems(jobs: Sequence[Job]) -> list[str | None]:
     return run_apart("trainers.preflight.backbones", jobs, timeout_s=_TIMEOUT_S)
 
 
-def try_backbone(backbone: str, size: int) -> str | None:
-    """Build a backbone and show it two photos."""
+def try_backbone(backbone: str, size: int, weights: str | None = None) -> str | None:
+    """Build a backbone, show it two photos, and compare it with the tensors of a file."""
     import torch  # noqa: PLC0415 - seconds
 
     from trainers.model import build  # noqa: PLC0415
@@ -55,13 +60,23 @@ def try_backbone(backbone: str, size: int) -> str | None:
         except Exception as error:  # noqa: BLE001 - whatever the libraries raise
             first_line = str(error).strip().partition("\n")[0]
             continue
-        return None
+        return None if weights is None else _misfit(classifier.backbone, Path(weights))
     own_size = _own_size(backbone)
     do = f"its own size is {own_size}" if own_size else "it needs larger photos"
     return (
         f"{backbone} cannot be used on photos of {size} x {size} pixels: {do}; "
         f"change resize in prep.steps, or the backbone ({first_line})"
     )
+
+
+def _misfit(backbone: nn.Module, weights: Path) -> str | None:
+    from trainers.finetuning.own_weights import misfit, shapes_of  # noqa: PLC0415
+
+    try:
+        problem = misfit(backbone, shapes_of(weights))
+    except ValueError as error:
+        return str(error)
+    return problem and f"{weights}: {problem}"
 
 
 def _own_size(backbone: str) -> int | None:
@@ -74,7 +89,7 @@ def _own_size(backbone: str) -> int | None:
 def main() -> None:
     """Try the backbones on standard input."""
     jobs: list[Job] = json.load(sys.stdin)
-    problems = [try_backbone(job["backbone"], job["size"]) for job in jobs]
+    problems = [try_backbone(job["backbone"], job["size"], job.get("weights")) for job in jobs]
     sys.stdout.write("\n" + json.dumps(problems))
 
 

@@ -105,8 +105,8 @@ def _train(
 ) -> _Trained:
     import torch  # noqa: PLC0415 - seconds
 
+    from trainers.finetuning.optim import make_optimizer  # noqa: PLC0415
     from trainers.model import build  # noqa: PLC0415
-    from trainers.optim import make_optimizer  # noqa: PLC0415
     from trainers.overlap.compiled_steps import compiled_net, recorded_net  # noqa: PLC0415
 
     torch.manual_seed(0)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import (
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
-from data_prep.section_base import BARE_NAME, Positive, Section
+from data_prep.section_base import BARE_NAME, Fraction, Positive, Section
+
+Counted = Literal["groups", "photos"]
+"""What the size of a class counts: groups, each once and divided among its classes, or photos."""
 
 
 class _Loss(Section):
@@ -48,7 +59,139 @@ class SoftF1(_Loss):
     name: Literal["f1"] = "f1"
 
 
+class LogitAdjustment(_Loss):
+    """Cross entropy of logits + tau log(share of the class) (Menon et al. 2021, eq. 10).
+
+    Answers come from the plain logits, so a model learns to answer as if classes were alike.
+    """
+
+    name: Literal["logit_adjustment"] = "logit_adjustment"
+    tau: Positive = 1.0
+    """Strength: 1 answers for the balanced error, less goes part of the way."""
+    count: Counted = "groups"
+    """What shares of classes count in the training part: each group once, or each photo."""
+
+
+class BalancedSoftmax(_Loss):
+    """Cross entropy of logits + log(size of the class) (Ren et al. 2020, eq. 3).
+
+    With one and the same `count` it is `logit_adjustment` at tau 1.
+    """
+
+    name: Literal["balanced_softmax"] = "balanced_softmax"
+    count: Counted = "photos"
+    """What sizes of classes count in the training part: each photo, as published, or each group."""
+
+
+PlainLoss = Focal | CrossEntropy | LabelSmoothing | SoftF1 | LogitAdjustment | BalancedSoftmax
+
+
+class MixedPart(Section):
+    """One loss of a mix."""
+
+    weight: Positive
+    """What the loss is multiplied by."""
+    loss: Annotated[Annotated[PlainLoss, Field(discriminator="name")], BARE_NAME]
+    """The loss, with its settings."""
+
+    @model_validator(mode="after")
+    def _has_no_branch_weights(self) -> Self:
+        if self.loss.weights:
+            raise ValueError(
+                "weights of branches hold for the whole mix; put them beside the losses, not inside "
+                "one"
+            )
+        return self
+
+
+class Mix(_Loss):
+    """A weighted sum of losses, in short `{f1: 0.4, focal: {weight: 0.6, gamma: 1}}`."""
+
+    name: Literal["mix"] = "mix"
+    parts: Annotated[dict[str, MixedPart], Field(min_length=2)]
+    """Name of a loss -> its weight, or its weight and its settings."""
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _written_out(cls, parts: Any) -> Any:
+        if not isinstance(parts, dict):
+            return parts
+        return {name: _part(name, value) for name, value in parts.items()}
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        for name, part in self.parts.items():
+            if part.loss.name != name:
+                raise ValueError(
+                    f"parts.{name}: loss {name!r} was required, found {part.loss.name!r}"
+                )
+        return self
+
+
+def _part(name: str, value: Any) -> Any:
+    """Write out a part: a weight alone, or a weight beside the loss's settings."""
+    if isinstance(value, int | float):
+        return {"weight": value, "loss": {"name": name}}
+    if not isinstance(value, dict) or "loss" in value:
+        return value
+    settings = {key: setting for key, setting in value.items() if key != "weight"}
+    weight = {"weight": value["weight"]} if "weight" in value else {}
+    return {**weight, "loss": {"name": name, **settings}}
+
+
+class _ShortMix:
+    """Lets {f1: 0.4, focal: 0.6} stand for {name: mix, parts: ...}, and says so in the JSON Schema."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(_named_mix, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        inner = handler(schema["schema"])
+        short = {"type": "object", "additionalProperties": {"type": ["number", "object"]}}
+        return {"anyOf": [inner, short]}
+
+
+def _named_mix(value: Any) -> Any:
+    if not isinstance(value, dict) or "name" in value or not value.keys() & _MIXABLE:
+        return value
+    parts = {key: part for key, part in value.items() if key != "weights"}
+    weights = {"weights": value["weights"]} if "weights" in value else {}
+    return {"name": "mix", "parts": parts, **weights}
+
+
+_MIXABLE = {
+    "focal",
+    "cross_entropy",
+    "label_smoothing",
+    "f1",
+    "logit_adjustment",
+    "balanced_softmax",
+}
 Loss = Annotated[
-    Annotated[Focal | CrossEntropy | LabelSmoothing | SoftF1, Field(discriminator="name")],
-    BARE_NAME,
+    Annotated[
+        Annotated[PlainLoss | Mix, Field(discriminator="name")],
+        BARE_NAME,
+    ],
+    _ShortMix(),
 ]
+
+
+def plain_losses(loss: PlainLoss | Mix) -> list[PlainLoss]:
+    """Return the losses that a loss adds up; a plain one is its only part."""
+    if isinstance(loss, Mix):
+        return [part.loss for part in loss.parts.values()]
+    return [loss]
+
+
+class EffectiveNumber(Section):
+    """Weigh a class of n by (1 - beta) / (1 - beta^n) (Cui et al. 2019, eq. 4)."""
+
+    name: Literal["effective_number"] = "effective_number"
+    beta: Fraction = 0.999
+    """Near 1 a class weighs by 1 / n; the smaller, the more alike classes weigh."""
+    count: Counted = "groups"
+    """What n counts in the training part: each group once, or each photo."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from data_prep.section_base import BARE_NAME, Section
+from data_prep.section_base import BARE_NAME, Positive, Section, how, since
 
 
 class SingleHead(Section):
@@ -22,9 +22,46 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 Activation = Literal["relu", "leaky_relu", "gelu", "silu"]
 
 
+class _Ordered(Section):
+    decode: Literal["mode", "median", "expectation"] = "mode"
+    """The answer: the likeliest class, or the one that holds the median or the expected value."""
+
+
+class Corn(_Ordered):
+    """Per border, whether the label lies above it, given that it lies above the one before.
+
+    CORN (Shi et al. 2021): a class is never likelier above a higher border than above a lower one.
+    """
+
+    name: Literal["corn"] = "corn"
+
+
+class Distribution(_Ordered):
+    """A Gaussian over the label's number is learned, on cells between the borders (Gao et al. 2017)."""
+
+    name: Literal["distribution"] = "distribution"
+    sigma: Positive = 3.0
+    """Standard deviation of the Gaussian, in the unit of the number."""
+    cells: Annotated[int, Field(ge=1, le=256)] = 16
+    """Cells of each class; its probability is their sum."""
+
+
+class Softmax(_Ordered):
+    """The branch and its loss as without an order; only `decode` uses it."""
+
+    name: Literal["softmax"] = "softmax"
+
+
+Ordered = Corn | Distribution | Softmax
+
+
 class _Branches(Section):
     joint: Literal["free", "existing"] = "free"
     """The joint classes: any combination of labels, or only those that the training part has."""
+    ordered: dict[str, Annotated[Annotated[Ordered, Field(discriminator="name")], BARE_NAME]] = (
+        since({})
+    )
+    """Label with `bins` -> how its order is learned: `corn`, `distribution` or `softmax`."""
 
 
 class ShallowHead(_Branches):
@@ -74,6 +111,10 @@ class Frozen(Section):
     """Number of augmented versions of a training photo; epoch e sees version (e - 1) mod views."""
 
 
+WeightsFile = Annotated[str, Field(pattern=r"\.safetensors$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class Model(Section):
     """A timm backbone and a head."""
 
@@ -81,6 +122,11 @@ class Model(Section):
     """Name of a model of timm."""
     pretrained: bool = True
     """Begin with ImageNet weights; false begins with random ones."""
+    weights: WeightsFile | None = how(None, exclude_if=lambda value: value is None)
+    """A file of weights for the backbone that the training begins with, `.safetensors` alone; a
+    relative path counts from the spec's own folder. A `weights.safetensors` of a run fits too."""
+    weights_sha256: Sha256 | None = since(None)
+    """The sha256 of that file. It is computed when the spec is read; one that is given is required."""
     head: Head = SingleHead()
     """What turns features into classes."""
     frozen: Frozen | None = None
@@ -90,3 +136,12 @@ class Model(Section):
     def freeze(self) -> Frozen | None:
         """How the backbone is frozen; head frozen_deep always freezes it."""
         return self.frozen or (Frozen() if isinstance(self.head, FrozenDeepHead) else None)
+
+    @model_validator(mode="after")
+    def _one_origin_of_weights(self) -> Self:
+        if self.weights is not None and isinstance(self.head, FrozenDeepHead):
+            raise ValueError(
+                f"head frozen_deep takes its backbone from variant {self.head.source!r}, found also "
+                f"weights {self.weights!r}; remove one of the two (weights: null in the variant)"
+            )
+        return self

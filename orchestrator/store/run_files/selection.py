@@ -91,12 +91,30 @@ class EnsembleScores(Diagnosed):
     marginal: tuple[Contribution, ...] = ()
 
 
+class AdjustedLabel(FileRecord):
+    """What is done to the probabilities of one label of a member."""
+
+    label: str = ""
+    temperature: float = 1.0
+    shift: tuple[float, ...] = ()
+
+
+class Adjusted(FileRecord):
+    """How the members' answers are moved before they vote."""
+
+    by: dict[str, Any] = {}  # select.adjust of the spec
+    seed: int = 0  # of the parts of the people that fits were judged on
+    change: Difference = Difference()  # of the vote, by it
+    members: dict[str, tuple[AdjustedLabel, ...]] = {}  # by setting, every label
+
+
 class VoteRule(FileRecord):
     """How the members vote."""
 
     rule: str = ""  # hard | soft
     calibrate: bool = False  # of the spec: state confidences at temperatures
     temperatures: dict[str, float] = {}  # by label, where the spec asks for them
+    adjusted: Adjusted | None = None  # None where members answer as they were trained
 
 
 class Selection(FileRecord):

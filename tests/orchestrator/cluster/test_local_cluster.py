@@ -7,6 +7,7 @@ import secrets
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,80 @@ def test_nothing_of_a_local_run_listens_on_another_interface_than_loopback(clust
     assert [] == [port for port in ports if not port.is_local]
     told = [check.text for check in doctor._ports()]
     assert any("gcs_server" in text and "for this machine alone" in text for text in told)
+
+
+CALLS = [  # of Ray's servers, agents and workers: reading, writing, and running code
+    "ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
+    "ray.rpc.InternalKVGcsService/InternalKVGet",
+    "ray.rpc.InternalKVGcsService/InternalKVPut",
+    "ray.rpc.JobInfoGcsService/AddJob",
+    "ray.rpc.ActorInfoGcsService/KillActorViaGcs",
+    "ray.rpc.NodeManagerService/RequestWorkerLease",
+    "ray.rpc.NodeManagerService/ShutdownRaylet",
+    "ray.rpc.ObjectManagerService/Push",
+    "ray.rpc.CoreWorkerService/PushTask",
+    "ray.rpc.CoreWorkerService/Exit",
+    "ray.rpc.ReporterService/GetTraceback",
+    "ray.rpc.LogService/ListLogs",
+]
+PATHS = [
+    "/api/jobs/",
+    "/api/version",
+    "/api/v0/actors",
+    "/logs/raylet.out",
+    "/nodes?view=summary",
+    "/worker/traceback?pid=1&ip=127.0.0.1",
+    "/get_or_create_runtime_env",
+    "/api/job_agent/jobs/",
+    "/metrics",
+]
+OPEN_PAGES = ("# HELP",)  # metrics: counts and names of the machine and of the run, no content
+
+
+def answered(port):
+    """Return what a port answers to calls without a token."""
+    import grpc
+    import httpx2
+
+    answers = []
+    for path in PATHS:
+        for method in ("GET", "POST"):
+            try:
+                answer = httpx2.request(method, f"http://127.0.0.1:{port.port}{path}", timeout=5)
+            except httpx2.HTTPError:
+                break  # it does not speak HTTP
+            if answer.is_success and not answer.text.startswith(OPEN_PAGES):
+                answers.append(f"{port.process}: {method} {path}: {answer.text[:60]!r}")
+    with grpc.insecure_channel(f"127.0.0.1:{port.port}") as channel:
+        for call in CALLS:
+            try:
+                channel.unary_unary(f"/{call}")(b"", timeout=2)
+                answers.append(f"{port.process}: {call}")
+            except grpc.RpcError as error:
+                if error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
+                    break  # it does not speak gRPC
+                refused = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
+                if error.code() not in refused:
+                    answers.append(f"{port.process}: {call}: {error.code().name}")
+    return answers
+
+
+def test_no_port_of_a_local_run_answers_a_call_without_the_token(cluster):
+    import ray
+
+    @ray.remote
+    def n_workers():
+        return 1
+
+    assert 1 == ray.get(n_workers.remote())
+    driver = psutil.Process()
+    ports = open_ports([driver, *driver.children(recursive=True)])
+    assert 5 < len({port.port for port in ports})
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(answered, {port.port: port for port in ports}.values()))
+    told = sorted({answer for of_port in answers for answer in of_port})
+    assert not told, "\n".join(told)
+    assert 1 == ray.get(n_workers.remote()), "the calls have disturbed nothing"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """A run does not wait for ever for servers of its own cluster that have died."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -49,3 +51,27 @@ def test_other_processes_and_interrupts_are_left_alone():
         raise KeyboardInterrupt
     with pytest.raises(ZeroDivisionError), watch_servers(Node()):
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "wait_for_it", ["import time; time.sleep(60)", "ctypes.CDLL(None).sleep(60)"]
+)
+def test_a_server_that_dies_while_ray_starts_ends_it_also_where_no_interrupt_arrives(wait_for_it):
+    code = (
+        "import ctypes, subprocess\n"
+        "from orchestrator.base.errors import UserError\n"
+        "from orchestrator.cluster import local_watch\n"
+        "local_watch._LOOK_EVERY_S, local_watch._LEAVE_START_S = 0.05, 0.5\n"
+        "local_watch._NEEDED = {'sleep': 'GCS'}\n"
+        "try:\n"
+        "    with local_watch.watch_start():\n"
+        "        subprocess.Popen(['sleep', '0.3'])\n"
+        f"        {wait_for_it}\n"
+        "except UserError as error:\n"
+        "    raise SystemExit(str(error))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert 1 == done.returncode
+    assert "the local Ray cluster lost its GCS" in done.stderr

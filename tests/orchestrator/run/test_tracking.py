@@ -2,8 +2,11 @@
 
 import json
 import resource
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 
 from orchestrator.run import tracking as track
@@ -62,3 +65,20 @@ def test_a_resumed_run_leaves_one_file_of_points_per_trial(run):
         assert track.start(run).finish(60) is None
     folders = list((run / "tensorboard").iterdir())
     assert [1] * N_TRIALS == [len(list(folder.iterdir())) for folder in folders]
+
+
+def test_a_mirror_whose_driver_has_ended_before_it_was_ready_ends_too(run):
+    lines = (run / "events.jsonl").read_text().splitlines(keepends=True)
+    (run / "events.jsonl").write_text("".join(lines[:-1]))  # a killed driver writes no end
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from orchestrator.run import tracking\n"
+        "print(tracking.start(Path(sys.argv[1])).process.pid, flush=True)\n"
+        "os._exit(9)\n"  # in the moment in which the mirror imports
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=False
+    )
+    mirror = psutil.Process(int(done.stdout))
+    mirror.wait(30)

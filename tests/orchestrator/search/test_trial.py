@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep.files import file_sha256
 from orchestrator.base.errors import UserError
 from orchestrator.search.trial import TrialSpec, run_trial
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from trainers import training_loop
 from trainers.config import Train
+from trainers.inference import load, predict
 
 SIZES = {"color": 2, "light": 2}
 N = 48
@@ -191,3 +193,35 @@ def test_two_runs_that_want_the_same_trial_at_once_train_it_once(place, monkeypa
     assert answers[0] == answers[1]
     assert [("c-one", 1, 1.0), ("c-two", 1, 1.0)] == sorted(heard)
     assert 1 == len(set(waits))
+
+
+def test_own_weights_and_averages_leave_one_model_that_predicts_as_it_was_scored(place, tmp_path):
+    source = run_trial(spec(place, "first"), lambda *_: None)
+    file = source.path / "weights.safetensors"
+    plain = spec(place, "second", fold=0)
+    train = Train.model_validate(
+        {
+            **plain.train,
+            "model": {
+                "backbone": "test_efficientnet",
+                "weights": str(file),
+                "weights_sha256": file_sha256(file),
+            },
+            "duration": "3 epochs",
+            "ema": {"decay": 0.5},
+            "soup": {"epochs": 2},
+        }
+    )
+    tuned = dataclasses.replace(plain, train=train.model_dump(mode="json", by_alias=True))
+    artifact = run_trial(tuned, lambda *_: None)
+    assert 1 <= len(artifact.result["soup"]) <= 2
+    assert "weights.safetensors" not in (artifact.path / "model.json").read_text()
+    stored = tables.read(artifact.path / "predictions.parquet")
+    rows = [
+        int(name[7:].split("/")[0]) * 2 + int(name[-5]) for name in stored["sample_id"].to_pylist()
+    ]
+    probs = predict(load(artifact.path), np.load(place / "rows/rows.npy"), np.array(rows))
+    np.testing.assert_array_equal(probs, np.array(stored["probs"].to_pylist(), np.float32))
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(ValueError, match=r"train\.model\.weights: .* the file was changed after"):
+        run_trial(dataclasses.replace(tuned, key="third"), lambda *_: None)

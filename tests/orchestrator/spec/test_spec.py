@@ -210,6 +210,29 @@ BROKEN = {
         (("  plain: {}", "  plain: {train.loss: f1, train.balance: class_weights}"),),
         r"variants.plain: .*loss 'f1' has none.*set balance: none or weighted_sampler",
     ),
+    "order of a label without one": (
+        (("head: single", "head: {name: deep, ordered: {mask: corn}}"),),
+        r"train.model.head.ordered.mask: a label with `bins` of a number was required, 'mask' lists",
+    ),
+    "order of an unknown label": (
+        (("head: single", "head: {name: deep, ordered: {aeg: corn}}"),),
+        r"train.model.head.ordered: no label 'aeg'; labels are .*did you mean 'age'",
+    ),
+    "order for a head without branches": (
+        (("head: single", "head: {name: single, ordered: {age: corn}}"),),
+        r"head 'single' does not use 'ordered'",
+    ),
+    "alpha of a branch with another loss": (
+        (
+            ("head: single", "head: {name: deep, ordered: {age: corn}}"),
+            ("loss: focal", "loss: {name: focal, alpha: {age: [1, 2, 3]}}"),
+        ),
+        r"train.loss.alpha.age: .*'age' learns by 'corn'",
+    ),
+    "part of a mix that is no loss": (
+        (("  plain: {}", "  plain: {train.loss: {f1: 0.4, focall: 0.6}}"),),
+        r"train.loss.focall.*focal",
+    ),
     "borders of training that move another number of borders": (
         (("bins: [30, 60]", "bins: [30, 60], train_bins: [57]"),),
         r"train_bins moves the borders of bins in training: as many were required",

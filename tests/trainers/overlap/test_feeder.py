@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.trainers.overlap.late_copies import LateCopies, our_threads
-from trainers.losses import Targets
+from trainers.objectives.losses import Targets
 from trainers.overlap.feeder import Batch, feed
 
 

@@ -2,8 +2,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from orchestrator.evaluation.calibration import calibrate, fit_temperature, label_probs, scale
 from orchestrator.evaluation.metrics import Owners
+from orchestrator.evaluation.probabilities.calibration import (
+    calibrate,
+    fit_temperature,
+    label_probs,
+    scale,
+)
 
 
 def softmax(logits):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainers.settings.loss import CrossEntropy, Focal, LabelSmoothing, Loss, SoftF1
+from trainers.settings.loss import (
+    BalancedSoftmax,
+    Focal,
+    LabelSmoothing,
+    LogitAdjustment,
+    PlainLoss,
+    SoftF1,
+)
 
 _LEAST_WEIGHT = 1e-6
 
@@ -82,16 +89,23 @@ def soft_f1(logits: Tensor, targets: Targets) -> Tensor:
     return 1.0 - f1[is_present].mean()
 
 
-def branch_loss(config: Loss, class_weights: Tensor | None) -> BranchLoss:
+def branch_loss(
+    config: PlainLoss, class_weights: Tensor | None, log_shares: Tensor | None = None
+) -> BranchLoss:
     """Return the loss of one branch: (logits (B, k), targets) -> scalar.
 
     Args:
-        config: the spec's loss section.
+        config: the spec's loss section, or one part of a mix.
         class_weights: (k,) or None; a sample counts as much as its class weighs.
+        log_shares: (k,) of the classes, for the losses that shift logits by them.
     """
     if isinstance(config, SoftF1):
         return soft_f1
-    per_sample = _per_sample(config)
+    return mean_over_samples(_per_sample(config, log_shares), class_weights)
+
+
+def mean_over_samples(per_sample: PerSample, class_weights: Tensor | None) -> BranchLoss:
+    """Return the mean over samples of a loss that is linear in the parts of a target."""
 
     def loss(logits: Tensor, targets: Targets) -> Tensor:
         total = torch.zeros(len(logits), device=logits.device)
@@ -105,14 +119,34 @@ def branch_loss(config: Loss, class_weights: Tensor | None) -> BranchLoss:
     return loss
 
 
-def _per_sample(config: Focal | CrossEntropy | LabelSmoothing) -> PerSample:
+def weighted_sum(parts: Sequence[tuple[float, BranchLoss]]) -> BranchLoss:
+    """Return the sum of losses, each times its weight."""
+
+    def loss(logits: Tensor, targets: Targets) -> Tensor:
+        terms = [weight * part(logits, targets) for weight, part in parts]
+        return torch.stack(terms).sum()
+
+    return loss
+
+
+def shifted_cross_entropy(logits: Tensor, target: Tensor, shift: Tensor) -> Tensor:
+    """Cross entropy per sample of logits plus a shift (k,) of their classes, (B,)."""
+    return F.cross_entropy(logits + shift, target, reduction="none")
+
+
+def _per_sample(config: PlainLoss, log_shares: Tensor | None) -> PerSample:
     if isinstance(config, Focal):
         return partial(focal, gamma=config.gamma)
+    if isinstance(config, LogitAdjustment | BalancedSoftmax):
+        if log_shares is None:
+            raise ValueError(f"loss {config.name!r}: log_shares were required, found none")
+        tau = config.tau if isinstance(config, LogitAdjustment) else 1.0
+        return partial(shifted_cross_entropy, shift=tau * log_shares)
     smoothing = config.smoothing if isinstance(config, LabelSmoothing) else 0.0
     return partial(F.cross_entropy, reduction="none", label_smoothing=smoothing)
 
 
-def alpha_of(config: Loss, labels: tuple[str, ...], sizes: Mapping[str, int]) -> Tensor | None:
+def alpha_of(config: PlainLoss, labels: tuple[str, ...], sizes: Mapping[str, int]) -> Tensor | None:
     """Return the loss's alpha per class of a branch, (k,), or None if it has none.
 
     Args:

@@ -1,0 +1,1 @@
+"""Probabilities beside answers: how far they can be believed, and answers moved by them."""

@@ -1,0 +1,1 @@
+"""What a training minimises: losses, sizes of classes, ordered labels."""
