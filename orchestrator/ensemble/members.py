@@ -73,7 +73,7 @@ class Ensemble:
             )
         from trainers.own_parts import allow  # noqa: PLC0415
 
-        allow(self.code)
+        allow(*self.code.glob("*.py"))
 
 
 class _MemberTrial(NamedTuple):

@@ -22,11 +22,11 @@ from orchestrator.spec.score import DEFAULT
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.store import tables
-from orchestrator.store.artifacts import Store
 from orchestrator.store.event_types import LabelsOpened
 from orchestrator.store.features import feature_store
 from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.looks import count_look
+from orchestrator.store.places import open_store
 from orchestrator.store.run_files.selection import BoardRow
 
 _PUBLIC_SEED = 0
@@ -161,7 +161,7 @@ class PredictionJob(NamedTuple):
     photos: str  # key of the preparation
     numbers: list[int]  # rows to predict
     device: str
-    code: str | None  # folder of the user's own parts
+    code: list[str]  # files of the user's own parts
 
 
 def _predict_checkpoint(job: PredictionJob) -> Any:
@@ -171,12 +171,11 @@ def _predict_checkpoint(job: PredictionJob) -> Any:
     from trainers.inference import load, predict  # noqa: PLC0415
     from trainers.own_parts import allow  # noqa: PLC0415
 
-    allow(job.code)
-    model = load(Path(job.checkpoint)).to(job.device)
-    rows = open_rows(Path(job.rows))
-    features = kept_features(
-        model, rows.images, rows.sample_ids, feature_store(Store(Path(job.store)), job.photos)
-    )
+    store = open_store(job.store)
+    allow(*[store.here(file) for file in job.code])
+    model = load(store.here(job.checkpoint)).to(job.device)
+    rows = open_rows(store.here(job.rows))
+    features = kept_features(model, rows.images, rows.sample_ids, feature_store(store, job.photos))
     numbers = np.array(job.numbers, np.int64)
     return predict(model, rows.images, numbers, device=job.device, features=features)
 
@@ -206,7 +205,7 @@ def predict_trials(
         index = open_rows(Path(folder)).index
         jobs.append(
             PredictionJob(
-                str(env.store.root),
+                env.store.name,
                 str(artifact.path),
                 folder,
                 prepare.shards[trial.variant].key,

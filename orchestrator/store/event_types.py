@@ -244,7 +244,7 @@ class TrialStarted(TrialEvent):
     source: str | None = None
     micro_batch: int | None = None
     score: dict[str, object] | None = None  # that it maximizes; None: macro F1
-    code: str | None = None
+    code: list[str] | None = None
     number: int = 0
 
 

@@ -34,7 +34,7 @@ def write(tmp_path):
     def make(text, use="mine.py:part", **settings):
         (tmp_path / "mine.py").write_text(text)
         part = part_of(tmp_path, use, **settings)
-        allow(tmp_path)
+        allow(tmp_path / "mine.py")
         return part
 
     return make
@@ -82,7 +82,7 @@ def run(task, folder, stop_after=None, **changes):
 
 
 def test_own_parts_train_resume_bit_for_bit_and_are_rebuilt_from_their_folder(task, tmp_path):
-    allow(EXAMPLE.parent)
+    allow(EXAMPLE)
     whole = run(task, tmp_path / "a")
     with pytest.raises(Killed):
         run(task, tmp_path / "b", stop_after=1)
@@ -95,7 +95,7 @@ def test_own_parts_train_resume_bit_for_bit_and_are_rebuilt_from_their_folder(ta
 
 
 def test_they_train_frozen_and_beside_named_parts(task, tmp_path):
-    allow(EXAMPLE.parent)
+    allow(EXAMPLE)
     model = config().model.model_dump(by_alias=True)
     frozen = {**model, "frozen": {"views": 2}, "head": {"name": "deep", "hidden": 8}}
     assert 3 == len(run(task, tmp_path / "a", model=frozen))
@@ -111,7 +111,7 @@ def test_nothing_runs_that_was_not_allowed(tmp_path):
     with pytest.raises(CodeNotAllowed, match=r"mine\.py:part is code that runs with your rights"):
         build(part)
     assert not ran.exists()
-    allow(tmp_path)
+    allow(tmp_path / "mine.py")
     (tmp_path / "mine.py").write_text(text + "# changed\n")
     with pytest.raises(CodeNotAllowed, match="it was changed after it was allowed"):
         build(part)
@@ -193,7 +193,7 @@ def test_parts_are_tried_in_a_process_of_their_own(tmp_path):
     jobs = []
     for use, kind in uses:
         part = part_of(tmp_path, use).model_dump(mode="json")
-        jobs.append(Job(part=part, folder=str(tmp_path), kind=kind, size=32))
+        jobs.append(Job(part=part, file=str(tmp_path / use.partition(":")[0]), kind=kind, size=32))
     problems = own_part_problems(jobs)
     assert [None] * 3 == problems[:3]
     expected = [

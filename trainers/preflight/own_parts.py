@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypedDict
 
 from trainers.preflight.subprocess_runner import run_apart
@@ -21,7 +22,7 @@ class Job(TypedDict):
     """A part, and what it is used for."""
 
     part: dict[str, Any]  # as the spec has it
-    folder: str  # of its file
+    file: str  # its place
     kind: str  # policy | backbone | head
     size: int  # of a photo, in pixels
 
@@ -99,7 +100,7 @@ def main() -> None:
 
     jobs: list[Job] = json.load(sys.stdin)
     for job in jobs:
-        allow(job["folder"])
+        allow(Path(job["file"]))
     problems = [try_part(job) for job in jobs]
     sys.stdout.write("\n" + json.dumps(problems))
 

@@ -89,8 +89,8 @@ def _job(value: Any, kind: str, size: int, code: Mapping[str, Path]) -> Job | No
         value = OwnPart.model_validate(value)
     if not isinstance(value, OwnPart) or value.file not in code:
         return None
-    folder = str(code[value.file].parent)
-    return Job(part=value.model_dump(mode="json"), folder=folder, kind=kind, size=size)
+    file = str(code[value.file])
+    return Job(part=value.model_dump(mode="json"), file=file, kind=kind, size=size)
 
 
 def _dotted(place: KeyPath) -> str:

@@ -388,7 +388,8 @@ def test_the_check_of_a_run_sees_a_member_whose_answers_are_not_the_stored_ones(
     _, images, _ = prepare_photos(member.prep, [(name, Path(path)) for name, path in named])
     stored = probabilities(member.checkpoints[0], images).tolist()
     prep = member.prep.model_dump_json(by_alias=True)
-    job = _Job("c-1", str(member.checkpoints[0]), prep, named, stored, TrialShare())
+    folder = str(member.checkpoints[0])
+    job = _Job("c-1", store.name, folder, prep, named, stored, TrialShare())
     other = job._replace(folder=str(member.checkpoints[1]))
     broken = [("x", str(photos / "broken.jpg")), *named]
     unread = job._replace(photos=broken, probs=[stored[0], *stored])
@@ -501,7 +502,7 @@ def test_a_bundle_with_code_of_its_author_is_refused_without_the_flag(run, tmp_p
     )
     head = pin({"train": [{"use": "mine.py:part"}]}, [copied.code]).data["train"][0]
     settings = {"backbone": "test_efficientnet", "pretrained": False, "head": head}
-    own_parts.allow(copied.code)
+    own_parts.allow(copied.code / "mine.py")
     model = Model.model_validate(settings)
     description = {"model": settings, "label_sizes": SIZES, "size": 32, "precision": "fp32", "n_params": 1}  # fmt: skip
     key = "own0"

@@ -162,7 +162,7 @@ def test_gc_reads_what_a_frozen_backbone_left_behind(place):
     store = Store(place / "store")
     with store.draft("features", "the-audits-own", params={}, inputs={}) as draft:
         (draft.path / "features.npy").write_bytes(b"")
-    found = {item.path.parent.name for item in find_garbage(store, STAGES).items}
+    found = {item.kind for item in find_garbage(store, STAGES).items}
     assert {"trial", "features"} == found  # no run needs any of them
 
 
@@ -232,12 +232,12 @@ def test_a_trial_runs_code_of_the_folder_that_it_was_given_and_of_no_other(place
     head = pin({"train": [{"use": "mine.py:part", "bias": False}]}, [code]).data["train"][0]
     with pytest.raises(own_parts.CodeNotAllowed, match="give --allow-code"):
         run_trial(spec(place, "a", head), quiet)
-    made = run_trial(spec(place, "b", head, code=str(code)), quiet)
+    made = run_trial(spec(place, "b", head, code=[str(code / "mine.py")]), quiet)
     assert head == made.manifest["params"]["train"]["model"]["head"]
     assert head == json.loads((made.path / "model.json").read_text())["model"]["head"]
     broken = {"use": "mine.py:broken", "sha256": head["sha256"]}
     with pytest.raises(own_parts.OwnPartFailed, match=r"mine\.py, line 5, in broken: ZeroDiv"):
-        run_trial(spec(place, "c", broken, code=str(code)), quiet)
+        run_trial(spec(place, "c", broken, code=[str(code / "mine.py")]), quiet)
 
 
 def test_own_weights_and_averages_leave_one_model_that_predicts_as_it_was_scored(place, tmp_path):
