@@ -11,7 +11,7 @@ from trainers.finetuning.recipes import RecipeName, with_recipe
 from trainers.settings.augment import Augment, NoCutMix, NoMixUp, OfflineMixUp
 from trainers.settings.duration import Duration, DurationText
 from trainers.settings.finetuning import Ema, Gradual, HeadFirst, Soup, Unfreeze
-from trainers.settings.loss import EffectiveNumber, Focal, Loss, SoftF1, plain_losses
+from trainers.settings.loss import Balance, EffectiveNumber, Focal, Loss, SoftF1, plain_losses
 from trainers.settings.model import Distribution, Model
 from trainers.settings.optimization import Adam, Optimizer, ReduceOnPlateau, Schedule
 
@@ -24,7 +24,8 @@ class Train(Section):
 
     recipe: RecipeName | None = how(None, exclude_if=lambda _: True)
     """A named set of settings, which others of this section override. It stands for plain settings:
-    those are what resolved.yaml shows and what keys are made of."""
+    those are what resolved.yaml shows and what keys are made of. `finetune_2026` is provisional:
+    its benefit was not measured yet."""
     model: Model = Model()
     """Backbone and head."""
     loss: Loss = Focal()
@@ -35,9 +36,7 @@ class Train(Section):
     """How the learning rate changes."""
     augment: Augment = Augment()
     """What happens to training samples."""
-    balance: (
-        Literal["none", "weighted_sampler", "class_weights", "effective_number"] | EffectiveNumber
-    ) = "none"
+    balance: Balance = "none"
     """Against rare classes: draw them more often, weigh their loss by 1 / size, or by their effective
     number; `none` for neither.
     """
