@@ -497,10 +497,8 @@ def check_components(draft: Draft) -> None:
         for value, place in values_of(draft, name, _POLICY, arm.train.augment.policy):
             if isinstance(value, list) and value:
                 policies.append((Job(operations=value, size=size), place))
-        for value, place in values_of(draft, name, _BACKBONE, arm.train.model.backbone):
-            if not isinstance(value, str):
-                continue
-            job = backbone_checks.Job(backbone=value, size=size)
+        for value, place in _named(values_of(draft, name, _BACKBONE, arm.train.model.backbone)):
+            job = backbone_checks.Job(backbone=str(value), size=size)
             if backbone_checks.needs_try(job):
                 backbones.append((job, place))
             file = arm.train.model.weights
@@ -516,6 +514,11 @@ def check_components(draft: Draft) -> None:
     if weights:
         problems = backbone_checks.backbone_problems([job for job, _ in weights])
         _refuse_all(draft, _WEIGHTS, problems, [place for _, place in weights])
+
+
+def _named(values: list[tuple[Any, KeyPath]]) -> list[tuple[Any, KeyPath]]:
+    """Return the values that are names; the others are code of the user."""
+    return [(value, place) for value, place in values if isinstance(value, str)]
 
 
 def _refuse_all(draft: Draft, path: str, problems: list[str | None], places: list[KeyPath]) -> None:
