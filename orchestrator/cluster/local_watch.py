@@ -50,20 +50,24 @@ def watch_start() -> Iterator[None]:
     Raises:
         UserError: a server died.
     """
-    began: dict[int, str] = {}  # pid -> server
+    servers: dict[psutil.Process, str] = {}
 
     def find_dead() -> list[str]:
-        running = set()
         for child in psutil.Process().children():
             with suppress(psutil.Error):
-                name = _NEEDED.get(child.name())
-                if name is not None and child.status() != psutil.STATUS_ZOMBIE:
-                    began[child.pid] = name
-                    running.add(child.pid)
-        return [name for pid, name in began.items() if pid not in running]
+                if child not in servers and child.name() in _NEEDED:
+                    servers[child] = _NEEDED[child.name()]
+        return [name for server, name in servers.items() if not _is_alive(server)]
 
     with _watch(find_dead, _LEAVE_START_S):
         yield
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager
