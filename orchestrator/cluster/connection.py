@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import threading
@@ -126,6 +127,10 @@ def connect(
             finally:
                 closing.set()
                 ray.shutdown()
+                if address is None:
+                    # a folder per trial, whose content Tune has copied into the run
+                    artifacts = Path(node.get_session_dir_path()) / "artifacts"
+                    shutil.rmtree(artifacts, ignore_errors=True)
 
 
 def _describe(context: Any, *, local: bool, dashboard: bool) -> Cluster:
