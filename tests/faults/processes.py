@@ -8,7 +8,17 @@ from dataclasses import asdict, dataclass, field
 from itertools import cycle, islice
 
 from orchestrator.store.event_types import StageEnded, TrialEnded, TrialStarted, WorkerDied
-from tests.faults.rig import Rig, Submit, differences, done_twice, interrupt, is_alive, send, tables
+from tests.faults.rig import (
+    END_S,
+    Rig,
+    Submit,
+    differences,
+    done_twice,
+    interrupt,
+    is_alive,
+    send,
+    tables,
+)
 
 _QUIT_S = 60.0  # until the driver has ended after a fault that ends it
 _CHILD_S = 5.0  # until a child has gone with its worker
@@ -280,7 +290,7 @@ class Chain:
                     ending = fault
                     break
             left.extend(skipped)
-            code = submit.end(_QUIT_S if ending else 240.0)
+            code = submit.end(_QUIT_S if ending else END_S)
             self._check_end(submit, ending, code)
         finally:
             submit.kill_all()
@@ -290,7 +300,7 @@ class Chain:
     def _check_end(self, submit, ending, code):
         name = ending.name if ending else None
         if code is None:
-            limit_s = _QUIT_S if ending else 240.0
+            limit_s = _QUIT_S if ending else END_S
             self.wrong.append((name, f"the driver goes on for more than {limit_s:g} s"))
             return
         if ending and ending.codes and code not in (*ending.codes, 0):  # 0: it was at its end
