@@ -32,7 +32,6 @@ from orchestrator.cluster.local_watch import watch_servers, watch_start
 _OBJECT_STORE_BYTES = 512 * 2**20
 _PORT = 10001  # of ray:// where none is named
 _ANSWER_S = 10.0
-_STARTS = 3  # of a local cluster, until one comes up
 _LOCAL_NAMES = {"localhost", "auto", "local"}
 _QUIET: Final = {
     "log_to_driver": False,
@@ -133,21 +132,15 @@ def _attach(address: str) -> Iterator[Any]:
 
 @contextmanager
 def _start_local(*, num_cpus: int | None, num_gpus: int | None, dashboard: bool) -> Iterator[Any]:
-    """Start a cluster on this machine; yield Ray's context.
-
-    Where the machine is so busy that an agent takes more than 15 s to start, Ray's raylet ends itself;
-    so a start that failed is tried again.
-    """
-    for n_more in reversed(range(_STARTS)):
-        with guard_cluster() as mark:
-            try:
-                context = _init_local(mark, num_cpus, num_gpus, dashboard=dashboard)
-            except Exception as error:  # noqa: BLE001 - Ray raises many kinds; all mean: no cluster
-                if n_more:
-                    continue
-                raise _unreachable("a local Ray cluster", error) from None
-            yield context
-            return
+    """Start a cluster on this machine; yield Ray's context."""
+    with guard_cluster() as mark:
+        try:
+            context = _init_local(mark, num_cpus, num_gpus, dashboard=dashboard)
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - Ray raises many kinds; all mean: no cluster
+            raise _unreachable("a local Ray cluster", error) from None
+        yield context
 
 
 def _init_local(mark: str, num_cpus: int | None, num_gpus: int | None, *, dashboard: bool) -> Any:

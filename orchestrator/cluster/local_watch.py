@@ -39,7 +39,7 @@ def watch_servers(node: Any) -> Iterator[threading.Event]:
     def find_dead() -> list[str]:
         return [_NEEDED[kind] for kind, _ in node.dead_processes() if kind in _NEEDED]
 
-    with _watch(find_dead, _LEAVE_S) as closing:
+    with _watch(find_dead, _LEAVE_S, at_start=False) as closing:
         yield closing
 
 
@@ -59,7 +59,7 @@ def watch_start() -> Iterator[None]:
                     servers[child] = _NEEDED[child.name()]
         return [name for server, name in servers.items() if not _is_alive(server)]
 
-    with _watch(find_dead, _LEAVE_START_S):
+    with _watch(find_dead, _LEAVE_START_S, at_start=True):
         yield
 
 
@@ -71,45 +71,52 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def _watch(find_dead: Callable[[], list[str]], leave_s: float) -> Iterator[threading.Event]:
-    died: list[str] = []
+def _watch(
+    find_dead: Callable[[], list[str]], leave_s: float, *, at_start: bool
+) -> Iterator[threading.Event]:
+    died: list[str] = []  # what to say of it
     closing = threading.Event()
     closed = threading.Event()
-    arguments = (find_dead, died, closing, closed, leave_s)
+
+    def find_text() -> str | None:
+        dead = find_dead()
+        return _text(dead[0], at_start=at_start) if dead else None
+
+    arguments = (find_text, died, closing, closed, leave_s)
     threading.Thread(target=_interrupt_if_dead, args=arguments, daemon=True).start()
     try:
         yield closing
     except KeyboardInterrupt:
         if not died:
             raise
-        raise UserError(_text(died[0])) from None
+        raise UserError(died[0]) from None
     finally:
         closing.set()
         closed.set()
 
 
-def _text(name: str) -> str:
-    return (
-        f"the local Ray cluster lost its {name}: it was killed, or memory ran out; "
-        "submit again, what is finished is kept"
-    )
+def _text(name: str, *, at_start: bool) -> str:
+    why = "it was killed, or memory ran out"
+    if at_start:  # its raylet ends itself where an agent takes more than 15 s
+        why = "it was killed, memory ran out, or the machine is too busy for Ray to start"
+    return f"the local Ray cluster lost its {name}: {why}; submit again, what is finished is kept"
 
 
 def _interrupt_if_dead(
-    find_dead: Callable[[], list[str]],
+    find_text: Callable[[], str | None],
     died: list[str],
     closing: threading.Event,
     closed: threading.Event,
     leave_s: float,
 ) -> None:
     while not closing.wait(_LOOK_EVERY_S):
-        dead = find_dead()
-        if not dead or closing.is_set():
+        text = find_text()
+        if text is None or closing.is_set():
             continue
-        died.append(dead[0])
+        died.append(text)
         _thread.interrupt_main()
         if not closed.wait(leave_s):  # it waits inside of Ray, where no interrupt arrives
-            sys.stderr.write(_text(dead[0]) + "\n")
+            sys.stderr.write(text + "\n")
             sys.stderr.flush()
             os._exit(1)
         return
