@@ -81,8 +81,18 @@ def connect(
     num_cpus: int | None = None,
     num_gpus: int | None = None,
     dashboard: bool = True,
+    may_exit: bool = False,
 ) -> Iterator[Cluster]:
     """Attach to the cluster at an address, or start a local one that ends with the block.
+
+    Args:
+        address: of a running cluster; None starts one.
+        insecure: allow another machine's cluster without a token.
+        num_cpus: of a local cluster; None: as many as the machine has.
+        num_gpus: the same.
+        dashboard: of a local cluster.
+        may_exit: end this process, with a sentence, where a server dies while Ray starts and holds
+            up all that could be done about it.
 
     Raises:
         UserError: nothing answers there, the token is wrong, or another machine needs one.
@@ -95,7 +105,9 @@ def connect(
         require_accepted_token(address)
     on_terminate = signal.getsignal(signal.SIGTERM)
     if not address:
-        started = _start_local(num_cpus=num_cpus, num_gpus=num_gpus, dashboard=dashboard)
+        started = _start_local(
+            num_cpus=num_cpus, num_gpus=num_gpus, dashboard=dashboard, may_exit=may_exit
+        )
     else:
         started = _attach(address)
     with started as context:
@@ -131,11 +143,13 @@ def _attach(address: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _start_local(*, num_cpus: int | None, num_gpus: int | None, dashboard: bool) -> Iterator[Any]:
+def _start_local(
+    *, num_cpus: int | None, num_gpus: int | None, dashboard: bool, may_exit: bool
+) -> Iterator[Any]:
     """Start a cluster on this machine; yield Ray's context."""
     with guard_cluster() as mark:
         try:
-            context = _init_local(mark, num_cpus, num_gpus, dashboard=dashboard)
+            context = _init_local(mark, num_cpus, num_gpus, dashboard=dashboard, may_exit=may_exit)
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001 - Ray raises many kinds; all mean: no cluster
@@ -143,11 +157,13 @@ def _start_local(*, num_cpus: int | None, num_gpus: int | None, dashboard: bool)
         yield context
 
 
-def _init_local(mark: str, num_cpus: int | None, num_gpus: int | None, *, dashboard: bool) -> Any:
+def _init_local(
+    mark: str, num_cpus: int | None, num_gpus: int | None, *, dashboard: bool, may_exit: bool
+) -> Any:
     import ray  # noqa: PLC0415
 
     try:
-        with _loopback_only(), marking(mark), watch_start():
+        with _loopback_only(), marking(mark), watch_start(may_exit=may_exit):
             return ray.init(
                 address="local",
                 num_cpus=num_cpus,

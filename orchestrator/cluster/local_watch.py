@@ -16,7 +16,8 @@ from orchestrator.base.errors import UserError
 
 _LOOK_EVERY_S = 1.0
 _LEAVE_S = 30.0  # for the main thread, once it is interrupted
-_LEAVE_START_S = 3.0  # the same while there is nothing yet to be written down
+_EXIT_S = 3.0  # the same in a process that may be ended, while it has nothing to write down
+_LEAVE_START_S = 120.0  # the same in another one; Ray then gives up first
 _NEEDED = {"gcs_server": "GCS", "raylet": "raylet"}
 
 
@@ -44,7 +45,7 @@ def watch_servers(node: Any) -> Iterator[threading.Event]:
 
 
 @contextmanager
-def watch_start() -> Iterator[None]:
+def watch_start(*, may_exit: bool) -> Iterator[None]:
     """End the block, in which a local cluster starts, where one of its servers dies; Ray would wait for a minute.
 
     Raises:
@@ -59,7 +60,7 @@ def watch_start() -> Iterator[None]:
                     servers[child] = _NEEDED[child.name()]
         return [name for server, name in servers.items() if not _is_alive(server)]
 
-    with _watch(find_dead, _LEAVE_START_S, at_start=True):
+    with _watch(find_dead, _EXIT_S if may_exit else _LEAVE_START_S, at_start=True):
         yield
 
 
