@@ -74,11 +74,27 @@ SET = click.option(
     metavar="PATH=VALUE",
     help="Override a value of the spec; the run records it.",
 )
+
+
+class StorePlace(click.ParamType):
+    """A folder, or the URL of a bucket."""
+
+    name = "FOLDER|URL"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str | Path:
+        """Return a URL as text and a folder as a path."""
+        if "://" in str(value):
+            return str(value)
+        path: Path = click.Path(path_type=Path, file_okay=False).convert(value, param, ctx)
+        return path
+
+
 STORE = click.option(
     "--store",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=StorePlace(),
     default=None,
-    help="Folder of artifacts and runs.  [default: $ORCHESTRATOR_STORE or ./runs-store]",
+    help="Artifacts and runs: a folder, or s3://BUCKET/PREFIX (gs://, az://).  "
+    "[default: $ORCHESTRATOR_STORE or ./runs-store]",
 )
 ADDRESS = click.option(
     "--address",
@@ -91,6 +107,14 @@ INSECURE = click.option(
 )
 
 
+MAX_RUNS = click.option(
+    "--max-runs",
+    type=click.IntRange(min=1),
+    default=None,
+    envvar="ORCHESTRATOR_MAX_RUNS",
+    help="Runs that train at a time on the cluster, others wait for their turn; the smallest number that "
+    "a live run names counts.  [default: all]",
+)
 JOB_SERVER = click.option(
     "--address",
     "server",
@@ -138,14 +162,14 @@ def _print(form: str, value: Any, lines: list[str]) -> None:
     _echo(json.dumps(value, indent=1) if form == "json" else "\n".join(lines))
 
 
-def _store(folder: Path | None) -> Any:
-    from orchestrator.store.artifacts import Store  # noqa: PLC0415
-    from orchestrator.store.run_dir import default_store  # noqa: PLC0415
+def _store(place: str | Path | None) -> Any:
+    from orchestrator.store.places import default_place, open_to_read  # noqa: PLC0415
 
-    return Store((folder or default_store()).resolve())
+    place = place or default_place()
+    return open_to_read(place.resolve() if isinstance(place, Path) else place)
 
 
-def _find_run(store: Path | None, run: str, has: str | None = None) -> Any:
+def _find_run(store: str | Path | None, run: str, has: str | None = None) -> Any:
     from orchestrator.store.run_dir import find_run  # noqa: PLC0415
 
     return find_run(_store(store).root, run, has)
@@ -190,7 +214,7 @@ def check(spec: Path, overrides: tuple[str, ...], *, offline: bool) -> None:
 @SET
 @STORE
 @output_format("table", "json")
-def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) -> None:
+def plan(spec: Path, overrides: tuple[str, ...], store: str | Path | None, form: str) -> None:
     """Show what would run, what is cached and why, the number of trials, and the possible cost."""
     from orchestrator.planning.plan import make_plan  # noqa: PLC0415
     from orchestrator.report.command_output import plan_lines  # noqa: PLC0415
@@ -217,6 +241,7 @@ def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) 
     "--smoke", is_flag=True, help="First run one training step of each variant through all stages."
 )
 @click.option("--allow-download", is_flag=True, help="Allow downloads of missing model weights.")
+@MAX_RUNS
 @click.option(
     "--base",
     type=click.Path(path_type=Path, file_okay=False),
@@ -226,20 +251,23 @@ def plan(spec: Path, overrides: tuple[str, ...], store: Path | None, form: str) 
 def submit(
     spec: Path,
     overrides: tuple[str, ...],
-    store: Path | None,
+    store: str | Path | None,
     *,
     address: str | None,
     insecure: bool,
     detach: bool,
     smoke: bool,
     allow_download: bool,
+    max_runs: int | None,
     base: Path | None,
 ) -> None:
     """Check, plan, run and report an experiment; continue it if it was interrupted."""
     if address is not None and address.startswith(("http://", "https://")):
         from orchestrator.run import remote  # noqa: PLC0415
 
-        order = remote.Order(spec, overrides, base, store, insecure, detach, smoke, allow_download)
+        order = remote.Order(
+            spec, overrides, base, store, insecure, detach, smoke, allow_download, max_runs
+        )
         sys.exit(remote.submit(address, order))
     if base is not None and not base.is_dir():
         raise SpecError(f"--base {base}: a folder was required, found none")
@@ -253,7 +281,11 @@ def submit(
         _echo(start_detached(experiment, _store(store), sys.argv[1:]))
         return
     options = Options(
-        address=address, insecure=insecure, smoke=smoke, allow_download=allow_download
+        address=address,
+        insecure=insecure,
+        smoke=smoke,
+        allow_download=allow_download,
+        max_runs=max_runs,
     )
     sys.exit(execute(experiment, _store(store), options))
 
@@ -273,7 +305,7 @@ def submit(
 def audit(
     spec: Path,
     overrides: tuple[str, ...],
-    store: Path | None,
+    store: str | Path | None,
     *,
     address: str | None,
     insecure: bool,
@@ -297,12 +329,20 @@ def audit(
 @STORE
 @ADDRESS
 @INSECURE
-def resume(run: str, store: Path | None, *, address: str | None, insecure: bool) -> None:
+@MAX_RUNS
+def resume(
+    run: str,
+    store: str | Path | None,
+    *,
+    address: str | None,
+    insecure: bool,
+    max_runs: int | None,
+) -> None:
     """Continue an interrupted run with its recorded spec, even if the spec file has changed."""
     from orchestrator.run.driver import Options  # noqa: PLC0415
     from orchestrator.run.driver import resume as execute  # noqa: PLC0415
 
-    options = Options(address=address, insecure=insecure)
+    options = Options(address=address, insecure=insecure, max_runs=max_runs)
     sys.exit(execute(_find_run(store, run), _store(store), options))
 
 
@@ -311,7 +351,7 @@ def resume(run: str, store: Path | None, *, address: str | None, insecure: bool)
 @click.argument("trial")
 @STORE
 @JOB_SERVER
-def stop(run: str, trial: str, store: Path | None, *, server: str | None) -> None:
+def stop(run: str, trial: str, store: str | Path | None, *, server: str | None) -> None:
     """Stop one running trial; its epochs count, and the run continues."""
     _run_there(server, run)
     from orchestrator.run.control import stop_trial  # noqa: PLC0415
@@ -332,7 +372,7 @@ def stop(run: str, trial: str, store: Path | None, *, server: str | None) -> Non
     show_default=True,
     help="Seconds to wait until the run ends.",
 )
-def cancel(run: str, store: Path | None, *, server: str | None, timeout_s: float) -> None:
+def cancel(run: str, store: str | Path | None, *, server: str | None, timeout_s: float) -> None:
     """End a live run; `resume` or the same `submit` continues it."""
     _run_there(server, run)
     from orchestrator.run.control import cancel as ask  # noqa: PLC0415
@@ -351,7 +391,7 @@ def cancel(run: str, store: Path | None, *, server: str | None, timeout_s: float
 @click.argument("item", required=False)
 @STORE
 @JOB_SERVER
-def why(run: str, item: str | None, store: Path | None, *, server: str | None) -> None:
+def why(run: str, item: str | None, store: str | Path | None, *, server: str | None) -> None:
     """Explain the state of a run, or of ITEM: a stage, a trial or a setting."""
     _run_there(server, run)
     from orchestrator.report.explain import why as explain  # noqa: PLC0415
@@ -366,7 +406,7 @@ def why(run: str, item: str | None, store: Path | None, *, server: str | None) -
 @JOB_SERVER
 @click.option("--follow", "-f", is_flag=True, help="Follow until the run ends.")
 def logs(
-    run: str, trial: str | None, store: Path | None, *, server: str | None, follow: bool
+    run: str, trial: str | None, store: str | Path | None, *, server: str | None, follow: bool
 ) -> None:
     """Print the events of a run, or the output of one TRIAL."""
     _run_there(server, run)
@@ -383,16 +423,17 @@ def logs(
 @main.command()
 @STORE
 @click.option("--dry-run", is_flag=True, help="Only list what would be deleted.")
-def gc(store: Path | None, *, dry_run: bool) -> None:
+def gc(store: str | Path | None, *, dry_run: bool) -> None:
     """Delete what no run of the store needs. To give up a run, delete its folder."""
     from orchestrator.planning.garbage import collect, find_garbage  # noqa: PLC0415
     from orchestrator.stages import STAGES  # noqa: PLC0415
 
-    unneeded = find_garbage(_store(store), STAGES)
+    opened = _store(store)
+    unneeded = find_garbage(opened, STAGES)
     for item in unneeded.items:
-        _echo(f"{item.size_bytes / 1e6:>10.1f} MB  {item.path}  ({item.why})")
+        _echo(f"{item.size_bytes / 1e6:>10.1f} MB  {item.place}  ({item.why})")
     if not dry_run:
-        collect(unneeded)
+        collect(opened, unneeded)
     freed = "would be freed" if dry_run else "freed"
     size = f"{len(unneeded.items)} items, {unneeded.size_bytes / 1e6:.1f} MB {freed}"
     _echo(f"{size}; {unneeded.kept_bytes / 1e6:.1f} MB are needed", err=True)
@@ -401,15 +442,15 @@ def gc(store: Path | None, *, dry_run: bool) -> None:
 @main.command()
 @STORE
 @JOB_SERVER
-def runs(store: Path | None, *, server: str | None) -> None:
+def runs(store: str | Path | None, *, server: str | None) -> None:
     """List the runs of a store with state, age, wall time and size, the latest first."""
     _run_there(server, None)
     from orchestrator.report.command_output import run_lines  # noqa: PLC0415
 
-    root = _store(store).root
-    lines = run_lines(root)
+    opened = _store(store)
+    lines = run_lines(opened.root)
     if not lines:
-        text = f"no runs in {root}; submit a spec, or name another store with --store"
+        text = f"no runs in {opened.name}; submit a spec, or name another store with --store"
         _echo(text, err=True)
     for line in lines:
         _echo(line)
@@ -419,7 +460,7 @@ def runs(store: Path | None, *, server: str | None) -> None:
 @RUN
 @STORE
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def rm(run: str, store: Path | None, *, yes: bool) -> None:
+def rm(run: str, store: str | Path | None, *, yes: bool) -> None:
     """Delete the folder of a run; `gc` then deletes the artifacts that no other run needs."""
     from orchestrator.run.control import remove_run  # noqa: PLC0415
 
@@ -435,7 +476,7 @@ def rm(run: str, store: Path | None, *, yes: bool) -> None:
 @STORE
 @JOB_SERVER
 @output_format("table", "json")
-def status(run: str, store: Path | None, form: str, *, server: str | None) -> None:
+def status(run: str, store: str | Path | None, form: str, *, server: str | None) -> None:
     """Show stages, trials and the best score of a run, live or finished."""
     _run_there(server, run)
     from orchestrator.report.command_output import status_lines  # noqa: PLC0415
@@ -450,7 +491,7 @@ def status(run: str, store: Path | None, form: str, *, server: str | None) -> No
 @STORE
 @JOB_SERVER
 @output_format("table", "csv", "json")
-def results(run: str, store: Path | None, form: str, *, server: str | None) -> None:
+def results(run: str, store: str | Path | None, form: str, *, server: str | None) -> None:
     """Print the trials and the ensemble of a run."""
     _run_there(server, run)
     from orchestrator.report.result_tables import render_results  # noqa: PLC0415
@@ -468,7 +509,7 @@ def results(run: str, store: Path | None, form: str, *, server: str | None) -> N
     help="Write the page of several runs here.  [default: in the folder of the first one]",
 )
 @STORE
-def report(names: tuple[str, ...], out: Path | None, store: Path | None) -> None:
+def report(names: tuple[str, ...], out: Path | None, store: str | Path | None) -> None:
     """Rewrite the HTML report of a run and print its path; with several runs, one page of them all.
 
     `report/result.svg` beside the page is the result as a picture, for a README.
@@ -560,7 +601,7 @@ def sample(folder: Path, people: int) -> None:
 )
 @STORE
 def predict(
-    run: str, photos: Path, out: Path, store: Path | None, *, probabilities: bool, fill: str
+    run: str, photos: Path, out: Path, store: str | Path | None, *, probabilities: bool, fill: str
 ) -> None:
     """Classify PHOTOS with the ensemble of a run or of a bundle.
 
@@ -612,7 +653,7 @@ def predict(
     help="Add the members as ONNX, and a script that answers with onnxruntime alone.",
 )
 @STORE
-def bundle(run: str, out: Path, store: Path | None, *, with_onnx: bool) -> None:
+def bundle(run: str, out: Path, store: str | Path | None, *, with_onnx: bool) -> None:
     """Write a run's ensemble as one folder or zip, for `predict` on any machine."""
     from orchestrator.ensemble.bundle import write_bundle  # noqa: PLC0415
 
@@ -630,7 +671,7 @@ def bundle(run: str, out: Path, store: Path | None, *, with_onnx: bool) -> None:
 @click.argument("second", metavar="RUN")
 @STORE
 @output_format("table", "json")
-def compare(first: str, second: str, store: Path | None, form: str) -> None:
+def compare(first: str, second: str, store: str | Path | None, form: str) -> None:
     """Compare two runs' ensembles on the test photos that both classified, with a paired interval.
 
     If the test set has a public half, only its private half is used.
@@ -689,7 +730,7 @@ def doctor() -> None:
 @STORE
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=int, default=8266, show_default=True, help="0 takes a free one.")
-def board(store: Path | None, host: str, port: int) -> None:
+def board(store: str | Path | None, host: str, port: int) -> None:
     """Show the runs of a store in a browser, live, until Ctrl-C.
 
     The printed address holds a token; who has it can also stop, cancel, resume and submit runs.

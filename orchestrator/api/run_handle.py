@@ -21,9 +21,9 @@ from orchestrator.report.load import Run, load
 from orchestrator.report.result_tables import ensemble_lines, status_view
 from orchestrator.search.trial_tables import curves_table, trials_table
 from orchestrator.store import tables
-from orchestrator.store.artifacts import Store
 from orchestrator.store.ledger import read, replay
-from orchestrator.store.run_dir import RunPaths, default_store, find_run, state_of
+from orchestrator.store.places import default_place, open_store, open_to_read
+from orchestrator.store.run_dir import RunPaths, find_run, state_of
 from orchestrator.store.run_files.certificate import Certificate
 from orchestrator.store.run_files.hypotheses import Hypothesis
 from orchestrator.store.run_files.selection import Selection
@@ -44,7 +44,7 @@ def open_run(name: str | Path = "latest", *, store: str | Path | None = None) ->
 
     Args:
         name: an id, a unique prefix of one, `latest`, or the path of a run's folder.
-        store: the folder of the store; $ORCHESTRATOR_STORE or ./runs-store by default.
+        store: the folder of the store or the URL of a bucket; $ORCHESTRATOR_STORE or ./runs-store by default.
 
     Raises:
         UserError: there is no such run.
@@ -52,8 +52,8 @@ def open_run(name: str | Path = "latest", *, store: str | Path | None = None) ->
     folder = Path(name)
     if (folder / "events.jsonl").is_file() or (folder / "selection.json").is_file():
         return OpenRun(RunPaths(folder.resolve()))
-    root = Path(store) if store is not None else default_store()
-    return OpenRun(find_run(root.resolve(), str(name)))
+    opened = open_to_read(default_place() if store is None else store)
+    return OpenRun(find_run(opened.root.resolve(), str(name)))
 
 
 class OpenRun:
@@ -167,7 +167,7 @@ class OpenRun:
         from orchestrator.ensemble import predict as answering  # noqa: PLC0415
         from orchestrator.ensemble.members import of_run  # noqa: PLC0415
 
-        ensemble = of_run(self.paths, Store(self.paths.store))
+        ensemble = of_run(self.paths, open_store(self.paths.store))
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="predict-")))
             photos = _named(images, folder)

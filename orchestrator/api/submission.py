@@ -21,9 +21,9 @@ from orchestrator.report.command_output import status_lines
 from orchestrator.report.result_tables import status_view
 from orchestrator.run.driver import detach
 from orchestrator.spec.load import read
-from orchestrator.store.artifacts import Store
 from orchestrator.store.ledger import is_live
-from orchestrator.store.run_dir import RunPaths, default_store
+from orchestrator.store.places import default_place, open_to_read
+from orchestrator.store.run_dir import RunPaths
 
 _SHOW_EVERY_S = 1.0
 
@@ -43,14 +43,15 @@ def submit(
         spec: the path of a spec, or its content; relative paths in a content start from the
             current folder.
         overrides: path -> value, as `--set`.
-        store: the folder of the store; $ORCHESTRATOR_STORE or ./runs-store by default.
+        store: the folder of the store or the URL of a bucket; $ORCHESTRATOR_STORE or ./runs-store by default.
         wait: show the progress until the run ends; False returns at once.
 
     Raises:
         SpecError: the spec has problems.
         UserError: the run failed.
     """
-    root = (Path(store) if store is not None else default_store()).resolve()
+    opened = open_to_read(default_place() if store is None else store)
+    root = opened.root.resolve()
     settings = [f"{name}={json.dumps(value)}" for name, value in (overrides or {}).items()]
     base = Path.cwd()
     if isinstance(spec, Mapping):
@@ -59,17 +60,17 @@ def submit(
         path = Path(spec).resolve()
         base = path.parent
     experiment = read(path, settings, base=base)
-    arguments = ["submit", str(path), "--base", str(base), "--store", str(root)]
+    arguments = ["submit", str(path), "--base", str(base), "--store", opened.name]
     for setting in settings:
         arguments += ["--set", setting]
-    paths = RunPaths(root / "runs" / detach(experiment, Store(root), arguments))
+    paths = RunPaths(root / "runs" / detach(experiment, opened, arguments))
     run = OpenRun(paths)
     if wait:
         _follow(paths)
         if run.state != "SUCCEEDED":
             raise UserError(
                 f"run {run.run_id}: it ended as {run.state}; see {paths.driver_log} and "
-                f"`python -m orchestrator status {run.run_id} --store {root}`"
+                f"`python -m orchestrator status {run.run_id} --store {opened.name}`"
             )
     return run
 

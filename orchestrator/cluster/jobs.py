@@ -19,6 +19,8 @@ from orchestrator.base.errors import UserError
 from orchestrator.cluster.authentication import missing_token, wrong_token
 from orchestrator.cluster.connection import prepare_environment
 
+USER_VARIABLE = "ORCHESTRATOR_USER"
+"""Who has sent a job; all jobs run as the head's user."""
 _POLL_S = 0.3
 _PREAMBLE = re.compile(r"(Running entrypoint for job |\d{4}-\d\d-\d\d .*\bjob_manager)")
 _ENDS = {"SUCCEEDED", "FAILED", "STOPPED"}
@@ -112,13 +114,14 @@ class JobServer:
             False if there is a job of this name already.
         """
         quoted = [word if word == "$RAY_ADDRESS" else shlex.quote(word) for word in words]
+        variables = {USER_VARIABLE: metadata["user"]} if "user" in metadata else {}
         command = f"exec python -m {' '.join(quoted)}"
         try:
             self._ask(
                 lambda: self._client.submit_job(
                     entrypoint=command,
                     submission_id=name,
-                    runtime_env={"working_dir": str(folder)},
+                    runtime_env={"working_dir": str(folder), "env_vars": variables},
                     metadata=dict(metadata),
                 )
             )

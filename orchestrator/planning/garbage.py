@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from orchestrator.base.errors import UserError
 from orchestrator.planning.stage import ArtifactName, Scope, Stage, find_stages
 from orchestrator.spec.load import read as read_spec
-from orchestrator.store.artifacts import Artifact, Store
+from orchestrator.store.artifacts import DRAFT, WORK, Artifact, Store
 from orchestrator.store.ledger import TrialRecord, is_live, read, replay
 from orchestrator.store.run_dir import RunPaths, all_runs
 
@@ -27,9 +25,6 @@ KINDS = (
 )
 """Other folders of a store are left alone."""
 
-_DRAFT = ".draft-"
-_WORK = ".work-"
-
 Names = set[ArtifactName]
 
 
@@ -37,7 +32,9 @@ Names = set[ArtifactName]
 class Item:
     """One folder to delete."""
 
-    path: Path
+    kind: str
+    name: str
+    place: str
     why: str
     size_bytes: int
 
@@ -80,32 +77,30 @@ def find_garbage(store: Store, stages: tuple[Stage, ...]) -> Garbage:
     items = []
     kept_bytes = 0
     for kind in KINDS:
-        for folder in _folders(store.root / kind):
-            size = _size(folder)
-            reason = _why_unneeded(kind, folder.name, artifacts, work)
+        for name, size in store.sizes(kind).items():
+            reason = _why_unneeded(kind, name, artifacts, work)
             if reason is None:
                 kept_bytes += size
             else:
-                items.append(Item(folder, reason, size))
+                items.append(Item(kind, name, f"{store.name}/{kind}/{name}", reason, size))
     return Garbage(items, kept_bytes)
 
 
 def _why_unneeded(kind: str, name: str, artifacts: Names, work: Names) -> str | None:
     """Return why a folder of a kind may go; None for one that a run needs."""
-    if name.startswith(_DRAFT):
+    if name.startswith(DRAFT):
         return "was never finished"
-    if name.startswith(_WORK):
-        key = name.removeprefix(_WORK)
+    if name.startswith(WORK):
+        key = name.removeprefix(WORK)
         is_needed = (kind, key) in work or (kind != "trial" and (kind, key) in artifacts)
         return None if is_needed else "work of a training that has ended"
     return None if (kind, name) in artifacts else f"no run needs this {kind}"
 
 
-def collect(garbage: Garbage) -> None:
-    """Delete garbage. A folder without its manifest is no artifact, so the manifest goes first."""
+def collect(store: Store, garbage: Garbage) -> None:
+    """Delete garbage."""
     for item in garbage.items:
-        (item.path / "manifest.json").unlink(missing_ok=True)
-        shutil.rmtree(item.path, ignore_errors=True)
+        store.remove(item.kind, item.name)
 
 
 def _artifacts(store: Store, run: RunPaths, stages: tuple[Stage, ...]) -> Names:
@@ -162,25 +157,3 @@ def _features(store: Store, needed: Names) -> Names:
         if ("prepare", artifact.manifest["inputs"].get("photos")) in needed:
             features.add(("features", artifact.key))
     return features
-
-
-def _folders(home: Path) -> list[Path]:
-    """Return the folders of a kind; hidden ones are left alone but for drafts and work."""
-    if not home.is_dir():
-        return []
-    folders = []
-    for path in sorted(home.iterdir()):
-        is_hidden = path.name.startswith(".") and not path.name.startswith((_DRAFT, _WORK))
-        if path.is_dir() and not is_hidden:
-            folders.append(path)
-    return folders
-
-
-def _size(path: Path) -> int:
-    """Return the bytes that deleting a folder frees: a file with another link frees none."""
-    n_bytes = 0
-    for file in path.rglob("*"):
-        if file.is_file() and not file.is_symlink():
-            facts = file.stat()
-            n_bytes += facts.st_size // facts.st_nlink
-    return n_bytes

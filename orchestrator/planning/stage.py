@@ -51,6 +51,7 @@ class Env(Scope):
     cpus: float
     gpus: float
     fork_server: str | None = None  # address of the process that trainings are forked from
+    must_yield: Callable[[], bool] = lambda: False  # to a run that goes first on this cluster
 
     @property
     def trial_share(self) -> TrialShare:
@@ -79,11 +80,9 @@ class Env(Scope):
             name: of the lock.
             activity: what the other process does, for the message of the one that waits.
         """
-        from filelock import FileLock, Timeout  # noqa: PLC0415
+        from filelock import Timeout  # noqa: PLC0415
 
-        folder = self.store.root / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".lock-{name[:16]}")
+        lock = self.store.lock(kind, f".lock-{name[:16]}")
         try:
             lock.acquire(timeout=0)
         except Timeout:

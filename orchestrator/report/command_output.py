@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator.planning.plan import Plan
 from orchestrator.report.result_tables import StatusView
-from orchestrator.store.run_dir import all_runs, started_at, state_of
+from orchestrator.store.run_dir import all_runs, size_bytes, started_at, state_of
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -39,6 +39,8 @@ def status_lines(status: StatusView) -> list[str]:
     for stage in status["stages"]:
         note = stage["note"] or ""
         lines.append(f"  {stage['stage']:<11} {stage['outcome']:<10} {note}".rstrip())
+    if status["pending"]:
+        lines.append(f"pending: {status['pending']}")
     if trials := status["trials"]:
         counts = [f"{n} {name.lower()}" for name, n in trials.items()]
         lines += ["", f"trials: {', '.join(counts)}"]
@@ -64,11 +66,12 @@ def run_lines(store: Path) -> list[str]:
     lines = []
     for run in all_runs(store):
         facts = state_of(run)
-        size_bytes = sum(path.stat().st_size for path in run.root.rglob("*") if path.is_file())
         age = _age_text(time.time() - started_at(run))
         wall = f"{facts['wall_s']:.0f} s"
-        size = f"{size_bytes / 1e6:.1f} MB"
+        size = f"{size_bytes(run) / 1e6:.1f} MB"
         line = f"{run.run_id:<40} {facts['state']:<12} {age:>9} ago {wall:>9} {size:>10}"
+        if facts["state"] == "RUNNING" and run.pending_text:
+            line += f"  pending: {run.pending_text}"
         if facts["state"] == "RUNNING" and run.dashboard_page:
             line += f"  {run.dashboard_page}"
         lines.append(line)

@@ -40,6 +40,7 @@ _CAUSES = {
     "hung": "it gave no sign of life and was killed",
     "memory": "it did not fit into memory; the sampler avoids such settings from now on",
     "disk": "the disk was full",
+    "bucket": "the bucket of the store did not answer or refused",
     "source": "the trial whose feature map it depends on did not finish",
     "exited": "its process ended without a result",
     "killed": "its process was killed from outside",

@@ -420,6 +420,7 @@ class StatusView(TypedDict):
     reason: str | None  # why it ended without a result
     next: str | None  # what to type then
     dashboard: str | None  # its page on Ray's dashboard, while it is live
+    pending: str | None  # how many runs go before it, while it waits for its turn on a cluster
 
 
 def status_view(run: Path) -> StatusView:
@@ -454,6 +455,7 @@ def status_view(run: Path) -> StatusView:
         "reason": end.reason if end else None,
         "next": end.next_step if end else None,
         "dashboard": RunPaths(run).dashboard_page if is_running else None,
+        "pending": RunPaths(run).pending_text if is_running else None,
     }
 
 

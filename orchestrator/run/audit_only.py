@@ -38,9 +38,11 @@ def run(
     paths.root.mkdir(parents=True, exist_ok=True)
     try:
         with (
+            store.driving(paths.root) as on_commit,
             Ledger(paths.root) as ledger,
             connect(address, insecure=insecure, dashboard=False) as cluster,
         ):
+            ledger.on_commit = on_commit
             classes = Schema.of(experiment.spec.data.labels).classes
             labels = {name: list(names) for name, names in classes.items()}
             event = RunStarted(run_id=plan.run_id, git_commit=git_commit(), labels=labels)
@@ -62,11 +64,11 @@ def run(
             audited = audit.run(env, photos, folds, probe=probe)
             reporter.outcome("audit", audited.outcome, audited.note)
             ledger.append(RunEnded(state="SUCCEEDED"), commit=True)
+            build_audit(paths.root)
     except (DataError, MachineError) as error:
         raise UserError(str(error)) from None
     except LedgerLocked:
         raise UserError(f"{paths.root}: another process audits these data; wait for it") from None
-    build_audit(paths.root)
     return paths
 
 

@@ -11,6 +11,7 @@ import time
 from orchestrator.base.errors import UserError
 from orchestrator.search.trial_process import stop_file
 from orchestrator.store.ledger import is_live, one_trial, read, replay
+from orchestrator.store.places import bucket_store
 from orchestrator.store.run_dir import RunPaths, state_of
 
 _POLL_S = 0.5
@@ -69,8 +70,16 @@ def stop_trial(paths: RunPaths, name: str) -> str:
 
 def request_stop(paths: RunPaths, trial_id: str) -> None:
     """Leave the request that a trial stops; a driver that does not run this trial ignores it."""
+    _leave(paths, stop_file(paths.control, trial_id).name)
+
+
+def _leave(paths: RunPaths, request: str) -> None:
+    """Leave a request where the driver looks for it, on whatever machine it is."""
     paths.control.mkdir(exist_ok=True)
-    stop_file(paths.control, trial_id).touch()
+    (paths.control / request).touch()
+    store = bucket_store(paths.root)
+    if store is not None:
+        store.runs.request(paths.root, request)
 
 
 def cancel(paths: RunPaths, *, timeout_s: float) -> bool:
@@ -83,8 +92,7 @@ def cancel(paths: RunPaths, *, timeout_s: float) -> bool:
         UserError: the run is not live.
     """
     require_live(paths)
-    paths.control.mkdir(exist_ok=True)
-    (paths.control / _CANCEL).touch()
+    _leave(paths, _CANCEL)
     deadline = time.monotonic() + timeout_s
     while is_live(paths.root) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
@@ -102,4 +110,7 @@ def remove_run(paths: RunPaths) -> None:
             f"run {paths.run_id}: a run that has ended was required, it is live; "
             f"end it with `cancel {paths.run_id}` first"
         )
+    store = bucket_store(paths.root)
+    if store is not None:
+        store.runs.remove(paths.root)
     shutil.rmtree(paths.root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.markup import escape
 from ruamel.yaml import YAML
@@ -26,7 +27,7 @@ from orchestrator.base.console import Reporter
 from orchestrator.base.errors import INTERRUPTED, SpecError, UserError
 from orchestrator.base.wording import printable
 from orchestrator.planning.plan import Plan, make_plan
-from orchestrator.planning.stage import Env, Output
+from orchestrator.planning.stage import Env, Output, Stage
 from orchestrator.run.control import Listener
 from orchestrator.run.metrics import RunMetrics
 from orchestrator.search.trial_tables import best_trial
@@ -38,9 +39,12 @@ from orchestrator.stages.prepare import Prepared
 from orchestrator.store.artifacts import Store, git_commit, packages
 from orchestrator.store.event_types import RunEnded, RunResumed, RunStarted, StageEnded
 from orchestrator.store.ledger import LOCK, Ledger, LedgerLocked, is_live, read
-from orchestrator.store.run_dir import RunPaths
+from orchestrator.store.run_dir import RunPaths, with_files
 from orchestrator.store.run_files.records import as_record
 from orchestrator.store.run_files.selection import Selection
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.queue import Turn
 
 LOADED_TO_PREPARE = {
     "crop_face": ("torch", "deepface.modules.detection", "deepface.modules.modeling"),
@@ -60,6 +64,7 @@ class Options:
     insecure: bool = False
     smoke: bool = False
     allow_download: bool = False
+    max_runs: int | None = None  # at a time on the cluster
 
 
 def submit(experiment: Experiment, store: Store, options: Options) -> int:
@@ -77,13 +82,14 @@ def submit(experiment: Experiment, store: Store, options: Options) -> int:
     if (paths.read_json("summary") or {}).get("state") == "SUCCEEDED":
         for stage in plan.stages:
             reporter.outcome(stage.name, "CACHED", stage.why)
-        _say_results(paths, reporter)
+        _say_results(with_files(paths), reporter)
         return 0
     if options.smoke and (code := _smoke(experiment, store, options, reporter)):
         return code
     _make_folder(paths)
     try:
-        with Ledger(paths.root) as ledger:
+        with store.driving(paths.root) as on_commit, Ledger(paths.root) as ledger:
+            ledger.on_commit = on_commit
             return _drive(experiment, store, plan, paths, ledger, options, reporter)
     except LedgerLocked:
         try:
@@ -257,7 +263,7 @@ def _drive(
     listener = Listener(paths)
     spent_s = float((paths.read_json("summary") or {}).get("wall_s", 0.0))
     _begin(experiment, plan, paths, ledger)
-    reporter.say(f"run [bold]{plan.run_id}[/]  in {escape(str(paths.root))}")
+    reporter.say(f"run [bold]{plan.run_id}[/]  in {escape(store.name)}/runs/{plan.run_id}")
     tracker = tracking.start(paths.root)
     progress = _Progress()
     state = "FAILED"
@@ -266,12 +272,21 @@ def _drive(
         with (
             _fork_server(experiment, options) as fork_server,
             _connect(experiment, options, paths, reporter) as resources,
+            _turn(experiment, options, paths, reporter) as turn,
             _metrics(plan, store, ledger, progress),
         ):
             env = Env(
-                experiment, plan.files, store, paths, ledger, reporter, *resources, fork_server
+                experiment,
+                plan.files,
+                store,
+                paths,
+                ledger,
+                reporter,
+                *resources,
+                fork_server,
+                turn.must_yield if turn else lambda: False,
             )
-            if _run_stages(env, progress):
+            if _run_stages(env, progress, turn):
                 state = "SUCCEEDED"
     except KeyboardInterrupt:
         state = "CANCELLED" if listener.cancelled else "INTERRUPTED"
@@ -370,6 +385,37 @@ def _connect(
 
 
 @contextmanager
+def _turn(
+    experiment: Experiment, options: Options, paths: RunPaths, reporter: Reporter
+) -> Iterator[Turn | None]:
+    """Wait for the run's turn on a cluster that others use too; a local one has no queue."""
+    if options.address is None:
+        yield None
+        return
+    from orchestrator.cluster.jobs import USER_VARIABLE  # noqa: PLC0415
+    from orchestrator.cluster.queue import GO, YIELD, Answer, Place, Turn  # noqa: PLC0415
+
+    def show(answer: Answer) -> None:
+        if answer.word == GO:
+            paths.pending.unlink(missing_ok=True)
+        elif answer.word == YIELD:
+            reporter.say("a run of a higher priority waits: this one goes on after it")
+        else:
+            write_text(paths.pending, f"{answer.n_ahead} ahead")
+            reporter.say(f"pending: {answer.n_ahead} ahead")
+
+    place = Place(
+        paths.run_id,
+        os.environ.get(USER_VARIABLE) or getpass.getuser(),
+        experiment.spec.resources.priority,
+        time.time(),
+        max_runs=options.max_runs,
+    )
+    with Turn(place, show) as turn:
+        yield turn
+
+
+@contextmanager
 def _metrics(plan: Plan, store: Store, ledger: Ledger, progress: _Progress) -> Iterator[None]:
     """Export metrics of the run while it is connected to a cluster."""
     metrics = RunMetrics(
@@ -386,7 +432,20 @@ def _metrics(plan: Plan, store: Store, ledger: Ledger, progress: _Progress) -> I
         ledger.on_append = None
 
 
-def _run_stages(env: Env, progress: _Progress) -> bool:
+def _run_stage(stage: Stage, env: Env, progress: _Progress, turn: Turn | None) -> Output:
+    """Run a stage; where it yields to another run, wait and run it on from the ledger."""
+    from orchestrator.cluster.queue import Yielded  # noqa: PLC0415
+
+    while True:
+        try:
+            return stage.run(env, **{name: progress.outputs[name] for name in stage.reads})
+        except Yielded:
+            if turn is None:
+                raise
+            turn.wait_again()
+
+
+def _run_stages(env: Env, progress: _Progress, turn: Turn | None = None) -> bool:
     """Run every stage in order; after a failure the rest is BLOCKED.
 
     Returns:
@@ -400,7 +459,7 @@ def _run_stages(env: Env, progress: _Progress) -> bool:
             note = "an earlier stage failed"
         else:
             try:
-                output = stage.run(env, **{name: progress.outputs[name] for name in stage.reads})
+                output = _run_stage(stage, env, progress, turn)
             except Exception as error:  # noqa: BLE001 - whatever a stage raises is its outcome
                 has_failed = True
                 outcome = "FAILED"

@@ -32,11 +32,12 @@ class Order:
     spec: Path
     overrides: tuple[str, ...]
     base: Path | None
-    store: Path | None
+    store: str | Path | None
     insecure: bool = False
     detach: bool = False
     smoke: bool = False
     allow_download: bool = False
+    max_runs: int | None = None
 
 
 @contextmanager
@@ -87,6 +88,8 @@ def submit(address: str, order: Order) -> int:
         for name in ("insecure", "smoke", "allow_download"):
             if getattr(order, name):
                 words.append(f"--{name.replace('_', '-')}")
+        if order.max_runs is not None:
+            words += ["--max-runs", str(order.max_runs)]
         about = {
             "run": facts.run_id,
             "spec": experiment.spec.name,
@@ -203,7 +206,7 @@ def _store_of(server: JobServer, run: str | None) -> str | None:
     return None
 
 
-def default_store_of_cluster() -> Path:
+def default_store_of_cluster() -> str:
     """Return the store that the cluster's environment names.
 
     Raises:
@@ -215,4 +218,4 @@ def default_store_of_cluster() -> Path:
             "a store of the cluster was required, found none; name one with --store FOLDER, or set "
             "ORCHESTRATOR_STORE where the cluster is started"
         )
-    return Path(name)
+    return name

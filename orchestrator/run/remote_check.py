@@ -15,25 +15,25 @@ from orchestrator.planning.plan import make_plan
 from orchestrator.run.remote import Facts, default_store_of_cluster, versions
 from orchestrator.spec.load import read
 from orchestrator.stages import STAGES
-from orchestrator.store.artifacts import Store
+from orchestrator.store.places import open_to_read
 
 
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True)
 @click.option("--base", type=click.Path(path_type=Path))
-@click.option("--store", type=click.Path(path_type=Path))
-def main(spec: Path, overrides: tuple[str, ...], base: Path, store: Path | None) -> None:
+@click.option("--store")
+def main(spec: Path, overrides: tuple[str, ...], base: Path, store: str | None) -> None:
     """Print the facts as JSON, or what is missing; then the exit code is not 0."""
     try:
         experiment = read(spec, list(overrides), base=base, try_components=True)
-        root = (store or default_store_of_cluster()).absolute()
-        _require_writable(root)
-        plan = make_plan(experiment, Store(root), STAGES)
+        opened = open_to_read(store or default_store_of_cluster())
+        _require_writable(opened.root)
+        plan = make_plan(experiment, opened, STAGES)
     except UserError as error:
         click.echo(str(error))
         sys.exit(error.exit_code)
-    click.echo(json.dumps(asdict(Facts(plan.run_id, str(root), versions()))))
+    click.echo(json.dumps(asdict(Facts(plan.run_id, opened.name, versions()))))
 
 
 def _require_writable(root: Path) -> None:

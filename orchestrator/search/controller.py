@@ -23,6 +23,7 @@ from orchestrator.search.card_sharing.measurements import measurement
 from orchestrator.search.card_sharing.shares import FixedShare, MeasuredShares, Shares
 from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
+from orchestrator.search.trial_process import STOPPED_BY_HAND
 from orchestrator.search.trial_times import TrialTimes
 from orchestrator.store.event_types import (
     EpochReported,
@@ -143,6 +144,9 @@ class TrialController:
         self.budget = budget or Budget()
         self.shares = shares
         self.is_lost = is_lost
+        self.must_yield: Callable[[], bool] = lambda: False  # to a run of a higher priority
+        self.has_yielded = False
+        self.must_stop: Callable[[str], bool] = lambda _: False  # somebody has asked for its end
         self.records: dict[str, TrialRecord] = {}  # the ledger's, of this phase, by start
         self.queue: deque[Trial] = deque()  # to be handed out
         self.handed_out: dict[str, Trial] = {}  # to Tune
@@ -224,6 +228,9 @@ class TrialController:
         """Return the next trial, or whether there may be one later."""
         if self.has_broken_workers:
             return Waiting() if self.handed_out else Finished()
+        if self.must_yield():
+            self.has_yielded = not self.handed_out
+            return Finished() if self.has_yielded else Waiting()
         if all(trial.state is TrialState.PROPOSED for trial in self.queue):
             if self.is_exhausted():
                 self.queue.clear()  # running trials go on to their end
@@ -395,6 +402,8 @@ class TrialController:
             self.ledger.append(event)
             trial.times.on_report(metrics)
         why = self._take_report(record, epoch)
+        if self.must_stop(trial_id):  # its worker may be on a machine that does not see the request
+            why = STOPPED_BY_HAND
         # stopping what is finished saves nothing, and what was finished before shall be so again
         if why is None or trial.stored is not None or trial.was_complete or is_last:
             return False

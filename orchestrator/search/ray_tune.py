@@ -48,6 +48,7 @@ from orchestrator.search.trial_process import (
     reason_of,
 )
 from orchestrator.store.event_types import OBJECTIVE, objective
+from orchestrator.store.places import open_store
 from trainers.config import IS_LAST
 from trainers.overlap.clock import PARTS
 
@@ -136,8 +137,8 @@ class Warm(tune.Trainable):
             try:
                 importlib.import_module(name)
             except Exception as error:  # noqa: BLE001 - a foreign module may raise anything
-                if self.watch.logs is not None:
-                    log = Path(self.watch.logs) / f"{trial_id}.log"
+                log = self.watch.log_of(trial_id)
+                if log is not None:
                     log.parent.mkdir(parents=True, exist_ok=True)
                     with log.open("a", encoding="utf-8") as file:
                         traceback.print_exc(file=file)
@@ -389,7 +390,8 @@ class Decisions(FIFOScheduler):
         metrics = dict(record.ended.metrics or {})
         best_epoch = max(record.reports, key=lambda epoch: objective(record.reports[epoch]))
         metrics[TRAINING_ITERATION] = best_epoch
-        folder = Path(trial.config.order.spec.store).resolve() / record.ended.checkpoint
+        store = open_store(trial.config.order.spec.store)
+        folder = store.root.resolve() / record.ended.checkpoint
         checkpoint = tune.Checkpoint(str(folder), filesystem=_LOCAL_FILES)
         trial.run_metadata.checkpoint_manager.register_checkpoint(
             _TrainingResult(checkpoint, metrics)

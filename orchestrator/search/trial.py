@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +16,11 @@ from data_prep.files import write_json
 from orchestrator.base.errors import UserError
 from orchestrator.search.subset_files import BORDERS
 from orchestrator.store import tables
-from orchestrator.store.artifacts import Artifact, Store
+from orchestrator.store.artifacts import WORK, Artifact, Lock, Store
 from orchestrator.store.features import FeatureStore, feature_store
+from orchestrator.store.places import open_store
 from trainers.config import IS_LAST
 from trainers.preflight.step_times import StepTimes
-
-if TYPE_CHECKING:
-    from filelock import FileLock
 
 _WAIT_S = 0.2
 Report = Callable[[int, dict[str, float]], None]
@@ -83,12 +81,10 @@ def run_trial(spec: TrialSpec, report: Report) -> Artifact:
     Raises:
         UserError: head frozen_deep has no source, or its source was trained on other data.
     """
-    from filelock import FileLock  # noqa: PLC0415
-
-    store = Store(Path(spec.store))
+    store = open_store(spec.store)
     artifact = store.find("trial", spec.key)
     if artifact is None:
-        lock = FileLock(store.work_dir("trial", spec.key).with_suffix(".lock"))
+        lock = store.lock("trial", f"{WORK}{spec.key}.lock")
         _acquire(lock, getattr(report, "wait", None))
         try:
             artifact = store.find("trial", spec.key)
@@ -102,7 +98,7 @@ def run_trial(spec: TrialSpec, report: Report) -> Artifact:
     return artifact
 
 
-def _acquire(lock: FileLock, say_waits: Callable[[], None] | None) -> None:
+def _acquire(lock: Lock, say_waits: Callable[[], None] | None) -> None:
     """Acquire a lock that another run may hold for hours, and say now and then that this one waits."""
     from filelock import Timeout  # noqa: PLC0415
 
@@ -124,8 +120,8 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
     from trainers.metrics import Objective  # noqa: PLC0415
     from trainers.training_loop import train  # noqa: PLC0415
 
-    photos = open_rows(Path(spec.rows))
-    parts = _read_parts(spec, photos.index)
+    photos = open_rows(store.here(spec.rows))
+    parts = _read_parts(spec, store, photos.index)
     targets = np.zeros((len(photos.sample_ids), len(spec.label_sizes)), np.int64)
     for name in ("train", "val"):
         targets[parts[name].rows] = parts[name].codes
@@ -136,8 +132,8 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
         spec.label_sizes,
         parts["train"].rows,
         parts["val"].rows,
-        mixable=_read_mixable(spec, photos.index),
-        **_read_facts(spec, photos.index, parts),
+        mixable=_read_mixable(spec, store, photos.index),
+        **_read_facts(spec, store, photos.index, parts),
     )
     work = store.work_dir("trial", spec.key)
     features = feature_store(store, spec.inputs.get("prepare", spec.rows))
@@ -221,7 +217,7 @@ def _training_data(seed: Any, fold: Any, inputs: Mapping[str, str]) -> dict[str,
     return {"seed": seed, "fold": fold, "parts": parts, "prepare": prepare}
 
 
-def _read_mixable(spec: TrialSpec, index: Mapping[str, int]) -> Any:
+def _read_mixable(spec: TrialSpec, store: Store, index: Mapping[str, int]) -> Any:
     """Return which photos MixUp may mix, and with which; None if it may mix all."""
     if spec.mixable is None:
         return None
@@ -230,7 +226,7 @@ def _read_mixable(spec: TrialSpec, index: Mapping[str, int]) -> Any:
     fits = np.zeros(len(index), np.bool_)
     within = np.zeros(len(index), np.int64)
     group = np.zeros(len(index), np.int64)
-    for row in tables.read(Path(spec.mixable)).to_pylist():
+    for row in tables.read(store.here(spec.mixable)).to_pylist():
         place = index.get(row["sample_id"])
         if place is not None:
             fits[place] = row["fits"]
@@ -240,7 +236,7 @@ def _read_mixable(spec: TrialSpec, index: Mapping[str, int]) -> Any:
 
 
 def _read_facts(
-    spec: TrialSpec, index: Mapping[str, int], parts: Mapping[str, Part]
+    spec: TrialSpec, store: Store, index: Mapping[str, int], parts: Mapping[str, Part]
 ) -> dict[str, Any]:
     """Return the task's groups and numbers, where a loss needs them.
 
@@ -250,7 +246,7 @@ def _read_facts(
         return {}
     from trainers.data import Numbers  # noqa: PLC0415
 
-    table = tables.read(Path(spec.facts))
+    table = tables.read(store.here(spec.facts))
     rows = np.array([index.get(name, -1) for name in table["sample_id"].to_pylist()], np.int64)
     is_prepared = rows >= 0
     facts: dict[str, Any] = {}
@@ -281,9 +277,9 @@ def _mixed(sample_ids: Sequence[str], pairs: Any) -> Any:
     return tables.from_rows(rows, tables.MIXED)
 
 
-def _read_parts(spec: TrialSpec, index: Mapping[str, int]) -> dict[str, Part]:
+def _read_parts(spec: TrialSpec, store: Store, index: Mapping[str, int]) -> dict[str, Part]:
     """Return the parts by name, without the photos that preparation quarantined."""
-    table = tables.read(Path(spec.parts))
+    table = tables.read(store.here(spec.parts))
     rows = np.array([index.get(name, -1) for name in table["sample_id"].to_pylist()], np.int64)
     columns = [table[f"label_{name}"].fill_null(MISSING) for name in spec.label_sizes]
     codes = np.stack([column.to_numpy() for column in columns], axis=1)

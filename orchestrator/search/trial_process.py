@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 import psutil
 
 from data_prep.process_title import show_process_title
+from orchestrator.base.errors import UserError
 from orchestrator.cluster.fork_server import fork, leave_parent
 from orchestrator.search.process_leftovers import (
     ProcessState,
@@ -39,6 +40,7 @@ from orchestrator.search.process_leftovers import (
 )
 from orchestrator.search.process_memory import resident_bytes
 from orchestrator.store.event_types import OBJECTIVE
+from orchestrator.store.places import open_store
 
 Report = Callable[[int, dict[str, float]], None]
 """Takes an epoch (from 1) and its metrics."""
@@ -53,6 +55,7 @@ TRAINING_MODULES = (
 )
 """What a training imports. Imported by a child, it would look like something left behind."""
 
+STOPPED_BY_HAND = "stopped by hand"
 _POLL_S = 0.25
 _UNWIND_S = 0.5
 _CAUSES = {
@@ -60,6 +63,7 @@ _CAUSES = {
     "OutOfMemoryError": "memory",
     "TrainingDiverged": "diverged",
     "MissingSource": "source",
+    "BucketError": "bucket",
 }
 _LOW_MEMORY = 0.08  # share of the machine's memory: less is left
 _LARGE_TRIAL = 0.25  # share of the machine's memory: one trial takes more
@@ -74,6 +78,14 @@ class Watch:
     memory_gb: float | None = None  # None: until the machine runs short
     control: str | None = None  # folder of the files with which `stop` asks for an end
     logs: str | None = None  # folder for the output of trials
+    store: str | None = None  # where the output goes from there; None: the folder is shared
+
+    def log_of(self, trial_id: str) -> Path | None:
+        """Return the file for the output of a trial on this machine."""
+        if self.logs is None:
+            return None
+        logs = Path(self.logs) if self.store is None else open_store(self.store).place_of(self.logs)
+        return logs / f"{trial_id}.log"
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,7 @@ class _Order:
     threads: int
     device: str
     log: Path | None
+    store: str | None  # to send the log to
 
 
 @dataclass(frozen=True)
@@ -182,8 +195,8 @@ class Child:
             self.kill()
         self._is_stopping = False
         self.trial_id = trial_id
-        log = Path(self.watch.logs) / f"{trial_id}.log" if self.watch.logs else None
-        order = _Order(spec, trial_id, seed, threads, device, log)
+        log = self.watch.log_of(trial_id)
+        order = _Order(spec, trial_id, seed, threads, device, log, self.watch.store)
         if not self.pid:
             self._fork()
         try:
@@ -324,7 +337,7 @@ class Child:
         self.on_check()
         watch = self.watch
         if watch.control and stop_file(watch.control, self.trial_id).exists():
-            return Failed("stopped", "stopped by hand")
+            return Failed("stopped", STOPPED_BY_HAND)
         silent_s = self._last_check - self._last_report
         if watch.report_s is not None and silent_s > watch.report_s and not self._has_reported():
             text = f"no report for {watch.report_s:g} s (resources.per_trial.report_s)"
@@ -414,6 +427,7 @@ def _run_trials(body: Body, pipe: Any, parent: int, *, trims: bool) -> NoReturn:
                 failure = _run_trial(body, order.spec, pipe)
                 # the frames of an error keep alive what the trial had
                 is_reusable = failure is None and _is_unchanged(state)
+            _send_log(order)
             pipe.send(_Ended(failure, is_reusable))
     except (EOFError, OSError) as error:  # the parent has gone, or has no more trials
         # otherwise the parent waits for a trial whose log cannot be written
@@ -422,6 +436,13 @@ def _run_trials(body: Body, pipe: Any, parent: int, *, trims: bool) -> NoReturn:
             pipe.send(_Ended(Failed(cause_of(error), text), is_reusable=False))
     finally:
         os._exit(0)
+
+
+def _send_log(order: _Order) -> None:
+    """Let other machines have a trial's output, where they do not share its folder."""
+    if order.store is not None and order.log is not None and order.log.is_file():
+        with contextlib.suppress(UserError):  # it stays on this machine
+            open_store(order.store).share(order.log)
 
 
 def _is_unchanged(state: ProcessState) -> bool:
@@ -510,7 +531,7 @@ def _is_disk_full(error: BaseException) -> bool:
 
 def reason_of(error: BaseException, store: str | None = None) -> str:
     """Return an error in one line; `store` is the folder that a trial writes to."""
-    if _is_disk_full(error) and store is not None:
+    if _is_disk_full(error) and store is not None and Path(store).is_dir():
         free_mb = shutil.disk_usage(store).free / 1e6
         return (
             f"disk full: {store} has {free_mb:.1f} MB free; "

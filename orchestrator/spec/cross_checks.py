@@ -40,10 +40,11 @@ _MAX_ASSIGNMENTS = 256
 _MAX_GRID = 1_000_000  # points, which a study keeps in memory
 _HEAD = "train.model.head"
 _BACKBONE = "train.model.backbone"
+_WEIGHTS = "train.model.weights"
 _POLICY = "train.augment.policy"
 _FOR_VARIANTS = {
     "train.recipe": "write a variant per recipe, or begin with search.start: [{train.recipe: NAME}]",
-    "train.model.weights": "write a variant per file",
+    _WEIGHTS: "write a variant per file",
     "train.model.weights_sha256": "write a variant per file",
 }
 """Settings that stand for others, or for a file -> what to do in place of searching them."""
@@ -441,9 +442,10 @@ def _settings(arm: Arm, point: Point) -> Point:
 
 
 def check_components(draft: Draft) -> None:
-    """Try lists of operations, and backbones that may not take every size, on photos."""
+    """Try lists of operations, backbones that may not take every size, and files of weights."""
     policies: list[tuple[Job, KeyPath]] = []
     backbones: list[tuple[backbone_checks.Job, KeyPath]] = []
+    weights: list[tuple[backbone_checks.Job, KeyPath]] = []
     for name, arm in draft.arms.items():
         size = arm.prep.size
         for value, place in _values(draft, name, _POLICY, arm.train.augment.policy):
@@ -451,16 +453,21 @@ def check_components(draft: Draft) -> None:
                 policies.append((Job(operations=value, size=size), place))
         for value, place in _values(draft, name, _BACKBONE, arm.train.model.backbone):
             job = backbone_checks.Job(backbone=str(value), size=size)
-            if arm.train.model.weights is not None:
-                job["weights"] = arm.train.model.weights
             if backbone_checks.needs_try(job):
                 backbones.append((job, place))
+            file = arm.train.model.weights
+            if file is not None:
+                of_file = _values(draft, name, _WEIGHTS, file)[0][1]
+                weights.append(({**job, "weights": file}, of_file))
     if policies:
         problems = policy_problems([job for job, _ in policies])
         _refuse_all(draft, _POLICY, problems, [place for _, place in policies])
     if backbones:
         problems = backbone_checks.backbone_problems([job for job, _ in backbones])
         _refuse_all(draft, _BACKBONE, problems, [place for _, place in backbones])
+    if weights:
+        problems = backbone_checks.backbone_problems([job for job, _ in weights])
+        _refuse_all(draft, _WEIGHTS, problems, [place for _, place in weights])
 
 
 def _refuse_all(draft: Draft, path: str, problems: list[str | None], places: list[KeyPath]) -> None:

@@ -151,6 +151,8 @@ class Resources(Section):
     """What one worker of the preparation gets."""
     max_concurrent: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Trainings at a time; `auto` for as many as fit."""
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = since(0)
+    """Runs of a higher number go first on a shared cluster; others yield between their trials."""
 
 
 class Report(Section):

@@ -85,7 +85,7 @@ def run(env: Env) -> Catalog:
     with env.single_flight("catalog", key, "reads the same photos"):
         artifact = env.store.find("catalog", key)
         if artifact is not None and (_is_outdated(env, artifact) or _has_split_groups(artifact)):
-            shutil.rmtree(artifact.path)
+            env.store.remove("catalog", key)
             artifact = None
         outcome = CACHED if artifact else SUCCEEDED
         if artifact is None:

@@ -41,6 +41,7 @@ from orchestrator.store.artifacts import Artifact, git_commit, packages
 from orchestrator.store.event_types import LabelsOpened
 from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.looks import read_looks
+from orchestrator.store.places import open_store
 from orchestrator.store.run_dir import RunPaths
 from orchestrator.store.run_files.audit import AuditFacts
 from orchestrator.store.run_files.certificate import (
@@ -398,7 +399,8 @@ class _Job(NamedTuple):
     """A checkpoint, photos that it held out, and its stored answers on them."""
 
     trial_id: str
-    folder: str
+    store: str
+    folder: str  # of the checkpoint
     prep: str  # as JSON
     photos: list[tuple[str, str]]  # sample id and path
     probs: list[list[float]]
@@ -467,6 +469,7 @@ def _job(env: Env, trial: TrialRecord, artifact: Artifact, split: str) -> _Job:
         photos.append((sample, str(photo_path(spec.data, env.experiment.base, sample))))
     return _Job(
         trial.trial_id,
+        env.store.name,
         str(artifact.path),
         env.experiment.arms[trial.variant].prep.model_dump_json(by_alias=True),
         photos,
@@ -511,7 +514,8 @@ def _compare(job: _Job, prepared: PreparedPhotos) -> _Difference:
         return _Difference(job.trial_id, 1.0, f"photos cannot be read any more: {lost}")
     images = prepared.images[[prepared.ids.index(sample) for sample in samples]]
     try:
-        probs = probabilities(Path(job.folder), images, job.share.device)
+        folder = open_store(job.store).here(job.folder)
+        probs = probabilities(folder, images, job.share.device)
     except Exception as error:  # noqa: BLE001 - as above
         return _Difference(job.trial_id, 1.0, f"{type(error).__name__}: {error}")
     stored = np.array(job.probs)

@@ -179,7 +179,7 @@ def intact_artifact(env: Env, kind: str, key: str) -> Artifact | None:
         reason = str(error).split(";", maxsplit=1)[0]
         env.console.say(f"  {escape(reason)}; it is made again")
         env.ledger.append(ArtifactDamaged(kind=kind, key=key, reason=str(error)), commit=True)
-        shutil.rmtree(artifact.path)
+        env.store.remove(kind, key)
         return None
     return artifact
 
@@ -294,7 +294,7 @@ def _make_shards(
             number = result.task.number
             facts = {"n_prepared": result.n_prepared, "n_copied": result.n_copied}
             # a shard whose photos are tried again is replaced
-            shutil.rmtree(env.store.root / "shard" / keys[number], ignore_errors=True)
+            env.store.remove("shard", keys[number])
             params = {"steps": steps}
             with env.store.draft("shard", keys[number], params=params, inputs={}) as draft:
                 shutil.move(result.path, draft.path / "shard.parquet")

@@ -21,11 +21,11 @@ from orchestrator.spec.score import DEFAULT
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.store import tables
-from orchestrator.store.artifacts import Store
 from orchestrator.store.event_types import LabelsOpened
 from orchestrator.store.features import feature_store
 from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.looks import count_look
+from orchestrator.store.places import open_store
 from orchestrator.store.run_files.selection import BoardRow
 
 _PUBLIC_SEED = 0
@@ -168,11 +168,10 @@ def _predict_checkpoint(job: PredictionJob) -> Any:
     from trainers.feature_cache import kept_features  # noqa: PLC0415
     from trainers.inference import load, predict  # noqa: PLC0415
 
-    model = load(Path(job.checkpoint)).to(job.device)
-    rows = open_rows(Path(job.rows))
-    features = kept_features(
-        model, rows.images, rows.sample_ids, feature_store(Store(Path(job.store)), job.photos)
-    )
+    store = open_store(job.store)
+    model = load(store.here(job.checkpoint)).to(job.device)
+    rows = open_rows(store.here(job.rows))
+    features = kept_features(model, rows.images, rows.sample_ids, feature_store(store, job.photos))
     numbers = np.array(job.numbers, np.int64)
     return predict(model, rows.images, numbers, device=job.device, features=features)
 
@@ -202,7 +201,7 @@ def predict_trials(
         index = open_rows(Path(folder)).index
         jobs.append(
             PredictionJob(
-                str(env.store.root),
+                env.store.name,
                 str(artifact.path),
                 folder,
                 prepare.shards[trial.variant].key,

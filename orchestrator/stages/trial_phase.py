@@ -16,6 +16,7 @@ from data_prep.section_base import identity
 from data_prep.weights.cache import recorded
 from orchestrator.base.keys import stage_key
 from orchestrator.base.stage_versions import VERSIONS
+from orchestrator.cluster.queue import Yielded
 from orchestrator.evaluation import common_samples
 from orchestrator.evaluation.metrics import Scorer
 from orchestrator.evaluation.scores_with_intervals import scorer_of
@@ -28,7 +29,7 @@ from orchestrator.search.controller import TrialController
 from orchestrator.search.numeric_precision import choose_precision
 from orchestrator.search.subset_files import facts_file, mixable_file, subset_file
 from orchestrator.search.trial import TrialSpec
-from orchestrator.search.trial_process import Watch
+from orchestrator.search.trial_process import Watch, stop_file
 from orchestrator.spec.models import Arm, Experiment, Spec
 from orchestrator.spec.score import DEFAULT, MACRO_F1, Score
 from orchestrator.stages.catalog import Catalog
@@ -102,6 +103,9 @@ class Trainings:
         )
         mixable = self._mixable_file(arm)
         facts = self._facts_file(arm)
+        for file in (subset, mixable, facts):
+            if file is not None:
+                env.store.share(file)
         inputs = self._inputs(variant, arm, subset, mixable, source)
         if facts:
             inputs["facts"] = file_sha256(facts)
@@ -125,7 +129,7 @@ class Trainings:
             point,
             arm.train.model_dump(mode="json", by_alias=True) | {"precision": precision},
             stage_key("trial", VERSIONS["trial"], params, inputs),
-            str(env.store.root),
+            env.store.name,
             str(self.prepare.rows[variant].path),
             str(subset),
             sizes,
@@ -231,7 +235,11 @@ def card_shares(env: Env) -> Shares:
 
 
 def train_all(env: Env, controller: TrialController, phase: str, n_trials: int) -> None:
-    """Train the trials of one phase."""
+    """Train the trials of one phase.
+
+    Raises:
+        Yielded: another run goes first; the stage goes on from the ledger when it is run again.
+    """
     from orchestrator.search.ray_tune import run  # noqa: PLC0415
 
     resources = env.experiment.spec.resources
@@ -247,7 +255,10 @@ def train_all(env: Env, controller: TrialController, phase: str, n_trials: int) 
         share.memory_gb,
         str(env.paths.control),
         str(env.paths.logs),
+        None if env.store.name == str(env.store.root) else env.store.name,
     )
+    controller.must_yield = env.must_yield
+    controller.must_stop = lambda trial_id: stop_file(env.paths.control, trial_id).exists()
     with env.console.trials(phase, n_trials, lambda: controller.snapshot(n_trials)) as tick:
         run(
             controller,
@@ -258,6 +269,8 @@ def train_all(env: Env, controller: TrialController, phase: str, n_trials: int) 
             watch=watch,
             tick=tick,
         )
+    if controller.has_yielded:
+        raise Yielded
 
 
 def phase_trials(env: Env, phase: str) -> list[TrialRecord]:

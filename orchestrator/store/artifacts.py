@@ -10,18 +10,20 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from data_prep.files import file_sha256, write_json
 from orchestrator.base.errors import UserError
 
 MANIFEST = "manifest.json"
+DRAFT = ".draft-"
+WORK = ".work-"
 Json = dict[str, Any]
 """A JSON object whose form its stage decides."""
 _PACKAGES = (
@@ -48,8 +50,8 @@ class FileFacts(TypedDict):
     sha256: str
 
 
-class Manifest(TypedDict):
-    """What readers need of a manifest.json."""
+class _Required(TypedDict):
+    """What every manifest.json has."""
 
     params: Json
     inputs: dict[str, str]
@@ -58,6 +60,12 @@ class Manifest(TypedDict):
     finished: float
     host: str
     git_commit: str | None
+
+
+class Manifest(_Required, total=False):
+    """What readers need of a manifest.json."""
+
+    folder: str  # of its files, where they are not beside it: an artifact that was put on a bucket
 
 
 _TYPES: dict[str, Any] = {"finished": int | float, "host": str, "git_commit": str | None}
@@ -70,8 +78,16 @@ class Artifact:
 
     kind: str
     key: str
-    path: Path
+    folder: Path
     manifest: Manifest
+    fetch: Callable[[Artifact, str | None], None] | None = None  # brings a file, or all, to here
+
+    @property
+    def path(self) -> Path:
+        """Its folder, with all its files."""
+        if self.fetch is not None:
+            self.fetch(self, None)
+        return self.folder
 
     @property
     def result(self) -> Json:
@@ -84,18 +100,24 @@ class Artifact:
         Raises:
             UserError: the file is missing or differs from what the manifest says.
         """
-        path = self.path / name
+        path = self.folder / name
         facts = self.manifest["files"].get(name)
+        if facts is not None and self.fetch is not None:
+            self.fetch(self, name)
         if facts is None or not path.is_file():
             text = f"required by {MANIFEST}, found no such file"
-            raise UserError(f"{path}: {text}; delete {self.path} and submit again")
+            raise UserError(f"{path}: {text}; delete {self.folder} and submit again")
         if not verify:
             return path
         required = facts["sha256"]
         actual = file_sha256(path)
+        if actual != required and self.fetch is not None:  # the copy of this machine was changed
+            path.unlink()
+            self.fetch(self, name)
+            actual = file_sha256(path)
         if actual != required:
             text = f"sha256 is {actual[:8]}.., the manifest says {required[:8]}.."
-            raise UserError(f"{path}: {text}; delete {self.path} and submit again")
+            raise UserError(f"{path}: {text}; delete {self.folder} and submit again")
         return path
 
 
@@ -107,20 +129,41 @@ class Draft:
     result: Json
 
 
+class Lock(Protocol):
+    """A lock of the store, as `filelock.FileLock` is one."""
+
+    def acquire(self, timeout: float = -1) -> Any:
+        """Hold it; raises `filelock.Timeout`."""
+
+    def release(self) -> Any:
+        """Give it back."""
+
+
 class Store:
-    """A folder of artifacts; several processes may read and write it at the same time."""
+    """A folder of artifacts; several processes may read and write it at the same time.
+
+    `store/bucket/artifacts.py` is the same over a bucket, with this folder as its cache.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    @property
+    def name(self) -> str:
+        """What `places.open_store` opens this store by, on any machine that reaches it."""
+        return str(self.root)
 
     def find(self, kind: str, key: str) -> Artifact | None:
         """Return a finished artifact; None if there is none or its manifest is damaged."""
         path = self.root / kind / key
         try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # no JSON, or not even text
+            raw = (path / MANIFEST).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        return Artifact(kind, key, path, manifest) if _is_complete(manifest) else None
+        manifest = read_manifest(raw)
+        if manifest is None:
+            return None
+        return Artifact(kind, key, path / manifest.get("folder", ""), manifest)
 
     def has(self, kind: str, key: str) -> bool:
         """Return True if an artifact is there; its manifest is not read."""
@@ -149,9 +192,55 @@ class Store:
                 artifacts.append(artifact)
         yield from sorted(artifacts, key=lambda artifact: -artifact.manifest["finished"])
 
+    def remove(self, kind: str, name: str) -> None:
+        """Delete an artifact, a draft or unfinished work.
+
+        Without its manifest it is no artifact, so that goes first.
+        """
+        (self.root / kind / name / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(self.root / kind / name, ignore_errors=True)
+
+    def sizes(self, kind: str) -> dict[str, int]:
+        """Return the artifacts, drafts and unfinished work of a kind, with the bytes that each takes."""
+        home = self.root / kind
+        sizes: dict[str, int] = {}
+        for path in sorted(home.iterdir()) if home.is_dir() else []:
+            is_hidden = path.name.startswith(".") and not path.name.startswith((DRAFT, WORK))
+            if path.is_dir() and not is_hidden:
+                sizes[path.name] = _size(path)
+        return sizes
+
+    def lock(self, kind: str, name: str) -> Lock:
+        """Return a lock that one process at a time may hold, on whatever machine."""
+        from filelock import FileLock  # noqa: PLC0415
+
+        folder = self.root / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / name)
+
+    def place_of(self, path: str) -> Path:
+        """Return the place on this machine of a path in another one's copy of this store."""
+        return Path(path)
+
+    def here(self, path: str) -> Path:
+        """Return the same, with its content."""
+        return Path(path)
+
+    def share(self, path: Path) -> None:
+        """Let other machines have a file of a run now; in a folder they see it already."""
+
+    def driving(self, run: Path) -> AbstractContextManager[Callable[[], None]]:
+        """Return a block in which this process alone drives a run. Its value is called at commits.
+
+        Raises:
+            LedgerLocked: another process does.
+        """
+        del run
+        return nullcontext(_nothing)
+
     def work_dir(self, kind: str, key: str) -> Path:
         """Return the folder for unfinished work on an artifact; it is removed at the end."""
-        path = self.root / kind / f".work-{key}"
+        path = self.root / kind / f"{WORK}{key}"
         path.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -163,7 +252,7 @@ class Store:
         """
         home = self.root / kind
         home.mkdir(parents=True, exist_ok=True)
-        beside = home / f".draft-{key[:16]}-{uuid.uuid4().hex[:8]}"
+        beside = home / f"{DRAFT}{key[:16]}-{uuid.uuid4().hex[:8]}"
         beside.mkdir()
         started = time.perf_counter()
         draft = Draft(beside, {})
@@ -184,7 +273,7 @@ class Store:
             }
             write_json(beside / MANIFEST, manifest)
             self._publish(beside, home / key)
-            shutil.rmtree(home / f".work-{key}", ignore_errors=True)
+            shutil.rmtree(home / f"{WORK}{key}", ignore_errors=True)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
@@ -198,17 +287,42 @@ class Store:
                 raise
 
 
+def _nothing() -> None:
+    pass
+
+
+def read_manifest(raw: bytes) -> Manifest | None:
+    """Return a manifest; None for a damaged one, which may be no JSON or not even text."""
+    try:
+        manifest = json.loads(raw)
+    except ValueError:
+        return None
+    return manifest if _is_complete(manifest) else None
+
+
 def _is_complete(manifest: Any) -> bool:
     """Return True if a manifest has all that is read of it; a damaged one may still be JSON."""
     if not isinstance(manifest, dict):
         return False
-    for name in Manifest.__annotations__:
+    if not isinstance(manifest.get("folder", ""), str):
+        return False
+    for name in _Required.__annotations__:
         if name not in manifest or not isinstance(manifest[name], _TYPES.get(name, dict)):
             return False
     for facts in manifest["files"].values():
         if not isinstance(facts, dict) or not facts.keys() >= FileFacts.__annotations__.keys():
             return False
     return True
+
+
+def _size(path: Path) -> int:
+    """Return the bytes that deleting a folder frees: a file with another link frees none."""
+    n_bytes = 0
+    for file in path.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            facts = file.stat()
+            n_bytes += facts.st_size // facts.st_nlink
+    return n_bytes
 
 
 def _file_facts(folder: Path) -> dict[str, FileFacts]:

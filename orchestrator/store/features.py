@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.base.keys import stage_key
 from orchestrator.base.stage_versions import VERSIONS
-from orchestrator.store.artifacts import Store
+from orchestrator.store.artifacts import WORK, Store
 
 FeatureStore = Callable[..., Any]
 """As `trainers.feature_cache.FeatureStore`; the features are (n, F) float32, mapped."""
@@ -38,11 +38,11 @@ def _keep(
         None where another process is computing them and `wait` is False.
     """
     import numpy as np  # noqa: PLC0415
-    from filelock import FileLock, Timeout  # noqa: PLC0415
+    from filelock import Timeout  # noqa: PLC0415
 
     key = stage_key("features", VERSIONS["features"], identity, {"photos": photos})
     if store.find("features", key) is None:
-        lock = FileLock(store.work_dir("features", key).with_suffix(".lock"))
+        lock = store.lock("features", f"{WORK}{key}.lock")
         try:
             lock.acquire(timeout=-1 if wait else 0)
         except Timeout:

@@ -259,7 +259,20 @@ def _parse_lines(file: IO[bytes], path: Path, shortcut: Shortcut | None) -> _Par
 
 
 def is_live(run: Path) -> bool:
-    """Return True if a process drives this run; its lock ends with the process in any case."""
+    """Return True if a process drives this run; its lock ends with the process in any case.
+
+    For a run of a bucket this also brings what a driver on another machine has written.
+    """
+    from orchestrator.store.places import bucket_store  # noqa: PLC0415 - it may import a client
+
+    if is_driven_here(run):
+        return True
+    store = bucket_store(run)
+    return store is not None and store.runs.is_live(run)
+
+
+def is_driven_here(run: Path) -> bool:
+    """Return True if a process that sees this folder drives the run."""
     try:
         with (run / LOCK).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -278,6 +291,7 @@ class Ledger:
         self.events: list[Event] = []
         self.state = State()  # after all events
         self.on_append: Callable[[Event], None] | None = None  # called when the state has changed
+        self.on_commit: Callable[[], None] | None = None  # called when events are on the disk
         self._lock: IO[bytes] | None = None
         self._file: IO[bytes] | None = None
 
@@ -319,6 +333,8 @@ class Ledger:
         self._file.flush()
         if commit:
             os.fsync(self._file.fileno())
+            if self.on_commit is not None:
+                self.on_commit()
         self.events.append(event)
         apply(self.state, event)
         if self.on_append is not None:

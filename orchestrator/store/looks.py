@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.store.places import url_of
+
 FILE = "looks.jsonl"
 
 
@@ -34,26 +36,63 @@ def count_look(store: Path, key: str, state: str, facts: dict[str, Any]) -> Look
         state: of the predictions, such as `evaluation.sequential_testing.predictions_key`.
         facts: run, claim and so on, written beside.
     """
+    url = url_of(store)
+    if url is not None:
+        return _count_in_bucket(url, key, state, facts)
     store.mkdir(parents=True, exist_ok=True)
     with (store / FILE).open("a+b") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         handle.seek(0)
-        raw = handle.read()
-        looks = _parse(raw, key)
-        for look in looks:
-            if look.state == state:
+        look, line = _next(handle.read(), key, state, facts)
+        if line:
+            handle.write(line)
+            handle.flush()
+            os.fsync(handle.fileno())
+        return look
+
+
+def _next(raw: bytes, key: str, state: str, facts: dict[str, Any]) -> tuple[Look, bytes]:
+    """Return a look, and the bytes to append for it; none where it was counted before."""
+    looks = _parse(raw, key)
+    for look in looks:
+        if look.state == state:
+            return look, b""
+    look = Look(key, state, len(looks) + 1, facts)
+    record = {"key": key, "state": state, "time": time.time(), **facts}
+    start = b"" if not raw or raw.endswith(b"\n") else b"\n"
+    return look, start + json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+def _count_in_bucket(url: str, key: str, state: str, facts: dict[str, Any]) -> Look:
+    """Count a look in a bucket: read, and write unless somebody else has written meanwhile."""
+    from orchestrator.store.bucket.client import Bucket, Lost  # noqa: PLC0415
+
+    bucket = Bucket(url)
+    while True:
+        content = bucket.read(FILE)
+        raw = b"" if content is None else content.data
+        look, line = _next(raw, key, state, facts)
+        if not line:
+            return look
+        if content is None:
+            if bucket.create(FILE, line) is not None:
                 return look
-        look = Look(key, state, len(looks) + 1, facts)
-        record = {"key": key, "state": state, "time": time.time(), **facts}
-        start = b"" if not raw or raw.endswith(b"\n") else b"\n"
-        handle.write(start + json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        handle.flush()
-        os.fsync(handle.fileno())
+            continue
+        try:
+            bucket.replace(FILE, raw + line, content.version)
+        except Lost:
+            continue
         return look
 
 
 def read_looks(store: Path, key: str) -> list[Look]:
     """Return all looks at one key in their order."""
+    url = url_of(store)
+    if url is not None:
+        from orchestrator.store.bucket.client import Bucket  # noqa: PLC0415
+
+        content = Bucket(url).read(FILE)
+        return [] if content is None else _parse(content.data, key)
     path = store / FILE
     return _parse(path.read_bytes(), key) if path.is_file() else []
 

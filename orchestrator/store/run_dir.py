@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.base.errors import SpecError
-
-STORE_VARIABLE = "ORCHESTRATOR_STORE"
-
-
-def default_store() -> Path:
-    """Return the store that a command uses when none is named."""
-    return Path(os.environ.get(STORE_VARIABLE) or "runs-store")
 
 
 @dataclass(frozen=True)
@@ -43,6 +35,12 @@ class RunPaths:
     def dashboard_page(self) -> str | None:
         """The page of this run on Ray's dashboard, as its last driver left it; None without one."""
         path: Path = self.dashboard
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    @property
+    def pending_text(self) -> str | None:
+        """How many runs the cluster lets go before this one; None where it does not wait."""
+        path: Path = self.pending
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
     def read_json(self, name: str) -> Any:
@@ -83,6 +81,7 @@ _FILES = {
     "driver_log": "driver.log",
     "control": "control",
     "dashboard": "control/dashboard",
+    "pending": "control/pending",
     "logs": "logs",
 }
 
@@ -116,7 +115,7 @@ def find_run(store: Path, name: str, has: str | None = None) -> RunPaths:
             "name another with --store, or submit a spec"
         )
     if name == "latest":
-        return _latest(runs, has)
+        return with_files(_latest(runs, has))
     fits = [run for run in runs if run.run_id == name]
     if not fits:
         fits = [run for run in runs if run.run_id.startswith(name)]
@@ -125,7 +124,28 @@ def find_run(store: Path, name: str, has: str | None = None) -> RunPaths:
         number = "several:" if fits else "none; there are:"
         text = f"one run id or a unique prefix was required, found {number} {shown}"
         raise SpecError(f"RUN {name}: {text}")
-    return fits[0]
+    return with_files(fits[0])
+
+
+def size_bytes(run: RunPaths) -> int:
+    """Return what a run takes in its store."""
+    from orchestrator.store.places import bucket_store  # noqa: PLC0415 - it may import a client
+
+    store = bucket_store(run.root)
+    n_bytes = None if store is None else store.runs.size_bytes(run.root)
+    if n_bytes is not None:
+        return n_bytes
+    return sum(path.stat().st_size for path in run.root.rglob("*") if path.is_file())
+
+
+def with_files(run: RunPaths) -> RunPaths:
+    """Bring all files of a run where its store is a bucket."""
+    from orchestrator.store.places import bucket_store  # noqa: PLC0415 - it may import a client
+
+    store = bucket_store(run.root)
+    if store is not None:
+        store.runs.pull(run.root)
+    return run
 
 
 def _latest(runs: list[RunPaths], has: str | None) -> RunPaths:

@@ -80,6 +80,20 @@ def losses_of_recorded(setting):
     return Measured(off, "of the loss", "largest difference from plain steps")
 
 
+def losses_of_recorded_finetuning(setting):
+    """Return how far losses are from those of plain steps where layers rest and weights are averaged."""
+    settings = {
+        "precision": setting.bf16,
+        "unfreeze": "head_first",
+        "ema": {"decay": 0.9},
+        "soup": {"epochs": 2},
+        "optimizer": {"name": "adamw", "layer_decay": 0.8, "decay_norms": False},
+    }
+    plain = loops.our_training(setting, *small(setting), **settings)
+    recorded = loops.our_training(setting, *small(setting), mode="recorded", **settings)
+    return Measured(_losses_off(plain, recorded), "of the loss", "recorded again when layers join")
+
+
 def checkpoint_share(setting):
     """Return what a checkpoint after every epoch keeps the loop from."""
     from trainers.overlap import options
@@ -464,6 +478,13 @@ ROWS = [
     Row("ours_bf16_basic", ours(large, "bf16", "basic"), 0.97, wanted=".97 of bare"),
     Row("recorded_bf16_basic", ours(large, "bf16", "basic", "recorded"), cuda=True),
     Row("recorded_losses", losses_of_recorded, at_most=0, cuda=True, wanted="the same losses"),
+    Row(
+        "recorded_finetuned_losses",
+        losses_of_recorded_finetuning,
+        at_most=0,
+        cuda=True,
+        wanted="the same losses",
+    ),
     Row("busy_recorded_bf16_basic", busy, 90, cuda=True, wanted="90 %"),
     Row("checkpoint", checkpoint_share, at_most=2, wanted="under 2 %"),
     Row("small_bare_bf16", bare(small, "bf16")),

@@ -88,10 +88,10 @@ def test_nothing_that_a_run_needs_goes(store, spec):
     make(store, "trial", "of-nobody")
     (store.root / "elsewhere").mkdir()
     found = find_garbage(store, STAGES)
-    gone = {item.path.name: item.why for item in found.items}
+    gone = {item.name: item.why for item in found.items}
     assert "no run needs this trial" == gone["of-nobody"]
     assert "was never finished" == gone[".draft-dead"]
-    collect(found)
+    collect(store, found)
     assert [] == find_garbage(store, STAGES).items
     assert {"catalog": 1, "prepare": 1} == {
         kind: len(left(store, kind)) for kind in ("catalog", "prepare")
@@ -107,7 +107,7 @@ def test_what_only_a_deleted_run_needed_goes(store, spec):
     )
     assert 2 == len(left(store, "prepare"))
     shutil.rmtree(store.root / "runs" / second.run_id)
-    collect(find_garbage(store, STAGES))
+    collect(store, find_garbage(store, STAGES))
     assert [1, 1, 1] == [len(left(store, kind)) for kind in ("prepare", "shard", "features")]
     assert {first.run_id} == {
         name.removeprefix(".work-").rsplit("-", 1)[0] for name in left(store, "trial")
@@ -117,7 +117,7 @@ def test_what_only_a_deleted_run_needed_goes(store, spec):
 def test_a_finished_run_keeps_no_work(store, spec):
     plan = begin(store, spec)
     write_json(store.root / "runs" / plan.run_id / "summary.json", {"state": "SUCCEEDED"})
-    collect(find_garbage(store, STAGES))
+    collect(store, find_garbage(store, STAGES))
     assert [f"{plan.run_id}-COMPLETE"] == left(store, "trial")
 
 
@@ -134,7 +134,7 @@ def test_a_live_run_or_an_unreadable_one_stops_it(store, spec):
         pytest.raises(UserError, match=f"without live audits was required, {plan.run_id} is live"),
     ):
         find_garbage(store, STAGES)
-    assert ".draft-audits" in [item.path.name for item in find_garbage(store, STAGES).items]
+    assert ".draft-audits" in [item.name for item in find_garbage(store, STAGES).items]
     (run / "resolved.yaml").write_text("name: [")
     with pytest.raises(UserError, match="does not pass `check` any more"):
         find_garbage(store, STAGES)

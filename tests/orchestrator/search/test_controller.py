@@ -370,3 +370,24 @@ def test_times_are_read():
     ]
     with pytest.raises(ValueError, match="a time such as "):
         seconds("90")
+
+
+def test_a_run_that_yields_lets_its_trials_end_and_goes_on_from_its_ledger(tmp_path):
+    play(tmp_path / "calm")
+    folder, store = tmp_path / "yields", {}
+    folder.mkdir()
+    with Ledger(folder) as ledger:
+        ledger.append(PhaseStarted(phase="search"))
+        controller = toy.make_controller(ledger, toy.make_studies(folder, SEARCH), folder)
+        first = controller.next()
+        controller.must_yield = lambda: True
+        assert Waiting() == controller.next()
+        assert not controller.has_yielded
+        for epoch in range(1, toy.N_EPOCHS + 1):
+            metrics = {"val_macro_f1": toy.score(first.spec.params, epoch)}
+            controller.on_report(first.spec.trial_id, epoch, metrics)
+        controller.on_end(first.spec.trial_id, "COMPLETE")
+        assert Finished() == controller.next()
+        assert controller.has_yielded
+    play(folder, store=store)
+    assert outcome(tmp_path / "calm") == outcome(folder)

@@ -160,7 +160,7 @@ def test_gc_reads_what_a_frozen_backbone_left_behind(place):
     store = Store(place / "store")
     with store.draft("features", "the-audits-own", params={}, inputs={}) as draft:
         (draft.path / "features.npy").write_bytes(b"")
-    found = {item.path.parent.name for item in find_garbage(store, STAGES).items}
+    found = {item.kind for item in find_garbage(store, STAGES).items}
     assert {"trial", "features"} == found  # no run needs any of them
 
 

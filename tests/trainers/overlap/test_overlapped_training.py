@@ -64,8 +64,9 @@ def scores(result):
         {"augment": {"policy": "basic", "cutmix": "half"}, "clip_norm": 1.0},
         {"augment": {"policy": "none", "mixup": "online"}, "micro_batch": 6},
         {"model": {"frozen": {"views": 2}}, "balance": "weighted_sampler"},
+        {"ema": {"decay": 0.9}, "soup": {"epochs": 3}, "unfreeze": "gradual"},
     ],
-    ids=["cutmix", "mixup, micro-batches", "frozen"],
+    ids=["cutmix", "mixup, micro-batches", "frozen", "averages"],
 )
 def test_the_same_bits_with_and_without_overlap(task, tmp_path, settings):
     beside = overlap()
@@ -85,7 +86,8 @@ class Killed(Exception):
 @pytest.mark.parametrize("every_s", [0.0, 3600.0], ids=["each epoch", "rarely"])
 @pytest.mark.parametrize("n_epochs", [1, 3])
 def test_stopped_and_resumed_equals_uninterrupted(task, tmp_path, n_epochs, every_s):
-    settings = config(augment={"policy": "basic", "cutmix": "half"})
+    averages = {"ema": {"decay": 0.9}, "soup": {"epochs": 2}}
+    settings = config(augment={"policy": "basic", "cutmix": "half"}, **averages)
     whole = run(settings, task, tmp_path / "a")
 
     def stop(epoch, metrics):

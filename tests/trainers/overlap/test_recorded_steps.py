@@ -129,10 +129,21 @@ def losses(task, folder, **settings):
         ({"augment": {"policy": "none", "mixup": "online"}}, 0),  # mixed photos are no bytes
         ({"model": {"head": "shallow"}, "clip_norm": 0.5}, 4),
         ({"model": {"frozen": {"views": 1}}}, 4),
+        ({"unfreeze": "head_first", "ema": {"decay": 0.5}}, 4),  # recorded again for all layers
+        ({"optimizer": {"name": "adamw", "layer_decay": 0.5}, "soup": {"epochs": 2}}, 4),
         ({"micro_batch": 8}, 0),  # gradients are added up
         ({"batch_size": 64}, 0),  # no batch is whole
     ],
-    ids=["plain", "mixup", "three branches", "frozen", "micro-batches", "small"],
+    ids=[
+        "plain",
+        "mixup",
+        "three branches",
+        "frozen",
+        "head first",
+        "layers",
+        "micro-batches",
+        "small",
+    ],
 )
 def test_whole_batches_are_replayed_and_the_losses_stay(
     task, tmp_path, recorder, settings, n_replays

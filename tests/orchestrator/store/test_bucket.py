@@ -1,0 +1,450 @@
+"""A store on a bucket of a real local S3 server: artifacts, leases, ledgers, faults and refusals."""
+
+import json
+import os
+import socketserver
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+from filelock import Timeout
+
+from orchestrator.base.errors import SpecError, UserError
+from orchestrator.store import looks, places
+from orchestrator.store.bucket.client import Bucket, BucketError, require_bucket
+from orchestrator.store.bucket.lease import Lease
+from orchestrator.store.event_types import RunEnded, RunStarted
+from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read
+from orchestrator.store.run_dir import all_runs
+from tests.s3_server import S3Server, free_port
+
+ROOT = Path(__file__).resolve().parents[3]
+KEY = "k" * 64
+
+
+@pytest.fixture(scope="module")
+def server():
+    pytest.importorskip("moto", reason="no moto: pip install 'moto[s3]' flask flask-cors")
+    pytest.importorskip("obstore", reason="no obstore: pip install 'robust-vote[bucket]'")
+    server = S3Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def machine(server, tmp_path, monkeypatch):
+    """Return what opens a new bucket on machines: each has a cache of its own."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    url = f"s3://{server.new_bucket()}/team/store"
+
+    def open_on(name):
+        monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / name))
+        places._open_bucket.cache_clear()
+        return places.open_store(url)
+
+    open_on.url = url
+    yield open_on
+    places._open_bucket.cache_clear()
+
+
+def make(store, text="x", kind="thing", key=KEY, name="file.txt"):
+    with store.draft(kind, key, params={"a": 1}, inputs={}) as draft:
+        (draft.path / name).write_text(text)
+        (draft.path / "deep").mkdir(exist_ok=True)
+        (draft.path / "deep" / "other").write_text("y")
+        draft.result["n"] = 3
+
+
+def names(store):
+    return [stored.name for stored in store.bucket.objects("thing")]
+
+
+def test_what_one_machine_makes_another_one_has(machine):
+    here = machine("a")
+    assert here.find("thing", KEY) is None
+    assert not here.has("thing", KEY)
+    make(here)
+    there = machine("b")
+    assert there.has("thing", KEY)
+    found = there.get("thing", KEY)
+    assert 3 == found.result["n"]
+    assert not list(there.root.glob("thing/*/files-*")), "files come when they are asked for"
+    assert "x" == found.file("file.txt").read_text()
+    assert "y" == (found.path / "deep/other").read_text()
+    assert [KEY] == [artifact.key for artifact in there.all("thing")]
+    there.remove("thing", KEY)
+    assert not there.has("thing", KEY)
+    assert [] == names(there)
+
+
+def test_a_store_in_a_folder_is_copied_to_a_bucket_and_back(machine, tmp_path):
+    folder = places.open_store(tmp_path / "folder")
+    make(folder)
+    on_bucket = machine("a")
+    for path in folder.root.rglob("*"):
+        if path.is_file():
+            on_bucket.bucket.upload(path, path.relative_to(folder.root).as_posix())
+    assert "x" == on_bucket.get("thing", KEY).file("file.txt").read_text()
+    make(on_bucket, "second", key="s" * 64)
+    back = places.open_store(tmp_path / "back")
+    for stored in on_bucket.bucket.objects("thing"):
+        on_bucket.bucket.download(stored.name, back.root / stored.name)
+    assert "second" == back.get("thing", "s" * 64).file("file.txt").read_text()
+
+
+def test_the_loser_of_a_race_drops_its_own(machine):
+    early = machine("a")
+    late = machine("b")
+    with late.draft("thing", KEY, params={}, inputs={}) as draft:
+        (draft.path / "file.txt").write_text("late")
+        make(early, "early")
+    assert "early" == late.get("thing", KEY).file("file.txt").read_text()
+    assert 3 == len(names(late)), "a manifest and the two files of the winner"
+    assert "early" == machine("c").get("thing", KEY).file("file.txt").read_text()
+
+
+def test_a_changed_object_is_refused_and_a_changed_file_of_the_cache_comes_again(machine):
+    here = machine("a")
+    make(here)
+    (name,) = [name for name in names(here) if name.endswith("file.txt")]
+    here.bucket.write(name, b"z")
+    there = machine("b")
+    with pytest.raises(UserError, match=r"s3://.*sha256 is .* the manifest says .*submit again"):
+        there.get("thing", KEY).file("file.txt")
+    here.bucket.write(name, b"x")
+    found = machine("a").get("thing", KEY)
+    found.folder.joinpath("file.txt").write_text("q")
+    assert "x" == found.file("file.txt").read_text()
+    here.bucket.delete([name])
+    with pytest.raises(UserError, match=r"required by manifest.json, found no such object"):
+        there.get("thing", KEY).file("file.txt")
+
+
+def test_the_cache_drops_what_was_unused_for_longest_and_fetches_it_again(machine):
+    store = machine("a")
+    for number, key in enumerate(("o" * 64, "n" * 64)):
+        make(store, "x" * 1000, key=key)
+        old = time.time() - 10_000 + number
+        os.utime(store.root / "thing" / key, (old, old))
+    make(store, "x" * 1000)  # used just now
+    store.trim(4500)
+    assert {"n" * 64, KEY} == {
+        path.parent.name for path in store.root.glob("thing/*/manifest.json")
+    }
+    assert 1000 == len(machine("a").get("thing", "o" * 64).file("file.txt").read_text())
+
+
+def test_garbage_of_a_bucket_is_what_no_manifest_names(machine):
+    store = machine("a")
+    make(store)
+    store.bucket.write(f"thing/{KEY}/files-crashed/file.txt", b"12345")
+    store.bucket.write("thing/unfinished/files-crashed/file.txt", b"123")
+    sizes = store.sizes("thing")
+    assert {KEY, f".draft-{KEY}/files-crashed", ".draft-unfinished"} == set(sizes)
+    for name in sizes.keys() - {KEY}:
+        store.remove("thing", name)
+    assert [KEY] == list(store.sizes("thing"))
+    assert "x" == store.get("thing", KEY).file("file.txt").read_text()
+
+
+def test_a_server_that_is_killed_in_the_middle_of_an_upload_and_for_a_while_loses_nothing(
+    machine, server
+):
+    store = machine("a")
+    text = "0123456789" * 1_200_000  # two parts
+    store.find("thing", KEY)
+    server.line.cut_after = 3_000_000
+    mended = threading.Timer(2.0, server.line.mend)
+    mended.start()
+    make(store, text)
+    mended.join()
+    assert text == machine("b").get("thing", KEY).file("file.txt").read_text()
+
+
+def test_a_lease_is_held_by_one_renewed_and_free_again(machine):
+    bucket = machine("a").bucket
+    first = Lease(bucket, "locks/a", time_s=0.8)
+    second = Lease(bucket, "locks/a", time_s=0.8)
+    first.acquire()
+    time.sleep(1.5)  # two renewals
+    with pytest.raises(Timeout):
+        second.acquire(timeout=0)
+    first.release()
+    second.acquire(timeout=0)
+    second.release()
+    assert [] == bucket.objects("locks")
+
+
+def forget_process(lease):
+    """Let a lease be of another machine's process that is heard of no more."""
+    lease._released.set()
+    lease._thread.join()
+    lease._thread = None
+    content = lease.bucket.read(lease.name)
+    facts = json.loads(content.data) | {"space": "another machine"}
+    lease._version = lease.bucket.replace(lease.name, json.dumps(facts).encode(), content.version)
+
+
+def test_a_lease_that_is_not_renewed_is_taken_over_and_its_old_holder_learns_it(machine):
+    bucket = machine("a").bucket
+    lost = threading.Event()
+    first = Lease(bucket, "locks/a", time_s=2.0, on_lost=lost.set)
+    first.acquire()
+    forget_process(first)
+    second = Lease(bucket, "locks/a", time_s=2.0)
+    with pytest.raises(Timeout):
+        second.acquire(timeout=0)
+    second.acquire(timeout=10)
+    first._released.clear()
+    first._thread = threading.Thread(target=first._renew)
+    first._thread.start()
+    assert lost.wait(5)
+    first.release()
+    assert bucket.exists("locks/a"), "the old holder must not free the new one's lease"
+    second.release()
+
+
+def test_a_clock_that_is_ahead_takes_no_live_lease(machine, monkeypatch):
+    bucket = machine("a").bucket
+    first = Lease(bucket, "locks/a", time_s=1.0)
+    first.acquire()
+    content = bucket.read("locks/a")
+    facts = json.loads(content.data) | {"space": "another machine"}
+    first._text = lambda: json.dumps(facts | {"renewed": time.time_ns()}).encode()
+    first._version = bucket.replace("locks/a", first._text(), content.version)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 600)
+    with pytest.raises(Timeout):
+        Lease(bucket, "locks/a", time_s=1.0).acquire(timeout=0)
+    first.release()
+
+
+def start(store, run_id="smoke-12345678"):
+    run = store.root / "runs" / run_id
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "resolved.yaml").write_text("name: smoke\n")
+    return run
+
+
+def test_a_ledger_goes_up_at_commits_and_a_second_driver_is_refused(machine):
+    here = machine("a")
+    run = start(here)
+    with here.driving(run) as on_commit, Ledger(run) as ledger:
+        ledger.on_commit = on_commit
+        ledger.append(RunStarted(run_id=run.name), commit=True)
+        deadline = time.monotonic() + 20
+        while not here.bucket.objects("runs/smoke-12345678/events"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        there = machine("b")
+        there.runs.pull_all()
+        (seen,) = all_runs(there.root)
+        assert ["run_started"] == [event.record_kind for event in read(seen.events)]
+        assert is_live(seen.root)
+        with pytest.raises(LedgerLocked, match="driven by another process"):
+            there.driving(seen.root).__enter__()
+        machine("a")
+        ledger.append(RunEnded(state="SUCCEEDED"), commit=True)
+        (run / "summary.json").write_text('{"state": "SUCCEEDED"}')
+    stored = {
+        each.name.removeprefix("runs/smoke-12345678/") for each in here.bucket.objects("runs")
+    }
+    assert {"events.jsonl", "resolved.yaml", "summary.json"} == stored
+    there = machine("b")
+    there.runs.pull(seen.root)
+    assert 2 == len(read(seen.events))
+    assert {"state": "SUCCEEDED"} == seen.read_json("summary")
+    assert not is_live(seen.root)
+
+
+def test_a_driver_that_was_taken_over_cannot_write_and_its_successor_goes_on(machine, monkeypatch):
+    monkeypatch.setattr("orchestrator.store.bucket.runs.os.kill", lambda *_: None)
+    here = machine("a")
+    run = start(here)
+    first = here.driving(run)
+    on_commit = first.__enter__()
+    ledger = Ledger(run).__enter__()
+    ledger.append(RunStarted(run_id=run.name), commit=True)
+    on_commit()
+    deadline = time.monotonic() + 20
+    while not here.bucket.objects("runs/smoke-12345678/events"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    forget_process(first.lease)
+    first._closed.set()  # it hangs
+    ledger.append(RunEnded(state="FAILED"), commit=True)  # that nobody will see
+    here.bucket.delete([first.lease.name])  # as if its time had passed
+    there = machine("b")
+    run_there = start(there)
+    with there.driving(run_there), Ledger(run_there) as successor:
+        assert ["run_started"] == [event.record_kind for event in successor.events]
+        successor.append(RunEnded(state="CANCELLED"), commit=True)
+    ledger.__exit__()
+    with pytest.raises(UserError, match="another driver has taken it over"):
+        first.__exit__()
+    machine("a").runs.pull(run)
+    assert "CANCELLED" == read(run / "events.jsonl")[-1].state
+    assert not (run / "summary.json").exists()
+
+
+DRIVER = """
+    import sys, time
+    from pathlib import Path
+    from orchestrator.store.places import open_store
+    from orchestrator.store.event_types import RunStarted
+    from orchestrator.store.ledger import Ledger
+    store = open_store(sys.argv[1])
+    run = store.root / "runs/smoke-12345678"
+    run.mkdir(parents=True, exist_ok=True)
+    with store.driving(run) as on_commit, Ledger(run) as ledger:
+        ledger.on_commit = on_commit
+        ledger.append(RunStarted(run_id=run.name), commit=True)
+        while not store.bucket.objects("runs/smoke-12345678/events"):
+            time.sleep(0.05)
+        print("drives", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_a_killed_driver_of_this_machine_is_taken_over_at_once(machine):
+    command = [sys.executable, "-c", textwrap.dedent(DRIVER), machine.url]
+    there = machine("a")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as driver:
+        assert "drives\n" == driver.stdout.readline()
+        listed = Path(f"/proc/{driver.pid}/cmdline").read_bytes()
+        assert b"canary" not in listed
+        driver.kill()
+    there = machine("b")
+    run = there.root / "runs/smoke-12345678"
+    began = time.monotonic()
+    with there.driving(run), Ledger(run) as ledger:
+        assert time.monotonic() - began < 15  # the time of a lease is 60 s
+        assert ["run_started"] == [event.record_kind for event in ledger.events]
+    kept = b"".join(path.read_bytes() for path in there.root.rglob("*") if path.is_file())
+    assert b"canary" not in kept
+
+
+def test_looks_of_two_machines_are_counted_one_after_the_other(machine):
+    first = looks.count_look(machine("a").root, "claim", "one", {"run": "r"})
+    again = looks.count_look(machine("b").root, "claim", "one", {"run": "r"})
+    second = looks.count_look(machine("b").root, "claim", "two", {"run": "s"})
+    assert [1, 1, 2] == [first.number, again.number, second.number]
+    assert ["r", "s"] == [
+        look.facts["run"] for look in looks.read_looks(machine("a").root, "claim")
+    ]
+
+
+def test_a_path_of_another_machine_is_found_here(machine):
+    here = machine("a")
+    make(here)
+    parts = start(here) / "parts" / "a.parquet"
+    parts.parent.mkdir()
+    parts.write_text("rows")
+    here.share(parts)
+    folder = here.get("thing", KEY).path
+    there = machine("b")
+    assert "rows" == there.here(str(parts)).read_text()
+    assert there.root in there.here(str(parts)).parents
+    assert "x" == (there.here(str(folder)) / "file.txt").read_text()
+
+
+# ------------------------------------------------------------------------------------------- refusals
+ANSWERS = {
+    "denies": (403, "AccessDenied", "the bucket denies it"),
+    "clock": (403, "RequestTimeTooSkewed", "this machine's is many minutes off"),
+    "full": (403, "QuotaExceeded", r"the bucket is full \(its quota\)"),
+    "no bucket": (404, "NoSuchBucket", "there is none of this name"),
+}
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Answers every request as S3 refuses it."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        status, code = self.server.refusal
+        body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = answer  # noqa: N815 - the library's names
+    do_PUT = answer  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_each_refusal_is_one_sentence(name, monkeypatch):
+    pytest.importorskip("obstore", reason="no obstore: pip install 'robust-vote[bucket]'")
+    status, code, sentence = ANSWERS[name]
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusing) as refusing:
+        refusing.daemon_threads = True
+        refusing.refusal = (status, code)
+        threading.Thread(target=refusing.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{refusing.server_address[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "canary-id")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-secret")
+        ask = require_bucket
+        if name == "full":  # a full bucket still lists
+
+            def ask(url):
+                Bucket(url).write("a", b"x")
+
+        with pytest.raises(BucketError, match=sentence) as caught:
+            ask("s3://bucket/store")
+        refusing.shutdown()
+    assert 1 == len(str(caught.value).splitlines())
+    assert "canary" not in str(caught.value)
+
+
+def test_a_wrong_address_is_one_sentence(monkeypatch):
+    pytest.importorskip("obstore", reason="no obstore: pip install 'robust-vote[bucket]'")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    with pytest.raises(BucketError, match="nothing answers there"):
+        require_bucket("s3://bucket/store")
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("s3://key:canary@bucket/p", "a URL without keys was required"),
+        ("ftp://host/p", r"a folder or s3://BUCKET/PREFIX.* was required"),
+        ("s3://", "a folder or s3://"),
+    ],
+)
+def test_another_url_is_refused_and_its_keys_are_not_repeated(url, sentence):
+    with pytest.raises(SpecError, match=sentence) as caught:
+        places.open_store(url)
+    assert "canary" not in str(caught.value)
+
+
+def test_no_bucket_named_no_library_imported(tmp_path):
+    code = (
+        "import sys; from orchestrator.store.places import open_to_read\n"
+        "from orchestrator.store.ledger import is_live\n"
+        f"from pathlib import Path; open_to_read(Path({str(tmp_path)!r}))\n"
+        f"is_live(Path({str(tmp_path)!r}) / 'runs/a')\n"
+        "print([name for name in sys.modules if 'obstore' in name or 'store.bucket' in name])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "[]" == done.stdout.strip()

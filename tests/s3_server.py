@@ -1,0 +1,128 @@
+"""A local S3 server with a line to it that a test can cut."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+KEYS = {"AWS_ACCESS_KEY_ID": "canary-id-4711", "AWS_SECRET_ACCESS_KEY": "canary-secret-4711"}
+
+
+def free_port():
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return place.getsockname()[1]
+
+
+class Line:
+    """Passes bytes on to the server, until it is cut; what a client sees then is a dead server."""
+
+    def __init__(self, target):
+        self.target = target
+        self.port = free_port()
+        self.cut_after = None  # bytes of a request
+        self._sockets = []
+        self._listener = None
+        self.mend()
+
+    def mend(self):
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def cut(self):
+        self.cut_after = None
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for end in self._sockets:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self._sockets.clear()
+
+    def _accept(self, listener):
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self.target))
+            self._sockets += [client, server]
+            for ends in ((client, server, True), (server, client, False)):
+                threading.Thread(target=self._pass, args=ends, daemon=True).start()
+
+    def _pass(self, source, sink, is_request):
+        passed = 0
+        try:
+            while data := source.recv(65536):
+                passed += len(data)
+                if is_request and self.cut_after is not None and passed > self.cut_after:
+                    self.cut()
+                    return
+                sink.sendall(data)
+        except OSError:
+            pass
+        finally:
+            for end in (source, sink):
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+
+class S3Server:
+    """moto's server in a process of its own."""
+
+    def __init__(self):
+        port = free_port()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.direct = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "moto's server did not start"
+                time.sleep(0.05)
+        self.line = Line(port)
+        self._n_buckets = 0
+
+    @property
+    def environment(self):
+        """What names this server and its keys to a process."""
+        return {
+            **KEYS,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.line.port}",
+            "AWS_REGION": "us-east-1",
+        }
+
+    def new_bucket(self):
+        self._n_buckets += 1
+        name = f"bucket-{self._n_buckets}"
+        request = urllib.request.Request(f"{self.direct}/{name}", method="PUT")
+        urllib.request.urlopen(request).close()
+        return name
+
+    def close(self):
+        self.line.cut()
+        self.process.kill()
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def environment_of(server):
+    """Let this process use the server."""
+    before = dict(os.environ)
+    os.environ.update(server.environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
