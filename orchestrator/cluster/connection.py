@@ -27,11 +27,12 @@ from orchestrator.cluster.authentication import (
     write_token,
 )
 from orchestrator.cluster.local_guard import guard_cluster, marking
-from orchestrator.cluster.local_watch import watch_servers, watch_start
+from orchestrator.cluster.local_watch import ServerDied, watch_servers, watch_start
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 _PORT = 10001  # of ray:// where none is named
 _ANSWER_S = 10.0
+_STARTS = 3  # of a local cluster, until its servers stay
 _LOCAL_NAMES = {"localhost", "auto", "local"}
 _QUIET: Final = {
     "log_to_driver": False,
@@ -91,8 +92,7 @@ def connect(
         num_cpus: of a local cluster; None: as many as the machine has.
         num_gpus: the same.
         dashboard: of a local cluster.
-        may_exit: end this process, with a sentence, where a server dies while Ray starts and holds
-            up all that could be done about it.
+        may_exit: end this process, with a sentence, where Ray waits for a GCS that died at the start.
 
     Raises:
         UserError: nothing answers there, the token is wrong, or another machine needs one.
@@ -146,15 +146,25 @@ def _attach(address: str) -> Iterator[Any]:
 def _start_local(
     *, num_cpus: int | None, num_gpus: int | None, dashboard: bool, may_exit: bool
 ) -> Iterator[Any]:
-    """Start a cluster on this machine; yield Ray's context."""
-    with guard_cluster() as mark:
-        try:
-            context = _init_local(mark, num_cpus, num_gpus, dashboard=dashboard, may_exit=may_exit)
-        except UserError:
-            raise
-        except Exception as error:  # noqa: BLE001 - Ray raises many kinds; all mean: no cluster
-            raise _unreachable("a local Ray cluster", error) from None
-        yield context
+    """Start a cluster on this machine; yield Ray's context.
+
+    Where the machine is so busy that an agent takes more than 15 s to start, Ray's raylet ends itself.
+    Ray is then started again.
+    """
+    for n_more in reversed(range(_STARTS)):
+        with guard_cluster() as mark:
+            try:
+                context = _init_local(
+                    mark, num_cpus, num_gpus, dashboard=dashboard, may_exit=may_exit
+                )
+            except ServerDied:
+                if n_more:
+                    continue
+                raise
+            except Exception as error:  # noqa: BLE001 - Ray raises many kinds; all mean: no cluster
+                raise _unreachable("a local Ray cluster", error) from None
+            yield context
+            return
 
 
 def _init_local(
