@@ -399,7 +399,7 @@ def _connect(
     from orchestrator.cluster.connection import connect  # noqa: PLC0415
 
     resources = experiment.spec.resources
-    with connect(options.address, insecure=options.insecure) as cluster:
+    with connect(options.address, insecure=options.insecure, may_exit=True) as cluster:
         if cluster.dashboard_url:
             reporter.say(f"dashboard {cluster.dashboard_url}")
         if cluster.job_page:
