@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    Discriminator,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    Tag,
     field_validator,
     model_validator,
 )
@@ -15,6 +17,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from data_prep.section_base import BARE_NAME, Fraction, Positive, Section
+from trainers.settings.own_parts import OwnOr, OwnPart
 
 Counted = Literal["groups", "photos"]
 """What the size of a class counts: groups, each once and divided among its classes, or photos."""
@@ -108,7 +111,7 @@ class Mix(_Loss):
     """A weighted sum of losses, in short `{f1: 0.4, focal: {weight: 0.6, gamma: 1}}`."""
 
     name: Literal["mix"] = "mix"
-    parts: Annotated[dict[str, MixedPart], Field(min_length=2)]
+    parts: dict[str, MixedPart]
     """Name of a loss -> its weight, or its weight and its settings."""
 
     @field_validator("parts", mode="before")
@@ -120,6 +123,12 @@ class Mix(_Loss):
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
+        if len(self.parts) < 2:
+            names = ", ".join(self.parts) or "none"
+            raise ValueError(
+                f"a mix of two losses or more was required, found {names}; a loss alone is written "
+                "as loss: NAME"
+            )
         for name, part in self.parts.items():
             if part.loss.name != name:
                 raise ValueError(
@@ -171,16 +180,27 @@ _MIXABLE = {
     "logit_adjustment",
     "balanced_softmax",
 }
-Loss = Annotated[
+
+
+class OwnLoss(OwnPart):
+    """Code of the user: a loss of each sample, from logits and classes."""
+
+    weights: dict[str, Positive] = {}
+    """Label -> weight of its branch; labels left out have weight 1."""
+
+
+OneLoss = PlainLoss | OwnLoss
+_NamedLoss = Annotated[
     Annotated[
         Annotated[PlainLoss | Mix, Field(discriminator="name")],
         BARE_NAME,
     ],
     _ShortMix(),
 ]
+Loss = Annotated[OwnLoss | _NamedLoss, OwnOr(_NamedLoss, OwnLoss)]
 
 
-def plain_losses(loss: PlainLoss | Mix) -> list[PlainLoss]:
+def plain_losses(loss: OneLoss | Mix) -> list[OneLoss]:
     """Return the losses that a loss adds up; a plain one is its only part."""
     if isinstance(loss, Mix):
         return [part.loss for part in loss.parts.values()]
@@ -195,3 +215,14 @@ class EffectiveNumber(Section):
     """Near 1 a class weighs by 1 / n; the smaller, the more alike classes weigh."""
     count: Counted = "groups"
     """What n counts in the training part: each group once, or each photo."""
+
+
+def _form_of(balance: Any) -> str:
+    return "settings" if isinstance(balance, dict | EffectiveNumber) else "name"
+
+
+_BalanceName = Literal["none", "weighted_sampler", "class_weights", "effective_number"]
+Balance = Annotated[
+    Annotated[_BalanceName, Tag("name")] | Annotated[EffectiveNumber, Tag("settings")],
+    Discriminator(_form_of),
+]
