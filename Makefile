@@ -79,6 +79,8 @@ campaign: dev weights  ## the long forms of studies and fault campaigns; each ha
 	$(BIN)/python -m tests.campaign.checkpoints
 	$(BIN)/python -m tests.campaign.kills
 	$(BIN)/python -m tests.campaign.faults
+	$(BIN)/python -m tests.campaign.faults --surroundings
+	$(BIN)/python -m tests.campaign.together
 	$(BIN)/python -m tests.campaign.faults --inputs 60
 
 contest: dev weights  ## the contest's tables, run again on real portraits, and RESULTS.md; ONLY=table runs one

@@ -107,6 +107,11 @@ INSECURE = click.option(
 )
 
 
+ALLOW_CODE = click.option(
+    "--allow-code",
+    is_flag=True,
+    help="Allow code that the spec or the ensemble names to run, with your rights.",
+)
 MAX_RUNS = click.option(
     "--max-runs",
     type=click.IntRange(min=1),
@@ -181,10 +186,17 @@ def _read(
     base: Path | None = None,
     *,
     try_components: bool = False,
+    allow_code: bool | None = None,
 ) -> Any:
     from orchestrator.spec.load import read  # noqa: PLC0415
 
-    return read(spec, list(overrides), base=base, try_components=try_components)
+    return read(
+        spec,
+        list(overrides),
+        base=base,
+        try_components=try_components,
+        allow_code=allow_code,
+    )
 
 
 @main.command()
@@ -193,11 +205,18 @@ def _read(
 @click.option(
     "--offline", is_flag=True, help="Do not read the data; they may be on another machine."
 )
-def check(spec: Path, overrides: tuple[str, ...], *, offline: bool) -> None:
+@ALLOW_CODE
+def check(spec: Path, overrides: tuple[str, ...], *, offline: bool, allow_code: bool) -> None:
     """Check a spec and its tables, and list all problems with line and column."""
     from orchestrator.spec.load import read  # noqa: PLC0415
 
-    experiment = read(spec, list(overrides), need_data=not offline, try_components=True)
+    experiment = read(
+        spec,
+        list(overrides),
+        need_data=not offline,
+        try_components=True,
+        allow_code=allow_code,
+    )
     lines = []
     if not offline:
         from orchestrator.spec.data_checks import check_data  # noqa: PLC0415
@@ -241,6 +260,7 @@ def plan(spec: Path, overrides: tuple[str, ...], store: str | Path | None, form:
     "--smoke", is_flag=True, help="First run one training step of each variant through all stages."
 )
 @click.option("--allow-download", is_flag=True, help="Allow downloads of missing model weights.")
+@ALLOW_CODE
 @MAX_RUNS
 @click.option(
     "--base",
@@ -258,6 +278,7 @@ def submit(
     detach: bool,
     smoke: bool,
     allow_download: bool,
+    allow_code: bool,
     max_runs: int | None,
     base: Path | None,
 ) -> None:
@@ -266,7 +287,16 @@ def submit(
         from orchestrator.run import remote  # noqa: PLC0415
 
         order = remote.Order(
-            spec, overrides, base, store, insecure, detach, smoke, allow_download, max_runs
+            spec,
+            overrides,
+            base,
+            store,
+            insecure,
+            detach,
+            smoke,
+            allow_download,
+            max_runs,
+            allow_code,
         )
         sys.exit(remote.submit(address, order))
     if base is not None and not base.is_dir():
@@ -274,7 +304,7 @@ def submit(
     from orchestrator.run.driver import Options  # noqa: PLC0415
     from orchestrator.run.driver import submit as execute  # noqa: PLC0415
 
-    experiment = _read(spec, overrides, base, try_components=True)
+    experiment = _read(spec, overrides, base, try_components=True, allow_code=allow_code)
     if detach:
         from orchestrator.run.driver import detach as start_detached  # noqa: PLC0415
 
@@ -285,6 +315,7 @@ def submit(
         insecure=insecure,
         smoke=smoke,
         allow_download=allow_download,
+        allow_code=allow_code,
         max_runs=max_runs,
     )
     sys.exit(execute(experiment, _store(store), options))
@@ -330,6 +361,7 @@ def audit(
 @ADDRESS
 @INSECURE
 @MAX_RUNS
+@ALLOW_CODE
 def resume(
     run: str,
     store: str | Path | None,
@@ -337,12 +369,13 @@ def resume(
     address: str | None,
     insecure: bool,
     max_runs: int | None,
+    allow_code: bool,
 ) -> None:
     """Continue an interrupted run with its recorded spec, even if the spec file has changed."""
     from orchestrator.run.driver import Options  # noqa: PLC0415
     from orchestrator.run.driver import resume as execute  # noqa: PLC0415
 
-    options = Options(address=address, insecure=insecure, max_runs=max_runs)
+    options = Options(address=address, insecure=insecure, max_runs=max_runs, allow_code=allow_code)
     sys.exit(execute(_find_run(store, run), _store(store), options))
 
 
@@ -599,9 +632,24 @@ def sample(folder: Path, people: int) -> None:
     show_default=True,
     help="The answer of photos that cannot be read.",
 )
+@click.option(
+    "--folders-are-groups",
+    "by_folder",
+    is_flag=True,
+    help="The photos of a folder are one group, over which vote.group_mean averages.",
+)
+@ALLOW_CODE
 @STORE
 def predict(
-    run: str, photos: Path, out: Path, store: str | Path | None, *, probabilities: bool, fill: str
+    run: str,
+    photos: Path,
+    out: Path,
+    store: str | Path | None,
+    *,
+    probabilities: bool,
+    fill: str,
+    by_folder: bool,
+    allow_code: bool,
 ) -> None:
     """Classify PHOTOS with the ensemble of a run or of a bundle.
 
@@ -616,12 +664,18 @@ def predict(
     from orchestrator.ensemble import members as ensemble  # noqa: PLC0415
     from orchestrator.ensemble.predict import predict_photos  # noqa: PLC0415
 
-    how = {"with_probabilities": probabilities, "fill": fill == "majority"}
+    how = {
+        "with_probabilities": probabilities,
+        "fill": fill == "majority",
+        "by_folder": by_folder,
+    }
     if bundle.is_bundle(Path(run)):
         with bundle.open_bundle(Path(run)) as members:
+            members.allow_code(allowed=allow_code)
             counts = predict_photos(members, photos, out, **how)
     else:
         members = ensemble.of_run(_find_run(store, run, has="selection"), _store(store))
+        members.allow_code(allowed=allow_code)
         counts = predict_photos(members, photos, out, **how)
     schema = Schema(dict(members.classes))
     names = [f"{code} {schema.class_name(code)}" for code in range(schema.n_classes)]
@@ -652,13 +706,16 @@ def predict(
     is_flag=True,
     help="Add the members as ONNX, and a script that answers with onnxruntime alone.",
 )
+@ALLOW_CODE
 @STORE
-def bundle(run: str, out: Path, store: str | Path | None, *, with_onnx: bool) -> None:
+def bundle(
+    run: str, out: Path, store: str | Path | None, *, with_onnx: bool, allow_code: bool
+) -> None:
     """Write a run's ensemble as one folder or zip, for `predict` on any machine."""
     from orchestrator.ensemble.bundle import write_bundle  # noqa: PLC0415
 
     paths = _find_run(store, run, has="selection")
-    facts = write_bundle(paths, _store(store), out, with_onnx=with_onnx)
+    facts = write_bundle(paths, _store(store), out, with_onnx=with_onnx, allow_code=allow_code)
     _echo(
         f"wrote {out}: {facts['n_members']} members, {facts['n_checkpoints']} checkpoints, "
         f"{facts['size_bytes'] / 1e6:.1f} MB; sha256 of its manifest {facts['manifest_sha256']}",

@@ -11,7 +11,7 @@ from trainers.finetuning.recipes import RecipeName, with_recipe
 from trainers.settings.augment import Augment, NoCutMix, NoMixUp, OfflineMixUp
 from trainers.settings.duration import Duration, DurationText
 from trainers.settings.finetuning import Ema, Gradual, HeadFirst, Soup, Unfreeze
-from trainers.settings.loss import EffectiveNumber, Focal, Loss, SoftF1, plain_losses
+from trainers.settings.loss import Balance, EffectiveNumber, Focal, Loss, SoftF1, plain_losses
 from trainers.settings.model import Distribution, Model
 from trainers.settings.optimization import Adam, Optimizer, ReduceOnPlateau, Schedule
 
@@ -24,7 +24,8 @@ class Train(Section):
 
     recipe: RecipeName | None = how(None, exclude_if=lambda _: True)
     """A named set of settings, which others of this section override. It stands for plain settings:
-    those are what resolved.yaml shows and what keys are made of."""
+    those are what resolved.yaml shows and what keys are made of. `finetune_2026` is provisional:
+    its benefit was not measured yet."""
     model: Model = Model()
     """Backbone and head."""
     loss: Loss = Focal()
@@ -35,12 +36,12 @@ class Train(Section):
     """How the learning rate changes."""
     augment: Augment = Augment()
     """What happens to training samples."""
-    balance: (
-        Literal["none", "weighted_sampler", "class_weights", "effective_number"] | EffectiveNumber
-    ) = "none"
+    balance: Balance = "none"
     """Against rare classes: draw them more often, weigh their loss by 1 / size, or by their effective
     number; `none` for neither.
     """
+    group_photos: Count | None = since(None)
+    """Photos of each group in an epoch, drawn anew for every epoch; null takes all of them."""
     duration: DurationText = "10 epochs"
     """Length of a training: `10 epochs` or `500 steps`."""
     batch_size: Annotated[int, Field(ge=2, le=65536)] = 32
@@ -155,11 +156,11 @@ class Train(Section):
 
     @property
     def counts_groups(self) -> bool:
-        """Return True if the sizes of classes are counted over groups."""
+        """Return True if classes are counted, or photos drawn, by group."""
         counts = [getattr(loss, "count", None) for loss in plain_losses(self.loss)]
         if self.effective_number is not None:
             counts.append(self.effective_number.count)
-        return "groups" in counts
+        return "groups" in counts or self.group_photos is not None
 
 
 def remarks(train: Train) -> list[str]:
@@ -168,7 +169,8 @@ def remarks(train: Train) -> list[str]:
     augment = train.augment
     cuts = not isinstance(augment.cutmix, NoCutMix)
     blends = not isinstance(augment.mixup, NoMixUp)
-    if isinstance(augment.mixup, OfflineMixUp) and (cuts or augment.policy not in ("none", [])):
+    changes = augment.policy not in ("none", []) or augment.erasing is not None
+    if isinstance(augment.mixup, OfflineMixUp) and (cuts or changes):
         findings.append(
             "offline mixup is combined with other augmentation; a blend of two people that is cut "
             "or bent again resembles neither, and the effect of the extra samples cannot be told "

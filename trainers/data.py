@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from trainers.metrics import Ints, joint_class
 from trainers.objectives.losses import Targets
+from trainers.photos.group_draws import draw_per_group, n_drawn
 
 __all__ = [
     "Ints",
@@ -104,6 +105,17 @@ class Task:
         first, _ = self.parents(self.train)
         return self.codes_of(labels)[first]
 
+    def train_groups(self) -> Ints:
+        """Return the group of every training row; a mixed row has its first parent's.
+
+        Raises:
+            ValueError: the groups are not known.
+        """
+        if self.groups is None:
+            raise ValueError("train.group_photos: task.groups was required, found none")
+        first, _ = self.parents(self.train)
+        return self.groups[first]
+
     def parents(self, rows: Ints) -> tuple[Ints, Ints]:
         """Return both parents of each row, (B,) and (B,); a photo is its own twice."""
         first = rows.copy()
@@ -168,22 +180,37 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
-def epoch_order(task: Task, *, seed: int, epoch: int, balance: object) -> Ints:
+def epoch_size(task: Task, group_photos: int | None = None) -> int:
+    """Return the number of rows in an epoch, where a group has at most `group_photos`."""
+    if group_photos is None:
+        return len(task.train)
+    return n_drawn(task.train_groups(), group_photos)
+
+
+def epoch_order(
+    task: Task, *, seed: int, epoch: int, balance: object, group_photos: int | None = None
+) -> Ints:
     """Return the rows of one epoch in order: a pure function of (task, seed, epoch).
+
+    With `group_photos`, so many photos of each group are drawn first. Mixed rows are drawn among
+    those of their first parent's group.
 
     With `weighted_sampler`, rows are drawn with replacement, every joint class equally often on
     average. A row that lacks a label has no joint class and is drawn as often as the mean row.
     """
     rng = np.random.default_rng(seed_of(seed, "order", epoch))
+    train = task.train
+    if group_photos is not None:
+        train = train[draw_per_group(task.train_groups(), group_photos, rng)]
     if balance != "weighted_sampler":
-        return rng.permutation(task.train)
-    classes = task.train_codes(tuple(task.label_sizes))
+        return rng.permutation(train)
+    classes = replace(task, train=train).train_codes(tuple(task.label_sizes))
     is_known = classes >= 0
     counts = np.bincount(classes[is_known], minlength=task.n_classes)
     weights = np.empty(len(classes))
     weights[is_known] = 1.0 / counts[classes[is_known]]
     weights[~is_known] = weights[is_known].mean()
-    return rng.choice(task.train, size=len(task.train), p=weights / weights.sum())
+    return rng.choice(train, size=len(train), p=weights / weights.sum())
 
 
 def batches(order: Ints, size: int, *, drop_single: bool = False) -> Iterator[Ints]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainers.augmentation import Augmentation, sample_seeds
 from trainers.compute_settings import autocast, scoring_precision
 from trainers.data import Ints, Task
-from trainers.inference import as_tensor, gathered
+from trainers.inference import KeptFeatures, as_tensor, gathered
 from trainers.model import Classifier
 from trainers.overlap.device_copies import Copies, read
 from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.options import Overlap, overlap_on
+from trainers.photos.augmentation import Augmentation, sample_seeds
+from trainers.photos.views import PLAIN_VIEW, TestView, seen
 
 Features = NDArray[np.float32]  # (n, F)
 _BATCH = 128
@@ -48,6 +49,7 @@ class View:
     number: int | None
     seed: int
     policy: object  # of the spec; with seed and number it decides the augmentation
+    seen: TestView = PLAIN_VIEW
 
 
 PLAIN = View(None, 0, "none")
@@ -136,6 +138,8 @@ class FeatureCache:
             "view": [view.number, view.seed, view.policy],
             "dtype": "float32",
         }
+        if view.seen != PLAIN_VIEW:
+            identity["seen"] = [view.seen.margin, view.seen.is_mirrored]
         precision = self._scored_in
         if precision != "fp32":
             identity["precision"] = precision
@@ -155,7 +159,7 @@ class FeatureCache:
         readings = []
         with autocast(self._device, self._scored_in):
             for batch in feed(self._batches(rows, view, overlap.copies), overlap.copies):
-                values = self._model.features(batch.x).float()
+                values = self._model.features(seen(batch.x, view.seen)).float()
                 readings.append(read(overlap.copies, values))
         return np.concatenate([reading.array() for reading in readings])
 
@@ -179,8 +183,8 @@ def _keep_nothing(
 
 def kept_features(
     model: Classifier, images: NDArray[np.uint8], sample_ids: list[str], store: FeatureStore
-) -> FeatureCache | None:
-    """Return the features of photos for a prediction, None where the backbone is not frozen.
+) -> KeptFeatures | None:
+    """Return what gives features for a prediction, None where the backbone is not frozen.
 
     Args:
         model: on its device.
@@ -191,13 +195,14 @@ def kept_features(
     if not model.frozen:
         return None
     none = np.zeros(0, np.int64)
-    return FeatureCache(
+    cache = FeatureCache(
         model,
         Task(images, np.zeros((len(images), 0), np.int64), sample_ids, {}, none, none),
         None,
         store,
         precision=model.precision,
     )
+    return lambda rows, view: cache(rows, replace(PLAIN, seen=view))
 
 
 def _blocks(task: Task) -> list[Ints]:
@@ -221,7 +226,7 @@ def _blocks(task: Task) -> list[Ints]:
 
 def weights_sha256(model: Classifier) -> str:
     """Return the sha256 of a backbone's parameters and buffers, 64 hex digits."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(model.code.encode())
     for name, value in sorted(model.backbone.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from trainers.objectives.ordered import OrderedClasses, n_outputs
+from trainers.own_parts import OwnPartFailed, call
 from trainers.settings.model import DeepHead, FrozenDeepHead, Head, ShallowHead, SingleHead
+from trainers.settings.own_parts import OwnPart
 
 
 class Branches(nn.Module):
@@ -98,6 +100,24 @@ def _frozen_deep(head: FrozenDeepHead, n_features: int, sizes: Mapping[str, int]
     return _per_label(
         head, sizes, lambda k: _deep_branch(head, head.projection, k), trunk=projection
     )
+
+
+def _own(head: OwnPart, n_features: int, sizes: Mapping[str, int]) -> Branches:
+    """Code of the user: per label (n_features, n_classes) -> what maps (B, F) to (B, n_classes)."""
+    layers = {}
+    for name, k in sizes.items():
+        layer = call(head, n_features, k)
+        if not isinstance(layer, nn.Module):
+            raise OwnPartFailed(f"{head.use}: a torch.nn.Module was required, found {layer!r}")
+        layers[name] = layer
+    return Branches(branch_labels(head, sizes), layers)
+
+
+def build_head(head: Head, n_features: int, sizes: Mapping[str, int]) -> Branches:
+    """Build the head of a spec over so many features, for the classes of each label."""
+    if isinstance(head, OwnPart):
+        return _own(head, n_features, sizes)
+    return HEADS[head.name](head, n_features, sizes)
 
 
 def _per_label(

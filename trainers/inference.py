@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,11 @@ from trainers.model import Classifier, build
 from trainers.overlap.device_copies import Copies, read
 from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.options import Overlap, overlap_on
+from trainers.photos.views import TestView, seen
 from trainers.settings.model import Model
+
+KeptFeatures = Callable[[NDArray[np.int64], TestView], Tensor]
+"""Gives the features of rows in a view, (B, F)."""
 
 
 def load(folder: Path) -> Classifier:
@@ -44,10 +48,10 @@ def predict(
     *,
     batch_size: int = 128,
     device: str = "cpu",
-    features: Callable[[NDArray[np.int64]], Tensor] | None = None,
+    features: KeptFeatures | None = None,
     overlap: Overlap | None = None,
 ) -> NDArray[np.float32]:
-    """Return the probabilities of prepared photos over the joint class.
+    """Return the probabilities of prepared photos over the joint class: the mean over its views.
 
     A GPU computes in the precision of the model's training, a CPU in fp32.
 
@@ -57,7 +61,7 @@ def predict(
         rows: (M,) row numbers; None for all.
         batch_size: photos at a time.
         device: where torch computes.
-        features: gives the features of rows, (B, F), where the backbone is frozen and they are kept.
+        features: of `kept_features`, where the backbone is frozen.
         overlap: how photos come to the device; None: what pays there.
 
     Returns:
@@ -74,27 +78,51 @@ def predict(
     if not len(rows):
         raise ValueError("at least one photo was required, found none")
     copies = overlap.copies
-    network = model if features is None else model.head
     readings = []
     with autocast(device, scoring_precision(device, model.precision)):
-        for batch in feed(_batches(images, rows, batch_size, features, copies), copies):
-            readings.append(read(copies, model.head.log_probs(network(batch.x)).exp()))
+        if features is None:
+            for batch in feed(_batches(images, rows, batch_size, copies), copies):
+                readings.append(read(copies, _mean_over_views(model, batch.x)))
+        else:
+            of_views = _features(model.views, features, rows, batch_size)
+            for batch in feed(of_views, copies):
+                answers = [_answered(model, values) for values in batch.x.unbind(1)]
+                readings.append(read(copies, _mean(answers)))
     return np.concatenate([reading.array() for reading in readings])
+
+
+def _mean_over_views(model: Classifier, photos: Tensor) -> Tensor:
+    """Return the mean probability over a model's views of photos, (B, n_classes)."""
+    return _mean([_answered(model, model.features(seen(photos, view))) for view in model.views])
+
+
+def _answered(model: Classifier, features: Tensor) -> Tensor:
+    return model.head.log_probs(model.head(features)).exp()
+
+
+def _mean(answers: list[Tensor]) -> Tensor:
+    return answers[0] if len(answers) == 1 else torch.stack(answers).mean(0)
 
 
 def _batches(
     images: NDArray[np.uint8],
     rows: NDArray[np.int64],
     size: int,
-    features: Callable[[NDArray[np.int64]], Tensor] | None,
     copies: Copies | None,
 ) -> Generator[Batch]:
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        if features is None:
-            yield Batch(part, gathered(partial(gather, images), part, images.shape[1:], copies))
-        else:
-            yield Batch(part, features(part))
+        yield Batch(part, gathered(partial(gather, images), part, images.shape[1:], copies))
+
+
+def _features(
+    views: Sequence[TestView], features: KeptFeatures, rows: NDArray[np.int64], size: int
+) -> Generator[Batch]:
+    """Yield the features of every view, (B, views, F)."""
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        of_views = [features(part, view) for view in views]
+        yield Batch(part, torch.stack(of_views, 1))
 
 
 def as_tensor(photos: NDArray[np.uint8]) -> Tensor:
@@ -132,9 +160,11 @@ class _Deployed(nn.Module):
 
     def forward(self, photos: Tensor) -> Tensor:
         """Map (N, H, W, 3) uint8 to (N, n_classes) float32."""
-        x = photos.float() * self.model.scale + self.model.shift
-        features = self.model.backbone(x.permute(0, 3, 1, 2))
-        return self.model.head.log_probs(self.model.head(features)).exp()
+        x = (photos.float() * self.model.scale + self.model.shift).permute(0, 3, 1, 2)
+        answers = []
+        for view in self.model.views:  # to cut and to mirror is the same before and after scaling
+            answers.append(_answered(self.model, self.model.backbone(seen(x, view))))
+        return _mean(answers)
 
 
 def export_onnx(folder: Path, out: Path) -> None:

@@ -13,9 +13,15 @@ from data_prep.weights import hub
 from data_prep.weights.cache import require
 from data_prep.weights.registry import WeightsError, known
 from trainers.finetuning.own_weights import load_own_weights
-from trainers.heads import HEADS, Branches
+from trainers.heads import Branches, build_head
 from trainers.library_names import known_backbones
+from trainers.own_parts import OwnPartFailed, call
+from trainers.photos.views import PLAIN_VIEW, TestView, views_of
 from trainers.settings.model import Model
+from trainers.settings.own_parts import OwnPart
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class WeightsUnavailable(RuntimeError):  # noqa: N818 - says what is the case
@@ -29,6 +35,8 @@ class Classifier(nn.Module):
     shift: Tensor
     head: Branches
     precision: str = "fp32"  # of its training
+    views: tuple[TestView, ...] = (PLAIN_VIEW,)  # whose mean probability is the answer
+    code: str = ""  # of a user's backbone: what decides its features besides its weights
     resting: Sequence[nn.Module] = ()  # parts of the backbone that do not train yet
 
     def __init__(
@@ -99,26 +107,48 @@ def build(
         ValueError: timm has no such model, it cannot be built for this size, or weights of the user's
             own do not fit it.
     """
-    if model.backbone.split(".")[0] not in known_backbones():
-        # timm would take hf-hub:NAME from the net and local-dir:PATH from anywhere on this disk
-        raise ValueError(
-            f"train.model.backbone: a model of timm was required, found {model.backbone!r}"
-        )
     wants_weights = model.pretrained if pretrained is None else pretrained
     own_weights = model.weights if pretrained is None else None
     is_from_hub = wants_weights and own_weights is None
-    backbone = _backbone(model.backbone, size=size, wants_weights=is_from_hub)
+    if isinstance(model.backbone, OwnPart):
+        backbone = _own_backbone(model.backbone, size=size, wants_weights=is_from_hub)
+        mean = getattr(backbone, "mean", _IMAGENET_MEAN)
+        std = getattr(backbone, "std", _IMAGENET_STD)
+    else:
+        if model.backbone.split(".")[0] not in known_backbones():
+            # timm would take hf-hub:NAME from the net and local-dir:PATH from anywhere on this disk
+            raise ValueError(
+                f"train.model.backbone: a model of timm was required, found {model.backbone!r}"
+            )
+        backbone = _backbone(model.backbone, size=size, wants_weights=is_from_hub)
+        mean = backbone.pretrained_cfg["mean"]
+        std = backbone.pretrained_cfg["std"]
     if own_weights is not None:
         try:
             load_own_weights(backbone, Path(own_weights), model.weights_sha256)
         except ValueError as error:
             raise ValueError(f"train.model.weights: {error}") from None
-    config: Any = backbone.pretrained_cfg
     n_features = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
-    head = HEADS[model.head.name](model.head, n_features, label_sizes)
-    return Classifier(
-        backbone, head, tuple(config["mean"]), tuple(config["std"]), frozen=model.freeze is not None
+    head = build_head(model.head, n_features, label_sizes)
+    classifier = Classifier(
+        backbone, head, tuple(mean), tuple(std), frozen=model.freeze is not None
     )
+    classifier.views = views_of(model.views)
+    if isinstance(model.backbone, OwnPart):
+        classifier.code = model.backbone.model_dump_json()
+    return classifier
+
+
+def _own_backbone(part: OwnPart, *, size: int | None, wants_weights: bool) -> Any:
+    """Build a user's backbone, and refuse one that does not say how many features it gives."""
+    backbone = call(part, size=size, pretrained=wants_weights)
+    n_features = getattr(backbone, "num_features", None)
+    if not isinstance(backbone, nn.Module) or not isinstance(n_features, int):
+        raise OwnPartFailed(
+            f"{part.use}: a torch.nn.Module with the number of its features as num_features was "
+            f"required, found {type(backbone).__name__} with num_features {n_features!r}"
+        )
+    return backbone
 
 
 def _backbone(name: str, *, size: int | None, wants_weights: bool) -> Any:

@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainers import augmentation, checkpoint
-from trainers.augmentation import Augmentation
+from trainers import checkpoint
 from trainers.checkpoint import best_epoch, best_epochs
 from trainers.compute_settings import (
     autocast,
@@ -26,7 +25,7 @@ from trainers.compute_settings import (
     set_up_kernels,
 )
 from trainers.config import IS_LAST, Train
-from trainers.data import Ints, Task, ahead, batches, epoch_order, seed_of
+from trainers.data import Ints, Task, ahead, batches, epoch_order, epoch_size, seed_of
 from trainers.feature_cache import PLAIN, FeatureCache, FeatureStore, View
 from trainers.finetuning.moving_average import MovingAverage
 from trainers.finetuning.optim import Plateau, lr_at, make_optimizer, set_lr, trained_parameters
@@ -35,7 +34,6 @@ from trainers.finetuning.unfreezing import Unfreezing
 from trainers.heads import branch_labels
 from trainers.inference import as_tensor, gathered
 from trainers.metrics import Objective, accuracy, macro_f1, split_class
-from trainers.mixing import mix, offline_pairs
 from trainers.model import Classifier, build
 from trainers.objectives.branches import objective_of, place_cells
 from trainers.objectives.losses import BranchLoss, total_loss
@@ -47,9 +45,13 @@ from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.loader_processes import LoaderProcesses, Work
 from trainers.overlap.loss_watch import LossWatch, TrainingDiverged
 from trainers.overlap.options import Overlap, overlap_on
+from trainers.photos import augmentation
+from trainers.photos.augmentation import Augmentation
+from trainers.photos.mixing import mix, offline_pairs
 from trainers.preflight.step_times import StepTimes
 from trainers.settings.augment import NoCutMix, NoMixUp, OfflineMixUp
 from trainers.settings.duration import Duration
+from trainers.settings.own_parts import OwnPart
 
 __all__ = ["OutOfMemory", "Result", "TrainingDiverged", "best_epoch", "evaluate", "train"]
 
@@ -137,7 +139,7 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
         if task.mixable is None:
             raise ValueError("offline mixup: task.mixable was required, found none")
         task = task.with_pairs(offline_pairs(mixup, task.train, task.mixable, seed=seed))
-    augment = augmentation.build(config.augment.policy)
+    augment = augmentation.build(config.augment.policy, config.augment.erasing)
     # -- model ------------------------------------------------------------------------------------
     torch.manual_seed(seed_of(seed, "init"))
     model = _model(config, task, source).to(device).to(memory_format=torch.channels_last)
@@ -170,7 +172,8 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
     if device != "cpu" and features is None:
         n_loaders = max(1, (threads or 2) - 1)
     # -- length -----------------------------------------------------------------------------------
-    steps_per_epoch = len(list(batches(task.train, config.batch_size, drop_single=True)))
+    in_epoch = np.arange(epoch_size(task, config.group_photos))
+    steps_per_epoch = len(list(batches(in_epoch, config.batch_size, drop_single=True)))
     duration = Duration.parse(config.duration)
     n_steps = duration.steps(steps_per_epoch)
     is_split = micro < config.batch_size
@@ -235,7 +238,13 @@ def train(  # noqa: C901, PLR0912, PLR0915 - one loop, to be read from top to bo
             model.train()
             # all randomness of an epoch is set here, so that a restart needs no generator's state
             torch.manual_seed(seed_of(seed, "epoch", epoch))
-            order = epoch_order(task, seed=seed, epoch=epoch, balance=config.balance)
+            order = epoch_order(
+                task,
+                seed=seed,
+                epoch=epoch,
+                balance=config.balance,
+                group_photos=config.group_photos,
+            )
             all_rows = list(batches(order, config.batch_size, drop_single=True))[: n_steps - step]
             photos = _loaded(inputs, all_rows, epoch, n_loaders, processes)
             on_host = _training_batches(inputs, codes, all_rows, epoch, photos)
@@ -393,7 +402,7 @@ class _Inputs:
             view = PLAIN
             if augment is not None and epoch:
                 number = (epoch - 1) % self.config.model.freeze.views
-                view = View(number, self.seed, self.config.augment.policy)
+                view = View(number, self.seed, self.config.augment.of_one_photo)
             return self.features(rows, view)
         if not epoch:
             return gathered(self.task.photos, rows, self.task.images.shape[1:], self.copies)
@@ -452,11 +461,16 @@ def _passes(
 def _processes(config: Train, task: Task, n_loaders: int) -> LoaderProcesses | None:
     """Return processes that augment, where threads would take the interpreter from the loop."""
     policy = config.augment.policy
+    erasing = config.augment.erasing
     images = task.images
-    is_wanted = n_loaders > 0 and augmentation.is_composed(policy) and not len(task.pairs)
-    if not is_wanted or not isinstance(images, np.memmap):
+    is_composed = augmentation.is_composed(policy, erasing)
+    is_wanted = n_loaders > 0 and is_composed and not len(task.pairs)
+    is_own = isinstance(policy, OwnPart)  # its file may import torch, which those processes lack
+    if is_own or not is_wanted or not isinstance(images, np.memmap):
         return None
-    return LoaderProcesses(images, policy, n_processes=n_loaders, batch_size=config.batch_size)
+    return LoaderProcesses(
+        images, policy, erasing, n_processes=n_loaders, batch_size=config.batch_size
+    )
 
 
 def _loaded(

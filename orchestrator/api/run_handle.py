@@ -151,12 +151,13 @@ class OpenRun:
         view = draw_section(run, "hypotheses", text or "no verdicts")
         return Drawn(verdicts, view)
 
-    def predict(self, images: Photo | Iterable[Photo]) -> pd.DataFrame:
+    def predict(self, images: Photo | Iterable[Photo], *, allow_code: bool = False) -> pd.DataFrame:
         """Classify photos with the run's ensemble, prepared as for training.
 
         Args:
             images: one or several photos; each a path, a Pillow image, or an array (H, W, 3) uint8.
                 A path may also name a folder.
+            allow_code: let the code run that the models need.
 
         Returns:
             The columns of `predict --probabilities`; ImageID is the path, or the place from 0.
@@ -168,6 +169,7 @@ class OpenRun:
         from orchestrator.ensemble.members import of_run  # noqa: PLC0415
 
         ensemble = of_run(self.paths, open_store(self.paths.store))
+        ensemble.allow_code(allowed=allow_code)
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="predict-")))
             photos = _named(images, folder)

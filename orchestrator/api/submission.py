@@ -34,6 +34,7 @@ def submit(
     overrides: Mapping[str, Any] | None = None,
     store: str | Path | None = None,
     wait: bool = True,
+    allow_code: bool = False,
 ) -> OpenRun:
     """Run an experiment, or go on with it, and return its run.
 
@@ -45,6 +46,7 @@ def submit(
         overrides: path -> value, as `--set`.
         store: the folder of the store or the URL of a bucket; $ORCHESTRATOR_STORE or ./runs-store by default.
         wait: show the progress until the run ends; False returns at once.
+        allow_code: let the run use code that the spec names.
 
     Raises:
         SpecError: the spec has problems.
@@ -59,10 +61,12 @@ def submit(
     else:
         path = Path(spec).resolve()
         base = path.parent
-    experiment = read(path, settings, base=base)
+    experiment = read(path, settings, base=base, allow_code=allow_code)
     arguments = ["submit", str(path), "--base", str(base), "--store", opened.name]
     for setting in settings:
         arguments += ["--set", setting]
+    if allow_code:
+        arguments.append("--allow-code")
     paths = RunPaths(root / "runs" / detach(experiment, opened, arguments))
     run = OpenRun(paths)
     if wait:

@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import threading
@@ -26,11 +27,12 @@ from orchestrator.cluster.authentication import (
     write_token,
 )
 from orchestrator.cluster.local_guard import guard_cluster, marking
-from orchestrator.cluster.local_watch import watch_servers, watch_start
+from orchestrator.cluster.local_watch import ServerDied, watch_servers, watch_start
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 _PORT = 10001  # of ray:// where none is named
 _ANSWER_S = 10.0
+_STARTS = 3  # of a local cluster, until its servers stay
 _LOCAL_NAMES = {"localhost", "auto", "local"}
 _QUIET: Final = {
     "log_to_driver": False,
@@ -80,8 +82,17 @@ def connect(
     num_cpus: int | None = None,
     num_gpus: int | None = None,
     dashboard: bool = True,
+    may_exit: bool = False,
 ) -> Iterator[Cluster]:
     """Attach to the cluster at an address, or start a local one that ends with the block.
+
+    Args:
+        address: of a running cluster; None starts one.
+        insecure: allow another machine's cluster without a token.
+        num_cpus: of a local cluster; None: as many as the machine has.
+        num_gpus: the same.
+        dashboard: of a local cluster.
+        may_exit: end this process, with a sentence, where Ray waits for a GCS that died at the start.
 
     Raises:
         UserError: nothing answers there, the token is wrong, or another machine needs one.
@@ -93,39 +104,89 @@ def connect(
     if address and "://" not in address and address not in _LOCAL_NAMES:
         require_accepted_token(address)
     on_terminate = signal.getsignal(signal.SIGTERM)
-    with guard_cluster() if address is None else nullcontext("") as mark:
-        try:
-            if address:
-                # Ray would look for 127.0.0.1 at the machine's own address
-                with _loopback_only() if _is_loopback(address) else nullcontext():
-                    context = ray.init(address=address, **_QUIET)
-            else:
-                with _loopback_only(), marking(mark), watch_start():
-                    context = ray.init(
-                        address="local",
-                        num_cpus=num_cpus,
-                        num_gpus=num_gpus,
-                        # True would end the run where it does not come up
-                        include_dashboard=None if dashboard else False,
-                        dashboard_host="127.0.0.1",
-                        object_store_memory=_OBJECT_STORE_BYTES,
-                        **_QUIET,
-                    )
-        except UserError:
-            raise
-        except Exception as error:  # noqa: BLE001 - Ray raises many kinds; all mean: no cluster
-            raise _unreachable(address, error) from None
+    if not address:
+        started = _start_local(
+            num_cpus=num_cpus, num_gpus=num_gpus, dashboard=dashboard, may_exit=may_exit
+        )
+    else:
+        started = _attach(address)
+    with started as context:
         if threading.current_thread() is threading.main_thread():
             # Ray's handler would end the driver with exit code 15
             signal.signal(signal.SIGTERM, on_terminate)
         node = ray._private.worker._global_node  # noqa: SLF001 - there is no public way
-        watch = watch_servers(node) if address is None else nullcontext(threading.Event())
+        watch = nullcontext(threading.Event()) if address else watch_servers(node)
         with watch as closing:
             try:
-                yield _describe(context, local=address is None, dashboard=dashboard)
+                yield _describe(context, local=not address, dashboard=dashboard)
             finally:
                 closing.set()
                 ray.shutdown()
+                if not address:
+                    # a folder per trial, whose content Tune has copied into the run
+                    artifacts = Path(node.get_session_dir_path()) / "artifacts"
+                    shutil.rmtree(artifacts, ignore_errors=True)
+
+
+@contextmanager
+def _attach(address: str) -> Iterator[Any]:
+    """Connect to a running cluster; yield Ray's context."""
+    import ray  # noqa: PLC0415
+
+    try:
+        # Ray would look for 127.0.0.1 at the machine's own address
+        with _loopback_only() if _is_loopback(address) else nullcontext():
+            context = ray.init(address=address, **_QUIET)
+    except Exception as error:  # noqa: BLE001 - Ray raises many kinds; all mean: no cluster
+        raise _unreachable(f"the Ray cluster at {address}", error) from None
+    yield context
+
+
+@contextmanager
+def _start_local(
+    *, num_cpus: int | None, num_gpus: int | None, dashboard: bool, may_exit: bool
+) -> Iterator[Any]:
+    """Start a cluster on this machine; yield Ray's context.
+
+    Where the machine is so busy that an agent takes more than 15 s to start, Ray's raylet ends itself.
+    Ray is then started again.
+    """
+    for n_more in reversed(range(_STARTS)):
+        with guard_cluster() as mark:
+            try:
+                context = _init_local(
+                    mark, num_cpus, num_gpus, dashboard=dashboard, may_exit=may_exit
+                )
+            except ServerDied:
+                if n_more:
+                    continue
+                raise
+            except Exception as error:  # noqa: BLE001 - Ray raises many kinds; all mean: no cluster
+                raise _unreachable("a local Ray cluster", error) from None
+            yield context
+            return
+
+
+def _init_local(
+    mark: str, num_cpus: int | None, num_gpus: int | None, *, dashboard: bool, may_exit: bool
+) -> Any:
+    import ray  # noqa: PLC0415
+
+    try:
+        with _loopback_only(), marking(mark), watch_start(may_exit=may_exit):
+            return ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                # True would end the run where it does not come up
+                include_dashboard=None if dashboard else False,
+                dashboard_host="127.0.0.1",
+                object_store_memory=_OBJECT_STORE_BYTES,
+                **_QUIET,
+            )
+    except BaseException:
+        ray.shutdown()
+        raise
 
 
 def _describe(context: Any, *, local: bool, dashboard: bool) -> Cluster:
@@ -140,10 +201,9 @@ def _describe(context: Any, *, local: bool, dashboard: bool) -> Cluster:
     return Cluster(url, problem, ray.cluster_resources(), local=local, job_page=page)
 
 
-def _unreachable(address: str | None, error: Exception) -> UserError:
-    where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
+def _unreachable(what: str, error: Exception) -> UserError:
     return UserError(
-        f"{where} was required and could not be reached: {_brief(error)}; "
+        f"{what} was required and could not be reached: {_brief(error)}; "
         "check the address, that Ray's versions are equal, and the token (RAY_AUTH_TOKEN_PATH)"
     )
 

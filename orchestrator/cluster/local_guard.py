@@ -14,10 +14,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+import psutil
 
 MARK = "ROBUST_VOTE_CLUSTER"  # in the environment of all processes of a cluster
 _LOOK_EVERY_S = 0.2
+_START_S = 60.0  # in which a cluster starts its processes
+_NOTE_EVERY_S = 0.5  # in that time; a process of Python needs longer until it has a name of its own
+_NOTE_LATER_S = 5.0
 _LIMIT_S = 10.0  # for the end of all processes
 _WAIT_S = 5.0  # of a driver for its guard
 
@@ -59,31 +64,57 @@ def marking(mark: str) -> Iterator[None]:
 
 
 def main(parent: int, mark: str) -> None:
-    """Wait for the end of the driver, or of its block; then end all marked processes."""
+    """Wait for the end of the driver, or of its block; then end all processes of the cluster."""
+    cluster = _Cluster(parent, mark)
+    began = time.monotonic()
+    looked = began
     while os.getppid() == parent:
         # the end of the pipe is not enough: a fork of the driver may hold it open
         if select.select([sys.stdin], [], [], _LOOK_EVERY_S)[0]:
             break
+        every_s = _NOTE_EVERY_S if time.monotonic() - began < _START_S else _NOTE_LATER_S
+        if time.monotonic() - looked >= every_s:
+            cluster.note()
+            looked = time.monotonic()
     until = time.monotonic() + _LIMIT_S
-    while _end_marked(mark) and time.monotonic() < until:
+    while cluster.kill() and time.monotonic() < until:
         time.sleep(_LOOK_EVERY_S)
 
 
-def _end_marked(mark: str) -> int:
-    """Kill all processes with a mark; return how many there were."""
-    import psutil  # noqa: PLC0415 - not needed as long as the driver lives
+class _Cluster:
+    """The processes of a cluster, as far as they are known."""
 
-    n_marked = 0
-    for process in psutil.process_iter():
+    def __init__(self, driver: int, mark: str) -> None:
+        self._driver = driver
+        self._mark = mark
+        self._noted: set[psutil.Process] = set()
+
+    def note(self) -> None:
+        """Note what Ray's servers have started.
+
+        A process of Ray that writes a name of its own over its command writes over its environment too.
+        """
+        with suppress(psutil.Error):
+            for child in psutil.Process(self._driver).children():
+                if child in self._noted or self._is_marked(child):
+                    self._noted.add(child)
+                    self._noted.update(child.children(recursive=True))
+
+    def kill(self) -> int:
+        """Kill all processes of the cluster; return how many there were."""
+        n_alive = 0
+        for process in {*self._noted, *filter(self._is_marked, psutil.process_iter())}:
+            with suppress(psutil.Error):  # it has ended
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    n_alive += 1
+                    process.kill()
+        return n_alive
+
+    def _is_marked(self, process: psutil.Process) -> bool:
         try:
-            if process.environ().get(MARK) != mark:
-                continue
-            if process.status() != psutil.STATUS_ZOMBIE:
-                n_marked += 1
-                process.kill()
+            return process.environ().get(MARK) == self._mark
         except psutil.Error:  # it has ended, or is another user's
-            continue
-    return n_marked
+            return False
 
 
 if __name__ == "__main__":

@@ -16,8 +16,14 @@ from orchestrator.base.errors import UserError
 
 _LOOK_EVERY_S = 1.0
 _LEAVE_S = 30.0  # for the main thread, once it is interrupted
-_LEAVE_START_S = 3.0  # the same while there is nothing yet to be written down
-_NEEDED = {"gcs_server": "GCS", "raylet": "raylet"}
+_LEAVE_START_S = 120.0  # the same while Ray starts; it gives up waiting for a dead raylet first
+_EXIT_S = 3.0  # the same where it waits for a dead GCS, which has no end
+_GCS = "GCS"
+_NEEDED = {"gcs_server": _GCS, "raylet": "raylet"}
+
+
+class ServerDied(UserError):  # noqa: N818 - says what happened
+    """A server of a local cluster has died."""
 
 
 @contextmanager
@@ -33,79 +39,90 @@ def watch_servers(node: Any) -> Iterator[threading.Event]:
         An event to set before the servers are shut down.
 
     Raises:
-        UserError: a server died.
+        ServerDied: one did.
     """
 
     def find_dead() -> list[str]:
         return [_NEEDED[kind] for kind, _ in node.dead_processes() if kind in _NEEDED]
 
-    with _watch(find_dead, _LEAVE_S) as closing:
+    def say(name: str) -> str:
+        return _text(name, "it was killed, or memory ran out")
+
+    with _watch(find_dead, say, lambda _: _LEAVE_S) as closing:
         yield closing
 
 
 @contextmanager
-def watch_start() -> Iterator[None]:
-    """End the block, in which a local cluster starts, where one of its servers dies; Ray would wait for a minute.
+def watch_start(*, may_exit: bool) -> Iterator[None]:
+    """End the block, in which a local cluster starts, where one of its servers dies.
+
+    Args:
+        may_exit: end this process where Ray waits for a dead GCS, which nothing interrupts.
 
     Raises:
-        UserError: a server died.
+        ServerDied: one did.
     """
-    began: dict[int, str] = {}  # pid -> server
+    servers: dict[psutil.Process, str] = {}
 
     def find_dead() -> list[str]:
-        running = set()
         for child in psutil.Process().children():
             with suppress(psutil.Error):
-                name = _NEEDED.get(child.name())
-                if name is not None and child.status() != psutil.STATUS_ZOMBIE:
-                    began[child.pid] = name
-                    running.add(child.pid)
-        return [name for pid, name in began.items() if pid not in running]
+                if child not in servers and child.name() in _NEEDED:
+                    servers[child] = _NEEDED[child.name()]
+        return [name for server, name in servers.items() if not _is_alive(server)]
 
-    with _watch(find_dead, _LEAVE_START_S):
+    def say(name: str) -> str:
+        # a raylet ends itself where an agent takes more than 15 s to start
+        return _text(name, "it was killed, memory ran out, or the machine is too busy for Ray")
+
+    def leave_s(name: str) -> float:
+        return _EXIT_S if may_exit and name == _GCS else _LEAVE_START_S
+
+    with _watch(find_dead, say, leave_s):
         yield
 
 
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @contextmanager
-def _watch(find_dead: Callable[[], list[str]], leave_s: float) -> Iterator[threading.Event]:
+def _watch(
+    find_dead: Callable[[], list[str]],
+    say: Callable[[str], str],
+    leave_s: Callable[[str], float],
+) -> Iterator[threading.Event]:
     died: list[str] = []
     closing = threading.Event()
     closed = threading.Event()
-    arguments = (find_dead, died, closing, closed, leave_s)
-    threading.Thread(target=_interrupt_if_dead, args=arguments, daemon=True).start()
+
+    def interrupt_if_dead() -> None:
+        while not closing.wait(_LOOK_EVERY_S):
+            dead = find_dead()
+            if not dead or closing.is_set():
+                continue
+            died.append(dead[0])
+            _thread.interrupt_main()
+            if not closed.wait(leave_s(dead[0])):  # it waits inside of Ray
+                sys.stderr.write(say(dead[0]) + "\n")
+                sys.stderr.flush()
+                os._exit(1)
+            return
+
+    threading.Thread(target=interrupt_if_dead, daemon=True).start()
     try:
         yield closing
     except KeyboardInterrupt:
         if not died:
             raise
-        raise UserError(_text(died[0])) from None
+        raise ServerDied(say(died[0])) from None
     finally:
         closing.set()
         closed.set()
 
 
-def _text(name: str) -> str:
-    return (
-        f"the local Ray cluster lost its {name}: it was killed, or memory ran out; "
-        "submit again, what is finished is kept"
-    )
-
-
-def _interrupt_if_dead(
-    find_dead: Callable[[], list[str]],
-    died: list[str],
-    closing: threading.Event,
-    closed: threading.Event,
-    leave_s: float,
-) -> None:
-    while not closing.wait(_LOOK_EVERY_S):
-        dead = find_dead()
-        if not dead or closing.is_set():
-            continue
-        died.append(dead[0])
-        _thread.interrupt_main()
-        if not closed.wait(leave_s):  # it waits inside of Ray, where no interrupt arrives
-            sys.stderr.write(_text(dead[0]) + "\n")
-            sys.stderr.flush()
-            os._exit(1)
-        return
+def _text(name: str, why: str) -> str:
+    return f"the local Ray cluster lost its {name}: {why}; submit again, what is finished is kept"

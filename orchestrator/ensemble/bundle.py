@@ -22,6 +22,7 @@ from orchestrator.ensemble.members import Ensemble, Member, of_run
 from orchestrator.evaluation.probabilities.adjustment import AdjustedLabel
 from orchestrator.store.artifacts import MANIFEST, Store, git_commit, packages
 from orchestrator.store.run_dir import RunPaths
+from trainers.settings.own_parts import CODE_FOLDER
 
 FORMAT_VERSION = 1
 ENSEMBLE = "ensemble.json"
@@ -42,7 +43,12 @@ how that is known.
 
 
 def write_bundle(
-    paths: RunPaths, store: Store, out: Path, *, with_onnx: bool = False
+    paths: RunPaths,
+    store: Store,
+    out: Path,
+    *,
+    with_onnx: bool = False,
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """Write a run's ensemble to a new folder, or to a zip where `out` ends in .zip.
 
@@ -51,6 +57,7 @@ def write_bundle(
         store: with its checkpoints.
         out: the folder or zip.
         with_onnx: add the members as ONNX, and a script that answers with them.
+        allow_code: whether code that the models need may run; ONNX needs to.
 
     Returns:
         n_members, n_checkpoints, size_bytes, and manifest_sha256, which identifies the bundle.
@@ -62,6 +69,8 @@ def write_bundle(
     if out.exists():
         raise UserError(f"{out}: a new folder or zip was required, it exists; choose another name")
     ensemble = of_run(paths, store)
+    if with_onnx:
+        ensemble.allow_code(allowed=allow_code)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     beside.chmod(0o755)
@@ -91,25 +100,28 @@ def write_bundle(
     return facts
 
 
+def _copy_member(member: Member, folder: Path) -> dict[str, Any]:
+    """Copy the checkpoints of a member, and return what ensemble.json says of it."""
+    names = []
+    for number, checkpoint in enumerate(member.checkpoints):
+        name = f"members/{member.setting}/{number:03}"
+        names.append(name)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for file in _WEIGHTS:
+            shutil.copyfile(checkpoint / file, folder / name / file)
+    facts: dict[str, Any] = {
+        "setting": member.setting,
+        "variant": member.variant,
+        "votes": member.votes,
+    }
+    if member.adjustment:
+        facts["adjustment"] = [label.to_json() for label in member.adjustment]
+    prep = member.prep.model_dump(mode="json", by_alias=True)
+    return {**facts, "prep": prep, "steps": member.steps, "checkpoints": names}
+
+
 def _fill(ensemble: Ensemble, paths: RunPaths, folder: Path) -> None:
-    members = []
-    for member in ensemble.members:
-        names = []
-        for number, checkpoint in enumerate(member.checkpoints):
-            name = f"members/{member.setting}/{number:03}"
-            names.append(name)
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            for file in _WEIGHTS:
-                shutil.copyfile(checkpoint / file, folder / name / file)
-        prep = member.prep.model_dump(mode="json", by_alias=True)
-        facts: dict[str, Any] = {
-            "setting": member.setting,
-            "variant": member.variant,
-            "votes": member.votes,
-        }
-        if member.adjustment:
-            facts["adjustment"] = [label.to_json() for label in member.adjustment]
-        members.append({**facts, "prep": prep, "steps": member.steps, "checkpoints": names})
+    members = [_copy_member(member, folder) for member in ensemble.members]
     described = {
         "format_version": FORMAT_VERSION,
         "name": ensemble.name,
@@ -120,6 +132,10 @@ def _fill(ensemble: Ensemble, paths: RunPaths, folder: Path) -> None:
     }
     if ensemble.temperatures:
         described["temperatures"] = dict(ensemble.temperatures)
+    if ensemble.group_mean:
+        described["group_mean"] = list(ensemble.group_mean)
+    if ensemble.code is not None:
+        shutil.copytree(ensemble.code, folder / CODE_FOLDER)
     write_json(folder / ENSEMBLE, described)
     n_classes = 1
     for names in ensemble.classes.values():
@@ -256,6 +272,7 @@ class _Described(Section):
     classes: dict[str, list[str]]
     members: Annotated[list[_Voter], Field(min_length=1)]
     temperatures: dict[str, Positive] = {}
+    group_mean: list[str] = []
 
 
 def _read(folder: Path) -> Ensemble:
@@ -278,6 +295,8 @@ def _read(folder: Path) -> Ensemble:
         described.majority_class,
         described.classes,
         described.temperatures,
+        tuple(described.group_mean),
+        folder / CODE_FOLDER if (folder / CODE_FOLDER).is_dir() else None,
     )
 
 

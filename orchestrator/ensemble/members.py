@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -51,6 +52,28 @@ class Ensemble:
     classes: Mapping[str, list[str]]  # label -> class names; their order gives the code
     temperatures: Mapping[str, float] = field(default_factory=dict)
     """Label -> the temperature of its stated confidences; empty where they stay as they are."""
+    group_mean: tuple[str, ...] = ()
+    """Labels whose probabilities are averaged over the photos of a group."""
+    code: Path | None = None
+    """The folder of code that its models need; None where they need none."""
+
+    def allow_code(self, *, allowed: bool) -> None:
+        """Allow this process to run the code of the models, where they have some.
+
+        Raises:
+            UserError: they have, and it is not allowed.
+        """
+        if self.code is None:
+            return
+        names = ", ".join(sorted(path.name for path in self.code.glob("*.py")))
+        if not allowed:
+            raise UserError(
+                f"{self.name}: its models run {names} of {self.code}, code with your rights: "
+                "read it, then give --allow-code"
+            )
+        from trainers.own_parts import allow  # noqa: PLC0415
+
+        allow(*self.code.glob("*.py"))
 
 
 class _MemberTrial(NamedTuple):
@@ -116,8 +139,26 @@ def of_run(paths: RunPaths, store: Store) -> Ensemble:
         members.append(member)
     classes = Schema.of(experiment.spec.data.labels).classes
     rule = selection.vote.rule or "hard"
-    temperatures = selection.vote.temperatures
-    return Ensemble(paths.run_id, tuple(members), rule, _majority(paths), classes, temperatures)
+    return Ensemble(
+        paths.run_id,
+        tuple(members),
+        rule,
+        _majority(paths),
+        classes,
+        selection.vote.temperatures,
+        tuple(experiment.spec.vote.group_mean),
+        paths.code if any(needs_code(member) for member in members) else None,
+    )
+
+
+def needs_code(member: Member) -> bool:
+    """Return True if the models of a member have parts that are code of a user."""
+    for folder in member.checkpoints:
+        model = json.loads((folder / "model.json").read_text(encoding="utf-8"))["model"]
+        parts = (model.get("backbone"), model.get("head"))
+        if any(isinstance(part, dict) and "use" in part for part in parts):
+            return True
+    return False
 
 
 def _adjustment(selection: Selection, setting: str) -> tuple[AdjustedLabel, ...]:

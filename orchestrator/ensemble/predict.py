@@ -25,6 +25,7 @@ from orchestrator.base.console import Reporter
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.ensemble.members import Ensemble, Member
 from orchestrator.evaluation import vote as voting
+from orchestrator.evaluation.predictions import group_mean_of
 from orchestrator.evaluation.probabilities.adjustment import adjusted
 from orchestrator.evaluation.probabilities.calibration import ALL_LABELS, scale
 
@@ -68,6 +69,7 @@ def predict_photos(
     *,
     with_probabilities: bool = False,
     fill: bool = False,
+    by_folder: bool = False,
 ) -> dict[str, int]:
     """Write a CSV with ImageID and ans for every photo, and with more where it is asked for.
 
@@ -80,6 +82,7 @@ def predict_photos(
         out: the file to write.
         with_probabilities: add the columns of `answer_table`.
         fill: give photos that cannot be read the majority class, for a contest that needs all rows.
+        by_folder: the photos of a folder are one group, over which the ensemble averages labels.
 
     Raises:
         SpecError: `out` cannot be written; this is checked before any photo is answered.
@@ -98,7 +101,11 @@ def predict_photos(
         if any(name.lower().endswith(HEIF_EXTENSIONS) for name in others):
             text += f". {HEIF_REFUSAL}"
         reporter.say(escape(text))
-    answers = answer_fully(ensemble, named, reporter)
+    groups = None
+    if by_folder:
+        groups = [str(Path(name).parent) for name, _ in named]
+    _check_groups(ensemble, reporter, has_groups=by_folder)
+    answers = answer_fully(ensemble, named, reporter, groups)
     if with_probabilities:
         with atomic_path(out) as beside:
             schema = Schema(dict(ensemble.classes))
@@ -251,8 +258,35 @@ def answer(ensemble: Ensemble, photos: Photos, reporter: Reporter) -> pa.Table:
     return answer_fully(ensemble, photos, reporter).votes
 
 
-def answer_fully(ensemble: Ensemble, photos: Photos, reporter: Reporter) -> Answers:
+def _check_groups(ensemble: Ensemble, reporter: Reporter, *, has_groups: bool) -> None:
+    """Say that photos are answered alone; refuse groups that change nothing.
+
+    Raises:
+        SpecError: the ensemble averages nothing over groups.
+    """
+    labels = ", ".join(ensemble.group_mean)
+    if has_groups and not labels:
+        raise SpecError(
+            "--folders-are-groups: an ensemble of a spec with vote.group_mean was required, this "
+            "one answers each photo alone; leave the option out"
+        )
+    if labels and not has_groups:
+        reporter.say(
+            f"each photo is answered alone; the certificate is about the mean of {labels} over a "
+            "group's photos (--folders-are-groups)"
+        )
+
+
+def answer_fully(
+    ensemble: Ensemble, photos: Photos, reporter: Reporter, groups: Sequence[str] | None = None
+) -> Answers:
     """Let an ensemble vote on photos; ImageID is the id given here.
+
+    Args:
+        ensemble: what answers.
+        photos: their ids and paths.
+        reporter: is told how far the preparation is.
+        groups: of the photos, over which the ensemble averages labels; None: each is alone.
 
     Raises:
         UserError: none of the photos can be read.
@@ -263,19 +297,31 @@ def answer_fully(ensemble: Ensemble, photos: Photos, reporter: Reporter) -> Answ
     by_prep: dict[str, list[Member]] = {}
     for member in ensemble.members:
         by_prep.setdefault(member.prep.model_dump_json(), []).append(member)
+    group_of: dict[str, str] = {}
+    averaging = None
+    if groups is not None:
+        group_of = {name: group for (name, _), group in zip(photos, groups, strict=True)}
+        sizes = {name: len(classes) for name, classes in ensemble.classes.items()}
+        averaging = group_mean_of(ensemble.group_mean, sizes)
     for members in by_prep.values():
         ids: list[str] = []
         parts: dict[str, list[Any]] = {member.setting: [] for member in members}
         for names, images in _prepared(members[0].prep, photos, quarantined, reporter):
             ids += names
             for member in members:
-                each = []
-                for folder in member.checkpoints:
-                    probs = probabilities(folder, images, device)
-                    each.append(adjusted(probs, member.adjustment))
-                parts[member.setting].append(np.mean(each, axis=0))
-        for setting, chunks in parts.items():
-            answered[setting] = (ids, np.concatenate(chunks))
+                each = [probabilities(folder, images, device) for folder in member.checkpoints]
+                if averaging is None:
+                    moved = [adjusted(probs, member.adjustment) for probs in each]
+                    parts[member.setting].append(np.mean(moved, axis=0))
+                else:
+                    parts[member.setting].append(np.stack(each))
+        for member in members:
+            whole = np.concatenate(parts[member.setting], axis=-2)
+            if averaging is not None:
+                owners = [group_of[name] for name in ids]
+                agreeing = [averaging.over(owners, probs) for probs in whole]
+                whole = np.mean([adjusted(p, member.adjustment) for p in agreeing], axis=0)
+            answered[member.setting] = (ids, whole)
     kept = {}
     for member in ensemble.members:
         ids, probs = answered[member.setting]

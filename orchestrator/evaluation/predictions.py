@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -225,6 +226,92 @@ def by_setting(
         )
         arms[str(name)] = arm.take(kept)
     return arms
+
+
+@dataclass(frozen=True)
+class GroupMean:
+    """Labels whose probabilities are averaged over the photos of a group.
+
+    Probabilities and not their logarithms: a joint class that does not exist has probability 0,
+    and one photo's 0 would forbid a class to the whole group. The mean is also what is less
+    sensitive to errors of single answers (Kittler et al. 1998, section 4).
+    """
+
+    sizes: tuple[int, ...]  # classes of every label, in their order
+    places: tuple[int, ...]  # of the labels that are averaged, among them
+
+    @property
+    def n_classes(self) -> int:
+        """Number of joint classes."""
+        return math.prod(self.sizes)
+
+    def over(self, groups: Sequence[str], probs: NDArray[Any]) -> Probs:
+        """Return the probabilities of photos, (N, C), where groups agree on these labels.
+
+        A photo keeps what it says of the other labels given these ones.
+
+        Args:
+            groups: (N,) of the photos.
+            probs: (N, C) over the joint class.
+        """
+        cube = np.asarray(probs, np.float64).reshape(-1, *self.sizes)
+        others = tuple(1 + axis for axis in range(len(self.sizes)) if axis not in self.places)
+        averaged = tuple(1 + axis for axis in self.places)
+        of_photo = cube.sum(axis=others, keepdims=True)
+        _, place = np.unique(np.array(groups, object), return_inverse=True)
+        n_photos = np.bincount(place)
+        totals = np.zeros((len(n_photos), *of_photo.shape[1:]))
+        np.add.at(totals, place, of_photo)
+        mean = totals[place] / n_photos[place].reshape(-1, *[1] * len(self.sizes))
+        rest = np.broadcast_to(cube.sum(axis=averaged, keepdims=True), cube.shape).copy()
+        np.divide(cube, of_photo, out=rest, where=of_photo > 0)
+        return np.asarray((mean * rest).reshape(len(cube), -1), np.float32)
+
+
+def group_mean_of(labels: Sequence[str], sizes: Mapping[str, int]) -> GroupMean | None:
+    """Return the mean over groups that a spec asks for, None where it asks for none.
+
+    Args:
+        labels: that are averaged.
+        sizes: every label and its number of classes, in order.
+    """
+    if not labels:
+        return None
+    names = list(sizes)
+    return GroupMean(tuple(sizes.values()), tuple(sorted(names.index(name) for name in labels)))
+
+
+def with_group_means(rows: pa.Table, mean: GroupMean, groups: Mapping[str, str]) -> pa.Table:
+    """Return rows of predictions.parquet where every training's answers agree within groups.
+
+    Answers over other classes stay as they are.
+
+    Args:
+        rows: of any trainings.
+        mean: what is averaged.
+        groups: sample id -> group.
+    """
+    parts = [rows.slice(0, 0)]
+    for trial in dict.fromkeys(rows["trial_id"].to_pylist()):
+        part = rows.filter(pc.equal(rows["trial_id"], trial)).combine_chunks()
+        flat = part["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        if len(flat) == len(part) * mean.n_classes:
+            of_photos = [groups[sample] for sample in part["sample_id"].to_pylist()]
+            probs = mean.over(of_photos, flat.reshape(len(part), -1))
+            part = _answering(part, probs)
+        parts.append(part)
+    return pa.concat_tables(parts)
+
+
+def _answering(part: pa.Table, probs: Probs) -> pa.Table:
+    """Return rows with other probabilities, and the classes that they make likeliest."""
+    columns = {"pred": pa.array(probs.argmax(1)), "probs": pa.array(list(probs))}
+    for name, column in columns.items():
+        place = part.schema.get_field_index(name)
+        part = part.set_column(
+            place, part.schema.field(name), column.cast(part.schema.field(name).type)
+        )
+    return part
 
 
 def _numbered(column: pa.ChunkedArray) -> tuple[list[str], Ints]:

@@ -74,7 +74,7 @@ def gpu_hours(experiment: Experiment, n_trials: int, n_photos: int | None) -> st
         return None
     seconds = []  # of a training on one photo
     for arm in experiment.arms.values():
-        rate = _CARD_RATES.get((arm.train.model.backbone, arm.prep.size))
+        rate = _CARD_RATES.get((arm.train.model.backbone_text, arm.prep.size))
         epochs = _epochs(arm.train.duration)
         if rate is None or not epochs:
             return None
@@ -82,7 +82,10 @@ def gpu_hours(experiment: Experiment, n_trials: int, n_photos: int | None) -> st
     hours = n_trials * statistics.mean(seconds) * (n_photos or 1000) / 3600
     photos = "a thousand photos" if n_photos is None else f"{n_photos} photos"
     rates = sorted(
-        {_CARD_RATES[arm.train.model.backbone, arm.prep.size] for arm in experiment.arms.values()}
+        {
+            _CARD_RATES[arm.train.model.backbone_text, arm.prep.size]
+            for arm in experiment.arms.values()
+        }
     )
     measured = " and ".join(f"{rate:g}" for rate in rates)
     return (
@@ -99,7 +102,9 @@ def _epochs(duration: str) -> int:
 def _kind(model: dict[str, Any]) -> _ModelKind:
     head = model.get("head") or {}
     is_frozen = model.get("frozen") is not None or head.get("name") == "frozen_deep"
-    return _ModelKind(model["backbone"], is_frozen)
+    backbone = model["backbone"]
+    name = backbone["use"] if isinstance(backbone, dict) else backbone
+    return _ModelKind(name, is_frozen)
 
 
 def _epoch_seconds(store: Store) -> dict[_ModelKind, list[float]]:

@@ -59,6 +59,11 @@ class Env(Scope):
         return self.experiment.spec.resources.per_trial.on(self.gpus)
 
     @property
+    def code(self) -> list[str]:
+        """The files of the user's own parts, which workers may run."""
+        return [str(self.paths.code / name) for name in sorted(self.experiment.code)]
+
+    @property
     def photos_since(self) -> float:
         """The time, in seconds since the epoch, from which this run takes photos as they are.
 

@@ -177,6 +177,8 @@ def confirm_key(
             "hypotheses": spec.hypotheses,
             "without_val": spec.search is not None,
         }
+        if spec.vote.group_mean:
+            params["race"]["group_mean"] = spec.vote.group_mean
     inputs = _training_inputs(experiment, content, prepared)
     for name, arm in experiment.arms.items():
         inputs[f"split/{name}"] = split_key(experiment, arm, content)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from orchestrator.base.wording import signed
 from orchestrator.evaluation.hypotheses import needs_text
 from orchestrator.report import charts
 from orchestrator.report.diagnosis_section import rare_class
@@ -119,6 +120,7 @@ def result(run: Run) -> View:
         "members": _members(run),
         "policy": run.selection.policy,
         "rule": run.rule,
+        "adjusted": _adjusted(run),
         "group": run.resolved.data.group_text,
         "of": (run.certificate and run.certificate.estimate.of) or "photos it was not trained on",
         "n_candidates": len(run.selection.candidates),
@@ -133,6 +135,21 @@ def result(run: Run) -> View:
         "warning": _worse_than_guessing(run.score_title, guess, first, test),
         "confirmed": bool(run.selection.candidates) and run.resolved.confirm is not None,
     }
+
+
+def _adjusted(run: Run) -> str:
+    """Say how the members' answers are moved, and what the vote gains by it; "" where they are not."""
+    adjusted = run.selection.vote.adjusted
+    if adjusted is None:
+        return ""
+    change = adjusted.change
+    interval = ""
+    if change.low is not None and change.high is not None:
+        interval = f" ({signed(change.low)} to {signed(change.high)})"
+    return (
+        f"Answers are adjusted ({adjusted.by.get('name', '')}), out of fold by the labels of other "
+        f"{run.words.many}: the vote changes by {signed(change.difference)}{interval}"
+    )
 
 
 def _guess(run: Run) -> float | None:

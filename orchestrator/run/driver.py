@@ -7,6 +7,7 @@ import getpass
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -65,6 +66,7 @@ class Options:
     smoke: bool = False
     allow_download: bool = False
     max_runs: int | None = None  # at a time on the cluster
+    allow_code: bool = False
 
 
 def submit(experiment: Experiment, store: Store, options: Options) -> int:
@@ -75,6 +77,7 @@ def submit(experiment: Experiment, store: Store, options: Options) -> int:
     from orchestrator.run import tracking  # noqa: PLC0415
 
     reporter = Reporter()
+    _require_code(experiment, options)
     _refuse_missing_gpus(experiment, options)
     tracking.require(experiment.spec.track)
     plan = make_plan(experiment, store, STAGES)
@@ -118,7 +121,8 @@ def resume(paths: RunPaths, store: Store, options: Options) -> int:
             f"run {paths.run_id}: {paths.resolved} was required, found none; submit the spec again"
         )
     experiment = dataclasses.replace(
-        read_spec(paths.resolved), text=paths.spec.read_text(encoding="utf-8")
+        read_spec(paths.resolved, allow_code=options.allow_code),
+        text=paths.spec.read_text(encoding="utf-8"),
     )
     plan = make_plan(experiment, store, STAGES)
     if plan.run_id != paths.run_id:
@@ -178,6 +182,25 @@ def start_driver(paths: RunPaths, arguments: list[str]) -> None:
         )
 
 
+def _require_code(experiment: Experiment, options: Options) -> None:
+    """Refuse code of the user that was not allowed, or that is not what the spec pins.
+
+    Raises:
+        SpecError: the command lacks `--allow-code`, or a file is not there.
+    """
+    if experiment.lost_code:
+        names = ", ".join(sorted(set(experiment.lost_code)))
+        raise SpecError(
+            f"{names}: the version that the spec names by its sha256 was required beside the spec, "
+            "found none; remove sha256 from the spec to take the file as it is"
+        )
+    if experiment.code and not options.allow_code:
+        names = ", ".join(sorted(experiment.code))
+        raise SpecError(
+            f"{names} is code that runs with your rights: read it, then give --allow-code"
+        )
+
+
 def _refuse_missing_gpus(experiment: Experiment, options: Options) -> None:
     """Refuse GPUs and cores that a local run cannot have; Tune would wait for them for ever."""
     from orchestrator.cluster.connection import local_gpus  # noqa: PLC0415
@@ -214,8 +237,9 @@ def _smoke(experiment: Experiment, store: Store, options: Options, reporter: Rep
     source.parent.mkdir(parents=True, exist_ok=True)
     dump_yaml(_one_step(experiment.resolved()), source)
     reporter.say("smoke: one step of every variant through the whole path")
+    smoke = read_spec(source, changes, check_roots=False)
     code = submit(
-        read_spec(source, changes, check_roots=False),
+        dataclasses.replace(smoke, code=experiment.code, lost_code=()),
         store,
         dataclasses.replace(options, smoke=False),
     )
@@ -263,6 +287,8 @@ def _drive(
     listener = Listener(paths)
     spent_s = float((paths.read_json("summary") or {}).get("wall_s", 0.0))
     _begin(experiment, plan, paths, ledger)
+    for name in experiment.code:
+        store.share(paths.code / name)
     reporter.say(f"run [bold]{plan.run_id}[/]  in {escape(store.name)}/runs/{plan.run_id}")
     tracker = tracking.start(paths.root)
     progress = _Progress()
@@ -315,6 +341,10 @@ def _begin(experiment: Experiment, plan: Plan, paths: RunPaths, ledger: Ledger) 
     paths.spec.write_text(experiment.text, encoding="utf-8")
     dump_yaml(experiment.resolved(), paths.resolved)
     write_json(paths.plan, plan.to_json())
+    for name, file in experiment.code.items():
+        if file != paths.code / name:  # a resumed run reads its own copies
+            paths.code.mkdir(exist_ok=True)
+            shutil.copyfile(file, paths.code / name)
     schema = Schema.of(experiment.spec.data.labels)
     is_resumed = bool(ledger.state.trials or ledger.state.stages)
     event_type = RunResumed if is_resumed else RunStarted
@@ -369,7 +399,7 @@ def _connect(
     from orchestrator.cluster.connection import connect  # noqa: PLC0415
 
     resources = experiment.spec.resources
-    with connect(options.address, insecure=options.insecure) as cluster:
+    with connect(options.address, insecure=options.insecure, may_exit=True) as cluster:
         if cluster.dashboard_url:
             reporter.say(f"dashboard {cluster.dashboard_url}")
         if cluster.job_page:

@@ -38,11 +38,12 @@ class Order:
     smoke: bool = False
     allow_download: bool = False
     max_runs: int | None = None
+    allow_code: bool = False
 
 
 @contextmanager
-def _parcel(spec: Path | None = None) -> Iterator[Path]:
-    """Make the folder that travels: the three packages and the spec, no data and no secrets.
+def _parcel(spec: Path | None = None, code: Sequence[Path] = ()) -> Iterator[Path]:
+    """Make the folder that travels: the three packages, the spec, its code; no data and no secrets.
 
     Raises:
         UserError: it is too large.
@@ -56,6 +57,8 @@ def _parcel(spec: Path | None = None) -> Iterator[Path]:
             )
         if spec is not None:
             shutil.copyfile(spec, folder / "spec.yaml")
+        for file in code:
+            shutil.copyfile(file, folder / file.name)
         n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         if n_bytes > _MAX_BYTES:
             raise UserError(
@@ -73,19 +76,25 @@ def submit(address: str, order: Order) -> int:
     Raises:
         UserError: the cluster is not reached, differs in its versions, or lacks data or store.
     """
-    experiment = read(order.spec, list(order.overrides), need_data=False, base=order.base)
+    experiment = read(
+        order.spec,
+        list(order.overrides),
+        need_data=False,
+        base=order.base,
+        allow_code=order.allow_code,
+    )
     server = JobServer(address, insecure=order.insecure)
     words = ["spec.yaml", "--base", str(order.base or order.spec.resolve().parent)]
     for change in order.overrides:
         words += ["--set", change]
     if order.store is not None:
         words += ["--store", str(order.store)]
-    with _parcel(order.spec) as folder:
+    with _parcel(order.spec, list(experiment.code.values())) as folder:
         facts = _check(server, words, folder)
         if order.store is None:
             words += ["--store", facts.store]
         words = ["orchestrator", "submit", *words, "--address", "$RAY_ADDRESS"]
-        for name in ("insecure", "smoke", "allow_download"):
+        for name in ("insecure", "smoke", "allow_download", "allow_code"):
             if getattr(order, name):
                 words.append(f"--{name.replace('_', '-')}")
         if order.max_runs is not None:

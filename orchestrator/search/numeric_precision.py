@@ -19,7 +19,7 @@ def choose_precision(arm: Arm, schema: Schema, share: TrialShare, ledger: Ledger
     """
     if arm.train.precision != "auto":
         return arm.train.precision
-    backbone = arm.train.model.backbone
+    backbone = arm.train.model.backbone_text
     size = arm.prep.size
     for event in ledger.events:
         if isinstance(event, PrecisionChosen):

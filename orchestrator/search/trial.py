@@ -51,14 +51,15 @@ class TrialSpec:
     source: str | None = None  # key of the trial whose weights head frozen_deep takes
     micro_batch: int | None = None  # set after a worker ran out of memory; part of no key
     score: dict[str, Any] | None = None  # metric and labels that it maximizes; None: macro F1
+    code: list[str] = field(default_factory=list)  # files of the user, which this trial may run
     step_times: StepTimes | None = None  # for `compile: auto`; the ledger has them once
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; it shares the containers."""
         facts = dict(vars(self))
         del facts["step_times"]
-        for name in ("facts", "score"):
-            if facts[name] is None:
+        for name in ("facts", "score", "code"):
+            if not facts[name]:
                 del facts[name]
         return facts
 
@@ -118,8 +119,10 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
     from trainers.config import Train  # noqa: PLC0415
     from trainers.data import Task  # noqa: PLC0415
     from trainers.metrics import Objective  # noqa: PLC0415
+    from trainers.own_parts import allow, naming_lines  # noqa: PLC0415
     from trainers.training_loop import train  # noqa: PLC0415
 
+    allow(*[store.here(file) for file in spec.code])
     photos = open_rows(store.here(spec.rows))
     parts = _read_parts(spec, store, photos.index)
     targets = np.zeros((len(photos.sample_ids), len(spec.label_sizes)), np.int64)
@@ -137,23 +140,24 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
     )
     work = store.work_dir("trial", spec.key)
     features = feature_store(store, spec.inputs.get("prepare", spec.rows))
-    result = train(
-        Train.model_validate(spec.train),
-        task,
-        seed=spec.seed,
-        report=report,
-        work_dir=work,
-        device=spec.device,
-        threads=spec.threads,
-        source=_source_weights(spec, store),
-        feature_store=features,
-        micro_batch=spec.micro_batch,
-        began=began,
-        objective=None if spec.score is None else Objective(**spec.score),
-        step_times=spec.step_times,
-    )
-    scored = parts["holdout" if spec.phase == "confirm" else "val"]
-    predictions = _predictions(spec, work, photos, scored, features)
+    with naming_lines():
+        result = train(
+            Train.model_validate(spec.train),
+            task,
+            seed=spec.seed,
+            report=report,
+            work_dir=work,
+            device=spec.device,
+            threads=spec.threads,
+            source=_source_weights(spec, store),
+            feature_store=features,
+            micro_batch=spec.micro_batch,
+            began=began,
+            objective=None if spec.score is None else Objective(**spec.score),
+            step_times=spec.step_times,
+        )
+        scored = parts["holdout" if spec.phase == "confirm" else "val"]
+        predictions = _predictions(spec, work, photos, scored, features)
     params = {"train": spec.train, "seed": spec.seed, "fold": spec.fold}
     with store.draft("trial", spec.key, params=params, inputs=spec.inputs) as draft:
         for name in ("weights.safetensors", "model.json"):
@@ -185,7 +189,7 @@ def _source_weights(spec: TrialSpec, store: Store) -> dict[str, Any] | None:
             trained on photos that this trial is scored on.
     """
     head = spec.train["model"]["head"]
-    if head["name"] != "frozen_deep":
+    if head.get("name") != "frozen_deep":
         return None
     source = store.find("trial", spec.source) if spec.source else None
     if source is None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.photo_listing import require_images, sides, table_of
-from data_prep.config import StemLabel
+from data_prep.config import StemLabel, TestTable
 from data_prep.errors import DataError
 from data_prep.section_base import identity
 from orchestrator.base.keys import digest
@@ -35,15 +35,17 @@ from trainers.preflight import backbones as backbone_checks
 from trainers.preflight.augmentation_policies import Job, policy_problems
 from trainers.settings.loss import plain_losses
 from trainers.settings.model import Distribution, FrozenDeepHead, Ordered, SingleHead, Softmax
+from trainers.settings.own_parts import OwnPart
 
 _MAX_ASSIGNMENTS = 256
 _MAX_GRID = 1_000_000  # points, which a study keeps in memory
 _HEAD = "train.model.head"
 _BACKBONE = "train.model.backbone"
+_WEIGHTS = "train.model.weights"
 _POLICY = "train.augment.policy"
 _FOR_VARIANTS = {
     "train.recipe": "write a variant per recipe, or begin with search.start: [{train.recipe: NAME}]",
-    "train.model.weights": "write a variant per file",
+    _WEIGHTS: "write a variant per file",
     "train.model.weights_sha256": "write a variant per file",
 }
 """Settings that stand for others, or for a file -> what to do in place of searching them."""
@@ -92,34 +94,43 @@ def check_references(draft: Draft) -> None:
     _check_score(draft)
     _check_members(draft)
     _check_labels(draft)
+    _check_groups(draft)
     _check_frozen(draft)
     _check_grid(draft)
     _check_space(draft)
 
 
 def _check_backbones(draft: Draft) -> None:
-    spec = draft.spec
-    places: dict[str, KeyPath] = {}
-    places[spec.train.model.backbone] = ("train", "model", "backbone")
-    for name, changes in spec.variants.items():
-        if name in draft.arms:
-            for path in changes:
-                backbone = draft.arms[name].train.model.backbone
-                places.setdefault(backbone, ("variants", name, path))
-    wanted = {arm.train.model.backbone for arm in draft.arms.values()}
-    for where, space in draft.spaces():
-        entry = space.get(_BACKBONE)
-        if isinstance(entry, Choice):
-            for choice in entry.choice:
-                wanted.add(str(choice))
-                places.setdefault(str(choice), (*where, _BACKBONE, "choice"))
+    places = _named_backbones(draft)
     known = set(known_backbones())
-    for backbone in sorted(wanted):
+    for backbone in sorted(places):
         if known and backbone.split(".")[0] not in known:
             close = difflib.get_close_matches(backbone, known, n=3, cutoff=0.5)
             near = f"; nearest: {', '.join(close)}" if close else ""
             text = f"train.model.backbone: timm has no model {backbone!r}{near}"
-            draft.refuse(places.get(backbone, ("train",)), text)
+            draft.refuse(places[backbone], text)
+
+
+def _named_backbones(draft: Draft) -> dict[str, KeyPath]:
+    """Return the models of timm that variants and spaces name, and where."""
+    shared = draft.spec.train.model.timm_name
+    places: dict[str, KeyPath] = {}
+    for name, arm in draft.arms.items():
+        backbone = arm.train.model.timm_name
+        changes = list(draft.spec.variants[name])
+        if backbone is None:
+            continue
+        if backbone == shared or not changes:
+            places[backbone] = ("train", "model", "backbone")
+        else:
+            places.setdefault(backbone, ("variants", name, changes[0]))
+    for where, space in draft.spaces():
+        entry = space.get(_BACKBONE)
+        choices = entry.choice if isinstance(entry, Choice) else []
+        for choice in choices:
+            if not isinstance(choice, dict):
+                places.setdefault(str(choice), (*where, _BACKBONE, "choice"))
+    return places
 
 
 def _check_claims(draft: Draft) -> None:
@@ -241,7 +252,7 @@ def _check_labels(draft: Draft) -> None:
         }
         if isinstance(head, SingleHead):
             named["train", "model", "head"] = head.labels or []
-        else:
+        elif not isinstance(head, OwnPart):
             named["train", "model", "head", "ordered"] = list(head.ordered)
             _check_ordered(head.ordered, list(alphas), draft)
         for where, names in named.items():
@@ -249,6 +260,42 @@ def _check_labels(draft: Draft) -> None:
                 if name not in labels:
                     known = f"labels are {', '.join(labels)}{nearest(name, labels)}"
                     draft.refuse(where, f"{'.'.join(where)}: no label {name!r}; {known}")
+
+
+def _check_groups(draft: Draft) -> None:
+    """Check that photos have groups where a setting is about groups."""
+    is_alone = draft.spec.data.group == "sample_id"
+    for name, arm in draft.arms.items():
+        if arm.train.group_photos and is_alone:
+            place: KeyPath = ("train", "group_photos")
+            if "group_photos" not in draft.document.data.get("train", {}):
+                place = ("variants", name)
+            text = (
+                "train.group_photos: groups of several photos were required, found data.group "
+                "sample_id, where every photo is alone; name a group or remove group_photos"
+            )
+            draft.refuse(place, text)
+    _check_group_mean(draft)
+
+
+def _check_group_mean(draft: Draft) -> None:
+    """Check that the mean over groups is the same out of fold and on the test set."""
+    named = draft.spec.vote.group_mean
+    if not named:
+        return
+    data = draft.spec.data
+    labels = list(data.labels)
+    where: KeyPath = ("vote", "group_mean")
+    for name in named:
+        if name not in labels:
+            known = f"labels are {', '.join(labels)}{nearest(name, labels)}"
+            draft.refuse(where, f"vote.group_mean: no label {name!r}; {known}")
+    if isinstance(data.test, TestTable) and data.test.group is None:
+        text = "the groups of the test photos were required, found none; name their column in"
+        draft.refuse(where, f"vote.group_mean: {text} data.test.group, or remove group_mean")
+    if data.group == "sample_id" or any(_may_leak(name, draft) for name in draft.arms):
+        text = "groups that are kept together were required, found data.group sample_id or"
+        draft.refuse(where, f"vote.group_mean: {text} data.split.strategy random")
 
 
 def _check_ordered(ordered: Mapping[str, Ordered], with_alpha: list[str], draft: Draft) -> None:
@@ -441,26 +488,37 @@ def _settings(arm: Arm, point: Point) -> Point:
 
 
 def check_components(draft: Draft) -> None:
-    """Try lists of operations, and backbones that may not take every size, on photos."""
+    """Try lists of operations, backbones that may not take every size, and files of weights."""
     policies: list[tuple[Job, KeyPath]] = []
     backbones: list[tuple[backbone_checks.Job, KeyPath]] = []
+    weights: list[tuple[backbone_checks.Job, KeyPath]] = []
     for name, arm in draft.arms.items():
         size = arm.prep.size
-        for value, place in _values(draft, name, _POLICY, arm.train.augment.policy):
+        for value, place in values_of(draft, name, _POLICY, arm.train.augment.policy):
             if isinstance(value, list) and value:
                 policies.append((Job(operations=value, size=size), place))
-        for value, place in _values(draft, name, _BACKBONE, arm.train.model.backbone):
+        for value, place in _named(values_of(draft, name, _BACKBONE, arm.train.model.backbone)):
             job = backbone_checks.Job(backbone=str(value), size=size)
-            if arm.train.model.weights is not None:
-                job["weights"] = arm.train.model.weights
             if backbone_checks.needs_try(job):
                 backbones.append((job, place))
+            file = arm.train.model.weights
+            if file is not None:
+                of_file = values_of(draft, name, _WEIGHTS, file)[0][1]
+                weights.append(({**job, "weights": file}, of_file))
     if policies:
         problems = policy_problems([job for job, _ in policies])
         _refuse_all(draft, _POLICY, problems, [place for _, place in policies])
     if backbones:
         problems = backbone_checks.backbone_problems([job for job, _ in backbones])
         _refuse_all(draft, _BACKBONE, problems, [place for _, place in backbones])
+    if weights:
+        problems = backbone_checks.backbone_problems([job for job, _ in weights])
+        _refuse_all(draft, _WEIGHTS, problems, [place for _, place in weights])
+
+
+def _named(values: list[tuple[Any, KeyPath]]) -> list[tuple[Any, KeyPath]]:
+    """Return the values that are names; the others are code of the user."""
+    return [(value, place) for value, place in values if isinstance(value, str)]
 
 
 def _refuse_all(draft: Draft, path: str, problems: list[str | None], places: list[KeyPath]) -> None:
@@ -469,7 +527,7 @@ def _refuse_all(draft: Draft, path: str, problems: list[str | None], places: lis
             draft.refuse(place, f"{path}: {problem}")
 
 
-def _values(draft: Draft, name: str, path: str, value: Any) -> list[tuple[Any, KeyPath]]:
+def values_of(draft: Draft, name: str, path: str, value: Any) -> list[tuple[Any, KeyPath]]:
     """Return what a variant may set a path to, and where the spec says so."""
     changes = [key for key in draft.spec.variants[name] if path.startswith(key)]
     place: KeyPath = tuple(path.split("."))

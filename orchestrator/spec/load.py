@@ -18,6 +18,7 @@ from orchestrator.spec.cross_checks import (
 )
 from orchestrator.spec.messages import validate
 from orchestrator.spec.models import Arm, Experiment, Spec
+from orchestrator.spec.own_code.checks import check_code, try_code
 from orchestrator.spec.search_space import apply
 from orchestrator.spec.yaml_source import (
     Document,
@@ -29,6 +30,7 @@ from orchestrator.spec.yaml_source import (
 )
 from trainers.finetuning.own_weights import shapes_of
 from trainers.finetuning.recipes import recipe_changes
+from trainers.settings.own_parts import CODE_FOLDER, pin
 
 _WEIGHTS = "train.model.weights"
 VARIANT_PATHS = ("data.exclude", "data.split", "data.labels.<label>.train_bins", "prep", "train")
@@ -43,6 +45,7 @@ def read(
     need_data: bool = True,
     try_components: bool = False,
     base: Path | None = None,
+    allow_code: bool | None = None,
 ) -> Experiment:
     """Read, override and check a spec file.
 
@@ -54,6 +57,8 @@ def read(
         need_data: False to leave only the data out of that.
         try_components: also try operations and backbones on photos, which takes seconds.
         base: the folder that relative paths of the spec start from, its own by default.
+        allow_code: whether code of the user may run; False refuses a spec that names some. None
+            where none of it is run.
 
     Raises:
         DocumentError: the spec has problems; each is listed with line and column.
@@ -62,6 +67,9 @@ def read(
     changes = dict(_parse_set(text) for text in overrides or [])
     data = apply(document.data, changes) if changes else document.data
     base = (base or path.parent).resolve()
+    # a run keeps copies beside its resolved spec
+    pinned = pin(data, [path.resolve().parent / CODE_FOLDER, path.resolve().parent, base])
+    data = pinned.data
     problems: list[Problem] = []
     arms: dict[str, Arm] = {}
     data = _with_recipes(data)
@@ -71,17 +79,21 @@ def read(
     if spec is not None:
         arms = _arms(spec, document, problems)
         draft = Draft(spec, arms, document, problems)
+        check_code(draft, pinned, allow_code=allow_code)
         check_references(draft)
         if check_roots:
             if not problems:
                 check_twins(draft)
             if try_components and not problems:
                 check_components(draft)
+                if allow_code:
+                    try_code(draft, pinned.files)
             if need_data:
                 check_data_roots(draft, base)
     if problems or spec is None:
         raise DocumentError(path, problems, document.lines)
-    return Experiment(spec, arms, base, changes, "\n".join(document.lines) + "\n")
+    text = "\n".join(document.lines) + "\n"
+    return Experiment(spec, arms, base, changes, text, pinned.files, tuple(pinned.lost))
 
 
 def _parse_set(text: str) -> tuple[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -82,6 +82,9 @@ class Vote(Section):
 
     rule: Literal["hard", "soft"] = "hard"
     """`hard` counts votes, `soft` adds probabilities."""
+    group_mean: list[str] = since([])
+    """Labels whose probabilities are the mean over the photos of a group, in every training's answers:
+    out of fold, and on the test set, whose groups must be known."""
     calibrate: bool = since(default=False)
     """State confidences at a temperature per label, fitted out of fold. No answer changes by it."""
 
@@ -303,6 +306,8 @@ class Experiment:
     base: Path
     overrides: Point  # of --set
     text: str  # the file as given
+    code: dict[str, Path] = field(default_factory=dict)  # name -> file of the user's own parts
+    lost_code: tuple[str, ...] = ()  # names of such files that are not there as they were
 
     def resolved(self) -> Plain:
         """Return the spec with all defaults and absolute data roots, as `resume` reads it."""
@@ -328,7 +333,8 @@ class Experiment:
             space = self.spec.search.space_of(variant) if self.spec.search else {}
             pretrained = [model.pretrained, *_corners(space, "train.model.pretrained")]
             if any(pretrained) and model.weights is None:
-                names |= set(_corners(space, "train.model.backbone") or [model.backbone])
+                corners = _corners(space, "train.model.backbone") or [model.backbone]
+                names |= {name for name in corners if isinstance(name, str)}
         return sorted(names)
 
     def setting(self, variant: str, point: Point) -> tuple[str, Arm]:

@@ -405,6 +405,7 @@ class _Job(NamedTuple):
     photos: list[tuple[str, str]]  # sample id and path
     probs: list[list[float]]
     share: TrialShare
+    code: Sequence[str] = ()  # files of the user's own parts
 
 
 class _Difference(NamedTuple):
@@ -475,6 +476,7 @@ def _job(env: Env, trial: TrialRecord, artifact: Artifact, split: str) -> _Job:
         photos,
         [row["probs"] for row in picked],
         env.trial_share,
+        env.code,
     )
 
 
@@ -508,14 +510,17 @@ def compare_answers(jobs: list[_Job]) -> list[_Difference]:
 
 def _compare(job: _Job, prepared: PreparedPhotos) -> _Difference:
     """Return how far a checkpoint's answers on prepared photos lie from the stored ones."""
+    from trainers.own_parts import allow  # noqa: PLC0415
+
     samples = [sample for sample, _ in job.photos]
     lost = {sample: prepared.lost[sample] for sample in samples if sample in prepared.lost}
     if lost:
         return _Difference(job.trial_id, 1.0, f"photos cannot be read any more: {lost}")
     images = prepared.images[[prepared.ids.index(sample) for sample in samples]]
     try:
-        folder = open_store(job.store).here(job.folder)
-        probs = probabilities(folder, images, job.share.device)
+        store = open_store(job.store)
+        allow(*[store.here(file) for file in job.code])
+        probs = probabilities(store.here(job.folder), images, job.share.device)
     except Exception as error:  # noqa: BLE001 - as above
         return _Difference(job.trial_id, 1.0, f"{type(error).__name__}: {error}")
     stored = np.array(job.probs)

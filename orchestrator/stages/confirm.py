@@ -90,13 +90,13 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared, search: Sea
     Raises:
         UserError: all trials failed.
     """
-    from orchestrator.search.trial_tables import collect_predictions, write_tables  # noqa: PLC0415
+    from orchestrator.search.trial_tables import write_tables  # noqa: PLC0415
     from orchestrator.stages import trial_phase as phase  # noqa: PLC0415
 
     env.paths.tune.joinpath("confirm").mkdir(parents=True, exist_ok=True)
     wanted = env.experiment.spec.confirm
     if wanted is None:
-        predictions = collect_predictions(search.trials, env.store)
+        predictions = _collect(env, catalog, search.trials)
         checkpoints = _first_finished(search.trials)
         return Confirmed(SUCCEEDED, "confirm: null", "val", (), checkpoints, predictions)
     points = choose_points(search, wanted, list(env.experiment.arms))
@@ -119,9 +119,24 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared, search: Sea
         "oof",
         tuple(trials),
         _by_setting(trials),
-        collect_predictions(state.trials.values(), env.store),
+        _collect(env, catalog, state.trials.values()),
         _race_result(env, wanted, len(points), len(trials)) if wanted.race else None,
     )
+
+
+def _collect(env: Env, catalog: Catalog, trials: Iterable[TrialRecord]) -> pa.Table:
+    """Return the predictions of finished trials, averaged over groups where the spec says so."""
+    from orchestrator.evaluation.predictions import with_group_means  # noqa: PLC0415
+    from orchestrator.search.trial_tables import collect_predictions  # noqa: PLC0415
+    from orchestrator.stages.test_set import group_mean  # noqa: PLC0415
+
+    rows = collect_predictions(trials, env.store)
+    mean = group_mean(env)
+    if mean is None:
+        return rows
+    table = catalog.table
+    groups = dict(zip(table["sample_id"].to_pylist(), table["group"].to_pylist(), strict=True))
+    return with_group_means(rows, mean, groups)
 
 
 def _by_setting(trials: Iterable[TrialRecord]) -> dict[str, list[TrialRecord]]:
@@ -331,7 +346,6 @@ def _comparison(
     """Return the looks of a race. A look that the ledger knows is not taken again."""
     from orchestrator.evaluation.race import RaceRules, stop_losers  # noqa: PLC0415
     from orchestrator.evaluation.scores_with_intervals import scorer_of  # noqa: PLC0415
-    from orchestrator.search.trial_tables import collect_predictions  # noqa: PLC0415
     from orchestrator.store.event_types import RaceLooked  # noqa: PLC0415
 
     env = trainings.env
@@ -342,7 +356,7 @@ def _comparison(
     def compare(look: int, trials: list[TrialRecord]) -> set[str]:
         taken = {event.look: event for event in env.ledger.events if isinstance(event, RaceLooked)}
         if look not in taken:
-            table = collect_predictions(trials, env.store)
+            table = _collect(env, trainings.catalog, trials)
             so_far = Confirmed("", "", "oof", tuple(trials), _by_setting(trials), table)
             arms = held_out_predictions(env, trainings.catalog, trainings.split, so_far)
             scorer = scorer_of(spec.parsed_score, env.schema)

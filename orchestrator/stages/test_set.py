@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from orchestrator.base.errors import UserError
 from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.evaluation import metrics
-from orchestrator.evaluation.predictions import Ints, Predictions
+from orchestrator.evaluation.predictions import GroupMean, Ints, Predictions, group_mean_of
 from orchestrator.evaluation.probabilities.adjustment import Adjustment, adjusted
 from orchestrator.evaluation.scores_with_intervals import scorer_of
 from orchestrator.evaluation.sequential_testing import labels_key, predictions_key
@@ -160,6 +161,7 @@ class PredictionJob(NamedTuple):
     photos: str  # key of the preparation
     numbers: list[int]  # rows to predict
     device: str
+    code: list[str]  # files of the user's own parts
 
 
 def _predict_checkpoint(job: PredictionJob) -> Any:
@@ -167,8 +169,10 @@ def _predict_checkpoint(job: PredictionJob) -> Any:
     from data_prep.preparation.shards import open_rows  # noqa: PLC0415
     from trainers.feature_cache import kept_features  # noqa: PLC0415
     from trainers.inference import load, predict  # noqa: PLC0415
+    from trainers.own_parts import allow  # noqa: PLC0415
 
     store = open_store(job.store)
+    allow(*[store.here(file) for file in job.code])
     model = load(store.here(job.checkpoint)).to(job.device)
     rows = open_rows(store.here(job.rows))
     features = kept_features(model, rows.images, rows.sample_ids, feature_store(store, job.photos))
@@ -207,6 +211,7 @@ def predict_trials(
                 prepare.shards[trial.variant].key,
                 [index[sample] for sample in samples],
                 share.device,
+                env.code,
             )
         )
     if not samples:
@@ -226,6 +231,32 @@ def predict_trials(
             predicted.append(TrialProbs(trial, probs))
             advance(len(predicted), "checkpoints")
     return predicted
+
+
+def group_mean(env: Env) -> GroupMean | None:
+    """Return what the spec averages over the photos of a group; None for nothing."""
+    sizes = dict(zip(env.schema.names, env.schema.sizes, strict=True))
+    return group_mean_of(env.experiment.spec.vote.group_mean, sizes)
+
+
+def average_groups(
+    env: Env, photos: TestPhotos, predicted: Sequence[TrialProbs], samples: list[str]
+) -> list[TrialProbs]:
+    """Average every checkpoint's answers over groups, where the spec says so.
+
+    Raises:
+        UserError: a group of a test photo is not known.
+    """
+    mean = group_mean(env)
+    if mean is None:
+        return list(predicted)
+    if photos.groups is None:
+        raise UserError(
+            "vote.group_mean: the group of every test photo was required, found some without one; "
+            "fill the column data.test.group, or remove vote.group_mean"
+        )
+    groups = [photos.groups[sample] for sample in samples]
+    return [TrialProbs(trial, mean.over(groups, probs)) for trial, probs in predicted]
 
 
 def join_members(
@@ -312,7 +343,8 @@ def answer_public_half(
     ids = [sample for sample, _ in photos.part("public")]
     readable = [sample for sample in ids if sample not in photos.lost]
     predicted = predict_trials(env, prepare, trials, readable)
-    members = join_members(predicted, readable, adjustments)
+    averaged = average_groups(env, photos, predicted, readable)
+    members = join_members(averaged, readable, adjustments)
     labels = open_labels(env, catalog, photos, "public", by="select") or {}
     is_readable = np.array([sample not in photos.lost for sample in ids], bool)
     answers = {}

@@ -140,6 +140,7 @@ class Trainings:
             facts=str(facts) if facts else None,
             source=source,
             score=score,
+            code=env.code,
             step_times=self._step_times(arm, precision),
         )
 
@@ -162,7 +163,7 @@ class Trainings:
         model = arm.train.model
         if model.weights_sha256:
             inputs["weights"] = model.weights_sha256
-        elif model.pretrained and (weights := recorded(model.backbone)):
+        elif model.pretrained and model.timm_name and (weights := recorded(model.timm_name)):
             inputs["weights"] = next(iter(weights.values()))
         return inputs
 

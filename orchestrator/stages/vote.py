@@ -68,6 +68,7 @@ def run(
     photos = test_set.read_test_photos(env, catalog, prepare, [t.variant for t in trials])
     readable = [sample for sample, _ in photos.order if sample not in photos.lost]
     predicted = test_set.predict_trials(env, prepare, trials, readable)
+    predicted = test_set.average_groups(env, photos, predicted, readable)
     members = test_set.join_members(predicted, readable, select.adjustments)
     votes = vote_table(
         photos.order,

@@ -222,7 +222,7 @@ class TrialStarted(TrialEvent):
     """A trial was proposed: what its worker needs, and its number within its variant."""
 
     record_kind = "trial_started"
-    left_out = frozenset({"facts", "score"})
+    left_out = frozenset({"facts", "score", "code"})
 
     setting: str
     variant: str
@@ -244,6 +244,7 @@ class TrialStarted(TrialEvent):
     source: str | None = None
     micro_batch: int | None = None
     score: dict[str, object] | None = None  # that it maximizes; None: macro F1
+    code: list[str] | None = None
     number: int = 0
 
 

@@ -77,6 +77,7 @@ _FILES = {
     "tune": "tune",
     "study": "study.log",
     "parts": "parts",
+    "code": "code",
     "error": "error.txt",
     "driver_log": "driver.log",
     "control": "control",

@@ -66,6 +66,7 @@ BENCHMARKS = {
     "augment_contest": augmentation.augment_contest,
     "augment_basic": augmentation.augment_basic,
     "augment_strong": augmentation.augment_strong,
+    "named_policies": augmentation.named_policies,
     "loop_beside_augmentation": augmentation.loop_beside_augmentation,
     "prepare_vs_loop": preparation.prepare_vs_loop,
     "prepare_vs_bare": preparation.prepare_vs_bare,

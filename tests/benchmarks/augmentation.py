@@ -23,7 +23,7 @@ def _photos(size=SIZE):
 
 def _loader(policy, size=SIZE):
     """Return what gathers and augments the photos of some rows, as the trainer's loaders do."""
-    from trainers import augmentation
+    from trainers.photos import augmentation
 
     images = _photos(size)
     augmented = augmentation.build(policy)
@@ -80,6 +80,79 @@ def augment_strong():
     return _augment("strong")
 
 
+def _torchvision(transform, size):
+    """Return what gathers and augments photos with torchvision, one by one as its datasets do."""
+    import torch
+
+    images = _photos(size)
+
+    def load(rows):
+        photos = np.take(images, rows, axis=0)
+        for photo in photos:
+            changed = transform(torch.from_numpy(photo).permute(2, 0, 1))
+            photo[:] = changed.permute(1, 2, 0).numpy()
+        return photos
+
+    return load
+
+
+def named_policies():
+    """Time each policy of a paper on one thread at 160 px, beside `basic` and torchvision's on tensors.
+
+    Fair, because both sides gather the same photos, have one thread and begin with a flip. The ratio is RandAugment's.
+    """
+    import cv2
+    import torch
+    from torchvision.transforms import v2
+
+    from trainers.photos import augmentation
+    from trainers.settings.policies import AugMix, Erasing, RandAugment, TrivialAugment
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    size = 160
+    images = _photos(size)
+
+    def ours(policy, erasing=None):
+        augmented = augmentation.build(policy, erasing)
+
+        def load(rows):
+            return augmented(np.take(images, rows, axis=0), augmentation.sample_seeds(0, 1, rows))
+
+        return load
+
+    def theirs(transform):
+        return _torchvision(v2.Compose([v2.RandomHorizontalFlip(), transform]), size)
+
+    bilinear = v2.InterpolationMode.BILINEAR
+    loads = {
+        "basic": ours("basic"),
+        "rand_augment": ours(RandAugment()),
+        "trivial_augment": ours(TrivialAugment()),
+        "aug_mix": ours(AugMix()),
+        "erasing": ours("none", Erasing()),
+        "torchvision's rand_augment": theirs(v2.RandAugment(interpolation=bilinear)),
+        "torchvision's trivial_augment": theirs(v2.TrivialAugmentWide(interpolation=bilinear)),
+        "torchvision's aug_mix": theirs(v2.AugMix(all_ops=False, interpolation=bilinear)),
+        "torchvision's erasing": theirs(v2.RandomErasing(value="random")),
+    }
+    rates = {name: [] for name in loads}
+    for load in loads.values():
+        load(_rows(1)[0])
+    for _ in range(REPEATS):  # interleaved, so that a slow moment hits all
+        for name, load in loads.items():
+            rates[name].append(_rate(load, 0, 6))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    note = f"{size} px; " + "; ".join(f"{name} {rate:,.0f}" for name, rate in medians.items())
+    return (
+        "photos/s",
+        medians["rand_augment"],
+        medians["torchvision's rand_augment"],
+        REPEATS,
+        note,
+    )
+
+
 def _steps():
     """Return a step that is bound by calls from Python, as a deep network on a card is: 450 operations that cost nothing."""
     import torch
@@ -130,8 +203,8 @@ def _from_threads(n_threads):
 
 def _from_processes(folder):
     """Make the same in a process, as trainings on a card do."""
-    from trainers.augmentation import sample_seeds
     from trainers.overlap.loader_processes import LoaderProcesses, Work
+    from trainers.photos.augmentation import sample_seeds
 
     path = Path(folder) / "rows.npy"
     np.save(path, _photos())

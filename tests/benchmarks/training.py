@@ -180,10 +180,10 @@ def _reader_vs_imagefolder(size_of_photos, note):
     from torchvision import datasets
     from torchvision.transforms import v2
 
-    from trainers import augmentation
     from trainers.data import Task
     from trainers.inference import as_tensor
     from trainers.model import build
+    from trainers.photos import augmentation
     from trainers.settings.model import Model
 
     torch.set_num_threads(1)
@@ -238,7 +238,7 @@ def reader_vs_albumentations():
     """Gather and augment by the policy `basic`, seeded per sample, beside albumentations on ready arrays, unseeded."""
     import albumentations
 
-    from trainers import augmentation
+    from trainers.photos import augmentation
 
     n, ours, theirs = 1024, [], []
     settings = [

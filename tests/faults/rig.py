@@ -26,7 +26,7 @@ from orchestrator.store.ledger import read
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "FAULTS_MARK"  # in the environment of every process of a run
 LEAVE_S = 20.0  # until no process of an ended driver is left
-END_S = 240.0  # until an undisturbed submit has ended
+END_S = 600.0  # until an undisturbed submit has ended
 SPEC = """\
 name: faults
 seed: 7

@@ -235,8 +235,8 @@ def watched_training(setting, backbone, size, precision, policy, mode=None):
 
 def augment_rate(setting, size, policy, n_threads):
     """Gather and augment batches on threads, as the loop's loaders do."""
-    from trainers import augmentation
     from trainers.data import ahead
+    from trainers.photos import augmentation
 
     images = photos(256, size)
     augmented = augmentation.build(policy)

@@ -7,7 +7,7 @@ import torch
 from trainers.checkpoint import load_weights
 from trainers.config import Train
 from trainers.data import Task
-from trainers.feature_cache import PLAIN, FeatureCache, View
+from trainers.feature_cache import PLAIN, FeatureCache, View, kept_features
 from trainers.inference import predict
 from trainers.model import build
 from trainers.settings.model import Model
@@ -173,7 +173,7 @@ def test_folds_and_predictions_share_features_and_the_test_set_waits_until_it_is
         FeatureCache(model, task_of_fold, None, keep)(training[:4])
     assert n_computed == [len(training)]
 
-    features = FeatureCache(model, task_of_fold, None, keep)
+    features = kept_features(model, task.images, ids, keep)
     probs = predict(model, task.images, rows, features=features)
     assert n_computed == [len(training), len(rows) - len(training)]
     np.testing.assert_allclose(probs, predict(model, task.images, rows), rtol=1e-4)

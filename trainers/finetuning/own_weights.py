@@ -55,23 +55,23 @@ def load_own_weights(backbone: nn.Module, path: Path, sha256: str | None = None)
 
 def misfit(backbone: nn.Module, shapes: Shapes) -> str | None:
     """Return why tensors of such names and shapes are no weights of a backbone, None if they are."""
+    needed = backbone.state_dict()
+    faults = []
     missing = []
-    others = []
-    for name, value in backbone.state_dict().items():
+    for name, value in needed.items():
         shape: Any = shapes.get(name)
         if shape is None and not name.endswith(_COMPUTED):
             missing.append(f"{name} {tuple(value.shape)}")
         if shape is not None and shape != tuple(value.shape):
-            others.append(f"{name} of shape {tuple(value.shape)} was required, found {shape}")
+            faults.append(f"{name} of shape {tuple(value.shape)} was required, found {shape}")
     if missing:
-        there = [f"{name} {shape}" for name, shape in shapes.items()]
-        return (
-            f"{len(missing)} tensors of the backbone are not in it: {some(missing)}; it has "
-            f"{some(there)}; use weights of this backbone under timm's names"
-        )
-    if others:
-        return f"{'; '.join(others[:5])}; use weights of this backbone, or another backbone"
-    return None
+        faults.insert(0, f"{len(missing)} tensors of the backbone are not in it: {some(missing)}")
+        others = [f"{name} {shape}" for name, shape in shapes.items() if name not in needed]
+        if others:
+            faults.append(f"it has {some(others)}")
+    if not faults:
+        return None
+    return f"{'; '.join(faults[:5])}; use weights of this backbone under timm's names"
 
 
 def shapes_of(path: Path) -> Shapes:

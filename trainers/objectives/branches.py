@@ -35,6 +35,7 @@ from trainers.objectives.ordered import (
     divergence,
     gaussian_cells,
 )
+from trainers.photos.group_draws import draw_shares
 from trainers.settings.loss import BalancedSoftmax, LogitAdjustment, Mix, PlainLoss
 from trainers.settings.model import Corn, Distribution
 
@@ -135,7 +136,7 @@ def _loss(config: Train, task: Task, labels: tuple[str, ...], device: str) -> Br
         weights = _branch_weights(config, task, labels, loss)
         shares = None
         if isinstance(loss, LogitAdjustment | BalancedSoftmax):
-            counts = _counts(task, labels, f"loss {loss.name!r}", loss.count)
+            counts = _counts(config, task, labels, f"loss {loss.name!r}", loss.count)
             shares = torch.tensor(log_shares(counts), dtype=torch.float32).to(device)
         return branch_loss(loss, _on(weights, device), shares)
 
@@ -164,20 +165,26 @@ def _balance_weights(config: Train, task: Task, labels: tuple[str, ...]) -> Tens
     """Return the weight that `balance` gives each class of a branch, (k,); None for 1."""
     effective = config.effective_number
     if effective is not None:
-        counts = _counts(task, labels, "balance 'effective_number'", effective.count)
+        counts = _counts(config, task, labels, "balance 'effective_number'", effective.count)
         return torch.tensor(effective_weights(counts, effective.beta), dtype=torch.float32)
     if config.balance == "class_weights":
-        counts = _counts(task, labels, "balance 'class_weights'", "photos")
+        counts = _counts(config, task, labels, "balance 'class_weights'", "photos")
         return torch.tensor(balanced_weights(counts), dtype=torch.float32)
     return None
 
 
-def _counts(task: Task, labels: tuple[str, ...], purpose: str, count: str) -> Floats:
-    """Count the classes of a branch over the training part, by groups or by photos."""
+def _counts(config: Train, task: Task, labels: tuple[str, ...], purpose: str, count: str) -> Floats:
+    """Count the classes of a branch over the training part, by groups or by photos.
+
+    With `group_photos`, photos are counted as often as an epoch draws them on average.
+    """
     codes = task.train_codes(labels)
     n_classes = math.prod(task.label_sizes[name] for name in labels)
     if count == "photos":
-        return class_counts(codes, n_classes)
+        shares = None
+        if config.group_photos is not None:
+            shares = draw_shares(task.train_groups(), config.group_photos)
+        return class_counts(codes, n_classes, shares=shares)
     if task.groups is None:
         raise ValueError(f"{purpose} counts groups: task.groups was required, found none")
     first, _ = task.parents(task.train)

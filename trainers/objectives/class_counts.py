@@ -12,7 +12,9 @@ Floats = NDArray[np.float64]
 _LEAST_COUNT = 0.5  # of a class that the training part lacks: its share has a logarithm too
 
 
-def class_counts(codes: Ints, n_classes: int, groups: Ints | None = None) -> Floats:
+def class_counts(
+    codes: Ints, n_classes: int, groups: Ints | None = None, *, shares: Floats | None = None
+) -> Floats:
     """Count the rows of each class, (k,).
 
     Args:
@@ -20,10 +22,12 @@ def class_counts(codes: Ints, n_classes: int, groups: Ints | None = None) -> Flo
         n_classes: k.
         groups: (N,) the group of each row; each group then counts once, divided among its classes
             by its rows. None counts rows.
+        shares: (N,) how much each row counts where rows are counted; None for 1.
     """
     is_known = codes >= 0
     if groups is None:
-        return np.bincount(codes[is_known], minlength=n_classes).astype(np.float64)
+        of_rows = None if shares is None else shares[is_known]
+        return np.bincount(codes[is_known], of_rows, minlength=n_classes).astype(np.float64)
     _, owner = np.unique(groups[is_known], return_inverse=True)
     weight = 1.0 / np.bincount(owner)[owner]
     return np.bincount(codes[is_known], weight, minlength=n_classes).astype(np.float64)

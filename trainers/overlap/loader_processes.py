@@ -27,8 +27,9 @@ from typing import Any, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers import augmentation
-from trainers.library_names import Operation
+from trainers.photos import augmentation
+from trainers.settings.augment import Policy
+from trainers.settings.policies import Erasing
 
 _AT_MOST = 4  # processes of a training; one makes 500 photos of 380 px a second by policy `strong`
 _PROGRAM = f"""
@@ -66,7 +67,8 @@ class _Job:
 
     images: _Mapped
     slots: _Mapped
-    policy: str | list[Operation]
+    policy: Policy
+    erasing: Erasing | None
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ class LoaderProcesses:
     def __init__(
         self,
         images: np.memmap[Any, np.dtype[np.uint8]],
-        policy: str | list[Operation],
+        policy: Policy,
+        erasing: Erasing | None = None,
         *,
         n_processes: int,
         batch_size: int,
@@ -101,6 +104,7 @@ class LoaderProcesses:
         Args:
             images: (N, H, W, 3), C-contiguous in its file.
             policy: of the augmentation.
+            erasing: likewise.
             n_processes: at most four are used.
             batch_size: the largest batch has one more.
         """
@@ -114,7 +118,7 @@ class LoaderProcesses:
         self._slots = slots.open("r+")
         mapped = _Mapped(str(images.filename), int(images.offset), images.shape)
         for connection in self._connections:
-            connection.send(_Job(mapped, slots, policy))
+            connection.send(_Job(mapped, slots, policy, erasing))
 
     def __enter__(self) -> Self:
         return self
@@ -205,7 +209,7 @@ class _Training:
 
     @classmethod
     def of(cls, job: _Job) -> _Training:
-        augment = augmentation.build(job.policy)
+        augment = augmentation.build(job.policy, job.erasing)
         if augment is None:
             raise ValueError("a policy with operations was required, found none")
         return cls(job.images.open("r"), job.slots.open("r+"), augment)

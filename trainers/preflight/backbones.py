@@ -34,8 +34,8 @@ class Job(TypedDict):
 
 
 def needs_try(job: Job) -> bool:
-    """Return False for networks that take any size, and get no weights of the user's own."""
-    return "weights" in job or job["size"] < _SMALLEST or _ANY_SIZE.match(job["backbone"]) is None
+    """Return False for networks that take any size."""
+    return job["size"] < _SMALLEST or _ANY_SIZE.match(job["backbone"]) is None
 
 
 def backbone_problems(jobs: Sequence[Job]) -> list[str | None]:

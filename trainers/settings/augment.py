@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import difflib
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, field_validator
 
-from data_prep.section_base import BARE_NAME, Positive, Probability, Section, check_rule
+from data_prep.section_base import BARE_NAME, Positive, Probability, Section, check_rule, since
 from trainers.library_names import Operation, check_operation
+from trainers.settings.own_parts import OwnPart
+from trainers.settings.policies import AugMix, Erasing, NamedPolicy, RandAugment, TrivialAugment
 
 
 class NoCutMix(Section):
@@ -92,11 +95,45 @@ MixUp = Annotated[
 ]
 
 
+PolicyName = Literal[
+    "none", "basic", "strong", "contest", "rand_augment", "trivial_augment", "aug_mix"
+]
+_WITH_SETTINGS = ("rand_augment", "trivial_augment", "aug_mix")
+_NAMED: TypeAdapter[RandAugment | TrivialAugment | AugMix] = TypeAdapter(NamedPolicy)
+
+
+def _policy(value: Any) -> Any:
+    """Choose by the form, so that a message is about one form and not about all."""
+    if isinstance(value, dict):
+        is_own = "use" in value
+        return OwnPart.model_validate(value) if is_own else _NAMED.validate_python(value)
+    if isinstance(value, str):
+        if value in _WITH_SETTINGS:
+            return _NAMED.validate_python({"name": value})
+        known = get_args(PolicyName)
+        if value not in known:
+            close = difflib.get_close_matches(value, known, n=1, cutoff=0.6)
+            near = f"; did you mean {close[0]!r}?" if close else ""
+            text = f"required one of {', '.join(known)}, or a list of operations"
+            raise ValueError(f"{text}; found {value!r}{near}")
+    return value
+
+
+Policy = Annotated[
+    PolicyName | OwnPart | RandAugment | TrivialAugment | AugMix | list[Operation],
+    BeforeValidator(_policy),
+]
+
+
 class Augment(Section):
     """What happens to a training sample. Validation and test samples are never augmented."""
 
-    policy: Literal["none", "basic", "strong", "contest"] | list[Operation] = "basic"
-    """`none`, `basic`, `strong`, `contest`, or a list of albumentations' operations."""
+    policy: Policy = "basic"
+    """`none`, `basic`, `strong`, `contest`, a policy of a paper (`rand_augment`, `trivial_augment`,
+    `aug_mix`; as a map it has settings), a list of albumentations' operations, or code of one's
+    own: `{use: "my_parts.py:function"}`."""
+    erasing: Erasing | None = since(None)
+    """A random box of each photo that is painted over after the policy; null for none."""
     cutmix: CutMix = NoCutMix()
     """How parts of two samples are joined."""
     mixup: MixUp = NoMixUp()
@@ -104,8 +141,14 @@ class Augment(Section):
 
     @field_validator("policy")
     @classmethod
-    def _known(cls, policy: str | list[Operation]) -> str | list[Operation]:
+    def _known(cls, policy: Policy) -> Policy:
         if isinstance(policy, list):
             for operation in policy:
                 check_operation(operation)
         return policy
+
+    @property
+    def of_one_photo(self) -> Any:
+        """What decides how one photo is changed, as plain data: policy and erasing, and no mixing."""
+        facts = self.model_dump(mode="json", include={"policy", "erasing"})
+        return facts["policy"] if len(facts) == 1 else facts

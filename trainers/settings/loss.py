@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    Discriminator,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    Tag,
     field_validator,
     model_validator,
 )
@@ -108,7 +110,7 @@ class Mix(_Loss):
     """A weighted sum of losses, in short `{f1: 0.4, focal: {weight: 0.6, gamma: 1}}`."""
 
     name: Literal["mix"] = "mix"
-    parts: Annotated[dict[str, MixedPart], Field(min_length=2)]
+    parts: dict[str, MixedPart]
     """Name of a loss -> its weight, or its weight and its settings."""
 
     @field_validator("parts", mode="before")
@@ -120,6 +122,12 @@ class Mix(_Loss):
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
+        if len(self.parts) < 2:
+            names = ", ".join(self.parts) or "none"
+            raise ValueError(
+                f"a mix of two losses or more was required, found {names}; a loss alone is written "
+                "as loss: NAME"
+            )
         for name, part in self.parts.items():
             if part.loss.name != name:
                 raise ValueError(
@@ -195,3 +203,14 @@ class EffectiveNumber(Section):
     """Near 1 a class weighs by 1 / n; the smaller, the more alike classes weigh."""
     count: Counted = "groups"
     """What n counts in the training part: each group once, or each photo."""
+
+
+def _form_of(balance: Any) -> str:
+    return "settings" if isinstance(balance, dict | EffectiveNumber) else "name"
+
+
+_BalanceName = Literal["none", "weighted_sampler", "class_weights", "effective_number"]
+Balance = Annotated[
+    Annotated[_BalanceName, Tag("name")] | Annotated[EffectiveNumber, Tag("settings")],
+    Discriminator(_form_of),
+]

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from data_prep.section_base import BARE_NAME, Positive, Section, how, since
+from trainers.settings.own_parts import OwnOr, OwnPart
 
 
 class SingleHead(Section):
@@ -98,10 +99,12 @@ class FrozenDeepHead(_Branches):
     """Share of the hidden values that are dropped in training."""
 
 
-Head = Annotated[
+_NamedHead = Annotated[
     Annotated[SingleHead | ShallowHead | DeepHead | FrozenDeepHead, Field(discriminator="name")],
     BARE_NAME,
 ]
+Head = Annotated[OwnPart | _NamedHead, OwnOr(_NamedHead)]
+Backbone = Annotated[str | OwnPart, OwnOr(str)]
 
 
 class Frozen(Section):
@@ -115,11 +118,20 @@ WeightsFile = Annotated[str, Field(pattern=r"\.safetensors$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class Views(Section):
+    """Views of a photo that are answered besides the photo itself; the answer is their mean."""
+
+    flip: bool = True
+    """Answer each view mirrored, too."""
+    margins: list[Annotated[float, Field(gt=0, le=0.3)]] = []
+    """Answer the photo without its margin, too: a share of each side, cut off at both ends."""
+
+
 class Model(Section):
     """A timm backbone and a head."""
 
-    backbone: str = "tf_efficientnet_lite0"
-    """Name of a model of timm."""
+    backbone: Backbone = "tf_efficientnet_lite0"
+    """Name of a model of timm, or code of one's own: `{use: "my_parts.py:function"}`."""
     pretrained: bool = True
     """Begin with ImageNet weights; false begins with random ones."""
     weights: WeightsFile | None = how(None, exclude_if=lambda value: value is None)
@@ -131,6 +143,20 @@ class Model(Section):
     """What turns features into classes."""
     frozen: Frozen | None = None
     """Leave the backbone as it is and keep its features; null trains all of it."""
+
+    views: Views | None = since(None)
+    """Views of a photo that a finished training answers, held-out and test photos alike; null
+    answers the photo alone."""
+
+    @property
+    def timm_name(self) -> str | None:
+        """The model of timm; None where the backbone is code of the user."""
+        return self.backbone if isinstance(self.backbone, str) else None
+
+    @property
+    def backbone_text(self) -> str:
+        """The backbone as a reader calls it."""
+        return self.backbone if isinstance(self.backbone, str) else self.backbone.use
 
     @property
     def freeze(self) -> Frozen | None:

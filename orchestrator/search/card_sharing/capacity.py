@@ -75,7 +75,7 @@ def size_of(train: Train, pixels: int, *, micro_batch: int | None = None) -> Tri
         micro_batch: a limit besides the spec's own.
     """
     return TrialSize(
-        backbone=train.model.backbone,
+        backbone=train.model.backbone_text,
         head=train.model.head.name,
         is_frozen=train.model.freeze is not None,
         pixels=pixels,

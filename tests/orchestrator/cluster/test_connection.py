@@ -3,7 +3,9 @@ import socket
 import pytest
 
 from orchestrator.base.errors import UserError
+from orchestrator.cluster import connection
 from orchestrator.cluster.connection import _require_answer, is_local
+from orchestrator.cluster.local_watch import ServerDied
 
 
 @pytest.mark.parametrize(
@@ -58,3 +60,26 @@ def test_a_cluster_that_answers_or_is_found_by_ray_is_left_to_ray():
         _require_answer(f"127.0.0.1:{server.getsockname()[1]}")
     _require_answer("auto")
     _require_answer(None)
+
+
+@pytest.mark.parametrize("n_failures", [0, 2, 3])
+def test_a_local_cluster_whose_servers_die_while_it_starts_is_started_again(
+    monkeypatch, n_failures
+):
+    tried = []
+
+    def start(mark, *options, **more):
+        tried.append(mark)
+        if len(tried) <= n_failures:
+            raise ServerDied("the local Ray cluster lost its raylet")
+        return "context"
+
+    monkeypatch.setattr(connection, "_init_local", start)
+    options = {"num_cpus": 1, "num_gpus": 0, "dashboard": False, "may_exit": False}
+    if n_failures < 3:
+        with connection._start_local(**options) as context:
+            assert "context" == context
+    else:
+        with pytest.raises(ServerDied), connection._start_local(**options):
+            pass
+    assert len(set(tried)) == min(3, n_failures + 1), "a cluster each"

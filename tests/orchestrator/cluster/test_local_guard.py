@@ -65,3 +65,42 @@ def test_a_guard_leaves_no_mark_and_ends_with_its_block():
             assert mark == os.environ[MARK]
         assert MARK not in os.environ
     assert not is_running(guards[0])
+
+
+RENAMED = """
+import os, sys, time
+from data_prep.process_title import show_process_title
+os.write(int(sys.argv[1]), b"%d " % os.getpid())
+time.sleep(2)
+show_process_title("a name that is longer than the command and its environment " * 200)
+os.write(int(sys.argv[1]), b"renamed\\n")
+time.sleep(60)
+"""
+SERVER = f"""
+import subprocess, sys, time
+words = [sys.executable, "-c", {RENAMED!r}, sys.argv[1]]
+subprocess.Popen(words, pass_fds=[int(sys.argv[1])])
+time.sleep(60)
+"""
+SERVED = f"""
+import subprocess, sys, time
+from orchestrator.cluster.local_guard import guard_cluster, marking
+with guard_cluster() as mark:
+    with marking(mark):
+        subprocess.Popen([sys.executable, "-c", {SERVER!r}, "1"], start_new_session=True)
+    time.sleep(60)
+"""
+
+
+def test_a_process_that_writes_over_its_environment_is_ended_too():
+    driver = subprocess.Popen([sys.executable, "-c", SERVED], stdout=subprocess.PIPE, text=True)
+    pid, renamed = driver.stdout.readline().split()
+    agent = psutil.Process(int(pid))
+    assert "renamed" == renamed
+    assert MARK not in agent.environ(), "as with the agents of Ray, the mark cannot be read"
+    driver.kill()
+    driver.wait()
+    until = time.monotonic() + 30
+    while is_running(agent) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_running(agent)

@@ -12,8 +12,10 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from ruamel.yaml import YAML
 
 from data_prep.files import file_sha256
 from orchestrator.base.console import Reporter
@@ -30,9 +32,16 @@ from orchestrator.ensemble.predict import (
 )
 from orchestrator.spec.models import TrialShare
 from orchestrator.stages.certificate import TOLERANCE, _Job, compare_answers
+from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from orchestrator.store.run_dir import RunPaths
 from tests.orchestrator.ensemble.fake_ensemble import SIZES, write_ensemble_run
+from trainers import own_parts
+from trainers.checkpoint import save_weights
+from trainers.model import build
+from trainers.own_parts import CodeNotAllowed
+from trainers.settings.model import Model
+from trainers.settings.own_parts import pin
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -379,7 +388,8 @@ def test_the_check_of_a_run_sees_a_member_whose_answers_are_not_the_stored_ones(
     _, images, _ = prepare_photos(member.prep, [(name, Path(path)) for name, path in named])
     stored = probabilities(member.checkpoints[0], images).tolist()
     prep = member.prep.model_dump_json(by_alias=True)
-    job = _Job("c-1", str(member.checkpoints[0]), prep, named, stored, TrialShare())
+    folder = str(member.checkpoints[0])
+    job = _Job("c-1", store.name, folder, prep, named, stored, TrialShare())
     other = job._replace(folder=str(member.checkpoints[1]))
     broken = [("x", str(photos / "broken.jpg")), *named]
     unread = job._replace(photos=broken, probs=[stored[0], *stored])
@@ -445,3 +455,90 @@ def test_an_onnx_file_that_answers_otherwise_makes_no_bundle(run, tmp_path, monk
     with pytest.raises(UserError, match=r"member bbbb0000 \(b\): the ONNX file of bbbb00000 gives"):
         write_bundle(run[0], run[1], tmp_path / "bundle", with_onnx=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_photos_of_a_folder_agree_where_the_spec_averages_over_groups(run, tmp_path):
+    paths, store, photos = run
+    plain = of_run(paths, store)
+    averaging = replace(plain, group_mean=("gender", "age"))
+    with pytest.raises(SpecError, match=r"vote\.group_mean was required"):
+        predict_photos(plain, photos, tmp_path / "out.csv", by_folder=True)
+    names = [(path.name, path) for path in sorted((photos / "sub").glob("*"))[:4]]
+    alone = answer_fully(plain, names, Reporter(quiet=True))
+    same = answer_fully(averaging, names, Reporter(quiet=True), list("abcd"))
+    np.testing.assert_allclose(alone.probabilities, same.probabilities, rtol=1e-5)
+    answers = answer_fully(averaging, names, Reporter(quiet=True), list("aabb"))
+    by_label = answers.probabilities.reshape(4, 3, 2, 3).sum(1)
+    np.testing.assert_allclose(by_label[[0, 2]], by_label[[1, 3]], rtol=1e-5)
+    assert np.abs(answers.probabilities - alone.probabilities).max() > 1e-5
+    whole = alone.probabilities.reshape(4, 3, 2, 3).sum(1)
+    np.testing.assert_allclose(whole[:2].mean(0), by_label[0], atol=1e-4)
+
+
+def test_a_bundle_says_what_is_averaged_over_groups(run, tmp_path):
+    paths, store, _ = run
+    text = paths.resolved.read_text()
+    changed = shutil.copytree(store.root, tmp_path / "store")
+    copied = RunPaths(changed / "runs" / paths.run_id)
+    yaml = YAML(typ="safe").load(text)
+    yaml["vote"] = {"group_mean": ["gender"]}
+    yaml["data"]["test"] = {"hold_out": 0.5}
+    copied.resolved.write_text(json.dumps(yaml))
+    write_bundle(copied, Store(changed), tmp_path / "bundle")
+    with open_bundle(tmp_path / "bundle") as opened:
+        assert ("gender",) == opened.group_mean
+
+
+def test_a_bundle_with_code_of_its_author_is_refused_without_the_flag(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(own_parts, "_allowed", {})
+    paths, store, photos = run
+    changed = Store(shutil.copytree(store.root, tmp_path / "store"))
+    copied = RunPaths(changed.root / "runs" / paths.run_id)
+    copied.code.mkdir()
+    (copied.code / "mine.py").write_text(
+        "from torch import nn\n"
+        "def part(n_features, n_classes):\n"
+        "    return nn.Linear(n_features, n_classes)\n"
+    )
+    head = pin({"train": [{"use": "mine.py:part"}]}, [copied.code]).data["train"][0]
+    settings = {"backbone": "test_efficientnet", "pretrained": False, "head": head}
+    own_parts.allow(copied.code / "mine.py")
+    model = Model.model_validate(settings)
+    description = {"model": settings, "label_sizes": SIZES, "size": 32, "precision": "fp32", "n_params": 1}  # fmt: skip
+    key = "own0"
+    with changed.draft("trial", key, params={}, inputs={}) as draft:
+        save_weights(draft.path, build(model, SIZES, pretrained=False).state_dict(), description)
+    own_parts._allowed.clear()
+    trials = tables.read(copied.trials).to_pylist()
+    for trial in trials:
+        trial["checkpoint"] = f"trial/{key}"
+    tables.write(tables.from_rows(trials, tables.trials_schema(SIZES)), copied.trials)
+
+    ensemble = of_run(copied, changed)
+    with pytest.raises(UserError, match=r"its models run mine\.py .* give --allow-code"):
+        ensemble.allow_code(allowed=False)
+    with pytest.raises(UserError, match="give --allow-code"):
+        write_bundle(copied, changed, tmp_path / "onnx", with_onnx=True)
+    write_bundle(copied, changed, tmp_path / "bundle.zip")
+    with open_bundle(tmp_path / "bundle.zip") as opened:
+        with pytest.raises(CodeNotAllowed):
+            predict_photos(opened, sorted(photos.glob("*.png"))[0], tmp_path / "out.csv")
+        with pytest.raises(UserError, match=r"its models run mine\.py"):
+            opened.allow_code(allowed=False)
+        opened.allow_code(allowed=True)
+        name = sorted(photos.glob("*.png"))[0]
+        counts = predict_photos(opened, name, tmp_path / "out.csv")
+    assert {"answered": 1, "quarantined": 0} == counts
+    shutil.unpack_archive(tmp_path / "bundle.zip", tmp_path / "bundle")
+    (tmp_path / "bundle/code/mine.py").write_text("import os\n")
+    changed_code = open_bundle(tmp_path / "bundle")
+    with pytest.raises(UserError, match=r"mine\.py: sha256 .* was required by manifest"):
+        changed_code.__enter__()
+    own_parts._allowed.clear()
+
+
+def test_an_ensemble_without_code_asks_for_no_flag(run, tmp_path):
+    paths, store, _ = run
+    of_run(paths, store).allow_code(allowed=False)
+    write_bundle(paths, store, tmp_path / "bundle")
+    assert not (tmp_path / "bundle/code").exists()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,13 @@ prepare_environment(None, insecure=False)  # before anything in this process imp
 @pytest.fixture(scope="module")
 def cluster():
     with connect(None, num_cpus=2, dashboard=False):
+        from ray._private.worker import _global_node
+
+        session = Path(_global_node.get_session_dir_path())
         yield
+        assert (session / "artifacts").is_dir(), "Tune has written a folder per trial"
+    assert (session / "logs").is_dir()
+    assert not (session / "artifacts").exists()
 
 
 def run_all(folder, names, body, told, **options):

@@ -14,9 +14,10 @@ from orchestrator.base.errors import UserError
 from orchestrator.search.trial import TrialSpec, run_trial
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
-from trainers import training_loop
+from trainers import own_parts, training_loop
 from trainers.config import Train
 from trainers.inference import load, predict
+from trainers.settings.own_parts import pin
 
 SIZES = {"color": 2, "light": 2}
 N = 48
@@ -55,13 +56,14 @@ def place(tmp_path):
     return tmp_path
 
 
-def spec(place, key, head="single", *, fold=0, seed=0, augment=None, **settings):
+def spec(place, key, head="single", *, fold=0, seed=0, augment=None, train=None, **settings):
     train = Train.model_validate(
         {
             "model": {"backbone": "test_efficientnet", "pretrained": False, "head": head},
             "augment": augment or {"policy": "none"},
             "duration": "1 epochs",
             "batch_size": 8,
+            **(train or {}),
         }
     )
     return TrialSpec(
@@ -193,6 +195,49 @@ def test_two_runs_that_want_the_same_trial_at_once_train_it_once(place, monkeypa
     assert answers[0] == answers[1]
     assert [("c-one", 1, 1.0), ("c-two", 1, 1.0)] == sorted(heard)
     assert 1 == len(set(waits))
+
+
+def test_a_trial_reads_groups_and_draws_one_photo_of_each(place, monkeypatch):
+    ids = json.loads((place / "rows/rows.json").read_text())
+    groups = {"sample_id": ids[::-1], "group": np.arange(N)[::-1] // 2}
+    tables.write(tables.pa.table(groups), place / "facts.parquet")
+    drawn = []
+    original = training_loop.epoch_order
+
+    def spy(task, **settings):
+        drawn.append((task.groups, original(task, **settings)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(training_loop, "epoch_order", spy)
+    described = spec(place, "g", train={"group_photos": 1}, facts=str(place / "facts.parquet"))
+    run_trial(described, quiet)
+    ((of_rows, order),) = drawn
+    np.testing.assert_array_equal(np.arange(N) // 2, of_rows)
+    assert len(order) == len(set(of_rows[order])) == 8
+    without = spec(place, "h").to_json()
+    assert not {"facts", "code"} & without.keys()
+
+
+def test_a_trial_runs_code_of_the_folder_that_it_was_given_and_of_no_other(place, monkeypatch):
+    monkeypatch.setattr(own_parts, "_allowed", {})
+    code = place / "code"
+    code.mkdir()
+    (code / "mine.py").write_text(
+        "from torch import nn\n"
+        "def part(n_features, n_classes, *, bias):\n"
+        "    return nn.Linear(n_features, n_classes, bias=bias)\n"
+        "def broken(n_features, n_classes):\n"
+        "    return n_features // 0\n"
+    )
+    head = pin({"train": [{"use": "mine.py:part", "bias": False}]}, [code]).data["train"][0]
+    with pytest.raises(own_parts.CodeNotAllowed, match="give --allow-code"):
+        run_trial(spec(place, "a", head), quiet)
+    made = run_trial(spec(place, "b", head, code=[str(code / "mine.py")]), quiet)
+    assert head == made.manifest["params"]["train"]["model"]["head"]
+    assert head == json.loads((made.path / "model.json").read_text())["model"]["head"]
+    broken = {"use": "mine.py:broken", "sha256": head["sha256"]}
+    with pytest.raises(own_parts.OwnPartFailed, match=r"mine\.py, line 5, in broken: ZeroDiv"):
+        run_trial(spec(place, "c", broken, code=[str(code / "mine.py")]), quiet)
 
 
 def test_own_weights_and_averages_leave_one_model_that_predicts_as_it_was_scored(place, tmp_path):

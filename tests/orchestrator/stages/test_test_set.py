@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from data_prep.errors import DataError
+from orchestrator.base.errors import UserError
 from orchestrator.evaluation.selection import choose, give_scores, rank
 from orchestrator.stages import test_set
 from orchestrator.stages.prepare import Prepared
@@ -146,3 +147,25 @@ def test_checkpoints_answer_on_the_trials_device_a_batch_of_mapped_rows_at_a_tim
     share = {"name": "vote", "cpu": 2, "gpu": 0.5, "fork_server": None}
     assert [share, (np.memmap, [3, 0], "cuda", None)] == asked
     assert (2, 2) == test_set.join_members(predicted, samples)["s"][1].shape
+
+
+def test_answers_on_the_test_set_are_averaged_over_groups_per_checkpoint(tmp_path):
+    samples = ["test/a", "test/b", "test/c"]
+    probs = np.random.default_rng(0).dirichlet(np.ones(18), 3).astype(np.float32)
+    trial = TrialRecord(
+        TrialStarted(trial_id="t", phase="confirm", variant="base", setting="s", key="k")
+    )
+    predicted = [test_set.TrialProbs(trial, probs)]
+    order = [(sample, sample) for sample in samples]
+    groups = {"test/a": "p", "test/b": "q", "test/c": "p"}
+    photos = test_set.TestPhotos(order, groups, {}, frozenset())
+    env = open_env(tmp_path, "data.test={hold_out: 0.5}")
+    (plain,) = test_set.average_groups(env, photos, predicted, samples)
+    assert plain.probs is probs
+    env = open_env(tmp_path / "b", "data.test={hold_out: 0.5}", "vote.group_mean=[gender, age]")
+    (averaged,) = test_set.average_groups(env, photos, predicted, samples)
+    by_label = averaged.probs.reshape(3, 3, 2, 3).sum(1)
+    np.testing.assert_allclose(by_label[0], by_label[2], rtol=1e-5)
+    np.testing.assert_allclose(probs[1], averaged.probs[1], rtol=1e-5)
+    with pytest.raises(UserError, match="the group of every test photo was required"):
+        test_set.average_groups(env, replace(photos, groups=None), predicted, samples)

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from data_prep.files import file_sha256
 from trainers.finetuning.own_weights import shapes_of
 from trainers.model import build
-from trainers.preflight.backbones import Job, needs_try, try_backbone
+from trainers.preflight.backbones import try_backbone
 from trainers.settings.model import Model
 
 NAME = "test_efficientnet"
@@ -35,8 +35,6 @@ def test_weights_under_the_names_of_timm_are_loaded_and_their_classifier_is_not(
     assert torch.equal(first_weight(trained), first_weight(model.backbone))
     assert (2, 256) == tuple(model.head.layers["joint"].weight.shape)
     assert try_backbone(NAME, 64, str(file)) is None
-    assert needs_try(Job(backbone=NAME, size=64, weights=str(file)))
-    assert not needs_try(Job(backbone=NAME, size=64))
 
 
 def test_weights_of_a_training_of_ours_fit_too(trained, tmp_path):

@@ -46,7 +46,7 @@ def test_specs_without_the_new_losses_keep_their_keys():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": {"f1": 0.4}}, "at least 2 items"),
+        ({"loss": {"f1": 0.4}}, "two losses or more was required, found f1; a loss alone"),
         ({"loss": {"f1": 0.4, "focal": {"gamma": 1.0}}}, "parts.focal.weight"),
         ({"loss": {"f1": 0.4, "focal": {"weight": 1, "smoothing": 0.1}}}, "smoothing"),
         ({"loss": {"f1": 0.4, "focall": 0.6}}, "focall"),
@@ -60,7 +60,11 @@ def test_specs_without_the_new_losses_keep_their_keys():
             "balance class_weights weighs",
         ),
         ({"loss": "f1", "balance": "effective_number"}, "balance effective_number weighs"),
-        ({"balance": {"name": "effective_number", "beta": 1.0}}, "less than 1"),
+        (
+            {"balance": {"name": "effective_number", "beta": 1.0}},
+            "^1 validation error.*\n.*\n.*less than 1",
+        ),
+        ({"balance": "class_weight"}, "^1 validation error.*\n.*\n.*'effective_number'"),
     ],
     ids=str,
 )

@@ -10,13 +10,14 @@ import psutil
 import pytest
 
 from tests.trainers.overlap.late_copies import LateCopies
-from trainers import augmentation, training_loop
-from trainers.augmentation import sample_seeds
+from trainers import training_loop
 from trainers.config import Train
 from trainers.data import Task
 from trainers.overlap import loader_processes
 from trainers.overlap.loader_processes import LoaderProcesses, Work
 from trainers.overlap.options import Overlap
+from trainers.photos import augmentation
+from trainers.photos.augmentation import sample_seeds
 from trainers.training_loop import train
 
 N = 40

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainers.augmentation import build
+from trainers.photos.augmentation import build
 from trainers.preflight.augmentation_policies import policy_problems, try_policy
 from trainers.settings.augment import Augment
 

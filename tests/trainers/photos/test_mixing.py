@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from trainers.config import Train
 from trainers.data import Mixable, Task
-from trainers.mixing import half_cutmix, mix, mixup, offline_pairs, random_cutmix
 from trainers.objectives.losses import branch_loss
+from trainers.photos.mixing import half_cutmix, mix, mixup, offline_pairs, random_cutmix
 from trainers.settings.augment import OfflineMixUp, OnlineMixUp
 from trainers.settings.loss import CrossEntropy
 

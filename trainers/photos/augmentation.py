@@ -1,6 +1,6 @@
-"""Augmentation: named policies, or a list of albumentations' operations.
+"""Augmentation: policies by name, or a list of albumentations' operations; then random erasing.
 
-A flip alone needs no albumentations.
+A flip alone, a policy of a paper and erasing need no albumentations.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainers.library_names import Operation
+from trainers.own_parts import function_of, naming_lines
 from trainers.preflight.augmentation_policies import build_operation, fault_of
+from trainers.settings.augment import Policy
+from trainers.settings.own_parts import OwnPart
+from trainers.settings.policies import Erasing, NamedPolicy
 
 # read when albumentations is imported, by whomever: it would ask the internet for its version
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -23,6 +27,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 Photos = NDArray[np.uint8]  # (B, H, W, 3)
 Seeds = NDArray[np.uint64]  # (B,)
 Augmentation = Callable[[Photos, Seeds], Photos]
+_OF_ERASING = np.uint64(0xD1B54A32D192ED03)  # so that a box depends on no draw of the policy
 
 _FLIP: Operation = {"name": "HorizontalFlip", "p": 0.5}
 POLICIES: dict[str, list[Operation]] = {
@@ -62,18 +67,54 @@ POLICIES: dict[str, list[Operation]] = {
 """`contest` is what the contest's team had: flip and random erasing (Zhong et al. 2020)."""
 
 
-def build(policy: str | list[Operation]) -> Augmentation | None:
-    """Return a function (photos, seeds) -> photos that may write over them; None for no policy.
+def build(policy: Policy, erasing: Erasing | None = None) -> Augmentation | None:
+    """Return a function (photos, seeds) -> photos that may write over them; None for no change.
 
     What happens to a photo depends on the photo and its seed alone, not on its batch or thread.
+
+    Args:
+        policy: of the spec.
+        erasing: what is painted over after the policy.
 
     Raises:
         ValueError: albumentations has no such operation, or it does not take these settings.
     """
-    operations = POLICIES[policy] if isinstance(policy, str) else policy
+    changed = _policy(policy)
+    if erasing is None:
+        return changed
+    erased = _photo_by_photo(_erasing(erasing))
+    if changed is None:
+        return erased
+    first = changed
+
+    def both(photos: Photos, seeds: Seeds) -> Photos:
+        return erased(first(photos, seeds), seeds ^ _OF_ERASING)
+
+    return both
+
+
+def is_composed(policy: Policy, erasing: Erasing | None = None) -> bool:
+    """Return True if photos go through Python one by one, which costs as much as the arithmetic."""
+    if erasing is not None or not isinstance(policy, str | list):
+        return True
+    operations = _operations(policy)
+    return len(operations) > 1 or any(each["name"] != "HorizontalFlip" for each in operations)
+
+
+def _operations(policy: str | list[Operation]) -> list[Operation]:
+    return POLICIES[policy] if isinstance(policy, str) else policy
+
+
+def _policy(policy: Policy) -> Augmentation | None:
+    """Return what a policy does to photos, None for nothing."""
+    if isinstance(policy, OwnPart):
+        return _photo_by_photo(_own(policy))
+    if not isinstance(policy, str | list):
+        return _photo_by_photo(_named(policy))
+    operations = _operations(policy)
     if not operations:
         return None
-    if not is_composed(operations):
+    if not is_composed(policy):
         return _flip(float(operations[0].get("p", 0.5)))
     _Composed(operations)  # an error comes here and not in a thread
     per_thread = threading.local()
@@ -88,10 +129,50 @@ def build(policy: str | list[Operation]) -> Augmentation | None:
     return augment
 
 
-def is_composed(policy: str | list[Operation]) -> bool:
-    """Return True if photos go through albumentations, whose Python costs as much as its arithmetic."""
-    operations = POLICIES[policy] if isinstance(policy, str) else policy
-    return len(operations) > 1 or any(each["name"] != "HorizontalFlip" for each in operations)
+def _photo_by_photo(change: Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]) -> Augmentation:
+    def augment(photos: Photos, seeds: Seeds) -> Photos:
+        for index, seed in enumerate(seeds.tolist()):
+            photos[index] = change(photos[index], seed)
+        return photos
+
+    return augment
+
+
+def _named(settings: NamedPolicy) -> Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]:
+    from trainers.photos.named_policies import photo_policy  # noqa: PLC0415 - imports OpenCV
+
+    change = photo_policy(settings)
+
+    def changed(photo: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+        return change(photo, random.Random(seed))  # noqa: S311 - no secret
+
+    return changed
+
+
+def _own(part: OwnPart) -> Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]:
+    """Return what a user's function does to a photo; it gets a generator of the photo's seed."""
+    function = function_of(part, None, None)  # an error comes here and not in a thread
+
+    def changed(photo: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+        with naming_lines():
+            rng = np.random.default_rng(seed)
+            result = np.asarray(function(photo.copy(), rng, **part.settings))
+        fault = fault_of(result, photo)
+        if fault is not None:
+            raise ValueError(f"train.augment.policy: {part.use} {fault}")
+        return result
+
+    return changed
+
+
+def _erasing(settings: Erasing) -> Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]:
+    from trainers.photos.erasing import erase  # noqa: PLC0415 - imports OpenCV
+
+    def erased(photo: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+        erase(settings, photo, random.Random(seed))  # noqa: S311 - no secret
+        return photo
+
+    return erased
 
 
 def sample_seeds(seed: int, epoch: int, rows: NDArray[np.int64]) -> Seeds:

@@ -3,19 +3,22 @@
 import numpy as np
 import pytest
 
-from trainers import augmentation
 from trainers.config import Train
 from trainers.data import ahead
 from trainers.library_names import settings_of
+from trainers.photos import augmentation
+from trainers.settings.policies import AugMix, Erasing, RandAugment, TrivialAugment
 
 FLIP = [{"name": "HorizontalFlip", "p": 0.5}]
+NAMED = [RandAugment(), TrivialAugment(), AugMix(), AugMix(all_operations=True)]
 PHOTOS = np.random.default_rng(0).integers(0, 255, (24, 16, 16, 3), dtype=np.uint8)
 ROWS = np.arange(100, 124)
 
 
-@pytest.mark.parametrize("policy", [*augmentation.POLICIES, FLIP], ids=str)
-def test_a_photo_comes_out_the_same_in_any_batch_and_on_any_number_of_threads(policy):
-    run = augmentation.build(policy)
+@pytest.mark.parametrize("erasing", [None, Erasing()], ids=["", "erasing"])
+@pytest.mark.parametrize("policy", [*augmentation.POLICIES, FLIP, *NAMED], ids=str)
+def test_a_photo_comes_out_the_same_in_any_batch_and_on_any_number_of_threads(policy, erasing):
+    run = augmentation.build(policy, erasing)
     if run is None:
         return
 

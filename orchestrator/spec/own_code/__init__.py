@@ -1,0 +1,1 @@
+"""Code of the user that a spec names."""

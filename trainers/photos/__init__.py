@@ -1,0 +1,1 @@
+"""What happens to training photos: policies, erasing, mixing, and who is drawn in an epoch."""
