@@ -72,3 +72,17 @@ class Cosine(nn.Module):
 def cosine_head(n_features, n_classes, *, scale=16.0):
     """A head: called once per label, returns a module from features (B, F) to logits (B, n_classes)."""
     return Cosine(n_features, n_classes, scale)
+
+
+def tempered(logits, codes, *, temperature=1.0):
+    """A loss: one number per sample; mixes, class weights and the mean are the service's.
+
+    Args:
+        logits: (B, n_classes) float32 of one branch.
+        codes: (B,) int64, the classes.
+        temperature: a setting of the spec.
+
+    Returns:
+        (B,) losses, with a gradient.
+    """
+    return nn.functional.cross_entropy(logits / temperature, codes, reduction="none")

@@ -57,6 +57,7 @@ def config(**changes):
             "head": part_of(folder, "my_parts.py:cosine_head").model_dump(),
             "pretrained": False,
         },
+        "loss": part_of(folder, "my_parts.py:tempered", temperature=0.5).model_dump(),
         "augment": {"policy": part_of(folder, "my_parts.py:gray_patches", side=8).model_dump()},
         "duration": "3 epochs",
         "batch_size": 10,
@@ -165,7 +166,7 @@ def test_an_error_while_training_names_the_line(task, tmp_path, write):
         pytest.raises(OwnPartFailed, match=r"mine\.py, line 4, in forward: AttributeError"),
         own_parts.naming_lines(),
     ):
-        run(task, tmp_path / "a", model=model, augment={"policy": "none"})
+        run(task, tmp_path / "a", model=model, augment={"policy": "none"}, loss={"name": "focal"})
 
 
 def test_parts_are_tried_in_a_process_of_their_own(tmp_path):
@@ -174,6 +175,8 @@ def test_parts_are_tried_in_a_process_of_their_own(tmp_path):
         "from torch import nn\n"
         "def flat(n_features, n_classes):\n"
         "    return nn.Linear(n_features, n_classes + 1)\n"
+        "def mean(logits, codes):\n"
+        "    return nn.functional.cross_entropy(logits, codes)\n"
         "def noisy(photo, rng):\n"
         "    photo[0, 0] = random.randrange(256)\n"
         "    photo[1, 1] = random.randrange(256)\n"
@@ -186,22 +189,25 @@ def test_parts_are_tried_in_a_process_of_their_own(tmp_path):
         ("my_parts.py:gray_patches", "policy"),
         ("my_parts.py:small_network", "backbone"),
         ("my_parts.py:cosine_head", "head"),
+        ("my_parts.py:tempered", "loss"),
         ("mine.py:noisy", "policy"),
         ("mine.py:featureless", "backbone"),
         ("mine.py:flat", "head"),
+        ("mine.py:mean", "loss"),
     ]
     jobs = []
     for use, kind in uses:
         part = part_of(tmp_path, use).model_dump(mode="json")
         jobs.append(Job(part=part, file=str(tmp_path / use.partition(":")[0]), kind=kind, size=32))
     problems = own_part_problems(jobs)
-    assert [None] * 3 == problems[:3]
+    assert [None] * 4 == problems[:4]
     expected = [
         "draw from the generator alone",
         "num_features",
-        r"(2, 3) were required, found (2, 4)",
+        "(2, 3) were required, found (2, 4)",
+        "one loss per sample, shape (4,), was required",
     ]
-    for text, problem in zip(expected, problems[3:], strict=True):
+    for text, problem in zip(expected, problems[4:], strict=True):
         assert text in problem
 
 
@@ -222,3 +228,15 @@ def test_a_key_holds_the_code_and_a_missing_file_is_named(tmp_path):
     assert ["mine.py"] == pin(first.data, [tmp_path]).lost  # another version than the pinned one
     assert [] == pin(second.data, [tmp_path]).lost
     assert spec["data"] == first.data["data"]
+
+
+def test_an_own_loss_has_class_weights_and_weights_of_branches_like_a_named_one(task, tmp_path):
+    allow(EXAMPLE)
+    model = {"backbone": "test_efficientnet", "pretrained": False, "head": "shallow"}
+    own = part_of(EXAMPLE.parent, "my_parts.py:tempered", temperature=1.0).model_dump()
+    settings = {"model": model, "augment": {"policy": "none"}, "balance": "class_weights"}
+    losses = []
+    for name, loss in (("a", own), ("b", {"name": "cross_entropy"})):
+        weighed = {**loss, "weights": {"a": 2.0}}
+        losses.append(run(task, tmp_path / name, loss=weighed, **settings))
+    assert losses[0] == losses[1]

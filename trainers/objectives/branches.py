@@ -36,7 +36,7 @@ from trainers.objectives.ordered import (
     gaussian_cells,
 )
 from trainers.photos.group_draws import draw_shares
-from trainers.settings.loss import BalancedSoftmax, LogitAdjustment, Mix, PlainLoss
+from trainers.settings.loss import BalancedSoftmax, LogitAdjustment, Mix, OneLoss
 from trainers.settings.model import Corn, Distribution
 
 
@@ -132,7 +132,7 @@ def _distribution_objective(
 
 
 def _loss(config: Train, task: Task, labels: tuple[str, ...], device: str) -> BranchLoss:
-    def plain(loss: PlainLoss) -> BranchLoss:
+    def plain(loss: OneLoss) -> BranchLoss:
         weights = _branch_weights(config, task, labels, loss)
         shares = None
         if isinstance(loss, LogitAdjustment | BalancedSoftmax):
@@ -151,7 +151,7 @@ def _on(weights: Tensor | None, device: str) -> Tensor | None:
 
 
 def _branch_weights(
-    config: Train, task: Task, labels: tuple[str, ...], loss: PlainLoss | None = None
+    config: Train, task: Task, labels: tuple[str, ...], loss: OneLoss | None = None
 ) -> Tensor | None:
     """Return the weight of each class of a branch, (k,): the balance times the loss's alpha."""
     balance = _balance_weights(config, task, labels)

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainers.own_parts import function_of
 from trainers.settings.loss import (
     BalancedSoftmax,
     Focal,
     LabelSmoothing,
     LogitAdjustment,
-    PlainLoss,
+    OneLoss,
+    OwnLoss,
     SoftF1,
 )
 
@@ -90,7 +92,7 @@ def soft_f1(logits: Tensor, targets: Targets) -> Tensor:
 
 
 def branch_loss(
-    config: PlainLoss, class_weights: Tensor | None, log_shares: Tensor | None = None
+    config: OneLoss, class_weights: Tensor | None, log_shares: Tensor | None = None
 ) -> BranchLoss:
     """Return the loss of one branch: (logits (B, k), targets) -> scalar.
 
@@ -134,7 +136,9 @@ def shifted_cross_entropy(logits: Tensor, target: Tensor, shift: Tensor) -> Tens
     return F.cross_entropy(logits + shift, target, reduction="none")
 
 
-def _per_sample(config: PlainLoss, log_shares: Tensor | None) -> PerSample:
+def _per_sample(config: OneLoss, log_shares: Tensor | None) -> PerSample:
+    if isinstance(config, OwnLoss):
+        return partial(function_of(config, None, None), **config.settings)
     if isinstance(config, Focal):
         return partial(focal, gamma=config.gamma)
     if isinstance(config, LogitAdjustment | BalancedSoftmax):
@@ -146,7 +150,7 @@ def _per_sample(config: PlainLoss, log_shares: Tensor | None) -> PerSample:
     return partial(F.cross_entropy, reduction="none", label_smoothing=smoothing)
 
 
-def alpha_of(config: PlainLoss, labels: tuple[str, ...], sizes: Mapping[str, int]) -> Tensor | None:
+def alpha_of(config: OneLoss, labels: tuple[str, ...], sizes: Mapping[str, int]) -> Tensor | None:
     """Return the loss's alpha per class of a branch, (k,), or None if it has none.
 
     Args:

@@ -23,7 +23,7 @@ class Job(TypedDict):
 
     part: dict[str, Any]  # as the spec has it
     file: str  # its place
-    kind: str  # policy | backbone | head
+    kind: str  # policy | backbone | head | loss
     size: int  # of a photo, in pixels
 
 
@@ -35,10 +35,16 @@ def own_part_problems(jobs: Sequence[Job]) -> list[str | None]:
 def try_part(job: Job) -> str | None:
     """Return why a part cannot be used, None if it can. Its code must be allowed here."""
     from trainers.own_parts import naming_lines  # noqa: PLC0415
+    from trainers.settings.loss import OwnLoss  # noqa: PLC0415
     from trainers.settings.own_parts import OwnPart  # noqa: PLC0415
 
-    part = OwnPart.model_validate(job["part"])
-    tries = {"policy": _try_policy, "backbone": _try_backbone, "head": _try_head}
+    part = (OwnLoss if job["kind"] == "loss" else OwnPart).model_validate(job["part"])
+    tries = {
+        "policy": _try_policy,
+        "backbone": _try_backbone,
+        "head": _try_head,
+        "loss": _try_loss,
+    }
     try:
         with naming_lines():
             return tries[job["kind"]](part, job["size"])
@@ -91,6 +97,23 @@ def _try_head(part: Any, size: int) -> str | None:
     shape = tuple(head(torch.zeros(2, _N_FEATURES))["label"].shape)
     if shape != (2, _N_CLASSES):
         return f"{part.use}: logits of shape {(2, _N_CLASSES)} were required, found {shape}"
+    return None
+
+
+def _try_loss(part: Any, size: int) -> str | None:
+    import torch  # noqa: PLC0415
+
+    from trainers.own_parts import call  # noqa: PLC0415
+
+    del size
+    logits = torch.linspace(-1, 1, 4 * _N_CLASSES).view(4, _N_CLASSES).requires_grad_()
+    loss = call(part, logits, torch.arange(4) % _N_CLASSES)
+    shape = tuple(loss.shape)
+    if shape != (4,):
+        return f"{part.use}: one loss per sample, shape (4,), was required, found {shape}"
+    loss.mean().backward()
+    if logits.grad is None or not torch.isfinite(logits.grad).all():
+        return f"{part.use}: a finite gradient of the logits was required, found {logits.grad}"
     return None
 
 

@@ -17,6 +17,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from data_prep.section_base import BARE_NAME, Fraction, Positive, Section
+from trainers.settings.own_parts import OwnOr, OwnPart
 
 Counted = Literal["groups", "photos"]
 """What the size of a class counts: groups, each once and divided among its classes, or photos."""
@@ -179,16 +180,27 @@ _MIXABLE = {
     "logit_adjustment",
     "balanced_softmax",
 }
-Loss = Annotated[
+
+
+class OwnLoss(OwnPart):
+    """Code of the user: a loss of each sample, from logits and classes."""
+
+    weights: dict[str, Positive] = {}
+    """Label -> weight of its branch; labels left out have weight 1."""
+
+
+OneLoss = PlainLoss | OwnLoss
+_NamedLoss = Annotated[
     Annotated[
         Annotated[PlainLoss | Mix, Field(discriminator="name")],
         BARE_NAME,
     ],
     _ShortMix(),
 ]
+Loss = Annotated[OwnLoss | _NamedLoss, OwnOr(_NamedLoss, OwnLoss)]
 
 
-def plain_losses(loss: PlainLoss | Mix) -> list[PlainLoss]:
+def plain_losses(loss: OneLoss | Mix) -> list[OneLoss]:
     """Return the losses that a loss adds up; a plain one is its only part."""
     if isinstance(loss, Mix):
         return [part.loss for part in loss.parts.values()]

@@ -68,9 +68,15 @@ class OwnOr:
     The form is chosen first, so that a message is about one form and not about both.
     """
 
-    def __init__(self, named: Any) -> None:
-        """Hold what reads the component by its name: a type."""
+    def __init__(self, named: Any, own: type[OwnPart] = OwnPart) -> None:
+        """Hold what reads the component.
+
+        Args:
+            named: the type of the named ones.
+            own: the section of code of the user.
+        """
         self._named: TypeAdapter[Any] = TypeAdapter(named)
+        self._own = own
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -88,7 +94,7 @@ class OwnOr:
 
     def _read(self, value: Any) -> Any:
         if isinstance(value, dict) and "use" in value:
-            return OwnPart.model_validate(value)
+            return self._own.model_validate(value)
         if isinstance(value, dict | str):
             return self._named.validate_python(value)
         return value

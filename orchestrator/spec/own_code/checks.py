@@ -10,12 +10,14 @@ from orchestrator.spec.cross_checks import Draft, values_of
 from orchestrator.spec.yaml_source import KeyPath
 from trainers.config import Train
 from trainers.preflight.own_parts import Job, own_part_problems
+from trainers.settings.loss import OwnLoss
 from trainers.settings.own_parts import OwnPart, Pinned
 
 _PATHS = {
     "policy": "train.augment.policy",
     "backbone": "train.model.backbone",
     "head": "train.model.head",
+    "loss": "train.loss",
 }
 """Kind of a part -> its path in a spec."""
 
@@ -51,7 +53,7 @@ def check_code(draft: Draft, pinned: Pinned, *, allow_code: bool | None) -> None
 
 def _own_parts(train: Train) -> list[OwnPart]:
     """Return the parts of a training that are code of the user."""
-    candidates = (train.model.backbone, train.model.head, train.augment.policy)
+    candidates = (train.model.backbone, train.model.head, train.augment.policy, train.loss)
     return [part for part in candidates if isinstance(part, OwnPart)]
 
 
@@ -69,6 +71,7 @@ def try_code(draft: Draft, code: Mapping[str, Path]) -> None:
             "policy": arm.train.augment.policy,
             "backbone": arm.train.model.backbone,
             "head": arm.train.model.head,
+            "loss": arm.train.loss,
         }
         for kind, path in _PATHS.items():
             for value, place in values_of(draft, name, path, settings[kind]):
@@ -86,7 +89,7 @@ def try_code(draft: Draft, code: Mapping[str, Path]) -> None:
 def _job(value: Any, kind: str, size: int, code: Mapping[str, Path]) -> Job | None:
     """Return the try of a component; None where it is no code of the user."""
     if isinstance(value, dict) and "use" in value:
-        value = OwnPart.model_validate(value)
+        value = (OwnLoss if kind == "loss" else OwnPart).model_validate(value)
     if not isinstance(value, OwnPart) or value.file not in code:
         return None
     file = str(code[value.file])

@@ -69,7 +69,7 @@ def test_a_changed_file_is_another_setting_and_readers_of_a_run_need_no_file(spe
     (spec.parent / "my_parts.py").unlink()
     resolved = read(spec.parent / "resolved.yaml", check_roots=False)
     assert setting == resolved.setting("base", {})[0]
-    assert ("my_parts.py",) * 3 == resolved.lost_code
+    assert ("my_parts.py",) * 4 == resolved.lost_code
     with pytest.raises(SpecError, match=r"the file my_parts\.py was required in"):
         read(spec, check_roots=False)
 
