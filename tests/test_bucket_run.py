@@ -47,7 +47,6 @@ def test_a_run_on_a_bucket_has_the_keys_and_tables_of_one_in_a_folder(
         shown = run(*words, machine="b")
         assert 0 == shown.returncode, shown.stderr
         assert "SUCCEEDED" in shown.stdout or words[0] != "runs"
-    assert "0 items" in shown.stderr, shown.stdout
     (there,) = (workplace.root / "caches/b").glob("buckets/*/runs/*")
     kept = b"".join(
         path.read_bytes() for path in (workplace.root / "caches").rglob("*") if path.is_file()

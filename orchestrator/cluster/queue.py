@@ -6,7 +6,6 @@ every driver registers anew within seconds. Until then it admits nobody.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import Counter
@@ -15,11 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from orchestrator.base.errors import UserError
+
 NAME = "robust_vote_queue"
 NAMESPACE = "robust_vote"
 REPORT_EVERY_S = 1.0
 _POLL_S = 0.1
 _ANSWER_S = 10.0
+_FIRST_ANSWER_S = 90.0
 _SILENT_S = 20.0  # after which a driver that does not report counts as dead
 _GATHER_S = 4.0  # after the actor's start, before it admits anybody
 
@@ -195,10 +197,16 @@ class Turn:
         self._answer: Answer | None = None  # None until one is heard
         self._actor: Any = None
         self._was_heard = False
+        self._problem = "no answer"
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True, name="queue")
 
     def __enter__(self) -> Self:
+        """Wait for the run's turn.
+
+        Raises:
+            UserError: the queue never answers.
+        """
         self._thread.start()
         try:
             self._wait()
@@ -228,8 +236,15 @@ class Turn:
         self._wait()
 
     def _wait(self) -> None:
+        deadline = time.monotonic() + _FIRST_ANSWER_S
         while not self._place.is_active:
             time.sleep(_POLL_S)
+            if not self._was_heard and time.monotonic() > deadline:
+                raise UserError(
+                    f"the queue of the cluster was required and does not answer: {self._problem}; "
+                    "install this package on every node, and see the actor "
+                    f"{NAME} on Ray's dashboard"
+                )
 
     def _keep(self) -> None:
         while not self._closed.is_set():
@@ -246,7 +261,8 @@ class Turn:
                 self._actor = _actor(gathers=self._was_heard)
             answer: Answer = ray.get(self._actor.report.remote(place), timeout=_ANSWER_S)
         except Exception as error:  # noqa: BLE001 - it has died, or the head has
-            logging.getLogger(__name__).debug("no answer of the queue: %s", error)
+            lines = str(error).strip().splitlines() or [""]
+            self._problem = f"{type(error).__name__}: {lines[-1][:200]}"
             self._actor = None
             return
         self._was_heard = True

@@ -1,4 +1,4 @@
-"""Named sets of settings of a training. A recipe is named by its year, and never changed afterwards.
+"""Named sets of settings of a training, by year. One that is no longer provisional is never changed.
 
 Backbone, head and preparation are no part of a recipe: they depend on the task and on the machine.
 """

@@ -16,10 +16,12 @@ from orchestrator.planning.stage_keys import catalog_key, prepare_key, split_key
 from orchestrator.run.driver import dump_yaml
 from orchestrator.spec.load import read
 from orchestrator.stages import STAGES
+from orchestrator.store import places
 from orchestrator.store.artifacts import Store
 from orchestrator.store.event_types import TrialEnded, TrialStarted
 from orchestrator.store.ledger import Ledger
 from tests.conftest import ROOT
+from tests.s3_server import S3Server
 
 
 @pytest.fixture
@@ -168,3 +170,29 @@ def test_every_ledger_is_read_once(store, spec, monkeypatch):
         monkeypatch.setattr(module, "read", lambda path: paths.append(path) or [])
     find_garbage(store, STAGES)
     assert len(paths) == len(set(paths)) == 2
+
+
+def test_on_a_bucket_nothing_that_a_run_needs_goes(spec, tmp_path, monkeypatch):
+    pytest.importorskip("moto", reason="no moto: pip install 'moto[s3]' flask flask-cors")
+    pytest.importorskip("obstore", reason="no obstore: pip install 'robust-vote[bucket]'")
+    server = S3Server()
+    try:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
+        store = places.open_store(f"s3://{server.new_bucket()}/store")
+        plan = begin(store, spec)
+        make(store, "trial", "of-nobody")
+        store.bucket.write("trial/dead/files-x/weights", b"1")
+        unneeded = find_garbage(store, STAGES)
+        gone = {item.name: item.why for item in unneeded.items}
+        assert "no run needs this trial" == gone["of-nobody"]
+        assert "was never finished" == gone[".draft-dead"]
+        collect(store, unneeded)
+        assert [] == find_garbage(store, STAGES).items
+        for kind in ("prepare", "shard", "features"):
+            assert 1 == len(store.bucket.folders(kind)), kind
+        assert [f"{plan.run_id}-COMPLETE"] == store.bucket.folders("trial")
+    finally:
+        places._open_bucket.cache_clear()
+        server.close()

@@ -1,6 +1,8 @@
 """What keys tell apart: a setting that decides a result and is in no key would bring the wrong one out of the store."""
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 
@@ -11,9 +13,12 @@ from orchestrator.base.stage_versions import QUICK_BACKBONE, STAGE_NAMES, VERSIO
 from orchestrator.evaluation.selection import finalists
 from orchestrator.planning import stage_keys
 from orchestrator.planning.stage import Scope
+from orchestrator.run import driver
 from orchestrator.spec.load import read
 from orchestrator.stages import STAGES, trial_phase
+from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
+from tests.conftest import ROOT
 from tests.orchestrator.stages.planted import (
     open_env,
     plant_catalog,
@@ -113,6 +118,36 @@ def test_a_precision_that_was_probed_is_part_of_what_a_trial_is(tmp_path, monkey
     assert 2 == len(keys)
 
 
+def test_a_trial_gets_the_groups_and_the_code_that_its_spec_names(tmp_path, monkeypatch):
+    folder = tmp_path / "own"
+    shutil.copytree(ROOT / "experiments/own_parts", folder)
+    experiment = read(folder / "spec.yaml", ["train.group_photos=1"], check_roots=False)
+    env = open_env(tmp_path, experiment=experiment)
+    plan = SimpleNamespace(run_id="r", run_key="k", to_json=dict)
+    driver._begin(experiment, plan, env.paths, env.ledger)
+    subset = tmp_path / "subset"
+    subset.write_bytes(b"")
+    monkeypatch.setattr(trial_phase, "subset_file", lambda *given: subset)
+    table = pa.table({"sample_id": ["train/a", "train/b"], "group": ["p", "q"]})
+    trainings = trial_phase.Trainings(
+        env,
+        plant_catalog(env.store, table),
+        plant_split(env.store, {"base": table}),
+        plant_prepared(env.store, {"base": []}),
+    )
+    spec = trainings.describe("c-base-0000", "confirm", "base", {}, seed=0, fold=0)
+    (code,) = spec.code
+    assert (folder / "my_parts.py").read_bytes() == Path(code).read_bytes()
+    assert env.paths.root in Path(code).parents
+    assert [0, 1] == tables.read(Path(spec.facts))["group"].to_pylist()
+    assert spec.inputs["facts"]
+    assert {"facts", "code"} <= spec.to_json().keys()
+    resumed = read(env.paths.resolved, check_roots=False, allow_code=True)
+    assert Path(code) == resumed.code["my_parts.py"]
+    driver._begin(resumed, plan, env.paths, env.ledger)
+    assert (folder / "my_parts.py").read_bytes() == Path(code).read_bytes()
+
+
 def test_every_stage_reads_earlier_stages_only():
     assert STAGE_NAMES == tuple(stage.name for stage in STAGES)
     earlier = set()
@@ -129,7 +164,14 @@ def test_keys_that_were_added_change_no_key_at_their_default():
     assert "calibrate" not in facts["vote"]
     assert "race" not in facts["confirm"]
     stated = experiment_of(
-        "subgroups=[]", "vote.calibrate=false", "confirm.race=false", "data.not_copies=[]"
+        "subgroups=[]",
+        "vote.calibrate=false",
+        "vote.group_mean=[]",
+        "confirm.race=false",
+        "data.not_copies=[]",
+        "train.group_photos=null",
+        "train.augment.erasing=null",
+        "train.model.views=null",
     )
     assert run_key(stated) == run_key(plain)
     changed = experiment_of(

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pytest
 
 from orchestrator.base.console import Reporter
+from orchestrator.cluster.queue import Yielded
 from orchestrator.planning.plan import Plan
 from orchestrator.run import driver, tracking
 from orchestrator.store import tables
@@ -89,3 +90,23 @@ def test_a_run_that_is_interrupted_in_vote_leaves_them_too(drive, tmp_path):
     (run,) = (tmp_path / "store/runs").iterdir()
     assert json.loads((run / "selection.json").read_text())["members"] == ["one", "two"]
     assert json.loads((run / "summary.json").read_text())["state"] == "INTERRUPTED"
+
+
+def test_a_stage_that_yields_waits_for_its_turn_and_is_run_again():
+    said = []
+
+    class Yielding:
+        reads = ()
+
+        def run(self, env):
+            said.append("runs")
+            if len(said) == 1:
+                raise Yielded
+            return "done"
+
+    class Turn:
+        def wait_again(self):
+            said.append("waits")
+
+    assert "done" == driver._run_stage(Yielding(), None, driver._Progress(), Turn())
+    assert ["runs", "waits", "runs"] == said
