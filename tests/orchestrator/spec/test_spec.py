@@ -454,3 +454,21 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(write, tmp_pa
     assert refused.returncode == 2
     assert "gpu: 1 was asked for, this machine has 0 GPU(s)" in refused.stderr
     assert not (tmp_path / "runs-store").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["vote.group_mean=[gender]"], "vote.group_mean: the groups of the test photos were required"),
+        (["vote.group_mean=[sex]", "data.test=null"], "vote.group_mean: no label 'sex'; labels are"),
+        (
+            ["vote.group_mean=[age]", "data.test=null", "data.split.strategy=random"],
+            "vote.group_mean: groups that are kept together were required",
+        ),
+        (["train.group_photos=1", "data.group=sample_id"], "train.group_photos: groups of several photos"),
+    ],
+)  # fmt: skip
+def test_a_setting_about_groups_needs_groups(write, changes, message):
+    with pytest.raises(SpecError, match=message):
+        read(write(), changes)
+    read(write(), ["vote.group_mean=[gender]", "data.test={hold_out: 0.3}"])

@@ -8,11 +8,12 @@ import pytest
 from data_prep.errors import DataError
 from orchestrator.base.errors import UserError
 from orchestrator.evaluation.selection import choose, give_scores, rank
-from orchestrator.stages import test_set
+from orchestrator.stages import confirm, test_set
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.test_set import public_half, read_test_photos, score_input
+from orchestrator.store import tables
 from orchestrator.store.artifacts import Artifact
-from orchestrator.store.event_types import TrialStarted
+from orchestrator.store.event_types import TrialEnded, TrialStarted
 from orchestrator.store.ledger import TrialRecord
 from tests.orchestrator.stages.planted import (
     open_env,
@@ -169,3 +170,25 @@ def test_answers_on_the_test_set_are_averaged_over_groups_per_checkpoint(tmp_pat
     np.testing.assert_allclose(probs[1], averaged.probs[1], rtol=1e-5)
     with pytest.raises(UserError, match="the group of every test photo was required"):
         test_set.average_groups(env, replace(photos, groups=None), predicted, samples)
+
+
+def test_held_out_answers_are_averaged_over_groups_where_they_are_collected(tmp_path):
+    env = open_env(tmp_path, "data.test={hold_out: 0.5}", "vote.group_mean=[gender]")
+    samples = ["train/a", "train/b", "train/c"]
+    table = pa.table({"sample_id": samples, "group": ["p", "p", "q"]})
+    catalog = plant_catalog(env.store, table)
+    probs = np.random.default_rng(0).dirichlet(np.ones(18), 3).astype(np.float32)
+    rows = []
+    for sample, row in zip(samples, probs, strict=True):
+        rows.append({"trial_id": "t", "setting": "s", "variant": "base", "seed": 0, "fold": 0, "sample_id": sample,
+                     "split": "oof", "target": 0, "pred": int(row.argmax()), "probs": row.tolist()})  # fmt: skip
+    with env.store.draft("trial", "k", params={}, inputs={}) as draft:
+        tables.write(tables.from_rows(rows, tables.PREDICTIONS), draft.path / "predictions.parquet")
+    started = TrialStarted(trial_id="t", phase="confirm", variant="base", setting="s", key="k")
+    trial = TrialRecord(started, ended=TrialEnded(trial_id="t", status="COMPLETE"))
+    collected = confirm._collect(env, catalog, [trial])
+    answered = np.array(collected["probs"].to_pylist())
+    by_gender = answered.reshape(3, 3, 2, 3).sum((1, 3))
+    np.testing.assert_allclose(by_gender[0], by_gender[1], rtol=1e-5)
+    np.testing.assert_allclose(probs[2], answered[2], rtol=1e-5)
+    assert answered.argmax(1).tolist() == collected["pred"].to_pylist()
