@@ -3,8 +3,8 @@
 They are injected into real runs like faults of processes; see `tests/faults/processes.py`.
 """
 
+import contextlib
 import resource
-import shutil
 import subprocess
 import time
 from contextlib import contextmanager
@@ -55,9 +55,8 @@ def _fill(stage, longest_s):
         if not _reach(submit, rng, stage, longest_s):
             return False
         filler = submit.rig.store / "filler"
-        free = shutil.disk_usage(submit.rig.store).free
-        with filler.open("wb") as file:
-            _write_until_full(file, free)
+        with filler.open("wb", buffering=0) as file:
+            _write_until_full(file)
         submit.end(_END_S)
         filler.unlink()
         return True
@@ -65,20 +64,11 @@ def _fill(stage, longest_s):
     return inject
 
 
-def _write_until_full(file, n_bytes):
-    block = bytes(2**16)
-    try:
-        for _ in range(n_bytes // len(block) + 64):
-            file.write(block)
-            file.flush()
-    except OSError:
-        pass
-    try:
-        while True:
-            file.write(b"\0")
-            file.flush()
-    except OSError:
-        return
+def _write_until_full(file):
+    for size in (2**16, 1):
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(size))
 
 
 def _close(stage, longest_s):
