@@ -168,7 +168,7 @@ def _print(form: str, value: Any, lines: list[str]) -> None:
 
 
 def _store(place: str | Path | None) -> Any:
-    from orchestrator.store.places import default_place, open_to_read  # noqa: PLC0415
+    from orchestrator.store.store_address import default_place, open_to_read  # noqa: PLC0415
 
     place = place or default_place()
     return open_to_read(place.resolve() if isinstance(place, Path) else place)
@@ -427,7 +427,7 @@ def cancel(run: str, store: str | Path | None, *, server: str | None, timeout_s:
 def why(run: str, item: str | None, store: str | Path | None, *, server: str | None) -> None:
     """Explain the state of a run, or of ITEM: a stage, a trial or a setting."""
     _run_there(server, run)
-    from orchestrator.report.explain import why as explain  # noqa: PLC0415
+    from orchestrator.report.state_reasons import why as explain  # noqa: PLC0415
 
     _echo("\n".join(explain(_find_run(store, run), item)))
 
@@ -443,7 +443,7 @@ def logs(
 ) -> None:
     """Print the events of a run, or the output of one TRIAL."""
     _run_there(server, run)
-    from orchestrator.report.explain import printed, story  # noqa: PLC0415
+    from orchestrator.report.state_reasons import printed, story  # noqa: PLC0415
 
     paths = _find_run(store, run)
     try:

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.planning.garbage import KINDS
-from orchestrator.store import places
+from orchestrator.store import store_address
 from tests.s3_server import KEYS, S3Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -57,7 +57,7 @@ def test_a_run_on_a_bucket_has_the_keys_and_tables_of_one_in_a_folder(
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("ORCHESTRATOR_CACHE", str(workplace.root / "caches/copy"))
-    bucket = places.open_store(url).bucket
+    bucket = store_address.open_store(url).bucket
     for kind in KINDS:
         for stored in bucket.objects(kind):  # as any tool for buckets does
             bucket.download(stored.name, workplace.root / "store" / stored.name)
@@ -68,4 +68,4 @@ def test_a_run_on_a_bucket_has_the_keys_and_tables_of_one_in_a_folder(
     (in_folder,) = workplace.runs()
     for table in TABLES:
         assert pq.read_table(in_folder / table).equals(pq.read_table(there / table)), table
-    places._open_bucket.cache_clear()
+    store_address._open_bucket.cache_clear()

@@ -22,11 +22,11 @@ from orchestrator.report.result_tables import ensemble_lines, status_view
 from orchestrator.search.trial_tables import curves_table, trials_table
 from orchestrator.store import tables
 from orchestrator.store.ledger import read, replay
-from orchestrator.store.places import default_place, open_store, open_to_read
 from orchestrator.store.run_dir import RunPaths, find_run, state_of
 from orchestrator.store.run_files.certificate import Certificate
 from orchestrator.store.run_files.hypotheses import Hypothesis
 from orchestrator.store.run_files.selection import Selection
+from orchestrator.store.store_address import default_place, open_store, open_to_read
 
 if TYPE_CHECKING:
     import numpy as np

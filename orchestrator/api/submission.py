@@ -22,8 +22,8 @@ from orchestrator.report.result_tables import status_view
 from orchestrator.run.driver import detach
 from orchestrator.spec.load import read
 from orchestrator.store.ledger import is_live
-from orchestrator.store.places import default_place, open_to_read
 from orchestrator.store.run_dir import RunPaths
+from orchestrator.store.store_address import default_place, open_to_read
 
 _SHOW_EVERY_S = 1.0
 

@@ -30,10 +30,10 @@ from orchestrator.board.live_run_state import LiveTrial, trial_events
 from orchestrator.board.run_cache import Hub, OpenedRun
 from orchestrator.board.trial_table import Query, as_csv
 from orchestrator.report import charts, page
-from orchestrator.report.explain import trial_lines
 from orchestrator.report.load import Run
 from orchestrator.report.models_section import settings_text
 from orchestrator.report.result_section import head
+from orchestrator.report.state_reasons import trial_lines
 from orchestrator.store.ledger import replay
 from orchestrator.store.run_files.trials import EpochRow
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from orchestrator.base.errors import UserError
+from orchestrator.base.json_types import Json
 from orchestrator.base.wording import signed
 from orchestrator.evaluation.metrics import (
     LEVEL,
@@ -64,7 +65,7 @@ class PairedTest:
     luck_of_one_training: float | None  # standard deviation of the score of one checkpoint
     reason: str | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Return plain data."""
         return asdict(self)
 

@@ -428,7 +428,7 @@ def status_view(run: Path) -> StatusView:
 
     Imports nothing heavy.
     """
-    from orchestrator.report.explain import ending  # noqa: PLC0415
+    from orchestrator.report.state_reasons import ending  # noqa: PLC0415
     from orchestrator.store.run_dir import RunPaths, state_of  # noqa: PLC0415
 
     events = read(run / "events.jsonl")

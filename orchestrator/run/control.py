@@ -11,8 +11,8 @@ import time
 from orchestrator.base.errors import UserError
 from orchestrator.search.trial_process import stop_file
 from orchestrator.store.ledger import is_live, one_trial, read, replay
-from orchestrator.store.places import bucket_store
 from orchestrator.store.run_dir import RunPaths, state_of
+from orchestrator.store.store_address import bucket_store
 
 _POLL_S = 0.5
 _CANCEL = "cancel"

@@ -15,7 +15,7 @@ from orchestrator.planning.plan import make_plan
 from orchestrator.run.remote import Facts, default_store_of_cluster, versions
 from orchestrator.spec.load import read
 from orchestrator.stages import STAGES
-from orchestrator.store.places import open_to_read
+from orchestrator.store.store_address import open_to_read
 
 
 @click.command()

@@ -48,7 +48,7 @@ from orchestrator.search.trial_process import (
     reason_of,
 )
 from orchestrator.store.event_types import OBJECTIVE, objective
-from orchestrator.store.places import open_store
+from orchestrator.store.store_address import open_store
 from trainers.config import IS_LAST
 from trainers.overlap.clock import PARTS
 

@@ -14,11 +14,12 @@ import numpy as np
 from data_prep.catalog.label_schema import MISSING
 from data_prep.files import write_json
 from orchestrator.base.errors import UserError
+from orchestrator.base.json_types import Json
 from orchestrator.search.subset_files import BORDERS
 from orchestrator.store import tables
 from orchestrator.store.artifacts import WORK, Artifact, Lock, Store
 from orchestrator.store.features import FeatureStore, feature_store
-from orchestrator.store.places import open_store
+from orchestrator.store.store_address import open_store
 from trainers.config import IS_LAST
 from trainers.preflight.step_times import StepTimes
 
@@ -36,8 +37,8 @@ class TrialSpec:
     phase: str  # search | confirm
     seed: int
     fold: int | None
-    params: dict[str, Any]  # the point of the search space
-    train: dict[str, Any]  # the section `train`, resolved
+    params: Json  # the point of the search space
+    train: Json  # the section `train`, resolved
     key: str  # of the artifact
     store: str
     rows: str  # folder of the memory-mapped photos
@@ -50,11 +51,11 @@ class TrialSpec:
     facts: str | None = None  # Parquet: of `facts_file`; None where no loss needs it
     source: str | None = None  # key of the trial whose weights head frozen_deep takes
     micro_batch: int | None = None  # set after a worker ran out of memory; part of no key
-    score: dict[str, Any] | None = None  # metric and labels that it maximizes; None: macro F1
+    score: Json | None = None  # metric and labels that it maximizes; None: macro F1
     code: list[str] = field(default_factory=list)  # files of the user, which this trial may run
     step_times: StepTimes | None = None  # for `compile: auto`; the ledger has them once
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Return plain data; it shares the containers."""
         facts = dict(vars(self))
         del facts["step_times"]
@@ -180,7 +181,7 @@ class MissingSource(UserError):  # noqa: N818 - says what is the case
     """The trial that another one depends on was never finished."""
 
 
-def _source_weights(spec: TrialSpec, store: Store) -> dict[str, Any] | None:
+def _source_weights(spec: TrialSpec, store: Store) -> Json | None:
     """Return the weights that head frozen_deep depends on, after a check of their origin.
 
     Raises:
@@ -214,7 +215,7 @@ def _source_weights(spec: TrialSpec, store: Store) -> dict[str, Any] | None:
     return dict(load_weights(source.path)[0])
 
 
-def _training_data(seed: Any, fold: Any, inputs: Mapping[str, str]) -> dict[str, Any]:
+def _training_data(seed: Any, fold: Any, inputs: Mapping[str, str]) -> Json:
     """Return what decides the photos that a trial is trained on."""
     parts = inputs.get("parts")
     prepare = inputs.get("prepare")
@@ -241,7 +242,7 @@ def _read_mixable(spec: TrialSpec, store: Store, index: Mapping[str, int]) -> An
 
 def _read_facts(
     spec: TrialSpec, store: Store, index: Mapping[str, int], parts: Mapping[str, Part]
-) -> dict[str, Any]:
+) -> Json:
     """Return the task's groups and numbers, where a loss needs them.
 
     Numbers of photos that are held out stay unknown to the training.
@@ -253,7 +254,7 @@ def _read_facts(
     table = tables.read(store.here(spec.facts))
     rows = np.array([index.get(name, -1) for name in table["sample_id"].to_pylist()], np.int64)
     is_prepared = rows >= 0
-    facts: dict[str, Any] = {}
+    facts: Json = {}
     if "group" in table.column_names:
         groups = np.full(len(index), -1, np.int64)
         groups[rows[is_prepared]] = table["group"].to_numpy()[is_prepared]

@@ -40,7 +40,7 @@ from orchestrator.search.process_leftovers import (
 )
 from orchestrator.search.process_memory import resident_bytes
 from orchestrator.store.event_types import OBJECTIVE
-from orchestrator.store.places import open_store
+from orchestrator.store.store_address import open_store
 
 Report = Callable[[int, dict[str, float]], None]
 """Takes an epoch (from 1) and its metrics."""

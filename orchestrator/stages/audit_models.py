@@ -19,6 +19,7 @@ from data_prep.audit.examination import leak, people
 from data_prep.catalog.label_schema import Schema
 from data_prep.config import Split
 from data_prep.split import deal_folds
+from orchestrator.base.json_types import Json
 from orchestrator.base.stage_versions import QUICK_BACKBONE
 from orchestrator.evaluation.intervals import interval
 from orchestrator.evaluation.metrics import Metric, score_of
@@ -181,7 +182,7 @@ def _equal_parts(dealt: Ints, other: Ints, n_folds: int, seed: int) -> list[Ints
     return parts
 
 
-def probe_labels(env: Env, catalog: pa.Table) -> dict[str, Any] | None:
+def probe_labels(env: Env, catalog: pa.Table) -> Json | None:
     """Train a quick model of each label on the whole photo and on its rim alone.
 
     Groups are never on both sides.
@@ -209,7 +210,7 @@ def probe(
     seed: int,
     n_folds: int = 5,
     metric: str = DEFAULT,
-) -> dict[str, Any]:
+) -> Json:
     """Score quick models of each label out of fold.
 
     Intervals resample groups. Chance is the score of models whose groups were permuted.

@@ -6,10 +6,11 @@ import shutil
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data_prep.files import atomic_path
 from orchestrator.base.errors import UserError
+from orchestrator.base.json_types import Json
 from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
 from orchestrator.planning.stage_keys import catalog_key
 from orchestrator.store.artifacts import Artifact
@@ -188,7 +189,7 @@ def _has_split_groups(artifact: Artifact) -> bool:
     return any(name != group_name(name) for name in groups.unique().to_pylist() if name)
 
 
-def _facts(table: pa.Table) -> dict[str, Any]:
+def _facts(table: pa.Table) -> Json:
     import pyarrow.compute as pc  # noqa: PLC0415
 
     is_usable = pc.equal(table["status"], "ok")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from data_prep.files import write_json
 from data_prep.prep_config import Prep
 from data_prep.preparation.step_identity import steps_identity
 from data_prep.section_base import identity
+from orchestrator.base.json_types import Json
 from orchestrator.base.wording import counted
 from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.ensemble.certificate_text import OTHER_RUNS, statement
@@ -41,7 +42,6 @@ from orchestrator.store.artifacts import Artifact, git_commit, packages
 from orchestrator.store.event_types import LabelsOpened
 from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.looks import read_looks
-from orchestrator.store.places import open_store
 from orchestrator.store.run_dir import RunPaths
 from orchestrator.store.run_files.audit import AuditFacts
 from orchestrator.store.run_files.certificate import (
@@ -56,6 +56,7 @@ from orchestrator.store.run_files.certificate import (
 )
 from orchestrator.store.run_files.diagnosis import Diagnosed
 from orchestrator.store.run_files.records import as_record
+from orchestrator.store.store_address import open_store
 
 FORMAT_VERSION = 1
 N_WORST_CLASSES = 5
@@ -93,7 +94,7 @@ def certify(
     gap = _gap(select, vote)
     words = group_words(env.experiment.spec.data.group_text)
     findings = audit_findings(as_record(AuditFacts, env.paths.read_json("audit")), words)
-    facts: dict[str, Any] = {
+    facts: Json = {
         "format_version": FORMAT_VERSION,
         "run_id": env.paths.run_id,
         "run_key": run_key(env),
@@ -129,8 +130,8 @@ def certify(
     return as_record(Certificate, facts)
 
 
-def _vote_rule(select: Selected) -> dict[str, Any]:
-    rule: dict[str, Any] = {"rule": select.rule, "tie": voting.TIE_RULE}
+def _vote_rule(select: Selected) -> Json:
+    rule: Json = {"rule": select.rule, "tie": voting.TIE_RULE}
     if select.adjusted:
         rule["adjusted"] = select.adjusted.to_json(select.members)
     return rule
@@ -292,7 +293,7 @@ def _expected(select: Selected) -> Estimate:
     return Estimate(score.estimate, score.low, score.high)
 
 
-def _worst(env: Env, catalog: Catalog, confirm: Confirmed, select: Selected) -> dict[str, Any]:
+def _worst(env: Env, catalog: Catalog, confirm: Confirmed, select: Selected) -> Json:
     """Return the classes and the groups that the vote reads worst, out of fold."""
     predictions = predictions_by_setting(env, catalog, confirm)
     members = align({setting: predictions[setting] for setting in select.members})

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from data_prep.catalog.label_schema import name_in_catalog
 from data_prep.section_base import identity
 from orchestrator.base.errors import UserError
+from orchestrator.base.json_types import Json
 from orchestrator.base.wording import counted, signed
 from orchestrator.ensemble.diagnosis import (
     Diagnosis,
@@ -64,9 +65,9 @@ class Peeks:
     corrected: Corrected | None = None  # the members' vote there, without the luck of the choice
     score: str = "macro F1"  # in words
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Return plain data."""
-        facts: dict[str, Any] = {"by": self.by, "n_candidates": self.n_candidates}
+        facts: Json = {"by": self.by, "n_candidates": self.n_candidates}
         if self.n_photos is not None:
             facts["n_photos"] = self.n_photos
         if self.corrected is not None:
@@ -97,7 +98,7 @@ class Contribution:
     adds: PairedTest | None  # the vote minus the vote without it; None for a member alone
     score: float | None = None  # by the score of the spec; None where that is macro F1
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Return plain data."""
         adds = self.adds.to_json() if self.adds else None
         facts = vars(self) | {"adds": adds}
@@ -114,7 +115,7 @@ class Gain:
     test: PairedTest
     bias: float  # how much better that member looks because these photos chose it
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Return plain data."""
         facts = self.test.to_json()
         for name in ("difference", "low", "high"):
@@ -146,7 +147,7 @@ class Adjusted:
     labels: Mapping[str, tuple[AdjustedLabel, ...]]  # by setting, of every candidate
     change: PairedTest  # the vote minus that of the members as they were trained
 
-    def to_json(self, members: list[str]) -> dict[str, Any]:
+    def to_json(self, members: list[str]) -> Json:
         """Return plain data of the members."""
         by_member = {}
         for setting in members:
@@ -191,12 +192,12 @@ class Selected:
         """The votes of each member."""
         return self.selection.weights
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Return selection.json without scores on the test set."""
         ensemble = self.ensemble
         corrected = ensemble.corrected
         chosen_by = CHOSEN_BY.get(str(self.selection.policy))
-        vote: dict[str, Any] = {"rule": self.rule, "tie": voting.TIE_RULE}
+        vote: Json = {"rule": self.rule, "tie": voting.TIE_RULE}
         if self.calibrate and ensemble.diagnosis:
             vote["temperatures"] = ensemble.diagnosis.temperatures
         if self.adjusted:

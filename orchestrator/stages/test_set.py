@@ -26,8 +26,8 @@ from orchestrator.store.event_types import LabelsOpened
 from orchestrator.store.features import feature_store
 from orchestrator.store.ledger import TrialRecord
 from orchestrator.store.looks import count_look
-from orchestrator.store.places import open_store
 from orchestrator.store.run_files.selection import BoardRow
+from orchestrator.store.store_address import open_store
 
 _PUBLIC_SEED = 0
 """Fixed like a hold-out: another split must not move photos from one half to the other."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyarrow as pa
 
 from data_prep.config import TestTable
 from data_prep.files import write_text
+from orchestrator.base.json_types import Json
 from orchestrator.evaluation.scores_with_intervals import Scores, score_answers, scorer_of
 from orchestrator.evaluation.vote import named_submission, submission, vote_table
 from orchestrator.planning.stage import SUCCEEDED, Env
@@ -34,9 +34,9 @@ class Voted:
     board: tuple[BoardRow, ...] = ()  # empty where there is no public half
     labels_key: str | None = None  # of looks at the test labels, public ones included
 
-    def scores_to_json(self) -> dict[str, Any]:
+    def scores_to_json(self) -> Json:
         """Return what selection.json says of the ensemble on the test set."""
-        facts: dict[str, Any] = {}
+        facts: Json = {}
         if self.public is not None:
             facts["public"] = self.public.to_json()
         if self.test is not None:

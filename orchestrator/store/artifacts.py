@@ -20,12 +20,11 @@ from typing import Any, Protocol, TypedDict
 
 from data_prep.files import file_sha256, write_json
 from orchestrator.base.errors import UserError
+from orchestrator.base.json_types import Json
 
 MANIFEST = "manifest.json"
 DRAFT = ".draft-"
 WORK = ".work-"
-Json = dict[str, Any]
-"""A JSON object whose form its stage decides."""
 _PACKAGES = (
     "ray",
     "optuna",

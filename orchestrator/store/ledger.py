@@ -263,7 +263,7 @@ def is_live(run: Path) -> bool:
 
     For a run of a bucket this also brings what a driver on another machine has written.
     """
-    from orchestrator.store.places import bucket_store  # noqa: PLC0415 - it may import a client
+    from orchestrator.store.store_address import bucket_store  # noqa: PLC0415 - it may import a client
 
     if is_driven_here(run):
         return True

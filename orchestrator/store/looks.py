@@ -8,9 +8,9 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from orchestrator.store.places import url_of
+from orchestrator.base.json_types import Json
+from orchestrator.store.store_address import url_of
 
 FILE = "looks.jsonl"
 
@@ -22,10 +22,10 @@ class Look:
     key: str  # what was asked, of which data
     state: str  # hash of the predictions that were looked at
     number: int  # 1 for the first look at this key
-    facts: dict[str, Any]  # run, claim: for a reader of the file
+    facts: Json  # run, claim: for a reader of the file
 
 
-def count_look(store: Path, key: str, state: str, facts: dict[str, Any]) -> Look:
+def count_look(store: Path, key: str, state: str, facts: Json) -> Look:
     """Return the number of a look; write it down unless these predictions were seen before.
 
     Two runs may call it at the same time: the file is locked, and a record is one flushed line.
@@ -51,7 +51,7 @@ def count_look(store: Path, key: str, state: str, facts: dict[str, Any]) -> Look
         return look
 
 
-def _next(raw: bytes, key: str, state: str, facts: dict[str, Any]) -> tuple[Look, bytes]:
+def _next(raw: bytes, key: str, state: str, facts: Json) -> tuple[Look, bytes]:
     """Return a look, and the bytes to append for it; none where it was counted before."""
     looks = _parse(raw, key)
     for look in looks:
@@ -63,7 +63,7 @@ def _next(raw: bytes, key: str, state: str, facts: dict[str, Any]) -> tuple[Look
     return look, start + json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
 
-def _count_in_bucket(url: str, key: str, state: str, facts: dict[str, Any]) -> Look:
+def _count_in_bucket(url: str, key: str, state: str, facts: Json) -> Look:
     """Count a look in a bucket: read, and write unless somebody else has written meanwhile."""
     from orchestrator.store.bucket.client import Bucket, Lost  # noqa: PLC0415
 

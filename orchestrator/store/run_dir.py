@@ -130,7 +130,7 @@ def find_run(store: Path, name: str, has: str | None = None) -> RunPaths:
 
 def size_bytes(run: RunPaths) -> int:
     """Return what a run takes in its store."""
-    from orchestrator.store.places import bucket_store  # noqa: PLC0415 - it may import a client
+    from orchestrator.store.store_address import bucket_store  # noqa: PLC0415 - it may import a client
 
     store = bucket_store(run.root)
     n_bytes = None if store is None else store.runs.size_bytes(run.root)
@@ -141,7 +141,7 @@ def size_bytes(run: RunPaths) -> int:
 
 def with_files(run: RunPaths) -> RunPaths:
     """Bring all files of a run where its store is a bucket."""
-    from orchestrator.store.places import bucket_store  # noqa: PLC0415 - it may import a client
+    from orchestrator.store.store_address import bucket_store  # noqa: PLC0415 - it may import a client
 
     store = bucket_store(run.root)
     if store is not None:

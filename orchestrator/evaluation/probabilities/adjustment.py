@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.catalog.label_schema import Schema
+from orchestrator.base.json_types import Json
 from orchestrator.evaluation.metrics import Floats, Ints, Owners, owners_of
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.evaluation.probabilities.calibration import N_PARTS, label_probs
@@ -31,7 +32,7 @@ class AdjustedLabel:
     temperature: float  # 1 leaves them as they are; above 1 they are less sure
     shift: tuple[float, ...]  # (k,) added to their logarithms
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Return plain data."""
         return asdict(self) | {"shift": list(self.shift)}
 

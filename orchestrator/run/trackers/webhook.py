@@ -17,10 +17,10 @@ import time
 import urllib.request
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from ruamel.yaml import YAML
 
+from orchestrator.base.json_types import Json
 from orchestrator.run.trackers.sink import Sink
 from orchestrator.store.event_types import DriverStarted, StageEnded
 from orchestrator.store.ledger import State, TrialRecord, read, replay
@@ -58,7 +58,7 @@ class Webhook(Sink):
             )
 
 
-def message(run: Path, state: str) -> dict[str, Any]:
+def message(run: Path, state: str) -> Json:
     """Return what is told of a run: how it ended, what failed, its trials and its score."""
     paths = RunPaths(run)
     events = read(paths.events)
@@ -86,7 +86,7 @@ def message(run: Path, state: str) -> dict[str, Any]:
     }
 
 
-def _span(score: Score | None) -> dict[str, Any] | None:
+def _span(score: Score | None) -> Json | None:
     """Return a score with the ends of its interval."""
     return score.model_dump(include={"estimate", "low", "high"}) if score else None
 

@@ -203,7 +203,7 @@ class BucketStore(Store):
         return Lease(self._hurried, f"{_LOCKS}/{kind}/{name.strip('.')}")
 
     def place_of(self, path: str) -> Path:
-        from orchestrator.store.places import CACHES  # noqa: PLC0415
+        from orchestrator.store.store_address import CACHES  # noqa: PLC0415
 
         parts = Path(path).parts
         start = len(parts) - parts[::-1].index(CACHES) + 1  # after the name of that cache

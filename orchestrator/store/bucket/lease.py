@@ -16,10 +16,10 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from orchestrator.base.json_types import Json
 from orchestrator.store.bucket.client import Bucket, BucketError, Content, Lost
 
 TIME_S = 60.0
@@ -137,7 +137,7 @@ def is_fresh(content: Content, time_s: float) -> bool:
     return time.time() - content.modified < time_s
 
 
-def _facts(content: Content) -> dict[str, Any]:
+def _facts(content: Content) -> Json:
     try:
         facts = json.loads(content.data)
     except ValueError:
@@ -145,7 +145,7 @@ def _facts(content: Content) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _this_process() -> dict[str, Any]:
+def _this_process() -> Json:
     """Return what tells this process from all others, on whatever machine."""
     return {
         "space": _process_space(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.base.json_types import Json
 from orchestrator.store.run_files.diagnosis import Diagnosed
 from orchestrator.store.run_files.records import FileRecord
 from orchestrator.store.run_files.scores import Corrected, Difference, Scores
@@ -58,7 +59,7 @@ class BoardRow(FileRecord):
         """The same on the private half."""
         return self.private_macro_f1 if self.private_score is None else self.private_score
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Return plain data; a score that is none is left out."""
         without = {"public_score", "private_score"} if self.public_score is None else None
         return self.model_dump(exclude=without)
@@ -102,7 +103,7 @@ class AdjustedLabel(FileRecord):
 class Adjusted(FileRecord):
     """How the members' answers are moved before they vote."""
 
-    by: dict[str, Any] = {}  # select.adjust of the spec
+    by: Json = {}  # select.adjust of the spec
     seed: int = 0  # of the parts of the people that fits were judged on
     change: Difference = Difference()  # of the vote, by it
     members: dict[str, tuple[AdjustedLabel, ...]] = {}  # by setting, every label

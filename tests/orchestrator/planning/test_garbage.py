@@ -16,7 +16,6 @@ from orchestrator.planning.stage_keys import catalog_key, prepare_key, split_key
 from orchestrator.run.driver import dump_yaml
 from orchestrator.spec.load import read
 from orchestrator.stages import STAGES
-from orchestrator.store import places
 from orchestrator.store.artifacts import Store
 from orchestrator.store.event_types import TrialEnded, TrialStarted
 from orchestrator.store.ledger import Ledger
@@ -180,7 +179,7 @@ def test_on_a_bucket_nothing_that_a_run_needs_goes(spec, tmp_path, monkeypatch):
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
-        store = places.open_store(f"s3://{server.new_bucket()}/store")
+        store = store_address.open_store(f"s3://{server.new_bucket()}/store")
         plan = begin(store, spec)
         make(store, "trial", "of-nobody")
         store.bucket.write("trial/dead/files-x/weights", b"1")
@@ -194,5 +193,5 @@ def test_on_a_bucket_nothing_that_a_run_needs_goes(spec, tmp_path, monkeypatch):
             assert 1 == len(store.bucket.folders(kind)), kind
         assert [f"{plan.run_id}-COMPLETE"] == store.bucket.folders("trial")
     finally:
-        places._open_bucket.cache_clear()
+        store_address._open_bucket.cache_clear()
         server.close()

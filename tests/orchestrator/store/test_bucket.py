@@ -296,7 +296,7 @@ def test_a_driver_that_was_taken_over_cannot_write_and_its_successor_goes_on(mac
 DRIVER = """
     import sys, time
     from pathlib import Path
-    from orchestrator.store.places import open_store
+    from orchestrator.store.store_address import open_store
     from orchestrator.store.event_types import RunStarted
     from orchestrator.store.ledger import Ledger
     store = open_store(sys.argv[1])
@@ -434,7 +434,7 @@ def test_another_url_is_refused_and_its_keys_are_not_repeated(url, sentence):
 
 def test_no_bucket_named_no_library_imported(tmp_path):
     code = (
-        "import sys; from orchestrator.store.places import open_to_read\n"
+        "import sys; from orchestrator.store.store_address import open_to_read\n"
         "from orchestrator.store.ledger import is_live\n"
         f"from pathlib import Path; open_to_read(Path({str(tmp_path)!r}))\n"
         f"is_live(Path({str(tmp_path)!r}) / 'runs/a')\n"

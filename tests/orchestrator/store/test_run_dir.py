@@ -7,8 +7,8 @@ import pytest
 
 from orchestrator.base.errors import UserError
 from orchestrator.report.command_output import run_lines, status_lines
-from orchestrator.report.explain import story, why
 from orchestrator.report.result_tables import status_view
+from orchestrator.report.state_reasons import story, why
 from orchestrator.run.control import remove_run
 from orchestrator.store.event_types import RunEnded, StageEnded
 from orchestrator.store.ledger import Ledger
