@@ -16,6 +16,7 @@ from orchestrator.planning.stage_keys import catalog_key, prepare_key, split_key
 from orchestrator.run.driver import dump_yaml
 from orchestrator.spec.load import read
 from orchestrator.stages import STAGES
+from orchestrator.store import store_address
 from orchestrator.store.artifacts import Store
 from orchestrator.store.event_types import TrialEnded, TrialStarted
 from orchestrator.store.ledger import Ledger
