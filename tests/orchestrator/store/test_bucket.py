@@ -15,7 +15,7 @@ import pytest
 from filelock import Timeout
 
 from orchestrator.base.errors import SpecError, UserError
-from orchestrator.store import looks, places
+from orchestrator.store import looks, store_address
 from orchestrator.store.bucket.client import Bucket, BucketError, require_bucket
 from orchestrator.store.bucket.lease import Lease
 from orchestrator.store.event_types import RunEnded, RunStarted
@@ -45,12 +45,12 @@ def machine(server, tmp_path, monkeypatch):
 
     def open_on(name):
         monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / name))
-        places._open_bucket.cache_clear()
-        return places.open_store(url)
+        store_address._open_bucket.cache_clear()
+        return store_address.open_store(url)
 
     open_on.url = url
     yield open_on
-    places._open_bucket.cache_clear()
+    store_address._open_bucket.cache_clear()
 
 
 def make(store, text="x", kind="thing", key=KEY, name="file.txt"):
@@ -84,7 +84,7 @@ def test_what_one_machine_makes_another_one_has(machine):
 
 
 def test_a_store_in_a_folder_is_copied_to_a_bucket_and_back(machine, tmp_path):
-    folder = places.open_store(tmp_path / "folder")
+    folder = store_address.open_store(tmp_path / "folder")
     make(folder)
     on_bucket = machine("a")
     for path in folder.root.rglob("*"):
@@ -92,7 +92,7 @@ def test_a_store_in_a_folder_is_copied_to_a_bucket_and_back(machine, tmp_path):
             on_bucket.bucket.upload(path, path.relative_to(folder.root).as_posix())
     assert "x" == on_bucket.get("thing", KEY).file("file.txt").read_text()
     make(on_bucket, "second", key="s" * 64)
-    back = places.open_store(tmp_path / "back")
+    back = store_address.open_store(tmp_path / "back")
     for stored in on_bucket.bucket.objects("thing"):
         on_bucket.bucket.download(stored.name, back.root / stored.name)
     assert "second" == back.get("thing", "s" * 64).file("file.txt").read_text()
@@ -428,7 +428,7 @@ def test_a_wrong_address_is_one_sentence(monkeypatch):
 )
 def test_another_url_is_refused_and_its_keys_are_not_repeated(url, sentence):
     with pytest.raises(SpecError, match=sentence) as caught:
-        places.open_store(url)
+        store_address.open_store(url)
     assert "canary" not in str(caught.value)
 
 
