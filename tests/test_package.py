@@ -21,7 +21,7 @@ NOT_IMPORTED = {
     "werkzeug": "deepface imports it and does not declare it",
     "python-multipart": "starlette imports it to read forms",
 }
-OPTIONAL = {"IPython", "mlflow", "pillow_heif"}  # a notebook has it; extras of their own
+OPTIONAL = {"IPython", "mlflow", "obstore", "pillow_heif"}  # a notebook has it; extras of their own
 
 
 def normal(name):
