@@ -6,7 +6,8 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,17 @@ def test_what_is_imported_is_declared_and_nothing_else():
     assert set(NOT_IMPORTED) == declared - imported()
     assert set(IMPORTED_THROUGH) == imported() - declared
     assert set(IMPORTED_THROUGH.values()) <= declared
+
+
+def test_what_is_installed_has_the_pinned_versions():
+    pins = re.findall(r"(?m)^([\w.-]+)==([^\s;#]+)", (ROOT / "constraints.txt").read_text())
+    assert len(pins) > 100
+    others = {}
+    for name, pinned in pins:
+        with suppress(PackageNotFoundError):
+            if version(name) != pinned:
+                others[name] = version(name)
+    assert not others
 
 
 @pytest.mark.slow
