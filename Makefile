@@ -68,7 +68,7 @@ bench: dev weights  ## measure against what a user would do instead; ONLY=name r
 gpu-check: dev  ## what only a GPU can show, in one table and gpu.json; ONLY=name runs one row
 	$(BIN)/python -m tests.gpu $(if $(ONLY),--only $(ONLY))
 
-faults: dev weights  ## kill processes of a real run, and fuzz every reader; about six minutes
+faults: dev weights  ## kill processes of a real run, and fuzz every reader; some minutes
 	$(BIN)/python -m pytest -q tests/faults
 
 campaign: dev weights  ## the long forms of studies and fault campaigns; each has a short form in `make test`
