@@ -1,8 +1,8 @@
 """timm, imported without Weights & Biases.
 
 `timm.utils.summary` imports wandb where it is installed. That takes a tenth of timm's own import
-(`python -X importtime`) in every process that trains, and leaves two folders in the system's temporary folder for each process
-that is killed. Nothing here uses that module of timm.
+(`python -X importtime`) in every process that trains, and leaves two folders in the system's
+temporary folder for each process that is killed. Nothing here uses that module of timm.
 """
 
 import sys
