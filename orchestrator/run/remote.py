@@ -110,16 +110,21 @@ def submit(address: str, order: Order) -> int:
         if is_new:
             is_new = server.submit(words, folder, name, about)
     said = "sent" if is_new else "has it already; following it"
-    sys.stderr.write(f"run {facts.run_id}: {address} {said}, store {facts.store}\n")
+    sentence = f"run {facts.run_id}: {address} {said}, store {facts.store}\n"
     if order.detach:
+        sys.stderr.write(sentence)
         sys.stdout.write(f"{facts.run_id}\n")
         return 0
-    return follow(server, name, facts.run_id)
+    return follow(server, name, facts.run_id, sentence)
 
 
-def follow(server: JobServer, name: str, run_id: str) -> int:
-    """Print what the job of a run prints; Ctrl-C leaves it, and the run goes on."""
+def follow(server: JobServer, name: str, run_id: str, sentence: str = "") -> int:
+    """Print a sentence, then what the job of a run prints; Ctrl-C leaves it, and the run goes on.
+
+    The sentence is printed here, so that a Ctrl-C in answer to it already finds its handler.
+    """
     try:
+        sys.stderr.write(sentence)
         return server.follow(name, _write)
     except KeyboardInterrupt:
         sys.stderr.write(

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -140,6 +141,19 @@ class Jobs:
 )
 def test_a_second_submit_attaches_to_a_live_job_and_follows_an_ended_one(jobs, name, is_new):
     assert (name, is_new) == remote._name_of(Jobs(*jobs), "a-1")
+
+
+def test_a_ctrl_c_in_answer_to_the_first_sentence_leaves_the_run(monkeypatch):
+    written = []
+
+    def write(text):
+        written.append(text)
+        if len(written) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(remote.sys, "stderr", SimpleNamespace(write=write))
+    assert remote.INTERRUPTED == remote.follow(Jobs(), "a-1", "a-1", "run a-1: sent\n")
+    assert "run a-1 goes on. To come back: logs a-1 --follow" in written[1]
 
 
 def test_what_travels_is_code_and_the_spec_alone_and_its_size_is_limited(tmp_path, monkeypatch):
