@@ -16,6 +16,7 @@ from orchestrator.evaluation.hypotheses import needs_text
 from orchestrator.spec.score import DEFAULT, score_title
 from orchestrator.store.event_types import (
     OBJECTIVE,
+    FOLD_SCORE,
     SCORE,
     DriverStarted,
     Event,
@@ -90,7 +91,7 @@ def trials_view(run: Path) -> list[dict[str, Any]]:
 
 def _row_score(row: Mapping[str, Any]) -> float | None:
     """Return what the search maximizes, of a row of trials.parquet."""
-    score: float | None = row.get(SCORE) or row[OBJECTIVE]
+    score: float | None = row.get(FOLD_SCORE) or row.get(SCORE) or row[OBJECTIVE]
     return score
 
 
@@ -132,9 +133,9 @@ def _tables(run: Path) -> str:
     parts = []
     if rows := trials_view(run):
         names: tuple[str, ...] = _TRIAL
-        if SCORE in rows[0]:
-            place = _TRIAL.index(OBJECTIVE)
-            names = (*_TRIAL[:place], SCORE, *_TRIAL[place:])
+        extra = [name for name in (FOLD_SCORE, SCORE) if name in rows[0]]
+        place = _TRIAL.index(OBJECTIVE)
+        names = (*_TRIAL[:place], *extra, *_TRIAL[place:])
         cells = [[_cell(name, row[name]) for name in names] for row in rows]
         parts.append(_table("trials", names, cells))
     selection = _selection(run)

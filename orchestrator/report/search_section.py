@@ -11,7 +11,7 @@ from orchestrator.report import charts
 from orchestrator.report.load import Run, View
 from orchestrator.report.models_section import by_score, legend, settings_text, variant_colors
 from orchestrator.store.run_files.records import number
-from orchestrator.store.run_files.trials import TrialRow
+from orchestrator.store.run_files.trials import TrialRow, searched_settings
 
 _MAX_PARALLEL = 300
 _MAX_SLICES = 12
@@ -20,11 +20,13 @@ _MAX_SLICES = 12
 def search(run: Run) -> View:
     """Return plots of score against settings, of the search trials that have both."""
     trials = []
-    for trial in run.trials or ():
-        if trial.phase == "search" and trial.score is not None and trial.params:
+    for trial in searched_settings(run.trials or ()):
+        if trial.score is not None and trial.params:
             trials.append(trial)
+    n_folds = run.resolved.search.folds
     if len(trials) < 2:
         return {"n": len(trials)}
+    n_stopped = sum(trial.n_folds < n_folds for trial in trials) if n_folds else 0
     trials.sort(key=by_score)
     scores = [trial.score or 0.0 for trial in trials]
     axes = _axes(run, trials)
@@ -37,6 +39,8 @@ def search(run: Run) -> View:
     title = "Share of the variance of the score that one setting explains"
     return {
         "n": len(trials),
+        "n_folds": n_folds,
+        "n_stopped": n_stopped,
         "n_shown": min(len(trials), _MAX_PARALLEL),
         "plot": _parallel(axes, trials, scores, f"val {run.score_title}"),
         "slices": _slices(axes, trials, scores),

@@ -14,8 +14,8 @@ from orchestrator.search.card_sharing.shares import FixedShare, Shares
 from orchestrator.search.controller import Reports, TrialController
 from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
-from orchestrator.spec.search_space import Choice, Entry, Point, Search, grid, suggest
-from orchestrator.store.event_types import objective
+from orchestrator.spec.search_space import Choice, Entry, Point, Search, Wilcoxon, grid, suggest
+from orchestrator.store.event_types import TrialEnded, objective
 from orchestrator.store.ledger import Ledger, TrialRecord
 from trainers.settings.duration import Duration
 
@@ -50,7 +50,9 @@ class VariantStudy:
         self.warn = warn
         self.space = search.space_of(variant)
         self.grid = grid(self.space) if search.sampler == "grid" else []
-        self.optuna = optuna.create_study(study_name=f"{run_id}/{variant}", direction="maximize")
+        self.optuna = optuna.create_study(
+            study_name=f"{run_id}/{variant}", direction="maximize", pruner=_pruner(search)
+        )
         self.n_asked = 0
         self.n_ended = 0
         self.points: list[Point] = []  # that were asked for
@@ -189,6 +191,11 @@ class VariantStudy:
             else:
                 self.optuna.tell(trial, state=State.PRUNED if status == "PRUNED" else State.FAIL)
 
+    def complete(self, trial: Any, value: float) -> None:
+        """Tell Optuna the result of a trial whose steps were reported before."""
+        self.n_ended += 1
+        self.optuna.tell(trial, value)
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -231,9 +238,9 @@ class Studies:
         """How many trials there are in all."""
         return sum(study.budget for study in self.studies.values())
 
-    def tell(self, asked: Asked, status: str, reports: Reports, cause: str | None) -> None:
+    def tell(self, asked: Asked, end: TrialEnded, reports: Reports) -> None:
         """Tell a study how a trial ended."""
-        asked.study.tell(asked.trial, status, reports, cause)
+        asked.study.tell(asked.trial, end.status, reports, end.cause)
 
     def resume(self, record: TrialRecord) -> tuple[TrialSpec, Asked]:
         """Ask again for a trial of the ledger."""
@@ -245,22 +252,44 @@ class Studies:
     def proposals(self) -> Iterator[tuple[TrialSpec, Asked] | None]:
         """Yield new trials, variant after variant; None if all have to wait for their sources."""
         while True:
-            open_ = [study for study in self.studies.values() if study.n_asked < study.budget]
-            if not open_:
+            if not self.has_open:
                 return
-            ready = [study for study in open_ if self._has_source_ended(study.variant)]
-            if not ready:
+            study = self.next_study()
+            if study is None:
                 yield None
                 continue
-            study = min(ready, key=lambda study: study.n_asked)
             trial_id = f"{study.variant}-{study.n_asked:04}"
             trial, point = study.ask()
             spec = self.make_spec(trial_id, study.variant, json.loads(json.dumps(point)))
             yield spec, Asked(study, trial)
 
+    @property
+    def has_open(self) -> bool:
+        """Return True if a study has not asked for all its trials yet."""
+        return any(study.n_asked < study.budget for study in self.studies.values())
+
+    def next_study(self) -> VariantStudy | None:
+        """Return the study that asks next; None if all have asked, or wait for their sources."""
+        ready = []
+        for study in self.studies.values():
+            if study.n_asked < study.budget and self._has_source_ended(study.variant):
+                ready.append(study)
+        return min(ready, key=lambda study: study.n_asked, default=None)
+
     def _has_source_ended(self, variant: str) -> bool:
         source = self.sources.get(variant)
         return source is None or self.studies[source].n_ended >= self.studies[source].budget
+
+
+def _pruner(search: Search) -> Any:
+    """Return Optuna's pruner where its scheduler compares folds; `Rungs` compare epochs."""
+    from optuna import pruners  # noqa: PLC0415
+
+    if not isinstance(search.scheduler, Wilcoxon):
+        return pruners.NopPruner()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is experimental, and meant
+        return pruners.WilcoxonPruner(p_threshold=search.scheduler.p)
 
 
 def _seed(*parts: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
 from orchestrator.planning.stage_keys import prepare_keys, search_key, study_families
 from orchestrator.search.reuse import earlier, write_families
-from orchestrator.spec.search_space import Search
+from orchestrator.spec.search_space import FoldStep, Search
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.split import Split
@@ -54,8 +55,11 @@ def find(scope: Scope, catalog: Catalog) -> Found:
 def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched:
     """Try settings: one trial each, trained on role train and scored on role val.
 
+    With `search.folds`, a setting is trained on folds of confirm, and scored on the people of role
+    val that each of them held out. So no label of another person chooses a setting.
+
     Raises:
-        UserError: no trial was finished.
+        UserError: no setting was finished.
     """
     from orchestrator.search.trial_tables import write_tables  # noqa: PLC0415
     from orchestrator.stages import trial_phase as phase  # noqa: PLC0415
@@ -73,7 +77,11 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched
             f"search: at least one finished trial was required, none of {len(trials)} is: "
             f"{'; '.join(causes[:3])}"
         )
-    ranking = phase.rank_trials(trials, env.store, env.experiment.spec.parsed_score, env.schema)
+    search = env.experiment.spec.search
+    if search is not None and search.folds is not None:
+        ranking = rank_settings(trials, search.folds)
+    else:
+        ranking = phase.rank_trials(trials, env.store, env.experiment.spec.parsed_score, env.schema)
     phase.save_phase(env, "search", key, trials, ranking)
     return Searched(
         CACHED if is_loaded else SUCCEEDED,
@@ -83,7 +91,86 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched
     )
 
 
+def rank_settings(trials: Iterable[TrialRecord], n_folds: int) -> list[Ranked]:
+    """Return the settings that were trained on all their folds, with their means.
+
+    Raises:
+        UserError: there is none.
+    """
+    from orchestrator.search.trial_tables import fold_scores  # noqa: PLC0415
+    from orchestrator.stages.trial_phase import Ranked  # noqa: PLC0415
+
+    trials = list(trials)
+    variants = {trial.setting: trial.variant for trial in trials}
+    ranking = []
+    for setting, scores in fold_scores(trials).items():
+        if len(scores) == n_folds:
+            mean = statistics.fmean(scores.values())
+            ranking.append(Ranked(setting, variants[setting], mean))
+    if not ranking:
+        raise UserError(
+            f"search: at least one setting with all its {n_folds} folds was required, none of "
+            f"{len(variants)} has them; allow more by search.limits, or see why trials failed"
+        )
+    return ranking
+
+
+def val_samples(split: Split) -> dict[str, set[str]]:
+    """Return variant -> its samples of role val."""
+    samples = {}
+    for variant, table in split.folds.items():
+        rows = zip(table["sample_id"].to_pylist(), table["role"].to_pylist(), strict=True)
+        samples[variant] = {sample for sample, role in rows if role == "val"}
+    return samples
+
+
+class FoldScorer:
+    """Scores a training by what it held out of role val, on the samples that all variants have there."""
+
+    def __init__(self, trainings: Trainings, steps: list[FoldStep]) -> None:
+        """Check that every fold has such samples.
+
+        Raises:
+            UserError: one has none.
+        """
+        from data_prep.split import rows_of_seed  # noqa: PLC0415
+
+        self.env = trainings.env
+        self.samples = set.intersection(*val_samples(trainings.split).values())
+        for variant, table in trainings.split.folds.items():
+            for step in steps:
+                rows = rows_of_seed(table, step.seed)
+                folds = zip(rows["sample_id"].to_pylist(), rows["fold"].to_pylist(), strict=True)
+                held_out = {sample for sample, fold in folds if fold == step.fold}
+                if held_out.isdisjoint(self.samples):
+                    raise self._nothing_to_score(f"fold {step.fold} of seed {step.seed}", variant)
+
+    def _nothing_to_score(self, where: str, variant: str) -> UserError:
+        return UserError(
+            f"search.folds: photos of role val were required in {where} of variant {variant}, found "
+            "none; raise data.split.val, lower confirm.folds, or give the variants one data.split"
+        )
+
+    def __call__(self, spec: TrialSpec) -> float:
+        """Return the score of a finished training.
+
+        Raises:
+            UserError: it predicted no photo that counts.
+        """
+        from orchestrator.evaluation.common_samples import held_out_score  # noqa: PLC0415
+        from orchestrator.stages.trial_phase import scorer_of_head  # noqa: PLC0415
+
+        artifact = self.env.store.get("trial", spec.key)
+        score = self.env.experiment.spec.parsed_score
+        scorer = scorer_of_head(spec.train, score, self.env.schema)
+        value = held_out_score(artifact, self.samples, scorer)
+        if value is None:
+            raise self._nothing_to_score(f"the predictions of {spec.trial_id}", spec.variant)
+        return value
+
+
 def _train(trainings: Trainings) -> None:
+    from orchestrator.search.judging.folds import FoldStudies, fold_controller  # noqa: PLC0415
     from orchestrator.search.study import Studies, search_controller  # noqa: PLC0415
     from orchestrator.stages.trial_phase import (  # noqa: PLC0415
         card_shares,
@@ -111,19 +198,43 @@ def _train(trainings: Trainings) -> None:
             source=best.key if best else None,
         )
 
+    def describe_fold(
+        trial_id: str, variant: str, point: dict[str, Any], step: FoldStep
+    ) -> TrialSpec:
+        source = folds.best_key(sources[variant], step) if variant in sources else None
+        seed, fold = step
+        return trainings.describe(
+            trial_id, "search", variant, point, seed=seed, fold=fold, source=source
+        )
+
     trainings.check()
     search = spec.search or Search(trials=1)
+    steps = search.fold_steps(spec.confirm)
+    score_of = FoldScorer(trainings, steps) if steps else None
     _replay_earlier(trainings, search)
     env.ledger.append(PhaseStarted(phase="search"), commit=True)
     studies = Studies(
         env.paths.run_id, search, variants, spec.seed, describe, sources, env.console.say
     )
+    gpus_per_trial = spec.resources.per_trial.least_gpu
+    if score_of is not None:
+        folds = FoldStudies(studies, steps, describe_fold, score_of)
+        controller = fold_controller(
+            folds,
+            env.ledger,
+            finished=trainings.stored_history,
+            gpus_per_trial=gpus_per_trial,
+            shares=card_shares(env),
+            is_lost=trainings.is_lost,
+        )
+        train_all(env, controller, "search", folds.n_trials)
+        return
     controller = search_controller(
         studies,
         env.ledger,
         {name: arm.train.duration for name, arm in experiment.arms.items()},
         finished=trainings.stored_history,
-        gpus_per_trial=spec.resources.per_trial.least_gpu,
+        gpus_per_trial=gpus_per_trial,
         shares=card_shares(env),
         is_lost=trainings.is_lost,
     )
