@@ -15,8 +15,8 @@ from orchestrator.base.wording import counted, signed
 from orchestrator.evaluation.hypotheses import needs_text
 from orchestrator.spec.score import DEFAULT, score_title
 from orchestrator.store.event_types import (
-    OBJECTIVE,
     FOLD_SCORE,
+    OBJECTIVE,
     SCORE,
     DriverStarted,
     Event,

@@ -76,8 +76,9 @@ class Part:
 def run_trial(spec: TrialSpec, report: Report) -> Artifact:
     """Train one trial, or find it finished in the store and report its epochs again.
 
-    A held-out fold is predicted once, at the end; its labels never reach the training. If another run trains the same trial, this one waits for its artifact. The wait is no
-    time without a report: whoever trains is watched by its own run. `wall_s` goes on.
+    A held-out fold is predicted once, at the end; its labels never reach the training. If another
+    run trains the same trial, this one waits for its artifact. The wait is no time without a
+    report: whoever trains is watched by its own run. `wall_s` goes on.
 
     Raises:
         UserError: head frozen_deep has no source, or its source was trained on other data.

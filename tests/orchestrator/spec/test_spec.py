@@ -470,8 +470,8 @@ def test_folds_of_a_search_are_folds_of_confirm(write, changes, message):
     folds = ["search.scheduler=none", "search.folds=5", "hypotheses=[]", "select.policy=validation"]
     with pytest.raises(SpecError, match=message):
         read(write(), [*folds, *changes])
-    search = read(write(), [*folds, "confirm.seeds=[2, 3]", "confirm.folds=3"]).spec.search
-    assert search is not None
+    spec = read(write(), [*folds, "confirm.seeds=[2, 3]", "confirm.folds=3"]).spec
+    assert [(2, 0), (2, 1), (2, 2), (3, 0), (3, 1)] == spec.search.fold_steps(spec.confirm)
 
 
 @pytest.mark.parametrize(

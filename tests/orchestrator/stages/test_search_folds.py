@@ -183,4 +183,4 @@ def test_keys_change_where_folds_are_used_and_nowhere_else():
 def test_a_plan_counts_every_fold_and_says_what_confirm_need_not_train():
     experiment = read(SMOKE, list(CHANGES), check_roots=False)
     assert {"search": 6, "confirm": 6} == plan.n_trials(experiment)
-    assert 3 == plan._n_shared(experiment)  # noqa: SLF001
+    assert 3 == plan._n_shared(experiment)

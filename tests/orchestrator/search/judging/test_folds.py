@@ -139,8 +139,8 @@ def test_killed_at_any_record_it_goes_on_at_the_next_fold(tmp_path, how):
         folder = tmp_path / f"{how}-{place}"
         folder.mkdir()
         store = {}
+        ledger = toy.MortalLedger(folder, place, how)
         with pytest.raises(toy.KilledError):
-            ledger = toy.MortalLedger(folder, place, how)
             play(folder, search=search, ledger=ledger, store=store)
         ended = {e.trial_id for e in read(folder / "events.jsonl") if isinstance(e, TrialEnded)}
         _, _, trained = play(folder, search=search, store=store)
