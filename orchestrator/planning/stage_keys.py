@@ -159,6 +159,8 @@ def study_families(
             **_other_score(experiment),
             **_search_folds(experiment),
         }
+        if search.counts_parameters:
+            parts["objectives"] = search.objectives
         families[name] = digest(parts)
     return families
 

@@ -30,6 +30,7 @@ from orchestrator.store.run_files.hypotheses import Hypothesis
 from orchestrator.store.run_files.records import as_record, as_records, read_json
 from orchestrator.store.run_files.scores import Score, Scores
 from orchestrator.store.run_files.selection import Candidate, EnsembleScores, Selection
+from orchestrator.store.run_files.trials import TrialRow, searched_sizes
 
 _CANDIDATE = (
     "",
@@ -118,14 +119,48 @@ def _json_text(run: Path) -> str:
     ensemble = None
     if selection.get("members"):
         ensemble = {"members": selection.get("members"), **(selection.get("ensemble") or {})}
-    view = {
+    view: dict[str, Any] = {
         "run_id": run.name,
         "trials": trials_view(run),
         "candidates": selection.get("candidates") or [],
         "ensemble": ensemble,
         "hypotheses": _json(run / "hypotheses.json"),
     }
+    if front := front_rows(run):
+        view["front"] = front
     return json.dumps(view, indent=1, allow_nan=False) + "\n"
+
+
+class FrontRow(TypedDict):
+    """A setting of the search's Pareto front."""
+
+    setting: str
+    variant: str
+    n_params: int
+    score: float
+    params: dict[str, Any]
+
+
+def front_rows(run: Path) -> list[FrontRow]:
+    """Return the Pareto front of the search, the best score first; [] where it aims at the score alone."""
+    from orchestrator.evaluation.selection import pareto_front  # noqa: PLC0415
+
+    rows = searched_sizes(as_records(TrialRow, trials_view(run)))
+    scores = {setting: row.score or 0.0 for setting, row in rows.items()}
+    sizes = {setting: row.n_params or 0.0 for setting, row in rows.items()}
+    front: list[FrontRow] = []
+    for setting in pareto_front(scores, sizes):
+        row = rows[setting]
+        front.append(
+            {
+                "setting": setting,
+                "variant": row.variant,
+                "n_params": int(sizes[setting]),
+                "score": scores[setting],
+                "params": row.params,
+            }
+        )
+    return front
 
 
 def _tables(run: Path) -> str:
@@ -138,6 +173,13 @@ def _tables(run: Path) -> str:
         names = (*_TRIAL[:place], *extra, *_TRIAL[place:])
         cells = [[_cell(name, row[name]) for name in names] for row in rows]
         parts.append(_table("trials", names, cells))
+    if front := front_rows(run):
+        names = ("setting", "variant", "n_params", "search_score", "params")
+        cells = []
+        for point in front:
+            row = point | {"params": json.dumps(point["params"])}
+            cells.append([_cell(name, value) for name, value in row.items()])
+        parts.append(_table("Pareto front of the search", names, cells))
     selection = _selection(run)
     if selection.candidates:
         cells = [_candidate_cells(candidate) for candidate in selection.candidates]

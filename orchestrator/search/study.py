@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from orchestrator.base.keys import digest
 from orchestrator.search.budget import Budget
 from orchestrator.search.card_sharing.shares import FixedShare, Shares
-from orchestrator.search.controller import Reports, TrialController
+from orchestrator.search.controller import Reports, TrialController, Verdict
 from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
 from orchestrator.spec.search_space import Choice, Entry, Point, Search, Wilcoxon, grid, suggest
-from orchestrator.store.event_types import TrialEnded, objective
+from orchestrator.store.event_types import N_PARAMS, Metrics, TrialEnded, objective
 from orchestrator.store.ledger import Ledger, TrialRecord
 from trainers.settings.duration import Duration
 
@@ -50,8 +50,9 @@ class VariantStudy:
         self.warn = warn
         self.space = search.space_of(variant)
         self.grid = grid(self.space) if search.sampler == "grid" else []
+        directions = ["maximize", "minimize"] if search.counts_parameters else ["maximize"]
         self.optuna = optuna.create_study(
-            study_name=f"{run_id}/{variant}", direction="maximize", pruner=_pruner(search)
+            study_name=f"{run_id}/{variant}", directions=directions, pruner=_pruner(search)
         )
         self.n_asked = 0
         self.n_ended = 0
@@ -170,31 +171,56 @@ class VariantStudy:
         # a known point leaves nothing to sample, and tpe and gp take their time
         return samplers.RandomSampler(seed=seed)
 
-    def tell(self, trial: Any, status: str, reports: Reports, cause: str | None = None) -> None:
+    def tell(
+        self,
+        trial: Any,
+        status: str,
+        reports: Reports,
+        cause: str | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
         """Tell Optuna how a trial ended: its intermediate values, and PRUNED as such.
 
         A point that does not fit into memory violates a constraint, so that the sampler avoids it;
         a failure would be forgotten and proposed again.
+
+        Args:
+            trial: Optuna's.
+            status: COMPLETE, PRUNED or FAILED.
+            reports: of its epochs.
+            cause: of a failure, in one word.
+            metrics: of its end; needed where parameters are counted.
         """
         from optuna.trial import TrialState as State  # noqa: PLC0415
 
         self.n_ended += 1
-        for epoch, metrics in sorted(reports.items()):
-            trial.report(objective(metrics), epoch)
+        for epoch, reported in sorted(reports.items()):
+            self.report(trial, epoch, objective(reported))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if cause == "memory":
                 trial.set_constraint("memory", 1.0)
                 self.optuna.tell(trial, state=State.PRUNED)
             elif status == "COMPLETE":
-                self.optuna.tell(trial, max(map(objective, reports.values())))
+                best = max(map(objective, reports.values()))
+                self.optuna.tell(trial, self._values(best, metrics))
             else:
                 self.optuna.tell(trial, state=State.PRUNED if status == "PRUNED" else State.FAIL)
 
-    def complete(self, trial: Any, value: float) -> None:
+    def complete(self, trial: Any, score: float, metrics: Metrics | None) -> None:
         """Tell Optuna the result of a trial whose steps were reported before."""
         self.n_ended += 1
-        self.optuna.tell(trial, value)
+        self.optuna.tell(trial, self._values(score, metrics))
+
+    def report(self, trial: Any, step: int, score: float) -> None:
+        """Report an intermediate score, which Optuna takes where there is one objective."""
+        if not self.search.counts_parameters:
+            trial.report(score, step)
+
+    def _values(self, score: float, metrics: Metrics | None) -> list[float]:
+        if self.search.counts_parameters:
+            return [score, (metrics or {})[N_PARAMS]]
+        return [score]
 
 
 @dataclass(frozen=True)
@@ -240,7 +266,7 @@ class Studies:
 
     def tell(self, asked: Asked, end: TrialEnded, reports: Reports) -> None:
         """Tell a study how a trial ended."""
-        asked.study.tell(asked.trial, end.status, reports, end.cause)
+        asked.study.tell(asked.trial, end.status, reports, end.cause, end.metrics)
 
     def resume(self, record: TrialRecord) -> tuple[TrialSpec, Asked]:
         """Ask again for a trial of the ledger."""
@@ -314,6 +340,7 @@ def search_controller(
     ledger: Ledger,
     durations: dict[str, str],
     *,
+    measure: Callable[[TrialSpec], Metrics] | None = None,
     finished: Callable[[TrialSpec], list[dict[str, float]] | None] | None = None,
     gpus_per_trial: float = 0.0,
     shares: Shares = FixedShare(),  # noqa: B008 - frozen
@@ -325,6 +352,7 @@ def search_controller(
         studies: one per variant.
         ledger: open for writing.
         durations: variant -> its `train.duration`.
+        measure: returns what is known of a finished training beside its reports.
         finished: looks up the epochs of a trial that is finished in the store.
         gpus_per_trial: for the limit gpu_hours; 0 where each trial has a part of its own.
         shares: which part of a card a trial gets.
@@ -338,6 +366,7 @@ def search_controller(
         studies.proposals(),
         rungs=rungs,
         tell=studies.tell,
+        judge=None if measure is None else lambda _, spec: Verdict(measure(spec)),
         resume=studies.resume,
         finished=finished,
         budget=Budget(studies.search.limits, gpus_per_trial),

@@ -12,7 +12,13 @@ import pyarrow.compute as pc
 
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
-from orchestrator.store.event_types import FOLD_SCORE, OBJECTIVE, SCORE, objective
+from orchestrator.store.event_types import (
+    FOLD_SCORE,
+    N_PARAMS,
+    OBJECTIVE,
+    SCORE,
+    objective,
+)
 from orchestrator.store.ledger import State, TrialRecord
 from orchestrator.store.run_dir import RunPaths
 
@@ -29,7 +35,7 @@ def write_tables(state: State, labels: Iterable[str], paths: RunPaths) -> None:
 def trials_table(state: State, labels: Iterable[str]) -> pa.Table:
     """Return trials.parquet: a row per trial that has ended."""
     extra = []
-    for name in (SCORE, FOLD_SCORE):
+    for name in (SCORE, FOLD_SCORE, N_PARAMS):
         if any(name in trial.metrics for trial in state.trials.values()):
             extra.append(name)
     schema = tables.trials_schema(labels, extra)

@@ -240,6 +240,28 @@ class Search(Section):
                     )
         return self
 
+    objectives: list[Literal["score", "parameters"]] = since(default=["score"])
+    """What the sampler aims at: a high score alone, or also few parameters (`[score, parameters]`)."""
+
+    @property
+    def counts_parameters(self) -> bool:
+        """Return True if the search also aims at few parameters."""
+        return "parameters" in self.objectives
+
+    @model_validator(mode="after")
+    def _objectives_make_sense(self) -> Self:
+        if self.objectives not in (["score"], ["score", "parameters"]):
+            raise ValueError(
+                f"objectives: [score] or [score, parameters] was required, found {self.objectives}"
+            )
+        if self.counts_parameters and not isinstance(self.scheduler, NoScheduler):
+            raise ValueError(
+                "scheduler: none was required beside several objectives, found "
+                f"{self.scheduler.name}: a setting with a low score may still be the best of its "
+                "size; remove the scheduler, or search for the score alone"
+            )
+        return self
+
     @model_validator(mode="after")
     def _scheduler_fits_the_folds(self) -> Self:
         scheduler = self.scheduler

@@ -72,7 +72,12 @@ def find(scope: Scope, catalog: Catalog) -> Found:
     from orchestrator.evaluation.selection import finalists  # noqa: PLC0415 - imports NumPy
 
     ranking = [(setting, variant, score) for setting, variant, score in search.result["ranking"]]
-    chosen = finalists(ranking, experiment.spec.confirm.finalists, list(experiment.arms))
+    chosen = finalists(
+        ranking,
+        experiment.spec.confirm.finalists,
+        list(experiment.arms),
+        search.result.get("sizes"),
+    )
     key = confirm_key(experiment, catalog.content, prepared, chosen)
     is_cached = scope.store.find("confirm", key) is not None
     why = "waits for the finalists of the search"
@@ -159,7 +164,7 @@ def choose_points(search: Searched, wanted: Confirm, variants: list[str]) -> dic
     for trial in search.trials:
         if trial.status == "COMPLETE":
             points[trial.setting] = Point(trial.variant, trial.params)
-    chosen = finalists(list(search.ranking), wanted.finalists, variants)
+    chosen = finalists(list(search.ranking), wanted.finalists, variants, search.sizes)
     return {setting: points[setting] for setting in chosen}
 
 

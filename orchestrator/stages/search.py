@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.base.errors import UserError
@@ -30,6 +31,8 @@ class Searched:
     note: str
     trials: tuple[TrialRecord, ...]
     ranking: tuple[Ranked, ...]  # of the finished trials
+    sizes: Mapping[str, float] = field(default_factory=dict)
+    """Setting -> its parameters, where the search aims at few of them."""
 
     @property
     def scores(self) -> dict[str, float]:
@@ -63,6 +66,7 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched
     """
     from orchestrator.search.trial_tables import write_tables  # noqa: PLC0415
     from orchestrator.stages import trial_phase as phase  # noqa: PLC0415
+    from orchestrator.store.event_types import N_PARAMS  # noqa: PLC0415
 
     key = search_key(env.experiment, catalog.content, prepare.keys)
     is_loaded = phase.load_phase(env, "search", key)
@@ -82,12 +86,16 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched
         ranking = rank_settings(trials, search.folds)
     else:
         ranking = phase.rank_trials(trials, env.store, env.experiment.spec.parsed_score, env.schema)
-    phase.save_phase(env, "search", key, trials, ranking)
+    sizes = {
+        trial.setting: trial.metrics[N_PARAMS] for trial in trials if N_PARAMS in trial.metrics
+    }
+    phase.save_phase(env, "search", key, trials, ranking, sizes)
     return Searched(
         CACHED if is_loaded else SUCCEEDED,
         phase.trials_note(env, trials),
         tuple(trials),
         tuple(ranking),
+        sizes,
     )
 
 
@@ -151,7 +159,7 @@ class FoldScorer:
             "none; raise data.split.val, lower confirm.folds, or give the variants one data.split"
         )
 
-    def __call__(self, spec: TrialSpec) -> float:
+    def score(self, spec: TrialSpec) -> float:
         """Return the score of a finished training.
 
         Raises:
@@ -169,6 +177,12 @@ class FoldScorer:
         return value
 
 
+def _n_params(env: Env, spec: TrialSpec) -> float:
+    """Return the number of parameters of a trained model."""
+    path = env.store.get("trial", spec.key).file("model.json")
+    return float(json.loads(path.read_text(encoding="utf-8"))["n_params"])
+
+
 def _train(trainings: Trainings) -> None:
     from orchestrator.search.judging.folds import FoldStudies, fold_controller  # noqa: PLC0415
     from orchestrator.search.study import Studies, search_controller  # noqa: PLC0415
@@ -177,7 +191,11 @@ def _train(trainings: Trainings) -> None:
         feature_sources,
         train_all,
     )
-    from orchestrator.store.event_types import PhaseStarted  # noqa: PLC0415
+    from orchestrator.store.event_types import (  # noqa: PLC0415
+        FOLD_SCORE,
+        N_PARAMS,
+        PhaseStarted,
+    )
 
     env = trainings.env
     experiment = trainings.env.experiment
@@ -210,15 +228,24 @@ def _train(trainings: Trainings) -> None:
     trainings.check()
     search = spec.search or Search(trials=1)
     steps = search.fold_steps(spec.confirm)
-    score_of = FoldScorer(trainings, steps) if steps else None
+    scorer = FoldScorer(trainings, steps) if steps else None
+
+    def measure(trial: TrialSpec) -> dict[str, float]:
+        metrics = {}
+        if scorer is not None:
+            metrics[FOLD_SCORE] = scorer.score(trial)
+        if search.counts_parameters:
+            metrics[N_PARAMS] = _n_params(env, trial)
+        return metrics
+
     _replay_earlier(trainings, search)
     env.ledger.append(PhaseStarted(phase="search"), commit=True)
     studies = Studies(
         env.paths.run_id, search, variants, spec.seed, describe, sources, env.console.say
     )
     gpus_per_trial = spec.resources.per_trial.least_gpu
-    if score_of is not None:
-        folds = FoldStudies(studies, steps, describe_fold, score_of)
+    if steps:
+        folds = FoldStudies(studies, steps, describe_fold, measure)
         controller = fold_controller(
             folds,
             env.ledger,
@@ -233,6 +260,7 @@ def _train(trainings: Trainings) -> None:
         studies,
         env.ledger,
         {name: arm.train.duration for name, arm in experiment.arms.items()},
+        measure=measure if search.counts_parameters else None,
         finished=trainings.stored_history,
         gpus_per_trial=gpus_per_trial,
         shares=card_shares(env),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -340,7 +340,12 @@ def load_phase(env: Env, phase: str, key: str) -> bool:
 
 
 def save_phase(
-    env: Env, phase: str, key: str, trials: Sequence[TrialRecord], ranking: Sequence[Ranked] = ()
+    env: Env,
+    phase: str,
+    key: str,
+    trials: Sequence[TrialRecord],
+    ranking: Sequence[Ranked] = (),
+    sizes: Mapping[str, float] | None = None,
 ) -> None:
     """Put a finished phase into the store, for the next run that asks for the same.
 
@@ -361,6 +366,8 @@ def save_phase(
         shutil.copytree(env.paths.tune / phase, draft.path / "tune")
         if ranking:
             draft.result["ranking"] = [list(row) for row in ranking]
+        if sizes:
+            draft.result["sizes"] = dict(sizes)
 
 
 def trials_note(env: Env, trials: Sequence[TrialRecord]) -> str:

@@ -19,6 +19,8 @@ SCORE = "val_score"
 """The metric that it maximizes instead, where the spec names another score."""
 FOLD_SCORE = "fold_score"
 """The score of a search training on the people of role val in its fold, at its end alone."""
+N_PARAMS = "n_params"
+"""The parameters of a trained model, at its end alone, where a search aims at few of them."""
 
 
 def objective(metrics: Metrics) -> float:

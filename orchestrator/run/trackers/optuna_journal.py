@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.run.trackers.sink import Sink
 from orchestrator.search.reuse import fold_suffix
 from orchestrator.spec.search_space import Choice, Search
-from orchestrator.store.event_types import objective
+from orchestrator.store.event_types import N_PARAMS, objective
 from orchestrator.store.ledger import TrialRecord
 
 
@@ -40,17 +40,18 @@ class Journal(Sink):
         if trial.phase != "search":
             return
         scores = {epoch: objective(metrics) for epoch, metrics in trial.reports.items()}
-        value = max(scores.values(), default=None)
+        score = max(scores.values(), default=None)
         if trial.started.fold is not None:
             of_folds = self._take_fold(trial)
             if of_folds is None:
                 return  # its setting goes on
             scores = of_folds
-            value = statistics.fmean(scores.values()) if scores else None
+            score = statistics.fmean(scores.values()) if scores else None
         variant = trial.variant
         if variant not in self.studies:
+            directions = ["maximize", "minimize"] if self.search.counts_parameters else ["maximize"]
             self.studies[variant] = optuna.create_study(
-                storage=self.storage, study_name=f"{self.run.name}/{variant}", direction="maximize"
+                storage=self.storage, study_name=f"{self.run.name}/{variant}", directions=directions
             )
         space = self.search.space_of(variant)
         params = {}
@@ -62,14 +63,19 @@ class Journal(Sink):
             str(trial.status), State.FAIL
         )
         if state not in {State.COMPLETE, State.PRUNED}:
-            value = None
+            score = None
+        values = None if score is None else [score]
+        if self.search.counts_parameters:
+            scores = {}  # Optuna takes no intermediate values of several objectives
+            size = trial.metrics.get(N_PARAMS)
+            values = None if score is None or size is None else [score, size]
         self.studies[variant].add_trial(
             optuna.trial.create_trial(
                 state=state,
                 params=params,
                 distributions=distributions,
                 intermediate_values=scores,
-                value=value,
+                values=values,
                 user_attrs={"trial_id": trial.trial_id},
             )
         )

@@ -70,7 +70,7 @@ class FoldStudies:
         studies: Studies,
         steps: Sequence[FoldStep],
         make_fold: MakeFold,
-        score_of: Callable[[TrialSpec], float],
+        measure: Callable[[TrialSpec], Metrics],
     ) -> None:
         """Begin with the studies of all variants.
 
@@ -78,12 +78,13 @@ class FoldStudies:
             studies: they propose the settings.
             steps: the trainings of every setting, in their order.
             make_fold: describes a training.
-            score_of: returns the score of a finished training on its fold.
+            measure: returns the score of a finished training on its fold, by name, and what else
+                the search aims at.
         """
         self.studies = studies
         self.steps = list(steps)
         self.make_fold = make_fold
-        self.score_of = score_of
+        self.measure = measure
         self.settings: dict[str, Setting] = {}  # by variant and number of the proposal, in order
 
     @property
@@ -140,15 +141,15 @@ class FoldStudies:
     # -- ends --------------------------------------------------------------------------------------
     def judge(self, asked: AskedFold, spec: TrialSpec) -> Verdict:
         """Score a training on its fold, and compare its setting with the best one."""
-        score = self.score_of(spec)
-        self._take_score(asked, score)
-        return Verdict({FOLD_SCORE: score}, self._reason_to_stop(asked.setting))
+        metrics = self.measure(spec)
+        self._take_score(asked, metrics[FOLD_SCORE])
+        return Verdict(metrics, self._reason_to_stop(asked.setting))
 
     def _take_score(self, asked: AskedFold, score: float) -> None:
         setting = asked.setting
         if asked.number not in setting.scores and not setting.is_closed:
             setting.scores[asked.number] = score
-            setting.asked.report(score, asked.number)
+            setting.study.report(setting.asked, asked.number, score)
 
     def _reason_to_stop(self, setting: Setting) -> str | None:
         scheduler = self.studies.search.scheduler
@@ -179,12 +180,12 @@ class FoldStudies:
             setting.is_closed = True
             setting.study.tell(setting.asked, end.status, {}, end.cause)
             return None
-        self._take_score(asked, _score(end.metrics))
+        self._take_score(asked, (end.metrics or {})[FOLD_SCORE])
         is_whole = len(setting.scores) == len(self.steps)
         if not is_whole and end.why is None:
             return None
         setting.is_closed = True
-        setting.study.complete(setting.asked, setting.mean)
+        setting.study.complete(setting.asked, setting.mean, end.metrics)
         return setting.mean if is_whole else None
 
     def best_key(self, variant: str, step: FoldStep) -> str | None:
@@ -195,10 +196,6 @@ class FoldStudies:
                 whole.append(setting)
         best = min(whole, key=lambda setting: (-setting.mean, setting.name), default=None)
         return best.keys[self.steps.index(step)] if best else None
-
-
-def _score(metrics: Metrics | None) -> float:
-    return (metrics or {})[FOLD_SCORE]
 
 
 def fold_controller(

@@ -32,6 +32,7 @@ class TrialRow(FileRecord):
     val_accuracy: float | None = None
     val_score: float | None = None  # by the score of the spec; None where that is macro F1
     fold_score: float | None = None  # of a search training that held out a fold
+    n_params: float | None = None  # where the search aims at few of them
     val_loss: float | None = None
     error: str = ""
     label_scores: dict[str, float] = {}  # label -> its macro F1
@@ -80,6 +81,16 @@ def searched_settings(trials: Iterable[TrialRow]) -> list[TrialRow]:
         )
         rows.append(row)
     return rows
+
+
+def searched_sizes(trials: Iterable[TrialRow]) -> dict[str, TrialRow]:
+    """Return setting -> its row with score and parameters, of settings that are complete.
+
+    Empty where the search aims at the score alone.
+    """
+    rows = [row for row in searched_settings(trials) if row.n_params and row.score is not None]
+    n_folds = max((row.n_folds for row in rows), default=0)
+    return {row.setting: row for row in rows if row.n_folds == n_folds}
 
 
 class EpochRow(FileRecord):

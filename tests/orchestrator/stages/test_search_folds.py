@@ -19,7 +19,7 @@ from orchestrator.spec.load import read
 from orchestrator.stages import confirm, search, split, trial_phase
 from orchestrator.stages.prepare import Prepared
 from orchestrator.store import tables
-from orchestrator.store.event_types import FOLD_SCORE
+from orchestrator.store.event_types import FOLD_SCORE, N_PARAMS
 from orchestrator.store.ledger import Ledger
 from tests.conftest import ROOT
 from tests.orchestrator.stages.planted import open_env, plant_catalog
@@ -38,10 +38,10 @@ CHANGES = (
 N_PEOPLE = 30
 
 
-def plant(root, *changes):
+def plant(root, *changes, store=None):
     """Return Env and the outputs of the stages before search, over two photos each of 30 people."""
     experiment = read(SMOKE, [*CHANGES, *changes], check_roots=False)
-    env = open_env(root, experiment=experiment)
+    env = open_env(root, experiment=experiment, store=store)
     n = 2 * N_PEOPLE
     people = np.arange(n) // 2
     codes = people % 2
@@ -93,9 +93,7 @@ def trained(monkeypatch):
     return names
 
 
-def test_folds_of_the_search_are_those_of_confirm_and_are_scored_on_role_val_alone(
-    tmp_path, trained
-):
+def test_folds_of_the_search_are_those_of_confirm_and_role_val_alone_scores_them(tmp_path, trained):
     env, catalog, dealt, prepared = plant(tmp_path)
     searched = search.run(env, catalog, dealt, prepared)
     assert [f"s-base-{n:04}-s5-f{fold}" for n in (0, 1) for fold in range(3)] == trained
@@ -135,20 +133,16 @@ def test_folds_of_the_search_are_those_of_confirm_and_are_scored_on_role_val_alo
     scored = [row["trial_id"] for row in table if row[FOLD_SCORE] is not None]
     assert [trial.trial_id for trial in searched.trials] == scored
 
-
-def test_another_run_finds_the_whole_search_and_a_wider_one_its_folds(tmp_path, trained):
-    env, catalog, dealt, prepared = plant(tmp_path)
-    first = search.run(env, catalog, dealt, prepared)
     trained.clear()
-    again = replace(env, ledger=Ledger(tmp_path / "again").__enter__())
-    second = search.run(again, catalog, dealt, prepared)
-    assert "CACHED" == second.outcome
-    assert first.ranking == second.ranking
-    assert not trained
-    wider, *_ = plant(tmp_path, "search.folds=4")
-    wider = replace(wider, ledger=Ledger(tmp_path / "wider").__enter__())
-    search.run(wider, catalog, dealt, prepared)
-    assert ["s-base-0000-s6-f0", "s-base-0001-s6-f0"] == trained
+    (tmp_path / "again").mkdir()
+    with Ledger(tmp_path / "again") as ledger:
+        second = search.run(replace(env, ledger=ledger), catalog, dealt, prepared)
+    assert ("CACHED", searched.ranking) == (second.outcome, second.ranking)
+    wider = plant(tmp_path / "wider", "name=wider", "search.folds=4", store=env.store)
+    search.run(*wider)
+    other = [name for name in ("s-base-0000-s6-f0", "s-base-0001-s6-f0") if name in trained]
+    assert other == trained, "the fourth fold, which the finalist's confirmation has trained"
+    assert 1 == len(trained)
 
 
 def test_a_fold_without_people_of_role_val_is_refused_before_anything_is_trained(tmp_path, trained):
@@ -178,6 +172,32 @@ def test_keys_change_where_folds_are_used_and_nowhere_else():
         assert 5 == len({plain[place], *(pair[place] for pair in with_folds)})
     without = read(SMOKE, [*CHANGES, "search.folds=null"], check_roots=False)
     assert "folds" not in without.identity()["search"]
+
+
+def test_a_search_for_few_parameters_knows_those_of_each_model(tmp_path, trained, monkeypatch):
+    space = "{train.model.head: {choice: [single, deep]}}"
+    env, catalog, dealt, prepared = plant(
+        tmp_path,
+        f"search={{trials: 2, sampler: grid, objectives: [score, parameters], space: {space}}}",
+        "confirm.finalists=2",
+    )
+    searched = search.run(env, catalog, dealt, prepared)
+    for trial in searched.trials:
+        model = json.loads((env.store.get("trial", trial.key).path / "model.json").read_text())
+        assert model["n_params"] == trial.metrics[N_PARAMS] == searched.sizes[trial.setting]
+    assert 2 == len(set(searched.sizes.values()))
+    key = stage_keys.search_key(env.experiment, catalog.content, prepared.keys)
+    artifact = env.store.get("search", key)
+    assert searched.sizes == artifact.result["sizes"]
+    wanted = env.experiment.spec.confirm
+    points = confirm.choose_points(searched, wanted, ["base"])
+    monkeypatch.setattr(confirm, "prepare_keys", lambda *_: prepared.keys)
+    found = confirm.find(env, catalog)
+    assert found.key == stage_keys.confirm_key(
+        env.experiment, catalog.content, prepared.keys, list(points)
+    )
+    rows = tables.read(env.paths.trials).to_pylist()
+    assert searched.sizes == {row["setting"]: row[N_PARAMS] for row in rows}
 
 
 def test_a_plan_counts_every_fold_and_says_what_confirm_need_not_train():

@@ -32,10 +32,11 @@ CONFIRM = Confirm(seeds=[3, 4], folds=4)
 SEARCH = {"trials": 10, "folds": 8, "scheduler": {"name": "wilcoxon", "p": 0.1}, "space": toy.SPACE}
 
 
-def fold_score(spec):
+def measure(spec):
     """Return a score with easy and hard folds, and some luck of the training."""
     luck = int(digest([spec.params, spec.seed, spec.fold])[:4], 16) / 2**16 - 0.5
-    return toy.score(spec.params, toy.N_EPOCHS) + 0.03 * (spec.fold - spec.seed) + 0.02 * luck
+    score = toy.score(spec.params, toy.N_EPOCHS) + 0.03 * (spec.fold - spec.seed) + 0.02 * luck
+    return {FOLD_SCORE: score}
 
 
 def make_fold(trial_id, variant, point, step):
@@ -53,7 +54,7 @@ def play(folder, *, ledger=None, search=SEARCH, store=None, max_concurrent=1, fa
         written.append(RunResumed(run_id="toy") if written.events else RunStarted(run_id="toy"))
         written.append(PhaseStarted(phase="search"))
         plain = toy.make_studies(folder, search.model_dump(mode="json", by_alias=True))
-        studies = FoldStudies(plain, search.fold_steps(CONFIRM), make_fold, fold_score)
+        studies = FoldStudies(plain, search.fold_steps(CONFIRM), make_fold, measure)
         controller = fold_controller(
             studies, written, finished=lambda spec: store.get(spec.key), is_lost=lambda _: False
         )
