@@ -30,7 +30,6 @@ from orchestrator.store.run_files.hypotheses import Hypothesis
 from orchestrator.store.run_files.records import as_record, as_records, read_json
 from orchestrator.store.run_files.scores import Score, Scores
 from orchestrator.store.run_files.selection import Candidate, EnsembleScores, Selection
-from orchestrator.store.run_files.trials import TrialRow, searched_sizes
 
 _CANDIDATE = (
     "",
@@ -144,6 +143,7 @@ class FrontRow(TypedDict):
 def front_rows(run: Path) -> list[FrontRow]:
     """Return the Pareto front of the search, the best score first; [] where it aims at the score alone."""
     from orchestrator.evaluation.selection import pareto_front  # noqa: PLC0415
+    from orchestrator.store.run_files.trials import TrialRow, searched_sizes  # noqa: PLC0415
 
     rows = searched_sizes(as_records(TrialRow, trials_view(run)))
     scores = {setting: row.score or 0.0 for setting, row in rows.items()}
