@@ -34,7 +34,7 @@ _BATCH = 128
 _CHUNK_BYTES = 2**28
 _STANDARD_INPUT = Path("-")
 
-Photos = Sequence[tuple[str, Path]]  # id and place
+Photos = Sequence[tuple[str, Path | str]]  # id and place, which may be a URL of a bucket
 
 
 @dataclass(frozen=True)

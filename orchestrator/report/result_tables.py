@@ -22,7 +22,8 @@ from orchestrator.store.event_types import (
     StageEnded,
     objective,
 )
-from orchestrator.store.ledger import TrialRecord, read, replay
+from orchestrator.store.ledger import EVENTS
+from orchestrator.store.ledger_summary import TrialSummary, summarize
 from orchestrator.store.run_files.audit import AuditFacts
 from orchestrator.store.run_files.diagnosis import LabelNoise, PartScore, SubgroupScore, are_many
 from orchestrator.store.run_files.hypotheses import Hypothesis
@@ -431,24 +432,28 @@ def status_view(run: Path) -> StatusView:
     from orchestrator.report.state_reasons import ending  # noqa: PLC0415
     from orchestrator.store.run_dir import RunPaths, state_of  # noqa: PLC0415
 
-    events = read(run / "events.jsonl")
-    trials = list(replay(events).trials.values())
+    summary = summarize(run / EVENTS)
+    trials = list(summary.trials.values())
     facts = state_of(RunPaths(run))
-    end = ending(RunPaths(run), events)
+    end = ending(RunPaths(run), summary.events)
     is_running = facts["state"] == "RUNNING"
     open_status = "RUNNING" if is_running else "UNFINISHED"
     running: list[RunningTrial] = []
     for trial in trials:
         if is_running and trial.status is None:
-            epochs = len(trial.reports)
+            best = trial.best()
             running.append(
-                {"trial_id": trial.trial_id, "epochs": epochs, "best": _best_score(trial)}
+                {
+                    "trial_id": trial.trial_id,
+                    "epochs": len(trial.reports()),
+                    "best": None if best is None else objective(best),
+                }
             )
     return {
         "run_id": run.name,
         "state": facts["state"],
         "wall_s": facts["wall_s"],
-        "stages": _stages(events),
+        "stages": _stages(summary.events),
         "trials": dict(Counter(trial.status or open_status for trial in trials)),
         "running": running,
         "best": _best_trial(trials),
@@ -475,17 +480,13 @@ def _stages(events: Iterable[Event]) -> list[StageView]:
     return list(stages.values())
 
 
-def _best_score(trial: TrialRecord) -> float | None:
-    return max(map(objective, trial.reports.values()), default=None)
-
-
-def _best_trial(trials: list[TrialRecord]) -> BestTrial | None:
+def _best_trial(trials: list[TrialSummary]) -> BestTrial | None:
     best: dict[str, float] = {}
-    best_trial: TrialRecord | None = None
+    best_trial: TrialSummary | None = None
     for trial in trials:
-        if trial.phase != "search" or not trial.reports:
+        metrics = trial.best() if trial.phase == "search" else None
+        if metrics is None:
             continue
-        metrics = max(trial.reports.values(), key=objective)
         if best_trial is None or objective(metrics) > objective(best):
             best = metrics
             best_trial = trial

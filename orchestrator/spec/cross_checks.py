@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.photo_listing import require_images, sides, table_of
 from data_prep.config import StemLabel, TestTable
-from data_prep.errors import DataError
+from data_prep.errors import DataError, MachineError
+from data_prep.roots.places import is_file, join
 from data_prep.section_base import identity
 from orchestrator.base.keys import digest
 from orchestrator.spec.claims import parse as parse_claim
@@ -548,8 +549,14 @@ def check_data_roots(draft: Draft, base: Path) -> None:
         except DataError as error:
             draft.refuse(tuple(error.path.split(".")), str(error))
             continue
-        table = table_of(section)
-        if table and not (base / section.root / table).is_file():
-            place = base / section.root / table
-            text = f"data.{side}.table: required a file, found none at {place}"
-            draft.refuse(("data", side, "table"), text)
+        if table := table_of(section):
+            _check_table(draft, side, join(base, section.root, table))
+
+
+def _check_table(draft: Draft, side: str, place: str) -> None:
+    try:
+        problem = None if is_file(place) else f"required a file, found none at {place}"
+    except MachineError as error:  # a bucket may list an object and refuse it
+        problem = str(error)
+    if problem:
+        draft.refuse(("data", side, "table"), f"data.{side}.table: {problem}")

@@ -2,13 +2,11 @@
 
 import json
 import os
-import socketserver
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,7 @@ from orchestrator.store.bucket.lease import Lease
 from orchestrator.store.event_types import RunEnded, RunStarted
 from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read
 from orchestrator.store.run_dir import all_runs
-from tests.s3_server import S3Server, free_port
+from tests.s3_server import S3Server, free_port, refusing_server
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY = "k" * 64
@@ -364,38 +362,13 @@ ANSWERS = {
 }
 
 
-class Refusing(BaseHTTPRequestHandler):
-    """Answers every request as S3 refuses it."""
-
-    protocol_version = "HTTP/1.1"
-
-    def answer(self):
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, code = self.server.refusal
-        body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = answer  # noqa: N815 - the library's names
-    do_PUT = answer  # noqa: N815
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.mark.parametrize("name", ANSWERS)
 def test_each_refusal_is_one_sentence(name, monkeypatch):
     pytest.importorskip("obstore", reason="no obstore: pip install 'robust-vote[bucket]'")
     status, code, sentence = ANSWERS[name]
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusing) as refusing:
-        refusing.daemon_threads = True
-        refusing.refusal = (status, code)
-        threading.Thread(target=refusing.serve_forever, daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{refusing.server_address[1]}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "canary-id")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-secret")
+    with refusing_server(status, code) as environment:
+        for variable, value in environment.items():
+            monkeypatch.setenv(variable, value)
         ask = require_bucket
         if name == "full":  # a full bucket still lists
 
@@ -404,7 +377,6 @@ def test_each_refusal_is_one_sentence(name, monkeypatch):
 
         with pytest.raises(BucketError, match=sentence) as caught:
             ask("s3://bucket/store")
-        refusing.shutdown()
     assert 1 == len(str(caught.value).splitlines())
     assert "canary" not in str(caught.value)
 
