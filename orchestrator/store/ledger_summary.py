@@ -1,12 +1,14 @@
 """What a long ledger says of each trial, in little time and memory.
 
-Most records are reports of epochs, and most of these are never looked at: they stay text.
+Most records are reports of epochs, and most of these are never looked at: they stay text. Only what
+is kept of a record is read; a driver, which goes on with a run, reads and checks all of it.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +28,14 @@ from orchestrator.store.ledger import LedgerDamaged, Tail
 _BATCH_BYTES = 2**22
 _HEAD = rb'\{"n": \d+, "time": [-+.\de]+, "event": "%s", "trial_id": "([^"\\]+)", '
 _REPORT = re.compile(_HEAD % b"report" + rb'("epoch": [^\n]*\}\})\n')
+_RECORD = re.compile(
+    rb'\{"n": \d+, "time": [-+.\de]+, "event": '
+    rb'(?:"report", "trial_id": "(?P<reported>[^"\\]+)", (?P<report>"epoch": [^\n]*\}\})'
+    rb'|"trial_started", "trial_id": "(?P<started>[^"\\]+)", "setting": "[^"\\]*", '
+    rb'"variant": "(?P<variant>[^"\\]*)", "phase": "(?P<phase>[a-z]+)", [^\n]*\}'
+    rb'|"trial_ended", "trial_id": "(?P<ended>[^"\\]+)", "status": "(?P<status>[A-Z]+)", '
+    rb'"epochs": \d+, "wall_s": [^,]+, "metrics": (?P<metrics>\{[^{}]*\}|null), [^\n]*\})\n'
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +55,10 @@ def raw_report(line: bytes) -> RawReport | None:
     return report
 
 
+_TAKEN = EpochReported(trial_id="", epoch=0, metrics={})
+"""Stands for a record whose text was taken in."""
+
+
 @dataclass(slots=True)
 class TrialSummary:
     """A trial, as far as a summary needs it."""
@@ -53,12 +67,8 @@ class TrialSummary:
     phase: str
     variant: str
     lines: bytearray = field(default_factory=bytearray)  # its reports, as text
-    ended: TrialEnded | None = None  # None while it has not ended
-
-    @property
-    def status(self) -> str | None:
-        """COMPLETE, PRUNED or FAILED; None while it has not ended."""
-        return self.ended.status if self.ended else None
+    status: str | None = None  # COMPLETE, PRUNED or FAILED; None while it has not ended
+    best_text: bytes | None = None  # metrics of its best epoch, as the record of its end has them
 
     def reports(self) -> dict[int, Metrics]:
         """Return epoch -> metrics; a trial that is tried again repeats earlier epochs.
@@ -84,9 +94,8 @@ class TrialSummary:
         """Return the metrics of its best epoch; None before its first report."""
         if not self.lines:
             return None
-        if self.ended and self.ended.metrics:
-            return self.ended.metrics
-        return max(self.reports().values(), key=objective)
+        metrics: Metrics | None = json.loads(self.best_text) if self.best_text else None
+        return metrics or max(self.reports().values(), key=objective)
 
 
 @dataclass
@@ -96,26 +105,50 @@ class LedgerSummary:
     trials: dict[str, TrialSummary] = field(default_factory=dict)  # in the order they were started
     events: list[Event] = field(default_factory=list)  # those of no trial
 
-    def take(self, event: Event) -> None:
-        """Take in one more event."""
+    def take_line(self, line: bytes) -> Event:
+        """Take in one more record; return its event, or what stands for it.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        match = _RECORD.fullmatch(line)
+        if match is None:
+            event = from_json(json.loads(line))
+            self._take(event)
+            return event
+        kind = match.lastgroup
+        if kind == "report":
+            if trial := self.trials.get(match["reported"].decode()):
+                trial.lines += match["report"] + b"\n"
+        elif kind == "metrics":
+            if trial := self.trials.get(match["ended"].decode()):
+                trial.status = sys.intern(match["status"].decode())
+                trial.best_text = match["metrics"]
+        else:
+            name = match["started"].decode()
+            self._start(name, match["phase"].decode(), match["variant"].decode())
+        return _TAKEN
+
+    def _start(self, trial_id: str, phase: str, variant: str) -> None:
+        if trial_id not in self.trials:
+            trial = TrialSummary(trial_id, sys.intern(phase), sys.intern(variant))
+            self.trials[trial_id] = trial
+
+    def _take(self, event: Event) -> None:
         if not isinstance(event, TrialEvent):
             self.events.append(event)
-            return
-        trial = self.trials.get(event.trial_id)
-        if isinstance(event, TrialStarted) and trial is None:
-            summary = TrialSummary(event.trial_id, event.phase, event.variant)
-            self.trials[event.trial_id] = summary
-        elif trial is None:
-            return
-        elif isinstance(event, RawReport):
-            trial.lines += event.text + b"\n"
-        elif isinstance(event, EpochReported):
-            record = {"epoch": event.epoch, "metrics": event.metrics}
-            trial.lines += json.dumps(record)[1:].encode() + b"\n"
-        elif isinstance(event, TrialEnded):
-            trial.ended = event
-        elif isinstance(event, TrialReopened):
-            trial.ended = None
+        elif isinstance(event, TrialStarted):
+            self._start(event.trial_id, event.phase, event.variant)
+        elif trial := self.trials.get(event.trial_id):
+            if isinstance(event, EpochReported):
+                record = {"epoch": event.epoch, "metrics": event.metrics}
+                trial.lines += json.dumps(record)[1:].encode() + b"\n"
+            elif isinstance(event, TrialEnded):
+                trial.status = event.status
+                trial.best_text = json.dumps(event.metrics).encode()
+            elif isinstance(event, TrialReopened):
+                trial.status = None
+                trial.best_text = None
 
 
 def summarize(path: Path) -> LedgerSummary:
@@ -127,10 +160,8 @@ def summarize(path: Path) -> LedgerSummary:
     summary = LedgerSummary()
     tail = Tail(path)
     while tail.n_unread_bytes:
+        take = summary.take_line
         # a batch that begins with a damaged record has no event: the rest tells whether it is torn
-        events = tail.read(_BATCH_BYTES, raw_report) or tail.read(shortcut=raw_report)
-        if not events:
+        if not (tail.read(_BATCH_BYTES, take) or tail.read(shortcut=take)):
             break
-        for event in events:
-            summary.take(event)
     return summary
