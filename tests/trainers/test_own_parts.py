@@ -184,6 +184,7 @@ def test_parts_are_tried_in_a_process_of_their_own(tmp_path):
         "def featureless(size, pretrained):\n"
         "    return nn.Identity()\n"
     )
+    (tmp_path / "leaves.py").write_text("raise SystemExit('no such package')\n")
     shutil.copyfile(EXAMPLE, tmp_path / "my_parts.py")
     uses = [
         ("my_parts.py:gray_patches", "policy"),
@@ -194,6 +195,7 @@ def test_parts_are_tried_in_a_process_of_their_own(tmp_path):
         ("mine.py:featureless", "backbone"),
         ("mine.py:flat", "head"),
         ("mine.py:mean", "loss"),
+        ("leaves.py:part", "head"),
     ]
     jobs = []
     for use, kind in uses:
@@ -206,6 +208,7 @@ def test_parts_are_tried_in_a_process_of_their_own(tmp_path):
         "num_features",
         "(2, 3) were required, found (2, 4)",
         "one loss per sample, shape (4,), was required",
+        "no such package",
     ]
     for text, problem in zip(expected, problems[4:], strict=True):
         assert text in problem

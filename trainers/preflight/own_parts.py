@@ -48,7 +48,7 @@ def try_part(job: Job) -> str | None:
     try:
         with naming_lines():
             return tries[job["kind"]](part, job["size"])
-    except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's code raises
         return str(error) or type(error).__name__
 
 
