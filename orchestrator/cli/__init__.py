@@ -1,0 +1,6 @@
+"""The command line: parse, call, print. Each command imports what it needs."""
+
+from orchestrator.cli import ensembles, housekeeping, reading, running
+from orchestrator.cli.command_group import main
+
+__all__ = ["ensembles", "housekeeping", "main", "reading", "running"]
