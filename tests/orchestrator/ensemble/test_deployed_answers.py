@@ -215,6 +215,21 @@ def test_a_bundle_answers_as_the_run_does_without_the_weights_that_training_bega
     np.testing.assert_allclose(answers.probabilities, the_answer_of(world)[1], atol=1e-6)
 
 
+def test_a_bundle_that_has_lost_its_code_says_so(world, tmp_path):
+    write_bundle(world.paths, world.store, tmp_path / "bundle")
+    shutil.rmtree(tmp_path / "bundle/code")
+    manifest = json.loads((tmp_path / "bundle/manifest.json").read_text())
+    del manifest["files"][f"code/{CODE.name}"]
+    (tmp_path / "bundle/manifest.json").write_text(json.dumps(manifest))
+    with (
+        open_bundle(tmp_path / "bundle") as opened,
+        pytest.raises(
+            UserError, match=r"the code of its models was required in .*/code, found none"
+        ),
+    ):
+        opened.allow_code(allowed=True)
+
+
 def test_onnx_files_and_their_script_answer_as_the_vote_does(world, tmp_path):
     bundle = tmp_path / "bundle"
     write_bundle(world.paths, world.store, bundle, with_onnx=True, allow_code=True)
