@@ -66,6 +66,11 @@ class Ensemble:
         if self.code is None:
             return
         names = ", ".join(sorted(path.name for path in self.code.glob("*.py")))
+        if not names:
+            raise UserError(
+                f"{self.name}: the code of its models was required in {self.code}, found none; "
+                "take the bundle from its source again, or submit the spec again"
+            )
         if not allowed:
             raise UserError(
                 f"{self.name}: its models run {names} of {self.code}, code with your rights: "

@@ -293,12 +293,18 @@ def _training_variance(arms: _Arms, shares: Sequence[Floats], owners: Ints) -> _
 def _total(
     people: float, trainings: _Trainings, n_groups: int, n_seeds: int, n_folds: int
 ) -> _Variance:
-    """Add both parts; degrees of freedom by Satterthwaite."""
+    """Add both parts; degrees of freedom by Satterthwaite, at least one.
+
+    The luck is a difference of two estimates, so for arms that answer almost alike the formula goes
+    below one degree, and an interval would reach beyond any score.
+    """
     spread = people**2 / max(n_groups - 1, 1)
     if trainings.luck > 0:
         spread += trainings.train**2 / (2 * n_folds * (n_seeds - 1))
     total = people + trainings.luck
-    return _Variance(total, total**2 / spread if spread > 0 else max(n_groups - 1, 1))
+    if spread <= 0:
+        return _Variance(total, max(n_groups - 1, 1))
+    return _Variance(total, max(1.0, total**2 / spread))
 
 
 def _fold_variance(gaps: Floats, folds: Ints) -> float:

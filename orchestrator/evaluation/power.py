@@ -57,7 +57,7 @@ class _Parts:
             # the test estimates luck and noise together, and subtracts the noise
             train = luck + self.noise / more_seeds / more_groups
             spread += train**2 / (2 * self.n_folds * max(n_seeds - 1, 1))
-        df = (people + luck) ** 2 / spread
+        df = max(1.0, (people + luck) ** 2 / spread)
         ratio = difference / math.sqrt(people + luck)
         return float(stdtr(df, ratio - float(stdtrit(df, 1 - alpha / 2))))
 

@@ -14,7 +14,7 @@ from orchestrator.search.card_sharing.shares import FixedShare, Shares
 from orchestrator.search.controller import Reports, TrialController
 from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
-from orchestrator.spec.search_space import Choice, Entry, Point, Search, grid, suggest
+from orchestrator.spec.search_space import Choice, Entry, Point, Search, grid, start_in, suggest
 from orchestrator.store.event_types import objective
 from orchestrator.store.ledger import Ledger, TrialRecord
 from trainers.settings.duration import Duration
@@ -50,6 +50,7 @@ class VariantStudy:
         self.warn = warn
         self.space = search.space_of(variant)
         self.grid = grid(self.space) if search.sampler == "grid" else []
+        self.starts = [start_in(self.space, start) for start in search.start]
         self.optuna = optuna.create_study(study_name=f"{run_id}/{variant}", direction="maximize")
         self.n_asked = 0
         self.n_ended = 0
@@ -110,11 +111,8 @@ class VariantStudy:
             warnings.simplefilter("ignore")  # the samplers' experimental options are meant
             at_random = is_known or attempt >= _SAMPLER_DRAWS
             self.optuna.sampler = self._sampler(seed, at_random=at_random)
-            if fixed:
-                values = {path: _stored(self.space[path], value) for path, value in fixed.items()}
-                self.optuna.enqueue_trial(values)
             try:
-                draw = self._ask_optuna()
+                draw = self._ask_optuna(fixed)
             except Exception as error:  # noqa: BLE001 - a sampler that fails must not end the study
                 self.warn(
                     f"the {self.search.sampler} sampler failed ({type(error).__name__}: {error}); "
@@ -122,11 +120,14 @@ class VariantStudy:
                 )
                 self._fail_orphans()
                 self.optuna.sampler = RandomSampler(seed=seed)
-                draw = self._ask_optuna()
+                draw = self._ask_optuna(fixed)
         self._last_number = draw.trial.number
         return draw
 
-    def _ask_optuna(self) -> Draw:
+    def _ask_optuna(self, fixed: Point | None) -> Draw:
+        if fixed:
+            values = {path: _stored(self.space[path], value) for path, value in fixed.items()}
+            self.optuna.enqueue_trial(values)
         trial = self.optuna.ask()
         return Draw(trial, suggest(trial, self.space))
 
@@ -143,10 +144,9 @@ class VariantStudy:
 
     def _fixed_point(self) -> Point | None:
         """Return what is not left to the sampler: a start point not tried yet, or a grid point."""
-        for start in self.search.start:
-            in_space = {path: value for path, value in start.items() if path in self.space}
-            if in_space and not any(in_space.items() <= point.items() for point in self.points):
-                return in_space
+        for start in self.starts:
+            if start and not any(start.items() <= point.items() for point in self.points):
+                return start
         for point in self.grid:
             if point not in self.points:
                 return point

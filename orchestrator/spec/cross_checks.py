@@ -29,6 +29,7 @@ from orchestrator.spec.search_space import (
     apply,
     assignments,
     grid_size,
+    start_in,
 )
 from orchestrator.spec.yaml_source import Document, KeyPath, Place, Problem
 from trainers.library_names import known_backbones
@@ -48,8 +49,12 @@ _FOR_VARIANTS = {
     "train.recipe": "write a variant per recipe, or begin with search.start: [{train.recipe: NAME}]",
     _WEIGHTS: "write a variant per file",
     "train.model.weights_sha256": "write a variant per file",
+    **dict.fromkeys(
+        ("train.model.views", "train.model.views.flip", "train.model.views.margins"),
+        "the score of a search is of the photo alone; write a variant with views and one without",
+    ),
 }
-"""Settings that stand for others, or for a file -> what to do in place of searching them."""
+"""Settings that no search can choose -> what to do in place of searching them."""
 
 
 class PlacedSpace(NamedTuple):
@@ -414,6 +419,23 @@ def _check_space(draft: Draft) -> None:
                     reported.add(fault.text)
                     place = _place_in_space(fault.text, draft)
                     draft.problems.append(Problem(*place, fault.text))
+
+
+def check_starts(draft: Draft) -> None:
+    """Check that some variant can try every setting of each start point."""
+    search = draft.spec.search
+    starts = search.start if search else []
+    for number, start in enumerate(starts):
+        taken = set[str]()
+        for name in draft.arms:
+            taken |= start_in(draft.space_of(name), start).keys()
+        for path in start:
+            if path not in taken:
+                text = (
+                    f"search.start: conditions of {path} that hold at this point were required, "
+                    "found none of a variant that do; remove it, or change what they name"
+                )
+                draft.refuse(("search", "start", number, path), text, key=True)
 
 
 def _check_grid(draft: Draft) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from data_prep.files import atomic_path
@@ -28,6 +29,8 @@ from data_prep.roots.places import SCHEMES
 from orchestrator.base.errors import SpecError, UserError
 
 _PARALLEL = 8  # requests
+_PART_BYTES = 2**24  # of a download, in one request
+_DOWNLOADS = 3  # of an object that is written anew meanwhile
 
 T = TypeVar("T")
 
@@ -117,6 +120,8 @@ class Bucket:
     def download(self, name: str, place: Path, modified: float | None = None) -> None:
         """Write an object to a file, which is whole or absent.
 
+        A large one comes in parts, because the time limit of a request is for its whole answer.
+
         Args:
             name: of the object.
             place: of the file.
@@ -124,17 +129,40 @@ class Bucket:
 
         Raises:
             FileNotFoundError: there is no such object.
+            BucketError: it cannot be read, or is written anew again and again.
         """
         import obstore  # noqa: PLC0415
 
         with atomic_path(place) as beside:
-            answer = self._ask(lambda: obstore.get(self._client, name))
-            chunks = iter(answer.stream())
-            with beside.open("wb") as file:
-                while (chunk := self._ask(lambda: next(chunks, None))) is not None:
-                    file.write(chunk)
+            for _ in range(_DOWNLOADS):
+                answer = self._ask(lambda: obstore.get(self._client, name))
+                with beside.open("wb") as file, suppress(Lost):
+                    if answer.meta["size"] <= _PART_BYTES:
+                        file.write(self._ask(answer.bytes))
+                    else:
+                        self._write_parts(file, answer.meta)
+                    break
+            else:
+                raise BucketError(
+                    f"{self.url}/{name}: one version was required, each of {_DOWNLOADS} downloads met "
+                    "another one; try again"
+                )
             if modified is not None:
                 os.utime(beside, (modified, modified))
+
+    def _write_parts(self, file: IO[bytes], facts: Any) -> None:
+        """Write one version of an object to a file.
+
+        Raises:
+            Lost: there is another version now.
+        """
+        import obstore  # noqa: PLC0415
+
+        for start in range(0, facts["size"], _PART_BYTES):
+            stop = min(start + _PART_BYTES, facts["size"])
+            options: Any = {"range": (start, stop), "if_match": facts["e_tag"]}
+            answer = self._ask(partial(obstore.get, self._client, facts["path"], options=options))
+            file.write(self._ask(answer.bytes))
 
     def upload(self, place: Path, name: str) -> str:
         """Write a file to an object, over an older one; return its version."""

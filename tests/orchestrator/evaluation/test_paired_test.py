@@ -182,6 +182,20 @@ def test_the_luck_of_one_training_is_found():
     assert tested.luck_of_one_training == pytest.approx(0.05, abs=0.02)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_arms_that_answer_almost_alike_have_no_interval_beyond_any_score(seed):
+    """Each arm's answers are the other's with the seeds swapped, so people differ by nothing."""
+    rng = np.random.default_rng(seed)
+    folds = rng.integers(0, 5, (2, 300))
+    hits = rng.random((2, 300)) < 0.7
+    first = arm(hits, folds=folds, per_group=1)
+    tested = paired_difference(first, arm(hits[::-1], folds=folds[::-1], per_group=1))
+    assert tested.v_people == pytest.approx(0)
+    if tested.df is not None:
+        assert tested.df >= 1
+        assert -0.5 < tested.low <= 0 <= tested.high < 0.5
+
+
 def test_people_do_not_lower_luck_and_seeds_do_not_lower_the_peoples_part():
     rng = np.random.default_rng(7)
     folds = rng.integers(0, 3, (3, 400)).repeat(5, axis=1)

@@ -14,6 +14,7 @@ from filelock import Timeout
 
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.store import looks, store_address
+from orchestrator.store.bucket import client
 from orchestrator.store.bucket.client import Bucket, BucketError, require_bucket
 from orchestrator.store.bucket.lease import Lease
 from orchestrator.store.event_types import RunEnded, RunStarted
@@ -138,6 +139,37 @@ def test_the_cache_drops_what_was_unused_for_longest_and_fetches_it_again(machin
     assert 1000 == len(machine("a").get("thing", "o" * 64).file("file.txt").read_text())
 
 
+def test_a_process_that_looks_while_another_one_publishes_leaves_its_files_alone(
+    machine, monkeypatch
+):
+    store = machine("a")
+    sibling = type(store)(store.root, store.url)  # another process with the same cache
+    create = Bucket.create
+
+    def create_and_look(bucket, name, data):
+        version = create(bucket, name, data)
+        if name.startswith("thing/"):
+            assert sibling.find("thing", KEY) is not None
+        return version
+
+    monkeypatch.setattr(Bucket, "create", create_and_look)
+    make(store)
+    monkeypatch.setattr(Bucket, "download", lambda *_: pytest.fail("it was here"))
+    assert "x" == store.get("thing", KEY).file("file.txt").read_text()
+
+
+def test_what_was_just_fetched_is_not_dropped_from_a_full_cache(machine, monkeypatch):
+    make(machine("a"))
+    store = machine("b")
+    found = store.get("thing", KEY)
+    found.file("deep/other")
+    old = time.time() - 10_000
+    os.utime(store.root / "thing" / KEY, (old, old))
+    monkeypatch.setenv("ORCHESTRATOR_CACHE_GB", "1e-9")
+    store._trimmed = -1e9
+    assert "x" == found.file("file.txt").read_text()
+
+
 def test_garbage_of_a_bucket_is_what_no_manifest_names(machine):
     store = machine("a")
     make(store)
@@ -165,6 +197,30 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload_and_for_a_while_lose
     assert text == machine("b").get("thing", KEY).file("file.txt").read_text()
 
 
+def test_a_large_object_comes_in_parts_of_one_version(machine, monkeypatch, tmp_path):
+    bucket = machine("a").bucket
+    monkeypatch.setattr(client, "_PART_BYTES", 4)
+    for text in (b"", b"0123", b"0123456789"):
+        bucket.write("thing/large", text)
+        bucket.download("thing/large", tmp_path / "large", modified=1e9)
+        assert (text, 1e9) == (tmp_path.joinpath("large").read_bytes(), (tmp_path / "large").stat().st_mtime)  # fmt: skip
+    write_parts = Bucket._write_parts
+    texts = [b"another one"]
+
+    def write_meanwhile(self, file, facts):
+        if texts:
+            bucket.write("thing/large", texts.pop())
+        write_parts(self, file, facts)
+
+    monkeypatch.setattr(Bucket, "_write_parts", write_meanwhile)
+    bucket.download("thing/large", tmp_path / "large")
+    assert b"another one" == (tmp_path / "large").read_bytes()
+    texts += [b"version 1 of it", b"version 2 of it", b"version 3 of it"]
+    with pytest.raises(BucketError, match="thing/large: one version was required"):
+        bucket.download("thing/large", tmp_path / "large")
+    assert b"another one" == (tmp_path / "large").read_bytes()
+
+
 def test_a_lease_is_held_by_one_renewed_and_free_again(machine):
     bucket = machine("a").bucket
     first = Lease(bucket, "locks/a", time_s=0.8)
@@ -176,6 +232,19 @@ def test_a_lease_is_held_by_one_renewed_and_free_again(machine):
     first.release()
     second.acquire(timeout=0)
     second.release()
+    assert [] == bucket.objects("locks")
+
+
+def test_a_lease_whose_answer_was_lost_is_held_by_who_wrote_it(machine, monkeypatch):
+    bucket = machine("a").bucket
+    create = Bucket.create
+    monkeypatch.setattr(Bucket, "create", lambda *job: create(*job) and None)
+    lease = Lease(bucket, "locks/a", time_s=0.8)
+    lease.acquire(timeout=0)
+    time.sleep(1.2)  # a renewal
+    with pytest.raises(Timeout):
+        Lease(bucket, "locks/a", time_s=0.8).acquire(timeout=0)
+    lease.release()
     assert [] == bucket.objects("locks")
 
 
@@ -259,6 +328,29 @@ def test_a_ledger_goes_up_at_commits_and_a_second_driver_is_refused(machine):
     assert 2 == len(read(seen.events))
     assert {"state": "SUCCEEDED"} == seen.read_json("summary")
     assert not is_live(seen.root)
+
+
+def test_a_folder_that_vanishes_while_it_is_listed_does_not_end_the_mirror(machine, monkeypatch):
+    from orchestrator.store.bucket import runs
+
+    store = machine("a")
+    run = start(store)
+    send = runs.RunMirror._send_files
+    tried = []
+
+    def vanish_once(mirror):
+        tried.append(mirror)
+        if len(tried) == 1:
+            raise FileNotFoundError(2, "No such file or directory", str(run / "tune/x"))
+        send(mirror)
+
+    monkeypatch.setattr(runs.RunMirror, "_send_files", vanish_once)
+    with store.driving(run) as on_commit:
+        on_commit()
+        deadline = time.monotonic() + 20
+        while not store.bucket.exists("runs/smoke-12345678/resolved.yaml"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_a_driver_that_was_taken_over_cannot_write_and_its_successor_goes_on(machine, monkeypatch):
