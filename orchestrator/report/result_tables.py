@@ -366,8 +366,12 @@ def _verdict_text(row: Hypothesis) -> str:
         f"{row.metric} {signed(row.difference)}",
         f"90 % interval {signed(row.low)} to {signed(row.high)}",
     ]
-    if row.p is not None:
-        facts.append(f"p {row.p:.3f}")
+    if row.p_value is not None:
+        facts.append(f"p {row.p_value:.3f}")
+    if row.p_adjusted is not None and row.p_adjusted != row.p_value:
+        # the verdict goes by this one, so that the interval alone may seem to contradict it
+        at_look = f" at look {row.look}" if (row.look or 1) > 1 else ""
+        facts.append(f"{row.p_adjusted:.3f} adjusted for all claims{at_look}")
     facts.append(counted(row.n_groups, "group"))
     evidence = ", ".join(facts)
     if needs:
