@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from data_prep.roots.places import require_root
 from data_prep.section_base import Fraction, Section, Seed, check_rule, how, since
 
 
@@ -27,6 +28,8 @@ def _below_the_root(folder: str) -> str:
     return folder
 
 
+DataRoot = Annotated[str, AfterValidator(require_root)]
+"""A folder, or the URL of a bucket without keys."""
 ImagesFolder = Annotated[str, AfterValidator(_below_the_root)]
 """The folder of the photos below a root; paths are relative to it. "." is the root itself."""
 
@@ -39,8 +42,8 @@ class ProfileFolders(Section):
 
     layout: Literal["profile_folders"] = "profile_folders"
     """One folder of photos per person."""
-    root: str = how()  # the fingerprint of its files identifies it, wherever it lies
-    """Folder of the data set; a relative one counts from the spec's own folder."""
+    root: DataRoot = how()  # the fingerprint of its files identifies it, wherever it lies
+    """Folder of the data set, or s3://BUCKET/PREFIX; a relative one counts from the spec's own folder."""
     images: ImagesFolder = how("images")
     """Folder of the photos below `root`."""
     table: str = "train.csv"
@@ -52,8 +55,8 @@ class ClassFolders(Section):
 
     layout: Literal["class_folders"] = "class_folders"
     """One folder of photos per class."""
-    root: str = how()  # the fingerprint of its files identifies it, wherever it lies
-    """Folder of the data set; a relative one counts from the spec's own folder."""
+    root: DataRoot = how()  # the fingerprint of its files identifies it, wherever it lies
+    """Folder of the data set, or s3://BUCKET/PREFIX; a relative one counts from the spec's own folder."""
     images: ImagesFolder = how("images")
     """Folder of the class folders below `root`; `.` is the root itself."""
 
@@ -63,8 +66,8 @@ class Table(Section):
 
     layout: Literal["table"] = "table"
     """One table with a row per photo."""
-    root: str = how()  # the fingerprint of its files identifies it, wherever it lies
-    """Folder of the data set; a relative one counts from the spec's own folder."""
+    root: DataRoot = how()  # the fingerprint of its files identifies it, wherever it lies
+    """Folder of the data set, or s3://BUCKET/PREFIX; a relative one counts from the spec's own folder."""
     images: ImagesFolder = how("images")
     """Folder below `root` that the paths of the table count from."""
     table: str
@@ -86,8 +89,8 @@ class TestTable(Section):
 
     layout: Literal["table", "class_folders", "folder"] = since("table")
     """How the test photos are named: by a table, by folders of classes, or by nothing."""
-    root: str = how()  # the fingerprint of its files identifies it, wherever it lies
-    """Folder of the test set; a relative one counts from the spec's own folder."""
+    root: DataRoot = how()  # the fingerprint of its files identifies it, wherever it lies
+    """Folder of the test set, or s3://BUCKET/PREFIX; a relative one counts from the spec's own folder."""
     images: ImagesFolder = how("images")
     """Folder of the test photos below `root`."""
     table: str = "info.csv"

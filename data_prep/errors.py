@@ -45,6 +45,8 @@ def require_machine(error: OSError, place: str, images: str) -> None:
         MachineError: any other file could fail the same way, or the folder is gone, closed or
             empty.
     """
+    if "://" in place:  # a bucket that is to blame has raised MachineError itself
+        return
     reason = error.strerror or str(error)
     what = place
     if error.errno not in _OF_THE_MACHINE:

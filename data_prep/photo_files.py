@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from data_prep.catalog.photo_paths import (
     EXTENSIONS,
@@ -13,6 +13,7 @@ from data_prep.catalog.photo_paths import (
     PLAIN_EXTENSIONS,
     refusal,
 )
+from data_prep.roots import places
 
 _NOTES = (
     *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".xmp", ".yaml", ".yml", ".md"),
@@ -34,8 +35,8 @@ def photos_in(
 
     Folders in `listed` are read on their own, so they are left out here.
     """
-    place = os.path.realpath(f"{images}/{folder}")
-    if not place.startswith(os.path.realpath(images) + os.sep):
+    place = places.real(f"{images}/{folder}")
+    if not place.startswith(places.real(images) + os.sep):
         yield folder, "refused: the link leads out of the data folder"
         return
     for name, is_folder in entries(place):
@@ -47,7 +48,7 @@ def photos_in(
 def photos_under(images: str, folder: str) -> Iterator[tuple[str, str | None]]:
     """List a folder's photos and those of the folders in it, such as one per plant."""
     for relative, problem in photos_in(images, folder):
-        if problem != _A_FOLDER or Path(images, relative).is_symlink():
+        if problem != _A_FOLDER or places.is_link(f"{images}/{relative}"):
             yield relative, problem
         else:
             yield from photos_under(images, relative)
@@ -67,14 +68,9 @@ def _unread(name: str, *, is_folder: bool) -> str | None:
 def entries(folder: str) -> list[tuple[str, bool]]:
     """List the names in a folder, sorted, and whether each is a folder."""
     names = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                is_folder = entry.is_dir()
-                if not is_passed_over(entry.name, is_folder=is_folder):
-                    names.append((entry.name, is_folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    for name, is_folder in places.scan(folder):
+        if not is_passed_over(name, is_folder=is_folder):
+            names.append((name, is_folder))
     return sorted(names)
 
 

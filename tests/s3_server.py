@@ -3,11 +3,13 @@
 import contextlib
 import os
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler
 
 KEYS = {"AWS_ACCESS_KEY_ID": "canary-id-4711", "AWS_SECRET_ACCESS_KEY": "canary-secret-4711"}
 
@@ -126,3 +128,35 @@ def environment_of(server):
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Answers every request as S3 refuses it."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        status, code = self.server.refusal
+        body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = answer  # noqa: N815 - the library's names
+    do_PUT = answer  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def refusing_server(status, code):
+    """Yield the environment that names a server which refuses every request."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusing) as server:
+        server.daemon_threads = True
+        server.refusal = (status, code)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield {**KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_address[1]}"}
+        server.shutdown()

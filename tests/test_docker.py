@@ -5,12 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 
 from data_prep.weights.cache import CACHE_VARIABLE
+from orchestrator.cli import main as cli
 from orchestrator.run.metrics import METRICS
 
 FOLDER = Path(__file__).resolve().parents[1] / "docker"
@@ -73,3 +75,25 @@ def test_the_grafana_dashboard_draws_each_metric_of_a_run_and_no_other():
     queries += [variable["query"] for variable in board["templating"]["list"]]
     drawn = set(re.findall(r"\bray_\w+", " ".join(queries)))
     assert {metric.exported_name for metric in METRICS} == drawn
+
+
+def test_a_run_on_kubernetes_waits_for_kueue_and_has_its_keys_from_secrets_alone():
+    text = (FOLDER / "kuberay/rayjob.yaml").read_text()
+    job = yaml.safe_load(text)
+    spec = job["spec"]
+    assert "kueue.x-k8s.io/queue-name" in job["metadata"]["labels"]
+    assert spec["suspend"]
+    assert spec["shutdownAfterJobFinishes"], "else it holds its quota for ever"
+    cluster = spec["rayClusterSpec"]
+    assert metadata.version("ray") == cluster["rayVersion"]
+    assert "token" == cluster["authOptions"]["mode"]
+    assert not cluster.get("enableInTreeAutoscaling"), "Kueue admits a fixed number of pods"
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        assert [["secretRef"]] == [list(source) for source in container["envFrom"]]
+        assert "env" not in container
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+    words = spec["entrypoint"].split()
+    assert ["python", "-m", "orchestrator", "submit"] == words[:4]
+    options = {name for option in cli.commands["submit"].params for name in option.opts}
+    assert {word for word in words if word.startswith("--")} <= options

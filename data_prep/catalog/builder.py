@@ -24,6 +24,7 @@ from data_prep.catalog.photo_listing import Source
 from data_prep.catalog.photo_paths import sample_id_of
 from data_prep.config import Data, TestHoldOut, TestTable
 from data_prep.errors import LEFT_OUT, DataError, some
+from data_prep.roots.places import join
 from data_prep.split import deal_share
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
@@ -235,7 +236,7 @@ def photos_hash(catalog: pa.Table) -> str:
 
 
 def _path(section: Source | TestTable, relative: str) -> str:
-    folder = PurePosixPath(Path(section.root).as_posix(), section.images)
+    folder = join(Path(), section.root, PurePosixPath(section.images).as_posix())
     return f"{folder}/{relative}".replace("\0", "\\0")
 
 

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.catalog.images import RGB, PhotoError, decode
+from data_prep.catalog.images import MAX_BYTES, RGB, PhotoError, decode
 from data_prep.errors import require_machine
+from data_prep.roots import places
 
 Pairs = NDArray[np.int64]  # (n, 2) positions, the smaller one first
 _SIDE = 64  # pixels of the grey thumbnail
@@ -324,8 +325,7 @@ def compare_chunk(pairs: list[tuple[str, str]]) -> list[bool]:
     @functools.lru_cache(maxsize=32)
     def read(path: str) -> RGB | None:
         try:
-            with open(path, "rb") as handle:  # noqa: PTH123 - a plain string all the way
-                return decode(handle.read(), near=2 * _SIDE)
+            return decode(places.read(path, MAX_BYTES).data, near=2 * _SIDE)
         except PhotoError:
             return None
         except OSError as error:

@@ -30,6 +30,7 @@ from data_prep.catalog.images import (
 from data_prep.catalog.near_duplicates import perceptual_hash
 from data_prep.catalog.photo_paths import HEIF_REFUSAL, READS_HEIF
 from data_prep.errors import require_machine
+from data_prep.roots.places import Read, is_url, read_ahead
 
 OK = "ok"
 UNREADABLE = "unreadable"
@@ -69,9 +70,24 @@ def inspect_chunk(places: list[tuple[str, str]]) -> list[Facts]:
     """Read photos one after another; a broken one is a fact, not an error.
 
     Args:
-        places: (absolute `images/` folder, POSIX path below it).
+        places: (absolute `images/` folder or its URL, POSIX path below it).
     """
-    return [inspect(images, relative) for images, relative in places]
+    facts = []
+    names = [f"{images}/{relative}" for images, relative in places]
+    for (images, relative), read in zip(places, read_ahead(names, MAX_BYTES), strict=True):
+        facts.append(_inspect_object(read) if is_url(images) else inspect(images, relative))
+    return facts
+
+
+def _inspect_object(read: Read) -> Facts:
+    """Inspect a photo of a bucket, as `inspect` does a file."""
+    try:
+        content = read()
+    except FileNotFoundError as error:  # deleted since it was listed
+        return Facts(None, None, None, f"{UNREADABLE}: {error.strerror}")
+    if content.size_bytes > MAX_BYTES:
+        return Facts(None, None, None, f"too large: {content.size_bytes} bytes")
+    return examine(content.data)
 
 
 def inspect(images: str, relative: str) -> Facts:

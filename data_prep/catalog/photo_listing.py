@@ -11,8 +11,9 @@ from typing import Any
 from data_prep.catalog.photo_paths import EXTENSIONS, composed, refusal, resolve
 from data_prep.catalog.user_tables import Columns, UserTable, open_table
 from data_prep.config import ClassFolders, Data, ProfileFolders, Table, TestTable
-from data_prep.errors import DataError, some
+from data_prep.errors import DataError, MachineError, some
 from data_prep.photo_files import entries, photos_in, photos_under, shown
+from data_prep.roots import places
 
 Source = ProfileFolders | ClassFolders | Table
 
@@ -62,7 +63,7 @@ def list_source(source: Source, base: Path) -> Listing:
     if isinstance(source, ClassFolders):
         listing = _class_folders(images)
     else:
-        path = base / source.root / source.table
+        path = places.join(base, source.root, source.table)
         table = open_table(path, "data.source.table")
         if isinstance(source, Table):
             _require_column(source.path, table.columns, "data.source.path", path)
@@ -89,7 +90,8 @@ def list_test(test: TestTable, base: Path) -> Listing:
         columns = {**listing.columns, "ImageID": list(listing.relatives), "group": no_groups}
         return replace(listing, columns=columns)
     table = _open_test(test, base)
-    listing = _photos_of_table(images, test.id, table, base / test.root / test.table, is_test=True)
+    path = places.join(base, test.root, test.table)
+    listing = _photos_of_table(images, test.id, table, path, is_test=True)
     _refuse_twins(listing, "data.test.table", images)
     columns = table.columns
     groups = columns[test.group] if test.group else [None] * len(listing.relatives)
@@ -106,9 +108,10 @@ def table_of(section: Source | TestTable) -> str | None:
 
 
 def images_of(section: Source | TestTable, base: Path) -> str:
-    """Return the absolute folder below which a section's photos lie."""
+    """Return the absolute folder below which a section's photos lie, or its URL."""
+    images = places.join(base, section.root, section.images)
     # links stay as they are: readers resolve and check them
-    return os.path.abspath(base / section.root / section.images)  # noqa: PTH100
+    return images if places.is_url(images) else os.path.abspath(images)  # noqa: PTH100
 
 
 def sides(data: Data) -> list[tuple[str, Source | TestTable]]:
@@ -123,17 +126,20 @@ def require_images(section: Source | TestTable, base: Path, side: str) -> None:
     """Raise unless the root and the folder of the photos are there.
 
     Raises:
-        DataError: one of them is missing.
+        DataError: one of them is missing, or a bucket refuses.
     """
-    root = base / section.root
-    if not root.is_dir():
+    root = places.join(base, section.root)
+    if not places.is_url(root) and not places.is_folder(root):
         raise DataError(
             f"data.{side}.root",
             f"a folder was required, found nothing at {root}; roots are relative to {base}",
         )
     images = images_of(section, base)
-    if not Path(images).is_dir():
-        folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+    try:
+        folders = None if places.is_folder(images) else places.folders_at(root)
+    except MachineError as error:
+        raise DataError(f"data.{side}.root", str(error)) from None
+    if folders is not None:
         choices = ", ".join(folders[:5]) or "none"
         raise DataError(
             f"data.{side}.root",
@@ -143,7 +149,7 @@ def require_images(section: Source | TestTable, base: Path, side: str) -> None:
 
 
 def _open_test(test: TestTable, base: Path) -> UserTable:
-    path = base / test.root / test.table
+    path = places.join(base, test.root, test.table)
     wanted = {"id": test.id}
     if test.group is not None:
         wanted["group"] = test.group
@@ -157,7 +163,7 @@ def _open_test(test: TestTable, base: Path) -> UserTable:
     return table
 
 
-def _require_column(name: str, columns: Columns, where: str, path: Path) -> None:
+def _require_column(name: str, columns: Columns, where: str, path: str) -> None:
     if name not in columns:
         raise DataError(
             where, f"{path}: a column {name!r} was required, found {', '.join(columns)}"
@@ -192,7 +198,7 @@ def _photos_below(images: str) -> Listing:
         folder = folders.pop()
         for name, is_folder in entries(f"{images}/{folder}"):
             relative = f"{folder}{name}"
-            if is_folder and not Path(images, relative).is_symlink():
+            if is_folder and not places.is_link(f"{images}/{relative}"):
                 folders.append(f"{relative}/")
             elif not is_folder and name.lower().endswith(EXTENSIONS):
                 relatives.append(relative)
@@ -236,7 +242,7 @@ def _profile_folders(images: str, key: str, table: UserTable) -> Listing:
 
 
 def _photos_of_table(
-    images: str, key: str, table: UserTable, path: Path, *, is_test: bool = False
+    images: str, key: str, table: UserTable, path: str, *, is_test: bool = False
 ) -> Listing:
     names = ["" if value is None else str(value) for value in table.columns[key]]
     resolved = resolve(images, names)
@@ -257,12 +263,13 @@ def _photos_of_table(
     return Listing(resolved.paths, refusals, table.columns, notes)
 
 
-def _missing_rows(images: str, path: Path, names: Sequence[str], missing: Sequence[int]) -> str:
+def _missing_rows(images: str, path: str, names: Sequence[str], missing: Sequence[int]) -> str:
     """Say which rows of a table name no file; rows count as a spreadsheet shows them."""
-    header = 0 if path.suffix.lower() == ".parquet" else 1
+    table = PurePosixPath(path)
+    header = 0 if table.suffix.lower() == ".parquet" else 1
     first, *others = missing
     text = (
-        f"row {first + header + 1} of {path.name} names {names[first]}, which is not in "
+        f"row {first + header + 1} of {table.name} names {names[first]}, which is not in "
         f"{Path(images).name}/ ({len(missing)} of {len(names)}"
     )
     if others:
@@ -273,7 +280,7 @@ def _missing_rows(images: str, path: Path, names: Sequence[str], missing: Sequen
 
 def _there(images: str) -> str:
     """Name a file that is there, so that a reader sees what names should look like."""
-    for place, _, files in os.walk(images):
+    for place, _, files in places.walk(images):
         photos = sorted(name for name in files if name.lower().endswith(EXTENSIONS))
         if photos:
             below = os.path.relpath(f"{place}/{photos[0]}", images)
@@ -317,6 +324,8 @@ def _refuse_twins(listing: Listing, where: str, images: str) -> None:
 def _is_one_file(images: str, first: str, second: str) -> bool:
     if first == second:
         return True
+    if places.is_url(images):
+        return False
     try:
         return Path(images, first).samefile(Path(images, second))
     except OSError:  # a link to nothing

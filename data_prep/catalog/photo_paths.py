@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from data_prep.config import Data, Source, TestTable
 from data_prep.errors import DataError
+from data_prep.roots.places import join, lies_there, walk
 
 HEIF_EXTENSIONS = (".heic", ".heif")
 READS_HEIF = importlib.util.find_spec("pillow_heif") is not None
@@ -36,8 +37,8 @@ def sample_id_of(side: str, relative: str) -> str:
     return f"{side}/{relative}".replace("\0", "\\0")
 
 
-def photo_path(data: Data, base: Path, sample_id: str) -> Path:
-    """Return where the photo of a sample is.
+def photo_path(data: Data, base: Path, sample_id: str) -> str:
+    """Return where the photo of a sample is: a path, or a URL of a bucket.
 
     Links below the root were resolved and checked when the catalog was built.
 
@@ -53,7 +54,7 @@ def photo_path(data: Data, base: Path, sample_id: str) -> Path:
         where = "data.source"
     if problem := refusal(relative):
         raise DataError(where, f"{sample_id!r}: {problem}")
-    return base / section.root / section.images / relative
+    return join(base, section.root, section.images, relative)
 
 
 def refusal(relative: str) -> str | None:
@@ -108,7 +109,7 @@ def resolve(images: str, names: Sequence[str]) -> Resolved:
     unknown = []
     for position, name in enumerate(names):
         tidy = PurePosixPath(name).as_posix() if refusal(name) is None else None
-        if tidy is not None and os.path.lexists(f"{images}/{tidy}"):
+        if tidy is not None and lies_there(f"{images}/{tidy}"):
             paths[position] = tidy
         else:
             unknown.append(position)
@@ -138,7 +139,7 @@ class _Index:
 
     def __init__(self, images: str) -> None:
         self._by_form: dict[str, set[str]] = {}
-        for place, folders, files in os.walk(images):
+        for place, folders, files in walk(images):
             below = os.path.relpath(place, images).replace(os.sep, "/")
             prefix = "" if below == "." else f"{below}/"
             for name in [*folders, *files]:

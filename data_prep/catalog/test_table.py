@@ -13,6 +13,7 @@ from data_prep.catalog.user_tables import Columns, read_table
 from data_prep.config import Data, StemLabel, TestTable
 from data_prep.errors import DataError, nearest, some
 from data_prep.label_codes import code_of
+from data_prep.roots.places import join
 
 WHERE = "data.test.label"
 _FEW = 4
@@ -29,7 +30,7 @@ def read_answers(data: Data, base: Path) -> dict[str, int]:
     assert isinstance(test, TestTable)  # noqa: S101 - callers ask for a table's labels only
     names = [test.label] if isinstance(test.label, str) else list(test.label or [])
     listing = list_test(test, base)
-    path = base / test.root / test.table
+    path = join(base, test.root, test.table)
     columns = listing.columns
     if test.layout == "table":
         columns = read_table(path, WHERE, [test.id, *names])
@@ -81,7 +82,7 @@ def placeholder(data: Data, base: Path) -> str | None:
     )
 
 
-def _columns_of(path: Path) -> list[str]:
+def _columns_of(path: str) -> list[str]:
     return list(read_table(path, WHERE))
 
 

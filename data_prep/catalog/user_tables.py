@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import datetime as dt
+import io
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError
+from data_prep.errors import DataError, MachineError
+from data_prep.roots.places import is_url, open_binary
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
@@ -31,19 +33,19 @@ class UserTable:
     notes: list[str] = field(default_factory=list)
 
 
-def read_table(path: Path, where: str, keep: Sequence[str] | None = None) -> Columns:
+def read_table(path: Path | str, where: str, keep: Sequence[str] | None = None) -> Columns:
     """Return the columns of a table; see `open_table`."""
     return open_table(path, where, keep).columns
 
 
-def open_table(path: Path, where: str, keep: Sequence[str] | None = None) -> UserTable:
+def open_table(path: Path | str, where: str, keep: Sequence[str] | None = None) -> UserTable:
     """Read a CSV (UTF-8; commas, tabs, semicolons or bars) or Parquet table as columns.
 
     An empty cell and a NaN of Parquet are None. Dates of Parquet become text as in ISO 8601. Columns
     without a name are passed over if they are an index or empty.
 
     Args:
-        path: the table.
+        path: the table; a URL of a bucket is text.
         where: the spec's entry, for messages.
         keep: columns to keep; the others' cells never leave this function.
 
@@ -51,21 +53,25 @@ def open_table(path: Path, where: str, keep: Sequence[str] | None = None) -> Use
         DataError: it cannot be read, a row has another number of cells than the header, or two
             columns have one name.
     """
-    read = _read_parquet if path.suffix.lower() == ".parquet" else _read_csv
+    place = str(path)
+    read = _read_parquet if place.lower().endswith(".parquet") else _read_csv
     try:
-        return read(path, where, keep)
+        return read(place, where, keep)
     except FileNotFoundError:
         raise DataError(where, f"a table was required at {path}, found none") from None
     except OSError as error:
         raise DataError(where, f"{path} cannot be read: {error.strerror or error}") from None
+    except MachineError as error:
+        raise DataError(where, str(error)) from None
     except UnicodeDecodeError as error:
-        raise DataError(where, _encoding_advice(path, error)) from None
+        raise DataError(where, _encoding_advice(place, error)) from None
     except csv.Error as error:  # of the rows that the separator was looked for in
         raise DataError(where, f"{path}: {error}") from None
 
 
-def _encoding_advice(path: Path, error: UnicodeDecodeError) -> str:
-    content = path.read_bytes()
+def _encoding_advice(path: str, error: UnicodeDecodeError) -> str:
+    with open_binary(path) as binary:
+        content = binary.read()
     fitting = []
     for encoding in _ENCODINGS:
         try:
@@ -76,15 +82,21 @@ def _encoding_advice(path: Path, error: UnicodeDecodeError) -> str:
     text = f"{path}: UTF-8 was required, found byte {error.object[error.start]:#x}"
     if not fitting:
         return f"{text}; save it as UTF-8"
-    command = f"iconv -f {fitting[0]} -t utf-8 {path.name} > new.csv"
+    command = f"iconv -f {fitting[0]} -t utf-8 {_name(path)} > new.csv"
     return f"{text}; it could be {' or '.join(fitting)}: save it as UTF-8, `{command}`"
 
 
-def _read_csv(path: Path, where: str, keep: Sequence[str] | None) -> UserTable:
-    with path.open("rb") as binary:
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _read_csv(path: str, where: str, keep: Sequence[str] | None) -> UserTable:
+    with open_binary(path) as binary:
         start = binary.read(4)
-    is_utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    with path.open(newline="", encoding="utf-16" if is_utf16 else "utf-8-sig") as handle:
+        binary.seek(0)
+        is_utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        encoding = "utf-16" if is_utf16 else "utf-8-sig"
+        handle = io.TextIOWrapper(binary, newline="", encoding=encoding)
         delimiter = _delimiter(handle, path)
         handle.seek(0)
         reader = csv.reader(handle, strict=True, delimiter=delimiter)
@@ -103,10 +115,10 @@ def _read_csv(path: Path, where: str, keep: Sequence[str] | None) -> UserTable:
         )
     notes = []
     if delimiter != ",":
-        notes.append(f"{path.name}: its cells are separated by {_DELIMITERS[delimiter]}")
+        notes.append(f"{_name(path)}: its cells are separated by {_DELIMITERS[delimiter]}")
     if unnamed:
         numbers = ", ".join(str(index + 1) for index in unnamed)
-        notes.append(f"{path.name}: column {numbers} has no name and is passed over")
+        notes.append(f"{_name(path)}: column {numbers} has no name and is passed over")
     columns: Columns = {}
     for index, name in enumerate(names):
         if index not in unnamed and (keep is None or name in keep):
@@ -120,7 +132,7 @@ def _header_fault(names: list[str]) -> str:
     return f"a header line of distinct column names was required, {found}"
 
 
-def _rows(reader: Any, names: list[str], path: Path, where: str) -> Iterator[list[str]]:
+def _rows(reader: Any, names: list[str], path: str, where: str) -> Iterator[list[str]]:
     for row in reader:
         if not row:  # an empty line is no row
             continue
@@ -134,12 +146,12 @@ def _rows(reader: Any, names: list[str], path: Path, where: str) -> Iterator[lis
         yield row
 
 
-def _delimiter(handle: Any, path: Path) -> str:
+def _delimiter(handle: Any, path: str) -> str:
     """Choose what separates cells: of those in the header, the one that fits the rows below."""
     lines = [line for line, _ in zip(handle, range(_PROBED_ROWS), strict=False)]
     header = lines[0] if lines else ""
     present = [mark for mark in _DELIMITERS if mark in header]
-    if path.suffix.lower() in {".tsv", ".tab"} and "\t" in present:
+    if path.lower().endswith((".tsv", ".tab")) and "\t" in present:
         return "\t"
     if len(present) == 1:
         return present[0]
@@ -159,12 +171,12 @@ def _unnamed(names: list[str], rows: list[list[str]]) -> list[int]:
     return unnamed if len(unnamed) < len(names) else []
 
 
-def _read_parquet(path: Path, where: str, keep: Sequence[str] | None) -> UserTable:
+def _read_parquet(path: str, where: str, keep: Sequence[str] | None) -> UserTable:
     import pyarrow as pa  # noqa: PLC0415 - most tables are CSV
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(open_binary(path) if is_url(path) else path)
         if len(set(file.schema_arrow.names)) < len(file.schema_arrow.names):
             raise DataError(
                 where,
@@ -174,7 +186,7 @@ def _read_parquet(path: Path, where: str, keep: Sequence[str] | None) -> UserTab
         notes = []
         for column in file.schema_arrow:
             if not _is_plain(column.type):
-                notes.append(f"{path.name}: column {column.name} ({column.type}) is not read")
+                notes.append(f"{_name(path)}: column {column.name} ({column.type}) is not read")
             elif keep is None or column.name in keep:
                 names.append(column.name)
         columns = {}

@@ -27,6 +27,8 @@ from data_prep.prep_config import CenterCrop, CropFace, KeepAspect, Prep, Remove
 from data_prep.preparation import background_removal, faces
 from data_prep.preparation import step_films as sheet
 from data_prep.preparation.shards import ShardRow
+from data_prep.roots import places
+from data_prep.roots.places import Read
 
 OK = "ok"
 _NETWORK_SIDE = 320  # of the photo that the background models see, in pixels
@@ -147,7 +149,7 @@ def decode_near(prep: Prep) -> int | None:
 
 
 Row = tuple[str, str, str]
-"""sample_id, path and sha256 of a photo."""
+"""sample_id, path or URL, and sha256 of a photo."""
 
 
 @dataclass(frozen=True)
@@ -161,13 +163,20 @@ class Outcome:
     is_transient: bool = False  # the reason does not follow from the bytes, a retry may succeed
 
 
-def prepare_row(row: Row, preparation: Callable[..., Prepared], *, show: bool = False) -> Outcome:
+def prepare_row(
+    row: Row,
+    preparation: Callable[..., Prepared],
+    *,
+    show: bool = False,
+    read: Read | None = None,
+) -> Outcome:
     """Read a photo of the catalog and prepare it; whatever is wrong with the photo is its outcome.
 
     Args:
         row: the photo; without a sha256 it is accepted as it is.
         preparation: a `Preparation`.
         show: keep small pictures of every step, as an ordinary example.
+        read: returns the photo's content, where it was asked for in advance.
 
     Raises:
         MachineError: it could not be read, and that says nothing about the photo.
@@ -175,12 +184,14 @@ def prepare_row(row: Row, preparation: Callable[..., Prepared], *, show: bool = 
     sample, path, sha256 = row
     frames: list[Pixels] = []
     try:
-        with Path(path).open("rb") as handle:
-            photo = handle.read(MAX_BYTES + 1)  # enough to see that it is too large
+        content = places.read(path, MAX_BYTES) if read is None else read()
     except OSError as error:
         require_machine(error, path, _images(sample, path))
         reason = f"unreadable: {error.strerror or error}"
         return Outcome(sample, None, reason, is_transient=True)
+    if content.size_bytes > MAX_BYTES and not sha256:
+        return Outcome(sample, None, f"too large: more than {MAX_BYTES} bytes")
+    photo = content.data
     if sha256 and hashlib.sha256(photo).hexdigest() != sha256:
         return Outcome(sample, None, "changed since the catalog was made", is_transient=True)
     try:

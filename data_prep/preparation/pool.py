@@ -16,10 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.catalog.images import MAX_BYTES
 from data_prep.prep_config import Prep
 from data_prep.preparation.photo_steps import Outcome, Preparation, Row, prepare_row
 from data_prep.preparation.shard_builder import Assembly, ShardResult, ShardTask
 from data_prep.process_title import show_process_title
+from data_prep.roots.places import read_ahead
 
 __all__ = ["PHOTO_TIMEOUT_S", "PoolError", "ShardResult", "ShardTask", "prepare_shards"]
 
@@ -70,7 +72,10 @@ class PrepWorker:
         show_process_title(str(self))
         began = time.perf_counter()
         before = Counter(getattr(self.preparation, "seconds", {}))
-        outcomes = [prepare_row(row, self.preparation, show=row[0] in shown) for row in rows]
+        outcomes = []
+        reads = read_ahead([path for _, path, _ in rows], MAX_BYTES)
+        for row, read in zip(rows, reads, strict=True):
+            outcomes.append(prepare_row(row, self.preparation, show=row[0] in shown, read=read))
         seconds = Counter(getattr(self.preparation, "seconds", {}))
         seconds.subtract(before)
         return _Reply(outcomes, dict(seconds), time.perf_counter() - began)

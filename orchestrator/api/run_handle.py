@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -151,19 +151,27 @@ class OpenRun:
         view = draw_section(run, "hypotheses", text or "no verdicts")
         return Drawn(verdicts, view)
 
-    def predict(self, images: Photo | Iterable[Photo], *, allow_code: bool = False) -> pd.DataFrame:
+    def predict(
+        self,
+        images: Photo | Iterable[Photo],
+        *,
+        groups: Sequence[str] | None = None,
+        allow_code: bool = False,
+    ) -> pd.DataFrame:
         """Classify photos with the run's ensemble, prepared as for training.
 
         Args:
             images: one or several photos; each a path, a Pillow image, or an array (H, W, 3) uint8.
                 A path may also name a folder.
+            groups: of the photos, one each, over which `vote.group_mean` of the spec averages; None:
+                each photo is answered alone.
             allow_code: let the code run that the models need.
 
         Returns:
             The columns of `predict --probabilities`; ImageID is the path, or the place from 0.
 
         Raises:
-            UserError: the run has no ensemble, or no photo can be read.
+            UserError: the run has no ensemble, no photo can be read, or groups do not fit.
         """
         from orchestrator.ensemble import predict as answering  # noqa: PLC0415
         from orchestrator.ensemble.members import of_run  # noqa: PLC0415
@@ -173,7 +181,17 @@ class OpenRun:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="predict-")))
             photos = _named(images, folder)
-            answers = answering.answer_fully(ensemble, photos, Reporter(quiet=True))
+            if groups is not None and not ensemble.group_mean:
+                raise UserError(
+                    "groups: an ensemble of a spec with vote.group_mean was required, this one "
+                    "answers each photo alone; leave them out"
+                )
+            if groups is not None and len(groups) != len(photos):
+                raise UserError(
+                    f"groups: one of each of the {len(photos)} photos was required, found "
+                    f"{len(groups)}"
+                )
+            answers = answering.answer_fully(ensemble, photos, Reporter(quiet=True), groups)
         return _frame(answering.answer_table(answers, Schema(dict(ensemble.classes))))
 
     def compare(self, other: OpenRun | str | Path) -> Comparison:

@@ -144,12 +144,15 @@ def submit(hub: Hub, upload: Upload) -> str:
 
 
 def _read(upload: Upload) -> Experiment:
-    """Read a spec under its own name, so that its problems are told as for a file."""
+    """Read a spec under its own name, so that its problems are told as for a file.
+
+    Code of the user is refused: a page is no place to have read it.
+    """
     name = _NAME.sub("_", Path(upload.name).name)[-100:] or "spec.yaml"
     with tempfile.TemporaryDirectory(prefix="board-") as folder:
         path = Path(folder) / name
         path.write_text(upload.text, encoding="utf-8")
         try:
-            return read(path, base=upload.base)
+            return read(path, base=upload.base, allow_code=False)
         except SpecError as error:
             raise SpecError(str(error).replace(str(path), name)) from None

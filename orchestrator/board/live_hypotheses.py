@@ -12,7 +12,13 @@ import pyarrow as pa
 from orchestrator.base.errors import UserError
 from orchestrator.board.live_run_state import LiveRun, LiveTrial
 from orchestrator.evaluation.paired_test import PairedTest, paired_difference
-from orchestrator.evaluation.predictions import Predictions, by_setting, groups_of
+from orchestrator.evaluation.predictions import (
+    Predictions,
+    by_setting,
+    group_mean_of,
+    groups_of,
+    with_group_means,
+)
 from orchestrator.evaluation.scores_with_intervals import scorer_of
 from orchestrator.report import charts
 from orchestrator.report.load import Run
@@ -87,9 +93,13 @@ class ClaimsSoFar:
         groups = groups_of(
             tables.read(run.root / "catalog.parquet", ["sample_id", "group", "label"])
         )
+        sizes = dict(zip(run.schema.names, run.schema.sizes, strict=True))
+        mean = group_mean_of(run.resolved.vote.group_mean, sizes)
         sides: list[Predictions] = []
         for trials in (first, second):
             rows = pa.concat_tables([self._predictions(trials[part]) for part in parts])
+            if mean is not None:
+                rows = with_group_means(rows, mean, groups)
             sides += by_setting(rows, run.schema.n_classes, groups).values()
         scorer = scorer_of(parse_score(claim.metric), run.schema)
         tested = paired_difference(*sides, metric=scorer)

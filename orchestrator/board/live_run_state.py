@@ -36,6 +36,7 @@ from orchestrator.store.event_types import (
     from_json,
 )
 from orchestrator.store.ledger import LedgerDamaged, Tail, is_live
+from orchestrator.store.ledger_summary import RawReport, raw_report
 from orchestrator.store.run_dir import RunPaths, state_of
 from orchestrator.store.run_files.trials import EpochRow, TrialRow
 
@@ -47,30 +48,9 @@ _N_SENTENCES = 400
 _CURVE = ("val_macro_f1", "val_loss", "train_loss")
 _ROW = 1 + len(_CURVE)  # numbers per epoch in LiveTrial.reports
 _NAN = float("nan")
-_REPORT = re.compile(
-    rb'\{"n": \d+, "time": [-+.\de]+, "event": "report", "trial_id": "([^"\\]+)", '
-    rb'("epoch": [^\n]*\}\})\n'
-)
 _LAST_SCORES = tuple(
     re.compile(rb'"%s": (-?[0-9][0-9.e+-]*)' % name.encode()) for name in (SCORE, _CURVE[0])
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RawReport(EpochReported):
-    """An epoch of a trial as text; most are never looked at, so few are decoded."""
-
-    text: bytes  # epoch and metrics
-
-
-def _raw_report(line: bytes) -> RawReport | None:
-    """Return a report without decoding it; None for other records."""
-    match = _REPORT.fullmatch(line)
-    if match is None:
-        return None
-    report = object.__new__(RawReport)  # its `__init__` takes most of the time
-    vars(report).update(trial_id=match[1].decode(), text=match[2])
-    return report
 
 
 @dataclass(slots=True)
@@ -259,7 +239,7 @@ class LiveRun:
     def _read_batch(self) -> bool:
         """Read some of the ledger; return True if that was a whole record or more."""
         try:
-            events = self._tail.read(_BATCH_BYTES, _raw_report)
+            events = self._tail.read(_BATCH_BYTES, raw_report)
         except LedgerDamaged as error:
             self.damage = str(error)
             self.version += 1

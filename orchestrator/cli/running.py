@@ -9,6 +9,7 @@ import click
 
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.cli.command_group import echo, main
+from orchestrator.cli.interrupts import ending_in_time
 from orchestrator.cli.options import (
     ADDRESS,
     ALLOW_CODE,
@@ -147,7 +148,9 @@ def submit(
         allow_code=allow_code,
         max_runs=max_runs,
     )
-    sys.exit(execute(experiment, open_store(store), options))
+    with ending_in_time():
+        code = execute(experiment, open_store(store), options)
+    sys.exit(code)
 
 
 @main.command()
@@ -207,7 +210,9 @@ def resume(
     from orchestrator.run.driver import resume as execute  # noqa: PLC0415
 
     options = Options(address=address, insecure=insecure, max_runs=max_runs, allow_code=allow_code)
-    sys.exit(execute(find_run(store, run), open_store(store), options))
+    with ending_in_time():
+        code = execute(find_run(store, run), open_store(store), options)
+    sys.exit(code)
 
 
 @main.command()

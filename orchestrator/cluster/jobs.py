@@ -75,6 +75,8 @@ class JobServer:
         hidden = {name: os.environ.pop(name) for name in _ADDRESSES if name in os.environ}
         try:
             self._client = self._ask(lambda: JobSubmissionClient(address))
+        except RuntimeError:  # it answers 404
+            raise self._another_server() from None
         finally:
             os.environ.update(hidden)
         version = self._client._server_ray_version  # noqa: SLF001 - it was asked for already
@@ -94,10 +96,18 @@ class JobServer:
             has_token = not error.message.startswith("Authentication required")
             raise (wrong_token if has_token else missing_token)(self.address) from None
         except OSError as error:  # the errors of requests are such
+            if getattr(error, "response", None) is not None or isinstance(error, ValueError):
+                raise self._another_server() from None
             raise UserError(
                 f"a Ray job server was required at {self.address}, nothing answers there: "
                 f"{type(error).__name__}; start the cluster, or correct --address"
             ) from None
+
+    def _another_server(self) -> UserError:
+        return UserError(
+            f"a Ray job server was required at {self.address}, another server answers there; "
+            "correct --address"
+        )
 
     def submit(
         self, words: Sequence[str], folder: Path, name: str, metadata: Mapping[str, str]

@@ -23,6 +23,7 @@ _POLL_S = 0.1
 _ANSWER_S = 10.0
 _FIRST_ANSWER_S = 90.0
 _SILENT_S = 20.0  # after which a driver that does not report counts as dead
+_AWAY_S = 12.0  # without a report of anybody, which a slow network does not explain
 _GATHER_S = 4.0  # after the actor's start, before it admits anybody
 
 GO = "go"
@@ -116,11 +117,15 @@ class Queue:
         self._clock = clock
         self._places: dict[str, Place] = {}
         self._heard: dict[str, float] = {}  # run -> when
+        self._reported = clock()  # when anybody did
         self._opens = clock() + (_GATHER_S if gathers else 0.0)
 
     def report(self, place: Place) -> Answer:
         """Take in a run, new or known, and return what it may do."""
         now = self._clock()
+        if now - self._reported > _AWAY_S:  # this process was away, and not all the drivers
+            self._heard = dict.fromkeys(self._heard, now)
+        self._reported = now
         self._places[place.run_id] = place
         self._heard[place.run_id] = now
         for run_id, heard in list(self._heard.items()):

@@ -7,6 +7,9 @@ from typing import Any
 
 from orchestrator.cluster.fork_server import call
 
+_READER_VARIABLE = "ORCHESTRATOR_READER"
+"""Ray keeps processes of another environment apart."""
+
 
 def ray_map(
     function: Callable[[Any], Any],
@@ -16,6 +19,7 @@ def ray_map(
     cpu: float = 1,
     gpu: float = 0,
     fork_server: str | None = None,
+    on_bucket: bool = False,
 ) -> Iterator[Any]:
     """Map a function over items with Ray tasks; yield the results in order.
 
@@ -28,6 +32,8 @@ def ray_map(
         cpu: of one task.
         gpu: of one task.
         fork_server: address of a fork server whose children call the function, where one is in reach.
+        on_bucket: the function makes requests to a bucket. Its tasks get processes of their own,
+            which Ray gives to no worker of trials afterwards: one that forks would hang.
     """
     import ray  # noqa: PLC0415
 
@@ -41,6 +47,8 @@ def ray_map(
         return function(item) if fork_server is None else call(fork_server, function, item)
 
     remote = ray.remote(num_cpus=cpu, num_gpus=gpu)(run)
+    if on_bucket:
+        remote = remote.options(runtime_env={"env_vars": {_READER_VARIABLE: "1"}})
     limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: list[Any] = []
     for number, item in enumerate(items, 1):

@@ -18,7 +18,7 @@ from data_prep.prep_config import Prep
 from data_prep.section_base import Positive, Section
 from orchestrator.base.errors import UserError
 from orchestrator.ensemble import onnx_export
-from orchestrator.ensemble.members import Ensemble, Member, of_run
+from orchestrator.ensemble.members import Ensemble, Member, needs_code, of_run
 from orchestrator.evaluation.probabilities.adjustment import AdjustedLabel
 from orchestrator.store.artifacts import MANIFEST, Store, git_commit, packages
 from orchestrator.store.run_dir import RunPaths
@@ -288,15 +288,17 @@ def _read(folder: Path) -> Ensemble:
             f"{folder / ENSEMBLE}: an ensemble was required, found in {place}: {first['msg']}; "
             "take the bundle from its source again, or use the release that wrote it"
         ) from None
+    members = tuple(_member(folder, voter, files) for voter in described.members)
+    has_code = any(name.startswith(f"{CODE_FOLDER}/") for name in files)
     return Ensemble(
         described.name,
-        tuple(_member(folder, voter, files) for voter in described.members),
+        members,
         described.rule,
         described.majority_class,
         described.classes,
         described.temperatures,
         tuple(described.group_mean),
-        folder / CODE_FOLDER if (folder / CODE_FOLDER).is_dir() else None,
+        folder / CODE_FOLDER if has_code or any(map(needs_code, members)) else None,
     )
 
 

@@ -66,6 +66,11 @@ class Ensemble:
         if self.code is None:
             return
         names = ", ".join(sorted(path.name for path in self.code.glob("*.py")))
+        if not names:
+            raise UserError(
+                f"{self.name}: the code of its models was required in {self.code}, found none; "
+                "take the bundle from its source again, or submit the spec again"
+            )
         if not allowed:
             raise UserError(
                 f"{self.name}: its models run {names} of {self.code}, code with your rights: "
@@ -154,8 +159,11 @@ def of_run(paths: RunPaths, store: Store) -> Ensemble:
 def needs_code(member: Member) -> bool:
     """Return True if the models of a member have parts that are code of a user."""
     for folder in member.checkpoints:
-        model = json.loads((folder / "model.json").read_text(encoding="utf-8"))["model"]
-        parts = (model.get("backbone"), model.get("head"))
+        try:
+            model = json.loads((folder / "model.json").read_bytes())["model"]
+            parts = (model.get("backbone"), model.get("head"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # no model; what loads it says so
         if any(isinstance(part, dict) and "use" in part for part in parts):
             return True
     return False

@@ -27,7 +27,8 @@ TEXT = f"""
 answers prepared photos with onnxruntime, numpy and Pillow alone; torch is not needed. CROPS is a
 folder of photos after the preparation that ensemble.json describes, in the size that {FACTS}
 names. Every ONNX file takes `photos`, (N, H, W, 3) uint8, and gives `probabilities`, (N, classes);
-the normalization is inside. A member's answer is the mean over its files.
+the normalization and the views are inside. A member's answer is the mean over its files. Where
+{FACTS} names labels under group_mean, --folders-are-groups averages them over each folder's photos.
 """
 _N_PHOTOS = 64
 
@@ -69,7 +70,10 @@ def write_onnx(ensemble: Ensemble, folder: Path) -> None:
             "max_difference": max(differences),
         }
         members.append({**facts, "size": member.prep.size, "parity": parity})
-    described = {"rule": ensemble.rule, "classes": dict(ensemble.classes), "members": members}
+    described: dict[str, Any] = {"rule": ensemble.rule, "classes": dict(ensemble.classes)}
+    if ensemble.group_mean:
+        described["group_mean"] = list(ensemble.group_mean)
+    described["members"] = members
     write_json(folder / FACTS, described)
     script = files("orchestrator.ensemble").joinpath("answer.py.txt").read_text("utf-8")
     (folder / SCRIPT).write_text(script, encoding="utf-8")
@@ -84,14 +88,14 @@ def _export(checkpoint: Path, out: Path, photos: _Photos, member: Member) -> flo
     who = f"member {member.setting} ({member.variant})"
     try:
         export_onnx(checkpoint, out)
-    except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
+        session = ort.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+        (answered,) = session.run(["probabilities"], {"photos": photos.images})
+    except Exception as error:  # noqa: BLE001 - both libraries, and code of a user, raise any
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
             f"{who}: a model that can be written as ONNX was required, found: {reason}; "
             "make the bundle without --onnx"
         ) from None
-    session = ort.InferenceSession(str(out), providers=["CPUExecutionProvider"])
-    (answered,) = session.run(["probabilities"], {"photos": photos.images})
     difference = float(np.abs(answered - probabilities(checkpoint, photos.images)).max())
     if difference > TOLERANCE:
         raise UserError(

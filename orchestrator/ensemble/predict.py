@@ -34,7 +34,7 @@ _BATCH = 128
 _CHUNK_BYTES = 2**28
 _STANDARD_INPUT = Path("-")
 
-Photos = Sequence[tuple[str, Path]]  # id and place
+Photos = Sequence[tuple[str, Path | str]]  # id and place, which may be a URL of a bucket
 
 
 @dataclass(frozen=True)
@@ -316,16 +316,15 @@ def answer_fully(
                 else:
                     parts[member.setting].append(np.stack(each))
         for member in members:
-            whole = np.concatenate(parts[member.setting], axis=-2)
-            if averaging is not None:
-                owners = [group_of[name] for name in ids]
-                agreeing = [averaging.over(owners, probs) for probs in whole]
-                whole = np.mean([adjusted(p, member.adjustment) for p in agreeing], axis=0)
-            answered[member.setting] = (ids, whole)
+            answered[member.setting] = (ids, np.concatenate(parts[member.setting], axis=-2))
     kept = {}
     for member in ensemble.members:
-        ids, probs = answered[member.setting]
-        kept[member.setting] = _without(ids, probs, quarantined)
+        ids, probs = _without(*answered[member.setting], quarantined)
+        if averaging is not None:  # over the photos that every member can answer, as in the vote
+            owners = [group_of[name] for name in ids]
+            agreeing = [averaging.over(owners, each) for each in probs]
+            probs = np.mean([adjusted(each, member.adjustment) for each in agreeing], axis=0)
+        kept[member.setting] = (ids, probs)
     counts = [member.votes for member in ensemble.members]
     votes = voting.vote_table(
         [(name, name) for name, _ in photos],
@@ -437,6 +436,6 @@ def _device() -> str:
 
 
 def _without(ids: list[str], probs: Any, lost: dict[str, str]) -> tuple[list[str], Any]:
-    """Leave out photos that another preparation could not read."""
+    """Leave out photos that another preparation could not read; `probs` is (..., n, C)."""
     kept = [index for index, name in enumerate(ids) if name not in lost]
-    return [ids[index] for index in kept], probs[kept]
+    return [ids[index] for index in kept], probs[..., kept, :]

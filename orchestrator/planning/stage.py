@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from data_prep.catalog.label_schema import Schema
+from data_prep.catalog.photo_listing import sides
+from data_prep.roots.places import is_url
 from orchestrator.spec.models import Experiment, TrialShare
 from orchestrator.store.artifacts import Store
 from orchestrator.store.event_types import DriverStarted, TrialStarted
@@ -57,6 +59,11 @@ class Env(Scope):
     def trial_share(self) -> TrialShare:
         """What one trial gets on this cluster."""
         return self.experiment.spec.resources.per_trial.on(self.gpus)
+
+    @property
+    def reads_bucket(self) -> bool:
+        """True if photos lie on a bucket, so that whoever reads them makes requests."""
+        return any(is_url(section.root) for _, section in sides(self.experiment.spec.data))
 
     @property
     def code(self) -> list[str]:

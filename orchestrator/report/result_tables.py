@@ -23,7 +23,8 @@ from orchestrator.store.event_types import (
     StageEnded,
     objective,
 )
-from orchestrator.store.ledger import TrialRecord, read, replay
+from orchestrator.store.ledger import EVENTS
+from orchestrator.store.ledger_summary import TrialSummary, summarize
 from orchestrator.store.run_files.audit import AuditFacts
 from orchestrator.store.run_files.diagnosis import LabelNoise, PartScore, SubgroupScore, are_many
 from orchestrator.store.run_files.hypotheses import Hypothesis
@@ -409,8 +410,12 @@ def _verdict_text(row: Hypothesis) -> str:
         f"{row.metric} {signed(row.difference)}",
         f"90 % interval {signed(row.low)} to {signed(row.high)}",
     ]
-    if row.p is not None:
-        facts.append(f"p {row.p:.3f}")
+    if row.p_value is not None:
+        facts.append(f"p {row.p_value:.3f}")
+    if row.p_adjusted is not None and row.p_adjusted != row.p_value:
+        # the verdict goes by this one, so that the interval alone may seem to contradict it
+        at_look = f" at look {row.look}" if (row.look or 1) > 1 else ""
+        facts.append(f"{row.p_adjusted:.3f} adjusted for all claims{at_look}")
     facts.append(counted(row.n_groups, "group"))
     evidence = ", ".join(facts)
     if needs:
@@ -474,24 +479,28 @@ def status_view(run: Path) -> StatusView:
     from orchestrator.report.state_reasons import ending  # noqa: PLC0415
     from orchestrator.store.run_dir import RunPaths, state_of  # noqa: PLC0415
 
-    events = read(run / "events.jsonl")
-    trials = list(replay(events).trials.values())
+    summary = summarize(run / EVENTS)
+    trials = list(summary.trials.values())
     facts = state_of(RunPaths(run))
-    end = ending(RunPaths(run), events)
+    end = ending(RunPaths(run), summary.events)
     is_running = facts["state"] == "RUNNING"
     open_status = "RUNNING" if is_running else "UNFINISHED"
     running: list[RunningTrial] = []
     for trial in trials:
         if is_running and trial.status is None:
-            epochs = len(trial.reports)
+            best = trial.best()
             running.append(
-                {"trial_id": trial.trial_id, "epochs": epochs, "best": _best_score(trial)}
+                {
+                    "trial_id": trial.trial_id,
+                    "epochs": len(trial.reports()),
+                    "best": None if best is None else objective(best),
+                }
             )
     return {
         "run_id": run.name,
         "state": facts["state"],
         "wall_s": facts["wall_s"],
-        "stages": _stages(events),
+        "stages": _stages(summary.events),
         "trials": dict(Counter(trial.status or open_status for trial in trials)),
         "running": running,
         "best": _best_trial(trials),
@@ -518,17 +527,13 @@ def _stages(events: Iterable[Event]) -> list[StageView]:
     return list(stages.values())
 
 
-def _best_score(trial: TrialRecord) -> float | None:
-    return max(map(objective, trial.reports.values()), default=None)
-
-
-def _best_trial(trials: list[TrialRecord]) -> BestTrial | None:
+def _best_trial(trials: list[TrialSummary]) -> BestTrial | None:
     best: dict[str, float] = {}
-    best_trial: TrialRecord | None = None
+    best_trial: TrialSummary | None = None
     for trial in trials:
-        if trial.phase != "search" or not trial.reports:
+        metrics = trial.best() if trial.phase == "search" else None
+        if metrics is None:
             continue
-        metrics = max(trial.reports.values(), key=objective)
         if best_trial is None or objective(metrics) > objective(best):
             best = metrics
             best_trial = trial

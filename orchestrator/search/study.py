@@ -14,7 +14,16 @@ from orchestrator.search.card_sharing.shares import FixedShare, Shares
 from orchestrator.search.controller import Reports, TrialController, Verdict
 from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
-from orchestrator.spec.search_space import Choice, Entry, Point, Search, Wilcoxon, grid, suggest
+from orchestrator.spec.search_space import (
+    Choice,
+    Entry,
+    Point,
+    Search,
+    Wilcoxon,
+    grid,
+    start_in,
+    suggest,
+)
 from orchestrator.store.event_types import N_PARAMS, Metrics, TrialEnded, objective
 from orchestrator.store.ledger import Ledger, TrialRecord
 from trainers.settings.duration import Duration
@@ -50,6 +59,7 @@ class VariantStudy:
         self.warn = warn
         self.space = search.space_of(variant)
         self.grid = grid(self.space) if search.sampler == "grid" else []
+        self.starts = [start_in(self.space, start) for start in search.start]
         directions = ["maximize", "minimize"] if search.counts_parameters else ["maximize"]
         self.optuna = optuna.create_study(
             study_name=f"{run_id}/{variant}", directions=directions, pruner=_pruner(search)
@@ -113,11 +123,8 @@ class VariantStudy:
             warnings.simplefilter("ignore")  # the samplers' experimental options are meant
             at_random = is_known or attempt >= _SAMPLER_DRAWS
             self.optuna.sampler = self._sampler(seed, at_random=at_random)
-            if fixed:
-                values = {path: _stored(self.space[path], value) for path, value in fixed.items()}
-                self.optuna.enqueue_trial(values)
             try:
-                draw = self._ask_optuna()
+                draw = self._ask_optuna(fixed)
             except Exception as error:  # noqa: BLE001 - a sampler that fails must not end the study
                 self.warn(
                     f"the {self.search.sampler} sampler failed ({type(error).__name__}: {error}); "
@@ -125,11 +132,14 @@ class VariantStudy:
                 )
                 self._fail_orphans()
                 self.optuna.sampler = RandomSampler(seed=seed)
-                draw = self._ask_optuna()
+                draw = self._ask_optuna(fixed)
         self._last_number = draw.trial.number
         return draw
 
-    def _ask_optuna(self) -> Draw:
+    def _ask_optuna(self, fixed: Point | None) -> Draw:
+        if fixed:
+            values = {path: _stored(self.space[path], value) for path, value in fixed.items()}
+            self.optuna.enqueue_trial(values)
         trial = self.optuna.ask()
         return Draw(trial, suggest(trial, self.space))
 
@@ -146,10 +156,9 @@ class VariantStudy:
 
     def _fixed_point(self) -> Point | None:
         """Return what is not left to the sampler: a start point not tried yet, or a grid point."""
-        for start in self.search.start:
-            in_space = {path: value for path, value in start.items() if path in self.space}
-            if in_space and not any(in_space.items() <= point.items() for point in self.points):
-                return in_space
+        for start in self.starts:
+            if start and not any(start.items() <= point.items() for point in self.points):
+                return start
         for point in self.grid:
             if point not in self.points:
                 return point

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.photo_listing import require_images, sides, table_of
 from data_prep.config import StemLabel, TestTable
-from data_prep.errors import DataError
+from data_prep.errors import DataError, MachineError
+from data_prep.roots.places import is_file, join
 from data_prep.section_base import identity
 from orchestrator.base.keys import digest
 from orchestrator.spec.claims import parse as parse_claim
@@ -28,6 +29,7 @@ from orchestrator.spec.search_space import (
     apply,
     assignments,
     grid_size,
+    start_in,
 )
 from orchestrator.spec.yaml_source import Document, KeyPath, Place, Problem
 from trainers.library_names import known_backbones
@@ -47,8 +49,12 @@ _FOR_VARIANTS = {
     "train.recipe": "write a variant per recipe, or begin with search.start: [{train.recipe: NAME}]",
     _WEIGHTS: "write a variant per file",
     "train.model.weights_sha256": "write a variant per file",
+    **dict.fromkeys(
+        ("train.model.views", "train.model.views.flip", "train.model.views.margins"),
+        "the score of a search is of the photo alone; write a variant with views and one without",
+    ),
 }
-"""Settings that stand for others, or for a file -> what to do in place of searching them."""
+"""Settings that no search can choose -> what to do in place of searching them."""
 
 
 class PlacedSpace(NamedTuple):
@@ -435,6 +441,23 @@ def _check_folds(draft: Draft) -> None:
         draft.refuse(("search", "folds"), f"search.folds: {text}")
 
 
+def check_starts(draft: Draft) -> None:
+    """Check that some variant can try every setting of each start point."""
+    search = draft.spec.search
+    starts = search.start if search else []
+    for number, start in enumerate(starts):
+        taken = set[str]()
+        for name in draft.arms:
+            taken |= start_in(draft.space_of(name), start).keys()
+        for path in start:
+            if path not in taken:
+                text = (
+                    f"search.start: conditions of {path} that hold at this point were required, "
+                    "found none of a variant that do; remove it, or change what they name"
+                )
+                draft.refuse(("search", "start", number, path), text, key=True)
+
+
 def _check_grid(draft: Draft) -> None:
     """Check that a grid has a number of points that can be listed."""
     search = draft.spec.search
@@ -568,8 +591,14 @@ def check_data_roots(draft: Draft, base: Path) -> None:
         except DataError as error:
             draft.refuse(tuple(error.path.split(".")), str(error))
             continue
-        table = table_of(section)
-        if table and not (base / section.root / table).is_file():
-            place = base / section.root / table
-            text = f"data.{side}.table: required a file, found none at {place}"
-            draft.refuse(("data", side, "table"), text)
+        if table := table_of(section):
+            _check_table(draft, side, join(base, section.root, table))
+
+
+def _check_table(draft: Draft, side: str, place: str) -> None:
+    try:
+        problem = None if is_file(place) else f"required a file, found none at {place}"
+    except MachineError as error:  # a bucket may list an object and refuse it
+        problem = str(error)
+    if problem:
+        draft.refuse(("data", side, "table"), f"data.{side}.table: {problem}")

@@ -14,6 +14,7 @@ from orchestrator.spec.cross_checks import (
     check_components,
     check_data_roots,
     check_references,
+    check_starts,
     check_twins,
 )
 from orchestrator.spec.messages import validate
@@ -67,8 +68,9 @@ def read(
     changes = dict(_parse_set(text) for text in overrides or [])
     data = apply(document.data, changes) if changes else document.data
     base = (base or path.parent).resolve()
-    # a run keeps copies beside its resolved spec
-    pinned = pin(data, [path.resolve().parent / CODE_FOLDER, path.resolve().parent, base])
+    # a run keeps copies below its resolved spec, which names their hashes
+    home = path.resolve().parent
+    pinned = pin(data, [home, home / CODE_FOLDER, base])
     data = pinned.data
     problems: list[Problem] = []
     arms: dict[str, Arm] = {}
@@ -82,6 +84,7 @@ def read(
         check_code(draft, pinned, allow_code=allow_code)
         check_references(draft)
         if check_roots:
+            check_starts(draft)
             if not problems:
                 check_twins(draft)
             if try_components and not problems:

@@ -11,6 +11,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from data_prep.config import Data, TestTable
 from data_prep.prep_config import Prep
+from data_prep.roots.places import is_url
 from data_prep.section_base import BARE_NAME, Positive, Section, Seed, how, identity, since
 from orchestrator.base.keys import setting_id
 from orchestrator.spec.score import DEFAULT, Score, ScoreText, parse_score
@@ -313,10 +314,13 @@ class Experiment:
         """Return the spec with all defaults and absolute data roots, as `resume` reads it."""
         dumped: Plain = self.spec.model_dump(mode="json", by_alias=True)
         data = dumped["data"]
-        data["source"]["root"] = str((self.base / self.spec.data.source.root).resolve())
+        data["source"]["root"] = self._absolute(self.spec.data.source.root)
         if isinstance(self.spec.data.test, TestTable):
-            data["test"]["root"] = str((self.base / self.spec.data.test.root).resolve())
+            data["test"]["root"] = self._absolute(self.spec.data.test.root)
         return dumped
+
+    def _absolute(self, root: str) -> str:
+        return root if is_url(root) else str((self.base / root).resolve())
 
     def identity(self) -> Plain:
         """Return what decides the run's result; files of weights are known by their sha256."""

@@ -199,7 +199,8 @@ class Search(Section):
     """Entries that a variant adds to `space` or replaces; null removes one."""
     start: list[Point] = []
     """Good points to try first; settings that they leave out are sampled. `{train.recipe: NAME}`
-    stands for those of a recipe's settings that lie in the space.
+    stands for those of a recipe's settings that lie in the space. A setting with a condition brings
+    the condition along.
     """
     limits: Limits | None = None
     """What the search may cost; null for no limit."""
@@ -382,6 +383,29 @@ def holds(when: Point, point: Point) -> bool:
     return all(
         path in point and point[path] in _as_list(required) for path, required in when.items()
     )
+
+
+def start_in(space: Space, start: Point) -> Point:
+    """Return what a space takes of a start point, with the values that its conditions require.
+
+    Left out is what the space does not contain, and what stands under a condition that the start
+    point itself does not meet. A condition about a path that it leaves open is met by the first
+    value that it names.
+    """
+    paths = order(space)
+    point: Point = {}
+    for path in paths:
+        if path in start and contains(space[path], start[path]):
+            point[path] = start[path]
+    for path in reversed(paths):
+        for other, required in space[path].when.items() if path in point else ():
+            value = _as_list(required)[0]
+            if other not in start and contains(space[other], value):
+                point.setdefault(other, value)
+    for path in paths:
+        if not holds(space[path].when, point):
+            point.pop(path, None)
+    return point
 
 
 def contains(entry: Entry, value: Any) -> bool:

@@ -87,6 +87,7 @@ def _examine(env: Env, catalog: Catalog, split: Split, key: str, *, probe: bool)
 def _file_bytes(env: Env, catalog: Catalog) -> dict[str, int]:
     """Return sample id -> bytes of its file; a file that has gone since has none."""
     from data_prep.catalog.photo_paths import photo_path  # noqa: PLC0415
+    from data_prep.roots.places import size_bytes  # noqa: PLC0415
 
     ids = catalog.table["sample_id"].to_pylist()
     sizes = {}
@@ -95,5 +96,5 @@ def _file_bytes(env: Env, catalog: Catalog) -> dict[str, int]:
             continue
         path = photo_path(env.experiment.spec.data, env.experiment.base, sample)
         with suppress(OSError):
-            sizes[sample] = path.stat().st_size
+            sizes[sample] = size_bytes(path)
     return sizes

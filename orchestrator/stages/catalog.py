@@ -142,7 +142,7 @@ def _build(env: Env, key: str) -> Artifact:
         table = build_catalog(
             env.experiment.spec.data,
             env.experiment.base,
-            map_chunks=partial(ray_map, name="catalog"),
+            map_chunks=partial(ray_map, name="catalog", on_bucket=env.reads_bucket),
             progress=advance,
             work=env.store.work_dir("catalog", key),
         )
@@ -159,6 +159,7 @@ def _is_outdated(env: Env, artifact: Artifact) -> bool:
     """
     from data_prep.catalog.photo_inspection import may_be_read_now  # noqa: PLC0415
     from data_prep.catalog.photo_paths import photo_path  # noqa: PLC0415
+    from data_prep.roots.places import open_binary  # noqa: PLC0415
 
     if artifact.manifest["finished"] >= env.photos_since:
         return False
@@ -167,7 +168,7 @@ def _is_outdated(env: Env, artifact: Artifact) -> bool:
             continue
         try:
             path = photo_path(env.experiment.spec.data, env.experiment.base, sample)
-            path.open("rb").close()
+            open_binary(path).close()
         except OSError:
             continue
         return True

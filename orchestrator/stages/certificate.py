@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -468,7 +467,7 @@ def _job(env: Env, trial: TrialRecord, artifact: Artifact, split: str) -> _Job:
     photos = []
     for row in picked:
         sample = row["sample_id"]
-        photos.append((sample, str(photo_path(spec.data, env.experiment.base, sample))))
+        photos.append((sample, photo_path(spec.data, env.experiment.base, sample)))
     return _Job(
         trial.trial_id,
         env.store.name,
@@ -499,7 +498,7 @@ def compare_answers(jobs: list[_Job]) -> list[_Difference]:
     Args:
         jobs: of one preparation.
     """
-    photos = {sample: Path(path) for job in jobs for sample, path in job.photos}
+    photos = {sample: path for job in jobs for sample, path in job.photos}
     try:
         prep = Prep.model_validate_json(jobs[0].prep)
         threads = max(1, int(jobs[0].share.cpu))  # of two such tasks at once

@@ -412,7 +412,7 @@ def _shard_rows(env: Env, catalog: Catalog) -> dict[int, list[ShardRow]]:
         usable["sample_id"].to_pylist(), usable["sha256"].to_pylist(), strict=True
     ):
         path = photo_path(env.experiment.spec.data, env.experiment.base, sample)
-        rows[shard_of(sample, n_shards)].append(ShardRow(sample, str(path), sha256))
+        rows[shard_of(sample, n_shards)].append(ShardRow(sample, path, sha256))
     return {number: sorted(rows[number]) for number in sorted(rows)}
 
 

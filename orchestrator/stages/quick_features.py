@@ -20,6 +20,7 @@ from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.planning.stage import Env
 
 if TYPE_CHECKING:  # torch takes seconds
+    from data_prep.roots.places import Read
     from trainers.model import Classifier
 
 SIDE = 96  # pixels; 300 photos a second and core
@@ -82,7 +83,7 @@ def features(env: Env, rows: pa.Table, view: str) -> Floats:
             photos = []
             for sample, sha256 in zip(samples, shas, strict=True):
                 path = photo_path(env.experiment.spec.data, env.experiment.base, sample)
-                photos.append((str(path), sha256))
+                photos.append((path, sha256))
             parts = _compute(env, photos, view, env.store.work_dir("features", key))
             with env.store.draft("features", key, params=params, inputs={}) as draft:
                 np.save(draft.path / "features.npy", np.concatenate(parts))
@@ -97,21 +98,23 @@ def _compute(env: Env, photos: list[tuple[str, str]], view: str, work: Path) -> 
     parts = []
     n_done = 0
     with env.console.task(f"audit {view}", len(photos)) as advance:
-        for part in _resumable(chunks, view, work):
+        for part in _resumable(chunks, view, work, on_bucket=env.reads_bucket):
             parts.append(part)
             n_done += len(part)
             advance(n_done, "features")
     return parts
 
 
-def _resumable(chunks: list[list[tuple[str, str]]], view: str, work: Path) -> Iterator[Any]:
+def _resumable(
+    chunks: list[list[tuple[str, str]]], view: str, work: Path, *, on_bucket: bool
+) -> Iterator[Any]:
     """Yield the features of chunks in order; each is kept in a file and read from it later."""
     files = [work / f"{number:05}.npy" for number in range(len(chunks))]
     jobs = []
     for chunk, file in zip(chunks, files, strict=True):
         if not file.is_file():
             jobs.append((chunk, view))
-    computed = iter(ray_map(_embed, jobs, name="features"))
+    computed = iter(ray_map(_embed, jobs, name="features", on_bucket=on_bucket))
     for file in files:
         if not file.is_file():
             beside = file.with_suffix(".part")
@@ -125,9 +128,16 @@ def _embed(job: tuple[list[tuple[str, str]], str]) -> Floats:
     """Embed some photos; runs as a Ray task on one core."""
     import torch  # noqa: PLC0415
 
+    from data_prep.catalog.images import MAX_BYTES  # noqa: PLC0415
+    from data_prep.roots.places import read_ahead  # noqa: PLC0415
+
     listed, view = job
     model = _backbone()
-    photos = np.stack([_seen(Path(path), sha256, view) for path, sha256 in listed])
+    pictures = []
+    reads = read_ahead([path for path, _ in listed], MAX_BYTES)
+    for (path, sha256), read in zip(listed, reads, strict=True):
+        pictures.append(_seen(path, read, sha256, view))
+    photos = np.stack(pictures)
     x = torch.from_numpy(photos).permute(0, 3, 1, 2).float().to(memory_format=torch.channels_last)
     with torch.inference_mode():
         out = model.features(x)
@@ -148,7 +158,7 @@ def _backbone() -> Classifier:
     )
 
 
-def _seen(path: Path, sha256: str, view: str) -> NDArray[np.uint8]:
+def _seen(path: str, read: Read, sha256: str, view: str) -> NDArray[np.uint8]:
     """Read a photo as the quick model sees it: (96, 96, 3); black if it changed since the catalog.
 
     Raises:
@@ -161,14 +171,14 @@ def _seen(path: Path, sha256: str, view: str) -> NDArray[np.uint8]:
 
     black = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
     try:
-        photo = path.read_bytes()
+        photo = read().data
         if hashlib.sha256(photo).hexdigest() != sha256:
             return black
         pixels = cv2.resize(
             decode(photo, near=2 * SIDE), (SIDE, SIDE), interpolation=cv2.INTER_AREA
         )
     except OSError as error:
-        require_machine(error, str(path), str(path.parent))
+        require_machine(error, path, str(Path(path).parent))
         return black
     except PhotoError:
         return black

@@ -189,6 +189,7 @@ class Tail:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._n_bytes = 0  # read so far
+        self._n_events = 0
 
     @property
     def n_unread_bytes(self) -> int:
@@ -213,8 +214,9 @@ class Tail:
             while b"\n" not in raw and (more := file.read(at_most_bytes)):
                 raw += more
         complete = raw[: raw.rfind(b"\n") + 1]
-        parsed = _parse(io.BytesIO(complete), self.path, shortcut)
+        parsed = _parse(io.BytesIO(complete), self.path, shortcut, self._n_events)
         self._n_bytes += parsed.n_bytes
+        self._n_events += len(parsed.events)
         return parsed.events
 
 
@@ -225,18 +227,20 @@ class _Parsed(NamedTuple):
     n_bytes: int
 
 
-def _parse(file: IO[bytes], path: Path, shortcut: Shortcut | None = None) -> _Parsed:
+def _parse(
+    file: IO[bytes], path: Path, shortcut: Shortcut | None = None, n_before: int = 0
+) -> _Parsed:
     # without the garbage collector it takes half the time: events are many, and form no cycles
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        return _parse_lines(file, path, shortcut)
+        return _parse_lines(file, path, shortcut, n_before)
     finally:
         if was_enabled:
             gc.enable()
 
 
-def _parse_lines(file: IO[bytes], path: Path, shortcut: Shortcut | None) -> _Parsed:
+def _parse_lines(file: IO[bytes], path: Path, shortcut: Shortcut | None, n_before: int) -> _Parsed:
     events: list[Event] = []
     n_bytes = 0
     for line in file:
@@ -250,7 +254,7 @@ def _parse_lines(file: IO[bytes], path: Path, shortcut: Shortcut | None) -> _Par
             if is_last and not isinstance(error, RecordInvalid):
                 break
             raise LedgerDamaged(
-                f"{path}, record {len(events) + 1}: a complete event was required, found one that "
+                f"{path}, record {n_before + len(events) + 1}: a complete event was required, found one that "
                 f"cannot be read ({error}); nothing was changed. Restore the file from a copy; or "
                 "move the run's folder away and submit again: finished work is in the store"
             ) from None

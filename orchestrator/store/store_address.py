@@ -76,7 +76,8 @@ def _open_bucket(url: str) -> BucketStore:
 
 def _cache_of(url: str) -> Path:
     """Return the folder that caches a bucket. Two providers may have buckets of one name."""
-    from orchestrator.store.bucket.client import endpoint, require_url  # noqa: PLC0415
+    from data_prep.roots.bucket_client import endpoint  # noqa: PLC0415
+    from orchestrator.store.bucket.client import require_url  # noqa: PLC0415
 
     parts = urlsplit(require_url(url))
     name = f"{parts.scheme}-{parts.netloc}{quote(parts.path, safe='').replace('%2F', '+')}"

@@ -15,6 +15,7 @@ from tests.benchmarks import (
     augmentation,
     board,
     catalog,
+    ledger,
     preparation,
     quickstart,
     search,
@@ -81,6 +82,7 @@ BENCHMARKS = {
     "board": board.board_50k,
     "tune_1s": search.tune_1s,
     "driver_10k": search.driver_10k,
+    "ledger_100k": ledger.ledger_100k,
     "search_vs_stock": search.search_vs_stock,
 }
 

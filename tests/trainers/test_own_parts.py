@@ -184,6 +184,7 @@ def test_parts_are_tried_in_a_process_of_their_own(tmp_path):
         "def featureless(size, pretrained):\n"
         "    return nn.Identity()\n"
     )
+    (tmp_path / "leaves.py").write_text("raise SystemExit('no such package')\n")
     shutil.copyfile(EXAMPLE, tmp_path / "my_parts.py")
     uses = [
         ("my_parts.py:gray_patches", "policy"),
@@ -194,6 +195,7 @@ def test_parts_are_tried_in_a_process_of_their_own(tmp_path):
         ("mine.py:featureless", "backbone"),
         ("mine.py:flat", "head"),
         ("mine.py:mean", "loss"),
+        ("leaves.py:part", "head"),
     ]
     jobs = []
     for use, kind in uses:
@@ -206,6 +208,7 @@ def test_parts_are_tried_in_a_process_of_their_own(tmp_path):
         "num_features",
         "(2, 3) were required, found (2, 4)",
         "one loss per sample, shape (4,), was required",
+        "no such package",
     ]
     for text, problem in zip(expected, problems[4:], strict=True):
         assert text in problem
@@ -240,3 +243,12 @@ def test_an_own_loss_has_class_weights_and_weights_of_branches_like_a_named_one(
         weighed = {**loss, "weights": {"a": 2.0}}
         losses.append(run(task, tmp_path / name, loss=weighed, **settings))
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "os._exit(3)", "os.kill(os.getpid(), 11)"])
+def test_code_that_ends_the_process_that_tries_it_does_not_pass(tmp_path, end):
+    (tmp_path / "mine.py").write_text(f"import os\n{end}\n")
+    part = part_of(tmp_path, "mine.py:part").model_dump(mode="json")
+    job = Job(part=part, file=str(tmp_path / "mine.py"), kind="policy", size=32)
+    (problem,) = own_part_problems([job])
+    assert "ends the process that tries it" in problem

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from trainers.preflight.subprocess_runner import run_apart
 
 _TIMEOUT_S = 300.0
+_CRASHED = "one of these files ends the process that tries it; let its code raise an error instead"
 _N_FEATURES = 16
 _N_CLASSES = 3
 
@@ -29,7 +30,8 @@ class Job(TypedDict):
 
 def own_part_problems(jobs: Sequence[Job]) -> list[str | None]:
     """Return per part why it cannot be used, None where it can."""
-    return run_apart("trainers.preflight.own_parts", jobs, timeout_s=_TIMEOUT_S)
+    module = "trainers.preflight.own_parts"
+    return run_apart(module, jobs, timeout_s=_TIMEOUT_S, crashed=_CRASHED)
 
 
 def try_part(job: Job) -> str | None:
@@ -48,7 +50,7 @@ def try_part(job: Job) -> str | None:
     try:
         with naming_lines():
             return tries[job["kind"]](part, job["size"])
-    except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's code raises
         return str(error) or type(error).__name__
 
 

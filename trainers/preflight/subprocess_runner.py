@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 
-def run_apart(module: str, jobs: Sequence[Any], *, timeout_s: float) -> list[str | None]:
+def run_apart(
+    module: str, jobs: Sequence[Any], *, timeout_s: float, crashed: str | None = None
+) -> list[str | None]:
     """Run a module as a program that reads jobs as JSON and prints a problem, or null, per job.
 
-    Returns:
-        The problems; none where the program fails, because then the libraries are not here.
+    Args:
+        module: the program.
+        jobs: plain data.
+        timeout_s: after which the jobs count as without a problem.
+        crashed: the problem of each job where the program fails; None where that means that the
+            libraries are not here.
     """
     root = str(Path(__file__).resolve().parents[2])
     search_path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -29,7 +35,9 @@ def run_apart(module: str, jobs: Sequence[Any], *, timeout_s: float) -> list[str
             timeout=timeout_s,
             check=True,
         )
+        problems: list[str | None] = json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.CalledProcessError, ValueError, IndexError):
+        return [crashed] * len(jobs)
     except (subprocess.SubprocessError, OSError):
         return [None] * len(jobs)
-    problems: list[str | None] = json.loads(done.stdout.splitlines()[-1])
     return problems

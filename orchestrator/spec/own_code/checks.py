@@ -38,17 +38,24 @@ def check_code(draft: Draft, pinned: Pinned, *, allow_code: bool | None) -> None
         text = f"{names} is code that runs with your rights: read it, then give --allow-code"
         draft.refuse(place, f"{_dotted(place)}: {text}")
     hashes: dict[str, str | None] = {}
-    for arm in draft.arms.values():
+    for name, arm in draft.arms.items():
         for part in _own_parts(arm.train):
             if hashes.setdefault(part.file, part.sha256) != part.sha256:
                 text = f"one version of {part.file} was required; write the whole part anew"
                 draft.refuse(("train",), f"{part.use}: {text}")
         model = arm.train.model
-        is_own = isinstance(model.backbone, OwnPart) or isinstance(model.head, OwnPart)
+        values = values_of(draft, name, _PATHS["backbone"], model.backbone)
+        values += values_of(draft, name, _PATHS["head"], model.head)
+        is_own = any(_is_own(value) for value, _ in values)
         for key in ("precision", "compile"):
             if is_own and getattr(arm.train, key) == "auto":
                 text = "auto is not tried on code of one's own; name one"
                 draft.refuse(("train", key), f"train.{key}: {text}")
+
+
+def _is_own(value: Any) -> bool:
+    """Return True for code of the user, as a section or as a spec writes it."""
+    return isinstance(value, OwnPart) or (isinstance(value, dict) and "use" in value)
 
 
 def _own_parts(train: Train) -> list[OwnPart]:
@@ -88,7 +95,7 @@ def try_code(draft: Draft, code: Mapping[str, Path]) -> None:
 
 def _job(value: Any, kind: str, size: int, code: Mapping[str, Path]) -> Job | None:
     """Return the try of a component; None where it is no code of the user."""
-    if isinstance(value, dict) and "use" in value:
+    if isinstance(value, dict) and _is_own(value):
         value = (OwnLoss if kind == "loss" else OwnPart).model_validate(value)
     if not isinstance(value, OwnPart) or value.file not in code:
         return None

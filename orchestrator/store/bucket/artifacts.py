@@ -84,8 +84,9 @@ class BucketStore(Store):
             return None
         home = self.root / kind / key
         place = home / MANIFEST
-        if not place.is_file() or place.read_bytes() != raw:
+        if place.is_file() and place.read_bytes() != raw:
             shutil.rmtree(home, ignore_errors=True)  # of an artifact that was made again since
+        if not place.is_file():  # files without it are those of a process that is publishing them
             with atomic_path(place) as beside:
                 beside.write_bytes(raw)
         artifact = Artifact(kind, key, home / manifest.get("folder", ""), manifest, self._fetch)
@@ -110,6 +111,8 @@ class BucketStore(Store):
         Raises:
             UserError: the bucket lacks one, or it differs from what the manifest says.
         """
+        with suppress(OSError):  # its last use, before others drop what was unused for long
+            os.utime(self.root / artifact.kind / artifact.key)
         files = artifact.manifest["files"]
         wanted = list(files) if name is None else [name]
         if any(not _is_here(artifact, each) for each in wanted):
@@ -121,8 +124,6 @@ class BucketStore(Store):
             finally:
                 lock.release()
             self._trim()
-        with suppress(OSError):
-            os.utime(self.root / artifact.kind / artifact.key)  # its last use
 
     def _fetch_file(self, artifact: Artifact, name: str) -> None:
         place = artifact.folder / name

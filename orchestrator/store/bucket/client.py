@@ -9,21 +9,28 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from data_prep.files import atomic_path
+from data_prep.roots.bucket_client import (
+    HURRY_S,
+    NO_LIBRARY,
+    PATIENCE_S,
+    has_no_bucket,
+    open_client,
+    refusal_sentence,
+)
+from data_prep.roots.places import SCHEMES
 from orchestrator.base.errors import SpecError, UserError
 
-SCHEMES = ("s3", "gs", "az")
 _PARALLEL = 8  # requests
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
-_PATIENCE_S = 180.0
-_HURRY_S = 5.0
+_PART_BYTES = 2**24  # of a download, in one request
+_DOWNLOADS = 3  # of an object that is written anew meanwhile
 
 T = TypeVar("T")
 
@@ -55,48 +62,10 @@ class Content:
     version: Mapping[str, str]  # for a conditional write
 
 
-_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
-
-
-class _Refusal(NamedTuple):
-    """What a bucket may answer, and the sentence for it."""
-
-    words: tuple[str, ...]  # one of them is in the answer
-    sentence: str
-
-
-_REFUSALS = (
-    _Refusal(
-        ("RequestTimeTooSkewed",),
-        "a clock that agrees with the bucket's was required, this machine's is many minutes off; "
-        "set it (`timedatectl set-ntp true`)",
-    ),
-    _Refusal(
-        _NO_BUCKET,
-        "a bucket was required, there is none of this name; create it, or correct --store",
-    ),
-    _Refusal(
-        ("QuotaExceeded", "StorageFull", "InsufficientStorage", "BucketQuota", "507 "),
-        "room for another object was required, the bucket is full (its quota); free some space or "
-        "raise the quota and submit again, what is finished is kept",
-    ),
-    _Refusal(
-        ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403 ", "401 "),
-        "the right to read and write was required, the bucket denies it; check the keys in the "
-        "environment (AWS_ACCESS_KEY_ID and so on) and the bucket's policy",
-    ),
-    _Refusal(
-        ("169.254.169.254", "redential"),
-        "keys of the bucket were required, found none; set AWS_ACCESS_KEY_ID and "
-        "AWS_SECRET_ACCESS_KEY, or give this machine a role",
-    ),
-)
-
-
 class Bucket:
     """The objects below a URL such as s3://bucket/prefix."""
 
-    def __init__(self, url: str, patience_s: float = _PATIENCE_S) -> None:
+    def __init__(self, url: str, patience_s: float = PATIENCE_S) -> None:
         """Prepare for requests; none is made yet.
 
         Args:
@@ -151,6 +120,8 @@ class Bucket:
     def download(self, name: str, place: Path, modified: float | None = None) -> None:
         """Write an object to a file, which is whole or absent.
 
+        A large one comes in parts, because the time limit of a request is for its whole answer.
+
         Args:
             name: of the object.
             place: of the file.
@@ -158,17 +129,40 @@ class Bucket:
 
         Raises:
             FileNotFoundError: there is no such object.
+            BucketError: it cannot be read, or is written anew again and again.
         """
         import obstore  # noqa: PLC0415
 
         with atomic_path(place) as beside:
-            answer = self._ask(lambda: obstore.get(self._client, name))
-            chunks = iter(answer.stream())
-            with beside.open("wb") as file:
-                while (chunk := self._ask(lambda: next(chunks, None))) is not None:
-                    file.write(chunk)
+            for _ in range(_DOWNLOADS):
+                answer = self._ask(lambda: obstore.get(self._client, name))
+                with beside.open("wb") as file, suppress(Lost):
+                    if answer.meta["size"] <= _PART_BYTES:
+                        file.write(self._ask(answer.bytes))
+                    else:
+                        self._write_parts(file, answer.meta)
+                    break
+            else:
+                raise BucketError(
+                    f"{self.url}/{name}: one version was required, each of {_DOWNLOADS} downloads met "
+                    "another one; try again"
+                )
             if modified is not None:
                 os.utime(beside, (modified, modified))
+
+    def _write_parts(self, file: IO[bytes], facts: Any) -> None:
+        """Write one version of an object to a file.
+
+        Raises:
+            Lost: there is another version now.
+        """
+        import obstore  # noqa: PLC0415
+
+        for start in range(0, facts["size"], _PART_BYTES):
+            stop = min(start + _PART_BYTES, facts["size"])
+            options: Any = {"range": (start, stop), "if_match": facts["e_tag"]}
+            answer = self._ask(partial(obstore.get, self._client, facts["path"], options=options))
+            file.write(self._ask(answer.bytes))
 
     def upload(self, place: Path, name: str) -> str:
         """Write a file to an object, over an older one; return its version."""
@@ -243,7 +237,7 @@ class Bucket:
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
             raise Lost(str(error)[:200]) from None
         except FileNotFoundError as error:
-            if not any(word in str(error) for word in _NO_BUCKET):
+            if not has_no_bucket(str(error)):
                 raise
             self._refuse(str(error))
         except (exceptions.BaseError, OSError) as error:
@@ -251,17 +245,8 @@ class Bucket:
 
     def _refuse(self, text: str) -> NoReturn:
         """Raise the sentence for an answer. The answer itself may hold a signed address."""
-        for refusal in _REFUSALS:
-            if any(word in text for word in refusal.words):
-                raise BucketError(f"{self.url}: {refusal.sentence}") from None
-        if "error sending request" in text or "timed out" in text:
-            where = endpoint() or "the provider's address"
-            raise BucketError(
-                f"{self.url}: a bucket was required at {where}, nothing answers there; check the "
-                "network and AWS_ENDPOINT_URL"
-            ) from None
-        reason = text.partition("\n")[0].partition("Debug source")[0][:300]
-        raise BucketError(f"{self.url}: the bucket refused a request: {reason}") from None
+        sentence = refusal_sentence(self.url, text, entry="--store", rights="read and write")
+        raise BucketError(sentence) from None
 
 
 def in_parallel(function: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
@@ -276,20 +261,12 @@ def require_bucket(url: str) -> None:
     Raises:
         BucketError: it does not answer, or refuses.
     """
-    Bucket(url, _HURRY_S).folders("runs")
+    Bucket(url, HURRY_S).folders("runs")
 
 
 def hurried(url: str) -> Bucket:
     """Return a bucket whose requests fail soon where nothing answers."""
-    return Bucket(url, _HURRY_S)
-
-
-def endpoint() -> str | None:
-    """Return the address that the environment names instead of the provider's."""
-    for name in _ENDPOINTS:
-        if os.environ.get(name):
-            return os.environ[name]
-    return None
+    return Bucket(url, HURRY_S)
 
 
 def require_url(url: str) -> str:
@@ -317,26 +294,6 @@ def _plain(answer: Mapping[str, str | None]) -> dict[str, str]:
 def _client(url: str, patience_s: float) -> Any:
     require_url(url)
     try:
-        from obstore.store import from_url  # noqa: PLC0415
+        return open_client(url, patience_s)
     except ImportError:
-        raise UserError(
-            f"--store {url}: the package obstore was required, found none; "
-            "pip install 'robust-vote[bucket]'"
-        ) from None
-    return from_url(
-        url,
-        client_options={
-            "allow_http": (endpoint() or "").startswith("http://"),
-            "connect_timeout": "5s",
-            "timeout": "120s",
-        },
-        retry_config={
-            "max_retries": 2 if patience_s <= _HURRY_S else 1000,
-            "retry_timeout": timedelta(seconds=patience_s),
-            "backoff": {
-                "init_backoff": timedelta(milliseconds=200),
-                "max_backoff": timedelta(seconds=5),
-                "base": 2,
-            },
-        },
-    )
+        raise UserError(f"--store {url}: {NO_LIBRARY}") from None

@@ -75,6 +75,9 @@ class Lease:
         content = self.bucket.read(self.name)
         if content is None:
             return False
+        if _facts(content).get("holder") == self._holder:  # written, and the answer was lost
+            self._version = content.version
+            return True
         if not _is_of_dead_process(content):
             if is_fresh(content, self.time_s):
                 return False

@@ -276,7 +276,7 @@ class RunMirror:
                 if time.monotonic() - self._files_sent > _FILES_EVERY_S:
                     self._send_files()
                     self._files_sent = time.monotonic()
-            except UserError:
+            except (UserError, OSError):  # OSError: a folder that vanished while it was listed
                 self._wake.set()  # again, until the run ends
             self._closed.wait(_SEND_EVERY_S)
 

@@ -116,6 +116,7 @@ class VoteRule(FileRecord):
     calibrate: bool = False  # of the spec: state confidences at temperatures
     temperatures: dict[str, float] = {}  # by label, where the spec asks for them
     adjusted: Adjusted | None = None  # None where members answer as they were trained
+    group_mean: tuple[str, ...] = ()  # of the spec: labels that photos of a group agree on
 
 
 class Selection(FileRecord):

@@ -200,9 +200,8 @@ def test_a_contest_folder_becomes_one_row_per_photo(contest):
     expected = {"group": "000003", "id": "000003", "age": 41, "label_mask": 1, "label_gender": 1, "label_age": 1, "label": 10,
                 "width": 8, "height": 12, "status": "ok", "path": "train/images/000003_female_x_41/incorrect_mask.JPG"}  # fmt: skip
     assert expected == {name: row[name] for name in expected}
-    assert (contest.base / row["path"]).read_bytes() == photo_path(
-        contest.data(), contest.base, row["sample_id"]
-    ).read_bytes()
+    place = photo_path(contest.data(), contest.base, row["sample_id"])
+    assert (contest.base / row["path"]).read_bytes() == Path(place).read_bytes()
 
 
 def test_test_rows_know_nothing_but_their_photo(contest):

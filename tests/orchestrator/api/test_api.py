@@ -112,6 +112,28 @@ def test_a_live_run_is_read_from_its_ledger(tmp_path):
         driver.leave()
 
 
+def test_predict_averages_over_groups_where_the_spec_does(ensemble_run, monkeypatch):
+    from dataclasses import replace
+
+    from orchestrator.ensemble import members
+
+    paths, _, photos = ensemble_run
+    run = orchestrator.open_run(paths.root)
+    files = [photos / "000.png", photos / "002.png"]
+    with pytest.raises(UserError, match=r"vote\.group_mean was required"):
+        run.predict(files, groups=["a", "a"])
+    of_run = members.of_run
+    monkeypatch.setattr(
+        members, "of_run", lambda *job: replace(of_run(*job), group_mean=("gender",))
+    )
+    with pytest.raises(UserError, match="one of each of the 2 photos was required, found 1"):
+        run.predict(files, groups=["a"])
+    alone = run.predict(files)["p_gender=male"]
+    together = run.predict(files, groups=["a", "a"])["p_gender=male"]
+    assert alone[0] != alone[1]
+    assert together.tolist() == pytest.approx([alone.mean()] * 2, abs=1e-5)
+
+
 def test_predict_takes_paths_pictures_and_arrays(ensemble_run):
     paths, _, photos = ensemble_run
     run = orchestrator.open_run(paths.root)

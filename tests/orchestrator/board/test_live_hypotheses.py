@@ -6,7 +6,12 @@ import pytest
 
 from orchestrator.board.run_cache import Hub
 from orchestrator.evaluation.paired_test import paired_difference
-from orchestrator.evaluation.predictions import by_setting, groups_of
+from orchestrator.evaluation.predictions import (
+    GroupMean,
+    by_setting,
+    groups_of,
+    with_group_means,
+)
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from orchestrator.store.event_types import TrialEnded, TrialStarted
@@ -81,6 +86,26 @@ def test_a_claim_is_the_paired_difference_of_what_both_have_finished(driver):
     assert (expected.difference, expected.low) == (half.difference.difference, half.difference.low)
     assert half.difference.difference > 0.2
     assert (0, None) == (other.n_trainings, other.difference)
+
+
+def test_photos_of_a_group_agree_as_they_will_in_the_verdict(driver):
+    driver, store = driver
+    made = {"half": [], "none": []}
+    for fold in (0, 1):
+        for name, tables_of in made.items():
+            tables_of.append(train(driver, store, name, 0, fold, 0.8 if name == "half" else 0.6))
+    (plain, _) = claims_of(store)
+    text = (driver.root / "resolved.yaml").read_text()
+    (driver.root / "resolved.yaml").write_text(text + "vote: {group_mean: [mask]}\n")
+    (averaged, _) = claims_of(store)
+    groups = groups_of(tables.read(driver.root / "catalog.parquet"))
+    mean = GroupMean((2,), (0,))
+    arms = []
+    for tables_of in made.values():
+        rows = with_group_means(pa.concat_tables(tables_of), mean, groups)
+        arms += by_setting(rows, 2, groups).values()
+    assert paired_difference(*arms).difference == averaged.difference.difference
+    assert plain.difference.difference != averaged.difference.difference
 
 
 def test_where_the_verdicts_are_there_nothing_else_is_shown(driver):

@@ -95,8 +95,21 @@ def test_a_driver_that_is_silent_for_long_is_forgotten():
     actor = Queue(clock=lambda: now[0])
     assert Answer(GO) == actor.report(place("dead"))
     assert Answer(WAIT, 0) == actor.report(place("next", since=1))
+    for second in range(1, 21):
+        now[0] = second
+        assert Answer(WAIT, 0) == actor.report(place("next", since=1))
     now[0] = 21
     assert Answer(GO) == actor.report(place("next", since=1))
+
+
+def test_an_actor_that_was_away_takes_no_driver_for_dead():
+    now = [0.0]
+    actor = Queue(clock=lambda: now[0])
+    assert Answer(GO) == actor.report(place("active"))
+    assert Answer(WAIT, 0) == actor.report(place("next", since=1))
+    now[0] = 60  # it was stopped
+    assert Answer(WAIT, 0) == actor.report(place("next", since=1))
+    assert Answer(GO) == actor.report(place("active", active=True))
 
 
 @pytest.mark.ray

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -72,6 +73,18 @@ def test_table_shows_every_trial_and_the_score_with_its_interval(run):
     assert [row["trial_id"] for row in trials_view(run) if row["trial_id"] not in text] == []
     assert f"{score['estimate']:.3f}" in text
     assert f"{score['low']:.3f} to {score['high']:.3f}" in text
+
+
+def test_a_verdict_names_both_p_values_because_the_interval_goes_with_the_first(tmp_path):
+    root = write_run(tmp_path)
+    rows = json.loads((root / "hypotheses.json").read_text())
+    rows[0] |= {"p_value": 0.0116, "p_adjusted": 0.74, "look": 2}
+    (root / "hypotheses.json").write_text(json.dumps(rows))
+    text = "\n".join(ensemble_lines(root))
+    assert ", p 0.012, 0.740 adjusted for all claims at look 2, " in text
+    rows[0] |= {"p_adjusted": 0.0116, "look": 1}
+    (root / "hypotheses.json").write_text(json.dumps(rows))
+    assert re.search(r", p 0.012, \d+ groups", "\n".join(ensemble_lines(root)))
 
 
 def test_scores_that_are_no_numbers_are_null_in_json(tmp_path):

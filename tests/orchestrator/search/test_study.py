@@ -40,6 +40,34 @@ def test_a_start_given_later_is_tried_next(tmp_path):
     assert GOOD.items() <= study.ask().point.items()
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "qmc"])
+def test_a_start_is_asked_for_once_whatever_its_conditions(tmp_path, sampler):
+    starts = [
+        {"train.lr": 0.03, "train.head": "single", "train.hidden": 64},  # 64 has no meaning there
+        {"train.hidden": 32},  # brings its condition along
+    ]
+    first, second, *others = points(tmp_path, {"start": starts, "sampler": sampler}, 6)
+    assert {"train.lr": 0.03, "train.head": "single"} == first
+    assert ("deep", 32) == (second["train.head"], second["train.hidden"])
+    assert 6 == len({json.dumps(point) for point in (first, second, *others)})
+    resumed = toy.make_studies(tmp_path, {"start": starts, "sampler": sampler}).studies["a"]
+    assert [first, second] == [resumed.ask(point).point for point in (first, second)]
+    assert others == [resumed.ask().point for _ in others]
+
+
+def test_a_start_of_another_variant_is_left_out_where_the_space_does_not_contain_it(tmp_path):
+    search = {
+        "space": {"train.a": {"int": [1, 3]}, "train.b": {"choice": [[1], [2]]}},
+        "variant_spaces": {"a": {"train.a": {"int": [1, 2]}, "train.b": {"choice": [[2], [4]]}}},
+        "start": [{"train.a": 3, "train.b": [1]}, {"train.a": 1, "train.b": [1]}],
+    }
+    studies = toy.make_studies(tmp_path, search, variants=("a", "other"))
+    of_a = [studies.studies["a"].ask().point for _ in range(4)]
+    assert 1 == of_a[0]["train.a"]
+    assert 4 == len({json.dumps(point) for point in of_a})
+    assert {"train.a": 3, "train.b": [1]} == studies.studies["other"].ask().point
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "qmc", "grid"])
 def test_a_suggestion_is_a_function_of_history_and_number(tmp_path, sampler):
     search = {
@@ -139,6 +167,18 @@ def test_a_sampler_that_fails_is_replaced_by_chance_and_said_so(tmp_path, monkey
     assert 2 == len(
         running
     )  # the first and the last one, which were not told; no orphan of the failure
+
+
+def test_a_start_is_tried_although_the_sampler_fails(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no convergence")
+
+    monkeypatch.setattr(optuna.samplers.TPESampler, "sample_independent", fail)
+    studies = toy.make_studies(tmp_path, {"start": [{"train.head": "deep"}]})
+    studies.warn = lambda _: None
+    first, second = (studies.studies["a"].ask().point for _ in range(2))
+    assert "deep" == first["train.head"]
+    assert first != second
 
 
 def finished_run(root, name, search, families):

@@ -183,7 +183,18 @@ def simulate(
         controller.on_end(name, "COMPLETE")
 
 
-def drive(folder, search, *, max_concurrent, epoch_s=0.0, seed=0, body=train, watch=None, cpu=0.5):
+def drive(
+    folder,
+    search,
+    *,
+    max_concurrent,
+    epoch_s=0.0,
+    seed=0,
+    body=train,
+    watch=None,
+    cpu=0.5,
+    must_yield=lambda: False,
+):
     """Run a study to its end, or go on with it, in a cluster that is already there; return its trial controller."""
     from orchestrator.search.ray_tune import run
 
@@ -194,6 +205,7 @@ def drive(folder, search, *, max_concurrent, epoch_s=0.0, seed=0, body=train, wa
         controller = make_controller(
             ledger, make_studies(folder, search, epoch_s=epoch_s, seed=seed), folder
         )
+        controller.must_yield = must_yield
         tune = folder / "tune/search"
         run(
             controller,

@@ -167,3 +167,24 @@ def test_a_file_that_is_no_safetensors_is_refused(write, tmp_path):
     (tmp_path / "face.safetensors").write_bytes(b"\x80\x04pickle")
     with pytest.raises(SpecError, match="weights as safetensors were required"):
         read(write("train: {model: {weights: face.safetensors}}\n"))
+
+
+def test_a_start_that_no_variant_can_try_is_refused_by_its_line(write):
+    text = (
+        "search:\n  space:\n    train.model.head.name: {choice: [single, deep]}\n"
+        "    train.model.head.hidden: {int: [8, 64], when: {train.model.head.name: deep}}\n"
+        "  start:\n    - {train.model.head.name: %s, train.model.head.hidden: 16}\n"
+    )
+    path = write(text % "single")
+    with pytest.raises(SpecError, match=r"spec\.yaml:11:\d+: search\.start: conditions of"):
+        read(path)
+    assert read(
+        path, check_roots=False
+    ).spec.search.start  # what an earlier release ran is readable
+    read(write(text % "deep"))
+
+
+def test_views_are_set_in_a_variant_and_never_searched(write):
+    space = "search: {space: {train.model.views: {choice: [null, {flip: true}]}}}\n"
+    with pytest.raises(SpecError, match=r"views is set in a variant.* of the photo alone"):
+        read(write(space))

@@ -9,6 +9,9 @@ import sys
 import pytest
 
 from orchestrator.base.errors import SpecError
+from orchestrator.board.actions import Upload
+from orchestrator.board.actions import check as board_check
+from orchestrator.board.run_cache import Hub
 from orchestrator.run import driver
 from orchestrator.spec.load import read
 from orchestrator.spec.models import Spec
@@ -110,3 +113,33 @@ def test_a_wrong_form_is_refused(spec, old, new, message):
     spec.write_text(spec.read_text().replace(old, new))
     with pytest.raises(SpecError, match=message):
         read(spec, check_roots=False)
+
+
+def test_the_file_beside_the_spec_comes_before_one_in_a_folder_code(spec):
+    (spec.parent / "code").mkdir()
+    (spec.parent / "code/my_parts.py").write_text("an_old_copy = 1\n")
+    assert spec.parent / "my_parts.py" == read(spec, check_roots=False).code["my_parts.py"]
+
+
+def test_auto_is_refused_where_a_search_may_choose_code(spec):
+    text = spec.read_text().replace(
+        'head: {use: "my_parts.py:cosine_head", scale: 16.0}', "head: shallow"
+    )
+    text = text.replace(
+        'backbone: {use: "my_parts.py:small_network", width: 16}', "backbone: test_efficientnet"
+    )
+    assert "small_network" not in text
+    search = '{space: {train.model.head: {choice: [shallow, {use: "my_parts.py:cosine_head"}]}}}'
+    lines = [line for line in text.splitlines() if not line.startswith("search:")]
+    spec.write_text("\n".join([*lines, f"search: {search}", ""]))
+    read(spec, check_roots=False)
+    with pytest.raises(SpecError, match="auto is not tried on code"):
+        read(spec, ["train.precision=auto"], check_roots=False)
+
+
+def test_the_board_refuses_code_with_the_sentence_of_check(spec, tmp_path):
+    upload = Upload("spec.yaml", spec.read_text(), spec.parent)
+    problems = board_check(Hub(Store(tmp_path), tmp_path), upload).problems
+    assert "my_parts.py is code that runs with your rights: read it, then give --allow-code" in (
+        problems
+    )

@@ -2,13 +2,11 @@
 
 import json
 import os
-import socketserver
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -16,12 +14,13 @@ from filelock import Timeout
 
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.store import looks, store_address
+from orchestrator.store.bucket import client
 from orchestrator.store.bucket.client import Bucket, BucketError, require_bucket
 from orchestrator.store.bucket.lease import Lease
 from orchestrator.store.event_types import RunEnded, RunStarted
 from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read
 from orchestrator.store.run_dir import all_runs
-from tests.s3_server import S3Server, free_port
+from tests.s3_server import S3Server, free_port, refusing_server
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY = "k" * 64
@@ -140,6 +139,37 @@ def test_the_cache_drops_what_was_unused_for_longest_and_fetches_it_again(machin
     assert 1000 == len(machine("a").get("thing", "o" * 64).file("file.txt").read_text())
 
 
+def test_a_process_that_looks_while_another_one_publishes_leaves_its_files_alone(
+    machine, monkeypatch
+):
+    store = machine("a")
+    sibling = type(store)(store.root, store.url)  # another process with the same cache
+    create = Bucket.create
+
+    def create_and_look(bucket, name, data):
+        version = create(bucket, name, data)
+        if name.startswith("thing/"):
+            assert sibling.find("thing", KEY) is not None
+        return version
+
+    monkeypatch.setattr(Bucket, "create", create_and_look)
+    make(store)
+    monkeypatch.setattr(Bucket, "download", lambda *_: pytest.fail("it was here"))
+    assert "x" == store.get("thing", KEY).file("file.txt").read_text()
+
+
+def test_what_was_just_fetched_is_not_dropped_from_a_full_cache(machine, monkeypatch):
+    make(machine("a"))
+    store = machine("b")
+    found = store.get("thing", KEY)
+    found.file("deep/other")
+    old = time.time() - 10_000
+    os.utime(store.root / "thing" / KEY, (old, old))
+    monkeypatch.setenv("ORCHESTRATOR_CACHE_GB", "1e-9")
+    store._trimmed = -1e9
+    assert "x" == found.file("file.txt").read_text()
+
+
 def test_garbage_of_a_bucket_is_what_no_manifest_names(machine):
     store = machine("a")
     make(store)
@@ -167,6 +197,30 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload_and_for_a_while_lose
     assert text == machine("b").get("thing", KEY).file("file.txt").read_text()
 
 
+def test_a_large_object_comes_in_parts_of_one_version(machine, monkeypatch, tmp_path):
+    bucket = machine("a").bucket
+    monkeypatch.setattr(client, "_PART_BYTES", 4)
+    for text in (b"", b"0123", b"0123456789"):
+        bucket.write("thing/large", text)
+        bucket.download("thing/large", tmp_path / "large", modified=1e9)
+        assert (text, 1e9) == (tmp_path.joinpath("large").read_bytes(), (tmp_path / "large").stat().st_mtime)  # fmt: skip
+    write_parts = Bucket._write_parts
+    texts = [b"another one"]
+
+    def write_meanwhile(self, file, facts):
+        if texts:
+            bucket.write("thing/large", texts.pop())
+        write_parts(self, file, facts)
+
+    monkeypatch.setattr(Bucket, "_write_parts", write_meanwhile)
+    bucket.download("thing/large", tmp_path / "large")
+    assert b"another one" == (tmp_path / "large").read_bytes()
+    texts += [b"version 1 of it", b"version 2 of it", b"version 3 of it"]
+    with pytest.raises(BucketError, match="thing/large: one version was required"):
+        bucket.download("thing/large", tmp_path / "large")
+    assert b"another one" == (tmp_path / "large").read_bytes()
+
+
 def test_a_lease_is_held_by_one_renewed_and_free_again(machine):
     bucket = machine("a").bucket
     first = Lease(bucket, "locks/a", time_s=0.8)
@@ -178,6 +232,19 @@ def test_a_lease_is_held_by_one_renewed_and_free_again(machine):
     first.release()
     second.acquire(timeout=0)
     second.release()
+    assert [] == bucket.objects("locks")
+
+
+def test_a_lease_whose_answer_was_lost_is_held_by_who_wrote_it(machine, monkeypatch):
+    bucket = machine("a").bucket
+    create = Bucket.create
+    monkeypatch.setattr(Bucket, "create", lambda *job: create(*job) and None)
+    lease = Lease(bucket, "locks/a", time_s=0.8)
+    lease.acquire(timeout=0)
+    time.sleep(1.2)  # a renewal
+    with pytest.raises(Timeout):
+        Lease(bucket, "locks/a", time_s=0.8).acquire(timeout=0)
+    lease.release()
     assert [] == bucket.objects("locks")
 
 
@@ -261,6 +328,29 @@ def test_a_ledger_goes_up_at_commits_and_a_second_driver_is_refused(machine):
     assert 2 == len(read(seen.events))
     assert {"state": "SUCCEEDED"} == seen.read_json("summary")
     assert not is_live(seen.root)
+
+
+def test_a_folder_that_vanishes_while_it_is_listed_does_not_end_the_mirror(machine, monkeypatch):
+    from orchestrator.store.bucket import runs
+
+    store = machine("a")
+    run = start(store)
+    send = runs.RunMirror._send_files
+    tried = []
+
+    def vanish_once(mirror):
+        tried.append(mirror)
+        if len(tried) == 1:
+            raise FileNotFoundError(2, "No such file or directory", str(run / "tune/x"))
+        send(mirror)
+
+    monkeypatch.setattr(runs.RunMirror, "_send_files", vanish_once)
+    with store.driving(run) as on_commit:
+        on_commit()
+        deadline = time.monotonic() + 20
+        while not store.bucket.exists("runs/smoke-12345678/resolved.yaml"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_a_driver_that_was_taken_over_cannot_write_and_its_successor_goes_on(machine, monkeypatch):
@@ -364,38 +454,13 @@ ANSWERS = {
 }
 
 
-class Refusing(BaseHTTPRequestHandler):
-    """Answers every request as S3 refuses it."""
-
-    protocol_version = "HTTP/1.1"
-
-    def answer(self):
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, code = self.server.refusal
-        body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = answer  # noqa: N815 - the library's names
-    do_PUT = answer  # noqa: N815
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.mark.parametrize("name", ANSWERS)
 def test_each_refusal_is_one_sentence(name, monkeypatch):
     pytest.importorskip("obstore", reason="no obstore: pip install 'robust-vote[bucket]'")
     status, code, sentence = ANSWERS[name]
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusing) as refusing:
-        refusing.daemon_threads = True
-        refusing.refusal = (status, code)
-        threading.Thread(target=refusing.serve_forever, daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{refusing.server_address[1]}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "canary-id")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-secret")
+    with refusing_server(status, code) as environment:
+        for variable, value in environment.items():
+            monkeypatch.setenv(variable, value)
         ask = require_bucket
         if name == "full":  # a full bucket still lists
 
@@ -404,7 +469,6 @@ def test_each_refusal_is_one_sentence(name, monkeypatch):
 
         with pytest.raises(BucketError, match=sentence) as caught:
             ask("s3://bucket/store")
-        refusing.shutdown()
     assert 1 == len(str(caught.value).splitlines())
     assert "canary" not in str(caught.value)
 

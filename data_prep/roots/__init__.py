@@ -1,0 +1,1 @@
+"""Where data lie: a folder of this machine, or a bucket; listing, opening, reading ahead."""

@@ -1,0 +1,111 @@
+"""The library for buckets: a client for a URL, and one sentence for each way in which it may refuse."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+NO_LIBRARY = "the package obstore was required, found none; pip install 'robust-vote[bucket]'"
+PATIENCE_S = 180.0
+"""How long a request is repeated while nothing answers."""
+HURRY_S = 5.0
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
+
+
+class _Refusal(NamedTuple):
+    """What a bucket may answer, and the sentence for it."""
+
+    words: tuple[str, ...]  # one of them is in the answer
+    sentence: str
+
+
+_REFUSALS = (
+    _Refusal(
+        ("RequestTimeTooSkewed",),
+        "a clock that agrees with the bucket's was required, this machine's is many minutes off; "
+        "set it (`timedatectl set-ntp true`)",
+    ),
+    _Refusal(
+        _NO_BUCKET,
+        "a bucket was required, there is none of this name; create it, or correct {entry}",
+    ),
+    _Refusal(
+        ("QuotaExceeded", "StorageFull", "InsufficientStorage", "BucketQuota", "507 "),
+        "room for another object was required, the bucket is full (its quota); free some space or "
+        "raise the quota and submit again, what is finished is kept",
+    ),
+    _Refusal(
+        ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403 ", "401 "),
+        "the right to {rights} was required, the bucket denies it; check the keys in the "
+        "environment (AWS_ACCESS_KEY_ID and so on) and the bucket's policy",
+    ),
+    _Refusal(
+        ("169.254.169.254", "redential"),
+        "keys of the bucket were required, found none; set AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, or give this machine a role",
+    ),
+)
+
+
+def has_no_bucket(answer: str) -> bool:
+    """Return True if an answer says that there is no such bucket, and not only no such object."""
+    return any(word in answer for word in _NO_BUCKET)
+
+
+def refusal_sentence(url: str, answer: str, *, entry: str, rights: str) -> str:
+    """Return the sentence for an answer. The answer itself may hold a signed address.
+
+    Args:
+        url: of the store or the data.
+        answer: what the library raised.
+        entry: what a user corrects, such as --store.
+        rights: what was asked for, such as "read and write".
+    """
+    for refusal in _REFUSALS:
+        if any(word in answer for word in refusal.words):
+            return f"{url}: {refusal.sentence.format(entry=entry, rights=rights)}"
+    if "error sending request" in answer or "timed out" in answer:
+        where = endpoint() or "the provider's address"
+        return (
+            f"{url}: a bucket was required at {where}, nothing answers there; check the network "
+            "and AWS_ENDPOINT_URL"
+        )
+    reason = answer.partition("\n")[0].partition("Debug source")[0][:300]
+    return f"{url}: the bucket refused a request: {reason}"
+
+
+def endpoint() -> str | None:
+    """Return the address that the environment names instead of the provider's."""
+    for name in _ENDPOINTS:
+        if os.environ.get(name):
+            return os.environ[name]
+    return None
+
+
+def open_client(url: str, patience_s: float) -> Any:
+    """Return the library's client for the objects below a URL; no request is made yet.
+
+    Raises:
+        ImportError: the library is missing.
+    """
+    from obstore.store import from_url  # noqa: PLC0415
+
+    return from_url(
+        url,
+        client_options={
+            "allow_http": (endpoint() or "").startswith("http://"),
+            "connect_timeout": "5s",
+            "timeout": "120s",
+        },
+        retry_config={
+            "max_retries": 2 if patience_s <= HURRY_S else 1000,
+            "retry_timeout": timedelta(seconds=patience_s),
+            "backoff": {
+                "init_backoff": timedelta(milliseconds=200),
+                "max_backoff": timedelta(seconds=5),
+                "base": 2,
+            },
+        },
+    )

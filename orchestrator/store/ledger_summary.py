@@ -1,0 +1,167 @@
+"""What a long ledger says of each trial, in little time and memory.
+
+Most records are reports of epochs, and most of these are never looked at: they stay text. Only what
+is kept of a record is read; a driver, which goes on with a run, reads and checks all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.store.event_types import (
+    EpochReported,
+    Event,
+    Metrics,
+    TrialEnded,
+    TrialEvent,
+    TrialReopened,
+    TrialStarted,
+    from_json,
+    objective,
+)
+from orchestrator.store.ledger import LedgerDamaged, Tail
+
+_BATCH_BYTES = 2**22
+_HEAD = rb'\{"n": \d+, "time": [-+.\de]+, "event": "%s", "trial_id": "([^"\\]+)", '
+_REPORT = re.compile(_HEAD % b"report" + rb'("epoch": [^\n]*\}\})\n')
+_RECORD = re.compile(
+    rb'\{"n": \d+, "time": [-+.\de]+, "event": '
+    rb'(?:"report", "trial_id": "(?P<reported>[^"\\]+)", (?P<report>"epoch": [^\n]*\}\})'
+    rb'|"trial_started", "trial_id": "(?P<started>[^"\\]+)", "setting": "[^"\\]*", '
+    rb'"variant": "(?P<variant>[^"\\]*)", "phase": "(?P<phase>[a-z]+)", [^\n]*\}'
+    rb'|"trial_ended", "trial_id": "(?P<ended>[^"\\]+)", "status": "(?P<status>[A-Z]+)", '
+    rb'"epochs": \d+, "wall_s": [^,]+, "metrics": (?P<metrics>\{[^{}]*\}|null), [^\n]*\})\n'
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawReport(EpochReported):
+    """An epoch of a trial as text; most are never looked at, so few are decoded."""
+
+    text: bytes  # epoch and metrics
+
+
+def raw_report(line: bytes) -> RawReport | None:
+    """Return a report without decoding it; None for other records."""
+    match = _REPORT.fullmatch(line)
+    if match is None:
+        return None
+    report = object.__new__(RawReport)  # its `__init__` takes most of the time
+    vars(report).update(trial_id=match[1].decode(), text=match[2])
+    return report
+
+
+_TAKEN = EpochReported(trial_id="", epoch=0, metrics={})
+"""Stands for a record whose text was taken in."""
+
+
+@dataclass(slots=True)
+class TrialSummary:
+    """A trial, as far as a summary needs it."""
+
+    trial_id: str
+    phase: str
+    variant: str
+    lines: bytearray = field(default_factory=bytearray)  # its reports, as text
+    status: str | None = None  # COMPLETE, PRUNED or FAILED; None while it has not ended
+    best_text: bytes | None = None  # metrics of its best epoch, as the record of its end has them
+
+    def reports(self) -> dict[int, Metrics]:
+        """Return epoch -> metrics; a trial that is tried again repeats earlier epochs.
+
+        Raises:
+            LedgerDamaged: one cannot be read.
+        """
+        reports: dict[int, Metrics] = {}
+        head = {"event": EpochReported.record_kind, "trial_id": self.trial_id}
+        for line in self.lines.splitlines():
+            try:
+                event = from_json({**head, **json.loads(b"{" + line)})
+            except ValueError as error:
+                raise LedgerDamaged(
+                    f"trial {self.trial_id}: a complete report was required, found one that cannot "
+                    f"be read ({error}); nothing was changed. Restore events.jsonl from a copy"
+                ) from None
+            if isinstance(event, EpochReported):
+                reports[event.epoch] = event.metrics
+        return reports
+
+    def best(self) -> Metrics | None:
+        """Return the metrics of its best epoch; None before its first report."""
+        if not self.lines:
+            return None
+        metrics: Metrics | None = json.loads(self.best_text) if self.best_text else None
+        return metrics or max(self.reports().values(), key=objective)
+
+
+@dataclass
+class LedgerSummary:
+    """What all events of a run add up to."""
+
+    trials: dict[str, TrialSummary] = field(default_factory=dict)  # in the order they were started
+    events: list[Event] = field(default_factory=list)  # those of no trial
+
+    def take_line(self, line: bytes) -> Event:
+        """Take in one more record; return its event, or what stands for it.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        match = _RECORD.fullmatch(line)
+        if match is None:
+            event = from_json(json.loads(line))
+            self._take(event)
+            return event
+        kind = match.lastgroup
+        if kind == "report":
+            if trial := self.trials.get(match["reported"].decode()):
+                trial.lines += match["report"] + b"\n"
+        elif kind == "metrics":
+            if trial := self.trials.get(match["ended"].decode()):
+                trial.status = sys.intern(match["status"].decode())
+                trial.best_text = match["metrics"]
+        else:
+            name = match["started"].decode()
+            self._start(name, match["phase"].decode(), match["variant"].decode())
+        return _TAKEN
+
+    def _start(self, trial_id: str, phase: str, variant: str) -> None:
+        if trial_id not in self.trials:
+            trial = TrialSummary(trial_id, sys.intern(phase), sys.intern(variant))
+            self.trials[trial_id] = trial
+
+    def _take(self, event: Event) -> None:
+        if not isinstance(event, TrialEvent):
+            self.events.append(event)
+        elif isinstance(event, TrialStarted):
+            self._start(event.trial_id, event.phase, event.variant)
+        elif trial := self.trials.get(event.trial_id):
+            if isinstance(event, EpochReported):
+                record = {"epoch": event.epoch, "metrics": event.metrics}
+                trial.lines += json.dumps(record)[1:].encode() + b"\n"
+            elif isinstance(event, TrialEnded):
+                trial.status = event.status
+                trial.best_text = json.dumps(event.metrics).encode()
+            elif isinstance(event, TrialReopened):
+                trial.status = None
+                trial.best_text = None
+
+
+def summarize(path: Path) -> LedgerSummary:
+    """Read a ledger bit by bit; nothing where there is no file.
+
+    Raises:
+        LedgerDamaged: a record other than the last one cannot be read.
+    """
+    summary = LedgerSummary()
+    tail = Tail(path)
+    while tail.n_unread_bytes:
+        take = summary.take_line
+        # a batch that begins with a damaged record has no event: the rest tells whether it is torn
+        if not (tail.read(_BATCH_BYTES, take) or tail.read(shortcut=take)):
+            break
+    return summary
