@@ -188,6 +188,13 @@ def _notes(experiment: Experiment) -> list[str]:
             f"search.folds: {spec.search.folds} of the trainings of each finalist in confirm are "
             "those of the search, and not trained again"
         )
+    if spec.search and spec.search.folds and spec.confirm:
+        confirm = spec.confirm
+        if spec.search.folds > (len(confirm.seeds) - 1) * confirm.folds:
+            notes.append(
+                "search.folds: no seed of confirm is left that the search does not use, so the luck of "
+                "the trainings that settings were chosen by is in every estimate; add one to confirm.seeds"
+            )
     if spec.search and (cost := _sampling_s(spec.search)) > _SLOW_SAMPLING_S:
         notes.append(
             f"search.sampler {spec.search.sampler}: suggestions alone take about {cost / 60:.0f} "

@@ -309,6 +309,7 @@ def trials(run: Run) -> View:
         "rows": rows,
         "labels": labels,
         "n": len(ranked),
+        "has_folds": any(trial.fold_score is not None for trial in ranked),
         "counts": Counter(trial.status for trial in ranked),
         "known": run.trials is not None,
         "times": _times(ranked),

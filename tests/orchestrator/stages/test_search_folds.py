@@ -204,3 +204,7 @@ def test_a_plan_counts_every_fold_and_says_what_confirm_need_not_train():
     experiment = read(SMOKE, list(CHANGES), check_roots=False)
     assert {"search": 6, "confirm": 6} == plan.n_trials(experiment)
     assert 3 == plan._n_shared(experiment)
+    (shared,) = [note for note in plan._notes(experiment) if "search.folds" in note]
+    assert "3 of the trainings of each finalist in confirm are those of the search" in shared
+    one_seed = read(SMOKE, [*CHANGES, "confirm.seeds=[5]"], check_roots=False)
+    assert any("no seed of confirm is left" in note for note in plan._notes(one_seed))

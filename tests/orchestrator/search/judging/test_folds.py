@@ -1,5 +1,6 @@
 """Folds as fidelity: real Optuna and the real controller, over a toy score that differs by fold."""
 
+import json
 import math
 import statistics
 from collections import Counter
@@ -10,12 +11,17 @@ import pytest
 from scipy.stats import wilcoxon
 
 from orchestrator.base.keys import digest
+from orchestrator.report import search_section
+from orchestrator.report.load import load
+from orchestrator.report.page import draw
+from orchestrator.report.state_reasons import why
 from orchestrator.run.trackers.optuna_journal import Journal
 from orchestrator.search.judging.folds import FoldStudies, fold_controller
 from orchestrator.search.reuse import earlier, write_families
-from orchestrator.search.trial_tables import best_trial, fold_scores
+from orchestrator.search.trial_tables import best_trial, fold_scores, trials_table
 from orchestrator.spec.search_space import Confirm, Search
 from orchestrator.stages.search import rank_settings
+from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
 from orchestrator.store.event_types import (
     FOLD_SCORE,
@@ -26,6 +32,8 @@ from orchestrator.store.event_types import (
     TrialEnded,
 )
 from orchestrator.store.ledger import Ledger, read, replay
+from orchestrator.store.run_dir import RunPaths
+from orchestrator.store.run_files.trials import searched_settings
 from tests.orchestrator.search import toy
 
 CONFIRM = Confirm(seeds=[3, 4], folds=4)
@@ -230,6 +238,26 @@ def test_more_settings_take_over_the_folds_of_an_earlier_run(tmp_path):
     fewer = Search.model_validate({**SEARCH, "trials": 2})
     names = {e.trial_id for e in earlier(store, {"a": "family"}, fewer, besides="x")["a"].events}
     assert {"s-a-0000", "s-a-0001"} == {name.rsplit("-", 2)[0] for name in names}
+
+
+def test_report_and_why_show_settings_by_their_folds(tmp_path):
+    _, studies, _ = play(tmp_path)
+    state = replay(read(tmp_path / "events.jsonl"))
+    tables.write(trials_table(state, ["a"]), tmp_path / "trials.parquet")
+    (tmp_path / "resolved.yaml").write_text(json.dumps({"name": "toy", "search": SEARCH}))
+    run = load(tmp_path)
+    view = search_section.search(run)
+    n_stopped = sum(len(s.scores) < 8 for s in studies.settings.values())
+    assert (10, 8, n_stopped) == (view["n"], view["n_folds"], view["n_stopped"])
+    ((_, _, body),) = draw(run, ("search",))
+    assert f"{n_stopped} of the 10 settings have fewer" in body
+    assert view["front"] is None
+    scores = {row.setting: row.score for row in searched_settings(run.trials)}
+    assert scores == pytest.approx({s.name: s.mean for s in studies.settings.values()})
+    stopped = next(trial for trial in state.trials.values() if trial.why)
+    lines = why(RunPaths(tmp_path), stopped.trial_id)
+    assert any("no further fold: wilcoxon: its setting loses" in line for line in lines)
+    assert any("fold_score: " in line for line in lines)
 
 
 def test_study_log_has_one_trial_per_setting(tmp_path):
