@@ -240,6 +240,32 @@ def test_more_settings_take_over_the_folds_of_an_earlier_run(tmp_path):
     assert {"s-a-0000", "s-a-0001"} == {name.rsplit("-", 2)[0] for name in names}
 
 
+def test_a_dependent_variant_waits_and_gets_the_best_setting_of_its_source_at_the_same_fold(
+    tmp_path,
+):
+    sources = {}
+
+    def make(trial_id, variant, point, step):
+        spec = make_fold(trial_id, variant, point, step)
+        if variant == "a":
+            return spec
+        sources[step] = studies.best_key("a", step)
+        return replace(spec, source=sources[step])
+
+    search = Search.model_validate({**SEARCH, "trials": 3, "scheduler": "none"})
+    plain = toy.make_studies(tmp_path, search.model_dump(mode="json"), variants=("f", "a"))
+    plain.sources = {"f": "a"}
+    with Ledger(tmp_path) as ledger:
+        studies = FoldStudies(plain, search.fold_steps(CONFIRM), make, measure)
+        controller = fold_controller(studies, ledger)
+        toy.simulate(controller, max_concurrent=2)
+    variants = [trial.variant for trial in replay(read(tmp_path / "events.jsonl")).trials.values()]
+    assert ["a"] * 24 + ["f"] * 24 == variants
+    whole = [setting for setting in studies.settings.values() if setting.study.variant == "a"]
+    best = max(whole, key=lambda setting: setting.mean)
+    assert dict(zip(studies.steps, best.keys.values(), strict=True)) == sources
+
+
 def test_report_and_why_show_settings_by_their_folds(tmp_path):
     _, studies, _ = play(tmp_path)
     state = replay(read(tmp_path / "events.jsonl"))
