@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,11 @@ class ClaimsSoFar:
         return self._claims
 
     def _compute(self, live: LiveRun, run: Run, finished: list[LiveTrial]) -> list[ClaimSoFar]:
-        scores = {t.setting: t.score or 0.0 for t in live.trials.values() if t.phase == "search"}
+        of_setting: dict[str, list[float]] = {}  # one score each, or one per fold
+        for trial in live.trials.values():
+            if trial.phase == "search" and trial.score is not None:
+                of_setting.setdefault(trial.setting, []).append(trial.score)
+        scores = {setting: statistics.fmean(values) for setting, values in of_setting.items()}
         arms: dict[str, dict[Part, LiveTrial]] = {}
         for variant in {trial.variant for trial in finished}:
             settings = {trial.setting for trial in finished if trial.variant == variant}

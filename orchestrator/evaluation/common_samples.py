@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from orchestrator.base.wording import counted
 from orchestrator.evaluation.metrics import Metric, score_of
 from orchestrator.evaluation.predictions import Predictions, align
 from orchestrator.store import tables
-from orchestrator.store.artifacts import Store
+from orchestrator.store.artifacts import Artifact, Store
 from orchestrator.store.event_types import objective
 from orchestrator.store.ledger import TrialRecord
 
@@ -81,9 +81,27 @@ def search_scores(
     return scores
 
 
+def held_out_score(artifact: Artifact, samples: Collection[str], metric: Metric) -> float | None:
+    """Return the score of a training on those of the samples that it held out; None if it held out none.
+
+    Args:
+        artifact: of the training.
+        samples: that count.
+        metric: how its answers are scored.
+    """
+    answers = _answers(artifact)
+    held_out = answers.among(samples)
+    if not held_out.sample_ids:
+        return None
+    return score_of(held_out.targets, held_out.preds[0], held_out.n_classes, metric)
+
+
 def _read(trial: TrialRecord, store: Store) -> Predictions:
     """Read a trial's answers on its val part."""
-    artifact = store.get("trial", trial.key)
+    return _answers(store.get("trial", trial.key))
+
+
+def _answers(artifact: Artifact) -> Predictions:
     table = tables.read(artifact.file("predictions.parquet"), ["sample_id", "target", "pred"])
     targets = table["target"].to_numpy()
     preds = table["pred"].to_numpy()

@@ -105,17 +105,41 @@ class Selection:
         }
 
 
+def pareto_front(scores: Mapping[str, float], sizes: Mapping[str, float]) -> list[str]:
+    """Return the settings whose score no other one reaches with as few parameters.
+
+    Of settings that are equal in both, the first by name is taken.
+
+    Args:
+        scores: by setting.
+        sizes: numbers of parameters, by setting.
+
+    Returns:
+        The best score first.
+    """
+    front: list[str] = []
+    for setting in sorted(scores, key=lambda name: (-scores[name], sizes[name], name)):
+        if not front or sizes[setting] < sizes[front[-1]]:
+            front.append(setting)
+    return front
+
+
 def finalists(
-    ranking: Sequence[tuple[str, str, float]], n: int, variants: Sequence[str]
+    ranking: Sequence[tuple[str, str, float]],
+    n: int,
+    variants: Sequence[str],
+    sizes: Mapping[str, float] | None = None,
 ) -> list[str]:
     """Return the settings to confirm: the best n of the run, and at least one per variant.
 
-    Where n is smaller than the number of variants, every variant still gets its best one.
+    Where n is smaller than the number of variants, every variant still gets its best one. With
+    sizes, settings of the Pareto front come before other ones, the best score first.
 
     Args:
         ranking: (setting, variant, score) in any order; of a setting the best score counts.
         n: how many.
         variants: all of the spec's.
+        sizes: numbers of parameters, by setting, where the search aims at few of them.
     """
     scores: dict[str, float] = {}
     variant_of: dict[str, str] = {}
@@ -126,7 +150,8 @@ def finalists(
     chosen = []
     for variant in variants:
         chosen += [setting for setting in ordered if variant_of[setting] == variant][:1]
-    for setting in ordered:
+    front = pareto_front(scores, sizes) if sizes else []
+    for setting in [*front, *ordered]:
         if len(chosen) < n and setting not in chosen:
             chosen.append(setting)
     return sorted(chosen, key=ordered.index)

@@ -16,7 +16,7 @@ from orchestrator.planning.stage import Found, Scope, Stage, find_stages
 from orchestrator.planning.stage_keys import catalog_key, prepare_keys, run_key, study_families
 from orchestrator.search.reuse import earlier
 from orchestrator.spec.models import Experiment
-from orchestrator.spec.search_space import Search, grid_size
+from orchestrator.spec.search_space import Confirm, Search, grid_size
 from orchestrator.store.artifacts import Artifact, Store
 from orchestrator.store.run_dir import RunPaths
 from trainers.config import remarks
@@ -82,7 +82,8 @@ def make_plan(experiment: Experiment, store: Store, stages: tuple[Stage, ...]) -
         why = f"{n_reused} trials are in the store and replayed to the sampler, the rest is trained"
         entries["search"] = replace(search, why=why)
     trials = n_trials(experiment)
-    estimate = training_s(experiment, store, sum(trials.values()) - n_reused)
+    n_to_train = sum(trials.values()) - n_reused - _n_shared(experiment)
+    estimate = training_s(experiment, store, n_to_train)
     notes = _notes(experiment)
     seconds = None
     if estimate:
@@ -91,7 +92,7 @@ def make_plan(experiment: Experiment, store: Store, stages: tuple[Stage, ...]) -
             f"training time is estimated from {estimate.n_trials} earlier trial(s) with this "
             "backbone; size counts too"
         )
-    hours = gpu_hours(experiment, sum(trials.values()) - n_reused, n_photos)
+    hours = gpu_hours(experiment, n_to_train, n_photos)
     if hours is not None:
         notes.append(hours)
     notes += sharing_notes(experiment, store)
@@ -136,12 +137,29 @@ def _planned(entries: Mapping[str, Found], *, is_finished: bool) -> tuple[Planne
 def n_trials(experiment: Experiment) -> dict[str, int]:
     """Return the largest number of trainings per phase."""
     spec = experiment.spec
-    n_variants = len(experiment.arms)
-    trials = {"search": sum(_n_search(spec.search, name) for name in experiment.arms)}
+    n_folds = (spec.search.folds if spec.search else None) or 1
+    trials = {"search": _n_settings(experiment) * n_folds}
     if spec.confirm:
-        n_finalists = min(max(spec.confirm.finalists, n_variants), trials["search"])
+        n_finalists = _n_finalists(experiment, spec.confirm)
         trials["confirm"] = n_finalists * len(spec.confirm.seeds) * spec.confirm.folds
     return trials
+
+
+def _n_settings(experiment: Experiment) -> int:
+    return sum(_n_search(experiment.spec.search, name) for name in experiment.arms)
+
+
+def _n_finalists(experiment: Experiment, confirm: Confirm) -> int:
+    return min(max(confirm.finalists, len(experiment.arms)), _n_settings(experiment))
+
+
+def _n_shared(experiment: Experiment) -> int:
+    """Count the trainings of confirm that are those of the search."""
+    search = experiment.spec.search
+    confirm = experiment.spec.confirm
+    if search is None or confirm is None:
+        return 0
+    return _n_finalists(experiment, confirm) * (search.folds or 0)
 
 
 def _n_search(search: Search | None, variant: str) -> int:
@@ -165,6 +183,11 @@ def _notes(experiment: Experiment) -> list[str]:
         notes += [f"variant {name}: {remark}" for remark in remarks(arm.train)]
     if spec.data.test is None:
         notes.append("no data.test: no vote and no submission")
+    if spec.search and spec.search.folds:
+        notes.append(
+            f"search.folds: {spec.search.folds} of the trainings of each finalist in confirm are "
+            "those of the search, and not trained again"
+        )
     if spec.search and (cost := _sampling_s(spec.search)) > _SLOW_SAMPLING_S:
         notes.append(
             f"search.sampler {spec.search.sampler}: suggestions alone take about {cost / 60:.0f} "

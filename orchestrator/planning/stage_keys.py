@@ -106,8 +106,19 @@ def search_key(experiment: Experiment, content: str, prepared: Mapping[str, str]
         "train_bins": {name: train_borders(arm.data.labels) for name, arm in arms.items()},
     }
     params |= _other_score(experiment)
+    params |= _search_folds(experiment)
     inputs = _training_inputs(experiment, content, prepared)
     return stage_key("search", VERSIONS["search"], params, inputs)
+
+
+def _search_folds(experiment: Experiment) -> dict[str, Any]:
+    """Return the trainings of a setting, and how folds are dealt; nothing where it has one training."""
+    search = experiment.spec.search
+    confirm = experiment.spec.confirm
+    if search is None or confirm is None or search.folds is None:
+        return {}
+    steps = [list(step) for step in search.fold_steps(confirm)]
+    return {"fold_steps": steps, "n_folds": confirm.folds}
 
 
 def _other_score(experiment: Experiment) -> dict[str, str]:
@@ -146,7 +157,10 @@ def study_families(
             "prepare": inputs[f"prepare/{name}"],
             **weights,
             **_other_score(experiment),
+            **_search_folds(experiment),
         }
+        if search.counts_parameters:
+            parts["objectives"] = search.objectives
         families[name] = digest(parts)
     return families
 

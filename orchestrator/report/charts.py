@@ -453,7 +453,11 @@ def parallel(
 
 
 def scatter(
-    points: Sequence[Point], ticks: Sequence[tuple[float, str]], name: str, scale: Scale
+    points: Sequence[Point],
+    ticks: Sequence[tuple[float, str]],
+    name: str,
+    scale: Scale,
+    front: Sequence[Point] = (),
 ) -> Markup:
     """Draw score against one setting.
 
@@ -462,6 +466,7 @@ def scatter(
         ticks: (position, text) of the setting's axis.
         name: of the setting.
         scale: scores at the bottom and the top, shared by the plots beside it.
+        front: points from the left to the right that steps go through.
     """
     frame = Frame(250.0, 190.0, left=40.0, right=16.0, top=10.0, bottom=40.0)
 
@@ -482,6 +487,14 @@ def scatter(
         foot = frame.height - frame.bottom + 15
         body.append(text(shorten(label, 12), x(position), foot, anchor=anchor))
     body.append(text(_named(name, 34), frame.x(0.5), frame.height - 6, "axis", "middle"))
+    corners: list[str] = []
+    for point in front:
+        left = x(point.position)
+        if corners:  # up to here the score stays that of the point before
+            corners.append(f"{left:.1f},{corners[-1].partition(',')[2]}")
+        corners.append(f"{left:.1f},{frame.y(scale.share(point.score)):.1f}")
+    if len(corners) > 1:
+        body.append(tag("polyline", points=" ".join(corners), class_="line strong c3"))
     for point in points:
         body.append(
             tag(

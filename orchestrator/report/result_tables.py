@@ -15,6 +15,7 @@ from orchestrator.base.wording import counted, signed
 from orchestrator.evaluation.hypotheses import needs_text
 from orchestrator.spec.score import DEFAULT, score_title
 from orchestrator.store.event_types import (
+    FOLD_SCORE,
     OBJECTIVE,
     SCORE,
     DriverStarted,
@@ -91,7 +92,7 @@ def trials_view(run: Path) -> list[dict[str, Any]]:
 
 def _row_score(row: Mapping[str, Any]) -> float | None:
     """Return what the search maximizes, of a row of trials.parquet."""
-    score: float | None = row.get(SCORE) or row[OBJECTIVE]
+    score: float | None = row.get(FOLD_SCORE) or row.get(SCORE) or row[OBJECTIVE]
     return score
 
 
@@ -118,14 +119,49 @@ def _json_text(run: Path) -> str:
     ensemble = None
     if selection.get("members"):
         ensemble = {"members": selection.get("members"), **(selection.get("ensemble") or {})}
-    view = {
+    view: dict[str, Any] = {
         "run_id": run.name,
         "trials": trials_view(run),
         "candidates": selection.get("candidates") or [],
         "ensemble": ensemble,
         "hypotheses": _json(run / "hypotheses.json"),
     }
+    if front := front_rows(run):
+        view["front"] = front
     return json.dumps(view, indent=1, allow_nan=False) + "\n"
+
+
+class FrontRow(TypedDict):
+    """A setting of the search's Pareto front."""
+
+    setting: str
+    variant: str
+    n_params: int
+    score: float
+    params: dict[str, Any]
+
+
+def front_rows(run: Path) -> list[FrontRow]:
+    """Return the Pareto front of the search, the best score first; [] where it aims at the score alone."""
+    from orchestrator.evaluation.selection import pareto_front  # noqa: PLC0415
+    from orchestrator.store.run_files.trials import TrialRow, searched_sizes  # noqa: PLC0415
+
+    rows = searched_sizes(as_records(TrialRow, trials_view(run)))
+    scores = {setting: row.score or 0.0 for setting, row in rows.items()}
+    sizes = {setting: row.n_params or 0.0 for setting, row in rows.items()}
+    front: list[FrontRow] = []
+    for setting in pareto_front(scores, sizes):
+        row = rows[setting]
+        front.append(
+            {
+                "setting": setting,
+                "variant": row.variant,
+                "n_params": int(sizes[setting]),
+                "score": scores[setting],
+                "params": row.params,
+            }
+        )
+    return front
 
 
 def _tables(run: Path) -> str:
@@ -133,11 +169,18 @@ def _tables(run: Path) -> str:
     parts = []
     if rows := trials_view(run):
         names: tuple[str, ...] = _TRIAL
-        if SCORE in rows[0]:
-            place = _TRIAL.index(OBJECTIVE)
-            names = (*_TRIAL[:place], SCORE, *_TRIAL[place:])
+        extra = [name for name in (FOLD_SCORE, SCORE) if name in rows[0]]
+        place = _TRIAL.index(OBJECTIVE)
+        names = (*_TRIAL[:place], *extra, *_TRIAL[place:])
         cells = [[_cell(name, row[name]) for name in names] for row in rows]
         parts.append(_table("trials", names, cells))
+    if front := front_rows(run):
+        names = ("setting", "variant", "n_params", "search_score", "params")
+        cells = []
+        for point in front:
+            row = point | {"params": json.dumps(point["params"])}
+            cells.append([_cell(name, value) for name, value in row.items()])
+        parts.append(_table("Pareto front of the search", names, cells))
     selection = _selection(run)
     if selection.candidates:
         cells = [_candidate_cells(candidate) for candidate in selection.candidates]

@@ -11,7 +11,7 @@ from orchestrator.report import charts
 from orchestrator.report.load import Run, View
 from orchestrator.report.models_section import by_score, legend, settings_text, variant_colors
 from orchestrator.store.run_files.records import number
-from orchestrator.store.run_files.trials import TrialRow
+from orchestrator.store.run_files.trials import TrialRow, searched_settings, searched_sizes
 
 _MAX_PARALLEL = 300
 _MAX_SLICES = 12
@@ -20,11 +20,14 @@ _MAX_SLICES = 12
 def search(run: Run) -> View:
     """Return plots of score against settings, of the search trials that have both."""
     trials = []
-    for trial in run.trials or ():
-        if trial.phase == "search" and trial.score is not None and trial.params:
+    for trial in searched_settings(run.trials or ()):
+        if trial.score is not None and trial.params:
             trials.append(trial)
+    n_folds = run.resolved.search.folds
+    front = _front(run)
     if len(trials) < 2:
-        return {"n": len(trials)}
+        return {"n": len(trials), "front": front}
+    n_stopped = sum(trial.n_folds < n_folds for trial in trials) if n_folds else 0
     trials.sort(key=by_score)
     scores = [trial.score or 0.0 for trial in trials]
     axes = _axes(run, trials)
@@ -37,12 +40,59 @@ def search(run: Run) -> View:
     title = "Share of the variance of the score that one setting explains"
     return {
         "n": len(trials),
+        "front": front,
+        "n_folds": n_folds,
+        "n_stopped": n_stopped,
         "n_shown": min(len(trials), _MAX_PARALLEL),
         "plot": _parallel(axes, trials, scores, f"val {run.score_title}"),
         "slices": _slices(axes, trials, scores),
         "strength": charts.bars(bars, title=title, width=460, left=190),
         "legend": legend(variant_colors(tuple(trials))),
     }
+
+
+def _front(run: Run) -> View | None:
+    """Return the Pareto front of score and parameters, None where the search aims at the score alone."""
+    from orchestrator.evaluation.selection import pareto_front  # noqa: PLC0415
+
+    rows = searched_sizes(run.trials or ())
+    if not rows:
+        return None
+    scores = {setting: row.score or 0.0 for setting, row in rows.items()}
+    sizes = {setting: row.n_params or 0.0 for setting, row in rows.items()}
+    names = pareto_front(scores, sizes)
+    confirmed = {candidate.setting: candidate for candidate in run.selection.candidates}
+    table = []
+    for name in names:
+        row = rows[name]
+        shown = settings_text(row.params)
+        table.append({"row": row, "candidate": confirmed.get(name), "settings": shown})
+    plot: object = ""
+    settings = list(rows)
+    axis = _number_axis("parameters", [sizes[setting] for setting in settings], log=True)
+    if axis is not None:
+        colors = variant_colors(tuple(rows.values()))
+        room = 0.06 * (max(scores.values()) - min(scores.values())) or 0.05
+        scale = charts.Scale(min(scores.values()) - room, max(scores.values()) + room)
+        points = {}
+        for setting, position in zip(settings, axis.positions, strict=True):
+            row = rows[setting]
+            note = f"{sizes[setting]:,.0f} parameters, {_title(row)}"
+            points[setting] = charts.Point(
+                position or 0.0, scores[setting], colors[row.variant], note
+            )
+        steps = [points[name] for name in reversed(names)]
+        ticks = [(place, _short_count(float(tick))) for place, tick in axis.ticks]
+        plot = charts.scatter(list(points.values()), ticks, "parameters", scale, steps)
+    return {"plot": plot, "rows": table, "n": len(rows)}
+
+
+def _short_count(number_of: float) -> str:
+    """Return a count such as 3.4M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number_of >= size:
+            return f"{number_of / size:g}{unit}"
+    return f"{number_of:g}"
 
 
 def _axes(run: Run, trials: list[TrialRow]) -> list[charts.Axis]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.base.stage_versions import STAGE_NAMES
 from orchestrator.store.event_types import (
+    FOLD_SCORE,
     OBJECTIVE,
     SCORE,
     DriverStarted,
@@ -159,7 +160,11 @@ def trial_lines(paths: RunPaths, trial: TrialRecord, events: list[Event]) -> lis
     if trial.cause:
         lines.append(f"  {trial.cause}: {_CAUSES.get(trial.cause, '')}".rstrip(": "))
     if trial.why:
-        lines.append(f"  stopped early: {trial.why}")
+        what = "no further fold" if trial.status == "COMPLETE" else "stopped early"
+        lines.append(f"  {what}: {trial.why}")
+    if FOLD_SCORE in trial.metrics:
+        score = trial.metrics[FOLD_SCORE]
+        lines.append(f"  {FOLD_SCORE}: {score:.4f} on the people of role val that it held out")
     if trial.is_cached:
         lines.append("  found finished in the store; nothing was trained")
     started = trial.started

@@ -104,6 +104,14 @@ class Finished:
     """There are no more trials."""
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of a training when it has ended, beside what it reported."""
+
+    metrics: Metrics = field(default_factory=dict)
+    why: str | None = None  # its setting is trained no further
+
+
 class TrialController:
     """The state of one phase, driven by Tune's calls and written to the ledger."""
 
@@ -114,7 +122,9 @@ class TrialController:
         proposals: Iterator[tuple[TrialSpec, Any] | None],
         *,
         rungs: dict[str, Rungs] | None = None,
-        tell: Callable[[Any, str, Reports, str | None], None] | None = None,
+        tell: Callable[[Any, TrialEnded, Reports], float | None] | None = None,
+        judge: Callable[[Any, TrialSpec], Verdict] | None = None,
+        counts_reports: bool = True,
         resume: Callable[[TrialRecord], tuple[TrialSpec, Any]] | None = None,
         finished: Callable[[TrialSpec], list[Metrics] | None] | None = None,
         budget: Budget | None = None,
@@ -128,7 +138,10 @@ class TrialController:
             phase: search or confirm.
             proposals: new trials as (spec, Optuna's trial); None to wait for a running one.
             rungs: per variant; None if nothing is stopped early.
-            tell: takes Optuna's trial, and the status, reports and cause of failure of its end.
+            tell: takes Optuna's trial, its end and its reports; returns the score of a setting that
+                is known by it alone, if there is one.
+            judge: adds to the end of a training that is complete; it takes Optuna's trial.
+            counts_reports: False where no single report has the score of a setting.
             resume: rebuilds the spec of a trial in the ledger, and asks Optuna for it again.
             finished: looks up the epochs of a trial that is finished in the store.
             budget: ends the phase before the proposals do.
@@ -140,6 +153,8 @@ class TrialController:
         self.proposals = proposals
         self.rungs = rungs or {}
         self.tell = tell
+        self.judge = judge
+        self.counts_reports = counts_reports
         self.finished = finished
         self.budget = budget or Budget()
         self.shares = shares
@@ -418,14 +433,17 @@ class TrialController:
 
     def _take_report(self, record: TrialRecord, epoch: int) -> str | None:
         """Take in an epoch of the record; return why the trial ends there, or None."""
-        score = objective(record.reports[epoch])
-        self.best = score if self.best is None else max(self.best, score)
+        if self.counts_reports:
+            self._take_score(objective(record.reports[epoch]))
         rungs = self.rungs.get(record.variant)
         if rungs is None:
             return None
         # after a restart the record has later epochs already, which this rung must not count
         scores = [objective(metrics) for n, metrics in record.reports.items() if n <= epoch]
         return rungs.reason_to_stop(record.trial_id, epoch, max(scores))
+
+    def _take_score(self, score: float) -> None:
+        self.best = score if self.best is None else max(self.best, score)
 
     def on_end(
         self,
@@ -469,6 +487,10 @@ class TrialController:
             status = "FAILED"
             cause = "metric"
             error = "ended without a report; a trainer reports after every epoch"
+        if status == "COMPLETE" and best is not None and self.judge is not None:
+            verdict = self.judge(trial.asked, trial.spec)
+            best = {**best, **verdict.metrics}
+            why = verdict.why
         parts = None
         if trial.stored is None:
             parts = trial.times.parts(is_complete=status == "COMPLETE")
@@ -508,7 +530,9 @@ class TrialController:
             self.budget.spend(event)
         if self.tell and trial.asked is not None:
             reports = self.records[event.trial_id].reports
-            self.tell(trial.asked, event.status, reports, event.cause)
+            score = self.tell(trial.asked, event, reports)
+            if score is not None:
+                self._take_score(score)
 
     def on_death(
         self, trial_id: str, error: str, *, cause: str = "killed", counts: bool = True

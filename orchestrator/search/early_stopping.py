@@ -6,7 +6,7 @@ import statistics
 from bisect import insort
 from dataclasses import dataclass, field
 
-from orchestrator.spec.search_space import Asha, Median, NoScheduler
+from orchestrator.spec.search_space import Asha, Median, Scheduler
 from trainers.settings.duration import Duration
 
 
@@ -14,7 +14,7 @@ from trainers.settings.duration import Duration
 class Rungs:
     """The scores of one variant's trials at the epochs where its scheduler compares them."""
 
-    scheduler: Asha | Median | NoScheduler
+    scheduler: Scheduler
     max_epochs: int
     scores: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch -> trial -> score
     _ranked: dict[int, list[float]] = field(default_factory=dict)  # the same scores, ascending

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.files import write_json
-from orchestrator.spec.search_space import Search, Space, holds_point
+from orchestrator.spec.search_space import FoldStep, Search, Space, holds_point
 from orchestrator.store.artifacts import Store
 from orchestrator.store.event_types import (
     EpochReported,
@@ -76,21 +76,36 @@ def earlier(
 def _new_names(
     trials: list[TrialRecord], space: Space, n_wanted: int, store: Store
 ) -> dict[str, str]:
-    """Return the trials to take over and their new names, in the order of their starts."""
+    """Return the trials to take over and their new names, in the order of their starts.
+
+    `n_wanted` counts settings; with folds, a setting has several trials.
+    """
     names: dict[str, str] = {}
+    settings: dict[str, str] = {}  # how the ids of its trials begin -> begin now
     for trial in trials:
         is_lost = trial.status == "COMPLETE" and not store.has("trial", trial.key)
         has_ended = trial.status is not None and not trial.has_transient_failure
-        if not has_ended or is_lost or len(names) >= n_wanted:
+        if not has_ended or is_lost:
             break
-        if holds_point(space, trial.params):
-            names[trial.trial_id] = f"s-{trial.variant}-{len(names):04}"
+        end = "" if trial.started.fold is None else fold_suffix(trial.started)
+        begin = trial.trial_id.removesuffix(end)
+        if begin not in settings:
+            if len(settings) >= n_wanted or not holds_point(space, trial.params):
+                continue
+            settings[begin] = f"s-{trial.variant}-{len(settings):04}"
+        names[trial.trial_id] = settings[begin] + end
     return names
+
+
+def fold_suffix(training: TrialStarted | FoldStep) -> str:
+    """Return how the id of a search trial ends where its setting has a trial per fold."""
+    return f"-s{training.seed}-f{training.fold}"
 
 
 def _renamed(events: list[Event], names: dict[str, str]) -> list[Event]:
     """Return the events of the trials that are taken over, with their new names."""
     renamed: list[Event] = []
+    numbers = {name: number for number, name in enumerate(names.values())}
     for event in events:
         if not isinstance(event, TrialStarted | EpochReported | TrialEnded | TrialReopened):
             continue
@@ -98,8 +113,7 @@ def _renamed(events: list[Event], names: dict[str, str]) -> list[Event]:
         if name is None:
             continue
         if isinstance(event, TrialStarted):
-            number = int(name.rsplit("-", 1)[1])
-            renamed.append(replace(event, trial_id=name, number=number))
+            renamed.append(replace(event, trial_id=name, number=numbers[name]))
         elif isinstance(event, TrialEnded):
             renamed.append(replace(event, trial_id=name, cached=True))
         else:

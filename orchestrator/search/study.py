@@ -11,11 +11,20 @@ from typing import Any, NamedTuple
 from orchestrator.base.keys import digest
 from orchestrator.search.budget import Budget
 from orchestrator.search.card_sharing.shares import FixedShare, Shares
-from orchestrator.search.controller import Reports, TrialController
+from orchestrator.search.controller import Reports, TrialController, Verdict
 from orchestrator.search.early_stopping import Rungs
 from orchestrator.search.trial import TrialSpec
-from orchestrator.spec.search_space import Choice, Entry, Point, Search, grid, start_in, suggest
-from orchestrator.store.event_types import objective
+from orchestrator.spec.search_space import (
+    Choice,
+    Entry,
+    Point,
+    Search,
+    Wilcoxon,
+    grid,
+    start_in,
+    suggest,
+)
+from orchestrator.store.event_types import N_PARAMS, Metrics, TrialEnded, objective
 from orchestrator.store.ledger import Ledger, TrialRecord
 from trainers.settings.duration import Duration
 
@@ -51,7 +60,10 @@ class VariantStudy:
         self.space = search.space_of(variant)
         self.grid = grid(self.space) if search.sampler == "grid" else []
         self.starts = [start_in(self.space, start) for start in search.start]
-        self.optuna = optuna.create_study(study_name=f"{run_id}/{variant}", direction="maximize")
+        directions = ["maximize", "minimize"] if search.counts_parameters else ["maximize"]
+        self.optuna = optuna.create_study(
+            study_name=f"{run_id}/{variant}", directions=directions, pruner=_pruner(search)
+        )
         self.n_asked = 0
         self.n_ended = 0
         self.points: list[Point] = []  # that were asked for
@@ -168,26 +180,56 @@ class VariantStudy:
         # a known point leaves nothing to sample, and tpe and gp take their time
         return samplers.RandomSampler(seed=seed)
 
-    def tell(self, trial: Any, status: str, reports: Reports, cause: str | None = None) -> None:
+    def tell(
+        self,
+        trial: Any,
+        status: str,
+        reports: Reports,
+        cause: str | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
         """Tell Optuna how a trial ended: its intermediate values, and PRUNED as such.
 
         A point that does not fit into memory violates a constraint, so that the sampler avoids it;
         a failure would be forgotten and proposed again.
+
+        Args:
+            trial: Optuna's.
+            status: COMPLETE, PRUNED or FAILED.
+            reports: of its epochs.
+            cause: of a failure, in one word.
+            metrics: of its end; needed where parameters are counted.
         """
         from optuna.trial import TrialState as State  # noqa: PLC0415
 
         self.n_ended += 1
-        for epoch, metrics in sorted(reports.items()):
-            trial.report(objective(metrics), epoch)
+        for epoch, reported in sorted(reports.items()):
+            self.report(trial, epoch, objective(reported))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if cause == "memory":
                 trial.set_constraint("memory", 1.0)
                 self.optuna.tell(trial, state=State.PRUNED)
             elif status == "COMPLETE":
-                self.optuna.tell(trial, max(map(objective, reports.values())))
+                best = max(map(objective, reports.values()))
+                self.optuna.tell(trial, self._values(best, metrics))
             else:
                 self.optuna.tell(trial, state=State.PRUNED if status == "PRUNED" else State.FAIL)
+
+    def complete(self, trial: Any, score: float, metrics: Metrics | None) -> None:
+        """Tell Optuna the result of a trial whose steps were reported before."""
+        self.n_ended += 1
+        self.optuna.tell(trial, self._values(score, metrics))
+
+    def report(self, trial: Any, step: int, score: float) -> None:
+        """Report an intermediate score, which Optuna takes where there is one objective."""
+        if not self.search.counts_parameters:
+            trial.report(score, step)
+
+    def _values(self, score: float, metrics: Metrics | None) -> list[float]:
+        if self.search.counts_parameters:
+            return [score, (metrics or {})[N_PARAMS]]
+        return [score]
 
 
 @dataclass(frozen=True)
@@ -231,9 +273,9 @@ class Studies:
         """How many trials there are in all."""
         return sum(study.budget for study in self.studies.values())
 
-    def tell(self, asked: Asked, status: str, reports: Reports, cause: str | None) -> None:
+    def tell(self, asked: Asked, end: TrialEnded, reports: Reports) -> None:
         """Tell a study how a trial ended."""
-        asked.study.tell(asked.trial, status, reports, cause)
+        asked.study.tell(asked.trial, end.status, reports, end.cause, end.metrics)
 
     def resume(self, record: TrialRecord) -> tuple[TrialSpec, Asked]:
         """Ask again for a trial of the ledger."""
@@ -245,22 +287,44 @@ class Studies:
     def proposals(self) -> Iterator[tuple[TrialSpec, Asked] | None]:
         """Yield new trials, variant after variant; None if all have to wait for their sources."""
         while True:
-            open_ = [study for study in self.studies.values() if study.n_asked < study.budget]
-            if not open_:
+            if not self.has_open:
                 return
-            ready = [study for study in open_ if self._has_source_ended(study.variant)]
-            if not ready:
+            study = self.next_study()
+            if study is None:
                 yield None
                 continue
-            study = min(ready, key=lambda study: study.n_asked)
             trial_id = f"{study.variant}-{study.n_asked:04}"
             trial, point = study.ask()
             spec = self.make_spec(trial_id, study.variant, json.loads(json.dumps(point)))
             yield spec, Asked(study, trial)
 
+    @property
+    def has_open(self) -> bool:
+        """Return True if a study has not asked for all its trials yet."""
+        return any(study.n_asked < study.budget for study in self.studies.values())
+
+    def next_study(self) -> VariantStudy | None:
+        """Return the study that asks next; None if all have asked, or wait for their sources."""
+        ready = []
+        for study in self.studies.values():
+            if study.n_asked < study.budget and self._has_source_ended(study.variant):
+                ready.append(study)
+        return min(ready, key=lambda study: study.n_asked, default=None)
+
     def _has_source_ended(self, variant: str) -> bool:
         source = self.sources.get(variant)
         return source is None or self.studies[source].n_ended >= self.studies[source].budget
+
+
+def _pruner(search: Search) -> Any:
+    """Return Optuna's pruner where its scheduler compares folds; `Rungs` compare epochs."""
+    from optuna import pruners  # noqa: PLC0415
+
+    if not isinstance(search.scheduler, Wilcoxon):
+        return pruners.NopPruner()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is experimental, and meant
+        return pruners.WilcoxonPruner(p_threshold=search.scheduler.p)
 
 
 def _seed(*parts: Any) -> int:
@@ -285,6 +349,7 @@ def search_controller(
     ledger: Ledger,
     durations: dict[str, str],
     *,
+    measure: Callable[[TrialSpec], Metrics] | None = None,
     finished: Callable[[TrialSpec], list[dict[str, float]] | None] | None = None,
     gpus_per_trial: float = 0.0,
     shares: Shares = FixedShare(),  # noqa: B008 - frozen
@@ -296,6 +361,7 @@ def search_controller(
         studies: one per variant.
         ledger: open for writing.
         durations: variant -> its `train.duration`.
+        measure: returns what is known of a finished training beside its reports.
         finished: looks up the epochs of a trial that is finished in the store.
         gpus_per_trial: for the limit gpu_hours; 0 where each trial has a part of its own.
         shares: which part of a card a trial gets.
@@ -309,6 +375,7 @@ def search_controller(
         studies.proposals(),
         rungs=rungs,
         tell=studies.tell,
+        judge=None if measure is None else lambda _, spec: Verdict(measure(spec)),
         resume=studies.resume,
         finished=finished,
         budget=Budget(studies.search.limits, gpus_per_trial),

@@ -76,9 +76,9 @@ class Part:
 def run_trial(spec: TrialSpec, report: Report) -> Artifact:
     """Train one trial, or find it finished in the store and report its epochs again.
 
-    The held-out fold of a confirm trial is predicted once, at the end; its labels never reach the
-    training. If another run trains the same trial, this one waits for its artifact. The wait is no
-    time without a report: whoever trains is watched by its own run. `wall_s` goes on.
+    A held-out fold is predicted once, at the end; its labels never reach the training. If another
+    run trains the same trial, this one waits for its artifact. The wait is no time without a
+    report: whoever trains is watched by its own run. `wall_s` goes on.
 
     Raises:
         UserError: head frozen_deep has no source, or its source was trained on other data.
@@ -157,7 +157,7 @@ def _train(spec: TrialSpec, store: Store, report: Report) -> Artifact:
             objective=None if spec.score is None else Objective(**spec.score),
             step_times=spec.step_times,
         )
-        scored = parts["holdout" if spec.phase == "confirm" else "val"]
+        scored = parts["val" if spec.fold is None else "holdout"]
         predictions = _predictions(spec, work, photos, scored, features)
     params = {"train": spec.train, "seed": spec.seed, "fold": spec.fold}
     with store.draft("trial", spec.key, params=params, inputs=spec.inputs) as draft:
@@ -318,7 +318,7 @@ def _predictions(spec: TrialSpec, work: Path, photos: Any, part: Part, store: Fe
                 "seed": spec.seed,
                 "fold": spec.fold,
                 "sample_id": photos.sample_ids[photo],
-                "split": "oof" if spec.phase == "confirm" else "val",
+                "split": "val" if spec.fold is None else "oof",
                 "target": int(targets[number]),
                 "pred": int(probs[number].argmax()),
                 "probs": probs[number].tolist(),

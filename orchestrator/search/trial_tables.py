@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import statistics
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from orchestrator.store import tables
 from orchestrator.store.artifacts import Store
-from orchestrator.store.event_types import OBJECTIVE, SCORE, objective
+from orchestrator.store.event_types import (
+    FOLD_SCORE,
+    N_PARAMS,
+    OBJECTIVE,
+    SCORE,
+    objective,
+)
 from orchestrator.store.ledger import State, TrialRecord
 from orchestrator.store.run_dir import RunPaths
 
@@ -26,8 +34,11 @@ def write_tables(state: State, labels: Iterable[str], paths: RunPaths) -> None:
 
 def trials_table(state: State, labels: Iterable[str]) -> pa.Table:
     """Return trials.parquet: a row per trial that has ended."""
-    has_score = any(SCORE in trial.metrics for trial in state.trials.values())
-    schema = tables.trials_schema(labels, [SCORE] if has_score else [])
+    extra = []
+    for name in (SCORE, FOLD_SCORE, N_PARAMS):
+        if any(name in trial.metrics for trial in state.trials.values()):
+            extra.append(name)
+    schema = tables.trials_schema(labels, extra)
     rows = []
     for trial in state.trials.values():
         if trial.ended is None:
@@ -55,13 +66,27 @@ def curves_table(state: State) -> pa.Table:
     return tables.from_rows(rows, tables.curves_schema(sorted(names)))
 
 
-def collect_predictions(trials: Iterable[TrialRecord], store: Store) -> pa.Table:
-    """Return the predictions of all finished trials."""
+def collect_predictions(
+    trials: Iterable[TrialRecord],
+    store: Store,
+    of_val: Mapping[str, Collection[str]] | None = None,
+) -> pa.Table:
+    """Return the predictions of all finished trials.
+
+    Args:
+        trials: of any phase.
+        store: with their artifacts.
+        of_val: variant -> its samples of role val; what a search has held out of the others is left
+            out, because it has chosen nothing by them. Needed where it trains folds.
+    """
     collected = [tables.PREDICTIONS.empty_table()]
     for trial in trials:
         if trial.status == "COMPLETE":
             path = store.get("trial", trial.key).file("predictions.parquet")
-            collected.append(_rename(tables.read(path), trial))
+            table = _rename(tables.read(path), trial)
+            if trial.phase == "search" and trial.started.fold is not None:
+                table = _as_val(table, of_val[trial.variant] if of_val else ())
+            collected.append(table)
     return pa.concat_tables(collected)
 
 
@@ -73,12 +98,43 @@ def _rename(table: pa.Table, trial: TrialRecord) -> pa.Table:
     return table.cast(tables.PREDICTIONS)
 
 
+def _as_val(table: pa.Table, samples: Collection[str]) -> pa.Table:
+    """Return the rows that a search scores, with their split."""
+    is_scored = pc.is_in(table["sample_id"], value_set=pa.array(sorted(samples), pa.string()))
+    table = table.filter(is_scored)
+    split = pa.array(["val"] * len(table), pa.string())
+    return table.set_column(table.schema.get_field_index("split"), "split", split)
+
+
+def fold_scores(trials: Iterable[TrialRecord]) -> dict[str, dict[tuple[int, int | None], float]]:
+    """Return setting -> (seed, fold) -> its score, of the search trainings that have ended."""
+    scores: dict[str, dict[tuple[int, int | None], float]] = {}
+    for trial in trials:
+        if trial.phase == "search" and trial.status == "COMPLETE" and FOLD_SCORE in trial.metrics:
+            place = (trial.started.seed, trial.started.fold)
+            scores.setdefault(trial.setting, {})[place] = trial.metrics[FOLD_SCORE]
+    return scores
+
+
 def best_trial(state: State) -> dict[str, Any] | None:
-    """Return the best search trial so far."""
+    """Return the best search trial so far; where settings have folds, the first one of the best setting."""
     scored = [t for t in state.trials.values() if t.phase == "search" and t.metrics]
     if not scored:
         return None
-    best = max(scored, key=lambda trial: objective(trial.metrics))
+    by_setting = fold_scores(scored)
+    if by_setting:
+        n_folds = max(map(len, by_setting.values()))
+        means = {}
+        for setting, scores in by_setting.items():
+            if len(scores) == n_folds:
+                means[setting] = statistics.fmean(scores.values())
+        chosen = max(sorted(means), key=lambda setting: means[setting])
+        best = next(trial for trial in scored if trial.setting == chosen)
+        return _facts(best) | {"fold_score": means[chosen], "n_folds": n_folds}
+    return _facts(max(scored, key=lambda trial: objective(trial.metrics)))
+
+
+def _facts(best: TrialRecord) -> dict[str, Any]:
     facts = {
         "trial_id": best.trial_id,
         "setting": best.setting,

@@ -103,6 +103,7 @@ def check_references(draft: Draft) -> None:
     _check_groups(draft)
     _check_frozen(draft)
     _check_grid(draft)
+    _check_folds(draft)
     _check_space(draft)
 
 
@@ -419,6 +420,25 @@ def _check_space(draft: Draft) -> None:
                     reported.add(fault.text)
                     place = _place_in_space(fault.text, draft)
                     draft.problems.append(Problem(*place, fault.text))
+
+
+def _check_folds(draft: Draft) -> None:
+    """Check that confirm has the folds that a search asks for."""
+    search = draft.spec.search
+    confirm = draft.spec.confirm
+    if search is None or search.folds is None:
+        return
+    text = None
+    if confirm is None:
+        text = "the folds of confirm were required, found confirm: null; remove one of the two"
+    elif search.folds > len(confirm.seeds) * confirm.folds:
+        n_seeds = len(confirm.seeds)
+        text = (
+            f"at most {n_seeds * confirm.folds} were required, as many as confirm has "
+            f"({n_seeds} seeds x {confirm.folds} folds), found {search.folds}"
+        )
+    if text is not None:
+        draft.refuse(("search", "folds"), f"search.folds: {text}")
 
 
 def check_starts(draft: Draft) -> None:

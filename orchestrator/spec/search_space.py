@@ -10,7 +10,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     BeforeValidator,
@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from data_prep.section_base import BARE_NAME, Count, Section, Seed, since
+from data_prep.section_base import BARE_NAME, Count, Fraction, Section, Seed, since
 from orchestrator.spec.search_limits import Limits
 from trainers.finetuning.recipes import RECIPES, recipe_value
 
@@ -150,6 +150,22 @@ class Median(Section):
     """No trial is stopped before it."""
 
 
+class Wilcoxon(Section):
+    """Stop a setting whose folds lose to the same folds of the best setting; needs `folds`.
+
+    After each fold a signed-rank test compares the two (Wilcoxon 1945, by Optuna's WilcoxonPruner).
+    """
+
+    name: Literal["wilcoxon"] = "wilcoxon"
+    p: Fraction = 0.1
+    """A setting is stopped where the test's p is below it."""
+
+    @property
+    def first_fold(self) -> int:
+        """Return after how many folds a setting can be stopped: all lost, p is 1 / 2^folds."""
+        return max(2, math.floor(-math.log2(self.p) + 1e-9) + 1)
+
+
 class NoScheduler(Section):
     """Every trial runs to its end."""
 
@@ -157,8 +173,15 @@ class NoScheduler(Section):
 
 
 Scheduler = Annotated[
-    Annotated[Asha | Median | NoScheduler, Field(discriminator="name")], BARE_NAME
+    Annotated[Asha | Median | Wilcoxon | NoScheduler, Field(discriminator="name")], BARE_NAME
 ]
+
+
+class FoldStep(NamedTuple):
+    """One training of a setting: a seed of confirm, and the fold that is held out."""
+
+    seed: int
+    fold: int
 
 
 class Search(Section):
@@ -181,6 +204,10 @@ class Search(Section):
     """
     limits: Limits | None = None
     """What the search may cost; null for no limit."""
+    folds: Annotated[int, Field(ge=2, le=1000)] | None = since(default=None)
+    """Train each setting on so many folds of confirm, one after the other, seed by seed; its score is
+    the mean over them. null: once, on role train.
+    """
 
     @field_validator("start", mode="after")
     @classmethod
@@ -213,6 +240,58 @@ class Search(Section):
                         f"start: {path} is {value!r}, which the space does not contain"
                     )
         return self
+
+    objectives: list[Literal["score", "parameters"]] = since(default=["score"])
+    """What the sampler aims at: a high score alone, or also few parameters (`[score, parameters]`)."""
+
+    @property
+    def counts_parameters(self) -> bool:
+        """Return True if the search also aims at few parameters."""
+        return "parameters" in self.objectives
+
+    @model_validator(mode="after")
+    def _objectives_make_sense(self) -> Self:
+        if self.objectives not in (["score"], ["score", "parameters"]):
+            raise ValueError(
+                f"objectives: [score] or [score, parameters] was required, found {self.objectives}"
+            )
+        if self.counts_parameters and not isinstance(self.scheduler, NoScheduler):
+            raise ValueError(
+                "scheduler: none was required beside several objectives, found "
+                f"{self.scheduler.name}: a setting with a low score may still be the best of its "
+                "size; remove the scheduler, or search for the score alone"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scheduler_fits_the_folds(self) -> Self:
+        scheduler = self.scheduler
+        if not isinstance(scheduler, Wilcoxon):
+            if self.folds is not None and not isinstance(scheduler, NoScheduler):
+                raise ValueError(
+                    f"scheduler: wilcoxon or none was required beside folds, found {scheduler.name}, "
+                    "which compares epochs"
+                )
+            return self
+        if self.folds is None:
+            raise ValueError(
+                "scheduler wilcoxon compares folds: folds was required, found none; add for instance "
+                "folds: 5, or use asha or median"
+            )
+        if self.folds <= scheduler.first_fold:
+            raise ValueError(
+                f"folds: more than {scheduler.first_fold} were required for scheduler wilcoxon with "
+                f"p {scheduler.p:g}, which can stop no setting before its fold "
+                f"{scheduler.first_fold}, found {self.folds}; use more folds or a larger p"
+            )
+        return self
+
+    def fold_steps(self, confirm: Confirm | None) -> list[FoldStep]:
+        """Return the trainings of a setting in their order; none where it is trained once."""
+        if self.folds is None or confirm is None:
+            return []
+        steps = itertools.product(confirm.seeds, range(confirm.folds))
+        return [FoldStep(seed, fold) for seed, fold in itertools.islice(steps, self.folds)]
 
     def space_of(self, variant: str) -> Space:
         """Return the space of a variant."""

@@ -14,7 +14,7 @@ from orchestrator.planning.stage_keys import confirm_key, prepare_keys, search_k
 from orchestrator.spec.claims import parse
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
-from orchestrator.stages.search import Searched
+from orchestrator.stages.search import Searched, val_samples
 from orchestrator.stages.split import Split
 
 if TYPE_CHECKING:
@@ -72,7 +72,12 @@ def find(scope: Scope, catalog: Catalog) -> Found:
     from orchestrator.evaluation.selection import finalists  # noqa: PLC0415 - imports NumPy
 
     ranking = [(setting, variant, score) for setting, variant, score in search.result["ranking"]]
-    chosen = finalists(ranking, experiment.spec.confirm.finalists, list(experiment.arms))
+    chosen = finalists(
+        ranking,
+        experiment.spec.confirm.finalists,
+        list(experiment.arms),
+        search.result.get("sizes"),
+    )
     key = confirm_key(experiment, catalog.content, prepared, chosen)
     is_cached = scope.store.find("confirm", key) is not None
     why = "waits for the finalists of the search"
@@ -119,18 +124,23 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared, search: Sea
         "oof",
         tuple(trials),
         _by_setting(trials),
-        _collect(env, catalog, state.trials.values()),
+        _collect(env, catalog, state.trials.values(), val_samples(split)),
         _race_result(env, wanted, len(points), len(trials)) if wanted.race else None,
     )
 
 
-def _collect(env: Env, catalog: Catalog, trials: Iterable[TrialRecord]) -> pa.Table:
+def _collect(
+    env: Env,
+    catalog: Catalog,
+    trials: Iterable[TrialRecord],
+    of_val: Mapping[str, Collection[str]] | None = None,
+) -> pa.Table:
     """Return the predictions of finished trials, averaged over groups where the spec says so."""
     from orchestrator.evaluation.predictions import with_group_means  # noqa: PLC0415
     from orchestrator.search.trial_tables import collect_predictions  # noqa: PLC0415
     from orchestrator.stages.test_set import group_mean  # noqa: PLC0415
 
-    rows = collect_predictions(trials, env.store)
+    rows = collect_predictions(trials, env.store, of_val)
     mean = group_mean(env)
     if mean is None:
         return rows
@@ -154,7 +164,7 @@ def choose_points(search: Searched, wanted: Confirm, variants: list[str]) -> dic
     for trial in search.trials:
         if trial.status == "COMPLETE":
             points[trial.setting] = Point(trial.variant, trial.params)
-    chosen = finalists(list(search.ranking), wanted.finalists, variants)
+    chosen = finalists(list(search.ranking), wanted.finalists, variants, search.sizes)
     return {setting: points[setting] for setting in chosen}
 
 

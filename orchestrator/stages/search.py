@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.base.errors import UserError
 from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
 from orchestrator.planning.stage_keys import prepare_keys, search_key, study_families
 from orchestrator.search.reuse import earlier, write_families
-from orchestrator.spec.search_space import Search
+from orchestrator.spec.search_space import FoldStep, Search
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.split import Split
@@ -29,6 +31,8 @@ class Searched:
     note: str
     trials: tuple[TrialRecord, ...]
     ranking: tuple[Ranked, ...]  # of the finished trials
+    sizes: Mapping[str, float] = field(default_factory=dict)
+    """Setting -> its parameters, where the search aims at few of them."""
 
     @property
     def scores(self) -> dict[str, float]:
@@ -54,11 +58,15 @@ def find(scope: Scope, catalog: Catalog) -> Found:
 def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched:
     """Try settings: one trial each, trained on role train and scored on role val.
 
+    With `search.folds`, a setting is trained on folds of confirm, and scored on the people of role
+    val that each of them held out. So no label of another person chooses a setting.
+
     Raises:
-        UserError: no trial was finished.
+        UserError: no setting was finished.
     """
     from orchestrator.search.trial_tables import write_tables  # noqa: PLC0415
     from orchestrator.stages import trial_phase as phase  # noqa: PLC0415
+    from orchestrator.store.event_types import N_PARAMS  # noqa: PLC0415
 
     key = search_key(env.experiment, catalog.content, prepare.keys)
     is_loaded = phase.load_phase(env, "search", key)
@@ -73,24 +81,121 @@ def run(env: Env, catalog: Catalog, split: Split, prepare: Prepared) -> Searched
             f"search: at least one finished trial was required, none of {len(trials)} is: "
             f"{'; '.join(causes[:3])}"
         )
-    ranking = phase.rank_trials(trials, env.store, env.experiment.spec.parsed_score, env.schema)
-    phase.save_phase(env, "search", key, trials, ranking)
+    search = env.experiment.spec.search
+    if search is not None and search.folds is not None:
+        ranking = rank_settings(trials, search.folds)
+    else:
+        ranking = phase.rank_trials(trials, env.store, env.experiment.spec.parsed_score, env.schema)
+    sizes = {
+        trial.setting: trial.metrics[N_PARAMS] for trial in trials if N_PARAMS in trial.metrics
+    }
+    phase.save_phase(env, "search", key, trials, ranking, sizes)
     return Searched(
         CACHED if is_loaded else SUCCEEDED,
         phase.trials_note(env, trials),
         tuple(trials),
         tuple(ranking),
+        sizes,
     )
 
 
+def rank_settings(trials: Iterable[TrialRecord], n_folds: int) -> list[Ranked]:
+    """Return the settings that were trained on all their folds, with their means.
+
+    Raises:
+        UserError: there is none.
+    """
+    from orchestrator.search.trial_tables import fold_scores  # noqa: PLC0415
+    from orchestrator.stages.trial_phase import Ranked  # noqa: PLC0415
+
+    trials = list(trials)
+    variants = {trial.setting: trial.variant for trial in trials}
+    ranking = []
+    for setting, scores in fold_scores(trials).items():
+        if len(scores) == n_folds:
+            mean = statistics.fmean(scores.values())
+            ranking.append(Ranked(setting, variants[setting], mean))
+    if not ranking:
+        raise UserError(
+            f"search: at least one setting with all its {n_folds} folds was required, none of "
+            f"{len(variants)} has them; allow more by search.limits, or see why trials failed"
+        )
+    return ranking
+
+
+def val_samples(split: Split) -> dict[str, set[str]]:
+    """Return variant -> its samples of role val."""
+    samples = {}
+    for variant, table in split.folds.items():
+        rows = zip(table["sample_id"].to_pylist(), table["role"].to_pylist(), strict=True)
+        samples[variant] = {sample for sample, role in rows if role == "val"}
+    return samples
+
+
+class FoldScorer:
+    """Scores a training by what it held out of role val, on the samples that all variants have there."""
+
+    def __init__(self, trainings: Trainings, steps: list[FoldStep]) -> None:
+        """Check that every fold has such samples.
+
+        Raises:
+            UserError: one has none.
+        """
+        from data_prep.split import rows_of_seed  # noqa: PLC0415
+
+        self.env = trainings.env
+        self.samples = set.intersection(*val_samples(trainings.split).values())
+        for variant, table in trainings.split.folds.items():
+            for step in steps:
+                rows = rows_of_seed(table, step.seed)
+                folds = zip(rows["sample_id"].to_pylist(), rows["fold"].to_pylist(), strict=True)
+                held_out = {sample for sample, fold in folds if fold == step.fold}
+                if held_out.isdisjoint(self.samples):
+                    raise self._nothing_to_score(f"fold {step.fold} of seed {step.seed}", variant)
+
+    def _nothing_to_score(self, where: str, variant: str) -> UserError:
+        return UserError(
+            f"search.folds: photos of role val were required in {where} of variant {variant}, found "
+            "none; raise data.split.val, lower confirm.folds, or give the variants one data.split"
+        )
+
+    def score(self, spec: TrialSpec) -> float:
+        """Return the score of a finished training.
+
+        Raises:
+            UserError: it predicted no photo that counts.
+        """
+        from orchestrator.evaluation.common_samples import held_out_score  # noqa: PLC0415
+        from orchestrator.stages.trial_phase import scorer_of_head  # noqa: PLC0415
+
+        artifact = self.env.store.get("trial", spec.key)
+        score = self.env.experiment.spec.parsed_score
+        scorer = scorer_of_head(spec.train, score, self.env.schema)
+        value = held_out_score(artifact, self.samples, scorer)
+        if value is None:
+            raise self._nothing_to_score(f"the predictions of {spec.trial_id}", spec.variant)
+        return value
+
+
+def _n_params(env: Env, spec: TrialSpec) -> float:
+    """Return the number of parameters of a trained model."""
+    path = env.store.get("trial", spec.key).file("model.json")
+    return float(json.loads(path.read_text(encoding="utf-8"))["n_params"])
+
+
 def _train(trainings: Trainings) -> None:
+    from orchestrator.search.judging.folds import FoldStudies, fold_controller  # noqa: PLC0415
     from orchestrator.search.study import Studies, search_controller  # noqa: PLC0415
     from orchestrator.stages.trial_phase import (  # noqa: PLC0415
         card_shares,
         feature_sources,
         train_all,
     )
-    from orchestrator.store.event_types import PhaseStarted  # noqa: PLC0415
+    from orchestrator.store.event_types import (  # noqa: PLC0415
+        FOLD_SCORE,
+        N_PARAMS,
+        PhaseStarted,
+    )
 
     env = trainings.env
     experiment = trainings.env.experiment
@@ -111,19 +216,53 @@ def _train(trainings: Trainings) -> None:
             source=best.key if best else None,
         )
 
+    def describe_fold(
+        trial_id: str, variant: str, point: dict[str, Any], step: FoldStep
+    ) -> TrialSpec:
+        source = folds.best_key(sources[variant], step) if variant in sources else None
+        seed, fold = step
+        return trainings.describe(
+            trial_id, "search", variant, point, seed=seed, fold=fold, source=source
+        )
+
     trainings.check()
     search = spec.search or Search(trials=1)
+    steps = search.fold_steps(spec.confirm)
+    scorer = FoldScorer(trainings, steps) if steps else None
+
+    def measure(trial: TrialSpec) -> dict[str, float]:
+        metrics = {}
+        if scorer is not None:
+            metrics[FOLD_SCORE] = scorer.score(trial)
+        if search.counts_parameters:
+            metrics[N_PARAMS] = _n_params(env, trial)
+        return metrics
+
     _replay_earlier(trainings, search)
     env.ledger.append(PhaseStarted(phase="search"), commit=True)
     studies = Studies(
         env.paths.run_id, search, variants, spec.seed, describe, sources, env.console.say
     )
+    gpus_per_trial = spec.resources.per_trial.least_gpu
+    if steps:
+        folds = FoldStudies(studies, steps, describe_fold, measure)
+        controller = fold_controller(
+            folds,
+            env.ledger,
+            finished=trainings.stored_history,
+            gpus_per_trial=gpus_per_trial,
+            shares=card_shares(env),
+            is_lost=trainings.is_lost,
+        )
+        train_all(env, controller, "search", folds.n_trials)
+        return
     controller = search_controller(
         studies,
         env.ledger,
         {name: arm.train.duration for name, arm in experiment.arms.items()},
+        measure=measure if search.counts_parameters else None,
         finished=trainings.stored_history,
-        gpus_per_trial=spec.resources.per_trial.least_gpu,
+        gpus_per_trial=gpus_per_trial,
         shares=card_shares(env),
         is_lost=trainings.is_lost,
     )

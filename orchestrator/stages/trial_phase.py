@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -305,17 +305,22 @@ def rank_trials(
     finished = [trial for trial in trials if trial.status == "COMPLETE"]
 
     def metric_of(trial: TrialRecord) -> Scorer:
-        answered = trial.started.train.get("model", {}).get("head", {}).get("labels")
-        if schema is None or not answered:
-            return scorer_of(score, schema)
-        of_head = {name: names for name, names in schema.classes.items() if name in answered}
-        return scorer_of(score, Schema(of_head))
+        return scorer_of_head(trial.started.train, score, schema)
 
     scores = common_samples.search_scores(finished, store, metric_of)
     ranking = []
     for trial, value in zip(finished, scores, strict=True):
         ranking.append(Ranked(trial.setting, trial.variant, value))
     return ranking
+
+
+def scorer_of_head(train: dict[str, Any], score: Score, schema: Schema | None) -> Scorer:
+    """Return how the answers of a training are scored, over the labels that its head answers."""
+    answered = train.get("model", {}).get("head", {}).get("labels")
+    if schema is None or not answered:
+        return scorer_of(score, schema)
+    of_head = {name: names for name, names in schema.classes.items() if name in answered}
+    return scorer_of(score, Schema(of_head))
 
 
 def load_phase(env: Env, phase: str, key: str) -> bool:
@@ -335,7 +340,12 @@ def load_phase(env: Env, phase: str, key: str) -> bool:
 
 
 def save_phase(
-    env: Env, phase: str, key: str, trials: Sequence[TrialRecord], ranking: Sequence[Ranked] = ()
+    env: Env,
+    phase: str,
+    key: str,
+    trials: Sequence[TrialRecord],
+    ranking: Sequence[Ranked] = (),
+    sizes: Mapping[str, float] | None = None,
 ) -> None:
     """Put a finished phase into the store, for the next run that asks for the same.
 
@@ -356,6 +366,8 @@ def save_phase(
         shutil.copytree(env.paths.tune / phase, draft.path / "tune")
         if ranking:
             draft.result["ranking"] = [list(row) for row in ranking]
+        if sizes:
+            draft.result["sizes"] = dict(sizes)
 
 
 def trials_note(env: Env, trials: Sequence[TrialRecord]) -> str:

@@ -17,11 +17,15 @@ OBJECTIVE = "val_macro_f1"
 """The metric that a search maximizes; each report of a trial has it."""
 SCORE = "val_score"
 """The metric that it maximizes instead, where the spec names another score."""
+FOLD_SCORE = "fold_score"
+"""The score of a search training on the people of role val in its fold, at its end alone."""
+N_PARAMS = "n_params"
+"""The parameters of a trained model, at its end alone, where a search aims at few of them."""
 
 
 def objective(metrics: Metrics) -> float:
     """Return what a search maximizes, from the metrics of an epoch."""
-    return float(metrics.get(SCORE, metrics[OBJECTIVE]))
+    return float(metrics.get(FOLD_SCORE, metrics.get(SCORE, metrics[OBJECTIVE])))
 
 
 class RecordInvalid(ValueError):  # noqa: N818 - says what is the case

@@ -27,7 +27,7 @@ TRIAL_FIELDS: list[tuple[str, pa.DataType]] = [
     ("variant", _TEXT),
     ("phase", _TEXT),  # search | confirm
     ("seed", _INT),
-    ("fold", _INT),  # null in search
+    ("fold", _INT),  # null in search, except where it trains folds
     ("status", _TEXT),  # COMPLETE | PRUNED | FAILED
     ("params", _TEXT),  # the sampled values as JSON
     ("epochs", _INT),

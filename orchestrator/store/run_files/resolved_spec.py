@@ -27,6 +27,7 @@ class SearchFacts(FileRecord):
 
     trials: int | None = None  # None where the spec searches nothing
     space: dict[str, Any] = {}
+    folds: int | None = None  # None where a setting is trained once
 
 
 class PrepFacts(FileRecord):

@@ -109,6 +109,24 @@ def test_a_variant_may_have_its_own_space():
             {"variant_spaces": {"x": {"train.c": {"choice": [1], "when": {"train.q": 1}}}}},
             "not in the space",
         ),
+        (
+            {"folds": 8, "scheduler": "asha"},
+            "wilcoxon or none was required beside folds, found asha",
+        ),
+        ({"scheduler": "wilcoxon"}, "folds was required, found none"),
+        ({"folds": 4, "scheduler": "wilcoxon"}, "more than 4 were required .* found 4"),
+        ({"folds": 3, "scheduler": {"name": "wilcoxon", "p": 0.2}}, "more than 3 were required"),
+        ({"folds": 1}, "greater than or equal to 2"),
+        ({"objectives": ["parameters"]}, r"\[score\] or \[score, parameters\] was required"),
+        ({"objectives": ["score", "latency"]}, "parameters"),
+        (
+            {"objectives": ["score", "parameters"], "scheduler": "median"},
+            "none was required beside several objectives, found median",
+        ),
+        (
+            {"objectives": ["score", "parameters"], "scheduler": "wilcoxon", "folds": 8},
+            "none was required beside several objectives, found wilcoxon",
+        ),
     ],
 )
 def test_a_search_that_makes_no_sense_is_refused(change, message):

@@ -459,6 +459,24 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(write, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (["confirm=null"], "search.folds: the folds of confirm were required, found confirm: null"),
+        (
+            ["confirm.seeds=[0, 1]", "confirm.folds=2"],
+            r"search.folds: at most 4 were required, .* \(2 seeds x 2 folds\), found 5",
+        ),
+    ],
+)
+def test_folds_of_a_search_are_folds_of_confirm(write, changes, message):
+    folds = ["search.scheduler=none", "search.folds=5", "hypotheses=[]", "select.policy=validation"]
+    with pytest.raises(SpecError, match=message):
+        read(write(), [*folds, *changes])
+    spec = read(write(), [*folds, "confirm.seeds=[2, 3]", "confirm.folds=3"]).spec
+    assert [(2, 0), (2, 1), (2, 2), (3, 0), (3, 1)] == spec.search.fold_steps(spec.confirm)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         (["vote.group_mean=[gender]"], "vote.group_mean: the groups of the test photos were required"),
         (["vote.group_mean=[sex]", "data.test=null"], "vote.group_mean: no label 'sex'; labels are"),
         (

@@ -1,0 +1,243 @@
+"""Folds as fidelity: real Optuna and the real controller, over a toy score that differs by fold."""
+
+import math
+import statistics
+from collections import Counter
+from dataclasses import replace
+
+import optuna
+import pytest
+from scipy.stats import wilcoxon
+
+from orchestrator.base.keys import digest
+from orchestrator.run.trackers.optuna_journal import Journal
+from orchestrator.search.judging.folds import FoldStudies, fold_controller
+from orchestrator.search.reuse import earlier, write_families
+from orchestrator.search.trial_tables import best_trial, fold_scores
+from orchestrator.spec.search_space import Confirm, Search
+from orchestrator.stages.search import rank_settings
+from orchestrator.store.artifacts import Store
+from orchestrator.store.event_types import (
+    FOLD_SCORE,
+    LimitReached,
+    PhaseStarted,
+    RunResumed,
+    RunStarted,
+    TrialEnded,
+)
+from orchestrator.store.ledger import Ledger, read, replay
+from tests.orchestrator.search import toy
+
+CONFIRM = Confirm(seeds=[3, 4], folds=4)
+SEARCH = {"trials": 10, "folds": 8, "scheduler": {"name": "wilcoxon", "p": 0.1}, "space": toy.SPACE}
+
+
+def measure(spec):
+    """Return a score with easy and hard folds, and some luck of the training."""
+    luck = int(digest([spec.params, spec.seed, spec.fold])[:4], 16) / 2**16 - 0.5
+    score = toy.score(spec.params, toy.N_EPOCHS) + 0.03 * (spec.fold - spec.seed) + 0.02 * luck
+    return {FOLD_SCORE: score}
+
+
+def make_fold(trial_id, variant, point, step):
+    spec = toy.spec_maker("nowhere")(trial_id, variant, point)
+    key = digest([variant, point, *step])
+    return replace(spec, seed=step.seed, fold=step.fold, key=key)
+
+
+def play(folder, *, ledger=None, search=SEARCH, store=None, max_concurrent=1, fails=()):
+    """Run a search in simulated time; return (controller, studies, epochs trained)."""
+    folder.mkdir(exist_ok=True)
+    store = {} if store is None else store
+    search = Search.model_validate(search)
+    with ledger or Ledger(folder) as written:
+        written.append(RunResumed(run_id="toy") if written.events else RunStarted(run_id="toy"))
+        written.append(PhaseStarted(phase="search"))
+        plain = toy.make_studies(folder, search.model_dump(mode="json", by_alias=True))
+        studies = FoldStudies(plain, search.fold_steps(CONFIRM), make_fold, measure)
+        controller = fold_controller(
+            studies, written, finished=lambda spec: store.get(spec.key), is_lost=lambda _: False
+        )
+        on_end = controller.on_end
+
+        def end(name, status, **facts):
+            if name in fails:
+                on_end(name, "FAILED", "ValueError: no", cause="raised")
+            else:
+                on_end(name, status, **facts)
+
+        controller.on_end = end
+        trained = toy.simulate(
+            controller,
+            max_concurrent=max_concurrent,
+            finish=lambda spec, history: store.setdefault(spec.key, history),
+        )
+        return controller, studies, trained
+
+
+def outcome(folder):
+    """Return all that counts of a search: settings, scores and ends."""
+    trials = replay(read(folder / "events.jsonl")).trials
+    return {name: (t.params, t.status, t.metrics, t.why) for name, t in trials.items()}
+
+
+def test_a_setting_that_loses_on_the_folds_of_the_best_one_is_stopped_and_no_other(tmp_path):
+    _, studies, trained = play(tmp_path)
+    whole = []
+    stopped = []
+    for setting in studies.settings.values():
+        (stopped if len(setting.scores) < 8 else whole).append(setting)
+    assert 10 == len(whole) + len(stopped)
+    assert len(stopped) > 3
+    assert len(trained) == toy.N_EPOCHS * sum(len(s.scores) for s in studies.settings.values())
+    for setting in stopped:
+        assert len(setting.scores) >= 4, "three lost folds are no evidence at p = .1"
+        rivals = [s for s in whole if s.asked.number < setting.asked.number]
+        best = max(rivals, key=lambda rival: rival.mean)
+        lost = [setting.scores[n] - best.scores[n] for n in setting.scores]
+        assert wilcoxon(lost, alternative="less").pvalue < 0.1
+        assert wilcoxon(lost[:-1], alternative="less").pvalue >= 0.1, "it is stopped at once"
+        assert setting.mean < max(s.mean for s in whole)
+    trials = replay(read(tmp_path / "events.jsonl")).trials.values()
+    last = [trial for trial in trials if trial.trial_id.startswith(stopped[0].begin)][-1]
+    assert "COMPLETE" == last.status
+    assert "wilcoxon: its setting loses to the best one, " in last.why
+    assert "over the same " in last.why
+
+
+def test_optuna_knows_a_setting_by_the_mean_over_its_folds(tmp_path):
+    _, studies, _ = play(tmp_path)
+    known = studies.studies.studies["a"].optuna.get_trials(deepcopy=False)
+    known = [trial for trial in known if trial.state == optuna.trial.TrialState.COMPLETE]
+    assert 10 == len(known)
+    for trial, setting in zip(known, studies.settings.values(), strict=True):
+        assert setting.scores == trial.intermediate_values
+        assert math.isclose(trial.value, statistics.fmean(setting.scores.values()))
+
+
+def test_folds_come_one_after_the_other_and_settings_side_by_side(tmp_path):
+    _, studies, _ = play(tmp_path, max_concurrent=3)
+    trials = replay(read(tmp_path / "events.jsonl")).trials
+    order = {}
+    for trial in trials.values():
+        begin = trial.trial_id.rsplit("-", 2)[0]
+        order.setdefault(begin, []).append((trial.started.seed, trial.started.fold))
+    steps = [tuple(step) for step in studies.steps]
+    assert [(3, 0), (3, 1), (3, 2), (3, 3), (4, 0), (4, 1), (4, 2), (4, 3)] == steps
+    for seen in order.values():
+        assert steps[: len(seen)] == seen
+    first_of = [name for name in trials if name.endswith("-s3-f0")]
+    assert first_of[:3] == list(trials)[:3], "three settings begin before one has a second fold"
+
+
+@pytest.mark.parametrize("how", ["before", "torn", "after"])
+def test_killed_at_any_record_it_goes_on_at_the_next_fold(tmp_path, how):
+    search = {**SEARCH, "trials": 4}
+    play(tmp_path / "calm", search=search)
+    expected = outcome(tmp_path / "calm")
+    n_records = len(read(tmp_path / "calm/events.jsonl"))
+    for place in range(3, n_records + 1, 31):
+        folder = tmp_path / f"{how}-{place}"
+        folder.mkdir()
+        store = {}
+        ledger = toy.MortalLedger(folder, place, how)
+        with pytest.raises(toy.KilledError):
+            play(folder, search=search, ledger=ledger, store=store)
+        ended = {e.trial_id for e in read(folder / "events.jsonl") if isinstance(e, TrialEnded)}
+        _, _, trained = play(folder, search=search, store=store)
+        assert expected == outcome(folder), place
+        assert ended.isdisjoint({name for name, _ in trained}), place
+
+
+def test_killed_again_and_again_with_two_at_a_time_no_fold_is_trained_twice(tmp_path):
+    store = {}
+    for _ in range(200):
+        try:
+            play(tmp_path, ledger=toy.MortalLedger(tmp_path, 60), store=store, max_concurrent=2)
+        except toy.KilledError:
+            continue
+        break
+    events = read(tmp_path / "events.jsonl")
+    trained = Counter(event.trial_id for event in events if isinstance(event, TrialEnded))
+    assert {1} == set(trained.values())
+    assert 10 == len(fold_scores(replay(events).trials.values()))
+
+
+def test_what_the_store_has_is_not_trained(tmp_path):
+    store = {}
+    play(tmp_path / "first", store=store)
+    _, _, trained = play(tmp_path / "second", store=store)
+    assert not trained
+    assert outcome(tmp_path / "first") == outcome(tmp_path / "second")
+
+
+def test_a_fold_that_fails_ends_its_setting_alone(tmp_path):
+    _, studies, _ = play(tmp_path, fails={"s-a-0002-s3-f1"})
+    failed = studies.settings["s-a-0002"]
+    assert [0] == list(failed.scores)
+    assert [0, 1] == list(failed.keys)
+    state = optuna.trial.TrialState
+    states = [t.state for t in studies.studies.studies["a"].optuna.trials]
+    assert 1 == states.count(state.FAIL)
+    assert 9 == states.count(state.COMPLETE)
+    trials = replay(read(tmp_path / "events.jsonl")).trials.values()
+    assert failed.name not in {row.setting for row in rank_settings(trials, 8)}
+
+
+def test_a_target_is_reached_by_the_mean_of_a_setting_and_by_no_single_fold(tmp_path):
+    """The reports of a training are about its inner part, and one fold may be easy."""
+    low = {**SEARCH, "limits": {"target": 0.5}}
+    controller, studies, _ = play(tmp_path, search=low)
+    assert [8] == [len(s.scores) for s in studies.settings.values()]
+    assert controller.best == studies.settings["s-a-0000"].mean
+    assert 1 == sum(isinstance(event, LimitReached) for event in read(tmp_path / "events.jsonl"))
+
+
+def test_the_ranking_and_the_best_trial_go_by_whole_settings(tmp_path):
+    _, studies, _ = play(tmp_path)
+    state = replay(read(tmp_path / "events.jsonl"))
+    ranking = rank_settings(state.trials.values(), 8)
+    means = {s.name: s.mean for s in studies.settings.values() if len(s.scores) == 8}
+    assert {row.setting: row.score for row in ranking} == pytest.approx(means)
+    best = best_trial(state)
+    assert (max(means.values()), 8) == (best[FOLD_SCORE], best["n_folds"])
+    assert means[best["setting"]] == best[FOLD_SCORE]
+
+
+def test_more_settings_take_over_the_folds_of_an_earlier_run(tmp_path):
+    run = tmp_path / "runs/first"
+    run.parent.mkdir()
+    done = {}
+    play(run, store=done)
+    store = Store(tmp_path)
+    for key, history in done.items():
+        with store.draft("trial", key, params={}, inputs={}) as draft:
+            draft.result["history"] = history
+    write_families(run, {"a": "family"})
+    more = Search.model_validate({**SEARCH, "trials": 12})
+    taken = earlier(store, {"a": "family"}, more, besides="second")["a"]
+    n_folds = len(outcome(run))
+    assert n_folds == taken.n_trials
+    second = tmp_path / "runs/second"
+    second.mkdir()
+    with Ledger(second) as ledger:
+        for event in taken.events:
+            ledger.append(event)
+    _, studies, trained = play(second, search={**SEARCH, "trials": 12})
+    assert {"s-a-0010", "s-a-0011"} == {name.rsplit("-", 2)[0] for name, _ in trained}
+    assert outcome(run).items() <= outcome(second).items()
+    assert 12 == len(studies.settings)
+    fewer = Search.model_validate({**SEARCH, "trials": 2})
+    names = {e.trial_id for e in earlier(store, {"a": "family"}, fewer, besides="x")["a"].events}
+    assert {"s-a-0000", "s-a-0001"} == {name.rsplit("-", 2)[0] for name in names}
+
+
+def test_study_log_has_one_trial_per_setting(tmp_path):
+    _, studies, _ = play(tmp_path)
+    journal = Journal(tmp_path, Search.model_validate(SEARCH))
+    for trial in replay(read(tmp_path / "events.jsonl")).trials.values():
+        journal.take(trial)
+    logged = journal.studies["a"].trials
+    assert [s.scores for s in studies.settings.values()] == [t.intermediate_values for t in logged]
+    means = [s.mean for s in studies.settings.values()]
+    assert means == pytest.approx([trial.value for trial in logged])
