@@ -7,16 +7,17 @@ import hashlib
 import json
 import re
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
+from data_prep.catalog.images import MAX_BYTES
 from data_prep.catalog.label_schema import Schema
 from data_prep.config import Split
 from data_prep.errors import MachineError
+from data_prep.roots.places import read_ahead
 from orchestrator.evaluation.scores_with_intervals import scorer_of
 from orchestrator.spec.score import parse_score
 from orchestrator.stages import audit_models as module
@@ -112,20 +113,20 @@ def test_a_quick_model_sees_whole_groups_up_to_its_limit(monkeypatch):
 
 
 def test_a_photo_that_changed_since_the_catalog_is_black_and_a_broken_disk_stops_the_audit(
-    tmp_path, monkeypatch
+    tmp_path,
 ):
     photo = tmp_path / "a.jpg"
     Image.fromarray(np.full((120, 120, 3), 200, np.uint8)).save(photo)
     sha256 = hashlib.sha256(photo.read_bytes()).hexdigest()
-    assert features._seen(photo, sha256, "whole").min() > 190
-    assert 0 == features._seen(photo, "0" * 64, "whole").max()
+    (read,) = read_ahead([str(photo)], MAX_BYTES)
+    assert features._seen(str(photo), read, sha256, "whole").min() > 190
+    assert 0 == features._seen(str(photo), read, "0" * 64, "whole").max()
 
-    def fail(path):
+    def fail():
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
     with pytest.raises(MachineError, match="a disk that answers was required"):
-        features._seen(photo, sha256, "whole")
+        features._seen(str(photo), fail, sha256, "whole")
 
 
 def test_quick_models_go_by_the_score_of_the_spec():
