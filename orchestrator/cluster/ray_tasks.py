@@ -46,9 +46,10 @@ def ray_map(
     def run(item: Any) -> Any:
         return function(item) if fork_server is None else call(fork_server, function, item)
 
-    remote = ray.remote(num_cpus=cpu, num_gpus=gpu)(run)
+    options: dict[str, Any] = {"num_cpus": cpu, "num_gpus": gpu}
     if on_bucket:
-        remote = remote.options(runtime_env={"env_vars": {_READER_VARIABLE: "1"}})
+        options["runtime_env"] = {"env_vars": {_READER_VARIABLE: "1"}}
+    remote = ray.remote(**options)(run)
     limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: list[Any] = []
     for number, item in enumerate(items, 1):

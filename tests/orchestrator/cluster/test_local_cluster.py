@@ -6,6 +6,7 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from data_prep.preparation.pool import ShardTask, prepare_shards
 from data_prep.preparation.shards import read_shard
 from orchestrator.cluster.connection import connect, prepare_environment
 from orchestrator.cluster.open_ports import OpenPort, open_ports
+from orchestrator.cluster.queue import Place, Turn
 from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.run import doctor
 from orchestrator.run.metrics import METRICS, RunMetrics
@@ -32,9 +34,10 @@ from orchestrator.store.event_types import (
     ShardWritten,
     StageEnded,
     TrialEnded,
+    TrialEvent,
     TrialStarted,
 )
-from orchestrator.store.ledger import Ledger
+from orchestrator.store.ledger import Ledger, read
 from tests.orchestrator.search import toy
 
 prepare_environment(None, insecure=False)  # Ray reads it when it is imported
@@ -312,3 +315,42 @@ def test_the_metrics_of_a_run_are_exported_with_its_name_and_its_variants(cluste
                 if "robust_vote" in sample.name and sample.labels["run"] == "masks-1":
                     assert sample.labels.get("variant", "base") == variant["variant"]
                     exported[sample.name, sample.labels.get("state")] = sample.value
+
+
+# -- sharing --------------------------------------------------------------------------------------
+def test_a_lower_priority_yields_between_trials_and_goes_on_from_its_ledger(cluster, tmp_path):
+    """A real study of four trials of a second; a run of a higher priority comes during the first one."""
+    folder = tmp_path / "low"
+    events = folder / "events.jsonl"
+    low = Turn(Place("low", "ann", 0, 0.0, max_runs=1), lambda _: None)
+    high = Turn(Place("high", "bob", 5, 1.0, max_runs=1), lambda _: None)
+    times = []
+
+    def work_on_top():
+        while not events.is_file() or b'"report"' not in events.read_bytes():
+            time.sleep(0.02)
+        with high:
+            times.append(time.time())
+            time.sleep(0.5)
+            times.append(time.time())
+
+    urgent = threading.Thread(target=work_on_top, daemon=True)
+    urgent.start()
+    options = {"max_concurrent": 1, "epoch_s": 0.1, "must_yield": low.must_yield}
+    n_yields = 0
+    with low:
+        while toy.drive(folder, {"trials": 4, "sampler": "random"}, **options).has_yielded:
+            n_yields += 1
+            low.wait_again()
+    urgent.join(10)
+    assert 1 == n_yields
+    begin, end = times
+    of_trials = [event for event in read(events) if isinstance(event, TrialEvent)]
+    during = [event for event in of_trials if begin < event.time < end]
+    assert [] == during, "no trial starts, reports or ends while the other run works"
+    assert isinstance([event for event in of_trials if event.time < begin][-1], TrialEnded)
+    n_before = len({event.trial_id for event in of_trials if event.time < begin})
+    assert 1 <= n_before < 4
+    assert 4 == len([event for event in of_trials if isinstance(event, TrialEnded)])
+    trained = (folder / "trained.log").read_text().splitlines()
+    assert len(trained) == len(set(trained)), "no epoch is trained twice"
