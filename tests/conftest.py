@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from tests import documents
 from tests.visitor import CHROMIUM
 
 ROOT = Path(__file__).resolve().parents[1]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell starts commands in the background so; interrupts that tests wait for would never come
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass
