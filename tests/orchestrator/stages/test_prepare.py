@@ -223,8 +223,8 @@ def test_what_was_lost_by_chance_is_tried_again_by_a_later_run_under_another_key
     assert 2 == len(keys)
 
 
-def map_here(function, items, *, name):
-    assert "catalog" == name
+def map_here(function, items, *, name, on_bucket):
+    assert ("catalog", False) == (name, on_bucket)
     return map(function, items)
 
 
@@ -274,7 +274,7 @@ def test_a_run_looks_at_its_photos_again_when_it_is_started_again_until_trials_r
 def test_two_runs_at_once_read_each_photo_once(photos, tmp_path, monkeypatch):
     read_chunks = []
 
-    def slow(function, items, *, name):
+    def slow(function, items, *, name, on_bucket):
         for item in items:
             read_chunks.append(function)
             yield function(item)
