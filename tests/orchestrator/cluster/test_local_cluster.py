@@ -205,10 +205,16 @@ def test_an_address_is_local_if_only_this_machine_reaches_it(ip, is_local):
 # -- names ----------------------------------------------------------------------------------------
 def note_titles(spec, report):
     """Write the names of this process and of its worker beside the trial's log."""
-    titles = []
-    for process in ("self", os.getppid()):
-        command = Path(f"/proc/{process}/cmdline").read_text()
-        titles.append(command.replace("\0", " ").strip())
+
+    def title_of(process):
+        return Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ").strip()
+
+    titles = [title_of("self"), title_of(os.getppid())]
+    deadline = time.monotonic() + 30
+    # Ray gives the worker its class's name between two calls
+    while spec.trial_id not in titles[1] and time.monotonic() < deadline:
+        time.sleep(0.05)
+        titles[1] = title_of(os.getppid())
     (Path(spec.store) / f"{spec.trial_id}.json").write_text(json.dumps(titles))
     report(1, {"val_macro_f1": 0.5})
 
