@@ -13,7 +13,7 @@ import yaml
 
 from data_prep.weights.cache import CACHE_VARIABLE
 from orchestrator.cli import main as cli
-from orchestrator.run.metrics import METRICS
+from orchestrator.run.prometheus_metrics import METRICS
 
 FOLDER = Path(__file__).resolve().parents[1] / "docker"
 HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which(

@@ -15,7 +15,7 @@ from orchestrator.cli import main
 from orchestrator.spec.data_checks import check_data
 from orchestrator.spec.load import read
 from orchestrator.spec.models import schema
-from orchestrator.spec.template import starter_spec
+from orchestrator.spec.starter_spec import starter_spec
 from orchestrator.spec.yaml_source import lone_value
 from tests import documents
 

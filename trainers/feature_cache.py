@@ -17,7 +17,7 @@ from trainers.inference import KeptFeatures, as_tensor, gathered
 from trainers.model import Classifier
 from trainers.overlap.device_copies import Copies, read
 from trainers.overlap.feeder import Batch, feed
-from trainers.overlap.options import Overlap, overlap_on
+from trainers.overlap.overlap_choice import Overlap, overlap_on
 from trainers.photos.augmentation import Augmentation, sample_seeds
 from trainers.photos.views import PLAIN_VIEW, TestView, seen
 

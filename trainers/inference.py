@@ -18,7 +18,7 @@ from trainers.data import Ints, gather
 from trainers.model import Classifier, build
 from trainers.overlap.device_copies import Copies, read
 from trainers.overlap.feeder import Batch, feed
-from trainers.overlap.options import Overlap, overlap_on
+from trainers.overlap.overlap_choice import Overlap, overlap_on
 from trainers.photos.views import TestView, seen
 from trainers.settings.model import Model
 

@@ -153,7 +153,7 @@ def _own_backbone(part: OwnPart, *, size: int | None, wants_weights: bool) -> An
 
 def _backbone(name: str, *, size: int | None, wants_weights: bool) -> Any:
     """Build a backbone of timm, with weights of this machine if they are wanted."""
-    from data_prep.weights.timm_import import timm  # noqa: PLC0415
+    from data_prep.timm_without_wandb import timm  # noqa: PLC0415
 
     file = None
     is_ours = name in known()  # else timm's hub knows it

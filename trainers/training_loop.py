@@ -44,7 +44,7 @@ from trainers.overlap.device_copies import Copies
 from trainers.overlap.feeder import Batch, feed
 from trainers.overlap.loader_processes import LoaderProcesses, Work
 from trainers.overlap.loss_watch import LossWatch, TrainingDiverged
-from trainers.overlap.options import Overlap, overlap_on
+from trainers.overlap.overlap_choice import Overlap, overlap_on
 from trainers.photos import augmentation
 from trainers.photos.augmentation import Augmentation
 from trainers.photos.mixing import mix, offline_pairs

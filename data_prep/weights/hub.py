@@ -60,7 +60,7 @@ def create(backbone: str, file: Path, **settings: Any) -> Any:
     Raises:
         WeightsError: the file lacks tensors of the backbone, or they have another shape.
     """
-    from data_prep.weights.timm_import import timm  # noqa: PLC0415
+    from data_prep.timm_without_wandb import timm  # noqa: PLC0415
 
     overlay = {"file": str(file)}
     try:
@@ -135,7 +135,7 @@ def fetch(backbone: str) -> Path:
         WeightsError: it cannot be downloaded.
     """
     if local(backbone) is None:
-        from data_prep.weights.timm_import import timm  # noqa: PLC0415
+        from data_prep.timm_without_wandb import timm  # noqa: PLC0415
 
         try:
             # leaves the file in a library's cache
@@ -157,7 +157,7 @@ def _candidates(backbone: str) -> Iterator[Path]:
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415
     from torch.hub import get_dir  # noqa: PLC0415
 
-    from data_prep.weights.timm_import import timm  # noqa: PLC0415
+    from data_prep.timm_without_wandb import timm  # noqa: PLC0415
 
     config: Any = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
     if config is None:

@@ -16,9 +16,10 @@ from orchestrator.api.html import View
 from orchestrator.api.report_pictures import Plots, draw_section
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import UserError
-from orchestrator.report.command_output import status_lines
+from orchestrator.report.command_text.plans_and_runs import status_lines
+from orchestrator.report.command_text.result_tables import ensemble_lines
+from orchestrator.report.command_text.run_status import status_view
 from orchestrator.report.load import Run, load
-from orchestrator.report.result_tables import ensemble_lines, status_view
 from orchestrator.search.trial_tables import curves_table, trials_table
 from orchestrator.store import tables
 from orchestrator.store.ledger import read, replay

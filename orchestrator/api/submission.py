@@ -17,8 +17,8 @@ from data_prep.files import write_text
 from orchestrator.api.html import View
 from orchestrator.api.run_handle import OpenRun
 from orchestrator.base.errors import SpecError, UserError
-from orchestrator.report.command_output import status_lines
-from orchestrator.report.result_tables import status_view
+from orchestrator.report.command_text.plans_and_runs import status_lines
+from orchestrator.report.command_text.run_status import status_view
 from orchestrator.run.driver import detach
 from orchestrator.spec.load import read
 from orchestrator.store.ledger import is_live

@@ -15,7 +15,7 @@ from orchestrator.base.errors import SpecError, UserError
 from orchestrator.board.live_run_state import LiveRun, LiveTrial
 from orchestrator.board.run_cache import Hub
 from orchestrator.planning.plan import Plan, make_plan
-from orchestrator.report.command_output import plan_lines
+from orchestrator.report.command_text.plans_and_runs import plan_lines
 from orchestrator.run import control
 from orchestrator.run.driver import detach, start_driver
 from orchestrator.spec.load import read

@@ -24,16 +24,16 @@ from starlette.responses import (
 from starlette.routing import Route
 
 from orchestrator.base.errors import UserError
-from orchestrator.board import actions, trial_statistics
+from orchestrator.board import actions, trial_overview
 from orchestrator.board.guard import Guard
 from orchestrator.board.live_run_state import LiveTrial, trial_events
 from orchestrator.board.run_cache import Hub, OpenedRun
 from orchestrator.board.trial_table import Query, as_csv
 from orchestrator.report import charts, page
+from orchestrator.report.command_text.state_reasons import trial_lines
 from orchestrator.report.load import Run
 from orchestrator.report.models_section import settings_text
 from orchestrator.report.result_section import head
-from orchestrator.report.state_reasons import trial_lines
 from orchestrator.store.ledger import replay
 from orchestrator.store.run_files.trials import EpochRow
 
@@ -164,7 +164,7 @@ class Pages:
             name=run.resolved.name or live.paths.run_id,
             state=state,
             head=head(run),
-            counts=trial_statistics.counts(live),
+            counts=trial_overview.counts(live),
             tab=tab,
             done=done,
             n_unread=live.n_unread_bytes,
@@ -292,10 +292,10 @@ class Pages:
                 ranked.sort(key=lambda trial: -(trial.score or 0.0))
                 shown += ranked[:_N_CURVES]
             searched = [trial for trial in trials if trial.phase == "search"]
-            points = trial_statistics.spread(searched, _N_POINTS)
+            points = trial_overview.spread(searched, _N_POINTS)
             with_curves = opened.report(shown, with_curves=True)
             run = opened.report(points)
-            rungs = trial_statistics.rungs(trials)
+            rungs = trial_overview.rungs(trials)
         return self._run_page(
             request,
             opened,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.base.stage_versions import STAGE_NAMES
-from orchestrator.report.state_reasons import clock, describe
+from orchestrator.report.command_text.event_sentences import clock, describe
 from orchestrator.store.event_types import (
     SCORE,
     DriverStarted,

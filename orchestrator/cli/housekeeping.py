@@ -23,7 +23,7 @@ from orchestrator.cli.options import RUN, STORE, find_run, open_store
 )
 def init(folder: Path, out: Path | None) -> None:
     """Print a starter spec for the photos in a folder."""
-    from orchestrator.spec.template import starter_spec  # noqa: PLC0415
+    from orchestrator.spec.starter_spec import starter_spec  # noqa: PLC0415
 
     text = starter_spec(folder, (out.resolve().parent if out else Path.cwd()))
     if out is None:
@@ -47,7 +47,7 @@ def init(folder: Path, out: Path | None) -> None:
 def sample(folder: Path, people: int) -> None:
     """Draw sample photos into FOLDER/data/sample and write specs for them to FOLDER/experiments."""
     from data_prep.sample.portrait_data_set import build  # noqa: PLC0415
-    from orchestrator.spec.template import write_examples  # noqa: PLC0415
+    from orchestrator.spec.starter_spec import write_examples  # noqa: PLC0415
 
     try:
         build(folder / "data" / "sample", people, size=(144, 192), jobs=2)

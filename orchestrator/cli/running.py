@@ -66,7 +66,7 @@ def check(spec: Path, overrides: tuple[str, ...], *, offline: bool, allow_code: 
 def plan(spec: Path, overrides: tuple[str, ...], store: str | Path | None, form: str) -> None:
     """Show what would run, what is cached and why, the number of trials, and the possible cost."""
     from orchestrator.planning.plan import make_plan  # noqa: PLC0415
-    from orchestrator.report.command_output import plan_lines  # noqa: PLC0415
+    from orchestrator.report.command_text.plans_and_runs import plan_lines  # noqa: PLC0415
     from orchestrator.stages import STAGES  # noqa: PLC0415
 
     planned = make_plan(read_spec(spec, overrides), open_store(store), STAGES)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.base.errors import UserError
-from orchestrator.planning.stage import ArtifactName, Scope, Stage, find_stages
+from orchestrator.planning.run_environment import Scope
+from orchestrator.planning.stage import ArtifactName, Stage, find_stages
 from orchestrator.spec.load import read as read_spec
 from orchestrator.store.artifacts import DRAFT, WORK, Artifact, Store
 from orchestrator.store.ledger import TrialRecord, is_live, read, replay

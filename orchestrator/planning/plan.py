@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, replace
 
 from data_prep.catalog.fingerprint import fingerprint
 from orchestrator.base.errors import SpecError
-from orchestrator.planning.card_sharing import sharing_notes
+from orchestrator.planning.card_sharing_notes import sharing_notes
 from orchestrator.planning.cost import gpu_hours, training_s
-from orchestrator.planning.stage import Found, Scope, Stage, find_stages
+from orchestrator.planning.run_environment import Scope
+from orchestrator.planning.stage import Found, Stage, find_stages
 from orchestrator.planning.stage_keys import catalog_key, prepare_keys, run_key, study_families
 from orchestrator.search.reuse import earlier
 from orchestrator.spec.models import Experiment

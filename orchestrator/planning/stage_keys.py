@@ -11,7 +11,7 @@ from data_prep.section_base import identity
 from data_prep.weights.cache import is_fetched, recorded
 from orchestrator.base.keys import digest, stage_key
 from orchestrator.base.stage_versions import QUICK_BACKBONE, VERSIONS
-from orchestrator.planning.stage import Scope
+from orchestrator.planning.run_environment import Scope
 from orchestrator.spec.models import Arm, Experiment, known_to_training
 from orchestrator.spec.score import DEFAULT
 from trainers.settings.model import FrozenDeepHead

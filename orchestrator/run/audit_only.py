@@ -7,7 +7,7 @@ from data_prep.errors import DataError, MachineError
 from orchestrator.base.console import Reporter
 from orchestrator.base.errors import UserError
 from orchestrator.planning.plan import make_plan
-from orchestrator.planning.stage import Env
+from orchestrator.planning.run_environment import Env
 from orchestrator.spec.models import Experiment
 from orchestrator.stages import STAGES, audit, catalog, split
 from orchestrator.store.artifacts import Store, git_commit

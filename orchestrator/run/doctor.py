@@ -56,8 +56,8 @@ def examine(folder: Path | None = None) -> tuple[list[str], bool]:
 
 def _python() -> Check:
     version = platform.python_version()
-    is_tested = version.startswith(("3.11.", "3.12."))
-    return Check(is_tested, f"Python {version} (required 3.11 or 3.12)")
+    is_tested = version.startswith(("3.11.", "3.12.", "3.13."))
+    return Check(is_tested, f"Python {version} (required 3.11, 3.12 or 3.13)")
 
 
 def _packages() -> list[Check]:

@@ -28,9 +28,10 @@ from orchestrator.base.console import Reporter
 from orchestrator.base.errors import INTERRUPTED, SpecError, UserError
 from orchestrator.base.wording import printable
 from orchestrator.planning.plan import Plan, make_plan
-from orchestrator.planning.stage import Env, Output, Stage
+from orchestrator.planning.run_environment import Env
+from orchestrator.planning.stage import Output, Stage
 from orchestrator.run.control import Listener
-from orchestrator.run.metrics import RunMetrics
+from orchestrator.run.prometheus_metrics import RunMetrics
 from orchestrator.search.trial_tables import best_trial
 from orchestrator.spec.load import read as read_spec
 from orchestrator.spec.models import Experiment
@@ -580,7 +581,7 @@ def _write_summary(
 
 
 def _say_results(paths: RunPaths, reporter: Reporter) -> None:
-    from orchestrator.report.result_tables import (  # noqa: PLC0415
+    from orchestrator.report.command_text.result_tables import (  # noqa: PLC0415
         audit_lines,
         ensemble_lines,
         render_results,

@@ -51,7 +51,7 @@ TRAINING_MODULES = (
     "trainers.training_loop",
     "trainers.inference",
     "albumentations",
-    "data_prep.weights.timm_import",
+    "data_prep.timm_without_wandb",
 )
 """What a training imports. Imported by a child, it would look like something left behind."""
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.catalog.answers_table import placeholder
 from data_prep.catalog.label_schema import MISSING, OWN_COLUMNS
 from data_prep.catalog.labelled_photos import (
     Rows,
@@ -17,7 +18,6 @@ from data_prep.catalog.labelled_photos import (
     require_classes,
     summary,
 )
-from data_prep.catalog.test_table import placeholder
 from data_prep.errors import DataError, nearest
 from orchestrator.spec.models import Experiment
 from orchestrator.spec.yaml_source import DocumentError, Problem, load

@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from data_prep.files import atomic_path, write_json
-from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
+from orchestrator.planning.run_environment import Env, Scope
+from orchestrator.planning.stage import CACHED, SUCCEEDED, Found
 from orchestrator.planning.stage_keys import audit_key
 from orchestrator.spec.score import Score
 from orchestrator.stages.catalog import Catalog

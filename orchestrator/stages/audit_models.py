@@ -25,7 +25,7 @@ from orchestrator.evaluation.intervals import interval
 from orchestrator.evaluation.metrics import Metric, score_of
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.evaluation.scores_with_intervals import scorer_of
-from orchestrator.planning.stage import Env
+from orchestrator.planning.run_environment import Env
 from orchestrator.spec.score import DEFAULT
 from orchestrator.stages.quick_features import chosen, features
 

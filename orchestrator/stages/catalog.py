@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from data_prep.files import atomic_path
 from orchestrator.base.errors import UserError
 from orchestrator.base.json_types import Json
-from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
+from orchestrator.planning.run_environment import Env, Scope
+from orchestrator.planning.stage import CACHED, SUCCEEDED, Found
 from orchestrator.planning.stage_keys import catalog_key
 from orchestrator.store.artifacts import Artifact
 
@@ -79,7 +80,7 @@ def run(env: Env) -> Catalog:
     Raises:
         DataError: data or the labels of a test table are not as the spec says.
     """
-    from data_prep.catalog.test_table import placeholder  # noqa: PLC0415
+    from data_prep.catalog.answers_table import placeholder  # noqa: PLC0415
 
     key = catalog_key(env)
     spec = env.experiment.spec

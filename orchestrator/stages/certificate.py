@@ -24,7 +24,7 @@ from orchestrator.evaluation import metrics
 from orchestrator.evaluation import vote as voting
 from orchestrator.evaluation.intervals import Estimate, difference_of_scores
 from orchestrator.evaluation.predictions import align
-from orchestrator.planning.stage import Env
+from orchestrator.planning.run_environment import Env
 from orchestrator.planning.stage_keys import run_key
 from orchestrator.spec.models import TrialShare
 from orchestrator.spec.score import DEFAULT

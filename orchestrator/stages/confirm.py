@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.base.errors import UserError
 from orchestrator.base.wording import counted, signed
-from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
+from orchestrator.planning.run_environment import Env, Scope
+from orchestrator.planning.stage import CACHED, SUCCEEDED, Found
 from orchestrator.planning.stage_keys import confirm_key, prepare_keys, search_key
 from orchestrator.spec.claims import parse
 from orchestrator.stages.catalog import Catalog

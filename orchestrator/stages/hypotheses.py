@@ -8,7 +8,8 @@ from data_prep.files import write_json
 from orchestrator.evaluation.hypotheses import judge
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.evaluation.sequential_testing import claim_key, predictions_key
-from orchestrator.planning.stage import SUCCEEDED, Env
+from orchestrator.planning.run_environment import Env
+from orchestrator.planning.stage import SUCCEEDED
 from orchestrator.spec.claims import Claim
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.confirm import Confirmed, held_out_predictions

@@ -20,7 +20,8 @@ from data_prep.preparation.step_identity import steps_identity
 from orchestrator.base.errors import UserError
 from orchestrator.base.keys import digest, stage_key
 from orchestrator.base.stage_versions import VERSIONS
-from orchestrator.planning.stage import CACHED, SUCCEEDED, ArtifactName, Env, Found, Scope
+from orchestrator.planning.run_environment import Env, Scope
+from orchestrator.planning.stage import CACHED, SUCCEEDED, ArtifactName, Found
 from orchestrator.planning.stage_keys import partial_key, prepare_key, prepare_keys, rows_key
 from orchestrator.spec.models import Arm
 from orchestrator.stages.catalog import Catalog

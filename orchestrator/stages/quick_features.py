@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from orchestrator.base.keys import digest, stage_key
 from orchestrator.base.stage_versions import QUICK_BACKBONE, VERSIONS
 from orchestrator.cluster.ray_tasks import ray_map
-from orchestrator.planning.stage import Env
+from orchestrator.planning.run_environment import Env
 
 if TYPE_CHECKING:  # torch takes seconds
     from data_prep.roots.places import Read

@@ -15,7 +15,8 @@ from orchestrator.base.errors import UserError
 from orchestrator.ensemble.diagnosis import METHOD
 from orchestrator.ensemble.gallery import pick_photos
 from orchestrator.evaluation.predictions import align
-from orchestrator.planning.stage import SUCCEEDED, Env
+from orchestrator.planning.run_environment import Env
+from orchestrator.planning.stage import SUCCEEDED
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.certificate import certify
 from orchestrator.stages.confirm import Confirmed, held_out_predictions

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.base.errors import UserError
-from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
+from orchestrator.planning.run_environment import Env, Scope
+from orchestrator.planning.stage import CACHED, SUCCEEDED, Found
 from orchestrator.planning.stage_keys import prepare_keys, search_key, study_families
 from orchestrator.search.reuse import earlier, write_families
 from orchestrator.spec.search_space import FoldStep, Search
@@ -165,7 +166,7 @@ class FoldScorer:
         Raises:
             UserError: it predicted no photo that counts.
         """
-        from orchestrator.evaluation.common_samples import held_out_score  # noqa: PLC0415
+        from orchestrator.evaluation.validation_scores import held_out_score  # noqa: PLC0415
         from orchestrator.stages.trial_phase import scorer_of_head  # noqa: PLC0415
 
         artifact = self.env.store.get("trial", spec.key)

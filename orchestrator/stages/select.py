@@ -36,7 +36,8 @@ from orchestrator.evaluation.probabilities.adjustment import (
 from orchestrator.evaluation.scores_with_intervals import Scores, score_answers, scorer_of
 from orchestrator.evaluation.selection import Candidate, Selection
 from orchestrator.evaluation.selection_bias import Corrected
-from orchestrator.planning.stage import SUCCEEDED, Env
+from orchestrator.planning.run_environment import Env
+from orchestrator.planning.stage import SUCCEEDED
 from orchestrator.spec.models import NoAdjustment
 from orchestrator.spec.score import DEFAULT
 from orchestrator.stages import test_set

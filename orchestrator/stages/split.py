@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.base.keys import digest
-from orchestrator.planning.stage import CACHED, SUCCEEDED, Env, Found, Scope
+from orchestrator.planning.run_environment import Env, Scope
+from orchestrator.planning.stage import CACHED, SUCCEEDED, Found
 from orchestrator.planning.stage_keys import split_key
 from orchestrator.stages.catalog import Catalog
 from orchestrator.store.artifacts import Artifact

@@ -17,7 +17,7 @@ from orchestrator.evaluation.predictions import GroupMean, Ints, Predictions, gr
 from orchestrator.evaluation.probabilities.adjustment import Adjustment, adjusted
 from orchestrator.evaluation.scores_with_intervals import scorer_of
 from orchestrator.evaluation.sequential_testing import labels_key, predictions_key
-from orchestrator.planning.stage import Env
+from orchestrator.planning.run_environment import Env
 from orchestrator.spec.score import DEFAULT
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
@@ -77,11 +77,11 @@ def read_test_photos(
         variants: those that answer; a photo is lost where one of them could not prepare it, as in
             `predict`.
     """
-    from data_prep.catalog.test_labels import test_order  # noqa: PLC0415
+    from data_prep.catalog.labels_of_test_photos import order_of_test_photos  # noqa: PLC0415
 
     data = env.experiment.spec.data
     table = catalog.table
-    order = test_order(data, env.experiment.base, table)
+    order = order_of_test_photos(data, env.experiment.base, table)
     group_of = dict(zip(table["sample_id"].to_pylist(), table["group"].to_pylist(), strict=True))
     groups: dict[str, str] | None = {sample: group_of[sample] for sample, _ in order}
     if groups and None in groups.values():
@@ -131,9 +131,9 @@ def open_labels(
     Returns:
         Sample id -> class; None where the spec names no labels.
     """
-    from data_prep.catalog.test_labels import test_labels  # noqa: PLC0415
+    from data_prep.catalog.labels_of_test_photos import labels_of_test_photos  # noqa: PLC0415
 
-    labels = test_labels(env.experiment.spec.data, env.experiment.base, catalog.table)
+    labels = labels_of_test_photos(env.experiment.spec.data, env.experiment.base, catalog.table)
     if labels is None:
         return None
     wanted = {sample for sample, _ in photos.part(part)}

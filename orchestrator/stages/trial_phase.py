@@ -17,10 +17,10 @@ from data_prep.weights.cache import recorded
 from orchestrator.base.keys import stage_key
 from orchestrator.base.stage_versions import VERSIONS
 from orchestrator.cluster.queue import Yielded
-from orchestrator.evaluation import common_samples
+from orchestrator.evaluation import validation_scores
 from orchestrator.evaluation.metrics import Scorer
 from orchestrator.evaluation.scores_with_intervals import scorer_of
-from orchestrator.planning.stage import Env
+from orchestrator.planning.run_environment import Env
 from orchestrator.search.card_sharing.capacity import TrialSize, size_of
 from orchestrator.search.card_sharing.measurements import measured_uses
 from orchestrator.search.card_sharing.shares import FixedShare, MeasuredShares, Shares
@@ -307,7 +307,7 @@ def rank_trials(
     def metric_of(trial: TrialRecord) -> Scorer:
         return scorer_of_head(trial.started.train, score, schema)
 
-    scores = common_samples.search_scores(finished, store, metric_of)
+    scores = validation_scores.search_scores(finished, store, metric_of)
     ranking = []
     for trial, value in zip(finished, scores, strict=True):
         ranking.append(Ranked(trial.setting, trial.variant, value))

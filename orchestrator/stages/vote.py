@@ -11,7 +11,8 @@ from data_prep.files import write_text
 from orchestrator.base.json_types import Json
 from orchestrator.evaluation.scores_with_intervals import Scores, score_answers, scorer_of
 from orchestrator.evaluation.vote import named_submission, submission, vote_table
-from orchestrator.planning.stage import SUCCEEDED, Env
+from orchestrator.planning.run_environment import Env
+from orchestrator.planning.stage import SUCCEEDED
 from orchestrator.stages import test_set
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.confirm import Confirmed

@@ -28,7 +28,8 @@ from data_prep.label_codes import read_codes, unlabelled
 from data_prep.preparation.shards import ShardError, Shards, memory_map, write_index, write_shard
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.ensemble.bundle import open_bundle
-from orchestrator.report.state_reasons import story, why
+from orchestrator.report.command_text.run_story import story
+from orchestrator.report.command_text.state_reasons import why
 from orchestrator.spec.load import read as read_spec
 from orchestrator.spec.search_space import (
     Search,

@@ -96,7 +96,7 @@ def losses_of_recorded_finetuning(setting):
 
 def checkpoint_share(setting):
     """Return what a checkpoint after every epoch keeps the loop from."""
-    from trainers.overlap import options
+    from trainers.overlap import overlap_choice as options
 
     every_s, options._WRITE_EVERY_S = options._WRITE_EVERY_S, 0.0
     try:

@@ -14,7 +14,7 @@ from torch import Tensor
 from trainers import checkpoint
 from trainers.checkpoint import Description, State
 from trainers.overlap.device_copies import read_all
-from trainers.overlap.options import Overlap
+from trainers.overlap.overlap_choice import Overlap
 
 _ReadWeights = Callable[[], tuple[dict[str, Tensor], Description]]
 

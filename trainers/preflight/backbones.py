@@ -80,7 +80,7 @@ def _misfit(backbone: nn.Module, weights: Path) -> str | None:
 
 
 def _own_size(backbone: str) -> int | None:
-    from data_prep.weights.timm_import import timm  # noqa: PLC0415
+    from data_prep.timm_without_wandb import timm  # noqa: PLC0415
 
     config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
     return int(config.input_size[-1]) if config is not None else None

@@ -20,7 +20,7 @@ from PIL import Image
 
 from data_prep.audit.descriptive_statistics import columns_that_tell
 from data_prep.audit.examination import audit
-from data_prep.catalog import batch_inspection, test_labels, test_table
+from data_prep.catalog import answers_table, batch_inspection, labels_of_test_photos
 from data_prep.catalog.builder import build_catalog, content_hash, photos_hash, reading_notes
 from data_prep.catalog.fingerprint import fingerprint
 from data_prep.catalog.images import decode
@@ -214,9 +214,9 @@ def test_test_rows_know_nothing_but_their_photo(contest):
 
 def test_labels_of_the_test_set_are_read_by_one_function_only(contest, monkeypatch):
     kept = []
-    read = test_table.read_table
+    read = answers_table.read_table
     monkeypatch.setattr(
-        test_table,
+        answers_table,
         "read_table",
         lambda path, where, keep=None: kept.append(keep) or read(path, where, keep),
     )
@@ -227,19 +227,24 @@ def test_labels_of_the_test_set_are_read_by_one_function_only(contest, monkeypat
     poisoned = build_catalog(contest.data(), contest.base)
     assert first.equals(poisoned)
     with pytest.raises(DataError, match=r"data\.test\.label.*6 have none: test/c\.jpg: 'poison'"):
-        test_labels.test_labels(contest.data(), contest.base, poisoned)
+        labels_of_test_photos.labels_of_test_photos(contest.data(), contest.base, poisoned)
 
 
 def test_answers_are_joined_by_id_and_keep_the_tables_order(contest):
     table = build_catalog(contest.data(), contest.base)
-    answers = test_labels.test_labels(contest.data(), contest.base, table)
+    answers = labels_of_test_photos.labels_of_test_photos(contest.data(), contest.base, table)
     assert {f"test/{row['ImageID']}": row["ans"] for row in contest.tests} == dict(
         zip(answers["sample_id"].to_pylist(), answers["label"].to_pylist(), strict=True)
     )
-    assert [(f"test/{name}.jpg", f"{name}.jpg") for name in "cabfed"] == test_labels.test_order(
-        contest.data(), contest.base, table
+    assert [
+        (f"test/{name}.jpg", f"{name}.jpg") for name in "cabfed"
+    ] == labels_of_test_photos.order_of_test_photos(contest.data(), contest.base, table)
+    assert (
+        labels_of_test_photos.labels_of_test_photos(
+            contest.data(test={"root": "eval"}), contest.base, table
+        )
+        is None
     )
-    assert test_labels.test_labels(contest.data(test={"root": "eval"}), contest.base, table) is None
 
 
 def test_answers_may_be_class_names(contest):
@@ -247,7 +252,10 @@ def test_answers_may_be_class_names(contest):
     contest.save()
     table = build_catalog(contest.data(), contest.base)
     assert (
-        test_labels.test_labels(contest.data(), contest.base, table)["label"].to_pylist() == [5] * 6
+        labels_of_test_photos.labels_of_test_photos(contest.data(), contest.base, table)[
+            "label"
+        ].to_pylist()
+        == [5] * 6
     )
 
 
@@ -274,10 +282,10 @@ def test_classes_named_by_numbers_are_read_by_the_whole_column_or_refused(
     table = build_catalog(data, contest.base)
     if isinstance(expected, str):
         with pytest.raises(DataError, match=rf"data\.test\.label: .*{expected}"):
-            test_labels.test_labels(data, contest.base, table)
+            labels_of_test_photos.labels_of_test_photos(data, contest.base, table)
         return
     order = [f"test/{row['ImageID']}" for row in contest.tests]
-    found = test_labels.test_labels(data, contest.base, table)
+    found = labels_of_test_photos.labels_of_test_photos(data, contest.base, table)
     of = dict(zip(found["sample_id"].to_pylist(), found["label"].to_pylist(), strict=True))
     assert expected == [of[sample] for sample in order]
 
@@ -293,7 +301,9 @@ def test_bins_of_one_year_are_no_codes(contest):
             row | {"ans": value} for row, value in zip(contest.tests, values, strict=True)
         ]
         contest.save()
-        found = test_labels.test_labels(data, contest.base, build_catalog(data, contest.base))
+        found = labels_of_test_photos.labels_of_test_photos(
+            data, contest.base, build_catalog(data, contest.base)
+        )
         of = dict(zip(found["sample_id"].to_pylist(), found["label"].to_pylist(), strict=True))
         assert expected == [of[f"test/{row['ImageID']}"] for row in contest.tests]
 
@@ -341,7 +351,9 @@ def test_corrupt_photos_are_quarantined_and_the_rest_goes_on(contest):
         "train/000000_male_x_22/mask1.jpg": ("not an image", None),
         "test/a.jpg": ("empty file", None),
     }
-    assert len(test_labels.test_labels(contest.data(), contest.base, table)) == 6
+    assert (
+        len(labels_of_test_photos.labels_of_test_photos(contest.data(), contest.base, table)) == 6
+    )
 
 
 def test_names_of_all_kinds_are_photos_like_others(contest):
@@ -391,7 +403,10 @@ def test_what_may_hold_photos_and_is_not_read_is_counted_and_ends_nothing(contes
     assert ["photos cannot be used and are left out"] == [
         one["what"] for one in facts["warnings"] if one["kind"] == "quarantined"
     ]
-    assert len(test_labels.test_labels(data, contest.base, table)) == facts["n_test"]
+    assert (
+        len(labels_of_test_photos.labels_of_test_photos(data, contest.base, table))
+        == facts["n_test"]
+    )
 
 
 # paths
@@ -668,7 +683,10 @@ def test_held_out_photos_hide_their_labels_and_keep_their_group(contest):
     }
     hidden = ["id", "gender", "race", "age", "label_mask", "label_gender", "label_age", "label"]
     assert {None} == {row[name] for row in test for name in hidden}
-    schema, answers = Schema.of(data.labels), test_labels.test_labels(data, contest.base, table)
+    schema, answers = (
+        Schema.of(data.labels),
+        labels_of_test_photos.labels_of_test_photos(data, contest.base, table),
+    )
     assert [row["sample_id"] for row in test] == answers["sample_id"].to_pylist()
     for sample, label in zip(
         answers["sample_id"].to_pylist(), answers["label"].to_pylist(), strict=True

@@ -5,11 +5,11 @@ import unicodedata
 import pytest
 from pydantic import ValidationError
 
+from data_prep.catalog.answers_table import placeholder, read_answers
 from data_prep.catalog.builder import build_catalog
 from data_prep.catalog.labelled_photos import read_rows, summary
+from data_prep.catalog.labels_of_test_photos import order_of_test_photos
 from data_prep.catalog.photo_groups import group_words
-from data_prep.catalog.test_labels import test_order
-from data_prep.catalog.test_table import placeholder, read_answers
 from data_prep.errors import DataError
 from tests.data_prep.conftest import AGE, GENDER, write_csv
 
@@ -199,7 +199,7 @@ def test_class_folders_may_be_the_test_set(contest):
     data = contest.data(labels={"gender": GENDER}, test=test)
     expected = {"male/0.jpg": 0, "female/1.jpg": 1, "female/2.jpg": 1}
     assert expected == read_answers(data, contest.base)
-    assert 3 == len(test_order(data, contest.base, build_catalog(data, contest.base)))
+    assert 3 == len(order_of_test_photos(data, contest.base, build_catalog(data, contest.base)))
     contest.photo("more/val/other/9.jpg", 1)
     with pytest.raises(DataError, match=r"1 have none: test/other/9\.jpg: 'other'"):
         read_answers(data, contest.base)

@@ -7,10 +7,10 @@ import pytest
 from data_prep.catalog import photo_inspection
 from data_prep.catalog.builder import build_catalog, content_hash, photos_hash
 from data_prep.catalog.fingerprint import fingerprint
+from data_prep.catalog.labels_of_test_photos import labels_of_test_photos
 from data_prep.catalog.photo_inspection import inspect_chunk
 from data_prep.catalog.photo_listing import require_images
 from data_prep.catalog.photo_paths import photo_path
-from data_prep.catalog.test_labels import test_labels as labels_of_test
 from data_prep.config import Data
 from data_prep.errors import DataError, MachineError
 from data_prep.prep_config import Prep
@@ -150,7 +150,7 @@ def test_the_catalog_and_the_shards_of_a_bucket_are_those_of_a_folder(
     assert {"ok", "truncated", "empty file", f"too large: {LARGEST + 7} bytes"} <= statuses
     assert all(path.startswith(f"{url}/") for path in on_bucket["path"].to_pylist())
     if layout is profile_folders:
-        answers = [labels_of_test(data, contest.base, in_folder) for data in (here, there)]
+        answers = [labels_of_test_photos(data, contest.base, in_folder) for data in (here, there)]
         assert answers[0].equals(answers[1])
     shards = []
     for data, name in ((here, "here"), (there, "there")):

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.board.live_run_state import LiveRun, trial_events
 from orchestrator.board.run_cache import Hub
-from orchestrator.board.trial_statistics import rungs, spread
+from orchestrator.board.trial_overview import rungs, spread
 from orchestrator.board.trial_table import PAGE_ROWS, Query, TrialTable, as_csv
 from orchestrator.store.artifacts import Store
 from orchestrator.store.event_types import ShardWritten, TrialReopened, WorkerDied

@@ -26,7 +26,7 @@ from orchestrator.cluster.open_ports import OpenPort, open_ports
 from orchestrator.cluster.queue import Place, Turn
 from orchestrator.cluster.ray_tasks import ray_map
 from orchestrator.run import doctor
-from orchestrator.run.metrics import METRICS, RunMetrics
+from orchestrator.run.prometheus_metrics import METRICS, RunMetrics
 from orchestrator.search.card_sharing.shares import FixedShare
 from orchestrator.search.controller import TrialController
 from orchestrator.store.event_types import (

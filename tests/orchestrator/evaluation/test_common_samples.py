@@ -11,13 +11,10 @@ from data_prep.catalog.label_schema import Schema
 from data_prep.label_codes import train_codes
 from data_prep.split import assign
 from orchestrator.base.errors import UserError
-from orchestrator.evaluation.common_samples import (
-    little_in_common,
-    on_common_samples,
-    search_scores,
-)
+from orchestrator.evaluation.common_samples import little_in_common, on_common_samples
 from orchestrator.evaluation.paired_test import paired_difference
 from orchestrator.evaluation.predictions import Predictions
+from orchestrator.evaluation.validation_scores import search_scores
 from orchestrator.search.subset_files import subset_file
 from orchestrator.stages.trial_phase import rank_trials
 from orchestrator.store import tables

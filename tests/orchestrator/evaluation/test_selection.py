@@ -9,9 +9,10 @@ from orchestrator.base.errors import UserError
 from orchestrator.evaluation.hypotheses import judge
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.evaluation.selection import candidate, choose, finalists, rank
-from orchestrator.planning.stage import SUCCEEDED, Env
+from orchestrator.planning.run_environment import Env
+from orchestrator.planning.stage import SUCCEEDED
+from orchestrator.report.command_text.result_tables import ensemble_lines
 from orchestrator.report.page import build
-from orchestrator.report.result_tables import ensemble_lines
 from orchestrator.spec.claims import Claim, parse
 from orchestrator.stages import hypotheses
 from orchestrator.stages.confirm import Confirmed

@@ -11,7 +11,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.cli import main
 from orchestrator.planning.garbage import collect, find_garbage
 from orchestrator.planning.plan import make_plan
-from orchestrator.planning.stage import Scope
+from orchestrator.planning.run_environment import Scope
 from orchestrator.planning.stage_keys import catalog_key, prepare_key, split_key, study_families
 from orchestrator.run.driver import dump_yaml
 from orchestrator.spec.load import read

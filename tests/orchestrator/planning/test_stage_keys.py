@@ -12,7 +12,7 @@ from data_prep.weights.registry import describe
 from orchestrator.base.stage_versions import QUICK_BACKBONE, STAGE_NAMES, VERSIONS
 from orchestrator.evaluation.selection import finalists
 from orchestrator.planning import stage_keys
-from orchestrator.planning.stage import Scope
+from orchestrator.planning.run_environment import Scope
 from orchestrator.run import driver
 from orchestrator.spec.load import read
 from orchestrator.stages import STAGES, trial_phase

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.report import caveats
+from orchestrator.report.command_text.result_tables import ensemble_lines, render_results
 from orchestrator.report.load import load
 from orchestrator.report.page import build, render
-from orchestrator.report.result_tables import ensemble_lines, render_results
 from orchestrator.store.run_files.certificate import Certificate, CertifiedMember, Checkpoint
 from orchestrator.store.run_files.diagnosis import LabelNoise, are_many
 from orchestrator.store.run_files.scores import Score

@@ -11,9 +11,9 @@ from sklearn.metrics import average_precision_score
 
 from data_prep.catalog.label_schema import Schema
 from orchestrator.report import caveats, confusion_matrices, page
+from orchestrator.report.command_text.result_tables import ensemble_lines, render_results
 from orchestrator.report.diagnosis_section import rare_class
 from orchestrator.report.load import Run, load
-from orchestrator.report.result_tables import ensemble_lines, render_results
 from orchestrator.store import tables
 from orchestrator.store.run_files.audit import AuditFacts
 from orchestrator.store.run_files.records import as_record

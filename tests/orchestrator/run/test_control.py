@@ -7,7 +7,8 @@ import time
 import pytest
 
 from orchestrator.base.errors import SpecError, UserError
-from orchestrator.report.state_reasons import printed, story, why
+from orchestrator.report.command_text.run_story import printed, story
+from orchestrator.report.command_text.state_reasons import why
 from orchestrator.run.control import Listener, cancel, stop_trial
 from orchestrator.search.trial_process import stop_file
 from orchestrator.store.event_types import StageEnded, TrialEnded, TrialStarted, WorkerDied

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.base.errors import UserError
 from orchestrator.cluster.connection import connect, prepare_environment
-from orchestrator.report.state_reasons import why
+from orchestrator.report.command_text.state_reasons import why
 from orchestrator.search.controller import TrialController
 from orchestrator.search.trial_process import Watch
 from orchestrator.store.event_types import TrialEnded, WorkerDied

@@ -11,7 +11,7 @@ from data_prep.audit.examination import audit
 from data_prep.catalog.builder import build_catalog
 from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.labelled_photos import read_rows, summary
-from data_prep.catalog.test_labels import test_labels as read_test_labels
+from data_prep.catalog.labels_of_test_photos import labels_of_test_photos
 from data_prep.config import Data
 from data_prep.errors import DataError
 from data_prep.split import assign
@@ -156,7 +156,7 @@ def test_a_held_out_test_set_has_all_labels_and_no_partner_in_training(plants):
     assert test.isdisjoint(usable)
     left_out = [row["group"] for row in lacking if "test set" in row["status"]]
     assert set(left_out) <= test
-    labels = read_test_labels(data, plants, catalog)
+    labels = labels_of_test_photos(data, plants, catalog)
     assert all(label is not None for label in labels["label"].to_pylist())
 
 

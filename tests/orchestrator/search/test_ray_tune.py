@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cluster.connection import prepare_environment
-from orchestrator.report.state_reasons import why
+from orchestrator.report.command_text.state_reasons import why
 from orchestrator.search.card_sharing.shares import FixedShare
 from orchestrator.search.controller import TrialController
 from orchestrator.search.trial_process import Watch

@@ -2,7 +2,7 @@
 
 from orchestrator.planning.plan import make_plan
 from orchestrator.planning.stage_keys import prepare_keys, study_families
-from orchestrator.report.command_output import plan_lines
+from orchestrator.report.command_text.plans_and_runs import plan_lines
 from orchestrator.search.reuse import write_families
 from orchestrator.spec.load import read
 from orchestrator.stages import STAGES

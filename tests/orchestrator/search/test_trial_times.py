@@ -1,6 +1,6 @@
 import pytest
 
-from orchestrator.report.state_reasons import why
+from orchestrator.report.command_text.state_reasons import why
 from orchestrator.search.controller import TrialController
 from orchestrator.search.trial_tables import trials_table
 from orchestrator.search.trial_times import TrialTimes

@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from orchestrator.base.console import Reporter
 from orchestrator.evaluation.selection import Candidate
-from orchestrator.planning.stage import SUCCEEDED, Env
+from orchestrator.planning.run_environment import Env
+from orchestrator.planning.stage import SUCCEEDED
 from orchestrator.spec.load import read
 from orchestrator.stages import select, test_set, vote
 from orchestrator.stages.catalog import Catalog

@@ -19,7 +19,7 @@ from orchestrator.base.console import Reporter
 from orchestrator.base.errors import UserError
 from orchestrator.cluster import ray_tasks
 from orchestrator.planning.plan import make_plan
-from orchestrator.planning.stage import Env
+from orchestrator.planning.run_environment import Env
 from orchestrator.planning.stage_keys import search_key
 from orchestrator.spec.load import read as read_spec
 from orchestrator.stages import STAGES, catalog, prepare

@@ -6,9 +6,10 @@ import time
 import pytest
 
 from orchestrator.base.errors import UserError
-from orchestrator.report.command_output import run_lines, status_lines
-from orchestrator.report.result_tables import status_view
-from orchestrator.report.state_reasons import story, why
+from orchestrator.report.command_text.plans_and_runs import run_lines, status_lines
+from orchestrator.report.command_text.run_status import status_view
+from orchestrator.report.command_text.run_story import story
+from orchestrator.report.command_text.state_reasons import why
 from orchestrator.run.control import remove_run
 from orchestrator.store.event_types import RunEnded, StageEnded
 from orchestrator.store.ledger import Ledger

@@ -5,7 +5,7 @@ from safetensors.torch import load_file
 from tests.trainers.overlap.late_copies import LateCopies, our_threads
 from trainers import checkpoint
 from trainers.overlap.checkpoint_writer import CheckpointWriter
-from trainers.overlap.options import Overlap
+from trainers.overlap.overlap_choice import Overlap
 
 BESIDE = Overlap(LateCopies(), 2, writes_beside=True)
 

@@ -15,7 +15,7 @@ from trainers.config import Train
 from trainers.data import Task
 from trainers.overlap import loader_processes
 from trainers.overlap.loader_processes import LoaderProcesses, Work
-from trainers.overlap.options import Overlap
+from trainers.overlap.overlap_choice import Overlap
 from trainers.photos import augmentation
 from trainers.photos.augmentation import sample_seeds
 from trainers.training_loop import train

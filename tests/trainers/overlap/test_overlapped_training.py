@@ -9,7 +9,7 @@ from trainers.config import Train
 from trainers.data import Task
 from trainers.inference import load, predict
 from trainers.overlap.clock import PARTS
-from trainers.overlap.options import Overlap, overlap_on
+from trainers.overlap.overlap_choice import Overlap, overlap_on
 from trainers.training_loop import TrainingDiverged, train
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.planning.card_sharing import sharing_notes
+from orchestrator.planning.card_sharing_notes import sharing_notes
 from orchestrator.search.budget import Budget
 from orchestrator.search.card_sharing.capacity import CardUse, TrialSize
 from orchestrator.search.card_sharing.measurements import measured_uses

@@ -12,9 +12,9 @@ from scipy.stats import wilcoxon
 
 from orchestrator.base.keys import digest
 from orchestrator.report import search_section
+from orchestrator.report.command_text.state_reasons import why
 from orchestrator.report.load import load
 from orchestrator.report.page import draw
-from orchestrator.report.state_reasons import why
 from orchestrator.run.trackers.optuna_journal import Journal
 from orchestrator.search.judging.folds import FoldStudies, fold_controller
 from orchestrator.search.reuse import earlier, write_families

@@ -8,9 +8,9 @@ import pytest
 
 from orchestrator.evaluation.selection import finalists, pareto_front
 from orchestrator.report import search_section
+from orchestrator.report.command_text.result_tables import front_rows, render_results
 from orchestrator.report.load import load
 from orchestrator.report.page import draw
-from orchestrator.report.result_tables import front_rows, render_results
 from orchestrator.run.trackers.optuna_journal import Journal
 from orchestrator.search.study import search_controller
 from orchestrator.search.trial_tables import trials_table

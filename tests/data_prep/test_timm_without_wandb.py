@@ -4,7 +4,7 @@ import sys
 
 CODE = """
 import os, sys
-from data_prep.weights.timm_import import timm
+from data_prep.timm_without_wandb import timm
 assert "tf_efficientnet_lite0" in timm.list_models()
 assert "wandb" not in sys.modules
 print([name for name in os.listdir(os.environ["TMPDIR"]) if "wandb" in name])

@@ -12,14 +12,14 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.report.command_output import run_lines, status_lines
-from orchestrator.report.result_tables import (
+from orchestrator.report.command_text.plans_and_runs import run_lines, status_lines
+from orchestrator.report.command_text.result_tables import (
     audit_lines,
     ensemble_lines,
     render_results,
-    status_view,
     trials_view,
 )
+from orchestrator.report.command_text.run_status import status_view
 from orchestrator.store import tables
 from orchestrator.store.ledger import Ledger
 from tests.orchestrator.report.fake_run import SCHEMA, SETTINGS, write_run
@@ -180,7 +180,7 @@ def test_status_counts_what_runs(tmp_path):
 
 def test_status_imports_nothing_heavy(run):
     code = (
-        "import sys; from pathlib import Path; from orchestrator.report.result_tables import status_view; status_view(Path(sys.argv[1]));"
+        "import sys; from pathlib import Path; from orchestrator.report.command_text.result_tables import status_view; status_view(Path(sys.argv[1]));"
         "print([name for name in ('torch', 'ray', 'pandas', 'pyarrow', 'numpy', 'rich') if name in sys.modules])"
     )
     found = subprocess.run(

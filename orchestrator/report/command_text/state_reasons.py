@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from orchestrator.base.errors import SpecError, UserError
 from orchestrator.base.stage_versions import STAGE_NAMES
+from orchestrator.report.command_text.event_sentences import clock, describe
 from orchestrator.store.event_types import (
     FOLD_SCORE,
     OBJECTIVE,
     SCORE,
     DriverStarted,
     Event,
-    LimitReached,
-    Repaired,
-    RunEnded,
-    RunResumed,
-    RunStarted,
     StageEnded,
     TrialEnded,
     TrialEvent,
-    TrialReopened,
-    TrialStarted,
-    WorkerDied,
     objective,
 )
-from orchestrator.store.ledger import TrialRecord, is_live, one_trial, read, replay
+from orchestrator.store.ledger import TrialRecord, one_trial, read, replay
 from orchestrator.store.run_dir import RunPaths, state_of
 from orchestrator.store.run_files.records import as_record
 from orchestrator.store.run_files.summary import PlanFile
 
-_FOLLOW_EVERY_S = 0.5
 _MAX_EPOCHS = 12
 _CAUSES = {
     "raised": "its code raised an error; it would do so again, so there was no second try",
@@ -196,73 +186,3 @@ def _time_spent(ended: TrialEnded | None) -> list[str]:
     share = seconds / max(wall_s, 1e-3)
     listed = ", ".join(f"{name} {value:.1f}" for name, value in ordered if value >= 0.05)
     return [f"  {wall_s:.1f} s, most of it {largest} ({100 * share:.0f} %): {listed}"]
-
-
-def describe(event: Event) -> str | None:  # noqa: C901, PLR0911 - one line a kind
-    """Return an event as a sentence, or None for events that only programs need."""
-    match event:
-        case RunStarted():
-            return f"run started: {event.run_id}"
-        case RunResumed():
-            return f"run resumed: {event.run_id}"
-        case RunEnded():
-            return f"run ended: {event.state}"
-        case Repaired():
-            return f"an incomplete last record of {event.lost_bytes} bytes was removed"
-        case StageEnded():
-            return f"stage {event.stage}: {event.outcome} {event.note or ''}".rstrip()
-        case LimitReached():
-            return f"limit reached: {event.reason}"
-        case TrialStarted():
-            return f"{event.trial_id} started"
-        case WorkerDied():
-            return f"{event.trial_id} will be tried again: {event.error}"
-        case TrialReopened():
-            return f"{event.trial_id} had a transient failure and is tried again"
-        case TrialEnded():
-            return f"{event.trial_id} {event.status} {event.error or event.why or ''}".rstrip()
-        case _:
-            return None
-
-
-def clock(seconds: float) -> str:
-    """Return a time as the machine's own clock shows it."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def story(paths: RunPaths, *, follow: bool = False) -> Iterator[str]:
-    """Yield what happened in a run, one line per event.
-
-    Args:
-        paths: of the run.
-        follow: go on until the run ends.
-    """
-    seen = 0
-    while True:
-        live = follow and is_live(paths.root)
-        events = read(paths.events)
-        for event in events[seen:]:
-            if sentence := describe(event):
-                yield f"{clock(event.time)} {sentence}"
-        seen = len(events)
-        if not live:
-            break
-        time.sleep(_FOLLOW_EVERY_S)
-    end = ending(paths, events)
-    if end is not None:
-        yield from end.lines()
-    if paths.driver_log.is_file() and paths.driver_log.stat().st_size:
-        yield f"output of the driver: {paths.driver_log}"
-
-
-def printed(paths: RunPaths, name: str) -> list[str]:
-    """Return the output of a trial, as lines.
-
-    Raises:
-        UserError: there is no such trial.
-    """
-    trial = one_trial(list(replay(read(paths.events)).trials.values()), name, "a trial")
-    log = paths.logs / f"{trial.trial_id}.log"
-    if not log.is_file():
-        return []
-    return log.read_text(encoding="utf-8", errors="replace").splitlines()

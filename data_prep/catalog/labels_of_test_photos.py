@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from data_prep.catalog.answers_table import read_answers
 from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.photo_listing import Listing, list_source, list_test
 from data_prep.catalog.photo_paths import sample_id_of
-from data_prep.catalog.test_table import read_answers
 from data_prep.config import Data, TestHoldOut, TestTable
 from data_prep.label_codes import read_codes
 
 
-def test_labels(data: Data, base: Path, catalog: pa.Table) -> pa.Table | None:
+def labels_of_test_photos(data: Data, base: Path, catalog: pa.Table) -> pa.Table | None:
     """Read the test set's labels, from its table or the source. None where the spec names none.
 
     Returns:
@@ -41,7 +41,7 @@ def test_labels(data: Data, base: Path, catalog: pa.Table) -> pa.Table | None:
     )
 
 
-def test_order(data: Data, base: Path, catalog: pa.Table) -> list[tuple[str, str]]:
+def order_of_test_photos(data: Data, base: Path, catalog: pa.Table) -> list[tuple[str, str]]:
     """Return (sample_id, ImageID) of the test photos in their table's order.
 
     Without a table, the order is that of the catalog.
@@ -50,11 +50,6 @@ def test_order(data: Data, base: Path, catalog: pa.Table) -> list[tuple[str, str
         listing = list_test(data.test, base)
         return list(zip(_test_ids(listing), map(str, listing.columns["ImageID"]), strict=True))
     return [(sample, sample.partition("/")[2]) for sample in _test_samples(catalog)]
-
-
-# neither is a test, whatever their names say
-test_labels.__test__ = False  # type: ignore[attr-defined]
-test_order.__test__ = False  # type: ignore[attr-defined]
 
 
 def _test_samples(catalog: pa.Table) -> list[str]:

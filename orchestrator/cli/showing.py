@@ -26,7 +26,7 @@ from orchestrator.cli.options import (
 def runs(store: str | Path | None, *, server: str | None) -> None:
     """List the runs of a store with state, age, wall time and size, the latest first."""
     run_there(server, None)
-    from orchestrator.report.command_output import run_lines  # noqa: PLC0415
+    from orchestrator.report.command_text.plans_and_runs import run_lines  # noqa: PLC0415
 
     opened = open_store(store)
     lines = run_lines(opened.root)
@@ -45,8 +45,8 @@ def runs(store: str | Path | None, *, server: str | None) -> None:
 def status(run: str, store: str | Path | None, form: str, *, server: str | None) -> None:
     """Show stages, trials and the best score of a run, live or finished."""
     run_there(server, run)
-    from orchestrator.report.command_output import status_lines  # noqa: PLC0415
-    from orchestrator.report.result_tables import status_view  # noqa: PLC0415
+    from orchestrator.report.command_text.plans_and_runs import status_lines  # noqa: PLC0415
+    from orchestrator.report.command_text.run_status import status_view  # noqa: PLC0415
 
     view = status_view(find_run(store, run).root)
     print_as(form, view, status_lines(view))
@@ -60,7 +60,7 @@ def status(run: str, store: str | Path | None, form: str, *, server: str | None)
 def results(run: str, store: str | Path | None, form: str, *, server: str | None) -> None:
     """Print the trials and the ensemble of a run."""
     run_there(server, run)
-    from orchestrator.report.result_tables import render_results  # noqa: PLC0415
+    from orchestrator.report.command_text.result_tables import render_results  # noqa: PLC0415
 
     paths = find_run(store, run, has="trials")
     echo(render_results(paths.root, form), nl=False)
@@ -103,7 +103,7 @@ def report(names: tuple[str, ...], out: Path | None, store: str | Path | None) -
 def why(run: str, item: str | None, store: str | Path | None, *, server: str | None) -> None:
     """Explain the state of a run, or of ITEM: a stage, a trial or a setting."""
     run_there(server, run)
-    from orchestrator.report.state_reasons import why as explain  # noqa: PLC0415
+    from orchestrator.report.command_text.state_reasons import why as explain  # noqa: PLC0415
 
     echo("\n".join(explain(find_run(store, run), item)))
 
@@ -119,7 +119,7 @@ def logs(
 ) -> None:
     """Print the events of a run, or the output of one TRIAL."""
     run_there(server, run)
-    from orchestrator.report.state_reasons import printed, story  # noqa: PLC0415
+    from orchestrator.report.command_text.run_story import printed, story  # noqa: PLC0415
 
     paths = find_run(store, run)
     try:

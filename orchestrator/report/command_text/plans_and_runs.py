@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from orchestrator.planning.plan import Plan
-from orchestrator.report.result_tables import StatusView
+from orchestrator.report.command_text.run_status import StatusView
 from orchestrator.store.run_dir import all_runs, size_bytes, started_at, state_of
 
 
