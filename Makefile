@@ -50,7 +50,7 @@ check: dev  ## lint, types, import rules, fast tests
 fast: dev  ## fast tests alone
 	$(BIN)/python -m pytest -q -m "not ray and not models and not slow and not gpu"
 
-TESTS ?= not gpu and not faults
+TESTS ?= not gpu
 test: dev weights  ## every test tier that a CPU can run; TESTS=markers runs some
 	$(BIN)/python -m pytest -q -m "$(TESTS)" --durations=15
 
