@@ -273,6 +273,17 @@ def make_stub(prep, threads):
     return Stub()
 
 
+def process_of(item):
+    return os.getpid()
+
+
+def test_tasks_that_read_a_bucket_share_no_process_with_others(cluster):
+    readers = set(ray_map(process_of, range(6), name="reader", on_bucket=True))
+    others = set(ray_map(process_of, range(6), name="other"))
+    again = set(ray_map(process_of, range(6), name="reader", on_bucket=True))
+    assert not others & (readers | again)
+
+
 # -- metrics --------------------------------------------------------------------------------------
 def test_the_metrics_of_a_run_are_exported_with_its_name_and_its_variants(cluster, tmp_path):
     import ray
