@@ -211,6 +211,7 @@ class Pages:
             run = opened.report(opened.telling_trials())
             stages = live.stages()
             best = live.best()
+            best_setting = live.best_setting()
             claims = opened.claims.of(live, run)
         wanted: tuple[str, ...] = ()
         if run.has_selection:
@@ -226,6 +227,7 @@ class Pages:
             running=running[:_MAX_RUNNING],
             n_running=len(running),
             best=best,
+            best_setting=best_setting,
             claims=claims,
             sections=page.draw(run, wanted),
         )

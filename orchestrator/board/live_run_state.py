@@ -35,6 +35,14 @@ from orchestrator.store.event_types import (
     WorkerDied,
     from_json,
 )
+from orchestrator.store.fold_means import (
+    FoldMean,
+    FoldPlace,
+    FoldTraining,
+    best_setting,
+    place_of,
+    score_of,
+)
 from orchestrator.store.ledger import LedgerDamaged, Tail, is_live
 from orchestrator.store.ledger_summary import RawReport, raw_report
 from orchestrator.store.run_dir import RunPaths, state_of
@@ -71,12 +79,18 @@ class LiveTrial:
     status: str = ""  # COMPLETE | PRUNED | FAILED; empty while it has not ended
     wall_s: float | None = None
     score: float | None = None  # of its best epoch, by the score of the spec
+    fold_score: float | None = None  # at its end, of a search training that holds out a fold
     error: str = ""
     why: str = ""  # it was stopped early
     words: str = ""  # what a filter looks into, made when it is first asked for
     n_deaths: int = 0
     n_ended: int = 0  # epochs, as the record of its end says
     checkpoint: str = ""  # key of its artifact, of confirm trials alone
+
+    @property
+    def place(self) -> FoldPlace | None:
+        """Return which training of its setting it is; None where it holds out no fold of a search."""
+        return place_of(self.phase, self.setting, self.seed, self.fold)
 
     @property
     def reports(self) -> array[float]:
@@ -130,6 +144,7 @@ class LiveTrial:
             epochs=self.n_epochs,
             wall_s=self.wall_s,
             val_macro_f1=self.score,
+            fold_score=self.fold_score,
             error=self.error,
         )
 
@@ -294,11 +309,13 @@ class LiveRun:
             case TrialReopened():
                 trial.reports  # noqa: B018 - the epochs of the next attempt replace some of them
                 self._set_status(trial, "")
+                trial.fold_score = None
             case WorkerDied():
                 trial.n_deaths += 1
 
     def _end(self, trial: LiveTrial, event: TrialEnded) -> None:
         best = _score_of(event.metrics or {})
+        trial.fold_score = score_of(event.status, event.metrics)
         if best is not None:
             trial.score = best
         elif trial.lines:
@@ -352,11 +369,20 @@ class LiveRun:
             return []
         return [trial for trial in self.trials.values() if not trial.status]
 
+    def best_setting(self) -> FoldMean | None:
+        """Return the best setting of a search that trains folds."""
+        trainings = []
+        for trial in self.trials.values():
+            if trial.fold is not None and (place := trial.place):
+                score = trial.fold_score
+                trainings.append(FoldTraining(trial.trial_id, trial.variant, place, score))
+        return best_setting(trainings)
+
     def best(self) -> LiveTrial | None:
-        """Return the search trial with the highest score."""
+        """Return the search trial with the highest score; None where settings are trained on folds."""
         best: LiveTrial | None = None
         for trial in self.trials.values():
-            if trial.phase != "search" or trial.score is None:
+            if trial.phase != "search" or trial.score is None or trial.fold is not None:
                 continue
             if best is None or trial.score > (best.score or 0.0):
                 best = trial

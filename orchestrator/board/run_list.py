@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.report import charts
+from orchestrator.store.event_types import FOLD_SCORE, OBJECTIVE, SCORE
 from orchestrator.store.run_dir import RunPaths, all_runs, state_of
 from orchestrator.store.run_files.records import as_record
 from orchestrator.store.run_files.scores import Score
@@ -27,7 +28,7 @@ class RunLine:
     started: str
     wall_s: float
     trials: list[tuple[str, int]]  # status -> how many
-    best: float | None  # validation score of the best search trial
+    best: float | None  # validation score of the best search trial; of folds, the mean of a setting
     score: Score
     plot: object = ""
 
@@ -71,7 +72,6 @@ class RunList:
         score = ensemble.oof.headline or _NO_SCORE
         if ensemble.corrected is not None and ensemble.corrected.estimate is not None:
             score = ensemble.corrected
-        best = facts.get("best") or {}
         counts = facts.get("trials") or {}
         return RunLine(
             run_id=run.run_id,
@@ -79,7 +79,7 @@ class RunList:
             started=_day_and_time(_written_ns(run.spec) / 1e9),
             wall_s=facts.get("wall_s") or 0.0,
             trials=[(name, n) for name, n in counts.items() if n],
-            best=best.get("val_score", best.get("val_macro_f1")),
+            best=_score(facts.get("best") or {}),
             score=score,
         )
 
@@ -97,6 +97,13 @@ def _facts(run: RunPaths) -> dict[str, Any]:
         return state_of(run)
     except (OSError, ValueError):
         return {"state": "UNREADABLE"}
+
+
+def _score(best: dict[str, Any]) -> float | None:
+    for name in (FOLD_SCORE, SCORE, OBJECTIVE):
+        if name in best:
+            return best[name]
+    return None
 
 
 def _selection_of(run: RunPaths) -> Selection:

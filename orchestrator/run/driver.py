@@ -300,7 +300,7 @@ def _drive(
             _fork_server(experiment, options) as fork_server,
             _connect(experiment, options, paths, reporter) as resources,
             _turn(experiment, options, paths, reporter) as turn,
-            _metrics(plan, store, ledger, progress),
+            _metrics(experiment, plan, store, ledger, progress),
         ):
             env = Env(
                 experiment,
@@ -447,14 +447,18 @@ def _turn(
 
 
 @contextmanager
-def _metrics(plan: Plan, store: Store, ledger: Ledger, progress: _Progress) -> Iterator[None]:
+def _metrics(
+    experiment: Experiment, plan: Plan, store: Store, ledger: Ledger, progress: _Progress
+) -> Iterator[None]:
     """Export metrics of the run while it is connected to a cluster."""
+    search = experiment.spec.search
     metrics = RunMetrics(
         plan.run_id,
         ledger.state,
         n_planned=sum(plan.trials.values()),
         count_quarantined=lambda: _n_quarantined(progress.outputs),
         store=store.root,
+        n_folds=search.folds if search else None,
     )
     ledger.on_append = metrics.take
     try:

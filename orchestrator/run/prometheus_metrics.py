@@ -18,7 +18,8 @@ from orchestrator.store.event_types import (
     TrialStarted,
     objective,
 )
-from orchestrator.store.ledger import State
+from orchestrator.store.fold_means import FoldTraining, fold_means, fold_trainings
+from orchestrator.store.ledger import State, TrialRecord
 
 RUNNING = "RUNNING"
 _CACHES = ("shard", "rows", "features")  # kinds of artifacts that photos are kept in
@@ -60,6 +61,7 @@ class RunMetrics:
         n_planned: int,
         count_quarantined: Callable[[], int],
         store: Path,
+        n_folds: int | None = None,
     ) -> None:
         """Begin with what a ledger knows.
 
@@ -69,6 +71,7 @@ class RunMetrics:
             n_planned: trials of the whole run, at most.
             count_quarantined: counts the photos that could not be read or prepared.
             store: its folder.
+            n_folds: of a setting; None where the search trains each setting once.
         """
         from ray.util import metrics  # noqa: PLC0415
 
@@ -77,6 +80,8 @@ class RunMetrics:
         self._n_planned = n_planned
         self._count_quarantined = count_quarantined
         self._store = store
+        self._n_folds = n_folds
+        self._of_settings: dict[str, list[FoldTraining]] = {}  # of those that have ended
         self._metrics: dict[str, Any] = {}
         for metric in METRICS:
             make = metrics.Counter if metric.counts else metrics.Gauge
@@ -89,7 +94,9 @@ class RunMetrics:
         for trial in state.trials.values():
             self._set_state(trial.trial_id, trial.status or RUNNING)
             for reported in trial.reports.values():
-                self._take_score(trial.phase, trial.variant, reported)
+                self._take_report(trial, reported)
+            if trial.status:
+                self._take_end(trial)
         self._set_photos()
         self._set_queue()
 
@@ -103,10 +110,11 @@ class RunMetrics:
                 self._set_state(event.trial_id, RUNNING)
             case TrialEnded():
                 self._set_state(event.trial_id, event.status)
+                self._take_end(self._state.trials[event.trial_id])
             case EpochReported():
                 trial = self._state.trials[event.trial_id]
                 self._metrics[EPOCHS.name].inc(1, {"variant": trial.variant})
-                self._take_score(trial.phase, trial.variant, event.metrics)
+                self._take_report(trial, event.metrics)
             case ShardWritten():
                 if event.n_prepared:
                     self._metrics[PHOTOS.name].inc(event.n_prepared)
@@ -129,9 +137,22 @@ class RunMetrics:
             tags = {"variant": place[0], "state": place[1]}
             self._metrics[TRIALS.name].set(self._counts[place], tags)
 
-    def _take_score(self, phase: str, variant: str, reported: Mapping[str, float]) -> None:
-        score = objective(dict(reported))
-        if phase == "search" and score > self._best.get(variant, -1.0):
+    def _take_report(self, trial: TrialRecord, reported: Mapping[str, float]) -> None:
+        if trial.phase == "search" and self._n_folds is None:
+            self._take_score(trial.variant, objective(dict(reported)))
+
+    def _take_end(self, trial: TrialRecord) -> None:
+        """Take in the score of a setting that has all its folds now, as the search itself does."""
+        if self._n_folds is None:
+            return
+        of_setting = self._of_settings.setdefault(trial.setting, [])
+        of_setting += fold_trainings([trial])
+        for mean in fold_means(of_setting):
+            if mean.n_folds == self._n_folds:
+                self._take_score(mean.variant, mean.score)
+
+    def _take_score(self, variant: str, score: float) -> None:
+        if score > self._best.get(variant, -1.0):
             self._best[variant] = score
             self._metrics[BEST.name].set(score, {"variant": variant})
 

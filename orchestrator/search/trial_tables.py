@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from orchestrator.store.event_types import (
     SCORE,
     objective,
 )
+from orchestrator.store.fold_means import best_setting, fold_trainings
 from orchestrator.store.ledger import State, TrialRecord
 from orchestrator.store.run_dir import RunPaths
 
@@ -106,32 +106,18 @@ def _as_val(table: pa.Table, samples: Collection[str]) -> pa.Table:
     return table.set_column(table.schema.get_field_index("split"), "split", split)
 
 
-def fold_scores(trials: Iterable[TrialRecord]) -> dict[str, dict[tuple[int, int | None], float]]:
-    """Return setting -> (seed, fold) -> its score, of the search trainings that have ended."""
-    scores: dict[str, dict[tuple[int, int | None], float]] = {}
-    for trial in trials:
-        if trial.phase == "search" and trial.status == "COMPLETE" and FOLD_SCORE in trial.metrics:
-            place = (trial.started.seed, trial.started.fold)
-            scores.setdefault(trial.setting, {})[place] = trial.metrics[FOLD_SCORE]
-    return scores
-
-
 def best_trial(state: State) -> dict[str, Any] | None:
     """Return the best search trial so far; where settings have folds, the first one of the best setting."""
+    folds = fold_trainings(state.trials.values())
+    if folds:
+        setting = best_setting(folds)
+        if setting is None:
+            return None
+        facts = _facts(state.trials[setting.trial_id])
+        return facts | {"fold_score": setting.score, "n_folds": setting.n_folds}
     scored = [t for t in state.trials.values() if t.phase == "search" and t.metrics]
-    if not scored:
-        return None
-    by_setting = fold_scores(scored)
-    if by_setting:
-        n_folds = max(map(len, by_setting.values()))
-        means = {}
-        for setting, scores in by_setting.items():
-            if len(scores) == n_folds:
-                means[setting] = statistics.fmean(scores.values())
-        chosen = max(sorted(means), key=lambda setting: means[setting])
-        best = next(trial for trial in scored if trial.setting == chosen)
-        return _facts(best) | {"fold_score": means[chosen], "n_folds": n_folds}
-    return _facts(max(scored, key=lambda trial: objective(trial.metrics)))
+    best = max(scored, key=lambda trial: objective(trial.metrics), default=None)
+    return _facts(best) if best else None
 
 
 def _facts(best: TrialRecord) -> dict[str, Any]:

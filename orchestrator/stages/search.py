@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from orchestrator.spec.search_space import FoldStep, Search
 from orchestrator.stages.catalog import Catalog
 from orchestrator.stages.prepare import Prepared
 from orchestrator.stages.split import Split
+from orchestrator.store.fold_means import fold_means, fold_trainings
 
 if TYPE_CHECKING:
     from orchestrator.search.trial import TrialSpec
@@ -106,20 +106,18 @@ def rank_settings(trials: Iterable[TrialRecord], n_folds: int) -> list[Ranked]:
     Raises:
         UserError: there is none.
     """
-    from orchestrator.search.trial_tables import fold_scores  # noqa: PLC0415
     from orchestrator.stages.trial_phase import Ranked  # noqa: PLC0415
 
     trials = list(trials)
-    variants = {trial.setting: trial.variant for trial in trials}
     ranking = []
-    for setting, scores in fold_scores(trials).items():
-        if len(scores) == n_folds:
-            mean = statistics.fmean(scores.values())
-            ranking.append(Ranked(setting, variants[setting], mean))
+    for mean in fold_means(fold_trainings(trials)):
+        if mean.n_folds == n_folds:
+            ranking.append(Ranked(mean.setting, mean.variant, mean.score))
     if not ranking:
+        n_settings = len({trial.setting for trial in trials})
         raise UserError(
             f"search: at least one setting with all its {n_folds} folds was required, none of "
-            f"{len(variants)} has them; allow more by search.limits, or see why trials failed"
+            f"{n_settings} has them; allow more by search.limits, or see why trials failed"
         )
     return ranking
 

@@ -23,6 +23,7 @@ from orchestrator.store.event_types import (
     from_json,
     objective,
 )
+from orchestrator.store.fold_means import FoldPlace, place_of
 from orchestrator.store.ledger import LedgerDamaged, Tail
 
 _BATCH_BYTES = 2**22
@@ -31,8 +32,9 @@ _REPORT = re.compile(_HEAD % b"report" + rb'("epoch": [^\n]*\}\})\n')
 _RECORD = re.compile(
     rb'\{"n": \d+, "time": [-+.\de]+, "event": '
     rb'(?:"report", "trial_id": "(?P<reported>[^"\\]+)", (?P<report>"epoch": [^\n]*\}\})'
-    rb'|"trial_started", "trial_id": "(?P<started>[^"\\]+)", "setting": "[^"\\]*", '
-    rb'"variant": "(?P<variant>[^"\\]*)", "phase": "(?P<phase>[a-z]+)", [^\n]*\}'
+    rb'|"trial_started", "trial_id": "(?P<started>[^"\\]+)", "setting": "(?P<setting>[^"\\]*)", '
+    rb'"variant": "(?P<variant>[^"\\]*)", "phase": "(?P<phase>[a-z]+)", '
+    rb'"seed": (?P<seed>\d+), "fold": (?P<fold>\d+|null), [^\n]*\}'
     rb'|"trial_ended", "trial_id": "(?P<ended>[^"\\]+)", "status": "(?P<status>[A-Z]+)", '
     rb'"epochs": \d+, "wall_s": [^,]+, "metrics": (?P<metrics>\{[^{}]*\}|null), [^\n]*\})\n'
 )
@@ -69,6 +71,7 @@ class TrialSummary:
     lines: bytearray = field(default_factory=bytearray)  # its reports, as text
     status: str | None = None  # COMPLETE, PRUNED or FAILED; None while it has not ended
     best_text: bytes | None = None  # metrics of its best epoch, as the record of its end has them
+    place: FoldPlace | None = None  # of a search training that holds out a fold
 
     def reports(self) -> dict[int, Metrics]:
         """Return epoch -> metrics; a trial that is tried again repeats earlier epochs.
@@ -94,8 +97,12 @@ class TrialSummary:
         """Return the metrics of its best epoch; None before its first report."""
         if not self.lines:
             return None
+        return self.end_metrics() or max(self.reports().values(), key=objective)
+
+    def end_metrics(self) -> Metrics | None:
+        """Return the metrics that the record of its end has."""
         metrics: Metrics | None = json.loads(self.best_text) if self.best_text else None
-        return metrics or max(self.reports().values(), key=objective)
+        return metrics
 
 
 @dataclass
@@ -126,19 +133,25 @@ class LedgerSummary:
                 trial.best_text = match["metrics"]
         else:
             name = match["started"].decode()
-            self._start(name, match["phase"].decode(), match["variant"].decode())
+            phase = match["phase"].decode()
+            place = None
+            if match["fold"] != b"null":
+                setting = match["setting"].decode()
+                place = place_of(phase, setting, int(match["seed"]), int(match["fold"]))
+            self._start(name, phase, match["variant"].decode(), place)
         return _TAKEN
 
-    def _start(self, trial_id: str, phase: str, variant: str) -> None:
+    def _start(self, trial_id: str, phase: str, variant: str, place: FoldPlace | None) -> None:
         if trial_id not in self.trials:
-            trial = TrialSummary(trial_id, sys.intern(phase), sys.intern(variant))
+            trial = TrialSummary(trial_id, sys.intern(phase), sys.intern(variant), place=place)
             self.trials[trial_id] = trial
 
     def _take(self, event: Event) -> None:
         if not isinstance(event, TrialEvent):
             self.events.append(event)
         elif isinstance(event, TrialStarted):
-            self._start(event.trial_id, event.phase, event.variant)
+            place = place_of(event.phase, event.setting, event.seed, event.fold)
+            self._start(event.trial_id, event.phase, event.variant, place)
         elif trial := self.trials.get(event.trial_id):
             if isinstance(event, EpochReported):
                 record = {"epoch": event.epoch, "metrics": event.metrics}

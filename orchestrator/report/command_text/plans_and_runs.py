@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from orchestrator.base.wording import counted
 from orchestrator.planning.plan import Plan
-from orchestrator.report.command_text.run_status import StatusView
+from orchestrator.report.command_text.run_status import BestTrial, StatusView
 from orchestrator.store.run_dir import all_runs, size_bytes, started_at, state_of
 
 
@@ -50,15 +51,24 @@ def status_lines(status: StatusView) -> list[str]:
             score = f"epoch {trial['epochs']}, best {trial['best']:.4f}"
         lines.append(f"  {trial['trial_id']}  {score}")
     if best := status["best"]:
-        score = f"{best['val_macro_f1']:.3f} val macro F1"
-        if "val_score" in best:
-            score = f"val score {best['val_score']:.3f}"
-        lines.append(f"best so far: {score} ({best['variant']}, {best['trial_id']})")
+        lines.append(_best_line(best))
     if status["dashboard"]:
         lines += ["", f"dashboard: {status['dashboard']}"]
     if status["reason"]:
         lines += ["", f"reason: {status['reason']}", f"next: {status['next']}"]
     return lines
+
+
+def _best_line(best: BestTrial) -> str:
+    if "fold_score" in best:
+        return (
+            f"best setting so far: {best['fold_score']:.3f}, its mean over "
+            f"{counted(best['n_folds'], 'fold')} ({best['variant']}, {best['setting']})"
+        )
+    score = f"{best['val_macro_f1']:.3f} val macro F1"
+    if "val_score" in best:
+        score = f"val score {best['val_score']:.3f}"
+    return f"best so far: {score} ({best['variant']}, {best['trial_id']})"
 
 
 def run_lines(store: Path) -> list[str]:

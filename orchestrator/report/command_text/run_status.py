@@ -12,9 +12,11 @@ from orchestrator.store.event_types import (
     SCORE,
     DriverStarted,
     Event,
+    Metrics,
     StageEnded,
     objective,
 )
+from orchestrator.store.fold_means import FoldTraining, best_setting, score_of
 from orchestrator.store.ledger import EVENTS
 from orchestrator.store.ledger_summary import TrialSummary, summarize
 
@@ -37,12 +39,15 @@ class RunningTrial(TypedDict):
 
 
 class BestTrial(TypedDict):
-    """The search trial with the highest score so far."""
+    """The search trial with the highest score so far; of folds, the first one of the best setting."""
 
     trial_id: str
     variant: str
     val_macro_f1: float
     val_score: NotRequired[float]  # by the score of the spec, where it is another
+    setting: NotRequired[str]  # where it is trained on folds, as what follows
+    fold_score: NotRequired[float]  # the mean over its folds
+    n_folds: NotRequired[int]
 
 
 class StatusView(TypedDict):
@@ -118,6 +123,9 @@ def _stages(events: Iterable[Event]) -> list[StageView]:
 
 
 def _best_trial(trials: list[TrialSummary]) -> BestTrial | None:
+    folds = _fold_trainings(trials)
+    if folds:
+        return _best_of_folds(folds, {trial.trial_id: trial for trial in trials})
     best: dict[str, float] = {}
     best_trial: TrialSummary | None = None
     for trial in trials:
@@ -127,13 +135,38 @@ def _best_trial(trials: list[TrialSummary]) -> BestTrial | None:
         if best_trial is None or objective(metrics) > objective(best):
             best = metrics
             best_trial = trial
-    if best_trial is None:
+    return None if best_trial is None else _facts(best_trial, best)
+
+
+def _fold_trainings(trials: list[TrialSummary]) -> list[FoldTraining]:
+    trainings = []
+    for trial in trials:
+        if trial.place is not None:
+            score = score_of(trial.status, trial.end_metrics())
+            trainings.append(FoldTraining(trial.trial_id, trial.variant, trial.place, score))
+    return trainings
+
+
+def _best_of_folds(
+    trainings: list[FoldTraining], trials: dict[str, TrialSummary]
+) -> BestTrial | None:
+    best = best_setting(trainings)
+    if best is None:
         return None
+    first = trials[best.trial_id]
+    facts = _facts(first, first.end_metrics() or {})
+    facts["setting"] = best.setting
+    facts["fold_score"] = best.score
+    facts["n_folds"] = best.n_folds
+    return facts
+
+
+def _facts(trial: TrialSummary, metrics: Metrics) -> BestTrial:
     facts: BestTrial = {
-        "trial_id": best_trial.trial_id,
-        "variant": best_trial.variant,
-        "val_macro_f1": best[OBJECTIVE],
+        "trial_id": trial.trial_id,
+        "variant": trial.variant,
+        "val_macro_f1": metrics[OBJECTIVE],
     }
-    if SCORE in best:
-        facts["val_score"] = best[SCORE]
+    if SCORE in metrics:
+        facts["val_score"] = metrics[SCORE]
     return facts

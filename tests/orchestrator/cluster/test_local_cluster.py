@@ -286,9 +286,6 @@ def test_tasks_that_read_a_bucket_share_no_process_with_others(cluster):
 
 # -- metrics --------------------------------------------------------------------------------------
 def test_the_metrics_of_a_run_are_exported_with_its_name_and_its_variants(cluster, tmp_path):
-    import ray
-    import requests
-
     started = {"phase": "search", "variant": "base", "setting": "s", "key": "k"}
     shard = tmp_path / "shard/k/shard.parquet"
     shard.parent.mkdir(parents=True)
@@ -307,9 +304,7 @@ def test_the_metrics_of_a_run_are_exported_with_its_name_and_its_variants(cluste
         ledger.append(TrialEnded(trial_id="s-0", status="COMPLETE"))
         ledger.append(ShardWritten(number=0, key="k", n_prepared=8, n_copied=2))
         ledger.append(StageEnded(stage="prepare", outcome="SUCCEEDED", wall_s=1.0, note=""))
-    (node,) = ray.nodes()
-    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    variant = {"run": "masks-1", "variant": "base"}
+    plant_folds(tmp_path / "runs/folds-1", options)
     expected = {
         ("ray_robust_vote_trials", "COMPLETE"): 1,
         ("ray_robust_vote_trials", "RUNNING"): 1,
@@ -326,12 +321,43 @@ def test_the_metrics_of_a_run_are_exported_with_its_name_and_its_variants(cluste
     while exported != expected:
         assert time.monotonic() < deadline, exported
         time.sleep(0.5)
-        exported = {}
-        for family in text_string_to_metric_families(requests.get(address, timeout=10).text):
-            for sample in family.samples:
-                if "robust_vote" in sample.name and sample.labels["run"] == "masks-1":
-                    assert sample.labels.get("variant", "base") == variant["variant"]
-                    exported[sample.name, sample.labels.get("state")] = sample.value
+        exported = exported_metrics("masks-1")
+    of_folds = exported_metrics("folds-1")
+    assert 0.5 == of_folds["ray_robust_vote_best_score", None], "one fold of a setting is luck"
+
+
+def plant_folds(run, options):
+    """Write a ledger of two settings with two folds and one fold, and follow it by metrics."""
+    run.mkdir()
+    with Ledger(run) as ledger:
+        metrics = RunMetrics("folds-1", ledger.state, **options, n_folds=2)
+        ledger.on_append = metrics.take
+        for setting, fold, score in (("a", 0, 0.25), ("a", 1, 0.75), ("b", 0, 0.875)):
+            name = f"s-{setting}-s0-f{fold}"
+            place = {"setting": setting, "seed": 0, "fold": fold}
+            ledger.append(
+                TrialStarted(trial_id=name, phase="search", variant="base", key="k", **place)
+            )
+            reported = {"val_macro_f1": 1.0}
+            ledger.append(EpochReported(trial_id=name, epoch=1, metrics=reported))
+            reported = {**reported, "fold_score": score}
+            ledger.append(TrialEnded(trial_id=name, status="COMPLETE", metrics=reported))
+
+
+def exported_metrics(run_id):
+    """Return (name, state of trials) -> value, of a run."""
+    import ray
+    import requests
+
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    exported = {}
+    for family in text_string_to_metric_families(requests.get(address, timeout=10).text):
+        for sample in family.samples:
+            if "robust_vote" in sample.name and sample.labels["run"] == run_id:
+                assert "base" == sample.labels.get("variant", "base")
+                exported[sample.name, sample.labels.get("state")] = sample.value
+    return exported
 
 
 # -- sharing --------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ def write(folder, n_trials=30):
         trials = [f"s-잎 {number}" for number in range(n_trials)]
         for name in trials:
             facts = {"setting": "s", "variant": "v", "phase": draw.choice(["search", "confirm"])}
+            facts |= {"seed": draw.randint(0, 9), "fold": draw.choice([None, 0, 1])}
             ledger.append(TrialStarted(trial_id=name, key="k", **facts))
         ended = {}
         for _ in range(300):
@@ -69,6 +70,10 @@ def test_a_summary_agrees_with_a_replay(tmp_path, monkeypatch):
                 trial.status,
             )
             assert record.reports == trial.reports()
+            started = record.started
+            place = (started.setting, started.seed, started.fold)
+            is_search_fold = started.phase == "search" and started.fold is not None
+            assert trial.place == (place if is_search_fold else None)
             best = max(record.reports.values(), key=objective, default=None)
             assert best == trial.best()
         assert ["RunStarted", "StageEnded"] == [type(event).__name__ for event in summary.events]

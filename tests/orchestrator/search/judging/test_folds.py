@@ -11,14 +11,17 @@ import pytest
 from scipy.stats import wilcoxon
 
 from orchestrator.base.keys import digest
+from orchestrator.board.live_run_state import LiveRun
 from orchestrator.report import search_section
+from orchestrator.report.command_text.plans_and_runs import status_lines
+from orchestrator.report.command_text.run_status import status_view
 from orchestrator.report.command_text.state_reasons import why
 from orchestrator.report.load import load
 from orchestrator.report.page import draw
 from orchestrator.run.trackers.optuna_journal import Journal
 from orchestrator.search.judging.folds import FoldStudies, fold_controller
 from orchestrator.search.reuse import earlier, write_families
-from orchestrator.search.trial_tables import best_trial, fold_scores, trials_table
+from orchestrator.search.trial_tables import best_trial, trials_table
 from orchestrator.spec.search_space import Confirm, Search
 from orchestrator.stages.search import rank_settings
 from orchestrator.store import tables
@@ -31,6 +34,7 @@ from orchestrator.store.event_types import (
     RunStarted,
     TrialEnded,
 )
+from orchestrator.store.fold_means import best_setting, fold_means, fold_trainings
 from orchestrator.store.ledger import Ledger, read, replay
 from orchestrator.store.run_dir import RunPaths
 from orchestrator.store.run_files.trials import searched_settings
@@ -168,7 +172,7 @@ def test_killed_again_and_again_with_two_at_a_time_no_fold_is_trained_twice(tmp_
     events = read(tmp_path / "events.jsonl")
     trained = Counter(event.trial_id for event in events if isinstance(event, TrialEnded))
     assert {1} == set(trained.values())
-    assert 10 == len(fold_scores(replay(events).trials.values()))
+    assert 10 == len(fold_means(fold_trainings(replay(events).trials.values())))
 
 
 def test_what_the_store_has_is_not_trained(tmp_path):
@@ -210,6 +214,54 @@ def test_the_ranking_and_the_best_trial_go_by_whole_settings(tmp_path):
     best = best_trial(state)
     assert (max(means.values()), 8) == (best[FOLD_SCORE], best["n_folds"])
     assert means[best["setting"]] == best[FOLD_SCORE]
+
+
+def test_status_and_board_name_the_best_setting_and_not_its_luckiest_fold(tmp_path):
+    _, studies, _ = play(tmp_path)
+    whole = [setting for setting in studies.settings.values() if len(setting.scores) == 8]
+    best = max(whole, key=lambda setting: setting.mean)
+    single = {max(s.scores.values()) for s in studies.settings.values()}
+    assert best.mean < max(single), "one fold is easy"
+    view = status_view(tmp_path)
+    named = view["best"]
+    assert (best.name, best.mean, 8) == (named["setting"], named["fold_score"], named["n_folds"])
+    assert best_trial(replay(read(tmp_path / "events.jsonl"))) == named
+    line = f"best setting so far: {best.mean:.3f}, its mean over 8 folds (a, {best.name})"
+    assert line in status_lines(view)
+    live = LiveRun(RunPaths(tmp_path))
+    live.refresh(budget_s=60)
+    shown = live.best_setting()
+    assert (best.name, best.mean, 8) == (shown.setting, shown.score, shown.n_folds)
+    assert live.best() is None
+    rows = searched_settings(live.rows(live.trials.values()))
+    assert {row.setting: row.score for row in rows} == pytest.approx(
+        {setting.name: setting.mean for setting in studies.settings.values()}
+    )
+
+
+def test_of_settings_under_way_those_with_the_most_folds_count_and_before_a_fold_none(tmp_path):
+    search = {**SEARCH, "trials": 3, "scheduler": "none"}
+    play(tmp_path / "whole", search=search, max_concurrent=3)
+    lines = (tmp_path / "whole/events.jsonl").read_bytes().splitlines(keepends=True)
+    seen = set()
+    for place in range(2, len(lines), 7):
+        (tmp_path / "events.jsonl").write_bytes(b"".join(lines[:place]))
+        state = replay(read(tmp_path / "events.jsonl"))
+        best = best_setting(fold_trainings(state.trials.values()))
+        named = status_view(tmp_path)["best"]
+        live = LiveRun(RunPaths(tmp_path))
+        live.refresh(budget_s=60)
+        assert best == live.best_setting()
+        assert (best and best.trial_id) == (named and named["trial_id"])
+        scores = {}
+        for trial in state.trials.values():
+            if trial.ended:
+                scores.setdefault(trial.setting, []).append(trial.metrics[FOLD_SCORE])
+        most = max(map(len, scores.values()), default=0)
+        seen.add(most)
+        means = [statistics.fmean(of) for of in scores.values() if len(of) == most]
+        assert (best and best.score) == max(means, default=None)
+    assert {0, 1, 7} <= seen
 
 
 def test_more_settings_take_over_the_folds_of_an_earlier_run(tmp_path):
