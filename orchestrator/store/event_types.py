@@ -6,7 +6,7 @@ fields of its class.
 
 from __future__ import annotations
 
-import math
+import sys
 import types
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
@@ -26,6 +26,10 @@ N_PARAMS = "n_params"
 def objective(metrics: Metrics) -> float:
     """Return what a search maximizes, from the metrics of an epoch."""
     return float(metrics.get(FOLD_SCORE, metrics.get(SCORE, metrics[OBJECTIVE])))
+
+
+_LARGEST = sys.float_info.max
+_LAST_TIME = 253_370_764_800  # the start of the year 9999
 
 
 class RecordInvalid(ValueError):  # noqa: N818 - says what is the case
@@ -379,15 +383,37 @@ class _Form:
             if not isinstance(value, allowed):
                 wanted = " or ".join(each.__name__ for each in allowed)
                 raise RecordInvalid(f"{kind}: {name} was required as {wanted}, found {value!r:.60}")
+            if isinstance(value, int) and not _is_finite(value):
+                raise RecordInvalid(
+                    f"{kind}: {name} was required below 1e308, found a longer number"
+                )
+        _check_time(kind, given.get("time", 0.0))
         metrics = given.get("metrics") or {}
         if (metrics or "metrics" in self.needed) and OBJECTIVE not in metrics:
             raise RecordInvalid(f"{kind}: {OBJECTIVE} was required in metrics, found none")
         for name in self.metrics:
             for value in (given.get(name) or {}).values():
-                if not isinstance(value, int | float) or not math.isfinite(value):
+                if not _is_finite(value):
                     raise RecordInvalid(
                         f"{kind}: numbers were required in {name}, found {value!r:.60}"
                     )
+
+
+def _is_finite(value: Any) -> bool:
+    """Return True for a number that a float can hold."""
+    return isinstance(value, int | float) and -_LARGEST <= value <= _LARGEST
+
+
+def _check_time(kind: str, time: Any) -> None:
+    """Check that a record's time is a date that the system can show.
+
+    Raises:
+        RecordInvalid: it is not.
+    """
+    if not isinstance(time, int | float) or not 0 <= time <= _LAST_TIME:
+        raise RecordInvalid(
+            f"{kind}: time was required in seconds since 1970, before the year 9999, found {time!r:.60}"
+        )
 
 
 def _json_types(hint: Any) -> tuple[type, ...]:
@@ -421,11 +447,10 @@ def from_json(record: Any) -> Event:
     kind = record["event"]
     if kind not in KINDS:
         number = record.get("n")
-        time = record.get("time")
+        time = record.get("time", 0.0)
+        _check_time(kind, time)
         return UnknownEvent(
-            n=number if isinstance(number, int) else -1,
-            time=float(time) if isinstance(time, int | float) else 0.0,
-            record=record,
+            n=number if isinstance(number, int) else -1, time=float(time), record=record
         )
     form = _FORMS[kind]
     given = {name: value for name, value in record.items() if name in form.empty}

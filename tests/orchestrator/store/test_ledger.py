@@ -117,6 +117,23 @@ def test_records_of_a_newer_version_are_kept_and_a_record_without_its_fields_is_
         Ledger(tmp_path).__enter__()
 
 
+@pytest.mark.parametrize("kind", ["driver_started", "of a newer version"])
+@pytest.mark.parametrize("time", [6.8e16, 10**400, -1, float("nan"), "now"])
+def test_a_time_that_is_no_date_is_refused(tmp_path, kind, time):
+    path = tmp_path / "events.jsonl"
+    path.write_text(json.dumps({"n": 0, "time": time, "event": kind}) + "\n")
+    with pytest.raises(LedgerDamaged, match=rf"events\.jsonl.*{kind}: time was required"):
+        read(path)
+
+
+def test_a_number_that_no_float_holds_is_refused(tmp_path):
+    path = tmp_path / "events.jsonl"
+    start = {"n": 0, "time": 1.0, "event": "stage", "stage": "audit", "outcome": "CACHED"}
+    path.write_text(json.dumps({**start, "wall_s": 10**400}) + "\n")
+    with pytest.raises(LedgerDamaged, match="wall_s was required below 1e308"):
+        read(path)
+
+
 def test_one_driver_at_a_time_and_the_lock_dies_with_it(tmp_path):
     assert not is_live(tmp_path)
     with Ledger(tmp_path):

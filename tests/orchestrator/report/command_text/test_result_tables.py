@@ -180,7 +180,7 @@ def test_status_counts_what_runs(tmp_path):
 
 def test_status_imports_nothing_heavy(run):
     code = (
-        "import sys; from pathlib import Path; from orchestrator.report.command_text.result_tables import status_view; status_view(Path(sys.argv[1]));"
+        "import sys; from pathlib import Path; from orchestrator.report.command_text.run_status import status_view; status_view(Path(sys.argv[1]));"
         "print([name for name in ('torch', 'ray', 'pandas', 'pyarrow', 'numpy', 'rich') if name in sys.modules])"
     )
     found = subprocess.run(
