@@ -144,6 +144,18 @@ def browser():
 
 
 @pytest.fixture(scope="session")
+def s3_server():
+    """A local S3 server; every test makes buckets of its own."""
+    pytest.importorskip("moto", reason="no moto: pip install 'moto[s3]' flask flask-cors")
+    pytest.importorskip("obstore", reason="no obstore: pip install 'robust-vote[bucket]'")
+    from tests.s3_server import S3Server
+
+    server = S3Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
     """36 drawn people, 252 photos of 96 x 128 pixels."""
     from data_prep.sample.portrait_data_set import build

@@ -1,13 +1,13 @@
 """A local S3 server with a line to it that a test can cut."""
 
 import contextlib
-import os
 import socket
 import socketserver
 import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 import urllib.request
 from http.server import BaseHTTPRequestHandler
 
@@ -108,26 +108,18 @@ class S3Server:
     def new_bucket(self):
         self._n_buckets += 1
         name = f"bucket-{self._n_buckets}"
-        request = urllib.request.Request(f"{self.direct}/{name}", method="PUT")
-        urllib.request.urlopen(request).close()
+        self.put(name)
         return name
+
+    def put(self, name, data=b""):
+        """Write an object as another program does: a name may end with a slash, or have two."""
+        url = f"{self.direct}/{urllib.parse.quote(name)}"
+        urllib.request.urlopen(urllib.request.Request(url, data=data, method="PUT")).close()
 
     def close(self):
         self.line.cut()
         self.process.kill()
         self.process.wait()
-
-
-@contextlib.contextmanager
-def environment_of(server):
-    """Let this process use the server."""
-    before = dict(os.environ)
-    os.environ.update(server.environment)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 class Refusing(BaseHTTPRequestHandler):

@@ -7,33 +7,28 @@ import pytest
 
 from orchestrator.planning.garbage import KINDS
 from orchestrator.store import store_address
-from tests.s3_server import KEYS, S3Server
+from tests.s3_server import KEYS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SMALL = ["search.trials=1", "confirm.finalists=1", "confirm.folds=2", "confirm.seeds=[0]"]
 TABLES = ["catalog.parquet", "folds.parquet", "predictions.parquet", "votes.parquet"]
 
 
-@pytest.fixture
-def server():
-    pytest.importorskip("moto", reason="no moto: pip install 'moto[s3]' flask flask-cors")
-    pytest.importorskip("obstore", reason="no obstore: pip install 'robust-vote[bucket]'")
-    server = S3Server()
-    yield server
-    server.close()
-
-
 def test_a_run_on_a_bucket_has_the_keys_and_tables_of_one_in_a_folder(
-    workplace, server, monkeypatch
+    workplace, s3_server, monkeypatch
 ):
-    url = f"s3://{server.new_bucket()}/store"
+    url = f"s3://{s3_server.new_bucket()}/store"
 
     def run(*words, machine):
         cache = workplace.root / "caches" / machine
         return subprocess.run(
             workplace.command(*words, "--store", url),
             cwd=workplace.root,
-            env={**workplace.environment, **server.environment, "ORCHESTRATOR_CACHE": str(cache)},
+            env={
+                **workplace.environment,
+                **s3_server.environment,
+                "ORCHESTRATOR_CACHE": str(cache),
+            },
             capture_output=True,
             text=True,
             timeout=400,
@@ -54,7 +49,7 @@ def test_a_run_on_a_bucket_has_the_keys_and_tables_of_one_in_a_folder(
     for secret in KEYS.values():
         assert secret.encode() not in kept
         assert secret not in done.stderr + done.stdout
-    for name, value in server.environment.items():
+    for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("ORCHESTRATOR_CACHE", str(workplace.root / "caches/copy"))
     bucket = store_address.open_store(url).bucket

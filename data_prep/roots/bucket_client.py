@@ -6,7 +6,7 @@ import os
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-NO_LIBRARY = "the package obstore was required, found none; pip install 'robust-vote[bucket]'"
+_NO_LIBRARY = "the package obstore was required, found none; pip install 'robust-vote[bucket]'"
 PATIENCE_S = 180.0
 """How long a request is repeated while nothing answers."""
 HURRY_S = 5.0
@@ -14,11 +14,15 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 
 
+class ClientRefused(Exception):  # noqa: N818 - says what is the case
+    """There is no client for a URL; the message is one sentence."""
+
+
 class _Refusal(NamedTuple):
     """What a bucket may answer, and the sentence for it."""
 
     words: tuple[str, ...]  # one of them is in the answer
-    sentence: str
+    sentence: str  # may name {entry}, {rights} and the {answer}
 
 
 _REFUSALS = (
@@ -42,6 +46,11 @@ _REFUSALS = (
         "environment (AWS_ACCESS_KEY_ID and so on) and the bucket's policy",
     ),
     _Refusal(
+        ("object with invalid path", "not parse path"),
+        "names of objects without empty parts, `.` and `..` were required, found another one "
+        "({answer}); rename it, or correct {entry}",
+    ),
+    _Refusal(
         ("169.254.169.254", "redential"),
         "keys of the bucket were required, found none; set AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY, or give this machine a role",
@@ -63,17 +72,21 @@ def refusal_sentence(url: str, answer: str, *, entry: str, rights: str) -> str:
         entry: what a user corrects, such as --store.
         rights: what was asked for, such as "read and write".
     """
+    reason = _first_line(answer)
     for refusal in _REFUSALS:
         if any(word in answer for word in refusal.words):
-            return f"{url}: {refusal.sentence.format(entry=entry, rights=rights)}"
+            return f"{url}: {refusal.sentence.format(entry=entry, rights=rights, answer=reason)}"
     if "error sending request" in answer or "timed out" in answer:
         where = endpoint() or "the provider's address"
         return (
             f"{url}: a bucket was required at {where}, nothing answers there; check the network "
             "and AWS_ENDPOINT_URL"
         )
-    reason = answer.partition("\n")[0].partition("Debug source")[0][:300]
     return f"{url}: the bucket refused a request: {reason}"
+
+
+def _first_line(answer: str) -> str:
+    return answer.partition("\n")[0].partition("Debug source")[0][:300]
 
 
 def endpoint() -> str | None:
@@ -88,24 +101,34 @@ def open_client(url: str, patience_s: float) -> Any:
     """Return the library's client for the objects below a URL; no request is made yet.
 
     Raises:
-        ImportError: the library is missing.
+        ClientRefused: the library is missing, or cannot make a client of the URL and what the
+            environment says.
     """
-    from obstore.store import from_url  # noqa: PLC0415
-
-    return from_url(
-        url,
-        client_options={
-            "allow_http": (endpoint() or "").startswith("http://"),
-            "connect_timeout": "5s",
-            "timeout": "120s",
-        },
-        retry_config={
-            "max_retries": 2 if patience_s <= HURRY_S else 1000,
-            "retry_timeout": timedelta(seconds=patience_s),
-            "backoff": {
-                "init_backoff": timedelta(milliseconds=200),
-                "max_backoff": timedelta(seconds=5),
-                "base": 2,
+    try:
+        from obstore import exceptions  # noqa: PLC0415
+        from obstore.store import from_url  # noqa: PLC0415
+    except ImportError:
+        raise ClientRefused(f"{url}: {_NO_LIBRARY}") from None
+    try:
+        return from_url(
+            url,
+            client_options={
+                "allow_http": (endpoint() or "").startswith("http://"),
+                "connect_timeout": "5s",
+                "timeout": "120s",
             },
-        },
-    )
+            retry_config={
+                "max_retries": 2 if patience_s <= HURRY_S else 1000,
+                "retry_timeout": timedelta(seconds=patience_s),
+                "backoff": {
+                    "init_backoff": timedelta(milliseconds=200),
+                    "max_backoff": timedelta(seconds=5),
+                    "base": 2,
+                },
+            },
+        )
+    except (exceptions.BaseError, ValueError) as error:
+        raise ClientRefused(
+            f"{url}: the name of a bucket and an account were required, found: "
+            f"{_first_line(str(error))}; correct the URL, or the account and keys in the environment"
+        ) from None

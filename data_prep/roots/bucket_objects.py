@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 from data_prep.errors import MachineError
 from data_prep.roots.bucket_client import (
     HURRY_S,
-    NO_LIBRARY,
     PATIENCE_S,
+    ClientRefused,
     has_no_bucket,
     open_client,
     refusal_sentence,
@@ -93,17 +93,23 @@ _listings: dict[str, Listing] = {}  # by URL
 
 
 def listing_of(place: str) -> tuple[Listing, str]:
-    """Return the listing that has a place, and the place's path in it; list it where none has."""
+    """Return the listing that has a place, and the place's path in it; list it where none has.
+
+    An old listing is made anew whole, because its other folders are looked at next.
+    """
     now = time.monotonic()
+    listed = place
     url = place
     while url.count("/") >= 2:  # s3://bucket
         listing = _listings.get(url)
-        if listing is not None and now - listing.made < _LISTED_S:
-            return listing, place[len(url) + 1 :]
+        if listing is not None:
+            if now - listing.made < _LISTED_S:
+                return listing, place[len(url) + 1 :]
+            listed = url
         url = url.rpartition("/")[0]
-    listing = _list(place)
-    _listings[place] = listing
-    return listing, ""
+    listing = _list(listed)
+    _listings[listed] = listing
+    return listing, place[len(listed) + 1 :]
 
 
 def forget_listings() -> None:
@@ -112,16 +118,18 @@ def forget_listings() -> None:
 
 
 def _list(url: str) -> Listing:
-    import obstore  # noqa: PLC0415
-
     address = _address(url)
     client = _client(address.bucket, HURRY_S)
     prefix = f"{address.name}/" if address.name else ""
 
     def request() -> Listing:
+        import obstore  # noqa: PLC0415
+
         listing = Listing(url)
         for some in obstore.list(client, prefix or None, chunk_size=_CHUNK):
             for meta in some:
+                if _marks_folder(meta["path"], meta["size"]):
+                    continue
                 version = meta["e_tag"] or meta["last_modified"].isoformat()
                 listing.add(meta["path"].removeprefix(prefix), ObjectFacts(meta["size"], version))
         return listing
@@ -129,25 +137,42 @@ def _list(url: str) -> Listing:
     return _ask(url, request)
 
 
+def _marks_folder(path: str, size_bytes: int) -> bool:
+    """Return True for the empty object that consoles of buckets write for a new folder.
+
+    The library leaves out the slash at the end of its name. An empty file without an extension is
+    taken for one, too: it is no photo.
+    """
+    return size_bytes == 0 and "." not in path.rpartition("/")[2]
+
+
 def folders_in(url: str) -> list[str]:
     """Return the names of the folders in a folder; the objects below them are not listed."""
-    import obstore  # noqa: PLC0415
-
     address = _address(url)
     client = _client(address.bucket, HURRY_S)
     prefix = f"{address.name}/" if address.name else None
-    answer = _ask(url, lambda: obstore.list_with_delimiter(client, prefix))
+
+    def request() -> Any:
+        import obstore  # noqa: PLC0415
+
+        return obstore.list_with_delimiter(client, prefix)
+
+    answer = _ask(url, request)
     return sorted(path.rpartition("/")[2] for path in answer["common_prefixes"])
 
 
 def size_of(url: str) -> int | None:
     """Return the bytes of an object; None if there is none."""
-    import obstore  # noqa: PLC0415
-
     address = _address(url)
     client = _client(address.bucket, HURRY_S)
+
+    def request() -> int:
+        import obstore  # noqa: PLC0415
+
+        return int(obstore.head(client, address.name)["size"])
+
     try:
-        return int(_ask(url, lambda: obstore.head(client, address.name))["size"])
+        return _ask(url, request)
     except FileNotFoundError:
         return None
 
@@ -184,8 +209,8 @@ def _address(url: str) -> _Address:
 def _client(bucket: str, patience_s: float) -> Any:
     try:
         return open_client(bucket, patience_s)
-    except ImportError:
-        raise MachineError(f"{bucket}: {NO_LIBRARY}") from None
+    except ClientRefused as error:
+        raise MachineError(str(error)) from None
 
 
 def _ask(url: str, request: Callable[[], T]) -> T:
@@ -198,6 +223,6 @@ def _ask(url: str, request: Callable[[], T]) -> T:
         if not has_no_bucket(str(error)):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from None
         answer = str(error)
-    except (exceptions.BaseError, OSError) as error:
+    except (exceptions.BaseError, OSError, ValueError) as error:  # ValueError: a name such as a//b
         answer = str(error)
     raise MachineError(refusal_sentence(url, answer, entry="the data root", rights="list and read"))

@@ -36,7 +36,7 @@ def require_root(root: str) -> str:
     """Return a data root without a slash at its end.
 
     Raises:
-        ValueError: it is a URL, and not of a bucket or with keys in it.
+        ValueError: it is a URL, and not of a bucket, with keys in it, or with an empty part.
     """
     scheme, mark, rest = root.partition("://")
     if not mark:
@@ -46,7 +46,8 @@ def require_root(root: str) -> str:
             "a URL without keys was required, found some in it; keys belong into the environment "
             "(AWS_ACCESS_KEY_ID and so on)"
         )
-    if scheme not in SCHEMES or not rest.strip("/"):
+    parts = rest.rstrip("/").split("/")
+    if scheme not in SCHEMES or not {"", ".", ".."}.isdisjoint(parts):
         wanted = ", ".join(f"{name}://BUCKET/PREFIX" for name in SCHEMES)
         raise ValueError(f"a folder or {wanted} was required, found {root!r}")
     return root.rstrip("/")

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 from data_prep.files import atomic_path
 from data_prep.roots.bucket_client import (
     HURRY_S,
-    NO_LIBRARY,
     PATIENCE_S,
+    ClientRefused,
     has_no_bucket,
     open_client,
     refusal_sentence,
@@ -73,7 +73,7 @@ class Bucket:
             patience_s: how long a request is repeated while nothing answers.
 
         Raises:
-            UserError: the library is missing.
+            UserError: the library is missing, or makes no client of the URL.
             SpecError: the URL is not of a bucket.
         """
         self.url = url
@@ -295,5 +295,5 @@ def _client(url: str, patience_s: float) -> Any:
     require_url(url)
     try:
         return open_client(url, patience_s)
-    except ImportError:
-        raise UserError(f"--store {url}: {NO_LIBRARY}") from None
+    except ClientRefused as error:
+        raise UserError(f"--store {error}") from None

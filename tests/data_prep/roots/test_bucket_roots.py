@@ -1,6 +1,7 @@
 """Data roots on a bucket of a real local S3 server: what a folder gives, they give."""
 
 import os
+import sys
 
 import pytest
 
@@ -17,38 +18,33 @@ from data_prep.prep_config import Prep
 from data_prep.preparation.pool import PrepWorker, real_preparation
 from data_prep.preparation.shard_builder import Assembly, ShardTask
 from data_prep.preparation.shards import shard_name
-from data_prep.roots import bucket_objects
+from data_prep.roots import bucket_objects, places
 from data_prep.roots.bucket_client import open_client
 from data_prep.roots.places import require_root
 from tests.data_prep.conftest import AGE, GENDER, MASK, jpeg, write_csv
-from tests.s3_server import S3Server, free_port, refusing_server
+from tests.s3_server import free_port, refusing_server
 
 STEPS = Prep.model_validate_json('{"steps": [{"name": "resize", "size": 8}]}')
 LARGEST = 5000  # bytes of a photo, in these tests
 
 
-@pytest.fixture(scope="module")
-def server():
-    pytest.importorskip("moto", reason="no moto: pip install 'moto[s3]' flask flask-cors")
-    pytest.importorskip("obstore", reason="no obstore: pip install 'robust-vote[bucket]'")
-    server = S3Server()
-    yield server
-    server.close()
-
-
 @pytest.fixture
-def upload(server, monkeypatch):
-    """Return what copies a folder to a new bucket and returns its URL."""
-    use(server.environment, monkeypatch)
+def upload(s3_server, monkeypatch):
+    """Return what copies a folder to a new bucket, as a console does, and returns its URL."""
+    use(s3_server.environment, monkeypatch)
 
     def copy(folder):
         import obstore
 
-        bucket = f"s3://{server.new_bucket()}"
+        bucket = f"s3://{s3_server.new_bucket()}"
         client = open_client(bucket, 5.0)
+        s3_server.put(f"{bucket.removeprefix('s3://')}/all my/data/")
         for path in folder.rglob("*"):
+            name = f"all my/data/{path.relative_to(folder)}"
             if path.is_file():
-                obstore.put(client, f"all my/data/{path.relative_to(folder)}", path)
+                obstore.put(client, name, path)
+            else:
+                s3_server.put(f"{bucket.removeprefix('s3://')}/{name}/")  # marks the folder
         return f"{bucket}/all my/data"
 
     yield copy
@@ -214,6 +210,63 @@ def test_a_prefix_without_photos_is_told_with_the_folders_that_are_there(contest
     require_images(source(url, images="train/images"), contest.base, "source")
 
 
+def test_an_old_listing_is_made_anew_whole(contest, upload, monkeypatch):
+    images = f"{upload(contest.base)}/train/images"
+    people = places.folders_at(images)
+    listing, _ = bucket_objects.listing_of(images)
+    listing.made -= bucket_objects._LISTED_S
+    listed = []
+    make = bucket_objects._list
+    monkeypatch.setattr(bucket_objects, "_list", lambda url: listed.append(url) or make(url))
+    for person in people:
+        photos = places.scan(f"{images}/{person}")
+        assert photos == places.scan(f"{images}/{person}")
+        assert photos
+    assert [images] == listed
+
+
+def test_an_object_with_an_empty_part_in_its_name_is_named(s3_server, monkeypatch, tmp_path):
+    use(s3_server.environment, monkeypatch)
+    bucket = s3_server.new_bucket()
+    for name in ("images/a/1.jpg", "images//2.jpg"):
+        s3_server.put(f"{bucket}/{name}", b"x")
+    with pytest.raises(DataError, match=r"names of objects without empty parts.*images//2.jpg"):
+        require_images(source(f"s3://{bucket}"), tmp_path, "source")
+    with pytest.raises(MachineError, match=r"names of objects without empty parts.*\.\./rows.csv"):
+        places.open_binary(places.join(tmp_path, f"s3://{bucket}/data", "../rows.csv"))
+    forget()
+
+
+NO_CLIENT = {
+    "az://box/p": "Account must be specified",
+    "gs://box/p": "Unable to open service account file",
+    "s3://a bucket/p": "invalid domain character",
+}
+
+
+@pytest.mark.parametrize("url", NO_CLIENT)
+def test_a_url_or_an_account_that_makes_no_client_is_one_sentence(url, monkeypatch, tmp_path):
+    pytest.importorskip("obstore", reason="no obstore: pip install 'robust-vote[bucket]'")
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    use({"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "nothing.json")}, monkeypatch)
+    sentence = f"the name of a bucket and an account were required, found: .*{NO_CLIENT[url]}"
+    with pytest.raises(DataError, match=sentence) as caught:
+        require_images(source(url), tmp_path, "source")
+    assert 1 == len(str(caught.value).splitlines())
+
+
+def test_without_the_library_every_look_at_a_bucket_says_what_to_install(monkeypatch):
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "obstore":
+            monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    forget()
+    for look in (places.is_folder, places.is_file, places.folders_at, places.open_binary):
+        with pytest.raises(MachineError, match="pip install 'robust-vote"):
+            look("s3://bucket/data")
+    forget()
+
+
 REFUSALS = {
     "denies": (403, "AccessDenied", "the right to list and read was required, the bucket denies"),
     "clock": (403, "RequestTimeTooSkewed", "this machine's is many minutes off"),
@@ -256,6 +309,9 @@ KEY_NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
         ("az://box/p?sig=canary", "a URL without keys was required"),
         ("https://host/p", r"a folder or s3://BUCKET/PREFIX, gs://.* was required"),
         ("s3://", "a folder or s3://BUCKET"),
+        ("s3:///data", "a folder or s3://BUCKET"),
+        ("s3://bucket/a//b", "a folder or s3://BUCKET"),
+        ("s3://bucket/../b", "a folder or s3://BUCKET"),
     ],
 )
 def test_another_url_is_refused_and_its_keys_are_not_repeated(root, sentence):

@@ -21,7 +21,6 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.event_types import TrialEnded, TrialStarted
 from orchestrator.store.ledger import Ledger
 from tests.conftest import ROOT
-from tests.s3_server import S3Server
 
 
 @pytest.fixture
@@ -172,15 +171,12 @@ def test_every_ledger_is_read_once(store, spec, monkeypatch):
     assert len(paths) == len(set(paths)) == 2
 
 
-def test_on_a_bucket_nothing_that_a_run_needs_goes(spec, tmp_path, monkeypatch):
-    pytest.importorskip("moto", reason="no moto: pip install 'moto[s3]' flask flask-cors")
-    pytest.importorskip("obstore", reason="no obstore: pip install 'robust-vote[bucket]'")
-    server = S3Server()
+def test_on_a_bucket_nothing_that_a_run_needs_goes(spec, s3_server, tmp_path, monkeypatch):
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
+    store = store_address.open_store(f"s3://{s3_server.new_bucket()}/store")
     try:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
-        store = store_address.open_store(f"s3://{server.new_bucket()}/store")
         plan = begin(store, spec)
         make(store, "trial", "of-nobody")
         store.bucket.write("trial/dead/files-x/weights", b"1")
@@ -195,4 +191,3 @@ def test_on_a_bucket_nothing_that_a_run_needs_goes(spec, tmp_path, monkeypatch):
         assert [f"{plan.run_id}-COMPLETE"] == store.bucket.folders("trial")
     finally:
         store_address._open_bucket.cache_clear()
-        server.close()

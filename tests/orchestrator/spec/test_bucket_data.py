@@ -3,6 +3,7 @@
 import pytest
 from click.testing import CliRunner
 
+from data_prep.catalog.fingerprint import fingerprint
 from data_prep.roots import bucket_objects
 from orchestrator.cli import main
 from orchestrator.spec.load import read
@@ -44,6 +45,22 @@ def test_a_bucket_that_denies_ends_check_with_the_line_and_one_sentence(spec, mo
         checked.output
     )
     assert "canary" not in checked.output
+
+
+def test_a_photo_that_was_added_since_is_seen_by_the_next_read_in_a_process(
+    spec, s3_server, monkeypatch
+):
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = s3_server.new_bucket()
+    s3_server.put(f"{bucket}/images/dry/1.jpg", b"x")
+    identities = []
+    for number in range(2):
+        experiment = read(spec(f"s3://{bucket}"))
+        identities.append(fingerprint(experiment.spec.data, experiment.base))
+        s3_server.put(f"{bucket}/images/wet/{number}.jpg", b"x")
+    assert identities[0] != identities[1]
+    bucket_objects.forget_listings()
 
 
 def test_a_url_stays_in_what_resume_reads_and_is_no_part_of_a_key(spec):

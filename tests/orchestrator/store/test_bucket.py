@@ -20,27 +20,18 @@ from orchestrator.store.bucket.lease import Lease
 from orchestrator.store.event_types import RunEnded, RunStarted
 from orchestrator.store.ledger import Ledger, LedgerLocked, is_live, read
 from orchestrator.store.run_dir import all_runs
-from tests.s3_server import S3Server, free_port, refusing_server
+from tests.s3_server import free_port, refusing_server
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY = "k" * 64
 
 
-@pytest.fixture(scope="module")
-def server():
-    pytest.importorskip("moto", reason="no moto: pip install 'moto[s3]' flask flask-cors")
-    pytest.importorskip("obstore", reason="no obstore: pip install 'robust-vote[bucket]'")
-    server = S3Server()
-    yield server
-    server.close()
-
-
 @pytest.fixture
-def machine(server, tmp_path, monkeypatch):
+def machine(s3_server, tmp_path, monkeypatch):
     """Return what opens a new bucket on machines: each has a cache of its own."""
-    for name, value in server.environment.items():
+    for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
-    url = f"s3://{server.new_bucket()}/team/store"
+    url = f"s3://{s3_server.new_bucket()}/team/store"
 
     def open_on(name):
         monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / name))
@@ -184,13 +175,13 @@ def test_garbage_of_a_bucket_is_what_no_manifest_names(machine):
 
 
 def test_a_server_that_is_killed_in_the_middle_of_an_upload_and_for_a_while_loses_nothing(
-    machine, server
+    machine, s3_server
 ):
     store = machine("a")
     text = "0123456789" * 1_200_000  # two parts
     store.find("thing", KEY)
-    server.line.cut_after = 3_000_000
-    mended = threading.Timer(2.0, server.line.mend)
+    s3_server.line.cut_after = 3_000_000
+    mended = threading.Timer(2.0, s3_server.line.mend)
     mended.start()
     make(store, text)
     mended.join()
@@ -480,6 +471,16 @@ def test_a_wrong_address_is_one_sentence(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     with pytest.raises(BucketError, match="nothing answers there"):
         require_bucket("s3://bucket/store")
+
+
+def test_a_store_without_an_account_is_one_sentence(monkeypatch):
+    pytest.importorskip("obstore", reason="no obstore: pip install 'robust-vote[bucket]'")
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(
+        UserError, match=r"--store az://box/p: .* an account were required"
+    ) as caught:
+        require_bucket("az://box/p")
+    assert 1 == len(str(caught.value).splitlines())
 
 
 @pytest.mark.parametrize(
