@@ -37,7 +37,14 @@ from trainers.library_names import known_backbones
 from trainers.preflight import backbones as backbone_checks
 from trainers.preflight.augmentation_policies import Job, policy_problems
 from trainers.settings.loss import plain_losses
-from trainers.settings.model import Distribution, FrozenDeepHead, Ordered, SingleHead, Softmax
+from trainers.settings.model import (
+    Distribution,
+    FrozenDeepHead,
+    Ordered,
+    SingleHead,
+    Softmax,
+    cut_pixels,
+)
 from trainers.settings.own_parts import OwnPart
 
 _MAX_ASSIGNMENTS = 256
@@ -46,12 +53,13 @@ _HEAD = "train.model.head"
 _BACKBONE = "train.model.backbone"
 _WEIGHTS = "train.model.weights"
 _POLICY = "train.augment.policy"
+_MARGINS = "train.model.views.margins"
 _FOR_VARIANTS = {
     "train.recipe": "write a variant per recipe, or begin with search.start: [{train.recipe: NAME}]",
     _WEIGHTS: "write a variant per file",
     "train.model.weights_sha256": "write a variant per file",
     **dict.fromkeys(
-        ("train.model.views", "train.model.views.flip", "train.model.views.margins"),
+        ("train.model.views", "train.model.views.flip", _MARGINS),
         "the score of a search is of the photo alone; write a variant with views and one without",
     ),
 }
@@ -529,6 +537,28 @@ def _settings(arm: Arm, point: Point) -> Point:
     """Return what an arm resolves to at a point of its space."""
     data = apply(arm.model_dump(mode="json", by_alias=True), point)
     return identity(Arm.model_validate_json(json.dumps(data)))
+
+
+def check_views(draft: Draft) -> None:
+    """Check that margins show other parts of the photo: one view would count twice in the mean."""
+    problems: dict[KeyPath, str] = {}  # variants may share their views
+    for name, arm in draft.arms.items():
+        views = arm.train.model.views
+        size = arm.prep.size
+        views_of_cut = {0: "as the photo itself does"}
+        for margin in views.margins if views else ():
+            n_pixels = cut_pixels(margin, size)
+            if n_pixels in views_of_cut:
+                place = values_of(draft, name, _MARGINS, margin)[0][1]
+                problems[place] = (
+                    f"{_MARGINS}: margins that each cut another number of whole pixels off photos "
+                    f"of {size} x {size} were required, found {margin:g}, which cuts {n_pixels} off "
+                    f"each side, {views_of_cut[n_pixels]}; leave it out, or cut a pixel more by "
+                    f"{(n_pixels + 1) / size:.3g}"
+                )
+            views_of_cut.setdefault(n_pixels, f"as {margin:g} does")
+    for place, text in problems.items():
+        draft.refuse(place, text)
 
 
 def check_components(draft: Draft) -> None:

@@ -16,6 +16,7 @@ from orchestrator.spec.cross_checks import (
     check_references,
     check_starts,
     check_twins,
+    check_views,
 )
 from orchestrator.spec.messages import validate
 from orchestrator.spec.models import Arm, Experiment, Spec
@@ -85,6 +86,7 @@ def read(
         check_references(draft)
         if check_roots:
             check_starts(draft)
+            check_views(draft)
             if not problems:
                 check_twins(draft)
             if try_components and not problems:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainers.settings.model import Views
+from trainers.settings.model import Views, cut_pixels
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def seen(photos: Tensor, view: TestView) -> Tensor:
     """Return photos (B, 3, H, W), 0 to 255 in any dtype, in a view of the same size."""
     height = int(photos.shape[2])
     width = int(photos.shape[3])
-    top = round(view.margin * height)
-    left = round(view.margin * width)
+    top = cut_pixels(view.margin, height)
+    left = cut_pixels(view.margin, width)
     if top or left:
         inside = photos[:, :, top : height - top, left : width - left].float()
         photos = F.interpolate(inside, size=(height, width), mode="bilinear", align_corners=False)

@@ -124,7 +124,13 @@ class Views(Section):
     flip: bool = True
     """Answer each view mirrored, too."""
     margins: list[Annotated[float, Field(gt=0, le=0.3)]] = []
-    """Answer the photo without its margin, too: a share of each side, cut off at both ends."""
+    """Answer the photo without its margin, too: a share of each side, cut off at both ends. Each cuts
+    another number of whole pixels of the prepared photo, at least one."""
+
+
+def cut_pixels(margin: float, side: int) -> int:
+    """Return how many pixels a margin cuts off at each end of a side."""
+    return round(margin * side)
 
 
 class Model(Section):

@@ -188,3 +188,27 @@ def test_views_are_set_in_a_variant_and_never_searched(write):
     space = "search: {space: {train.model.views: {choice: [null, {flip: true}]}}}\n"
     with pytest.raises(SpecError, match=r"views is set in a variant.* of the photo alone"):
         read(write(space))
+
+
+@pytest.mark.parametrize(
+    ("margins", "found"),
+    [
+        (
+            "0.015",
+            r"found 0\.015, which cuts 0 off each side, as the photo itself does; .* by 0\.0312",
+        ),
+        ("0.1, 0.05, 0.09", r"found 0\.09, which cuts 3 off each side, as 0\.1 does; .* by 0\.125"),
+    ],
+)
+def test_a_margin_that_shows_the_same_part_of_the_photo_again_is_refused_once(
+    write, margins, found
+):
+    path = write(
+        f"prep: {{steps: [{{name: resize, size: 32}}]}}\ntrain: {{model: {{views: {{margins: [{margins}]}}}}}}\n"
+        "variants: {base: {}, slow: {train.optimizer.lr: 0.001}}\n"
+    )
+    with pytest.raises(SpecError, match=f"32 x 32 were required, {found}") as refused:
+        read(path)
+    assert 1 == str(refused.value).count("were required")
+    read(path, ["prep.steps=[{name: resize, size: 256}]"])
+    assert read(path, check_roots=False).arms, "what an earlier release ran is readable"
