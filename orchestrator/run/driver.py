@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import getpass
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from ruamel.yaml import YAML
@@ -25,36 +23,27 @@ from data_prep.catalog.label_schema import Schema
 from data_prep.errors import MachineError
 from data_prep.files import write_json, write_text
 from orchestrator.base.console import Reporter
-from orchestrator.base.errors import INTERRUPTED, SpecError, UserError
-from orchestrator.base.wording import printable
+from orchestrator.base.errors import INTERRUPTED, UserError
 from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.planning.run_environment import Env
 from orchestrator.planning.stage import Output, Stage
+from orchestrator.run.closing import follow, keep_results, n_quarantined, say_results, write_summary
+from orchestrator.run.cluster_session import connect_run, start_server, wait_for_turn
 from orchestrator.run.control import Listener
+from orchestrator.run.prerequisites import refuse_missing_gpus, require_code, require_weights
 from orchestrator.run.prometheus_metrics import RunMetrics
-from orchestrator.search.trial_tables import best_trial
 from orchestrator.spec.load import read as read_spec
 from orchestrator.spec.models import Experiment
 from orchestrator.stages import STAGES
-from orchestrator.stages.catalog import Catalog
-from orchestrator.stages.prepare import Prepared
 from orchestrator.store.artifacts import Store, git_commit, packages
 from orchestrator.store.event_types import RunEnded, RunResumed, RunStarted, StageEnded
-from orchestrator.store.ledger import LOCK, Ledger, LedgerLocked, is_live, read
+from orchestrator.store.ledger import LOCK, Ledger, LedgerLocked, is_live
 from orchestrator.store.run_dir import RunPaths, with_files
-from orchestrator.store.run_files.records import as_record
-from orchestrator.store.run_files.selection import Selection
 
 if TYPE_CHECKING:
     from orchestrator.cluster.queue import Turn
 
-LOADED_TO_PREPARE = {
-    "crop_face": ("torch", "deepface.modules.detection", "deepface.modules.modeling"),
-    "fastmtcnn": ("facenet_pytorch",),
-}
-"""What the fork server imports for a step or detector. Not onnxruntime and pyarrow: they start threads."""
 _TRACKER_WAIT_S = 30.0
-_FOLLOW_EVERY_S = 0.5
 _LOOK_EVERY_S = 0.05
 
 
@@ -78,15 +67,16 @@ def submit(experiment: Experiment, store: Store, options: Options) -> int:
     from orchestrator.run import tracking  # noqa: PLC0415
 
     reporter = Reporter()
-    _require_code(experiment, options)
-    _refuse_missing_gpus(experiment, options)
+    require_code(experiment, is_allowed=options.allow_code)
+    if options.address is None:
+        refuse_missing_gpus(experiment)
     tracking.require(experiment.spec.track)
     plan = make_plan(experiment, store, STAGES)
     paths = RunPaths(store.root / "runs" / plan.run_id)
     if (paths.read_json("summary") or {}).get("state") == "SUCCEEDED":
         for stage in plan.stages:
             reporter.outcome(stage.name, "CACHED", stage.why)
-        _say_results(with_files(paths), reporter)
+        say_results(with_files(paths), reporter)
         return 0
     if options.smoke and (code := _smoke(experiment, store, options, reporter)):
         return code
@@ -183,45 +173,6 @@ def start_driver(paths: RunPaths, arguments: list[str]) -> None:
         )
 
 
-def _require_code(experiment: Experiment, options: Options) -> None:
-    """Refuse code of the user that was not allowed, or that is not what the spec pins.
-
-    Raises:
-        SpecError: the command lacks `--allow-code`, or a file is not there.
-    """
-    if experiment.lost_code:
-        names = ", ".join(sorted(set(experiment.lost_code)))
-        raise SpecError(
-            f"{names}: the version that the spec names by its sha256 was required beside the spec, "
-            "found none; remove sha256 from the spec to take the file as it is"
-        )
-    if experiment.code and not options.allow_code:
-        names = ", ".join(sorted(experiment.code))
-        raise SpecError(
-            f"{names} is code that runs with your rights: read it, then give --allow-code"
-        )
-
-
-def _refuse_missing_gpus(experiment: Experiment, options: Options) -> None:
-    """Refuse GPUs and cores that a local run cannot have; Tune would wait for them for ever."""
-    from orchestrator.cluster.connection import local_gpus  # noqa: PLC0415
-
-    resources = experiment.spec.resources
-    wanted = max(resources.per_trial.least_gpu, resources.per_prep_worker.gpu)
-    if options.address is None and wanted > local_gpus():
-        raise SpecError(
-            f"resources: gpu: {wanted:g} was asked for, this machine has {local_gpus()} GPU(s); "
-            "set gpu: 0 or auto, or attach to a cluster with --address"
-        )
-    cpus = os.cpu_count() or 1
-    wanted_cpus = max(resources.per_trial.cpu, resources.per_prep_worker.cpu)
-    if options.address is None and wanted_cpus > cpus:
-        raise SpecError(
-            f"resources: cpu: {wanted_cpus:g} was asked for, this machine has {cpus} cores; "
-            f"set cpu: {cpus} or less"
-        )
-
-
 def _smoke(experiment: Experiment, store: Store, options: Options, reporter: Reporter) -> int:
     """Send one step of every variant through the whole path, as a run of its own."""
     spec = experiment.spec
@@ -284,6 +235,7 @@ def _drive(
 ) -> int:
     from orchestrator.run import tracking  # noqa: PLC0415
 
+    address = options.address
     began = time.monotonic()
     listener = Listener(paths)
     spent_s = float((paths.read_json("summary") or {}).get("wall_s", 0.0))
@@ -295,11 +247,13 @@ def _drive(
     progress = _Progress()
     state = "FAILED"
     try:
-        _require_weights(experiment, allow_download=options.allow_download)
+        require_weights(experiment, allow_download=options.allow_download)
         with (
-            _fork_server(experiment, options) as fork_server,
-            _connect(experiment, options, paths, reporter) as resources,
-            _turn(experiment, options, paths, reporter) as turn,
+            start_server(experiment, address) as server,
+            connect_run(
+                experiment, address, paths, reporter, insecure=options.insecure
+            ) as resources,
+            wait_for_turn(experiment, address, paths, reporter, max_runs=options.max_runs) as turn,
             _metrics(experiment, plan, store, ledger, progress),
         ):
             env = Env(
@@ -310,7 +264,7 @@ def _drive(
                 ledger,
                 reporter,
                 *resources,
-                fork_server,
+                server,
                 turn.must_yield if turn else lambda: False,
             )
             if _run_stages(env, progress, turn):
@@ -321,16 +275,17 @@ def _drive(
     finally:
         listener.close()
         if state != "SUCCEEDED":
-            _keep_results(paths, progress.outputs, reporter)
+            keep_results(paths, progress.outputs, reporter)
         ledger.append(RunEnded(state=state), commit=True)
         wall_s = spent_s + time.monotonic() - began
-        _write_summary(paths, ledger, progress, state, wall_s)
+        stages = {stage.name: progress.outcomes.get(stage.name, "BLOCKED") for stage in STAGES}
+        write_summary(paths, ledger, stages, progress.outputs, state, wall_s)
         missing = tracker.finish(_TRACKER_WAIT_S if state == "SUCCEEDED" else 2.0)
         if missing:
             reporter.say(f"tracking: {escape(missing)}")
     if state != "SUCCEEDED":
         return 1
-    _say_results(paths, reporter)
+    say_results(paths, reporter)
     for line in tracking.next_steps(paths.root, experiment.spec.track):
         reporter.say(escape(line))
     return 0
@@ -361,92 +316,6 @@ def _begin(experiment: Experiment, plan: Plan, paths: RunPaths, ledger: Ledger) 
 
 
 @contextmanager
-def _fork_server(experiment: Experiment, options: Options) -> Iterator[str | None]:
-    """Start the process that trainings are forked from; it imports while the catalog is read.
-
-    The workers of another machine's cluster cannot reach it.
-    """
-    from orchestrator.cluster.connection import is_local  # noqa: PLC0415
-    from orchestrator.cluster.fork_server import start_fork_server  # noqa: PLC0415
-    from orchestrator.search.trial_process import TRAINING_MODULES  # noqa: PLC0415
-
-    if options.address is not None and not is_local(options.address):
-        yield None
-        return
-    used = set()
-    for arm in experiment.arms.values():
-        for step in arm.prep.steps:
-            used |= {step.name, getattr(step, "detector", "")}
-    to_prepare = [
-        name for key in LOADED_TO_PREPARE if key in used for name in LOADED_TO_PREPARE[key]
-    ]
-    threads = max(1, int(experiment.spec.resources.per_trial.cpu))
-    with start_fork_server(
-        [*to_prepare, *TRAINING_MODULES, "orchestrator.search.trial_process"], threads=threads
-    ) as address:
-        yield address
-
-
-class _ClusterSize(NamedTuple):
-    cpus: float
-    gpus: float
-
-
-@contextmanager
-def _connect(
-    experiment: Experiment, options: Options, paths: RunPaths, reporter: Reporter
-) -> Iterator[_ClusterSize]:
-    """Connect to a cluster that can run a trial and a worker of the preparation."""
-    from orchestrator.cluster.connection import connect  # noqa: PLC0415
-
-    resources = experiment.spec.resources
-    with connect(options.address, insecure=options.insecure, may_exit=True) as cluster:
-        if cluster.dashboard_url:
-            reporter.say(f"dashboard {cluster.dashboard_url}")
-        if cluster.job_page:
-            write_text(paths.dashboard, cluster.job_page)
-        if cluster.dashboard_problem:
-            problem = escape(cluster.dashboard_problem)
-            reporter.say(f"Ray's dashboard did not come up, the run goes on without: {problem}")
-        cluster.require(
-            cpu=max(resources.per_trial.cpu, resources.per_prep_worker.cpu),
-            gpu=max(resources.per_trial.least_gpu, resources.per_prep_worker.gpu),
-        )
-        yield _ClusterSize(cluster.resources.get("CPU", 1.0), cluster.resources.get("GPU", 0.0))
-
-
-@contextmanager
-def _turn(
-    experiment: Experiment, options: Options, paths: RunPaths, reporter: Reporter
-) -> Iterator[Turn | None]:
-    """Wait for the run's turn on a cluster that others use too; a local one has no queue."""
-    if options.address is None:
-        yield None
-        return
-    from orchestrator.cluster.jobs import USER_VARIABLE  # noqa: PLC0415
-    from orchestrator.cluster.queue import GO, YIELD, Answer, Place, Turn  # noqa: PLC0415
-
-    def show(answer: Answer) -> None:
-        if answer.word == GO:
-            paths.pending.unlink(missing_ok=True)
-        elif answer.word == YIELD:
-            reporter.say("a run of a higher priority waits: this one goes on after it")
-        else:
-            write_text(paths.pending, f"{answer.n_ahead} ahead")
-            reporter.say(f"pending: {answer.n_ahead} ahead")
-
-    place = Place(
-        paths.run_id,
-        os.environ.get(USER_VARIABLE) or getpass.getuser(),
-        experiment.spec.resources.priority,
-        time.time(),
-        max_runs=options.max_runs,
-    )
-    with Turn(place, show) as turn:
-        yield turn
-
-
-@contextmanager
 def _metrics(
     experiment: Experiment, plan: Plan, store: Store, ledger: Ledger, progress: _Progress
 ) -> Iterator[None]:
@@ -456,7 +325,7 @@ def _metrics(
         plan.run_id,
         ledger.state,
         n_planned=sum(plan.trials.values()),
-        count_quarantined=lambda: _n_quarantined(progress.outputs),
+        count_quarantined=lambda: n_quarantined(progress.outputs),
         store=store.root,
         n_folds=search.folds if search else None,
     )
@@ -511,110 +380,12 @@ def _run_stages(env: Env, progress: _Progress, turn: Turn | None = None) -> bool
     return not has_failed
 
 
-def _keep_results(paths: RunPaths, outputs: Mapping[str, Any], reporter: Reporter) -> None:
-    """Write the joined files of a run that ended before its report stage wrote them."""
-    if "confirm" not in outputs:
-        return
-    from orchestrator.stages.report import write_joined  # noqa: PLC0415
-
-    try:
-        write_joined(paths, outputs["confirm"], outputs.get("select"), outputs.get("vote"))
-    except OSError as error:
-        reporter.say(f"predictions.parquet and selection.json were not written: {error}")
-
-
 def _failure_note(paths: RunPaths, error: Exception) -> str:
     """Write the traceback to a file, and return a line about the error."""
     paths.error.write_text(traceback.format_exc(), encoding="utf-8")
     is_expected = isinstance(error, UserError | MachineError)
     text = str(error) if is_expected else f"{type(error).__name__}: {error}"
     return f"{text}; details in {paths.error}"
-
-
-def _n_quarantined(outputs: Mapping[str, Output]) -> int:
-    """Count the photos that could not be read or prepared."""
-    samples: set[str] = set()
-    for output in outputs.values():
-        if isinstance(output, Catalog | Prepared):
-            samples |= set(output.quarantined)
-    return len(samples)
-
-
-def _require_weights(experiment: Experiment, *, allow_download: bool) -> None:
-    """Find and verify every weight file before Ray starts; workers download nothing."""
-    from data_prep.weights.cache import fetch_all, require  # noqa: PLC0415
-    from data_prep.weights.registry import WeightsError, known  # noqa: PLC0415
-
-    wanted = set(experiment.backbones())
-    for arm in experiment.arms.values():
-        wanted |= {step.model for step in arm.prep.steps if step.name == "remove_background"}
-        wanted |= {step.detector for step in arm.prep.steps if step.name == "crop_face"}
-    try:
-        for name in sorted(wanted & set(known())):
-            if allow_download:
-                fetch_all([name], allow_unpinned=True)
-            else:
-                require(name)
-        for name in sorted(wanted - set(known())):
-            from data_prep.weights import hub  # noqa: PLC0415 - imports torch and timm
-
-            (hub.fetch if allow_download else hub.require)(name)
-    except WeightsError as error:
-        raise UserError(str(error)) from None
-
-
-def _write_summary(
-    paths: RunPaths, ledger: Ledger, progress: _Progress, state: str, wall_s: float
-) -> None:
-    counts = {"complete": 0, "pruned": 0, "failed": 0}
-    for trial in ledger.state.trials.values():
-        if trial.status:
-            counts[trial.status.lower()] += 1
-    selection = as_record(Selection, paths.read_json("selection"))
-    summary = {
-        "run_id": paths.run_id,
-        "state": state,
-        "stages": {stage.name: progress.outcomes.get(stage.name, "BLOCKED") for stage in STAGES},
-        "trials": counts,
-        "quarantined": _n_quarantined(progress.outputs),
-        "best": best_trial(ledger.state),
-        "members": list(selection.members),
-        "wall_s": round(wall_s, 1),
-    }
-    write_json(paths.summary, summary)
-
-
-def _say_results(paths: RunPaths, reporter: Reporter) -> None:
-    from orchestrator.report.command_text.result_tables import (  # noqa: PLC0415
-        audit_lines,
-        ensemble_lines,
-        render_results,
-    )
-
-    reporter.say("")
-    sys.stdout.write(printable(render_results(paths.root, "table")))
-    sys.stdout.flush()
-    for line in [*ensemble_lines(paths.root), *audit_lines(paths.root)]:
-        reporter.say(escape(line))
-    reporter.say(f"report: {escape(str(paths.report))}")
-
-
-def follow(paths: RunPaths, reporter: Reporter) -> int:
-    """Show a run that another process drives, read-only, until it ends; return its exit code."""
-    seen = 0
-    while True:
-        live = is_live(paths.root)
-        events = read(paths.events)
-        for event in events[seen:]:
-            if isinstance(event, StageEnded):
-                reporter.outcome(event.stage, event.outcome, event.note or "", event.wall_s)
-        seen = len(events)
-        if not live:
-            break
-        time.sleep(_FOLLOW_EVERY_S)
-    state = (paths.read_json("summary") or {}).get("state", "INTERRUPTED")
-    reporter.say(f"run {paths.run_id}: {state}")
-    return {"SUCCEEDED": 0, "INTERRUPTED": INTERRUPTED, "CANCELLED": INTERRUPTED}.get(state, 1)
 
 
 def dump_yaml(value: Any, path: Path) -> None:

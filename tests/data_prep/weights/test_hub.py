@@ -11,7 +11,7 @@ from data_prep.weights import hub
 from data_prep.weights.registry import WeightsError
 from orchestrator.base.errors import UserError
 from orchestrator.planning import stage_keys
-from orchestrator.run.driver import _require_weights
+from orchestrator.run.prerequisites import require_weights
 from orchestrator.spec.load import read
 from trainers.model import WeightsUnavailable, build
 from trainers.settings.model import Model
@@ -111,15 +111,15 @@ def test_a_submit_asks_for_the_backbones_of_variants_and_of_the_space_before_any
     experiment = read(machine / "spec.yaml", check_roots=False)
     assert ["test_efficientnet", "test_resnet", "test_vit"] == experiment.backbones()
     with pytest.raises(UserError, match="weights test_efficientnet: a file was required"):
-        _require_weights(experiment, allow_download=False)
+        require_weights(experiment, allow_download=False)
     arrive(machine, 1)
     with pytest.raises(UserError, match="weights test_resnet: a file was required"):
-        _require_weights(experiment, allow_download=False)
+        require_weights(experiment, allow_download=False)
     with pytest.raises(
         UserError,
         match=r"weights test_resnet: the hub did not give them \(AssertionError: the hub was",
     ):
-        _require_weights(experiment, allow_download=True)
+        require_weights(experiment, allow_download=True)
 
 
 def test_the_recorded_hash_is_part_of_what_a_search_is_known_by(machine):

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from orchestrator.base.console import PhaseSnapshot, Reporter, duration
-from orchestrator.run.driver import follow
+from orchestrator.run.closing import follow
 from orchestrator.store.event_types import StageEnded
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.run_dir import RunPaths

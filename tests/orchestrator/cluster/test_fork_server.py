@@ -18,7 +18,7 @@ from orchestrator.cluster.fork_server import (
     fork,
     start_fork_server,
 )
-from orchestrator.run.driver import LOADED_TO_PREPARE
+from orchestrator.run.cluster_session import LOADED_TO_PREPARE
 from orchestrator.search.trial_process import TRAINING_MODULES
 
 

@@ -11,6 +11,7 @@ from orchestrator.base.console import Reporter
 from orchestrator.cluster.queue import Yielded
 from orchestrator.planning.plan import Plan
 from orchestrator.run import driver, tracking
+from orchestrator.run.cluster_session import ClusterSize
 from orchestrator.store import tables
 from tests.orchestrator.stages.planted import plant_world
 
@@ -37,10 +38,10 @@ def drive(tmp_path, monkeypatch):
     env = world.env
 
     @contextmanager
-    def connect(experiment, options, paths, reporter):
-        yield driver._ClusterSize(1.0, 0.0)
+    def connect_run(*_, insecure):
+        yield ClusterSize(1.0, 0.0)
 
-    monkeypatch.setattr(driver, "_connect", connect)
+    monkeypatch.setattr(driver, "connect_run", connect_run)
     monkeypatch.setattr(driver, "_metrics", lambda *run: nullcontext())
     monkeypatch.setattr(tracking, "start", lambda run: tracking.Tracker(None, run))
 

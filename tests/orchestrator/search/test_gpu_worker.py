@@ -71,7 +71,7 @@ def opened(*args, **kwargs):
 for name in ("_lazy_init", "init", "is_available", "device_count", "current_device"):
     setattr(torch.cuda, name, opened)
 torch._C._cuda_getDeviceCount = opened
-from orchestrator.run.driver import LOADED_TO_PREPARE
+from orchestrator.run.cluster_session import LOADED_TO_PREPARE
 from orchestrator.search.trial_process import TRAINING_MODULES, Child
 to_prepare = [name for names in LOADED_TO_PREPARE.values() for name in names]
 for name in [*to_prepare, *TRAINING_MODULES]:

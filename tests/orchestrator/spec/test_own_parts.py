@@ -13,6 +13,7 @@ from orchestrator.board.actions import Upload
 from orchestrator.board.actions import check as board_check
 from orchestrator.board.run_cache import Hub
 from orchestrator.run import driver
+from orchestrator.run.prerequisites import require_code
 from orchestrator.spec.load import read
 from orchestrator.spec.models import Spec
 from orchestrator.store.artifacts import Store
@@ -80,8 +81,8 @@ def test_a_changed_file_is_another_setting_and_readers_of_a_run_need_no_file(spe
 def test_a_driver_runs_no_code_without_the_option(spec, tmp_path):
     experiment = read(spec, check_roots=False)
     with pytest.raises(SpecError, match="give --allow-code"):
-        driver._require_code(experiment, driver.Options())
-    driver._require_code(experiment, driver.Options(allow_code=True))
+        require_code(experiment, is_allowed=False)
+    require_code(experiment, is_allowed=True)
     paths = RunPaths(tmp_path / "store/runs/own")
     paths.root.mkdir(parents=True)
     shutil.copytree(spec.parent, paths.code, ignore=shutil.ignore_patterns("*.yaml"))
