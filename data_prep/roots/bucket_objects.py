@@ -112,9 +112,10 @@ def listing_of(place: str) -> tuple[Listing, str]:
     return listing, place[len(listed) + 1 :]
 
 
-def forget_listings() -> None:
-    """Let the next look at a bucket list it again."""
+def forget_buckets() -> None:
+    """Let the next look at a bucket list it again, with the keys that the environment has then."""
     _listings.clear()
+    _client.cache_clear()
 
 
 def _list(url: str) -> Listing:

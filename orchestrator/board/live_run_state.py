@@ -44,7 +44,7 @@ from orchestrator.store.fold_means import (
     score_of,
 )
 from orchestrator.store.ledger import LedgerDamaged, Tail, is_live
-from orchestrator.store.ledger_summary import RawReport, raw_report
+from orchestrator.store.ledger_summary import RawReport, decode_reports, raw_report
 from orchestrator.store.run_dir import RunPaths, state_of
 from orchestrator.store.run_files.trials import EpochRow, TrialRow
 
@@ -94,11 +94,15 @@ class LiveTrial:
 
     @property
     def reports(self) -> array[float]:
-        """Return epoch and metrics of all epochs, one after the other."""
-        for line in self.lines.splitlines():
-            fields = json.loads(b"{" + line)
-            self.take(int(fields["epoch"]), fields["metrics"])
+        """Return epoch and metrics of all epochs, one after the other.
+
+        Raises:
+            LedgerDamaged: a report cannot be read; the next call leaves it out, and those after it.
+        """
+        lines = bytes(self.lines)
         self.lines.clear()
+        for event in decode_reports(self.trial_id, lines):
+            self.take(event.epoch, event.metrics)
         return self.decoded
 
     @property
@@ -234,9 +238,7 @@ class LiveRun:
             until = time.monotonic() + budget_s
             while self.n_unread_bytes and self._read_batch() and time.monotonic() < until:
                 pass
-            for trial in self._reporting.values():
-                trial.reports  # noqa: B018 - decodes them: a running trial shows its best epoch
-            self._reporting.clear()
+            self._decode_reports()
             self.is_live = is_live(self.paths.root)
             signature = (self.is_live, self.file_times())
             if signature != self._signature:
@@ -246,6 +248,15 @@ class LiveRun:
             self._next_s = time.monotonic() + pause_s
         finally:
             self.lock.release()
+
+    def _decode_reports(self) -> None:
+        """Decode what running trials have reported, because they show their best epoch."""
+        while self._reporting:
+            _, trial = self._reporting.popitem()
+            try:
+                trial.reports  # noqa: B018 - decodes them
+            except LedgerDamaged as error:
+                self.damage = str(error)
 
     def file_times(self) -> tuple[int, ...]:
         """Return when the result files of the run were written."""

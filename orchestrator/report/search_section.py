@@ -87,12 +87,12 @@ def _front(run: Run) -> View | None:
     return {"plot": plot, "rows": table, "n": len(rows)}
 
 
-def _short_count(number_of: float) -> str:
+def _short_count(count: float) -> str:
     """Return a count such as 3.4M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number_of >= size:
-            return f"{number_of / size:g}{unit}"
-    return f"{number_of:g}"
+        if count >= size:
+            return f"{count / size:g}{unit}"
+    return f"{count:g}"
 
 
 def _axes(run: Run, trials: list[TrialRow]) -> list[charts.Axis]:

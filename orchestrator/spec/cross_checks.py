@@ -14,7 +14,7 @@ from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.photo_listing import require_images, sides, table_of
 from data_prep.config import StemLabel, TestTable
 from data_prep.errors import DataError, MachineError
-from data_prep.roots.bucket_objects import forget_listings
+from data_prep.roots.bucket_objects import forget_buckets
 from data_prep.roots.places import is_file, join
 from data_prep.section_base import identity
 from orchestrator.base.keys import digest
@@ -617,9 +617,10 @@ def values_of(draft: Draft, name: str, path: str, value: Any) -> list[tuple[Any,
 def check_data_roots(draft: Draft, base: Path) -> None:
     """Check that the folders and tables of the data exist; roots are relative to `base`.
 
-    A bucket is listed anew: a notebook may have listed it before photos were added.
+    A bucket is listed anew: a notebook may have listed it before photos were added, or was denied
+    before it had the keys.
     """
-    forget_listings()
+    forget_buckets()
     for side, section in sides(draft.spec.data):
         try:
             require_images(section, base, side)

@@ -204,7 +204,8 @@ class Tail:
         Args:
             at_most_bytes: how much of the file to read, so that a long ledger needs little memory;
                 at least one complete record is read. All by default.
-            shortcut: gives the event of a line without decoding it whole, or None.
+            shortcut: gives the event of a line without decoding it whole, or None. The last line
+                is decoded in any case, because a killed driver may have torn it.
         """
         if not self.path.is_file():
             return []
@@ -214,7 +215,8 @@ class Tail:
             while b"\n" not in raw and (more := file.read(at_most_bytes)):
                 raw += more
         complete = raw[: raw.rfind(b"\n") + 1]
-        parsed = _parse(io.BytesIO(complete), self.path, shortcut, self._n_events)
+        n_before_last = complete.rfind(b"\n", 0, -1) + 1
+        parsed = _parse(io.BytesIO(complete), self.path, shortcut, self._n_events, n_before_last)
         self._n_bytes += parsed.n_bytes
         self._n_events += len(parsed.events)
         return parsed.events
@@ -228,26 +230,40 @@ class _Parsed(NamedTuple):
 
 
 def _parse(
-    file: IO[bytes], path: Path, shortcut: Shortcut | None = None, n_before: int = 0
+    file: IO[bytes],
+    path: Path,
+    shortcut: Shortcut | None = None,
+    n_before: int = 0,
+    n_bytes_before_last: int = 0,
 ) -> _Parsed:
     # without the garbage collector it takes half the time: events are many, and form no cycles
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        return _parse_lines(file, path, shortcut, n_before)
+        return _parse_lines(file, path, shortcut, n_before, n_bytes_before_last)
     finally:
         if was_enabled:
             gc.enable()
 
 
-def _parse_lines(file: IO[bytes], path: Path, shortcut: Shortcut | None, n_before: int) -> _Parsed:
+def _parse_lines(
+    file: IO[bytes],
+    path: Path,
+    shortcut: Shortcut | None,
+    n_before: int,
+    n_bytes_before_last: int,
+) -> _Parsed:
     events: list[Event] = []
     n_bytes = 0
     for line in file:
         if not line.endswith(b"\n"):
             break
         try:
-            event = shortcut(line) if shortcut else None
+            event = None
+            if shortcut is not None:
+                if n_bytes >= n_bytes_before_last:  # the last line may be torn
+                    from_json(json.loads(line))
+                event = shortcut(line)
             events.append(event or from_json(json.loads(line)))
         except ValueError as error:  # no JSON, no UTF-8, or no event
             is_last = b"\n" not in file.read()

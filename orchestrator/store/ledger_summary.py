@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,10 +29,10 @@ from orchestrator.store.ledger import LedgerDamaged, Tail
 
 _BATCH_BYTES = 2**22
 _HEAD = rb'\{"n": \d+, "time": [-+.\de]+, "event": "%s", "trial_id": "([^"\\]+)", '
-_REPORT = re.compile(_HEAD % b"report" + rb'("epoch": [^\n]*\}\})\n')
+_REPORT = re.compile(_HEAD % b"report" + rb'("epoch": [^\r\n]*\}\})\n')
 _RECORD = re.compile(
     rb'\{"n": \d+, "time": [-+.\de]+, "event": '
-    rb'(?:"report", "trial_id": "(?P<reported>[^"\\]+)", (?P<report>"epoch": [^\n]*\}\})'
+    rb'(?:"report", "trial_id": "(?P<reported>[^"\\]+)", (?P<report>"epoch": [^\r\n]*\}\})'
     rb'|"trial_started", "trial_id": "(?P<started>[^"\\]+)", "setting": "(?P<setting>[^"\\]*)", '
     rb'"variant": "(?P<variant>[^"\\]*)", "phase": "(?P<phase>[a-z]+)", '
     rb'"seed": (?P<seed>\d+), "fold": (?P<fold>\d+|null), [^\n]*\}'
@@ -57,6 +58,29 @@ def raw_report(line: bytes) -> RawReport | None:
     return report
 
 
+def decode_reports(trial_id: str, lines: bytes | bytearray) -> Iterator[EpochReported]:
+    """Yield the reports of a trial that were kept as text, one a line.
+
+    Raises:
+        LedgerDamaged: one cannot be read.
+    """
+    head = {"event": EpochReported.record_kind, "trial_id": trial_id}
+    for line in lines.splitlines():
+        try:
+            event = from_json({**head, **json.loads(b"{" + line)})
+        except ValueError as error:
+            raise _damaged(trial_id, "report", error) from None
+        if isinstance(event, EpochReported):
+            yield event
+
+
+def _damaged(trial_id: str, what: str, error: Exception) -> LedgerDamaged:
+    return LedgerDamaged(
+        f"trial {trial_id}: a complete {what} was required, found one that cannot be read "
+        f"({error}); nothing was changed. Restore events.jsonl from a copy"
+    )
+
+
 _TAKEN = EpochReported(trial_id="", epoch=0, metrics={})
 """Stands for a record whose text was taken in."""
 
@@ -79,29 +103,30 @@ class TrialSummary:
         Raises:
             LedgerDamaged: one cannot be read.
         """
-        reports: dict[int, Metrics] = {}
-        head = {"event": EpochReported.record_kind, "trial_id": self.trial_id}
-        for line in self.lines.splitlines():
-            try:
-                event = from_json({**head, **json.loads(b"{" + line)})
-            except ValueError as error:
-                raise LedgerDamaged(
-                    f"trial {self.trial_id}: a complete report was required, found one that cannot "
-                    f"be read ({error}); nothing was changed. Restore events.jsonl from a copy"
-                ) from None
-            if isinstance(event, EpochReported):
-                reports[event.epoch] = event.metrics
-        return reports
+        return {event.epoch: event.metrics for event in decode_reports(self.trial_id, self.lines)}
 
     def best(self) -> Metrics | None:
-        """Return the metrics of its best epoch; None before its first report."""
-        if not self.lines:
-            return None
-        return self.end_metrics() or max(self.reports().values(), key=objective)
+        """Return the metrics of its best epoch; None before its first report.
+
+        Raises:
+            LedgerDamaged: they cannot be read.
+        """
+        return self.end_metrics() or max(self.reports().values(), key=objective, default=None)
 
     def end_metrics(self) -> Metrics | None:
-        """Return the metrics that the record of its end has."""
-        metrics: Metrics | None = json.loads(self.best_text) if self.best_text else None
+        """Return the metrics that the record of its end has.
+
+        Raises:
+            LedgerDamaged: they cannot be read.
+        """
+        if self.best_text is None:
+            return None
+        try:
+            metrics: Metrics | None = json.loads(self.best_text)
+            if metrics:
+                objective(metrics)
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(self.trial_id, "record of its end", error) from None
         return metrics
 
 

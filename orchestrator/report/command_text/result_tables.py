@@ -78,15 +78,18 @@ def trials_view(run: Path) -> list[dict[str, Any]]:
         {name: _finite(value) for name, value in row.items()}
         for row in tables.read(path).to_pylist()
     ]
-    rows.sort(key=lambda row: (-(_row_score(row) or -1.0), row["trial_id"]))
+    rows.sort(key=lambda row: (-_row_score(row), row["trial_id"]))
     rows.sort(key=lambda row: row["phase"] != "search")
     return rows
 
 
-def _row_score(row: Mapping[str, Any]) -> float | None:
-    """Return what the search maximizes, of a row of trials.parquet."""
-    score: float | None = row.get(FOLD_SCORE) or row.get(SCORE) or row[OBJECTIVE]
-    return score
+def _row_score(row: Mapping[str, Any]) -> float:
+    """Return what the search maximizes, of a row of trials.parquet; below all others if it has none."""
+    for name in (FOLD_SCORE, SCORE, OBJECTIVE):
+        score: float | None = row.get(name)
+        if score is not None:
+            return score
+    return -math.inf
 
 
 def render_results(run: Path, form: str) -> str:

@@ -62,7 +62,7 @@ class TrialRow(FileRecord):
 
 
 def searched_settings(trials: Iterable[TrialRow]) -> list[TrialRow]:
-    """Return one row per search trial that has a score; of folds, one per setting with their mean."""
+    """Return one row per search trial; of folds, one per setting that has scores, with their mean."""
     rows = []
     folds: dict[str, list[TrialRow]] = {}
     for trial in trials:
@@ -86,11 +86,19 @@ def searched_settings(trials: Iterable[TrialRow]) -> list[TrialRow]:
 def searched_sizes(trials: Iterable[TrialRow]) -> dict[str, TrialRow]:
     """Return setting -> its row with score and parameters, of settings that are complete.
 
-    Empty where the search aims at the score alone.
+    Of a setting with several trials the best one counts, as it does for finalists. Empty where the
+    search aims at the score alone.
     """
     rows = [row for row in searched_settings(trials) if row.n_params and row.score is not None]
     n_folds = max((row.n_folds for row in rows), default=0)
-    return {row.setting: row for row in rows if row.n_folds == n_folds}
+    best: dict[str, TrialRow] = {}
+    for row in rows:
+        if row.n_folds != n_folds:
+            continue
+        known = best.get(row.setting)
+        if known is None or (row.score or 0.0) > (known.score or 0.0):
+            best[row.setting] = row
+    return best
 
 
 class EpochRow(FileRecord):

@@ -48,18 +48,13 @@ def upload(s3_server, monkeypatch):
         return f"{bucket}/all my/data"
 
     yield copy
-    forget()
+    bucket_objects.forget_buckets()
 
 
 def use(environment, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    forget()
-
-
-def forget():
-    bucket_objects.forget_listings()
-    bucket_objects._client.cache_clear()
+    bucket_objects.forget_buckets()
 
 
 def plant(contest):
@@ -234,7 +229,7 @@ def test_an_object_with_an_empty_part_in_its_name_is_named(s3_server, monkeypatc
         require_images(source(f"s3://{bucket}"), tmp_path, "source")
     with pytest.raises(MachineError, match=r"names of objects without empty parts.*\.\./rows.csv"):
         places.open_binary(places.join(tmp_path, f"s3://{bucket}/data", "../rows.csv"))
-    forget()
+    bucket_objects.forget_buckets()
 
 
 NO_CLIENT = {
@@ -260,11 +255,11 @@ def test_without_the_library_every_look_at_a_bucket_says_what_to_install(monkeyp
         if name.partition(".")[0] == "obstore":
             monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "obstore", None)
-    forget()
+    bucket_objects.forget_buckets()
     for look in (places.is_folder, places.is_file, places.folders_at, places.open_binary):
         with pytest.raises(MachineError, match="pip install 'robust-vote"):
             look("s3://bucket/data")
-    forget()
+    bucket_objects.forget_buckets()
 
 
 REFUSALS = {
@@ -287,7 +282,7 @@ def test_a_bucket_that_refuses_is_one_sentence_before_anything_is_read(name, mon
     assert str(caught.value).startswith("data.source.root: s3://bucket/data")
     assert 1 == len(str(caught.value).splitlines())
     assert "canary" not in str(caught.value)
-    forget()
+    bucket_objects.forget_buckets()
 
 
 def test_a_wrong_address_is_one_sentence(monkeypatch, tmp_path):
@@ -296,7 +291,7 @@ def test_a_wrong_address_is_one_sentence(monkeypatch, tmp_path):
     use({"AWS_ENDPOINT_URL": address, **dict.fromkeys(KEY_NAMES, "a")}, monkeypatch)
     with pytest.raises(DataError, match=f"at {address}, nothing answers there"):
         require_images(source("s3://bucket/data"), tmp_path, "source")
-    forget()
+    bucket_objects.forget_buckets()
 
 
 KEY_NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")

@@ -194,6 +194,21 @@ def test_a_damaged_ledger_costs_its_rest_and_is_told(driver):
     assert ["s-1"] == list(run.trials)
 
 
+def test_a_damaged_report_of_a_running_trial_is_told(driver):
+    driver.start("s-1")
+    driver.report("s-1", 1, 0.5)
+    run = opened(driver)
+    line = (
+        b'{"n": 2, "time": 1.0, "event": "report", "trial_id": "s-1", "epoch": 2, "metrics": {x}}\n'
+    )
+    with (driver.root / "events.jsonl").open("ab") as handle:
+        handle.write(line + b'{"n": 3, "time": 1.0, "event": "repaired", "lost_bytes": 1}\n')
+    again(run)
+    assert "trial s-1: a complete report was required" in run.damage
+    again(run)
+    assert (1, 0.5) == (run.trials["s-1"].n_epochs, run.trials["s-1"].score)
+
+
 def test_reports_of_ended_trials_are_decoded_when_they_are_looked_at(driver):
     for name, scores in (("s-1", (0.2, 0.6, 0.5)), ('s-"2"', (0.1, 0.3))):
         driver.start(name)

@@ -7,6 +7,7 @@ from data_prep.catalog.fingerprint import fingerprint
 from data_prep.roots import bucket_objects
 from orchestrator.cli import main
 from orchestrator.spec.load import read
+from orchestrator.spec.yaml_source import DocumentError
 from tests.s3_server import refusing_server
 
 SPEC = """\
@@ -35,10 +36,8 @@ def test_a_bucket_that_denies_ends_check_with_the_line_and_one_sentence(spec, mo
     with refusing_server(403, "AccessDenied") as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        bucket_objects.forget_listings()
-        bucket_objects._client.cache_clear()
         checked = CliRunner().invoke(main, ["check", str(spec())])
-    bucket_objects._client.cache_clear()
+    bucket_objects.forget_buckets()
     assert 2 == checked.exit_code, checked.output
     assert "s.yaml:3" in checked.output
     assert "data.source.root: s3://bucket/leaves/images: the right to list and read" in (
@@ -47,20 +46,25 @@ def test_a_bucket_that_denies_ends_check_with_the_line_and_one_sentence(spec, mo
     assert "canary" not in checked.output
 
 
-def test_a_photo_that_was_added_since_is_seen_by_the_next_read_in_a_process(
+def test_keys_that_were_set_and_photos_that_were_added_since_count_in_the_next_read_of_a_process(
     spec, s3_server, monkeypatch
 ):
-    for name, value in s3_server.environment.items():
-        monkeypatch.setenv(name, value)
     bucket = s3_server.new_bucket()
     s3_server.put(f"{bucket}/images/dry/1.jpg", b"x")
+    with refusing_server(403, "AccessDenied") as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(DocumentError, match="the bucket denies it"):
+            read(spec(f"s3://{bucket}"))
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
     identities = []
     for number in range(2):
         experiment = read(spec(f"s3://{bucket}"))
         identities.append(fingerprint(experiment.spec.data, experiment.base))
         s3_server.put(f"{bucket}/images/wet/{number}.jpg", b"x")
     assert identities[0] != identities[1]
-    bucket_objects.forget_listings()
+    bucket_objects.forget_buckets()
 
 
 def test_a_url_stays_in_what_resume_reads_and_is_no_part_of_a_key(spec):

@@ -99,10 +99,54 @@ def test_a_torn_end_is_left_out_and_a_damaged_record_is_named_by_its_number(tmp_
     monkeypatch.setattr(ledger_summary, "_BATCH_BYTES", 300)
     with pytest.raises(LedgerDamaged, match="record 21: a complete event was required"):
         summarize(place)
+    monkeypatch.undo()
     started = TrialStarted(trial_id="t", setting="s", variant="v", phase="search", key="k")
     report = {"n": 1, "time": 1.0, "event": "report", "trial_id": "t", "epoch": 1, "metrics": {}}
     report["metrics"] = {"other": 1.0}
-    place.write_text(json.dumps(started.to_json()) + "\n" + json.dumps(report) + "\n")
+    start = json.dumps(started.to_json())
+    place.write_text(f"{start}\n{json.dumps(report)}\n{start}\n")
     with pytest.raises(LedgerDamaged, match=r"trial t: .*val_macro_f1 was required"):
         summarize(place).trials["t"].best()
+    end = TrialEnded(trial_id="t", status="FAILED", metrics={"val_macro_f1": 0.5})
+    events = [started, end.stamped(1, 1.0), started]
+    lines = [json.dumps(event.to_json()) + "\n" for event in events]
+    place.write_text("".join(lines).replace("0.5}", "0.5 5}"))
+    with pytest.raises(LedgerDamaged, match="trial t: a complete record of its end was required"):
+        summarize(place).trials["t"].best()
     assert {} == summarize(tmp_path / "nothing").trials
+
+
+@pytest.mark.parametrize("kind", ["trial_started", "report", "trial_ended"])
+def test_a_last_record_that_no_driver_would_keep_is_left_out(tmp_path, kind):
+    place = tmp_path / "events.jsonl"
+    write(tmp_path)
+    lines = place.read_bytes().splitlines(keepends=True)
+    last = max(number for number, line in enumerate(lines) if kind.encode() in line)
+    torn = b",, ".join(lines[last].rsplit(b", ", 1))  # its text still looks like a record
+    place.write_bytes(b"".join([*lines[:last], torn]))
+    before = replay(read(place)).trials
+    summary = summarize(place)
+    assert len(read(place)) == last
+    assert list(before) == list(summary.trials)
+    for name, trial in before.items():
+        assert (trial.status, trial.reports) == (
+            summary.trials[name].status,
+            summary.trials[name].reports(),
+        )
+
+
+def test_records_of_other_writers_mean_the_same(tmp_path):
+    place = tmp_path / "events.jsonl"
+    write(tmp_path)
+    lines = place.read_text().splitlines()
+    expected = {name: trial.reports() for name, trial in summarize(place).trials.items()}
+    for change in (
+        lambda line: line + "\r",
+        lambda line: line.replace('": ', '":\r'),
+        lambda line: line.replace('"metrics": ', '"metrics":\r'),
+        lambda line: json.dumps(json.loads(line), separators=(",", ":")),
+        lambda line: json.dumps(dict(reversed(json.loads(line).items()))),
+    ):
+        place.write_text("\n".join(map(change, lines)) + "\n", newline="")
+        trials = summarize(place).trials
+        assert expected == {name: trial.reports() for name, trial in trials.items()}

@@ -143,6 +143,17 @@ def test_status_and_runs_link_the_dashboard_of_a_live_run_alone(tmp_path):
     assert page not in "\n".join([*status_lines(status_view(run)), *run_lines(tmp_path)])
 
 
+def test_a_score_of_zero_is_a_score(tmp_path):
+    rows = []
+    for name, score in (("low", -0.1), ("zero", 0.0), ("none", None), ("high", 0.1)):
+        row = dict.fromkeys(tables.trials_schema([], ["val_score"]).names)
+        rows.append({**row, "trial_id": name, "phase": "search", "val_score": score})
+    rows[1]["val_macro_f1"] = 0.9
+    table = tables.from_rows(rows, tables.trials_schema([], ["val_score"]))
+    tables.write(table, tmp_path / "trials.parquet")
+    assert ["high", "zero", "low", "none"] == [row["trial_id"] for row in trials_view(tmp_path)]
+
+
 def test_status_counts_what_runs(tmp_path):
     events = [
         {"event": "run_started", "time": 1.0},

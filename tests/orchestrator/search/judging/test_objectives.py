@@ -18,7 +18,7 @@ from orchestrator.spec.search_space import Search
 from orchestrator.store import tables
 from orchestrator.store.event_types import N_PARAMS, PhaseStarted, RunStarted
 from orchestrator.store.ledger import Ledger, read, replay
-from orchestrator.store.run_files.trials import searched_sizes
+from orchestrator.store.run_files.trials import TrialRow, searched_sizes
 from tests.orchestrator.search import toy
 
 SEARCH = {
@@ -159,6 +159,15 @@ def test_results_list_the_front(run):
     tables.write(table.drop_columns([N_PARAMS]), run / "trials.parquet")
     assert "front" not in json.loads(render_results(run, "json"))
     assert "Pareto" not in render_results(run, "table")
+
+
+def test_of_a_setting_with_several_trials_the_best_one_counts_as_for_finalists():
+    facts = {"phase": "search", "setting": "s", "variant": "a", N_PARAMS: 5.0}
+    rows = []
+    for number, score in enumerate((0.6, 0.8, 0.7)):
+        rows.append(TrialRow(trial_id=f"t{number}", val_macro_f1=score, **facts))
+    assert "t1" == searched_sizes(rows)["s"].trial_id
+    assert "t1" == searched_sizes(reversed(rows))["s"].trial_id
 
 
 def test_the_report_draws_the_front_and_lists_it(run):
