@@ -10,7 +10,11 @@ _NO_LIBRARY = "the package obstore was required, found none; pip install 'robust
 PATIENCE_S = 180.0
 """How long a request is repeated while nothing answers."""
 HURRY_S = 5.0
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AWS_ENDPOINT_URL"),
+    "az": ("AZURE_STORAGE_ENDPOINT",),
+}
+"""Scheme -> variables of the environment with another address than the provider's."""
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 
 
@@ -77,11 +81,9 @@ def refusal_sentence(url: str, answer: str, *, entry: str, rights: str) -> str:
         if any(word in answer for word in refusal.words):
             return f"{url}: {refusal.sentence.format(entry=entry, rights=rights, answer=reason)}"
     if "error sending request" in answer or "timed out" in answer:
-        where = endpoint() or "the provider's address"
-        return (
-            f"{url}: a bucket was required at {where}, nothing answers there; check the network "
-            "and AWS_ENDPOINT_URL"
-        )
+        where = endpoint(url) or "the provider's address"
+        to_check = " and ".join(["the network", *_endpoint_names(url)[-1:]])
+        return f"{url}: a bucket was required at {where}, nothing answers there; check {to_check}"
     return f"{url}: the bucket refused a request: {reason}"
 
 
@@ -89,9 +91,13 @@ def _first_line(answer: str) -> str:
     return answer.partition("\n")[0].partition("Debug source")[0][:300]
 
 
-def endpoint() -> str | None:
-    """Return the address that the environment names instead of the provider's."""
-    for name in _ENDPOINTS:
+def _endpoint_names(url: str) -> tuple[str, ...]:
+    return _ENDPOINTS.get(url.partition("://")[0], ())
+
+
+def endpoint(url: str) -> str | None:
+    """Return the address that the environment names for a URL instead of the provider's."""
+    for name in _endpoint_names(url):
         if os.environ.get(name):
             return os.environ[name]
     return None
@@ -113,7 +119,7 @@ def open_client(url: str, patience_s: float) -> Any:
         return from_url(
             url,
             client_options={
-                "allow_http": (endpoint() or "").startswith("http://"),
+                "allow_http": (endpoint(url) or "").startswith("http://"),
                 "connect_timeout": "5s",
                 "timeout": "120s",
             },

@@ -58,7 +58,6 @@ Folder = dict[str, ObjectFacts | None]
 class Listing:
     """All objects below a folder of a bucket."""
 
-    url: str
     made: float = field(default_factory=time.monotonic)
     folders: dict[str, Folder] = field(default_factory=dict)  # by path below the URL, "" for itself
 
@@ -126,7 +125,7 @@ def _list(url: str) -> Listing:
     def request() -> Listing:
         import obstore  # noqa: PLC0415
 
-        listing = Listing(url)
+        listing = Listing()
         for some in obstore.list(client, prefix or None, chunk_size=_CHUNK):
             for meta in some:
                 if _marks_folder(meta["path"], meta["size"]):

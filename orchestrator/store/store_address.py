@@ -81,8 +81,8 @@ def _cache_of(url: str) -> Path:
 
     parts = urlsplit(require_url(url))
     name = f"{parts.scheme}-{parts.netloc}{quote(parts.path, safe='').replace('%2F', '+')}"
-    if endpoint():
-        name += f"-{hashlib.sha256(str(endpoint()).encode()).hexdigest()[:6]}"
+    if address := endpoint(url):
+        name += f"-{hashlib.sha256(address.encode()).hexdigest()[:6]}"
     home = os.environ.get(CACHE_VARIABLE) or "~/.cache/robust-vote"
     return Path(home).expanduser().absolute() / CACHES / name
 

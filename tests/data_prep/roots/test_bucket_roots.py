@@ -19,7 +19,7 @@ from data_prep.preparation.pool import PrepWorker, real_preparation
 from data_prep.preparation.shard_builder import Assembly, ShardTask
 from data_prep.preparation.shards import shard_name
 from data_prep.roots import bucket_objects, places
-from data_prep.roots.bucket_client import open_client
+from data_prep.roots.bucket_client import open_client, refusal_sentence
 from data_prep.roots.places import require_root
 from tests.data_prep.conftest import AGE, GENDER, MASK, jpeg, write_csv
 from tests.s3_server import free_port, refusing_server
@@ -292,6 +292,20 @@ def test_a_wrong_address_is_one_sentence(monkeypatch, tmp_path):
     with pytest.raises(DataError, match=f"at {address}, nothing answers there"):
         require_images(source("s3://bucket/data"), tmp_path, "source")
     bucket_objects.forget_buckets()
+
+
+def test_the_address_of_one_provider_is_not_told_for_another(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio:9000")
+    monkeypatch.delenv("AZURE_STORAGE_ENDPOINT", raising=False)
+    expected = {
+        "s3": "http://minio:9000, nothing answers there; check the network and AWS_ENDPOINT_URL",
+        "gs": "the provider's address, nothing answers there; check the network",
+        "az": "the provider's address, nothing answers there; check the network and AZURE_STORAGE_ENDPOINT",
+    }
+    for scheme, sentence in expected.items():
+        url = f"{scheme}://bucket/p"
+        said = refusal_sentence(url, "error sending request", entry="the data root", rights="read")
+        assert f"{url}: a bucket was required at {sentence}" == said
 
 
 KEY_NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
