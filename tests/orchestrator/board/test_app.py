@@ -1,5 +1,6 @@
 """The board: every page, what it refuses, and what it asks a run to do."""
 
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from orchestrator.board.app import make_app
 from orchestrator.board.run_cache import Hub
 from orchestrator.search.trial_process import stop_file
 from orchestrator.store.artifacts import Store
+from orchestrator.store.event_types import TrialEnded, TrialStarted
 from tests.orchestrator.board.planted import HOSTILE, LONG, TOKEN, LiveDriver, write_store
 from tests.orchestrator.report.test_report import Page
 
@@ -214,6 +216,26 @@ def test_a_spec_without_problems_shows_its_plan_before_anything_runs(tmp_path, d
     assert "search WOULD_RUN" in plan
     assert not (store.root / "runs").exists()
     assert "Start this run" in plan
+
+
+def test_a_search_that_trains_folds_shows_its_best_setting(live):
+    client, driver = live
+    for setting, fold, score in (("aa", 0, 0.25), ("aa", 1, 0.75), ("bb", 0, 0.875)):
+        name = f"s-{setting}-s0-f{fold}"
+        facts = {"setting": setting, "variant": "base", "phase": "search", "fold": fold}
+        driver.append(TrialStarted(trial_id=name, key="k", **facts))
+        driver.report(name, 1, 0.9)
+        metrics = {"val_macro_f1": 0.9, "fold_score": score}
+        driver.append(TrialEnded(trial_id=name, status="COMPLETE", metrics=metrics))
+    answer = client.get("/runs/live-1")
+    text = words(answer)
+    assert "Best setting in search so far: 0.500, its mean over 2 folds, by aa (base)" in text
+    assert "/runs/live-1/trials?text=aa" in Page(answer.text).values("href")
+    driver.leave()
+    best = {"val_macro_f1": 0.9, "fold_score": 0.5, "n_folds": 2}
+    summary = {"state": "FAILED", "trials": {"complete": 3}, "best": best, "wall_s": 1.0}
+    (driver.root / "summary.json").write_text(json.dumps(summary))
+    assert re.search(r"live-1FAILED–.*0\.5003 complete", words(client.get("/")))
 
 
 def test_hostile_names_are_text(live):
