@@ -209,22 +209,45 @@ def read_index(folder: Path) -> Index:
         ) from None
 
 
+def _present_index(folder: Path) -> Index:
+    """Read index.json before room is made for the rows that it names.
+
+    Raises:
+        ShardError: it cannot be read; a shard is missing, has another size, or more rows than bytes.
+    """
+    index = read_index(folder)
+    for shard in index.shards:
+        path = _existing_path(folder, shard)
+        size_bytes = path.stat().st_size
+        if size_bytes != shard.size_bytes or shard.n_rows > size_bytes:
+            raise ShardError(
+                f"{path}: {shard.n_rows} rows in {shard.size_bytes} bytes were required by {INDEX}, "
+                f"found {size_bytes} bytes; delete {folder} and submit again"
+            )
+    return index
+
+
 def verify_shard(folder: Path, shard: ShardEntry) -> Path:
     """Return the path of a shard of the index whose bytes are what the index says.
 
     Raises:
         ShardError: it is missing or its sha256 differs.
     """
-    path = folder / shard.file
-    if not path.is_file():
-        raise ShardError(
-            f"{path}: required by {INDEX}, found no such file; delete {folder} and submit again"
-        )
+    path = _existing_path(folder, shard)
     sha256 = file_sha256(path)
     if sha256 != shard.sha256:
         raise ShardError(
             f"{path}: sha256 is {sha256[:8]}.., {INDEX} says {shard.sha256[:8]}..; "
             f"delete {folder} and submit again"
+        )
+    return path
+
+
+def _existing_path(folder: Path, shard: ShardEntry) -> Path:
+    path = folder / shard.file
+    if not path.is_file():
+        raise ShardError(
+            f"{path}: required by {INDEX}, found no such file; delete {folder} and submit again"
         )
     return path
 
@@ -261,11 +284,12 @@ class Shards(Sequence[bytes]):
         """Open a folder.
 
         Raises:
-            ShardError: the index is missing or of another format version.
+            ShardError: the index is missing, of another format version, or says of a shard what
+                cannot be.
         """
         self._folder = folder
         self._cache_bytes = cache_bytes
-        self._shards = read_index(folder).shards
+        self._shards = _present_index(folder).shards
         self._starts = [0, *accumulate(shard.n_rows for shard in self._shards)]
         self._kept: OrderedDict[int, pa.Array] = OrderedDict()
         self._kept_bytes = 0
@@ -322,7 +346,7 @@ def memory_map(prepared: Path, out: Path) -> Rows:
     Raises:
         ShardError: a shard, or a photo in it, is not what the index says.
     """
-    index = read_index(prepared)
+    index = _present_index(prepared)
     n_rows = sum(shard.n_rows for shard in index.shards)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "rows.npy"

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import shutil
-import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -103,7 +102,6 @@ def connect(
 
     if address and "://" not in address and address not in _LOCAL_NAMES:
         require_accepted_token(address)
-    on_terminate = signal.getsignal(signal.SIGTERM)
     if not address:
         started = _start_local(
             num_cpus=num_cpus, num_gpus=num_gpus, dashboard=dashboard, may_exit=may_exit
@@ -111,9 +109,6 @@ def connect(
     else:
         started = _attach(address)
     with started as context:
-        if threading.current_thread() is threading.main_thread():
-            # Ray's handler would end the driver with exit code 15
-            signal.signal(signal.SIGTERM, on_terminate)
         node = ray._private.worker._global_node  # noqa: SLF001 - there is no public way
         watch = nullcontext(threading.Event()) if address else watch_servers(node)
         with watch as closing:
@@ -135,7 +130,7 @@ def _attach(address: str) -> Iterator[Any]:
 
     try:
         # Ray would look for 127.0.0.1 at the machine's own address
-        with _loopback_only() if _is_loopback(address) else nullcontext():
+        with _keep_sigterm(), _loopback_only() if _is_loopback(address) else nullcontext():
             context = ray.init(address=address, **_QUIET)
     except Exception as error:  # noqa: BLE001 - Ray raises many kinds; all mean: no cluster
         raise _unreachable(f"the Ray cluster at {address}", error) from None
@@ -173,7 +168,7 @@ def _init_local(
     import ray  # noqa: PLC0415
 
     try:
-        with _loopback_only(), marking(mark), watch_start(may_exit=may_exit):
+        with _keep_sigterm(), _loopback_only(), marking(mark), watch_start(may_exit=may_exit):
             return ray.init(
                 address="local",
                 num_cpus=num_cpus,
@@ -224,6 +219,19 @@ def _loopback_only() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _keep_sigterm() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM while Ray starts; Ray's own ends it with exit code 15."""
+    from ray._private import utils  # noqa: PLC0415 - there is no public way
+
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
 
 
 def _last_line_of_dashboard() -> str:

@@ -99,10 +99,9 @@ class Notes:
         return list(total.values()), facts
 
 
-def fuzz(minutes):
-    """Fuzz every reader in turns until the time is over."""
+def fuzz(minutes, seed):
+    """Fuzz every reader in turns until the time is over; the first turn has this seed."""
     began, n_inputs = time.monotonic(), {}
-    seed = 0
     while time.monotonic() - began < 60 * minutes:
         for reader in inputs.readers():
             inputs.fuzz(reader, 500, seed=seed)
@@ -129,7 +128,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("build/faults"))
     args = parser.parse_args()
     if args.inputs:
-        fuzz(args.inputs)
+        fuzz(args.inputs, args.seed)
         return
     began = time.monotonic()
     notes = Notes(args.out, args.seed)

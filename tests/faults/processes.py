@@ -43,6 +43,7 @@ class Fault:
     codes: tuple[int, ...] = ()  # of the driver; empty: any but 0
     over_after: str | None = None  # the stage after which there is nothing to inject into
     order: float = 0.0  # among the faults of a run: -1 for the beginning, 1 for the end
+    of_ray: bool = False  # a server of Ray dies; a driver that is starting them starts them again
 
 
 @dataclass
@@ -187,8 +188,8 @@ def faults(pause_s=5.0):
         Fault("driver, SIGTERM", f"exit 130, {goes_on}", _signal_driver(signal.SIGTERM), codes=(130,)),
         Fault("driver, Ctrl-C", f"exit 130, {goes_on}", _signal_driver(0, group=True), codes=(130,)),
         Fault("driver, Ctrl-C twice", f"it ends, {goes_on}", _signal_driver(0, times=2, group=True)),
-        Fault("raylet, kill -9", f"it ends, {goes_on}", _signal_process("raylet", kill, 6)),
-        Fault("GCS, kill -9", f"it ends, {goes_on}", _signal_process("GCS", kill, 6)),
+        Fault("raylet, kill -9", f"it ends, {goes_on}", _signal_process("raylet", kill, 6), of_ray=True),
+        Fault("GCS, kill -9", f"it ends, {goes_on}", _signal_process("GCS", kill, 6), of_ray=True),
         inside("preparation worker, kill -9", "its photos go to another one",
                _signal_process("preparation worker", kill, 2, "prepare"), "prepare", -1),
         inside("trial worker, kill -9", f"{again}, its child goes too",
@@ -283,8 +284,10 @@ class Chain:
 
     def _submit(self, left, until):
         """Start a driver and inject what can be; return its exit code."""
+        n_before = len(self.rig.events(StageEnded))
         submit = self.rig.start()
         ending = None
+        starts_anew = False
         try:
             skipped = []
             while left and not submit.has_ended and time.monotonic() < until:
@@ -305,19 +308,22 @@ class Chain:
                          f"{len(self.rig.events())} records")  # fmt: skip
                 if fault.ends_driver:
                     ending = fault
+                    # no stage has ended since: Ray was starting, and a driver starts it again
+                    is_starting = len(self.rig.events(StageEnded)) == n_before
+                    starts_anew = fault.of_ray and is_starting
                     break
             left.extend(skipped)
-            code = submit.end(_QUIT_S if ending else END_S)
-            self._check_end(submit, ending, code)
+            limit_s = _QUIT_S if ending and not starts_anew else END_S
+            code = submit.end(limit_s)
+            self._check_end(submit, ending, code, limit_s)
         finally:
             submit.kill_all()
         self._compare_finished(ending)
         return code
 
-    def _check_end(self, submit, ending, code):
+    def _check_end(self, submit, ending, code, limit_s):
         name = ending.name if ending else None
         if code is None:
-            limit_s = _QUIT_S if ending else END_S
             self.wrong.append((name, f"the driver goes on for more than {limit_s:g} s"))
             return
         if ending and ending.codes and code not in (*ending.codes, 0):  # 0: it was at its end

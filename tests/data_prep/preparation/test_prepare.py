@@ -258,6 +258,23 @@ def test_photos_are_read_in_any_order_and_a_shard_is_checked_when_it_is_first_to
         late[4]
 
 
+@pytest.mark.parametrize(
+    "lie", [{"n_rows": 3_000_000_000}, {"n_rows": 3_000_000_000.0}, {"size_bytes": 10**12}]
+)
+def test_no_room_is_made_for_more_rows_than_a_shard_can_have(tmp_path, lie):
+    write_shard(tmp_path / shard_name(0), [row("s0", (0, 0, 0))])
+    write_index(tmp_path, n_shards=1, size=8, steps=[])
+    index = json.loads((tmp_path / "index.json").read_text())
+    index["shards"][0] |= lie
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    for read in (Shards, lambda folder: memory_map(folder, folder / "rows")):
+        with pytest.raises(
+            ShardError, match=r"shard-00000.parquet: .* were required by index.json"
+        ):
+            read(tmp_path)
+    assert not (tmp_path / "rows").exists()
+
+
 def test_a_transparent_sample_keeps_its_alpha_and_is_decoded_over_black():
     pixels = np.full((8, 8, 4), 200, np.uint8)
     pixels[:4, :, 3] = 0

@@ -1,4 +1,6 @@
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -83,3 +85,35 @@ def test_a_local_cluster_whose_servers_die_while_it_starts_is_started_again(
         with pytest.raises(ServerDied), connection._start_local(**options):
             pass
     assert len(set(tried)) == min(3, n_failures + 1), "a cluster each"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_sigterm_while_ray_starts_is_answered_by_this_process():
+    code = """if True:
+        import os, signal, threading, time
+        import psutil
+        from orchestrator.cluster.connection import connect
+
+        def answer(*_):
+            raise KeyboardInterrupt
+
+        def send():
+            names = []
+            while "raylet" not in names:
+                time.sleep(0.02)
+                names = [child.name() for child in psutil.Process().children(recursive=True)]
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        signal.signal(signal.SIGTERM, answer)
+        threading.Thread(target=send, daemon=True).start()
+        try:
+            with connect(None, num_cpus=1, dashboard=False):
+                print("up")
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (0, "interrupted\n") == (done.returncode, done.stdout), done.stderr
