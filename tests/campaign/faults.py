@@ -49,7 +49,6 @@ NUMBERS = {
     "disk full in confirm": 2,
     "disk full in vote": 1,
     "disk full in report": 1,
-    "store read-only in search": 1,
     "memory limit of a preparation worker": 2,
     "memory limit of a trial": 2,
     "memory limit of the vote": 1,

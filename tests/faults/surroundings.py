@@ -1,4 +1,4 @@
-"""Faults of what surrounds a run: a full or closed disk, little memory, few descriptors, a wrong clock.
+"""Faults of what surrounds a run: a full disk, little memory, few descriptors, a wrong clock.
 
 They are injected into real runs like faults of processes; see `tests/faults/processes.py`.
 """
@@ -71,26 +71,6 @@ def _write_until_full(file):
                 file.write(bytes(size))
 
 
-def _close(stage, longest_s):
-    """Mount the store read-only in the middle of a run."""
-
-    def inject(submit, rng):
-        if not _reach(submit, rng, stage, longest_s):
-            return False
-        command = ["mount", "-o", "remount,ro", submit.rig.store]
-        for _ in range(200):  # it is refused as long as a file is open for writing
-            if not subprocess.run(command, capture_output=True, check=False).returncode:
-                break
-            time.sleep(0.02)
-        else:
-            return False
-        submit.end(_END_S)
-        subprocess.run(["mount", "-o", "remount,rw", submit.rig.store], check=True)
-        return True
-
-    return inject
-
-
 def _limit(kind, stage, what, spare):
     """Let a process have no more of something than it has, and a little."""
     limit = {"memory": resource.RLIMIT_AS, "descriptors": resource.RLIMIT_NOFILE}[what]
@@ -126,7 +106,6 @@ def faults():
     return [
         ending("disk full in prepare", _fill("prepare", 2), -2),
         ending("disk full in search", _fill("search", 4), 0),
-        ending("store read-only in search", _close("search", 4), 0),
         ending("disk full in confirm", _fill("confirm", 3), 1),
         ending("disk full in vote", _fill("vote", 0.3), 2),
         ending("disk full in report", _fill("report", 0.05), 3),
