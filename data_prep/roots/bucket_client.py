@@ -15,6 +15,12 @@ _ENDPOINTS = {
     "az": ("AZURE_STORAGE_ENDPOINT",),
 }
 """Scheme -> variables of the environment with another address than the provider's."""
+_KEYS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_SERVICE_ACCOUNT",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+"""Scheme -> the variables of the environment that hold keys."""
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 
 
@@ -26,7 +32,7 @@ class _Refusal(NamedTuple):
     """What a bucket may answer, and the sentence for it."""
 
     words: tuple[str, ...]  # one of them is in the answer
-    sentence: str  # may name {entry}, {rights} and the {answer}
+    sentence: str  # may name {entry}, {rights}, the {keys} and the {answer}
 
 
 _REFUSALS = (
@@ -47,7 +53,7 @@ _REFUSALS = (
     _Refusal(
         ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403 ", "401 "),
         "the right to {rights} was required, the bucket denies it; check the keys in the "
-        "environment (AWS_ACCESS_KEY_ID and so on) and the bucket's policy",
+        "environment ({keys}) and the bucket's policy",
     ),
     _Refusal(
         ("object with invalid path", "not parse path"),
@@ -56,8 +62,7 @@ _REFUSALS = (
     ),
     _Refusal(
         ("169.254.169.254", "redential"),
-        "keys of the bucket were required, found none; set AWS_ACCESS_KEY_ID and "
-        "AWS_SECRET_ACCESS_KEY, or give this machine a role",
+        "keys of the bucket were required, found none; set {keys}, or give this machine a role",
     ),
 )
 
@@ -77,9 +82,11 @@ def refusal_sentence(url: str, answer: str, *, entry: str, rights: str) -> str:
         rights: what was asked for, such as "read and write".
     """
     reason = _first_line(answer)
+    keys = _KEYS.get(url.partition("://")[0], "its keys")
     for refusal in _REFUSALS:
         if any(word in answer for word in refusal.words):
-            return f"{url}: {refusal.sentence.format(entry=entry, rights=rights, answer=reason)}"
+            sentence = refusal.sentence.format(entry=entry, rights=rights, keys=keys, answer=reason)
+            return f"{url}: {sentence}"
     if "error sending request" in answer or "timed out" in answer:
         where = endpoint(url) or "the provider's address"
         to_check = " and ".join(["the network", *_endpoint_names(url)[-1:]])

@@ -308,6 +308,21 @@ def test_the_address_of_one_provider_is_not_told_for_another(monkeypatch):
         assert f"{url}: a bucket was required at {sentence}" == said
 
 
+@pytest.mark.parametrize(
+    ("scheme", "variable"),
+    [
+        ("s3", "AWS_ACCESS_KEY_ID"),
+        ("gs", "GOOGLE_SERVICE_ACCOUNT"),
+        ("az", "AZURE_STORAGE_ACCOUNT_KEY"),
+    ],
+)
+@pytest.mark.parametrize("answer", ["403 Forbidden", "no credential"])
+def test_the_keys_that_are_told_are_those_of_the_provider(scheme, variable, answer):
+    said = refusal_sentence(f"{scheme}://bucket/p", answer, entry="the data root", rights="read")
+    assert variable in said
+    assert ("AWS" in said) == (scheme == "s3")
+
+
 KEY_NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
