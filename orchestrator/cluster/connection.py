@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -223,15 +224,26 @@ def _loopback_only() -> Iterator[None]:
 
 @contextmanager
 def _keep_sigterm() -> Iterator[None]:
-    """Keep this process's answer to SIGTERM while Ray starts; Ray's own ends it with exit code 15."""
+    """Answer SIGTERM when Ray has started, and as this process answers it.
+
+    Ray's own answer ends it with exit code 15, and an exception in the middle of a start can abort it.
+    """
     from ray._private import utils  # noqa: PLC0415 - there is no public way
 
-    before = utils.set_sigterm_handler
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    set_handler = utils.set_sigterm_handler
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
     utils.set_sigterm_handler = lambda _: None
     try:
         yield
     finally:
-        utils.set_sigterm_handler = before
+        utils.set_sigterm_handler = set_handler
+        signal.signal(signal.SIGTERM, before)
+        if came:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _last_line_of_dashboard() -> str:
