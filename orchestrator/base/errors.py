@@ -6,6 +6,14 @@ INTERRUPTED = 130
 """The exit code of a command that was interrupted, as shells have it."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM.
+
+    Where a `KeyboardInterrupt` itself passed code that `exec` ran, as the makers of data classes do
+    during an import, Python ends by SIGINT afterwards, whatever exit code was asked for.
+    """
+
+
 class UserError(Exception):
     """An error that the user can correct; it says what was required, what was found, what to do.
 

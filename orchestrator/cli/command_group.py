@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from orchestrator import __version__
-from orchestrator.base.errors import INTERRUPTED, UserError
+from orchestrator.base.errors import INTERRUPTED, Interrupted, UserError
 from orchestrator.base.wording import printable
 
 
@@ -56,4 +56,4 @@ def main(*, debug: bool) -> None:
 
 def _interrupt(number: int, frame: Any) -> None:
     del number, frame
-    raise KeyboardInterrupt
+    raise Interrupted

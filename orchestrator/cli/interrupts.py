@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from orchestrator.base.errors import INTERRUPTED
+from orchestrator.base.errors import INTERRUPTED, Interrupted
 
 _LIMIT_S = 45.0  # on a busy machine the end of Ray takes ten
 
@@ -31,7 +31,7 @@ def ending_in_time(limit_s: float = _LIMIT_S) -> Iterator[None]:
         deadline = threading.Timer(limit_s, _end_by_force, [limit_s])
         deadline.daemon = True
         deadline.start()
-        raise KeyboardInterrupt
+        raise Interrupted
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     if before[signal.SIGINT] is signal.SIG_IGN:  # in the background of a shell

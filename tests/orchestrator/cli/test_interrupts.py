@@ -44,7 +44,7 @@ def test_a_quick_clean_up_is_left_alone():
     process = start(before="default_int_handler", sleep_s=60, clean_up_s=0)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
-    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert errors.rstrip().endswith("errors.Interrupted")
     assert "by force" not in errors
 
 
