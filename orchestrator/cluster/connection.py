@@ -117,7 +117,7 @@ def connect(
                 yield _describe(context, local=not address, dashboard=dashboard)
             finally:
                 closing.set()
-                ray.shutdown()
+                _leave()
                 if not address:
                     # a folder per trial, whose content Tune has copied into the run
                     artifacts = Path(node.get_session_dir_path()) / "artifacts"
@@ -181,8 +181,18 @@ def _init_local(
                 **_QUIET,
             )
     except BaseException:
-        ray.shutdown()
+        _leave()
         raise
+
+
+def _leave() -> None:
+    """Leave the cluster; one that was started here ends."""
+    import ray  # noqa: PLC0415
+
+    ray.shutdown()
+    if threading.current_thread() is threading.main_thread():
+        # its C++ part takes the answer of this process to SIGTERM away
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _describe(context: Any, *, local: bool, dashboard: bool) -> Cluster:
@@ -227,6 +237,8 @@ def _keep_sigterm() -> Iterator[None]:
     """Answer SIGTERM when Ray has started, and as this process answers it.
 
     Ray's own answer ends it with exit code 15, and an exception in the middle of a start can abort it.
+    While Ray's C++ part is made, some hundredths of a second, it has an answer of its own, which
+    aborts: then the driver ends as by `kill -9`.
     """
     from ray._private import utils  # noqa: PLC0415 - there is no public way
 

@@ -149,6 +149,7 @@ class Submit:
     def __init__(self, rig):
         self.rig = rig
         self.log = (rig.root / "driver.err").open("ab")
+        self.log_begins = self.log.tell()
         self.driver = psutil.Popen(
             ["env", "--default-signal=INT", *rig.command()],
             cwd=rig.root,
@@ -171,6 +172,10 @@ class Submit:
     @property
     def has_ended(self):
         return self.driver.poll() is not None
+
+    def told(self):
+        """Return what this driver wrote."""
+        return (self.rig.root / "driver.err").read_bytes()[self.log_begins :]
 
     def stages(self):
         """Return the stages that this driver has ended, in their order."""

@@ -112,8 +112,13 @@ def test_sigterm_while_ray_starts_is_answered_by_this_process():
                 print("up")
         except KeyboardInterrupt:
             print("interrupted")
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            print("interrupted after Ray's end")
     """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
-    assert (0, "interrupted\n") == (done.returncode, done.stdout), done.stderr
+    told = "interrupted\ninterrupted after Ray's end\n"
+    assert (0, told) == (done.returncode, done.stdout), done.stderr
