@@ -327,7 +327,8 @@ def load_phase(env: Env, phase: str, key: str) -> bool:
     """Take a finished phase from the store, with its events and its Tune folder.
 
     Returns:
-        False if the store does not have it, or this run has trials of the phase already.
+        False if the store does not have it, if it lost one of its trainings, or if this run has
+        trials of the phase already.
     """
     artifact = env.store.find(phase, key)
     if artifact is None or phase_trials(env, phase):
@@ -336,7 +337,8 @@ def load_phase(env: Env, phase: str, key: str) -> bool:
         env.ledger.append(event)
     shutil.rmtree(env.paths.tune / phase, ignore_errors=True)
     shutil.copytree(artifact.path / "tune", env.paths.tune / phase)
-    return True
+    finished = [trial for trial in phase_trials(env, phase) if trial.status == "COMPLETE"]
+    return all(env.store.has("trial", trial.key) for trial in finished)
 
 
 def save_phase(

@@ -145,6 +145,20 @@ def test_folds_of_the_search_are_those_of_confirm_and_role_val_alone_scores_them
     assert 1 == len(trained)
 
 
+def test_a_training_that_a_kept_search_lost_is_trained_again_and_no_other(tmp_path, trained):
+    env, catalog, dealt, prepared = plant(tmp_path)
+    searched = search.run(env, catalog, dealt, prepared)
+    lost = searched.trials[1]
+    env.store.remove("trial", lost.key)
+    trained.clear()
+    (tmp_path / "again").mkdir()
+    with Ledger(tmp_path / "again") as ledger:
+        second = search.run(replace(env, ledger=ledger), catalog, dealt, prepared)
+    assert [lost.trial_id] == trained
+    assert (SUCCEEDED, searched.ranking) == (second.outcome, second.ranking)
+    assert env.store.has("trial", lost.key)
+
+
 def test_a_fold_without_people_of_role_val_is_refused_before_anything_is_trained(tmp_path, trained):
     env, catalog, dealt, prepared = plant(tmp_path, "data.split.val=0.07")
     with pytest.raises(UserError, match=r"search.folds: photos of role val were required in fold"):
