@@ -22,6 +22,7 @@ from orchestrator.evaluation.predictions import (
 from orchestrator.evaluation.scores_with_intervals import scorer_of
 from orchestrator.report import charts
 from orchestrator.report.load import Run
+from orchestrator.report.scales import Scale
 from orchestrator.spec.claims import Claim, parse
 from orchestrator.spec.score import parse_score
 from orchestrator.store import tables
@@ -133,7 +134,7 @@ def _with_plots(claims: list[ClaimSoFar]) -> list[ClaimSoFar]:
         plot: Any = ""
         if claim.difference is not None:
             test = claim.difference
-            scale = charts.Scale(-reach, reach)
+            scale = Scale(-reach, reach)
             plot = charts.interval(test.low, test.difference, test.high, scale, mark=0.0)
         drawn.append(
             ClaimSoFar(claim.text, claim.n_trainings, claim.n_wanted, claim.difference, plot)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.report import charts
+from orchestrator.report.scales import Scale
 from orchestrator.store.event_types import FOLD_SCORE, OBJECTIVE, SCORE
 from orchestrator.store.run_dir import RunPaths, all_runs, state_of
 from orchestrator.store.run_files.records import as_record
@@ -55,7 +56,7 @@ class RunList:
         ends: list[float | None] = []
         for line in lines:
             ends += [line.score.low, line.score.estimate, line.score.high]
-        scale = charts.Scale.around(ends, 0.02)
+        scale = Scale.around(ends, 0.02)
         drawn = []
         for line in lines:
             score = line.score

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.report import charts
 from orchestrator.report.data_section import BASE64
 from orchestrator.report.load import Run, View
+from orchestrator.report.scales import Scale
 from orchestrator.store.run_files.audit import AuditFacts, Exclusion, Histogram, LabelProbe, LeakGap
 from orchestrator.store.run_files.duplicate_photos import Pictured
 
@@ -86,7 +87,7 @@ def audit(run: Run) -> View:
         "excluded": _excluded(facts),
         "probe": facts.probe,
         "probe_rows": _probe_rows(facts),
-        "probe_axis": charts.scale_axis(charts.Scale(0.0, 1.0)),
+        "probe_axis": charts.scale_axis(Scale(0.0, 1.0)),
     }
 
 
@@ -159,7 +160,7 @@ def _leaks(facts: AuditFacts) -> list[LeakRow]:
     ends: list[float | None] = [0.0]
     for gap in facts.leak_gap.values():
         ends += [gap.low, gap.high]
-    scale = charts.Scale.around(ends, 0.02)
+    scale = Scale.around(ends, 0.02)
     rows = []
     for name, split in facts.variants.items():
         gap = facts.leak_gap.get(name, LeakGap())
@@ -179,7 +180,7 @@ def _excluded(facts: AuditFacts) -> list[ExclusionRow]:
 
 
 def _probe_rows(facts: AuditFacts) -> list[ProbeRow]:
-    scale = charts.Scale(0.0, 1.0)
+    scale = Scale(0.0, 1.0)
     rows = []
     for name, probe in facts.probe.labels.items():
         whole = probe.headline

@@ -6,15 +6,17 @@ Colors are CSS classes, so that light, dark and print need no second drawing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
+
+from orchestrator.report.scales import Frame, Scale
+from orchestrator.report.svg_elements import join, line, rectangle, svg, tag, text
 
 N_COLORS = 8
 """Classes c0..c7 of style.css: the Okabe-Ito palette. Series beyond them repeat it with dashes."""
 
-_TAG = Markup("<{name}{attributes}>{body}</{name}>")
 _TICK_ROOM = 0.2  # of an axis 250 px wide, for a label of five digits
 
 
@@ -48,57 +50,6 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Scale:
-    """The values at the two ends of an axis."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def around(cls, values: Iterable[float | None], room: float) -> Scale | None:
-        """Return the scale of all values that are known, with some room; None where none is."""
-        known = [value for value in values if value is not None]
-        return cls(min(known) - room, max(known) + room) if known else None
-
-    def share(self, value: float) -> float:
-        """Return where a value lies between the ends: 0 at the low one, 1 at the high one."""
-        return (value - self.low) / ((self.high - self.low) or 1.0)
-
-    def ticks(self, n: int) -> list[float]:
-        """Return about `n` round values between the ends."""
-        return nice_ticks(self.low, self.high, n)
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The drawing area of a chart in px: its size and its four margins."""
-
-    width: float
-    height: float
-    left: float
-    right: float
-    top: float
-    bottom: float
-
-    def x(self, share: float) -> float:
-        """Return the place of a share in 0..1 from the left margin to the right one."""
-        return self.left + share * (self.width - self.left - self.right)
-
-    def y(self, share: float) -> float:
-        """Return the place of a share in 0..1 from the bottom margin to the top one."""
-        return self.height - self.bottom - share * (self.height - self.top - self.bottom)
-
-    def grid(self, scale: Scale, n: int = 5) -> list[object]:
-        """Draw horizontal lines with their values at the left."""
-        body: list[object] = []
-        for tick in scale.ticks(n):
-            y = self.y(scale.share(tick))
-            body.append(line(self.left, y, self.width - self.right, y, "grid"))
-            body.append(text(f"{tick:g}", self.left - 6, y + 3.5, anchor="end"))
-        return body
-
-
-@dataclass(frozen=True)
 class Axis:
     """One axis of a parallel plot."""
 
@@ -106,100 +57,6 @@ class Axis:
     positions: list[float | None]  # of every row, in 0..1; None where the axis does not apply
     ticks: list[tuple[float, str]]
     words: bool = False  # categories, not numbers
-
-
-def tag(name: str, body: object = "", **attributes: object) -> Markup:
-    """Build one element.
-
-    Underscores in attribute names become hyphens, a trailing one is dropped.
-    """
-    text = Markup("")
-    for key, value in attributes.items():
-        if value is not None:
-            attribute = key.rstrip("_").replace("_", "-")
-            text += Markup(' {}="{}"').format(attribute, _plain(value))
-    return _TAG.format(
-        name=Markup(name),  # noqa: S704 - names of elements stand in this file
-        attributes=text,
-        body=escape(body),
-    )
-
-
-def line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
-    """Draw a straight line."""
-    return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=style)
-
-
-def text(
-    body: object,
-    x: float,
-    y: float,
-    style: str = "tick",
-    anchor: str | None = None,
-    transform: str | None = None,
-) -> Markup:
-    """Write a text; `anchor` says which of its ends or its middle stands at x."""
-    return tag("text", body, x=x, y=y, class_=style, text_anchor=anchor, transform=transform)
-
-
-def rectangle(
-    x: float, y: float, width: float, height: float, style: str, body: object = "", **more: object
-) -> Markup:
-    """Draw a rectangle."""
-    return tag("rect", body, x=x, y=y, width=width, height=height, class_=style, **more)
-
-
-def join(parts: Sequence[object]) -> Markup:
-    """Join pieces, escaping those that are plain text."""
-    return Markup("").join(escape(part) for part in parts)
-
-
-def svg(
-    width: float, height: float, body: Sequence[object], title: str, *, wide: bool = False
-) -> Markup:
-    """Wrap a drawing with its accessible title."""
-    return tag(
-        "svg",
-        join([tag("title", title), *body]),
-        viewBox=f"0 0 {width:g} {height:g}",
-        width=f"{width:g}",
-        height=f"{height:g}",
-        role="img",
-        aria_label=title,
-        class_="chart wide" if wide else "chart",
-    )
-
-
-def nice_ticks(low: float, high: float, n: int = 5) -> list[float]:
-    """Return about `n` round numbers that cover low..high from inside."""
-    if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
-        return [low]
-    rough = (high - low) / max(1, n)
-    base = 10.0 ** math.floor(math.log10(rough))
-    step = next(base * factor for factor in (1, 2, 2.5, 5, 10) if base * factor >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Return the decimal logarithms of round numbers in 10^low..10^high.
-
-    They are decades, or more numbers of each decade where the range is short.
-    """
-    if high - low >= 2:
-        steps: tuple[float, ...] = (1,)
-    elif high - low >= 0.7:
-        steps = (1, 2, 5)
-    else:
-        steps = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
-    ticks = []
-    for decade in range(math.floor(low), math.floor(high) + 1):
-        for step in steps:
-            tick = math.log10(step) + decade
-            if low - 1e-9 <= tick <= high + 1e-9:
-                ticks.append(tick)
-    return ticks
 
 
 def interval(
@@ -533,9 +390,3 @@ def _padded(low: float, high: float) -> Scale:
 def color_style(index: int) -> str:
     """Return the CSS classes of a series by its number."""
     return f"c{index % N_COLORS}" + (" dashed" if index >= N_COLORS else "")
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:z.2f}".rstrip("0").rstrip(".")
-    return str(value)

@@ -10,6 +10,7 @@ from orchestrator.evaluation.metrics import ClassMetrics, class_metrics
 from orchestrator.evaluation.predictions import Predictions
 from orchestrator.report import charts, confusion_matrices
 from orchestrator.report.load import Run, View
+from orchestrator.report.scales import Scale
 from orchestrator.spec.score import MACRO_F1, parse_score
 from orchestrator.store.run_files.diagnosis import SubgroupScore, are_many
 from orchestrator.store.run_files.gallery import GalleryPhoto
@@ -46,9 +47,9 @@ def subgroups(run: Run) -> View:
     ends: list[float | None] = []
     for item in ensemble.subgroups:
         ends += [item.headline.low, item.headline.estimate, item.headline.high]
-    scale = charts.Scale.around(ends, 0.02)
+    scale = Scale.around(ends, 0.02)
     if scale is not None:
-        scale = charts.Scale(max(0.0, scale.low), min(1.0, scale.high))
+        scale = Scale(max(0.0, scale.low), min(1.0, scale.high))
     rows = []
     columns: set[str] = set()
     recalls = []

@@ -12,6 +12,7 @@ from orchestrator.evaluation.hypotheses import needs_text
 from orchestrator.report import charts
 from orchestrator.report.diagnosis_section import rare_class
 from orchestrator.report.load import Run, View
+from orchestrator.report.scales import Scale
 from orchestrator.spec.score import parse_score
 from orchestrator.store.event_types import DriverStarted, Event
 from orchestrator.store.run_files.hypotheses import Hypothesis
@@ -195,17 +196,17 @@ def _worse_than_guessing(
     )
 
 
-def _score_scale(*scores: Score | None) -> charts.Scale | None:
+def _score_scale(*scores: Score | None) -> Scale | None:
     """Return the common scale of the headline's intervals, within 0 and 1."""
     ends: list[float | None] = []
     for score in scores:
         if score is not None:
             ends += [score.low, score.estimate, score.high]
-    scale = charts.Scale.around(ends, 0.05)
-    return scale and charts.Scale(max(0.0, scale.low), min(1.0, scale.high))
+    scale = Scale.around(ends, 0.05)
+    return scale and Scale(max(0.0, scale.low), min(1.0, scale.high))
 
 
-def _score_plot(score: Score | None, scale: charts.Scale | None) -> object:
+def _score_plot(score: Score | None, scale: Scale | None) -> object:
     score = score or _NO_SCORE
     return charts.interval(score.low, score.estimate, score.high, scale, width=300, strong=True)
 
@@ -251,7 +252,7 @@ def hypotheses(run: Run) -> View:
         known = (verdict.low, verdict.difference, verdict.high)
         ends += [abs(end) for end in known if end is not None]
     reach = 1.1 * max(ends, default=0.0) or 0.1
-    scale = charts.Scale(-reach, reach)
+    scale = Scale(-reach, reach)
     rows = []
     for verdict in verdicts:
         plot = charts.interval(
@@ -315,12 +316,12 @@ def selection(run: Run) -> View:
     }
 
 
-def _candidate_scale(candidates: tuple[Candidate, ...]) -> charts.Scale | None:
+def _candidate_scale(candidates: tuple[Candidate, ...]) -> Scale | None:
     ends: list[float | None] = []
     for candidate in candidates:
         ends += [candidate.low, candidate.score, candidate.high]
-    tight = charts.Scale.around(ends, 0.0)
+    tight = Scale.around(ends, 0.0)
     if tight is None:
         return None
     room = 0.05 * (tight.high - tight.low) + 0.005
-    return charts.Scale(tight.low - room, tight.high + room)
+    return Scale(tight.low - room, tight.high + room)

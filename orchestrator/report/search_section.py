@@ -10,6 +10,7 @@ import numpy as np
 from orchestrator.report import charts
 from orchestrator.report.load import Run, View
 from orchestrator.report.models_section import by_score, legend, settings_text, variant_colors
+from orchestrator.report.scales import Scale, log_ticks
 from orchestrator.store.run_files.records import number
 from orchestrator.store.run_files.trials import TrialRow, searched_settings, searched_sizes
 
@@ -73,7 +74,7 @@ def _front(run: Run) -> View | None:
     if axis is not None:
         colors = variant_colors(tuple(rows.values()))
         room = 0.06 * (max(scores.values()) - min(scores.values())) or 0.05
-        scale = charts.Scale(min(scores.values()) - room, max(scores.values()) + room)
+        scale = Scale(min(scores.values()) - room, max(scores.values()) + room)
         points = {}
         for setting, position in zip(settings, axis.positions, strict=True):
             row = rows[setting]
@@ -124,11 +125,11 @@ def _axis(name: str, values: list[Any], *, log: bool) -> charts.Axis | None:
 def _number_axis(name: str, values: list[float | None], *, log: bool) -> charts.Axis | None:
     convert = math.log10 if log else float
     converted = [None if value is None else convert(value) for value in values]
-    scale = charts.Scale.around(converted, 0.0)
+    scale = Scale.around(converted, 0.0)
     if scale is None or scale.high <= scale.low:
         return None
     ticks = []
-    for tick in charts.log_ticks(scale.low, scale.high) if log else scale.ticks(5):
+    for tick in log_ticks(scale.low, scale.high) if log else scale.ticks(5):
         ticks.append((scale.share(tick), f"{10**tick:.4g}" if log else f"{tick:g}"))
     positions = [None if value is None else scale.share(value) for value in converted]
     return charts.Axis(name, positions, ticks)
@@ -152,7 +153,7 @@ def _parallel(
 def _slices(axes: list[charts.Axis], trials: list[TrialRow], scores: list[float]) -> list[object]:
     """Draw score against each setting."""
     room = 0.06 * (max(scores) - min(scores)) or 0.05
-    scale = charts.Scale(min(scores) - room, max(scores) + room)
+    scale = Scale(min(scores) - room, max(scores) + room)
     colors = variant_colors(tuple(trials))
     plots: list[object] = []
     for axis in axes[:_MAX_SLICES]:

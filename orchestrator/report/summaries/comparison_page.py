@@ -13,6 +13,7 @@ from orchestrator.report import charts
 from orchestrator.report.load import Run, load
 from orchestrator.report.page import draw, fill
 from orchestrator.report.result_section import Head, head, headline
+from orchestrator.report.scales import Scale
 from orchestrator.store.run_files.hypotheses import Hypothesis
 from orchestrator.store.run_files.scores import Score
 
@@ -78,7 +79,7 @@ def _rows(runs: Sequence[Run]) -> tuple[list[RunRow], object]:
         score = headline(run)
         if score is not None:
             ends += [score.low, score.estimate, score.high]
-    scale = charts.Scale.around(ends, 0.02)
+    scale = Scale.around(ends, 0.02)
     rows = []
     for run in runs:
         score = headline(run)

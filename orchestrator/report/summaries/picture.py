@@ -7,10 +7,11 @@ from importlib.resources import files
 
 from markupsafe import Markup
 
-from orchestrator.report import charts
+from orchestrator.report import charts, svg_elements
 from orchestrator.report.load import Run
 from orchestrator.report.page import num, visible
 from orchestrator.report.result_section import head, headline
+from orchestrator.report.scales import Scale
 from orchestrator.store.run_files.scores import Score
 
 _WIDTH = 760.0
@@ -39,13 +40,13 @@ def picture(run: Run) -> str:
     ends: list[float | None] = []
     for row in rows:
         ends += [row.score.low, row.score.estimate, row.score.high]
-    scale = charts.Scale.around(ends, 0.02)
+    scale = Scale.around(ends, 0.02)
     height = _TOP + _ROW * len(rows) + 46
     facts = head(run)
     body: list[object] = [
-        charts.rectangle(0, 0, _WIDTH, height, "paper"),
-        charts.text(visible(facts.name), _NAME_X, 30, "name"),
-        charts.text(_what(run), _NAME_X, 52, "tick"),
+        svg_elements.rectangle(0, 0, _WIDTH, height, "paper"),
+        svg_elements.text(visible(facts.name), _NAME_X, 30, "name"),
+        svg_elements.text(_what(run), _NAME_X, 52, "tick"),
     ]
     for number, row in enumerate(rows):
         score = row.score
@@ -63,16 +64,16 @@ def picture(run: Run) -> str:
         if score.low is not None and score.high is not None:
             value += f" ({num(score.low)} to {num(score.high)})"
         body += [
-            charts.text(name, _NAME_X, y + 14, "axis"),
-            charts.tag("g", plot, transform=f"translate({_PLOT_X:g} {y:g})"),
-            charts.text(value, _VALUE_X, y + 14, "axis"),
+            svg_elements.text(name, _NAME_X, y + 14, "axis"),
+            svg_elements.tag("g", plot, transform=f"translate({_PLOT_X:g} {y:g})"),
+            svg_elements.text(value, _VALUE_X, y + 14, "axis"),
         ]
     foot = _TOP + _ROW * len(rows)
     axis = charts.scale_axis(scale, _PLOT_WIDTH)
-    body.append(charts.tag("g", axis, transform=f"translate({_PLOT_X:g} {foot:g})"))
+    body.append(svg_elements.tag("g", axis, transform=f"translate({_PLOT_X:g} {foot:g})"))
     if not rows:
-        body.append(charts.text("no score yet", _NAME_X, _TOP + 14, "axis"))
-    drawing = charts.svg(_WIDTH, height, [_style(), *body], f"Result of {facts.run_id}")
+        body.append(svg_elements.text("no score yet", _NAME_X, _TOP + 14, "axis"))
+    drawing = svg_elements.svg(_WIDTH, height, [_style(), *body], f"Result of {facts.run_id}")
     return str(drawing).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
 
 

@@ -559,15 +559,6 @@ def test_association_is_one_where_a_setting_decides_and_near_zero_where_not():
     assert association([0.5] * 4, [1.0, 2.0, 3.0, 4.0]) is None
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(0.0, 1.0), (-0.07, 0.07), (1.0, 1.0), (0.512, 0.537), (3, 20000)]
-)
-def test_ticks_are_few_and_inside(low, high):
-    ticks = charts.nice_ticks(low, high, 5)
-    assert 1 <= len(ticks) <= 7
-    assert all(low <= tick <= high for tick in ticks)
-
-
 def test_two_builds_of_one_run_are_equal(run, html):
     assert html == build(run).read_text(encoding="utf-8")
 
