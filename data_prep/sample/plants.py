@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from data_prep.sample.portrait import RGB, rng_for
+from data_prep.sample.canvas import RGB
+from data_prep.sample.person import rng_for
 
 STATES = ("healthy", "rust", "spots")
 MIN_PLANTS = 15

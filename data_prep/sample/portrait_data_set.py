@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.sample.portrait import Person, draw, make_person
+from data_prep.sample.person import Person, make_person
+from data_prep.sample.portrait import draw
 
 PHOTOS = ("incorrect_mask", "mask1", "mask2", "mask3", "mask4", "mask5", "normal")
 TRUTH = "truth.parquet"
