@@ -107,9 +107,17 @@ class Lease:
     def is_ours(self) -> bool:
         """Return True if the last write was ours after all: its answer may have been lost."""
         try:
-            content = self.bucket.read(self.name)
+            return self.is_ours_in(self.bucket)
         except BucketError:
             return True
+
+    def is_ours_in(self, bucket: Bucket) -> bool:
+        """Return True if the last write was ours, as the bucket says within its patience.
+
+        Raises:
+            BucketError: it does not answer, so nobody knows.
+        """
+        content = bucket.read(self.name)
         if content is None or _facts(content).get("holder") != self._holder:
             return False
         self._version = content.version

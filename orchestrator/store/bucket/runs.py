@@ -244,11 +244,10 @@ class RunMirror:
         for thread in self._threads:
             thread.join()
         try:
-            self._is_lost = self._is_lost or not self.lease.is_ours()
-            if not self._is_lost:
-                self._send_events()
-                self._send_files()
-                self._join_segments()
+            self._is_lost = self._is_lost or not self.lease.is_ours_in(self._bucket)
+            self._send_events()
+            self._send_files()
+            self._join_segments()
         except BucketError as error:
             raise BucketError(
                 f"{error}. The run's files are in {self.run}; the same command sends the rest"
@@ -315,6 +314,8 @@ class RunMirror:
 
     def _send_files(self) -> None:
         """Send files that are new or changed."""
+        if self._is_lost:  # those of the driver that took the run over stay
+            return
         new = {}
         for path in self.run.rglob("*"):
             name = path.relative_to(self.run).as_posix()
@@ -340,7 +341,7 @@ class RunMirror:
     def _join_segments(self) -> None:
         """Make one object of the segments."""
         place = self.run / EVENTS
-        if not place.is_file():
+        if self._is_lost or not place.is_file():
             return
         self._bucket.upload(place, f"{self.prefix}/{EVENTS}")
         self.index.n_event_bytes = place.stat().st_size

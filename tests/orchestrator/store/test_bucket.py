@@ -374,6 +374,59 @@ def test_a_driver_that_was_taken_over_cannot_write_and_its_successor_goes_on(mac
     assert not (run / "summary.json").exists()
 
 
+def test_a_driver_taken_over_while_the_bucket_was_out_of_reach_leaves_all_to_its_successor(
+    machine, monkeypatch
+):
+    monkeypatch.setattr("orchestrator.store.bucket.runs.os.kill", lambda *_: None)
+    here = machine("a")
+    run = start(here)
+    first = here.driving(run)
+    first.__enter__()
+    with Ledger(run) as ledger:
+        ledger.append(RunStarted(run_id=run.name), commit=True)
+        first._send_events()
+        forget_process(first.lease)
+        first._closed.set()  # it hangs
+        first._wake.set()
+        for thread in first._threads:
+            thread.join()
+        here.bucket.delete([first.lease.name])  # as if its time had passed
+        there = machine("b")
+        run_there = start(there)
+        with there.driving(run_there), Ledger(run_there) as successor:
+            successor.append(RunEnded(state="CANCELLED"), commit=True)
+            (run_there / "summary.json").write_text('{"state": "CANCELLED"}')
+        ledger.append(RunEnded(state="FAILED"), commit=True)
+        (run / "summary.json").write_text('{"state": "FAILED"}')
+
+    def refuse(_):
+        raise BucketError("nothing answers there")
+
+    # a hurried request fails yet; one with patience gets its answer
+    monkeypatch.setattr(first.lease.bucket, "read", refuse)
+    with pytest.raises(UserError, match="another driver has taken it over"):
+        first.__exit__()
+    there.runs.pull(run_there)
+    assert "CANCELLED" == read(run_there / "events.jsonl")[-1].state
+    assert "CANCELLED" in (run_there / "summary.json").read_text()
+
+
+def test_a_driver_that_was_taken_over_sends_no_files_any_more(machine, monkeypatch):
+    monkeypatch.setattr("orchestrator.store.bucket.runs.os.kill", lambda *_: None)
+    store = machine("a")
+    run = start(store)
+    mirror = store.driving(run)
+    on_commit = mirror.__enter__()
+    mirror.lease.on_lost()
+    (run / "summary.json").write_text('{"state": "INTERRUPTED"}')  # as a driver that is ended
+    on_commit()
+    while mirror._wake.is_set():
+        time.sleep(0.05)
+    with pytest.raises(UserError, match="another driver has taken it over"):
+        mirror.__exit__()
+    assert [] == store.bucket.objects("runs")
+
+
 DRIVER = """
     import sys, time
     from pathlib import Path
