@@ -201,7 +201,7 @@ class BucketStore(Store):
 
     # -- other machines -------------------------------------------------------------------------
     def lock(self, kind: str, name: str) -> Lock:
-        return Lease(self._hurried, f"{_LOCKS}/{kind}/{name.strip('.')}")
+        return Lease(self._hurried, f"{_LOCKS}/{kind}/{name.strip('.')}", patient=self.bucket)
 
     def place_of(self, path: str) -> Path:
         from orchestrator.store.store_address import CACHES  # noqa: PLC0415

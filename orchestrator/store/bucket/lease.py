@@ -36,8 +36,9 @@ def _nothing() -> None:
 class Lease:
     """A lease on a name of a bucket; `acquire` and `release` are those of a `FileLock`."""
 
-    bucket: Bucket
+    bucket: Bucket  # hurried: renewals are repeated anyway
     name: str
+    patient: Bucket | None = None  # to take it with, where a bucket that is gone is waited for
     time_s: float = TIME_S
     on_lost: Callable[[], None] = _nothing  # called when another one has taken it over
     _holder: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -55,6 +56,7 @@ class Lease:
 
         Raises:
             filelock.Timeout: somebody else holds it.
+            BucketError: the bucket refuses, or does not answer.
         """
         from filelock import Timeout  # noqa: PLC0415
 
@@ -69,10 +71,11 @@ class Lease:
 
     def _take(self) -> bool:
         """Create the lease or take a dead one over; return False while somebody holds it."""
-        self._version = self.bucket.create(self.name, self._text())
+        bucket = self.patient or self.bucket
+        self._version = bucket.create(self.name, self._text())
         if self._version is not None:
             return True
-        content = self.bucket.read(self.name)
+        content = bucket.read(self.name)
         if content is None:
             return False
         if _facts(content).get("holder") == self._holder:  # written, and the answer was lost
@@ -83,7 +86,7 @@ class Lease:
                 return False
             time.sleep(self.time_s / _RENEWALS * 1.3)
         try:
-            self._version = self.bucket.replace(self.name, self._text(), content.version)
+            self._version = bucket.replace(self.name, self._text(), content.version)
         except Lost:
             return False
         return True

@@ -239,6 +239,20 @@ def test_a_lease_whose_answer_was_lost_is_held_by_who_wrote_it(machine, monkeypa
     assert [] == bucket.objects("locks")
 
 
+def test_a_lock_of_the_store_waits_for_a_server_that_is_gone_for_a_while(machine, s3_server):
+    store = machine("a")
+    store.find("thing", KEY)
+    s3_server.line.cut()
+    mended = threading.Timer(2.0, s3_server.line.mend)
+    mended.start()
+    lock = store.lock("thing", "a")
+    try:
+        lock.acquire(timeout=0)
+    finally:
+        mended.join()
+    lock.release()
+
+
 def forget_process(lease):
     """Let a lease be of another machine's process that is heard of no more."""
     lease._released.set()
