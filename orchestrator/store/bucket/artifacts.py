@@ -251,8 +251,9 @@ class BucketStore(Store):
         cached = []
         for manifest in self.root.glob(f"*/*/{MANIFEST}"):
             home = manifest.parent
-            n_bytes = sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
-            cached.append(_Cached(home.stat().st_mtime, n_bytes, home))
+            with suppress(FileNotFoundError):  # another process drops it at the same time
+                n_bytes = sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
+                cached.append(_Cached(home.stat().st_mtime, n_bytes, home))
         excess = sum(each.n_bytes for each in cached) - limit_bytes
         for each in sorted(cached):
             if excess <= 0 or time.time() - each.used < _KEPT_S:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -128,6 +129,25 @@ def test_the_cache_drops_what_was_unused_for_longest_and_fetches_it_again(machin
         path.parent.name for path in store.root.glob("thing/*/manifest.json")
     }
     assert 1000 == len(machine("a").get("thing", "o" * 64).file("file.txt").read_text())
+
+
+def test_two_processes_may_drop_from_one_cache_at_the_same_time(machine, monkeypatch):
+    store = machine("a")
+    for key in ("o" * 64, "n" * 64):
+        make(store, key=key)
+        old = time.time() - 10_000
+        os.utime(store.root / "thing" / key, (old, old))
+    glob = Path.glob
+
+    def glob_and_drop(path, pattern):
+        for manifest in glob(path, pattern):
+            if manifest.parent.name == "o" * 64:  # another process is faster
+                shutil.rmtree(manifest.parent)
+            yield manifest
+
+    monkeypatch.setattr(Path, "glob", glob_and_drop)
+    store.trim(0)
+    assert [] == list(store.root.rglob("file.txt"))
 
 
 def test_a_process_that_looks_while_another_one_publishes_leaves_its_files_alone(
