@@ -121,9 +121,18 @@ class BucketStore(Store):
             try:
                 missing = [each for each in wanted if not _is_here(artifact, each)]
                 list(in_parallel(lambda each: self._fetch_file(artifact, each), missing))
+                self._keep_again(artifact)
             finally:
                 lock.release()
             self._trim()
+
+    def _keep_again(self, artifact: Artifact) -> None:
+        """Put the manifest beside files that came back after they were dropped: `trim` looks for it."""
+        kind, key = artifact.kind, artifact.key
+        if not (self.root / kind / key / MANIFEST).is_file():
+            content = self.bucket.read(f"{kind}/{key}/{MANIFEST}")
+            if content is not None:
+                self._keep(kind, key, content.data)
 
     def _fetch_file(self, artifact: Artifact, name: str) -> None:
         place = artifact.folder / name

@@ -131,6 +131,19 @@ def test_the_cache_drops_what_was_unused_for_longest_and_fetches_it_again(machin
     assert 1000 == len(machine("a").get("thing", "o" * 64).file("file.txt").read_text())
 
 
+def test_what_came_back_after_it_was_dropped_counts_and_is_dropped_again(machine):
+    make(machine("a"))
+    store = machine("b")
+    found = store.get("thing", KEY)
+    home = store.root / "thing" / KEY
+    old = time.time() - 10_000
+    for _ in range(2):
+        assert "x" == found.file("file.txt").read_text()
+        os.utime(home, (old, old))
+        store.trim(0)
+        assert not home.exists()
+
+
 def test_two_processes_may_drop_from_one_cache_at_the_same_time(machine, monkeypatch):
     store = machine("a")
     for key in ("o" * 64, "n" * 64):
