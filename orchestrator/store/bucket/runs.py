@@ -35,6 +35,7 @@ _SMALL = {
     "selection.json",
     "trials.parquet",
     "error.txt",
+    "control/pending",
     EVENTS,
 }
 """What `runs`, `plan` and a later search read of all runs."""
@@ -268,7 +269,7 @@ class RunMirror:
 
     def _send_now_and_then(self) -> None:
         while not self._closed.is_set():
-            self._wake.wait()
+            self._wake.wait(_FILES_EVERY_S)  # a run that waits for its turn commits nothing
             self._wake.clear()
             try:
                 self._send_events()
@@ -313,7 +314,7 @@ class RunMirror:
         self.index.write()
 
     def _send_files(self) -> None:
-        """Send files that are new or changed."""
+        """Send files that are new or changed; of those that are shown, take back what has gone."""
         if self._is_lost:  # those of the driver that took the run over stay
             return
         new = {}
@@ -327,6 +328,10 @@ class RunMirror:
                 if self._sent.get(name) != mark:
                     new[name] = mark
 
+        gone = [name for name in _SHOWN & self._sent.keys() if not (self.run / name).is_file()]
+        if not new and not gone:
+            return
+
         def send(name: str) -> None:
             with contextlib.suppress(FileNotFoundError):  # it was a draft
                 version = self._bucket.upload(self.run / name, f"{self.prefix}/{name}")
@@ -336,6 +341,10 @@ class RunMirror:
         last = [name for name in new if name == "summary.json"]  # it says that the rest is there
         list(in_parallel(send, [name for name in new if name not in last]))
         list(in_parallel(send, last))
+        self._bucket.delete(f"{self.prefix}/{name}" for name in gone)
+        for name in gone:
+            del self._sent[name]
+            self.index.versions.pop(name, None)
         self.index.write()
 
     def _join_segments(self) -> None:

@@ -391,6 +391,36 @@ def test_a_folder_that_vanishes_while_it_is_listed_does_not_end_the_mirror(machi
             time.sleep(0.05)
 
 
+def test_a_run_that_waits_for_its_turn_is_shown_as_pending_elsewhere_until_its_turn_comes(
+    machine, monkeypatch
+):
+    monkeypatch.setattr("orchestrator.store.bucket.runs._FILES_EVERY_S", 0.1)
+    store = machine("a")
+    run = start(store)
+    pending = run / "control/pending"
+    name = f"runs/{run.name}/control/pending"
+
+    def wait_until(is_there):
+        deadline = time.monotonic() + 20
+        while store.bucket.exists(name) != is_there:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    with store.driving(run) as on_commit:
+        on_commit()
+        time.sleep(1.5)  # what that commit calls for is sent
+        pending.parent.mkdir()
+        pending.write_text("2 ahead")
+        wait_until(True)
+        there = machine("b")
+        there.runs.pull_all()
+        assert (there.root / "runs" / run.name / "control/pending").is_file()
+        pending.unlink()
+        wait_until(False)
+        there.runs.pull_all()
+        assert not (there.root / "runs" / run.name / "control/pending").exists()
+
+
 def test_a_driver_that_was_taken_over_cannot_write_and_its_successor_goes_on(machine, monkeypatch):
     monkeypatch.setattr("orchestrator.store.bucket.runs.os.kill", lambda *_: None)
     here = machine("a")
