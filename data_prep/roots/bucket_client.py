@@ -89,7 +89,8 @@ def refusal_sentence(url: str, answer: str, *, entry: str, rights: str) -> str:
             return f"{url}: {sentence}"
     if "error sending request" in answer or "timed out" in answer:
         where = endpoint(url) or "the provider's address"
-        to_check = " and ".join(["the network", *_endpoint_names(url)[-1:]])
+        names = _set_names(url) or _endpoint_names(url)[-1:]
+        to_check = " and ".join(["the network", *names[:1]])
         return f"{url}: a bucket was required at {where}, nothing answers there; check {to_check}"
     return f"{url}: the bucket refused a request: {reason}"
 
@@ -102,12 +103,14 @@ def _endpoint_names(url: str) -> tuple[str, ...]:
     return _ENDPOINTS.get(url.partition("://")[0], ())
 
 
+def _set_names(url: str) -> list[str]:
+    return [name for name in _endpoint_names(url) if os.environ.get(name)]
+
+
 def endpoint(url: str) -> str | None:
     """Return the address that the environment names for a URL instead of the provider's."""
-    for name in _endpoint_names(url):
-        if os.environ.get(name):
-            return os.environ[name]
-    return None
+    names = _set_names(url)
+    return os.environ[names[0]] if names else None
 
 
 def open_client(url: str, patience_s: float) -> Any:

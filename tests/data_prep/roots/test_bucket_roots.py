@@ -308,6 +308,17 @@ def test_the_address_of_one_provider_is_not_told_for_another(monkeypatch):
         assert f"{url}: a bucket was required at {sentence}" == said
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AWS_ENDPOINT_URL"])
+def test_the_variable_to_check_is_the_one_that_named_the_address(name, monkeypatch):
+    for each in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, "http://minio:9000")
+    said = refusal_sentence("s3://b/p", "timed out", entry="the data root", rights="read")
+    assert said.endswith(
+        f"at http://minio:9000, nothing answers there; check the network and {name}"
+    )
+
+
 @pytest.mark.parametrize(
     ("scheme", "variable"),
     [
