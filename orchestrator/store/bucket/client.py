@@ -204,8 +204,14 @@ class Bucket:
             some = wanted[start : start + 1000]
             try:
                 self._ask(partial(obstore.delete, self._client, some))
-            except FileNotFoundError:
-                continue
+            except FileNotFoundError:  # some providers leave the rest then
+                list(in_parallel(self._delete_one, some))
+
+    def _delete_one(self, name: str) -> None:
+        import obstore  # noqa: PLC0415
+
+        with suppress(FileNotFoundError):
+            self._ask(lambda: obstore.delete(self._client, name))
 
     def objects(self, folder: str) -> list[Stored]:
         """Return all objects below a folder, in the order of their names."""

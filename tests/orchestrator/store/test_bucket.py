@@ -245,6 +245,18 @@ def test_a_large_object_comes_in_parts_of_one_version(machine, monkeypatch, tmp_
     assert b"another one" == (tmp_path / "large").read_bytes()
 
 
+def test_an_object_that_is_gone_already_keeps_no_other_one_from_being_deleted(machine, tmp_path):
+    from obstore.store import LocalStore
+
+    bucket = machine("a").bucket
+    bucket._client = LocalStore(tmp_path)  # as Google's, it stops at what is gone
+    names = [f"thing/{number:02d}" for number in range(40)]
+    for name in names:
+        bucket.write(name, b"x")
+    bucket.delete(["thing/gone", *names])
+    assert [] == bucket.objects("thing")
+
+
 def test_a_lease_is_held_by_one_renewed_and_free_again(machine):
     bucket = machine("a").bucket
     first = Lease(bucket, "locks/a", time_s=0.8)
