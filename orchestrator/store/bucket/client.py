@@ -214,7 +214,11 @@ class Bucket:
             self._ask(lambda: obstore.delete(self._client, name))
 
     def objects(self, folder: str) -> list[Stored]:
-        """Return all objects below a folder, in the order of their names."""
+        """Return all objects below a folder, in the order of their names.
+
+        The empty objects that consoles write for folders are left out: the library takes the slash
+        from the end of their names, so they would look like files.
+        """
         import obstore  # noqa: PLC0415
 
         def request() -> list[Stored]:
@@ -223,7 +227,7 @@ class Bucket:
                 for meta in some:
                     time = meta["last_modified"].timestamp()
                     stored.append(Stored(meta["path"], meta["size"], time, meta["e_tag"] or ""))
-            return sorted(stored, key=lambda each: each.name)
+            return _without_marks(folder, sorted(stored, key=lambda each: each.name))
 
         return self._ask(request)
 
@@ -291,6 +295,17 @@ def require_url(url: str) -> str:
         wanted = ", ".join(f"{scheme}://BUCKET/PREFIX" for scheme in SCHEMES)
         raise SpecError(f"--store {url}: a folder or {wanted} was required")
     return url.rstrip("/")
+
+
+def _without_marks(folder: str, stored: list[Stored]) -> list[Stored]:
+    """Leave out an empty object that has the name of the folder, or of one with objects in it."""
+    folders = {folder}
+    for each in stored:
+        above = each.name.rpartition("/")[0]
+        while above and above not in folders:
+            folders.add(above)
+            above = above.rpartition("/")[0]
+    return [each for each in stored if each.size_bytes or each.name not in folders]
 
 
 def _plain(answer: Mapping[str, str | None]) -> dict[str, str]:

@@ -380,6 +380,23 @@ def test_a_ledger_goes_up_at_commits_and_a_second_driver_is_refused(machine):
     assert not is_live(seen.root)
 
 
+def test_what_consoles_write_for_a_folder_is_no_file_of_a_run_and_no_artifact(machine, s3_server):
+    store = machine("a")
+    make(store)
+    run = start(store)
+    store.bucket.write(f"runs/{run.name}/logs/t.log", b"x")
+    store.runs.request(run, "cancel")
+    for folder in ("runs", f"runs/{run.name}", f"runs/{run.name}/logs", "thing", f"thing/{KEY}"):
+        s3_server.put(f"{machine.url.removeprefix('s3://')}/{folder}/")
+    there = machine("b")
+    there.runs.pull_all()
+    there.runs.pull(there.root / "runs" / run.name)
+    assert b"x" == (there.root / "runs" / run.name / "logs/t.log").read_bytes()
+    assert [KEY] == list(there.sizes("thing"))
+    control = there.bucket.objects(f"runs/{run.name}/control")
+    assert [f"runs/{run.name}/control/cancel"] == [each.name for each in control]
+
+
 def test_a_folder_that_vanishes_while_it_is_listed_does_not_end_the_mirror(machine, monkeypatch):
     from orchestrator.store.bucket import runs
 
