@@ -123,7 +123,10 @@ class Runs:
         if len(before) < start:
             start = 0
             before = b""
-        data = before + self.read_events(run, events, start)
+        added = self.read_events(run, events, start)
+        if not added:  # joined or deleted since it was listed; the next look tells
+            return
+        data = before + added
         modified = max(stored.modified for stored in events.values())
         with atomic_path(place) as beside:
             beside.write_bytes(data)
@@ -135,7 +138,8 @@ class Runs:
         data = b""
         prefix = self.prefix_of(run)
         if EVENTS in events and events[EVENTS].size_bytes > start:
-            data = self.bucket.read_from(f"{prefix}/{EVENTS}", start)
+            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+                data = self.bucket.read_from(f"{prefix}/{EVENTS}", start)
         wanted = []
         for name in sorted(events.keys() - {EVENTS}):
             if _start_of(name) >= start + len(data):

@@ -397,6 +397,24 @@ def test_what_consoles_write_for_a_folder_is_no_file_of_a_run_and_no_artifact(ma
     assert [f"runs/{run.name}/control/cancel"] == [each.name for each in control]
 
 
+def test_a_run_that_is_deleted_after_it_was_listed_keeps_no_other_one_from_coming(
+    machine, monkeypatch
+):
+    store = machine("a")
+    for run in ("deleted", "kept"):
+        store.bucket.write(f"runs/{run}/events.jsonl", b"{}\n")
+    objects = Bucket.objects
+
+    def list_and_delete(bucket, folder):
+        listed = objects(bucket, folder)
+        store.bucket.delete(["runs/deleted/events.jsonl"])
+        return listed
+
+    monkeypatch.setattr(Bucket, "objects", list_and_delete)
+    store.runs.pull_all()
+    assert (store.root / "runs/kept/events.jsonl").read_bytes() == b"{}\n"
+
+
 def test_a_folder_that_vanishes_while_it_is_listed_does_not_end_the_mirror(machine, monkeypatch):
     from orchestrator.store.bucket import runs
 
