@@ -294,6 +294,15 @@ def require_url(url: str) -> str:
     if parts.scheme not in SCHEMES or not parts.netloc:
         wanted = ", ".join(f"{scheme}://BUCKET/PREFIX" for scheme in SCHEMES)
         raise SpecError(f"--store {url}: a folder or {wanted} was required")
+    if "#" in url:
+        raise SpecError(
+            f"--store {url}: a URL without '#' was required, found '#' in it, and what follows would "
+            "be left out; choose another prefix"
+        )
+    if not {".", ".."}.isdisjoint(parts.path.split("/")):
+        raise SpecError(
+            f"--store {url}: names without `.` and `..` were required, found one; write out the prefix"
+        )
     return url.rstrip("/")
 
 

@@ -666,6 +666,8 @@ def test_a_store_without_an_account_is_one_sentence(monkeypatch):
         ("s3://key:canary@bucket/p", "a URL without keys was required"),
         ("ftp://host/p", r"a folder or s3://BUCKET/PREFIX.* was required"),
         ("s3://", "a folder or s3://"),
+        ("s3://bucket/team#1", r"found '#' in it, and what follows would be left out"),
+        ("s3://bucket/a/../b", r"names without `\.` and `\.\.` were required"),
     ],
 )
 def test_another_url_is_refused_and_its_keys_are_not_repeated(url, sentence):
