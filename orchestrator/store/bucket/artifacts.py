@@ -267,6 +267,8 @@ class BucketStore(Store):
         for each in sorted(cached):
             if excess <= 0 or time.time() - each.used < _KEPT_S:
                 return
+            if _used(each.home) > each.used:  # since it was measured
+                continue
             shutil.rmtree(each.home, ignore_errors=True)
             excess -= each.n_bytes
 
@@ -277,6 +279,14 @@ class _Cached(NamedTuple):
     used: float  # seconds since 1970
     n_bytes: int
     home: Path
+
+
+def _used(home: Path) -> float:
+    """Return when an artifact of the cache was last used; 0 where another process has dropped it."""
+    try:
+        return home.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _is_here(artifact: Artifact, name: str) -> bool:

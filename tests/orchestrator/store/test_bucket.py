@@ -163,6 +163,23 @@ def test_two_processes_may_drop_from_one_cache_at_the_same_time(machine, monkeyp
     assert [] == list(store.root.rglob("file.txt"))
 
 
+def test_what_is_used_while_a_full_cache_is_measured_stays(machine, monkeypatch):
+    store = machine("a")
+    make(store)
+    home = store.root / "thing" / KEY
+    old = time.time() - 10_000
+    os.utime(home, (old, old))
+    glob = Path.glob
+
+    def glob_and_use(path, pattern):
+        yield from glob(path, pattern)
+        os.utime(home)  # another process opens it
+
+    monkeypatch.setattr(Path, "glob", glob_and_use)
+    store.trim(0)
+    assert home.is_dir()
+
+
 def test_a_process_that_looks_while_another_one_publishes_leaves_its_files_alone(
     machine, monkeypatch
 ):
