@@ -186,8 +186,26 @@ def _is_of_dead_process(content: Content) -> bool:
     if facts.get("space") != _process_space():
         return False
     try:
-        process = psutil.Process(int(facts["pid"]))
-        is_same = abs(process.create_time() - float(facts["began"])) < 1
-    except (KeyError, TypeError, ValueError, psutil.Error):
+        pid = int(facts["pid"])
+        began = float(facts["began"])
+    except (KeyError, TypeError, ValueError):
         return True
-    return not is_same or process.status() == psutil.STATUS_ZOMBIE
+    try:
+        process = psutil.Process(pid)
+        is_same = abs(process.create_time() - began) < 1
+        return not is_same or process.status() == psutil.STATUS_ZOMBIE
+    except (ValueError, OverflowError):  # no pid
+        return True
+    except psutil.Error:
+        return not _is_hidden(pid)
+
+
+def _is_hidden(pid: int) -> bool:
+    """Return True for a process of another user, which the system may not show (hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        pass
+    return False

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from filelock import Timeout
 
@@ -356,6 +357,28 @@ def test_a_clock_that_is_ahead_takes_no_live_lease(machine, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: real() + 600)
     with pytest.raises(Timeout):
         Lease(bucket, "locks/a", time_s=1.0).acquire(timeout=0)
+    first.release()
+
+
+def test_a_lease_of_another_users_process_that_the_system_hides_is_not_taken(machine, monkeypatch):
+    bucket = machine("a").bucket
+    first = Lease(bucket, "locks/a", time_s=30.0)
+    first.acquire()
+
+    def hide(pid=None):
+        if pid is None:
+            return process()
+        raise psutil.NoSuchProcess(pid)  # as where /proc is mounted with hidepid=2
+
+    def forbid(*_):
+        raise PermissionError
+
+    process = psutil.Process
+    monkeypatch.setattr(psutil, "Process", hide)
+    with monkeypatch.context() as others:
+        others.setattr(os, "kill", forbid)
+        with pytest.raises(Timeout):
+            Lease(bucket, "locks/a", time_s=30.0).acquire(timeout=0)
     first.release()
 
 
