@@ -288,7 +288,7 @@ class RunMirror:
         """Bring requests to this driver that other machines have left."""
         folder = f"{self.prefix}/control"
         while not self._closed.wait(_LOOK_EVERY_S):
-            with contextlib.suppress(BucketError):
+            with contextlib.suppress(BucketError, OSError):  # OSError: a full disk, or a new folder
                 for stored in self._requests.objects(folder):
                     place = self.run / "control" / stored.name.rpartition("/")[2]
                     if f"control/{place.name}" not in _SHOWN and place.parent.is_dir():

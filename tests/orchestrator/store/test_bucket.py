@@ -508,6 +508,29 @@ def test_a_run_that_waits_for_its_turn_is_shown_as_pending_elsewhere_until_its_t
         assert not (there.root / "runs" / run.name / "control/pending").exists()
 
 
+def test_a_request_that_could_not_be_left_at_once_reaches_the_driver_later(machine, monkeypatch):
+    monkeypatch.setattr("orchestrator.store.bucket.runs._LOOK_EVERY_S", 0.1)
+    store = machine("a")
+    run = start(store)
+    (run / "control").mkdir()
+    touch = Path.touch
+    tried = []
+
+    def fail_once(path, *how):
+        tried.append(path)
+        if len(tried) == 1:
+            raise OSError(28, "No space left on device")
+        touch(path, *how)
+
+    monkeypatch.setattr(Path, "touch", fail_once)
+    with store.driving(run):
+        store.runs.request(run, "cancel")
+        deadline = time.monotonic() + 10
+        while not (run / "control/cancel").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def test_a_driver_that_was_taken_over_cannot_write_and_its_successor_goes_on(machine, monkeypatch):
     monkeypatch.setattr("orchestrator.store.bucket.runs.os.kill", lambda *_: None)
     here = machine("a")
