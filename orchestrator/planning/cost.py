@@ -15,6 +15,20 @@ _CARD = "an NVIDIA H200"
 _CARD_RATES = {("efficientnet_b4", 380): 632.0, ("tf_efficientnet_lite0", 224): 3962.0}
 """Samples a second by backbone and photo size: bf16, batch 32, policy basic, recorded steps, one
 trial at a time (2026-11-27)."""
+_GIGA_MACS = {
+    "efficientnet_b0": 0.385,
+    "efficientnet_b1": 0.568,
+    "efficientnet_b2": 0.658,
+    "efficientnet_b3": 0.961,
+    "efficientnet_b4": 1.5,
+    "tf_efficientnet_lite0": 0.384,
+    "tf_efficientnet_lite1": 0.501,
+    "tf_efficientnet_lite2": 0.575,
+    "resnet18": 1.81,
+    "resnet50": 4.09,
+    "densenet121": 2.83,
+}
+"""Multiply-adds of the forward pass for one photo of 224 px, in 10^9; they grow with the photo's area."""
 _N_NEWEST = 50  # trials; reading all of ten thousand manifests would take seconds
 
 
@@ -68,30 +82,56 @@ def gpu_hours(experiment: Experiment, n_trials: int, n_photos: int | None) -> st
         n_photos: that a training learns from at most; None where they are not counted yet.
 
     Returns:
-        A sentence, None where a variant's backbone and photo size were not measured.
+        A sentence, None where a variant's backbone was not measured, nor its multiply-adds are known.
     """
     if not experiment.spec.resources.per_trial.gpu:
         return None
-    seconds = []  # of a training on one photo
+    rates = []  # of each arm: at least and at most so many samples a second
+    epochs = []
+    guessed = set()
     for arm in experiment.arms.values():
-        rate = _CARD_RATES.get((arm.train.model.backbone_text, arm.prep.size))
-        epochs = _epochs(arm.train.duration)
-        if rate is None or not epochs:
+        backbone = arm.train.model.backbone_text
+        rate = _CARD_RATES.get((backbone, arm.prep.size))
+        if rate is None:
+            guessed.add(backbone)
+        arm_rates = (rate, rate) if rate else _guessed_rates(backbone, arm.prep.size)
+        n_epochs = _epochs(arm.train.duration)
+        if arm_rates is None or not n_epochs:
             return None
-        seconds.append(epochs / rate)
-    hours = n_trials * statistics.mean(seconds) * (n_photos or 1000) / 3600
+        rates.append(arm_rates)
+        epochs.append(n_epochs)
+
+    def hours(bound: int) -> str:
+        seconds = [n / arm_rates[bound] for n, arm_rates in zip(epochs, rates, strict=True)]
+        return f"{n_trials * statistics.mean(seconds) * (n_photos or 1000) / 3600:.1f}"
+
     photos = "a thousand photos" if n_photos is None else f"{n_photos} photos"
-    rates = sorted(
-        {
-            _CARD_RATES[arm.train.model.backbone_text, arm.prep.size]
-            for arm in experiment.arms.values()
-        }
-    )
-    measured = " and ".join(f"{rate:g}" for rate in rates)
+    what = f"{n_trials} trainings on {photos} take at most about"
+    if guessed:
+        return (
+            f"{what} {hours(1)} to {hours(0)} GPU hours on {_CARD}, guessed from the multiply-adds of "
+            f"{', '.join(sorted(guessed))} and of measured backbones; frozen backbones take less"
+        )
+    measured = " and ".join(f"{rate:g}" for rate in sorted({rate for rate, _ in rates}))
     return (
-        f"{n_trials} trainings on {photos} take at most about {hours:.1f} GPU hours on {_CARD}, "
+        f"{what} {hours(0)} GPU hours on {_CARD}, "
         f"where {measured} samples a second were measured; frozen backbones take less"
     )
+
+
+def _guessed_rates(backbone: str, size: int) -> tuple[float, float] | None:
+    """Return the samples a second of the slowest and the fastest measured backbone at equal work.
+
+    Returns:
+        None for a backbone whose multiply-adds are not known here.
+    """
+    if backbone not in _GIGA_MACS:
+        return None
+    work = _GIGA_MACS[backbone] * size**2
+    rates = []
+    for (measured, measured_size), rate in _CARD_RATES.items():
+        rates.append(rate * _GIGA_MACS[measured] * measured_size**2 / work)
+    return min(rates), max(rates)
 
 
 def _epochs(duration: str) -> int:

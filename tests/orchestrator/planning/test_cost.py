@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,17 @@ def test_the_contest_s_own_settings_cost_gpu_hours_on_a_measured_card(experiment
     assert "on an NVIDIA H200, where 632 samples a second were measured" in told
     assert "on a thousand photos" in gpu_hours(full, 56, None)
     assert gpu_hours(experiment, 17, 1000) is None  # on CPUs
+
+
+def test_backbones_that_were_not_measured_cost_what_their_multiply_adds_let_guess(experiment):
+    full = read(SPEC.parent / "contest/backbones.yaml", check_roots=False)
+    told = gpu_hours(full, 91, 18_900)
+    low, high = map(float, re.search(r"about ([0-9.]+) to ([0-9.]+) GPU hours", told).groups())
+    measured = 91 * 30 * 18_900 / 632 / 3600  # were all of them efficientnet_b4
+    assert low < high < 2 * measured
+    assert "guessed from the multiply-adds of densenet121, efficientnet_b0," in told
+    assert "efficientnet_b4" not in told
+    own = read(
+        SPEC.parent / "contest/full.yaml", ["train.model.backbone=convnext_tiny"], check_roots=False
+    )
+    assert gpu_hours(own, 56, 18_900) is None
