@@ -112,12 +112,15 @@ def _as_yaml(value: Any) -> str:
 def jobs_of(table: str) -> list[Job]:
     """Return the submits of a table.
 
-    It is one for most. Heads have a second one, in which model A answers the test photos alone, and
-    ensembles have one per policy and set of seeds. These train nothing anew.
+    It is one for most. Heads have two more: in one, model A answers the test photos alone, in the
+    other the mean over a person's photos answers gender and age. Ensembles have one per policy and
+    set of seeds. These train nothing anew.
     """
     changes = changes_of(table)
     if table == "heads":
-        return [Job(table, "", changes), Job(table, "A", (*changes, "select={policy: [A]}"))]
+        alone = (*changes, "select={policy: [A]}")
+        mean = (*changes, "vote={group_mean: [gender, age]}")
+        return [Job(table, "", changes), Job(table, "A", alone), Job(table, "mean", mean)]
     if table != "ensembles":
         return [Job(table, "", changes)]
     jobs = []
@@ -157,16 +160,22 @@ def run_job(job: Job, store: Path) -> Record:
     return record
 
 
-def read_records(store: Path) -> list[Record]:
-    """Return what the finished submits took; of two for one job the later."""
+def read_all_records(store: Path) -> list[Record]:
+    """Return what the finished submits took, in their order."""
     path = store / _RECORDS
-    records = {}
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    records = []
     for line in lines:
         facts = json.loads(line)
         record = Record(**{**facts, "changes": tuple(facts["changes"])})
         if RunPaths(store / "runs" / record.run_id).summary.is_file():
-            records[record.table, record.label] = record
+            records.append(record)
+    return records
+
+
+def read_records(store: Path) -> list[Record]:
+    """Return the finished submits; of two for one job the later."""
+    records = {(record.table, record.label): record for record in read_all_records(store)}
     return list(records.values())
 
 
