@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from trainers.finetuning.layers import layer_numbers
 from trainers.model import Classifier
-from trainers.settings.finetuning import Gradual, HeadFirst, Unfreeze
+from trainers.settings.finetuning import Gradual, HeadFirst, Unfreeze, Upper
 
 
 class Unfreezing:
@@ -58,4 +60,6 @@ class Unfreezing:
             return n_stages if epoch <= self._config.epochs else 0
         if isinstance(self._config, Gradual):
             return max(0, n_stages - (epoch - 1) // self._config.every)
+        if isinstance(self._config, Upper):
+            return n_stages - math.ceil(self._config.share * n_stages)
         return 0

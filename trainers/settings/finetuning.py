@@ -47,4 +47,17 @@ class Gradual(Section):
     """Epochs between two stages. Stages are timm's; those that still rest are in eval mode."""
 
 
-Unfreeze = Annotated[Annotated[HeadFirst | Gradual, Field(discriminator="name")], BARE_NAME]
+class Upper(Section):
+    """The head and the upper stages of the backbone; the stages below them stay as they were pretrained.
+
+    They are in eval mode and have no backward pass, so that a step costs less.
+    """
+
+    name: Literal["upper"] = "upper"
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the backbone's stages that train, from the last one on; rounded up. Stages are timm's."""
+
+
+Unfreeze = Annotated[
+    Annotated[HeadFirst | Gradual | Upper, Field(discriminator="name")], BARE_NAME
+]

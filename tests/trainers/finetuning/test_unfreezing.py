@@ -65,3 +65,19 @@ def test_statistics_of_a_stage_that_rests_stay_and_those_of_the_others_move():
     moved = {name for name, value in model.named_buffers() if not torch.equal(before[name], value)}
     assert "backbone.bn1.running_mean" not in moved
     assert "backbone.bn2.running_mean" in moved
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_lower_stages_never_train_and_have_no_backward_pass(backbone):
+    model = classifier(backbone)
+    stages = unfreezing(model, {"name": "upper", "share": 0.5})
+    assert [True, False, False] == [stages.enter(epoch) for epoch in (1, 2, 20)]
+    names = [f"backbone.{name}" for name, _ in model.backbone.named_parameters()]
+    assert names[0] in resting(model)
+    assert names[-1] not in resting(model)
+    assert not any(name.startswith("head.") for name in resting(model))
+    model.train()
+    logits = model(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8))
+    sum(values.square().sum() for values in logits.values()).backward()
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert not with_gradient & resting(model)
