@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.base.errors import UserError
+from orchestrator.base.wording import counted
 from orchestrator.planning.run_environment import Env, Scope
 from orchestrator.planning.stage import CACHED, SUCCEEDED, Found
 from orchestrator.planning.stage_keys import prepare_keys, search_key, study_families
@@ -19,9 +20,14 @@ from orchestrator.stages.split import Split
 from orchestrator.store.fold_means import fold_means, fold_trainings
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from orchestrator.search.trial import TrialSpec
     from orchestrator.stages.trial_phase import Ranked, Trainings
     from orchestrator.store.ledger import TrialRecord
+
+_ENOUGH_GROUPS = 30
+"""A fold that fewer groups score says little of a setting."""
 
 
 @dataclass(frozen=True)
@@ -140,17 +146,36 @@ class FoldScorer:
         Raises:
             UserError: one has none.
         """
-        from data_prep.split import rows_of_seed  # noqa: PLC0415
-
         self.env = trainings.env
         self.samples = set.intersection(*val_samples(trainings.split).values())
+        self.n_groups = _ENOUGH_GROUPS
+        """Of the fold that the fewest groups score; no more than are enough."""
         for variant, table in trainings.split.folds.items():
             for step in steps:
-                rows = rows_of_seed(table, step.seed)
-                folds = zip(rows["sample_id"].to_pylist(), rows["fold"].to_pylist(), strict=True)
-                held_out = {sample for sample, fold in folds if fold == step.fold}
-                if held_out.isdisjoint(self.samples):
+                scoring = self._groups_that_score(table, step)
+                if not scoring:
                     raise self._nothing_to_score(f"fold {step.fold} of seed {step.seed}", variant)
+                self.n_groups = min(self.n_groups, len(scoring))
+
+    def _groups_that_score(self, table: pa.Table, step: FoldStep) -> set[str]:
+        """Return the groups of a held-out fold that have samples of role val."""
+        from data_prep.split import rows_of_seed  # noqa: PLC0415
+
+        rows = rows_of_seed(table, step.seed).select(["sample_id", "fold", "group"]).to_pylist()
+        groups = set()
+        for row in rows:
+            if row["fold"] == step.fold and row["sample_id"] in self.samples:
+                groups.add(row["group"])
+        return groups
+
+    def caution(self) -> str | None:
+        """Return what is to be said of folds that few groups score; None where there are enough."""
+        if self.n_groups >= _ENOUGH_GROUPS:
+            return None
+        return (
+            f"search.folds: a fold is scored by as few as {counted(self.n_groups, 'group')} of role val, so "
+            "the scores of settings are rough; raise data.split.val for finer ones"
+        )
 
     def _nothing_to_score(self, where: str, variant: str) -> UserError:
         return UserError(
@@ -228,6 +253,8 @@ def _train(trainings: Trainings) -> None:
     search = spec.search or Search(trials=1)
     steps = search.fold_steps(spec.confirm)
     scorer = FoldScorer(trainings, steps) if steps else None
+    if scorer is not None and (caution := scorer.caution()):
+        trainings.env.console.say(f"  {caution}")
 
     def measure(trial: TrialSpec) -> dict[str, float]:
         metrics = {}

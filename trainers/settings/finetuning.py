@@ -58,6 +58,4 @@ class Upper(Section):
     """Share of the backbone's stages that train, from the last one on; rounded up. Stages are timm's."""
 
 
-Unfreeze = Annotated[
-    Annotated[HeadFirst | Gradual | Upper, Field(discriminator="name")], BARE_NAME
-]
+Unfreeze = Annotated[Annotated[HeadFirst | Gradual | Upper, Field(discriminator="name")], BARE_NAME]

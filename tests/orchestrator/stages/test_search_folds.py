@@ -166,6 +166,19 @@ def test_a_fold_without_people_of_role_val_is_refused_before_anything_is_trained
     assert not trained
 
 
+def test_a_fold_that_few_people_score_is_named_before_anything_is_trained(
+    tmp_path, trained, monkeypatch
+):
+    env, *made = plant(tmp_path)
+    said = []
+    monkeypatch.setattr(env.console, "say", lambda text: said.append((text, list(trained))))
+    search.run(env, *made)
+    text, before = said[0]
+    assert "search.folds: a fold is scored by as few as" in text
+    assert "groups of role val" in text
+    assert [] == before
+
+
 def test_keys_change_where_folds_are_used_and_nowhere_else():
     def keys(*changes):
         experiment = read(SMOKE, [*CHANGES, *changes], check_roots=False)
