@@ -31,17 +31,20 @@ class Column:
     is_number: bool = False
 
 
+_SCORE = Column("score", "score", lambda trial: trial.score, is_number=True)
 _COLUMNS = (
     Column("trial", "trial", lambda trial: trial.trial_id),
     Column("variant", "variant", lambda trial: trial.variant),
     Column("phase", "phase", lambda trial: trial.phase),
     Column("status", "status", lambda trial: trial.status),
-    Column("score", "score", lambda trial: trial.score, is_number=True),
+    _SCORE,
     Column("last", "last epoch", lambda trial: trial.last_score, is_number=True),
     Column("epochs", "epochs", lambda trial: trial.n_epochs, is_number=True),
     Column("wall", "time", lambda trial: trial.wall_s, is_number=True),
     Column("started", "no.", lambda trial: trial.number, is_number=True),
 )
+
+_FOLD_SCORE = Column("fold_score", "on its fold", lambda trial: trial.fold_score, is_number=True)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class TrialPage:
     query: Query
     columns: list[Column]
     params: list[str]  # settings with a column of their own
+    has_folds: bool  # the search trains settings on folds, whose scores choose
     rows: list[LiveTrial]
     n: int
     n_matching: int
@@ -126,11 +130,16 @@ class TrialTable:
             names = list(self.run.param_names)
             if len(names) > _MAX_PARAM_COLUMNS:
                 names = []
+            has_folds = self._has_folds()
+            columns = list(_COLUMNS)
+            if has_folds:
+                columns.insert(_COLUMNS.index(_SCORE), _FOLD_SCORE)
             counted = [key for key, n in self.run.counts.items() if n > 0]
             return TrialPage(
                 query=query,
-                columns=[*_COLUMNS, *(_param_column(name) for name in names)],
+                columns=[*columns, *(_param_column(name) for name in names)],
                 params=names,
+                has_folds=has_folds,
                 rows=matching[start : start + PAGE_ROWS],
                 n=len(self.run.trials),
                 n_matching=len(matching),
@@ -139,6 +148,9 @@ class TrialTable:
                 variants=sorted({trial.variant for trial in self.run.trials.values()}),
                 phases=sorted({phase for phase, _ in counted}, reverse=True),
             )
+
+    def _has_folds(self) -> bool:
+        return any(trial.fold_score is not None for trial in self.run.trials.values())
 
     def matching(self, query: Query) -> list[LiveTrial]:
         """Return all trials that a query asks for, in its order."""
@@ -162,7 +174,7 @@ class TrialTable:
         return trials
 
     def _sorted(self, query: Query, trials: list[LiveTrial]) -> list[LiveTrial]:
-        columns = {column.name: column for column in _COLUMNS}
+        columns = {column.name: column for column in (*_COLUMNS, _FOLD_SCORE)}
         key = _param_column(query.sort.removeprefix(_PARAM)).key
         if not query.sort.startswith(_PARAM):
             key = columns.get(query.sort, columns["score"]).key
@@ -194,10 +206,11 @@ def as_csv(run: LiveRun, trials: list[LiveTrial]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     facts = ("trial_id", "variant", "phase", "setting", "seed", "fold")
-    writer.writerow([*facts, "status", "epochs", "val_macro_f1", "wall_s", *names])
+    writer.writerow([*facts, "status", "epochs", "val_macro_f1", "fold_score", "wall_s", *names])
     for trial in trials:
         cells = [getattr(trial, name) for name in facts]
-        cells += [run.shown_status(trial), trial.n_epochs, trial.score, trial.wall_s]
+        cells += [run.shown_status(trial), trial.n_epochs, trial.score, trial.fold_score]
+        cells.append(trial.wall_s)
         cells += [trial.params.get(name) for name in names]
         writer.writerow(cells)
     return text.getvalue()

@@ -1,5 +1,6 @@
 """The board: every page, what it refuses, and what it asks a run to do."""
 
+import csv
 import json
 import re
 import subprocess
@@ -231,6 +232,13 @@ def test_a_search_that_trains_folds_shows_its_best_setting(live):
     text = words(answer)
     assert "Best setting in search so far: 0.500, its mean over 2 folds, by aa (base)" in text
     assert "/runs/live-1/trials?text=aa" in Page(answer.text).values("href")
+    by_fold = client.get("/runs/live-1/trials?sort=fold_score")
+    assert "on its fold" in words(by_fold)
+    names = re.findall(r"s-[ab]{2}-s0-f\d(?=</code>)", by_fold.text)
+    assert ["s-bb-s0-f0", "s-aa-s0-f1", "s-aa-s0-f0"] == names[:3]
+    table = list(csv.DictReader(client.get("/runs/live-1/trials.csv").text.splitlines()))
+    scores = {row["trial_id"]: row["fold_score"] for row in table}
+    assert "0.75" == scores["s-aa-s0-f1"]
     driver.leave()
     best = {"val_macro_f1": 0.9, "fold_score": 0.5, "n_folds": 2}
     summary = {"state": "FAILED", "trials": {"complete": 3}, "best": best, "wall_s": 1.0}

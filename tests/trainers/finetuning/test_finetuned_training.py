@@ -16,6 +16,7 @@ SETTINGS = {
     "soup": {"soup": {"epochs": 3}},
     "head first": {"unfreeze": "head_first", "optimizer": {"name": "adamw", "layer_decay": 0.8}},
     "gradual": {"unfreeze": "gradual"},
+    "upper": {"unfreeze": {"name": "upper", "share": 0.4}, "ema": {"decay": 0.9}},
     "one cycle": {"schedule": "one_cycle"},
     "warm-up": {"schedule": {"name": "reduce_on_plateau", "patience": 0, "warmup": "7 steps"}},
     "frozen": {
