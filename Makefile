@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := data/sample
 .DEFAULT_GOAL := help
-.PHONY: help setup dev weights quickstart smoke check test fast references docs bench gpu-check faults campaign contest clean
+.PHONY: help setup dev weights quickstart smoke check test fast references docs bench gpu-check faults campaign image-check contest clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -82,6 +82,11 @@ campaign: dev weights  ## the long forms of studies and fault campaigns; each ha
 	$(BIN)/python -m tests.campaign.faults --surroundings
 	$(BIN)/python -m tests.campaign.together
 	$(BIN)/python -m tests.campaign.faults --inputs 60
+
+image-check: dev  ## build the image without an engine and run it as a cluster; needs root and Debian's mmdebstrap, buildah
+	$(BIN)/pip install --quiet --constraint constraints.txt kubernetes-validate
+	$(BIN)/python -m pytest -q tests/images tests/test_docker.py
+	$(BIN)/python -m tests.images.check
 
 contest: dev weights  ## the contest's tables, run again on real portraits, and RESULTS.md; ONLY=table runs one
 	$(BIN)/python -m orchestrator weights tf_efficientnet_lite1 tf_efficientnet_lite2

@@ -31,10 +31,13 @@ def test_the_dockerfile_passes_its_linter():
 
 def test_the_dockerfile_has_both_targets_and_runs_as_nobody_special():
     text = (FOLDER / "Dockerfile").read_text()
-    assert {"cpu", "gpu"} == {
-        line.split(" AS ")[1] for line in text.splitlines() if line.startswith("FROM")
-    }
-    assert text.rstrip().endswith("USER 1000")
+    stages = {}
+    for stage in text.split("\nFROM ")[1:]:
+        stages[stage.splitlines()[0].split(" AS ")[1]] = stage
+    for target in ("cpu", "gpu"):
+        assert "\nUSER 1000\n" in stages[target]
+        assert "USER 0" not in stages[target]
+        assert 'ENTRYPOINT ["python", "-m", "orchestrator"]' in stages[target]
 
 
 def test_the_cluster_shows_its_dashboard_to_this_host_only_and_holds_no_secret():
@@ -64,9 +67,8 @@ def test_the_client_has_a_node_of_its_own_and_all_share_store_and_weights():
     for service in compose["services"].values():
         assert {"store:/store", "weights:/weights"} < set(service["volumes"])
         assert service["environment"][CACHE_VARIABLE] == "/weights"
-    assert (
-        "chown 1000 /store /weights" in dockerfile
-    )  # a named volume takes the owner of the folder it hides
+    # a named volume takes the owner of the folder it hides
+    assert "install --directory --owner=1000 /store /weights" in dockerfile
 
 
 def test_the_grafana_dashboard_draws_each_metric_of_a_run_and_no_other():

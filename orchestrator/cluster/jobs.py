@@ -22,6 +22,9 @@ from orchestrator.cluster.connection import prepare_environment
 USER_VARIABLE = "ORCHESTRATOR_USER"
 """Who has sent a job; all jobs run as the head's user."""
 _POLL_S = 0.3
+_RETRY_S = 1.0
+_AWAY_S = 120.0  # for which a head that is followed may be away
+_GO_ON = "submit again to go on: what is finished is in the store"
 _PREAMBLE = re.compile(r"(Running entrypoint for job |\d{4}-\d\d-\d\d .*\bjob_manager)")
 _ENDS = {"SUCCEEDED", "FAILED", "STOPPED"}
 _TALKATIVE = (
@@ -176,27 +179,107 @@ class JobServer:
         return 0 if _facts(details).status == "SUCCEEDED" else 1
 
     def follow(self, name: str, write: Callable[[str], object]) -> int:
-        """Write what a job prints until it ends; return its exit code."""
+        """Write what a job prints until it ends; return its exit code.
 
-        async def tail() -> None:
-            begin = ""
-            has_begun = False
-            async for chunk in self._client.tail_job_logs(name):
-                if has_begun:
-                    write(chunk)
-                    continue
-                begin += chunk
-                text = _without_preamble(begin)
-                has_begun = "\n" in text
-                if has_begun:
-                    write(text)
-            if not has_begun:
-                write(_without_preamble(begin))
+        Where the connection breaks, it is tried again for some minutes: the head may come back with
+        its jobs. What was written is not repeated.
 
-        asyncio.run(tail())
-        while not self.job(name).has_ended:
+        Raises:
+            UserError: the head stays away or has forgotten the job, or the command was killed.
+        """
+        log = _Log(write)
+        broken_since: float | None = None
+        while True:
+            try:
+                asyncio.run(self._tail(name, log))
+                has_ended = self.job(name).has_ended
+            except (RuntimeError, OSError, UserError) as error:
+                if "status code 404" in str(error):
+                    raise UserError(
+                        f"the job {name} was required at {self.address}, the head there was started "
+                        f"anew and does not know it; {_GO_ON}"
+                    ) from None
+                now = time.monotonic()
+                broken_since = now if broken_since is None else broken_since
+                if now - broken_since > _AWAY_S:
+                    raise UserError(
+                        f"the head at {self.address} was required while its job {name} is followed, "
+                        f"nothing answers there for {_AWAY_S:.0f} s; start it; {_GO_ON}"
+                    ) from None
+                time.sleep(_RETRY_S)
+                continue
+            broken_since = None
+            if has_ended:
+                return self._exit_code_of_command(name)
             time.sleep(_POLL_S)
-        return self.exit_code(name)
+
+    async def _tail(self, name: str, log: _Log) -> None:
+        """Read the log of a job from its begin until the connection ends.
+
+        Raises:
+            RuntimeError: the connection broke.
+        """
+        from aiohttp import ClientError  # noqa: PLC0415
+
+        log.begin()
+        try:
+            async for chunk in self._client.tail_job_logs(name):
+                log.add(chunk)
+        except ClientError as error:
+            raise RuntimeError(str(error)) from None
+        log.end()
+
+    def _exit_code_of_command(self, name: str) -> int:
+        """Return the exit code of a job's command.
+
+        Raises:
+            UserError: it has none, because it was killed, or its machine was lost.
+        """
+        details = self._ask(lambda: self._client.get_job_info(name))
+        code = details.driver_exit_code
+        status = _facts(details).status
+        if status != "FAILED" or (code is not None and code >= 0):
+            return self.exit_code(name)
+        reason = f"signal {-code}" if code is not None else "its node was lost"
+        raise UserError(f"the driver, job {name}, was killed ({reason}); {_GO_ON}")
+
+
+class _Log:
+    """A job's log as it is written here; when it is read again, it is not written again."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
+        self._n_written = 0  # characters, after the preamble
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a reading of the log."""
+        self._first = ""  # what was read while it may still be Ray's own
+        self._has_begun = False
+        self._n_read = 0  # characters, after the preamble
+
+    def add(self, chunk: str) -> None:
+        """Take in what was read."""
+        if self._has_begun:
+            self._take(chunk)
+            return
+        self._first += chunk
+        text = _without_preamble(self._first)
+        if "\n" in text:
+            self._has_begun = True
+            self._take(text)
+
+    def end(self) -> None:
+        """End a reading."""
+        if not self._has_begun:
+            self._take(_without_preamble(self._first))
+
+    def _take(self, text: str) -> None:
+        new = text[max(0, self._n_written - self._n_read) :]
+        self._n_read += len(text)
+        if new:
+            self._write(new)
+            self._n_written += len(new)
 
 
 def _facts(details: Any) -> JobFacts:

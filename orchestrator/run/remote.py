@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from data_prep.roots.places import is_url
 from orchestrator.base.errors import INTERRUPTED, SpecError, UserError
 from orchestrator.cluster.jobs import JobServer
 from orchestrator.spec.load import read
+from orchestrator.spec.models import Experiment
 from orchestrator.store.artifacts import git_commit
 
 _PACKAGES = ("orchestrator", "trainers", "data_prep")
@@ -84,7 +86,9 @@ def submit(address: str, order: Order) -> int:
         allow_code=order.allow_code,
     )
     server = JobServer(address, insecure=order.insecure)
-    words = ["spec.yaml", "--base", str(order.base or order.spec.resolve().parent)]
+    words = ["spec.yaml"]
+    if order.base is not None or _has_relative_root(experiment):
+        words += ["--base", str(order.base or order.spec.resolve().parent)]
     for change in order.overrides:
         words += ["--set", change]
     if order.store is not None:
@@ -116,6 +120,15 @@ def submit(address: str, order: Order) -> int:
         sys.stdout.write(f"{facts.run_id}\n")
         return 0
     return follow(server, name, facts.run_id, sentence)
+
+
+def _has_relative_root(experiment: Experiment) -> bool:
+    """Return True if data are looked for relative to a folder; the cluster must have that then."""
+    data = experiment.spec.data
+    roots = [getattr(side, "root", None) for side in (data.source, data.test)]
+    return any(
+        root is not None and not is_url(root) and not Path(root).is_absolute() for root in roots
+    )
 
 
 def follow(server: JobServer, name: str, run_id: str, sentence: str = "") -> int:

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-import xml.etree.ElementTree as Xml
+import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -103,7 +103,7 @@ class S3:
             query = urllib.parse.urlencode({"list-type": 2, "prefix": prefix})
             url = f"{self._url(BUCKET)}?{query}{more}"
             with urllib.request.urlopen(url) as answer:
-                tree = Xml.fromstring(answer.read())
+                tree = ET.fromstring(answer.read())
             names += [key.text for key in tree.iter(f"{space}Key")]
             token = tree.findtext(f"{space}NextContinuationToken")
             if token is None:

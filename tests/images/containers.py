@@ -9,7 +9,6 @@ import contextlib
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -170,13 +169,6 @@ class Container:
             return self.process.wait(limit_s)
         except (psutil.TimeoutExpired, subprocess.TimeoutExpired):
             return None
-
-    def interrupt(self):
-        """Do what Ctrl-C does to its command."""
-        for process in self.processes():
-            if process.ppid() not in {self.process.pid}:
-                process.send_signal(signal.SIGINT)
-                return
 
     def kill(self):
         """End it as a machine ends that loses its power; its files are gone too."""

@@ -211,8 +211,7 @@ def rows_of(out):
 def markdown(rows):
     """Return the table of all injections, a line for each kind."""
     lines = [
-        "| fault | injected | went on by itself | submitted again | epochs trained again "
-        "| trainings, shards done again | tables equal |",
+        "| fault | injected | by itself | submitted again | epochs again | done twice | tables equal |",
         "|---|---|---|---|---|---|---|",
     ]
     for kind in KINDS:
@@ -235,7 +234,9 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="*", default=[], help="faults whose names contain a word")
-    parser.add_argument("--times", type=int, default=3, help="injections of each kind, all together")
+    parser.add_argument(
+        "--times", type=int, default=3, help="injections of each kind, all together"
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/images"))
     parser.add_argument("--out", type=Path, default=Path("build/images/faults.jsonl"))
     parser.add_argument("--table", action="store_true", help="inject nothing, print the table")

@@ -168,3 +168,22 @@ def test_what_travels_is_code_and_the_spec_alone_and_its_size_is_limited(tmp_pat
     monkeypatch.setattr(remote, "_MAX_BYTES", 1000)
     with pytest.raises(remote.UserError, match="MB were required for orchestrator, trainers"):
         remote._parcel(spec).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("source", "test", "expected"),
+    [
+        ("s3://b/photos", None, False),
+        ("/data/photos", "s3://b/test", False),
+        ("../data/photos", None, True),
+        ("s3://b/photos", "../data/test", True),
+    ],
+)
+def test_the_folder_of_the_spec_is_named_only_where_data_are_relative_to_it(source, test, expected):
+    """A cluster does not have the folder of a laptop, and needs none for data on a bucket."""
+    sides = SimpleNamespace(
+        source=SimpleNamespace(root=source),
+        test=SimpleNamespace(root=test) if test else SimpleNamespace(holdout=0.2),
+    )
+    experiment = SimpleNamespace(spec=SimpleNamespace(data=sides))
+    assert expected is remote._has_relative_root(experiment)

@@ -1,0 +1,80 @@
+"""A job that is followed from another machine: what breaks on the way, and what the user reads then."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from orchestrator.base.errors import UserError
+from orchestrator.cluster import jobs
+
+PREAMBLE = "2026-11-28 09:00:00,000\tINFO job_manager.py:565 -- Runtime env is setting up.\n"
+LOST = RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+
+
+class Client:
+    """A job server whose log is read in parts; an error stands for a connection that breaks."""
+
+    def __init__(self, readings, *, status="SUCCEEDED", code=0, unknown=False):
+        self.readings = list(readings)
+        self.details = SimpleNamespace(
+            submission_id="a-1", status=status, metadata={}, start_time=1, message="", driver_exit_code=code
+        )  # fmt: skip
+        self.unknown = unknown
+
+    async def tail_job_logs(self, name):
+        for part in self.readings.pop(0) if len(self.readings) > 1 else self.readings[0]:
+            if isinstance(part, Exception):
+                raise part
+            yield part
+
+    def get_job_info(self, name):
+        if self.unknown:
+            raise RuntimeError("Request failed with status code 404: Job a-1 does not exist.")
+        return self.details
+
+
+def follow(client, monkeypatch, away_s=60.0):
+    monkeypatch.setattr(jobs, "_RETRY_S", 0.0)
+    monkeypatch.setattr(jobs, "_AWAY_S", away_s)
+    server = object.__new__(jobs.JobServer)
+    server.address = "http://head:8265"
+    server._client = client
+    written = []
+    return server.follow("a-1", written.append), "".join(written)
+
+
+def test_a_connection_that_breaks_is_made_again_and_nothing_is_written_twice(monkeypatch):
+    readings = [
+        [PREAMBLE, "catalog\npre", LOST],
+        [LOST],
+        [PREAMBLE, "catalog\nprepare", "\nend\n"],
+    ]
+    assert (0, "catalog\nprepare\nend\n") == follow(Client(readings), monkeypatch)
+
+
+def test_a_log_without_an_end_of_line_is_written_once(monkeypatch):
+    assert (0, "catalog") == follow(Client([[PREAMBLE, "cat", "alog"]]), monkeypatch)
+
+
+def test_a_head_that_stays_away_is_one_sentence(monkeypatch):
+    with pytest.raises(UserError, match="the head at http://head:8265 was required") as caught:
+        follow(Client([[LOST]]), monkeypatch, away_s=0.1)
+    assert "nothing answers there" in str(caught.value)
+    assert "submit again to go on" in str(caught.value)
+
+
+def test_a_head_that_was_started_anew_is_one_sentence(monkeypatch):
+    with pytest.raises(UserError, match="started anew and does not know it; submit again"):
+        follow(Client([[LOST], []], unknown=True), monkeypatch)
+
+
+@pytest.mark.parametrize(("code", "reason"), [(-9, "signal 9"), (None, "its node was lost")])
+def test_a_driver_that_was_killed_is_one_sentence(monkeypatch, code, reason):
+    client = Client([["catalog\n"]], status="FAILED", code=code)
+    with pytest.raises(UserError, match=rf"was killed \({reason}\); submit again to go on"):
+        follow(client, monkeypatch)
+
+
+def test_a_command_that_fails_by_itself_keeps_its_exit_code(monkeypatch):
+    client = Client([["catalog\n"]], status="FAILED", code=2)
+    assert (2, "catalog\n") == follow(client, monkeypatch)
