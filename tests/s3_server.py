@@ -144,11 +144,12 @@ class Refusing(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def refusing_server(status, code):
+def refusing_server(status, code, place=("127.0.0.1", 0)):
     """Yield the environment that names a server which refuses every request."""
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusing) as server:
+    with socketserver.ThreadingTCPServer(place, Refusing) as server:
         server.daemon_threads = True
         server.refusal = (status, code)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield {**KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_address[1]}"}
+        address, port = server.server_address
+        yield {**KEYS, "AWS_ENDPOINT_URL": f"http://{address}:{port}"}
         server.shutdown()

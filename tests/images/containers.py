@@ -93,7 +93,7 @@ class Container:
             name: of the host.
             command: words.
             variables: more than the image's.
-            files: path inside -> content; only the image's user can read them.
+            files: path inside -> text or bytes; only the image's user can read them.
             log: file that gets what it prints; by default one beside `folder`.
         """
         self.name = name
@@ -120,7 +120,7 @@ class Container:
             folder="/app",
             command=shlex.join(map(str, command)),
         )
-        spaces = ["--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child=KILL"]
+        spaces = ["--mount", "--uts", "--ipc", "--pid", "--fork"]
         with self.log.open("ab") as output:
             self.process = psutil.Popen(
                 ["ip", "netns", "exec", f"rv-{name}", "unshare", *spaces, "sh", "-c", script],
@@ -137,7 +137,7 @@ class Container:
             if not parent.exists():
                 parent.mkdir()
                 os.chown(parent, user, user)
-        place.write_text(content)
+        place.write_bytes(content if isinstance(content, bytes) else content.encode())
         place.chmod(mode)
         os.chown(place, user, user)
 
@@ -172,9 +172,12 @@ class Container:
 
     def kill(self):
         """End it as a machine ends that loses its power; its files are gone too."""
+        # the child is the first process of its namespace: with it, the kernel kills all others
         with contextlib.suppress(psutil.Error):
-            self.process.kill()
-        self.process.wait(30)
+            for process in self.process.children():
+                process.kill()
+        with contextlib.suppress(psutil.Error):
+            self.process.wait(30)
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
