@@ -72,7 +72,7 @@ def check(cluster, checks):
     code, text = run_client(cluster, *submit, files=spec)
     checks.that(code == 0, f"the run ends with 0, after {time.monotonic() - began:.0f} s", text)
     code, text = run_client(cluster, "results", "latest", "--address", cluster.url)
-    checks.that(code == 0 and "macro F1" in text, "its results come to the client", text)
+    checks.that(code == 0 and "macro_f1" in text, "its results come to the client", text)
     names = cluster.s3.names("store/runs/")
     pages = [name for name in names if name.endswith("/report/index.html")]
     checks.that(len(pages) == 1, f"its report is on the bucket, {len(names)} files", str(names))
