@@ -9,6 +9,7 @@ A second submit of the same spec trains nothing. Exits 1 if something does not h
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -99,6 +100,7 @@ def main():
     parser.add_argument("--folder", type=Path, default=Path("build/images"))
     parser.add_argument("--no-build", action="store_true", help="take the image that is there")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its blocks end, and what they started
     require_programs({**PROGRAMS, "ip": "iproute2"})
     folder = args.folder.resolve()
     image = Storage(folder).lay_out("cpu") if args.no_build else build(folder)

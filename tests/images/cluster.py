@@ -169,7 +169,7 @@ class Cluster:
         self.token = secrets.token_hex(32)
         self.space = secrets.token_hex(4)  # of this cluster in Redis
         self.nodes = {}
-        self._n_clients = 0
+        self._clients = []
         self.head_address = network.add("head")
         for number in range(N_WORKERS):
             network.add(f"worker-{number}")
@@ -246,14 +246,15 @@ class Cluster:
 
     def client(self, *words, files=(), variables=()):
         """Start a command of this package on a machine that has neither data nor store."""
-        self._n_clients += 1
-        return self._container(
+        client = self._container(
             "client",
             [*self.image.entrypoint, *words],
             {"RAY_AUTH_TOKEN_PATH": TOKEN, **dict(variables)},
             files=files,
-            folder=f"client-{self._n_clients}",
+            folder=f"client-{len(self._clients)}",
         )
+        self._clients.append(client)
+        return client
 
     def find(self, *words):
         """Return (node, process) for each process of the cluster with one of these words."""
@@ -263,7 +264,7 @@ class Cluster:
         return found
 
     def close(self):
-        for node in self.nodes.values():
+        for node in (*self._clients, *self.nodes.values()):
             with contextlib.suppress(OSError, subprocess.SubprocessError):
                 node.kill()
         self.nodes.clear()

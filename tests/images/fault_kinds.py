@@ -43,7 +43,7 @@ def kill_worker_node(cluster, moment):
         return None
     node, process = there
     with contextlib.suppress(psutil.Error):
-        title = " ".join(process.cmdline())
+        title = " ".join(" ".join(process.cmdline()).split())  # it is padded
         node.kill()
         return f"{node.name} with {title}"
     return None

@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import json
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -241,6 +242,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("build/images/faults.jsonl"))
     parser.add_argument("--table", action="store_true", help="inject nothing, print the table")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its blocks end, and what they started
     if not args.table:
         inject_all(args)
     rows = rows_of(args.out)

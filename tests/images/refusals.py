@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import secrets
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,7 @@ def main():
     parser.add_argument("--folder", type=Path, default=Path("build/images"))
     parser.add_argument("--only", nargs="*", default=[], help="cases whose names contain a word")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its blocks end, and what they started
     require_programs({**PROGRAMS, "ip": "iproute2", "faketime": "faketime"})
     folder = args.folder.resolve()
     image = Storage(folder).lay_out("cpu")
