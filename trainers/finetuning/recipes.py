@@ -62,8 +62,9 @@ RECIPES: dict[str, Recipe] = {
             "soup": None,
         },
         "provisional: the form of published fine-tuning recipes (AdamW, layer decay, warm-up and "
-        "cosine as in BEiT and MAE, a moving average as in timm). Nothing of it was measured here; "
-        "a study of this project is to choose its settings before they count as fixed",
+        "cosine as in BEiT and MAE, a moving average as in timm), the upper stages alone. On 500 "
+        "people of real portraits +.013 macro F1 (+.002 to +.023) over plain settings in .92 of "
+        "their time, with one seed: undecided (experiments/LOG.md)",
     ),
 }
 
