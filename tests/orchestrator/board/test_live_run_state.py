@@ -145,7 +145,7 @@ def test_the_table_filters_sorts_and_turns_pages(driver):
     ]
     assert 1 == table.page(Query.of({"text": "s-007 deep"})).n_matching
     rows = as_csv(run, table.matching(Query.of({"text": "s-003"}))).splitlines()
-    assert "s-003,b,search,00000003,0,,COMPLETE,0,0.925,1.0,0.3,deep" == rows[1]
+    assert "s-003,b,search,00000003,0,,COMPLETE,0,0.925,,1.0,0.3,deep" == rows[1]
 
 
 @pytest.mark.parametrize(

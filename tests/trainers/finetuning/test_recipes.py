@@ -71,6 +71,6 @@ def test_changes_of_a_variant_are_written_out_and_those_beside_win():
 
 
 def test_what_a_recipe_sets_is_found_by_its_path():
-    assert 5e-4 == recipe_value("finetune_2026", "train.optimizer.lr")
+    assert 1e-3 == recipe_value("finetune_2026", "train.optimizer.lr")
     assert "adamw" == recipe_value("finetune_2026", "train.optimizer.name")
     assert recipe_value("finetune_2026", "train.model.head") is None
