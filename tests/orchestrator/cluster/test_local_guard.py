@@ -59,7 +59,11 @@ def test_what_a_driver_leaves_is_ended_and_other_processes_are_not(how):
 
 def test_a_guard_leaves_no_mark_and_ends_with_its_block():
     with guard_cluster() as mark:
-        guards = [process for process in psutil.Process().children() if mark in process.cmdline()]
+        guards = []
+        until = time.monotonic() + 30
+        while not guards and time.monotonic() < until:  # a new process has no command line at first
+            children = psutil.Process().children()
+            guards = [process for process in children if mark in process.cmdline()]
         assert 1 == len(guards)
         with marking(mark):
             assert mark == os.environ[MARK]
