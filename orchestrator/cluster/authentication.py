@@ -70,19 +70,23 @@ def write_token(path: Path) -> None:
         file.write(secrets.token_hex(32))
 
 
-def missing_token(address: str) -> UserError:
+class TokenError(UserError):
+    """A cluster asks for a token, or for another one; to try again does not help."""
+
+
+def missing_token(address: str) -> TokenError:
     """Return the error of a cluster that asks for a token and got none (HTTP 401)."""
-    return UserError(
+    return TokenError(
         f"the Ray cluster at {address} asks for a token, found none here; "
         f"set {TOKEN_PATH} to a file with the cluster's token"
     )
 
 
-def wrong_token(address: str) -> UserError:
+def wrong_token(address: str) -> TokenError:
     """Return the error of a cluster that does not accept the token it got (HTTP 403)."""
     source = token_source()
     name = source.name if source else "elsewhere"
-    return UserError(
+    return TokenError(
         f"the Ray cluster at {address} does not accept the token from {name}; "
         f"set {TOKEN_PATH} to a file with the cluster's token"
     )
@@ -95,7 +99,7 @@ def require_accepted_token(address: str) -> None:
         address: HOST:PORT of the head. Whatever else goes wrong is left to Ray.
 
     Raises:
-        UserError: it asks for a token, or for another one.
+        TokenError: it asks for a token, or for another one.
     """
     import grpc  # noqa: PLC0415
     from ray._private.authentication import (  # noqa: PLC0415 - there is no public way

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.base.errors import UserError
-from orchestrator.cluster.authentication import missing_token, wrong_token
+from orchestrator.cluster.authentication import TokenError, missing_token, wrong_token
 from orchestrator.cluster.connection import prepare_environment
 
 USER_VARIABLE = "ORCHESTRATOR_USER"
 """Who has sent a job; all jobs run as the head's user."""
 _POLL_S = 0.3
 _RETRY_S = 1.0
+_REFUSED = {401: missing_token, 403: wrong_token}  # HTTP status -> its error
 _AWAY_S = 120.0  # for which a head that is followed may be away
 _GO_ON = "submit again to go on: what is finished is in the store"
 _PREAMBLE = re.compile(r"(Running entrypoint for job |\d{4}-\d\d-\d\d .*\bjob_manager)")
@@ -185,6 +186,7 @@ class JobServer:
         its jobs. What was written is not repeated.
 
         Raises:
+            TokenError: the head does not accept the token any more.
             UserError: the head stays away or has forgotten the job, or the command was killed.
         """
         log = _Log(write)
@@ -193,6 +195,8 @@ class JobServer:
             try:
                 asyncio.run(self._tail(name, log))
                 has_ended = self.job(name).has_ended
+            except TokenError:
+                raise
             except (RuntimeError, OSError, UserError) as error:
                 if "status code 404" in str(error):
                     raise UserError(
@@ -217,14 +221,19 @@ class JobServer:
         """Read the log of a job from its begin until the connection ends.
 
         Raises:
+            TokenError: the head does not accept the token.
             RuntimeError: the connection broke.
         """
-        from aiohttp import ClientError  # noqa: PLC0415
+        from aiohttp import ClientError, WSServerHandshakeError  # noqa: PLC0415
 
         log.begin()
         try:
             async for chunk in self._client.tail_job_logs(name):
                 log.add(chunk)
+        except WSServerHandshakeError as error:
+            if error.status in _REFUSED:
+                raise _REFUSED[error.status](self.address) from None
+            raise RuntimeError(str(error)) from None
         except ClientError as error:
             raise RuntimeError(str(error)) from None
         log.end()

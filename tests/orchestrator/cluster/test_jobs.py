@@ -1,8 +1,12 @@
 """A job that is followed from another machine: what breaks on the way, and what the user reads then."""
 
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from orchestrator.base.errors import UserError
 from orchestrator.cluster import jobs
@@ -78,3 +82,36 @@ def test_a_driver_that_was_killed_is_one_sentence(monkeypatch, code, reason):
 def test_a_command_that_fails_by_itself_keeps_its_exit_code(monkeypatch):
     client = Client([["catalog\n"]], status="FAILED", code=2)
     assert (2, "catalog\n") == follow(client, monkeypatch)
+
+
+class Head(BaseHTTPRequestHandler):
+    """Tells its version as a head does, and refuses whatever else it is asked."""
+
+    def do_GET(self):
+        version = {"version": "4", "ray_version": ray.__version__, "ray_commit": "x"}
+        is_version = self.path == "/api/version"
+        body = json.dumps(version).encode() if is_version else b"refused"
+        self.send_response(200 if is_version else self.server.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(401, "asks for a token, found none"), (403, "does not accept the token")],
+)
+def test_a_token_that_is_refused_while_a_job_is_followed_ends_it_at_once(
+    monkeypatch, status, reason
+):
+    monkeypatch.setattr(jobs, "_RETRY_S", 60.0)  # a second try would end the test by its time limit
+    with HTTPServer(("127.0.0.1", 0), Head) as head:
+        head.status = status
+        threading.Thread(target=head.serve_forever, daemon=True).start()
+        server = jobs.JobServer(f"http://127.0.0.1:{head.server_address[1]}")
+        with pytest.raises(UserError, match=reason):
+            server.follow("a-1", lambda _: None)
+        head.shutdown()

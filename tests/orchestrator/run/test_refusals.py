@@ -5,12 +5,14 @@ import json
 import os
 import re
 import secrets
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from ray._raylet import AuthenticationTokenLoader
 
 from orchestrator.base.errors import UserError
 from orchestrator.cli import main
@@ -84,7 +86,11 @@ def here(*words, **environment):
 
 @pytest.fixture
 def nobody(tmp_path):
-    """An environment without a token and without a store; what a test adds goes with it."""
+    """An environment without a token and without a store; what a test adds goes with it.
+
+    Ray keeps the first token that a process has used, here perhaps that of another test.
+    """
+    AuthenticationTokenLoader.instance().reset_cache()
     before = dict(os.environ)
     for name in before:
         if name.startswith(("RAY_", "AWS_", "ORCHESTRATOR_")):
@@ -94,6 +100,7 @@ def nobody(tmp_path):
     yield
     os.environ.clear()
     os.environ.update(before)
+    AuthenticationTokenLoader.instance().reset_cache()
     store_address._open_bucket.cache_clear()
 
 
@@ -107,7 +114,7 @@ def test_the_table_names_every_refusal_that_is_made_here():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_refusal_is_the_sentence_and_the_exit_code_of_the_table(name, nobody):
+def test_each_refusal_is_the_sentence_and_the_exit_code_of_the_table(name, nobody, monkeypatch):
     if "bucket" in name or "clock" in name:
         pytest.importorskip("obstore", reason="no obstore: pip install 'robust-vote[bucket]'")
     if name == "wrong token":
@@ -119,7 +126,8 @@ def test_each_refusal_is_the_sentence_and_the_exit_code_of_the_table(name, nobod
             exit_code = caught.value.exit_code
             said = f"{caught.value}\n"
         else:
-            done = CliRunner().invoke(main, ["runs", *words])
+            monkeypatch.setattr(sys, "argv", ["orchestrator", "runs", *words])
+            done = CliRunner().invoke(main, sys.argv[1:])
             exit_code = done.exit_code
             said = done.stderr
     sentence, expected_code = rows()[name]
