@@ -40,15 +40,16 @@ quickstart: weights $(SAMPLE)/.complete  ## run the main job on sample data, fro
 smoke: weights $(SAMPLE)/.complete  ## run the smallest experiment through the whole path
 	$(BIN)/python -m orchestrator submit experiments/smoke.yaml
 
+FAST := $(BIN)/python -m pytest -q -n logical --dist loadfile -m "not ray and not models and not slow and not gpu"
 check: dev  ## lint, types, import rules, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "not ray and not models and not slow and not gpu"
+	$(FAST)
 
 fast: dev  ## fast tests alone
-	$(BIN)/python -m pytest -q -m "not ray and not models and not slow and not gpu"
+	$(FAST)
 
 TESTS ?= not gpu
 test: dev weights  ## every test tier that a CPU can run; TESTS=markers runs some

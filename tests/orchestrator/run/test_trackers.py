@@ -110,6 +110,8 @@ def wandb_run(folder):
 
 
 def test_wandb_has_a_run_per_trial_and_one_of_the_ensemble_and_none_twice(run):
+    import wandb
+
     track = {"wandb": {"project": "masks", "mode": "offline"}}
     settings = Track.model_validate(track).wandb
     state = replay(read(run / "events.jsonl"))
@@ -118,6 +120,7 @@ def test_wandb_has_a_run_per_trial_and_one_of_the_ensemble_and_none_twice(run):
     sink = WandbRuns(run, settings)
     sink.take(trials[name])  # then the mirror was killed before it noted that
     mirrored(sink, state)
+    wandb.teardown()  # its service may still write, until the end of the process that mirrors
     folders = list((run / "wandb").glob("offline-run-*"))
     assert len(trials) + 1 == len(folders)
     named = {
