@@ -83,6 +83,17 @@ def test_ensembles_run_by_every_policy_on_five_sets_of_seeds():
     assert "'confirm.seeds=[8, 9]'" in jobs[-1].shown
 
 
+def test_the_headline_trains_the_arms_of_the_study_and_model_a_on_photos_of_one_size():
+    sizes = set()
+    for job in contest.jobs_of(contest.HEADLINE):
+        small = read(contest.ROOT / job.spec, list(job.changes), check_roots=False)
+        sizes |= {arm.prep.size for arm in small.arms.values()}
+        assert job.spec in job.shown
+        assert {"A"} == small.arms.keys() if job.label == "A" else "recipe" in small.arms
+        assert ([] if job.label != "mean" else ["gender", "age"]) == small.spec.vote.group_mean
+    assert {160} == sizes
+
+
 def plant_run(store, table, label="", *, claims=(), cached=()):
     """Write the files of a finished run that the results are made of."""
     run = RunPaths(store / "runs" / f"contest-{table}{label}")
@@ -195,13 +206,14 @@ def test_the_gap_is_that_of_checkpoints_on_test_people(results, tmp_path):
     assert f"| random | 1.000 | 1.000 | {test:.3f} | {gap} | {gap} | 2 x 3 |" in results()
 
 
-def test_the_headline_sets_the_ensemble_beside_model_a_on_the_test_people(results, tmp_path):
+@pytest.mark.parametrize("table", ["heads", contest.HEADLINE])
+def test_the_headline_sets_the_ensemble_beside_model_a_on_the_test_people(results, tmp_path, table):
     truth = np.arange(60) % 3
     answers = {"": truth.copy(), "A": truth.copy(), "mean": truth}
     answers[""][:3] = 17
     answers["A"][:30] = 17
     for label, preds in answers.items():
-        run = plant_run(tmp_path, "heads", label)
+        run = plant_run(tmp_path, table, label)
         ids = [f"test/{n:02}" for n in range(60)]
         base = {"votes": 1, "tie": False, "outcome": "voted"}
         rows = []
@@ -221,17 +233,21 @@ def test_the_headline_sets_the_ensemble_beside_model_a_on_the_test_people(result
         candidate = {"setting": "a", "variant": "B", "chosen": True}
         selection = {"policy": "robust", "members": ["a"], "candidates": [candidate]}
         run.selection.write_text(json.dumps(selection))
-        run.certificate.write_text(json.dumps({"gap": {"test_is_inside_the_interval": True}}))
+        inside = {"test_is_inside_the_interval": label != "mean"}
+        run.certificate.write_text(json.dumps({"gap": inside}))
     text = results()
     best = macro_f1(truth, answers[""], 18)
     assert f"| its best member, B | {best:.3f} |" in text
-    assert f"| robust ensemble of 1 heads | {best:.3f} (" in text
+    assert f"| robust ensemble of 1 settings | {best:.3f} (" in text
     assert (
         f"| model A alone, plain, centre crop | {macro_f1(truth, answers['A'], 18):.3f} (" in text
     )
     assert "| ensemble - model A | +0." in text
     assert "by the mean over a person's photos, which the contest did not name | 1.000 (" in text
-    assert "The test score lies inside the" in " ".join(text.split())
+    told = "The test score lies inside the interval of what was expected of it, that with the mean outside."
+    assert told in " ".join(text.split())
+    assert "The ensemble is of 2 seeds x 3 folds" in text
+    assert 1 == text.count("Not run: `make contest ONLY=head")
 
 
 def test_policies_are_compared_on_the_private_half_set_by_set(results, tmp_path):

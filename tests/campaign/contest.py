@@ -1,5 +1,7 @@
 """The contest's tables, run again: `make contest`, or `make contest ONLY=heads`.
 
+The headline at 160 px takes hours, so it runs only by name: `make contest ONLY=headline`.
+
 `python -m tests.campaign.contest [--only TABLE] [--store DIR]` submits the specs of
 experiments/contest with profile small, one after the other on one store, so that they share
 catalogs, preparations, features and trainings. What is finished is not run again; what was
@@ -37,6 +39,8 @@ TABLES = (
     "backbones",
 )
 """The cheap ones first."""
+HEADLINE = "headline"
+"""The study of experiments/recipes answers the test people; model A beside it, as large and as long."""
 POLICIES = ("robust", "leaderboard", "diverse", "validation")
 N_DRAWS = 5
 _RECORDS = "contest.jsonl"
@@ -49,12 +53,13 @@ class Job:
     table: str
     label: str  # tells apart the submits of one table
     changes: tuple[str, ...]  # of --set
+    spec: str = ""  # the table's own where empty
 
     @property
     def command(self) -> list[str]:
         """The arguments after `python -m orchestrator`."""
         options = [text for change in self.changes for text in ("--set", change)]
-        return ["submit", f"experiments/contest/{self.table}.yaml", *options]
+        return ["submit", self.spec or f"experiments/contest/{self.table}.yaml", *options]
 
     @property
     def shown(self) -> str:
@@ -116,6 +121,8 @@ def jobs_of(table: str) -> list[Job]:
     other the mean over a person's photos answers gender and age. Ensembles have one per policy and
     set of seeds. These train nothing anew.
     """
+    if table == HEADLINE:
+        return _headline_jobs()
     changes = changes_of(table)
     if table == "heads":
         alone = (*changes, "select={policy: [A]}")
@@ -130,6 +137,28 @@ def jobs_of(table: str) -> list[Job]:
             more = (f"seed={draw}", f"confirm.seeds={seeds}", f"select.policy={policy}")
             jobs.append(Job(table, f"{policy}-{draw}", (*changes, *more)))
     return jobs
+
+
+def _headline_jobs() -> list[Job]:
+    """Return the submits of the headline; the first trains, the second votes otherwise.
+
+    Model A trains on half of the people at a time, as its table does; the study on four of five.
+    """
+    study = "experiments/recipes/study_finetuned.yaml"
+    both = ("confirm.seeds=[0, 1]", "select.members=2")
+    steps = "prep.steps=[{name: center_crop}, {name: resize, size: 160}]"
+    long = "train.duration=8 epochs"
+    alone = ("variants={A: {}}", "hypotheses=[]", "confirm.finalists=1", "select.members=1")
+    return [
+        Job(HEADLINE, "mean", both, study),
+        Job(HEADLINE, "", (*both, "vote={}"), study),
+        Job(
+            HEADLINE,
+            "A",
+            (*changes_of("heads"), steps, long, *alone),
+            "experiments/contest/heads.yaml",
+        ),
+    ]
 
 
 def run_job(job: Job, store: Path) -> Record:
@@ -190,14 +219,13 @@ def is_finished(job: Job, records: list[Record]) -> bool:
 def main() -> None:
     """Run the tables that are not finished, then write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=TABLES)
+    parser.add_argument("--only", choices=(*TABLES, HEADLINE))
     parser.add_argument("--store", type=Path, default=ROOT / "runs-store/contest")
     parser.add_argument("--write", action="store_true", help="run nothing")
     asked = parser.parse_args()
     store = asked.store.resolve()
-    for table in () if asked.write else TABLES:
-        if asked.only not in (None, table):
-            continue
+    chosen = TABLES if asked.only is None else (asked.only,)
+    for table in () if asked.write else chosen:
         for job in jobs_of(table):
             if is_finished(job, read_records(store)):
                 continue
