@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.base.errors import UserError
-from orchestrator.cluster.authentication import TokenError, missing_token, wrong_token
+from orchestrator.cluster.authentication import (
+    TokenError,
+    missing_token,
+    token_source,
+    wrong_token,
+)
 from orchestrator.cluster.connection import prepare_environment
 
 USER_VARIABLE = "ORCHESTRATOR_USER"
@@ -97,8 +102,9 @@ class JobServer:
         try:
             return request()
         except AuthenticationError as error:
-            has_token = not error.message.startswith("Authentication required")
-            raise (wrong_token if has_token else missing_token)(self.address) from None
+            # with RAY_AUTH_MODE=token Ray asks for one before it asks the cluster
+            asked = error.message.startswith("Authentication required") or token_source() is None
+            raise (missing_token if asked else wrong_token)(self.address) from None
         except OSError as error:  # the errors of requests are such
             if getattr(error, "response", None) is not None or isinstance(error, ValueError):
                 raise self._another_server() from None

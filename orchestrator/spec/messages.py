@@ -98,7 +98,13 @@ def _sentence(fault: ErrorDetails, path: KeyPath, dotted: str) -> str:
         if form is not None:
             return f"{dotted}: required {form}, found {shown}"
     message = fault["msg"].replace("Input should be", "required").replace("Value error, ", "")
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
     return f"{dotted}: {message[0].lower() + message[1:]}, found {shown}{_hint(kind, value)}"
+
+
+_WORDS = {"a valid array": "a list", "an object": "a mapping"}
+"""What pydantic calls a thing -> what YAML calls it."""
 
 
 def _listed(expected: str) -> list[str]:
@@ -261,4 +267,6 @@ def _hint(kind: str, value: Any) -> str:
         return "; write the number without quotes, units or underscores"
     if isinstance(value, str) and kind == "bool_type":
         return "; write true or false"
+    if value is None and kind == "list_type":
+        return "; write [] for none"
     return ""

@@ -382,6 +382,11 @@ def test_an_override_is_recorded_and_used(write):
         ("seed=1\n---\n2", r"^--set seed: one file is one experiment"),
         ("seed=2020-01-01", r"seed: required a valid integer, found '2020-01-01'"),
         ("seed", "required path=value"),
+        (
+            "vote={group_mean: null}",
+            r"vote.group_mean: required a list, found null; write \[\] for none",
+        ),
+        ("vote=[]", r"vote: required a mapping, found \[\]"),
     ],
 )
 def test_an_override_that_is_no_value_is_refused_in_a_sentence(write, override, message):
