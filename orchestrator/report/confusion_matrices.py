@@ -58,6 +58,23 @@ def marginal(counts: Ints, sizes: tuple[int, ...], position: int) -> Ints:
     return cube.sum(axis=tuple(axis for axis in range(2 * n) if axis not in kept))
 
 
+def with_label_right(targets: Ints, preds: Ints, sizes: tuple[int, ...], position: int) -> Ints:
+    """Return the answers as they were if one label were always right.
+
+    Args:
+        targets: (N,) single codes.
+        preds: (N,) single codes.
+        sizes: classes per label; their product is the number of codes.
+        position: which label.
+
+    Returns:
+        (N,) single codes: that label of the target, the others of the answer.
+    """
+    parts = list(np.unravel_index(preds, sizes))
+    parts[position] = np.unravel_index(targets, sizes)[position]
+    return np.ravel_multi_index(tuple(parts), sizes).astype(np.int64)
+
+
 def oof_answers(
     predictions: pa.Table,
     members: list[str],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.catalog.label_schema import Schema
 from orchestrator.evaluation.metrics import ClassMetrics, class_metrics, macro_f1
 from orchestrator.report import charts, confusion_matrices
 from orchestrator.report.caveats import last_line
@@ -38,11 +39,21 @@ class Mistake:
 
 
 @dataclass(frozen=True)
+class LabelConfusion:
+    """The confusion of one label, and what the errors of this label cost."""
+
+    label: str
+    plot: object
+    f1_if_right: float | None  # macro F1 over all classes; None for a single label
+
+
+@dataclass(frozen=True)
 class ConfusionView:
     """The confusions of the vote on one set of photos."""
 
     name: str
-    per_label: list[tuple[str, object]]
+    macro_f1: float  # over all classes
+    per_label: list[LabelConfusion]
     mistakes: list[Mistake]
     full: object
     n: int
@@ -63,12 +74,13 @@ def _confusion(run: Run, name: str, answers: confusion_matrices.Answers) -> Conf
     if schema is None:
         raise ValueError("a label schema is required")
     counts = confusion_matrices.confusion(answers.targets, answers.preds, schema.n_classes)
-    per_label: list[tuple[str, object]] = []
+    per_label = []
     for position, (label, names) in enumerate(schema.classes.items()):
         if len(names) <= _MAX_MATRIX:
             of_label = confusion_matrices.marginal(counts, schema.sizes, position).tolist()
             title = f"{name}: confusion of {label}"
-            per_label.append((label, charts.matrix(of_label, names, title=title, cell=46)))
+            plot = charts.matrix(of_label, names, title=title, cell=46)
+            per_label.append(LabelConfusion(label, plot, _f1_if_right(schema, answers, position)))
     full: object = ""
     if len(schema.classes) > 1 and schema.n_classes <= _MAX_MATRIX:
         names = [schema.class_name(code) for code in range(schema.n_classes)]
@@ -76,7 +88,19 @@ def _confusion(run: Run, name: str, answers: confusion_matrices.Answers) -> Conf
         full = charts.matrix(counts.tolist(), names, title=title, cell=30)
     n_right = int(np.trace(counts))
     n = len(answers.targets)
-    return ConfusionView(name, per_label, _mistakes(run, counts), full, n, n - n_right)
+    score = macro_f1(answers.targets, answers.preds, schema.n_classes)
+    return ConfusionView(name, score, per_label, _mistakes(run, counts), full, n, n - n_right)
+
+
+def _f1_if_right(
+    schema: Schema, answers: confusion_matrices.Answers, position: int
+) -> float | None:
+    if len(schema.classes) == 1:
+        return None
+    preds = confusion_matrices.with_label_right(
+        answers.targets, answers.preds, schema.sizes, position
+    )
+    return macro_f1(answers.targets, preds, schema.n_classes)
 
 
 def _mistakes(run: Run, counts: confusion_matrices.Ints) -> list[Mistake]:

@@ -551,6 +551,24 @@ def test_confusion_of_one_label_is_the_sum_over_the_others():
     assert [[codes.count((i, j)) for j in range(3)] for i in range(3)] == ages.tolist()
 
 
+def test_a_label_that_is_always_right_leaves_the_errors_of_the_others():
+    targets, preds = np.array([0, 5, 17, 3]), np.array([1, 5, 0, 6])
+    for position in range(3):
+        better = confusion_matrices.with_label_right(targets, preds, SCHEMA.sizes, position)
+        for target, pred, code in zip(
+            targets.tolist(), preds.tolist(), better.tolist(), strict=True
+        ):
+            wanted = list(SCHEMA.decode(pred))
+            wanted[position] = SCHEMA.decode(target)[position]
+            assert wanted == list(SCHEMA.decode(code))
+
+
+def test_the_page_says_what_the_errors_of_each_label_cost(html):
+    words = Page(html).words
+    for label in SCHEMA.names:
+        assert f"With every {label} right, macro F1 over all classes would be " in words
+
+
 def test_association_is_one_where_a_setting_decides_and_near_zero_where_not():
     rng = np.random.default_rng(0)
     positions = [0.0, 1.0] * 200
