@@ -566,7 +566,7 @@ def test_a_label_that_is_always_right_leaves_the_errors_of_the_others():
 def test_the_page_says_what_the_errors_of_each_label_cost(html):
     words = Page(html).words
     for label in SCHEMA.names:
-        assert f"With every {label} right, macro F1 over all classes would be " in words
+        assert f"macro F1 with every {label} right: " in words
 
 
 def test_association_is_one_where_a_setting_decides_and_near_zero_where_not():
