@@ -9,15 +9,10 @@ from typing import Any, NamedTuple
 
 from data_prep.files import file_sha256
 from orchestrator.base.errors import SpecError
-from orchestrator.spec.cross_checks import (
-    Draft,
-    check_components,
-    check_data_roots,
-    check_references,
-    check_starts,
-    check_twins,
-    check_views,
-)
+from orchestrator.spec.checks.component_checks import check_components, check_views
+from orchestrator.spec.checks.cross_checks import check_data_roots, check_references
+from orchestrator.spec.checks.draft import Draft
+from orchestrator.spec.checks.space_checks import check_starts, check_twins
 from orchestrator.spec.messages import validate
 from orchestrator.spec.models import Arm, Experiment, Spec
 from orchestrator.spec.own_code.checks import check_code, try_code

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.spec.cross_checks import Draft, values_of
+from orchestrator.spec.checks.draft import Draft, values_of
 from orchestrator.spec.yaml_source import KeyPath
 from trainers.config import Train
 from trainers.preflight.own_parts import Job, own_part_problems

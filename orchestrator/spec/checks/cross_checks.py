@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import json
-import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data_prep.catalog.label_schema import Schema
 from data_prep.catalog.photo_listing import require_images, sides, table_of
@@ -16,26 +13,17 @@ from data_prep.config import StemLabel, TestTable
 from data_prep.errors import DataError, MachineError
 from data_prep.roots.bucket_objects import forget_buckets
 from data_prep.roots.places import is_file, join
-from data_prep.section_base import identity
-from orchestrator.base.keys import digest
+from orchestrator.spec.checks.draft import Draft
+from orchestrator.spec.checks.space_checks import check_space
 from orchestrator.spec.claims import parse as parse_claim
-from orchestrator.spec.messages import nearest, validate
-from orchestrator.spec.models import Arm, Spec
+from orchestrator.spec.messages import nearest
 from orchestrator.spec.score import parse_score
 from orchestrator.spec.search_space import (
     Choice,
-    FloatRange,
-    Point,
     Space,
-    apply,
-    assignments,
-    grid_size,
-    start_in,
 )
-from orchestrator.spec.yaml_source import Document, KeyPath, Place, Problem
+from orchestrator.spec.yaml_source import KeyPath
 from trainers.library_names import known_backbones
-from trainers.preflight import backbones as backbone_checks
-from trainers.preflight.augmentation_policies import Job, policy_problems
 from trainers.settings.loss import plain_losses
 from trainers.settings.model import (
     Distribution,
@@ -43,63 +31,11 @@ from trainers.settings.model import (
     Ordered,
     SingleHead,
     Softmax,
-    cut_pixels,
 )
 from trainers.settings.own_parts import OwnPart
 
-_MAX_ASSIGNMENTS = 256
-_MAX_GRID = 1_000_000  # points, which a study keeps in memory
 _HEAD = "train.model.head"
 _BACKBONE = "train.model.backbone"
-_WEIGHTS = "train.model.weights"
-_POLICY = "train.augment.policy"
-_MARGINS = "train.model.views.margins"
-_FOR_VARIANTS = {
-    "train.recipe": "write a variant per recipe, or begin with search.start: [{train.recipe: NAME}]",
-    _WEIGHTS: "write a variant per file",
-    "train.model.weights_sha256": "write a variant per file",
-    **dict.fromkeys(
-        ("train.model.views", "train.model.views.flip", _MARGINS),
-        "the score of a search is of the photo alone; write a variant with views and one without",
-    ),
-}
-"""Settings that no search can choose -> what to do in place of searching them."""
-
-
-class PlacedSpace(NamedTuple):
-    """A search space, and where the spec declares it."""
-
-    where: tuple[str, ...]
-    space: Space
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A spec whose sections are valid, its valid variants, and the problems found so far."""
-
-    spec: Spec
-    arms: dict[str, Arm]
-    document: Document
-    problems: list[Problem]
-
-    def refuse(self, where: KeyPath, text: str, *, key: bool = False) -> None:
-        """Add a problem at a path of the document."""
-        self.problems.append(Problem(*self.document.where(where, key=key), text))
-
-    def space_of(self, variant: str) -> Space:
-        """Return the search space of a variant; empty without a search."""
-        return self.spec.search.space_of(variant) if self.spec.search else {}
-
-    def spaces(self) -> list[PlacedSpace]:
-        """Return the shared space and those of single variants."""
-        search = self.spec.search
-        if search is None:
-            return []
-        spaces = [PlacedSpace(("search", "space"), dict(search.space))]
-        for name, entries in search.variant_spaces.items():
-            space = {path: entry for path, entry in entries.items() if entry is not None}
-            spaces.append(PlacedSpace(("search", "variant_spaces", name), space))
-        return spaces
 
 
 def check_references(draft: Draft) -> None:
@@ -111,9 +47,7 @@ def check_references(draft: Draft) -> None:
     _check_labels(draft)
     _check_groups(draft)
     _check_frozen(draft)
-    _check_grid(draft)
-    _check_folds(draft)
-    _check_space(draft)
+    check_space(draft)
 
 
 def _check_backbones(draft: Draft) -> None:
@@ -402,216 +336,6 @@ def _source_fault(name: str, source: str, draft: Draft) -> str | None:
     if not differ:
         return None
     return f"{source!r} must have the same {', '.join(differ)}, but they differ"
-
-
-def _check_space(draft: Draft) -> None:
-    """Try the corners of the space on every variant: paths must exist, values must be valid."""
-    for where, space in draft.spaces():
-        for path in space:
-            text = None
-            if not path.startswith("train."):
-                text = f"paths begin with train., found {path!r}"
-            if path in _FOR_VARIANTS:
-                text = f"{path} is set in a variant, never in the space; {_FOR_VARIANTS[path]}"
-            if text is not None:
-                draft.refuse((*where, path), f"{'.'.join(where)}: {text}", key=True)
-                return
-    reported = set[str]()
-    for name, arm in draft.arms.items():
-        space = draft.space_of(name)
-        base = arm.model_dump(mode="json", by_alias=True)
-        for point in _corner_points(space) if space else []:
-            faults: list[Problem] = []
-            where = ("search", "space")
-            validate(Arm, apply(base, point), draft.document, faults, where, "search.space: ")
-            for fault in faults:
-                if fault.text not in reported:
-                    reported.add(fault.text)
-                    place = _place_in_space(fault.text, draft)
-                    draft.problems.append(Problem(*place, fault.text))
-
-
-def _check_folds(draft: Draft) -> None:
-    """Check that confirm has the folds that a search asks for."""
-    search = draft.spec.search
-    confirm = draft.spec.confirm
-    if search is None or search.folds is None:
-        return
-    text = None
-    if confirm is None:
-        text = "the folds of confirm were required, found confirm: null; remove one of the two"
-    elif search.folds > len(confirm.seeds) * confirm.folds:
-        n_seeds = len(confirm.seeds)
-        text = (
-            f"at most {n_seeds * confirm.folds} were required, as many as confirm has "
-            f"({n_seeds} seeds x {confirm.folds} folds), found {search.folds}"
-        )
-    if text is not None:
-        draft.refuse(("search", "folds"), f"search.folds: {text}")
-
-
-def check_starts(draft: Draft) -> None:
-    """Check that some variant can try every setting of each start point."""
-    search = draft.spec.search
-    starts = search.start if search else []
-    for number, start in enumerate(starts):
-        taken = set[str]()
-        for name in draft.arms:
-            taken |= start_in(draft.space_of(name), start).keys()
-        for path in start:
-            if path not in taken:
-                text = (
-                    f"search.start: conditions of {path} that hold at this point were required, "
-                    "found none of a variant that do; remove it, or change what they name"
-                )
-                draft.refuse(("search", "start", number, path), text, key=True)
-
-
-def _check_grid(draft: Draft) -> None:
-    """Check that a grid has a number of points that can be listed."""
-    search = draft.spec.search
-    if search is None or search.sampler != "grid":
-        return
-    for where, space in draft.spaces():
-        for path, entry in space.items():
-            if not isinstance(entry, FloatRange) or entry.step is not None:
-                continue
-            low, high = entry.float_
-            if low < high:
-                text = (
-                    f"{path}: sampler grid needs a step or a list of choices, found all numbers "
-                    f"from {low:g} to {high:g}; add step:, write choice: [{low:g}, ..., {high:g}], "
-                    "or use another sampler"
-                )
-                draft.refuse((*where, path), text, key=True)
-        n_points = grid_size(space)
-        if n_points > _MAX_GRID:
-            draft.refuse(
-                where,
-                f"sampler grid: at most {_MAX_GRID:,} points were required, found {n_points:,}; "
-                "give fewer values or larger steps, or use another sampler",
-                key=True,
-            )
-
-
-def _corner_points(space: Space) -> list[Point]:
-    rng = random.Random(0)  # noqa: S311 - no secret
-    return assignments(space, limit=_MAX_ASSIGNMENTS, rng=rng)
-
-
-def _place_in_space(text: str, draft: Draft) -> Place:
-    """Return the place of the entry that a message names, by its path or by the parent of that."""
-    places: dict[str, KeyPath] = {}
-    for where, space in draft.spaces():
-        for path in space:
-            places.setdefault(path, (*where, path))
-    parents: dict[str, KeyPath] = {}
-    for path, place in places.items():
-        parents.setdefault(path.rsplit(".", 1)[0], place)
-    for candidates in (places, parents):
-        for path in sorted(candidates, key=len, reverse=True):
-            if path in text:
-                return draft.document.where(candidates[path], key=True)
-    return draft.document.where(("search", "space"))
-
-
-def check_twins(draft: Draft) -> None:
-    """Check that no two variants resolve to the same settings: one of them would have no result."""
-    first_names: dict[str, str] = {}
-    for name, arm in draft.arms.items():
-        space = draft.space_of(name)
-        points = _corner_points(space) if space else [{}]
-        entries = {path: repr(entry) for path, entry in space.items()}
-        key = digest([_settings(arm, points[0]), entries])
-        first = first_names.setdefault(key, name)
-        if first == name:
-            continue
-        other = draft.arms[first]
-        if all(_settings(arm, point) == _settings(other, point) for point in points):
-            text = f"settings of its own were required, found those of {first!r}"
-            text = f"variants.{name}: {text}; remove one of the two"
-            draft.refuse(("variants", name), text, key=True)
-
-
-def _settings(arm: Arm, point: Point) -> Point:
-    """Return what an arm resolves to at a point of its space."""
-    data = apply(arm.model_dump(mode="json", by_alias=True), point)
-    return identity(Arm.model_validate_json(json.dumps(data)))
-
-
-def check_views(draft: Draft) -> None:
-    """Check that margins show other parts of the photo: one view would count twice in the mean."""
-    problems: dict[KeyPath, str] = {}  # variants may share their views
-    for name, arm in draft.arms.items():
-        views = arm.train.model.views
-        size = arm.prep.size
-        views_of_cut = {0: "as the photo itself does"}
-        for margin in views.margins if views else ():
-            n_pixels = cut_pixels(margin, size)
-            if n_pixels in views_of_cut:
-                place = values_of(draft, name, _MARGINS, margin)[0][1]
-                problems[place] = (
-                    f"{_MARGINS}: margins that each cut another number of whole pixels off photos "
-                    f"of {size} x {size} were required, found {margin:g}, which cuts {n_pixels} off "
-                    f"each side, {views_of_cut[n_pixels]}; leave it out, or cut a pixel more by "
-                    f"{(n_pixels + 1) / size:.3g}"
-                )
-            views_of_cut.setdefault(n_pixels, f"as {margin:g} does")
-    for place, text in problems.items():
-        draft.refuse(place, text)
-
-
-def check_components(draft: Draft) -> None:
-    """Try lists of operations, backbones that may not take every size, and files of weights."""
-    policies: list[tuple[Job, KeyPath]] = []
-    backbones: list[tuple[backbone_checks.Job, KeyPath]] = []
-    weights: list[tuple[backbone_checks.Job, KeyPath]] = []
-    for name, arm in draft.arms.items():
-        size = arm.prep.size
-        for value, place in values_of(draft, name, _POLICY, arm.train.augment.policy):
-            if isinstance(value, list) and value:
-                policies.append((Job(operations=value, size=size), place))
-        for value, place in _named(values_of(draft, name, _BACKBONE, arm.train.model.backbone)):
-            job = backbone_checks.Job(backbone=str(value), size=size)
-            if backbone_checks.needs_try(job):
-                backbones.append((job, place))
-            file = arm.train.model.weights
-            if file is not None:
-                of_file = values_of(draft, name, _WEIGHTS, file)[0][1]
-                weights.append(({**job, "weights": file}, of_file))
-    if policies:
-        problems = policy_problems([job for job, _ in policies])
-        _refuse_all(draft, _POLICY, problems, [place for _, place in policies])
-    if backbones:
-        problems = backbone_checks.backbone_problems([job for job, _ in backbones])
-        _refuse_all(draft, _BACKBONE, problems, [place for _, place in backbones])
-    if weights:
-        problems = backbone_checks.backbone_problems([job for job, _ in weights])
-        _refuse_all(draft, _WEIGHTS, problems, [place for _, place in weights])
-
-
-def _named(values: list[tuple[Any, KeyPath]]) -> list[tuple[Any, KeyPath]]:
-    """Return the values that are names; the others are code of the user."""
-    return [(value, place) for value, place in values if isinstance(value, str)]
-
-
-def _refuse_all(draft: Draft, path: str, problems: list[str | None], places: list[KeyPath]) -> None:
-    for problem, place in zip(problems, places, strict=True):
-        if problem is not None:
-            draft.refuse(place, f"{path}: {problem}")
-
-
-def values_of(draft: Draft, name: str, path: str, value: Any) -> list[tuple[Any, KeyPath]]:
-    """Return what a variant may set a path to, and where the spec says so."""
-    changes = [key for key in draft.spec.variants[name] if path.startswith(key)]
-    place: KeyPath = tuple(path.split("."))
-    if changes:
-        place = ("variants", name, changes[0])
-    values: list[tuple[Any, KeyPath]] = [(value, place)]
-    entry = draft.space_of(name).get(path)
-    if isinstance(entry, Choice):
-        values += [(choice, ("search", "space", path)) for choice in entry.choice]
-    return values
 
 
 def check_data_roots(draft: Draft, base: Path) -> None:
