@@ -24,8 +24,8 @@ class Train(Section):
 
     recipe: RecipeName | None = how(None, exclude_if=lambda _: True)
     """A named set of settings, which others of this section override. It stands for plain settings:
-    those are what resolved.yaml shows and what keys are made of. `finetune_2026` is provisional:
-    its benefit was not measured yet."""
+    those are what resolved.yaml shows and what keys are made of. docs/experiments.md says what each
+    was measured to be worth."""
     model: Model = Model()
     """Backbone and head."""
     loss: Loss = Focal()
