@@ -45,6 +45,8 @@ def main():
     reference = members[asked.beside]
     n_groups = len(set(reference.groups))
     print(f"{len(reference.sample_ids)} photos of {n_groups} groups; differences to {asked.beside}")
+    if load(asked.run).selection.vote.adjusted is not None:
+        print("answers are those that select.adjust has moved")
     for variant, answers in members.items():
         alone = interval(answers, metric="macro_f1", seed=0).to_json()
         told = f"{variant:<18} {alone['estimate']:.3f} ({alone['low']:.3f} to {alone['high']:.3f})"
