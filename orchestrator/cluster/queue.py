@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -51,16 +51,23 @@ class Answer:
     n_ahead: int = 0
 
 
-def decide(places: Sequence[Place]) -> dict[str, Answer]:
+def decide(
+    places: Sequence[Place], last_turns: Mapping[str, int] | None = None
+) -> dict[str, Answer]:
     """Return what each run may do; a pure function.
 
     Higher priorities come first. Within one, runs that are active stay, then the user with the fewest
-    runs before it is next, then the run that came first. The smallest limit that a driver names
-    counts. A run that has to yield keeps its place until it has no trial left.
+    runs before it is next, then the user whose last turn is longest ago, then the run that came
+    first. The smallest limit that a driver names counts. A run that has to yield keeps its place
+    until it has no trial left.
+
+    Args:
+        places: of all runs that work or wait.
+        last_turns: user -> number of the last turn that one of its runs got; a user without one comes first.
     """
     limits = [place.max_runs for place in places if place.max_runs is not None]
     limit = min(limits) if limits else len(places)
-    order = _in_order(places)
+    order = _in_order(places, last_turns or {})
     chosen = order[:limit]
     n_free = limit - sum(place.is_active for place in places)
     answers: dict[str, Answer] = {}
@@ -79,18 +86,19 @@ def decide(places: Sequence[Place]) -> dict[str, Answer]:
     return answers
 
 
-def _in_order(places: Sequence[Place]) -> list[Place]:
+def _in_order(places: Sequence[Place], last_turns: Mapping[str, int]) -> list[Place]:
     """Return the places in the order in which they get their turn."""
     left = list(places)
     order: list[Place] = []
     n_before: Counter[str] = Counter()  # user -> runs
     while left:
 
-        def turn(place: Place) -> tuple[int, bool, int, float, str]:
+        def turn(place: Place) -> tuple[int, bool, int, int, float, str]:
             return (
                 -place.priority,
                 not place.is_active,
                 n_before[place.user],
+                last_turns.get(place.user, 0),
                 place.since,
                 place.run_id,
             )
@@ -117,6 +125,8 @@ class Queue:
         self._clock = clock
         self._places: dict[str, Place] = {}
         self._heard: dict[str, float] = {}  # run -> when
+        self._last_turns: dict[str, int] = {}  # user with a place -> number of a turn
+        self._n_turns = 0
         self._reported = clock()  # when anybody did
         self._opens = clock() + (_GATHER_S if gathers else 0.0)
 
@@ -131,18 +141,23 @@ class Queue:
         for run_id, heard in list(self._heard.items()):
             if now - heard > _SILENT_S:
                 self.forget(run_id)
-        answer = decide(list(self._places.values()))[place.run_id]
+        answer = decide(list(self._places.values()), self._last_turns)[place.run_id]
         if answer.word != GO or place.is_active:
             return answer
         if now < self._opens:
             return Answer(WAIT)
         self._places[place.run_id] = replace(place, is_active=True)
+        self._n_turns += 1
+        self._last_turns[place.user] = self._n_turns
         return answer
 
     def forget(self, run_id: str) -> bool:
         """Drop a run that has ended; return True if the queue is empty now."""
         self._places.pop(run_id, None)
         self._heard.pop(run_id, None)
+        users = {place.user for place in self._places.values()}
+        for user in self._last_turns.keys() - users:
+            del self._last_turns[user]
         return not self._places
 
 

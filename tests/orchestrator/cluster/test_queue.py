@@ -52,6 +52,21 @@ def test_turns_are_fair_among_users():
     )
 
 
+def test_users_take_turns_also_when_no_run_is_active_any_more():
+    waiting = [place(f"ann-{number}", since=number) for number in range(3)]
+    waiting += [place(f"bob-{number}", user="bob", since=9 + number) for number in range(2)]
+    actor = Queue()
+    order = []
+    while waiting:
+        (admitted,) = [run for run in waiting if actor.report(run).word == GO]
+        order.append(admitted.run_id)
+        waiting.remove(admitted)
+        for run in waiting:
+            actor.report(run)  # all are known before the next turn
+        actor.forget(admitted.run_id)
+    assert ["ann-0", "bob-0", "ann-1", "bob-1", "ann-2"] == order
+
+
 def test_the_smallest_limit_counts():
     asked = words(place("a", max_runs=3), place("b", since=1, max_runs=2), place("c", since=2))
     assert [GO, WAIT, WAIT] == [asked[name][0] for name in "abc"]
