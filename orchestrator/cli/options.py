@@ -80,12 +80,21 @@ JOB_SERVER = click.option(
 )
 
 
+def require_job_server(server: str) -> None:
+    """Require that an address is one of a job server.
+
+    Raises:
+        SpecError: it is not.
+    """
+    if not server.startswith(("http://", "https://")):
+        raise SpecError(f"--address {server}: http(s)://HEAD:8265 was required, the job server")
+
+
 def run_there(server: str | None, run: str | None) -> None:
     """Run this command on a cluster and exit; return where no cluster is named."""
     if server is None:
         return
-    if not server.startswith(("http://", "https://")):
-        raise SpecError(f"--address {server}: http(s)://HEAD:8265 was required, the job server")
+    require_job_server(server)
     from orchestrator.run import remote  # noqa: PLC0415
 
     words = sys.argv[1:]

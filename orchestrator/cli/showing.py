@@ -16,6 +16,7 @@ from orchestrator.cli.options import (
     open_store,
     output_format,
     print_as,
+    require_job_server,
     run_there,
 )
 
@@ -72,14 +73,27 @@ def results(run: str, store: str | Path | None, form: str, *, server: str | None
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     default=None,
-    help="Write the page of several runs here.  [default: in the folder of the first one]",
+    help="Write the page of several runs, or with --address that of one, here.  [default: in the folder "
+    "of the first one; with --address, RUN.html in this folder]",
 )
 @STORE
-def report(names: tuple[str, ...], out: Path | None, store: str | Path | None) -> None:
+@JOB_SERVER
+def report(
+    names: tuple[str, ...], out: Path | None, store: str | Path | None, *, server: str | None
+) -> None:
     """Rewrite the HTML report of a run and print its path; with several runs, one page of them all.
 
-    `report/result.svg` beside the page is the result as a picture, for a README.
+    `report/result.svg` beside the page is the result as a picture, for a README. With --address the
+    page is written on the cluster and brought here.
     """
+    if server is not None:
+        require_job_server(server)
+        if len(names) > 1:
+            raise SpecError(f"--address: one run was required, found {len(names)}; name one")
+        from orchestrator.run import remote  # noqa: PLC0415
+
+        echo(str(remote.report(server, names[0], store, out)))
+        return
     runs = [find_run(store, name, has="report" if len(names) == 1 else None) for name in names]
     if len(runs) == 1:
         if out is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import getpass
 import json
 import os
@@ -9,15 +10,18 @@ import platform
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from data_prep.files import atomic_path
 from data_prep.roots.places import is_url
 from orchestrator.base.errors import INTERRUPTED, SpecError, UserError
-from orchestrator.cluster.jobs import JobServer
+from orchestrator.base.json_types import Json
+from orchestrator.cluster.jobs import Answer, JobServer
 from orchestrator.spec.load import read
 from orchestrator.spec.models import Experiment
 from orchestrator.store.artifacts import git_commit
@@ -25,6 +29,7 @@ from orchestrator.store.artifacts import git_commit
 _PACKAGES = ("orchestrator", "trainers", "data_prep")
 _MAX_BYTES = 20 * 2**20  # of what travels; the packages are about 3 MB
 _CHECK = "orchestrator.run.remote_check"
+_REPORT = "orchestrator.run.remote_report"
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,34 @@ def logs(address: str, arguments: Sequence[str], run: str) -> int:
     raise SpecError(f"RUN {run}: a run with a job at {address} was required, found none")
 
 
+def report(address: str, run: str, store: str | Path | None, place: Path | None) -> Path:
+    """Let the cluster write the report of a run, bring the page here, and return where it is.
+
+    Args:
+        address: of the job server.
+        run: its name, the beginning of one, or `latest`.
+        store: of the cluster; None: the one that the run's job knows.
+        place: for the page; None: a file here that is named after the run.
+
+    Raises:
+        UserError: the cluster is not reached, or the run has no report.
+    """
+    server = JobServer(address)
+    store = store or _store_of(server, run)
+    with _parcel() as folder:
+        answer = server.call([_REPORT, run, *(("--store", str(store)) if store else ())], folder)
+    facts = _facts_of(server, answer)
+    place = place or Path(f"{facts['run']}.html")
+    with atomic_path(place) as beside:
+        beside.write_bytes(zlib.decompress(base64.b64decode(facts["page"])))
+    return place
+
+
+def packed(page: bytes) -> str:
+    """Return a page as text that a job's log carries whole."""
+    return base64.b64encode(zlib.compress(page)).decode()
+
+
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
@@ -199,12 +232,7 @@ def versions() -> dict[str, str]:
 
 def _check(server: JobServer, words: list[str], folder: Path) -> Facts:
     """Let the cluster plan the spec: its data, its store and its versions are checked there."""
-    answer = server.call([_CHECK, *words], folder)
-    last = answer.text.strip().splitlines()[-1:] or [""]
-    if answer.exit_code != 0 or not last[0].startswith("{"):
-        error = SpecError if answer.exit_code == SpecError.exit_code else UserError
-        raise error(f"on the cluster at {server.address}: {answer.text.strip()}")
-    facts = Facts(**json.loads(last[0]))
+    facts = Facts(**_facts_of(server, server.call([_CHECK, *words], folder)))
     for name, here in versions().items():
         there = facts.versions.get(name)
         if there != here:
@@ -212,6 +240,20 @@ def _check(server: JobServer, words: list[str], folder: Path) -> Facts:
                 f"{name} {here} was required at {server.address}, as it is here, found {there}; "
                 "install one of them on both sides"
             )
+    return facts
+
+
+def _facts_of(server: JobServer, answer: Answer) -> Json:
+    """Return the facts that a command of this package printed as its last line.
+
+    Raises:
+        UserError: it printed what is missing instead.
+    """
+    last = answer.text.strip().splitlines()[-1:] or [""]
+    if answer.exit_code != 0 or not last[0].startswith("{"):
+        error = SpecError if answer.exit_code == SpecError.exit_code else UserError
+        raise error(f"on the cluster at {server.address}: {answer.text.strip()}")
+    facts: Json = json.loads(last[0])
     return facts
 
 

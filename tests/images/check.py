@@ -3,7 +3,8 @@
     python -m tests.images.check [--folder build/images] [--no-build]      # `make image-check`
 
 A token is on. Photos and store are on an S3 server of this machine, and the client has neither them nor
-the bucket's keys. It sends `experiments/smoke.yaml`, kept in its own home, and asks for the run's results.
+the bucket's keys. It sends `experiments/smoke.yaml`, kept in its own home, and fetches the run's results
+and report.
 A second submit of the same spec trains nothing. Exits 1 if something does not hold.
 """
 
@@ -20,6 +21,7 @@ from tests.images.containers import Network
 from tests.images.image import PROGRAMS, ROOT, Storage, build, require_programs
 
 SPEC = "/home/runner/mine/smoke.yaml"
+PAGE = "/home/runner/report.html"
 STORE = f"s3://{BUCKET}/store"
 PHOTOS = "photos"
 _END_S = 1800.0
@@ -59,11 +61,19 @@ class Checks:
 
 def run_client(cluster, *words, files=(), limit_s=_END_S):
     """Run a command on the client; return its exit code and what it printed."""
+    code, text, _ = fetch_by_client(cluster, *words, files=files, limit_s=limit_s)
+    return code, text
+
+
+def fetch_by_client(cluster, *words, place=None, files=(), limit_s=_END_S):
+    """Run a command on the client; return its exit code, what it printed and a file that it has then."""
     client = cluster.client(*words, files=files)
     code = client.wait(limit_s)
     text = client.printed()
+    file = client.folder / "upper" / str(place).lstrip("/") if place else None
+    content = file.read_bytes() if file is not None and file.exists() else b""
     client.kill()
-    return code, text
+    return code, text, content
 
 
 def check(cluster, checks):
@@ -74,6 +84,10 @@ def check(cluster, checks):
     checks.that(code == 0, f"the run ends with 0, after {time.monotonic() - began:.0f} s", text)
     code, text = run_client(cluster, "results", "latest", "--address", cluster.url)
     checks.that(code == 0 and "macro_f1" in text, "its results come to the client", text)
+    words = ("report", "latest", "--address", cluster.url, "--out", PAGE)
+    code, text, page = fetch_by_client(cluster, *words, place=PAGE)
+    is_whole = page.startswith(b"<!") and page.rstrip().endswith(b"</html>")
+    checks.that(code == 0 and is_whole, f"its report comes to the client, {len(page)} bytes", text)
     names = cluster.s3.names("store/runs/")
     pages = [name for name in names if name.endswith("/report/index.html")]
     checks.that(len(pages) == 1, f"its report is on the bucket, {len(names)} files", str(names))

@@ -108,6 +108,13 @@ def test_a_run_is_sent_to_a_head_left_and_asked_for(head, workplace, tmp_path):
     status = run("status", "latest")
     assert 0 == status.returncode, status.stderr
     assert status.stdout.startswith(f"run {run_id}  FAILED"), status.stdout
+    report = run("report", run_id, "--out", tmp_path / "page.html")
+    assert 0 == report.returncode, report.stderr
+    assert run_id in (tmp_path / "page.html").read_text()
+    none = run("report", "other", "--out", tmp_path / "other.html")
+    assert 2 == none.returncode, none.stderr
+    assert f"on the cluster at {address}: one run id or a unique prefix was required" in none.stderr
+    assert not (tmp_path / "other.html").exists()
     headers = {"Authorization": f"Bearer {Path(environment['RAY_AUTH_TOKEN_PATH']).read_text()}"}
     jobs = requests.get(f"{address}/api/jobs/", headers=headers, timeout=10)
     (job,) = [job for job in jobs.json() if "run" in (job["metadata"] or {})]
@@ -154,6 +161,28 @@ def test_a_ctrl_c_in_answer_to_the_first_sentence_leaves_the_run(monkeypatch):
     monkeypatch.setattr(remote.sys, "stderr", SimpleNamespace(write=write))
     assert remote.INTERRUPTED == remote.follow(Jobs(), "a-1", "a-1", "run a-1: sent\n")
     assert "run a-1 goes on. To come back: logs a-1 --follow" in written[1]
+
+
+def test_a_report_comes_from_the_cluster_whole(tmp_path, monkeypatch):
+    """The command that packs it prints the same line; `make image-check` has both sides."""
+    page = "<!doctype html>ä\n".encode() * 1000
+    asked = []
+
+    class Server(Jobs):
+        def __init__(self, address):
+            super().__init__(("a-1", "SUCCEEDED"))
+
+        def call(self, words, folder):
+            asked.append(words)
+            return remote.Answer(
+                f'said before\n{{"run": "a-1", "page": "{remote.packed(page)}"}}\n', 0
+            )
+
+    monkeypatch.setattr(remote, "JobServer", Server)
+    monkeypatch.chdir(tmp_path)
+    assert Path("a-1.html") == remote.report("http://head:8265", "latest", "s3://b/store", None)
+    assert page == (tmp_path / "a-1.html").read_bytes()
+    assert ["orchestrator.run.remote_report", "latest", "--store", "s3://b/store"] == asked[0]
 
 
 def test_what_travels_is_code_and_the_spec_alone_and_its_size_is_limited(tmp_path, monkeypatch):
