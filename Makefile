@@ -81,6 +81,7 @@ campaign: dev weights  ## the long forms of studies and fault campaigns; each ha
 	$(BIN)/python -m tests.campaign.kills
 	$(BIN)/python -m tests.campaign.faults
 	$(BIN)/python -m tests.campaign.faults --surroundings
+	$(BIN)/python -m tests.campaign.sharing
 	$(BIN)/python -m tests.campaign.together
 	$(BIN)/python -m tests.campaign.faults --inputs 60
 
