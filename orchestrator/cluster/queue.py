@@ -25,6 +25,7 @@ _FIRST_ANSWER_S = 90.0
 _SILENT_S = 20.0  # after which a driver that does not report counts as dead
 _AWAY_S = 12.0  # without a report of anybody, which a slow network does not explain
 _GATHER_S = 4.0  # after the actor's start, before it admits anybody
+_IDLE_S = 20.0  # without a report, after which the actor ends: nobody is left who would end it
 
 GO = "go"
 WAIT = "wait"
@@ -162,13 +163,26 @@ class Queue:
 
 
 class _QueueActor(Queue):
-    """The same as an actor, which ends when nobody is left."""
+    """The same as an actor, which ends when nobody is left.
+
+    The last run says that it ends. Where it cannot, because it was killed or the actor was just
+    being started again, the actor ends by itself.
+    """
 
     def __init__(self, *, gathers: bool) -> None:
         import ray  # noqa: PLC0415
 
-        is_restarted = ray.get_runtime_context().was_current_actor_reconstructed
-        super().__init__(gathers=gathers or is_restarted)
+        context = ray.get_runtime_context()
+        super().__init__(gathers=gathers or context.was_current_actor_reconstructed)
+        myself = context.current_actor
+        threading.Thread(target=self._end_when_idle, args=(myself,), daemon=True).start()
+
+    def _end_when_idle(self, myself: Any) -> None:
+        import ray  # noqa: PLC0415
+
+        while self._clock() - self._reported < _IDLE_S:
+            time.sleep(1)
+        ray.kill(myself)  # for good; `exit_actor` is for methods alone
 
     def forget(self, run_id: str) -> bool:
         import ray  # noqa: PLC0415

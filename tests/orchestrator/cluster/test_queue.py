@@ -177,3 +177,22 @@ def test_a_killed_actor_comes_back_and_nothing_starts_twice():
             time.sleep(0.1)
     order = [name for name, word in heard if word == GO]
     assert ["first", "urgent", "first", "second"] == order
+
+
+@pytest.mark.ray
+def test_the_actor_ends_when_its_last_driver_was_killed():
+    from orchestrator.cluster.connection import connect
+
+    with connect(None, num_cpus=1, dashboard=False):
+        import ray  # the environment stands now
+
+        turn = Turn(place("killed"), lambda answer: None).__enter__()
+        turn._closed.set()  # it reports no more, and does not say that it ends
+        turn._thread.join()
+        ended = time.monotonic()
+        while ray.util.list_named_actors(all_namespaces=True):
+            assert time.monotonic() < ended + queue._IDLE_S + 20
+            time.sleep(0.2)
+        assert time.monotonic() > ended + queue._IDLE_S - 5
+        again = Turn(place("again"), lambda answer: None).__enter__()
+        again.__exit__()
