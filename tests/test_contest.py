@@ -264,3 +264,14 @@ def test_policies_are_compared_on_the_private_half_set_by_set(results, tmp_path)
     mean = contest_results.mean_of([0.1, 0.06])
     assert mean.mean == pytest.approx(0.08)
     assert f"| leaderboard | 0.800 | 0.630 | 0.900 | {mean} |" in text
+
+
+def test_a_record_names_the_run_of_its_own_submit(tmp_path):
+    log = tmp_path / "headline.log"
+    log.write_text(
+        "run study-1111  in /s/runs/study-1111\n"
+        "report: /s/runs/study-1111/report/index.html\n"
+        "audit: something\n"
+    )
+    (tmp_path / "runs/other-2222").mkdir(parents=True)  # a later run of somebody else
+    assert "study-1111" == contest._run_of(log)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 import tomllib
@@ -19,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.store.run_dir import RunPaths, all_runs
+from orchestrator.store.run_dir import RunPaths
 from tests.campaign.process_samples import run_sampled
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,7 +186,7 @@ def run_job(job: Job, store: Path) -> Record:
         job.table,
         job.label,
         job.changes,
-        all_runs(store)[0].run_id,
+        _run_of(log),
         samples.wall_s,
         samples.cpu_s(),
         samples.peak_tree_bytes(),
@@ -193,6 +194,11 @@ def run_job(job: Job, store: Path) -> Record:
     with (store / _RECORDS).open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(asdict(record)) + "\n")
     return record
+
+
+def _run_of(log: Path) -> str:
+    """Return the run whose report a submit has named; others may be at work in the store."""
+    return re.findall(r"/runs/([^/\s]+)/report/index\.html", log.read_text(encoding="utf-8"))[-1]
 
 
 def read_all_records(store: Path) -> list[Record]:
