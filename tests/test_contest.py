@@ -166,7 +166,7 @@ def test_results_set_ours_beside_the_published_figures(results, tmp_path):
 
 def test_results_count_what_the_store_had(results, tmp_path):
     plant_run(tmp_path, "heads", cached=("random-s0f0", "random-s1f2"))
-    assert "| heads | 1 | 60 | 90 | 1024 | 6, 2 | 2, 1 |" in results()
+    assert "| `make contest ONLY=heads` | 1 | 60 | 90 | 1024 | 6, 2 | 2, 1 |" in results()
 
 
 def test_a_run_whose_folder_is_gone_is_not_finished(tmp_path):
