@@ -114,7 +114,10 @@ def test_a_run_is_sent_to_a_head_left_and_asked_for(head, workplace, tmp_path):
     there = ("--store", tmp_path / "there", "--out", tmp_path / "other.html")
     none = run("report", "other", *there)
     assert 2 == none.returncode, none.stderr
-    assert f"on the cluster at {address}: RUN other: one run id or a unique prefix was required" in none.stderr
+    assert (
+        f"on the cluster at {address}: RUN other: one run id or a unique prefix was required"
+        in none.stderr
+    )
     assert not (tmp_path / "other.html").exists()
     headers = {"Authorization": f"Bearer {Path(environment['RAY_AUTH_TOKEN_PATH']).read_text()}"}
     jobs = requests.get(f"{address}/api/jobs/", headers=headers, timeout=10)
