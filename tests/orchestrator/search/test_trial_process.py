@@ -312,22 +312,22 @@ def wait_first(spec, report):
 
 
 def test_waiting_for_another_runs_training_is_no_silence_and_stays_within_wall_s(child_of):
-    child = child_of(wait_first, Watch(report_s=0.4))
-    child.start(Spec(pause_s=1.2), "t")
+    child = child_of(wait_first, Watch(report_s=2.0))
+    child.start(Spec(pause_s=3.0), "t")
     assert ([(1, 0.1), (2, 0.2), (3, 0.3)], None) == hear(child)
-    child = child_of(wait_first, Watch(report_s=0.4, wall_s=0.8))
+    child = child_of(wait_first, Watch(report_s=2.0, wall_s=3.0))
     child.start(Spec(pause_s=60), "t")
     said, failure = hear(child)
     assert ([], "hung") == (said, failure.cause)
-    assert "not done after 0.8 s (resources.per_trial.wall_s)" in failure.text
+    assert "not done after 3 s (resources.per_trial.wall_s)" in failure.text
 
 
 def test_a_trial_is_not_hung_because_its_parent_was_busy(child_of):
-    child = child_of(report_all, Watch(report_s=0.4))
+    child = child_of(report_all, Watch(report_s=2.0))
     child.start(Spec(), "t")
-    time.sleep(0.7)  # the first report lies in the pipe
+    time.sleep(2.5)  # the first report lies in the pipe
     assert Reported(1, {"val_macro_f1": 0.1}) == child.next()
-    time.sleep(0.7)  # the second waits until it may come
+    time.sleep(2.5)  # the second waits until it may come
     assert ([(2, 0.2), (3, 0.3)], None) == hear(child)
 
 
