@@ -143,10 +143,14 @@ class Refusing(BaseHTTPRequestHandler):
         pass
 
 
+class _Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True  # a port that another server has just left
+
+
 @contextlib.contextmanager
 def refusing_server(status, code, place=("127.0.0.1", 0)):
     """Yield the environment that names a server which refuses every request."""
-    with socketserver.ThreadingTCPServer(place, Refusing) as server:
+    with _Server(place, Refusing) as server:
         server.daemon_threads = True
         server.refusal = (status, code)
         threading.Thread(target=server.serve_forever, daemon=True).start()
