@@ -170,7 +170,7 @@ def headline_table(runs: Mapping[str, RunPaths]) -> list[str]:
         f"| model A alone, plain, centre crop | {_bounds(plain)} |",
         f"| ensemble - model A | {difference} |",
         f"\n{vote['n_samples']} photos of {vote['n_groups']} people, who are resampled. The ensemble is of {_seeds_and_folds(runs[''])},",
-        f"model A of {_seeds_and_folds(runs['A'])}. The test score lies {_inside(runs[''])} the interval of what was",
+        f"model A of {_seeds_and_folds(runs['A'])}; with fewer folds a training sees fewer people. The test score lies {_inside(runs[''])} the interval of what was",
         f"expected of it{_inside_of_mean(runs)}.\n",
     ]
 
